@@ -1,0 +1,48 @@
+# `make` alone lists the targets. Python 3.11 or newer, make and the package index are all that they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where Python finds its base, so that a moved or upgraded interpreter makes a new environment.
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check gen format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(READY) ## start everything in the foreground; Ctrl-C stops it
+	@exec $(BIN)/python -m server up
+
+test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
+	@exec $(BIN)/python -m pytest
+
+check: $(READY) ## lint, types, floors, protos, drift of gen/, the edge's configuration
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+gen: $(READY) ## write gen/ from protos/
+	$(BIN)/python protos/generate.py
+
+format: $(READY) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(READY) ## compile requirements.txt from pyproject.toml
+	$(BIN)/uv pip compile -q --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
+
+clean: ## remove the environment and the state
+	rm -rf $(VENV) .state
+
+# The locked uv is installed by pip, and installs the rest: both check every hash.
+$(READY): requirements.txt pyproject.toml
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements.txt | $(BIN)/python -m pip install -q --require-hashes -r /dev/stdin
+	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""The cancel button of an agent platform."""

@@ -1,0 +1,1 @@
+"""The program in a workspace's pod."""

@@ -1,0 +1,1 @@
+"""The gRPC edge: decodes, calls the core, encodes."""

@@ -1,0 +1,40 @@
+"""API keys: a credential of an organization, for programs."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from server.core.caller import Caller, CredentialKind
+
+
+class KeyTemplate(StrEnum):
+    """What a key may do."""
+
+    FULL_ACCESS = "full_access"
+    SUBMIT_OBSERVE = "submit_observe"
+    READ_ONLY = "read_only"
+
+
+TEMPLATE_SCOPES = {
+    KeyTemplate.FULL_ACCESS: frozenset({"workspace:read", "workspace:write", "tasks:write", "audit:read", "caps:write"}),
+    KeyTemplate.SUBMIT_OBSERVE: frozenset({"workspace:read", "workspace:write", "tasks:write", "audit:read"}),
+    KeyTemplate.READ_ONLY: frozenset({"workspace:read", "audit:read"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key as the database holds it: all but the key itself, of which only the SHA-256 is stored."""
+
+    id: str
+    org_id: str
+    name: str
+    template: KeyTemplate
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+    def caller(self) -> Caller:
+        """Who calls with this key."""
+        return Caller(
+            org_id=self.org_id, actor_id=self.id, credential_kind=CredentialKind.API_KEY, scopes=TEMPLATE_SCOPES[self.template]
+        )

@@ -1,0 +1,62 @@
+"""Who calls, and what they may do."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.core import errors
+from server.core.workspace import Workspace
+
+
+class CredentialKind(StrEnum):
+    """What the caller showed."""
+
+    API_KEY = "api_key"
+    SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller."""
+
+    org_id: str
+    # The user's id, or the API key's.
+    actor_id: str
+    credential_kind: CredentialKind
+    # `<resource>:<verb>` or `<resource>:<verb>:own`.
+    scopes: frozenset[str]
+
+    @property
+    def user_id(self) -> str | None:
+        """The user; None for an API key, which stands for no user."""
+        return self.actor_id if self.credential_kind is CredentialKind.SESSION else None
+
+    def permission(self, scope: str) -> "Permission":
+        """What `scope` lets this caller do. Raises Failure permission_denied when they hold neither it nor its `:own` form."""
+        if scope in self.scopes:
+            return Permission(self, scope, own_only=False)
+        if f"{scope}:own" in self.scopes:
+            return Permission(self, scope, own_only=True)
+        message = f"This needs the scope {scope} or {scope}:own, which your credential does not hold. Use one that does."
+        raise errors.permission_denied(message, [scope, f"{scope}:own"])
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A scope that a caller holds, for every workspace of their organization or for those they created."""
+
+    caller: Caller
+    scope: str
+    own_only: bool
+
+    def covers(self, workspace: Workspace) -> bool:
+        """Whether the creator match holds. An API key has no user, so its `:own` matches nothing."""
+        return not self.own_only or (self.caller.user_id is not None and workspace.created_by_user_id == self.caller.user_id)
+
+    def check(self, workspace: Workspace | None, workspace_id: str) -> Workspace:
+        """The workspace, if the caller may use it. Raises Failure workspace_not_found, then permission_denied."""
+        if workspace is None or workspace.org_id != self.caller.org_id:
+            raise errors.workspace_not_found(workspace_id)
+        if not self.covers(workspace):
+            message = f"Workspace {workspace.id} was created by someone else, and your credential holds only {self.scope}:own."
+            raise errors.permission_denied(message, [self.scope])
+        return workspace

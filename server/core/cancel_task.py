@@ -1,0 +1,103 @@
+"""Cancel the task that runs in a workspace: what this service exists for.
+
+The order is the promise. The intent is committed before the agent is signalled and before anyone is told `accepted`; from then on
+every end of the task is `cancelled` (lifecycle._end), whatever becomes of the signal, the agent, the caller or this process.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.core import errors
+from server.core.caller import Caller, Permission
+from server.core.errors import AgentUnreachableError
+from server.core.ports import Agents, Clock, RecordedCancellation, Store
+from server.core.task import CancelIntent, Task
+from server.core.validation import MAX_REASON_CHARACTERS, Fields
+
+
+class Outcome(StrEnum):
+    """See CancelTaskResponse.Outcome in the protos."""
+
+    ACCEPTED = "accepted"
+    ALREADY_REQUESTED = "already_requested"
+    ALREADY_FINISHED = "already_finished"
+    NO_ACTIVE_TASK = "no_active_task"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTask:
+    """The request. `task_id` empty: whichever task runs."""
+
+    workspace_id: str
+    task_id: str = ""
+    reason: str = ""
+    request_id: str
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.identifier("workspace_id", self.workspace_id)
+        if self.task_id:
+            fields.identifier("task_id", self.task_id)
+        fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
+        fields.check()
+
+
+@dataclass(frozen=True, slots=True)
+class CancelResult:
+    """The answer. `task` is the task as it stands; None when there is no active one."""
+
+    workspace_id: str
+    outcome: Outcome
+    task: Task | None
+
+
+async def cancel_task(caller: Caller, request: CancelTask, store: Store, agents: Agents, clock: Clock) -> CancelResult:
+    """Records the cancellation, then signals the agent.
+
+    Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped,
+    workspace_failed; agent_unreachable when the intent is recorded and the signal did not arrive in time.
+    """
+    permission = caller.permission("workspace:write")
+    intent = CancelIntent(
+        requested_by=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        requested_at=clock(),
+        reason=request.reason,
+        request_id=request.request_id,
+    )
+    found = await store.record_cancellation(permission, request.workspace_id, request.task_id or None, intent)
+    outcome = _judge(permission, request, found)
+    task = found.task
+    if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
+        task = await _signal(found, store, agents)
+    return CancelResult(request.workspace_id, outcome, task)
+
+
+def _judge(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
+    """What the call comes to. The order of the checks is part of the contract."""
+    workspace = permission.check(found.workspace, request.workspace_id)
+    task = found.task
+    if request.task_id and task is None:
+        raise errors.task_not_found(workspace.id, request.task_id)
+    if task is not None and task.status.is_terminal:
+        return Outcome.ALREADY_FINISHED
+    workspace.require_up()
+    if task is None:
+        return Outcome.NO_ACTIVE_TASK
+    return Outcome.ACCEPTED if found.recorded else Outcome.ALREADY_REQUESTED
+
+
+async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> Task | None:
+    """Makes it fast. That it happens at all rests on the recorded intent, which the agent's next commit or heartbeat meets."""
+    workspace, task = found.workspace, found.task
+    assert workspace is not None and task is not None
+    try:
+        known = await agents.cancel_task(workspace, task)
+    except AgentUnreachableError as error:
+        message = (
+            f"The cancellation of task {task.id} is recorded and will be delivered, but the agent of workspace {workspace.id} did "
+            f"not answer in time. Do not repeat the call; follow the task with GetTask or WatchEvents."
+        )
+        raise errors.agent_unreachable(workspace.id, task.id, message, intent_recorded=True) from error
+    # An agent that does not have the task has just ended it, or has not been given it yet: the database knows.
+    return task if known else await store.get_task(workspace.id, task.id)

@@ -1,0 +1,100 @@
+"""The entries of a workspace's log. Each payload is what the message of the same name in event.proto holds, as plain data."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from server.core.task import CancelIntent, Task
+
+
+class EventType(StrEnum):
+    """See EventType.Type in the protos."""
+
+    WORKSPACE_PROVISIONED = "workspace_provisioned"
+    WORKSPACE_STOPPED = "workspace_stopped"
+    WORKSPACE_FAILED = "workspace_failed"
+    WORKSPACE_RESUMED = "workspace_resumed"
+    TASK_SUBMITTED = "task_submitted"
+    TASK_STARTED = "task_started"
+    ITERATION_COMPLETED = "iteration_completed"
+    TASK_CANCEL_REQUESTED = "task_cancel_requested"
+    TASK_COMPLETED = "task_completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event that has happened; the store gives it its `seq` when it commits it."""
+
+    type: EventType
+    time: datetime
+    payload: Mapping[str, Any]
+    task_id: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(NewEvent):
+    """An entry of a workspace's log."""
+
+    workspace_id: str
+    seq: int
+
+
+def cancel_payload(intent: CancelIntent) -> dict[str, Any]:
+    """CancelIntent as the message of that name."""
+    return {
+        "requested_by": intent.requested_by,
+        "credential_kind": intent.credential_kind,
+        "requested_at": intent.requested_at.isoformat(),
+        "reason": intent.reason,
+    }
+
+
+def task_submitted(task: Task, submitted_by: str, request_id: str) -> NewEvent:
+    """SubmitTask recorded the task."""
+    payload = {"description": task.description, "max_iterations": task.max_iterations, "submitted_by": submitted_by}
+    return NewEvent(type=EventType.TASK_SUBMITTED, time=task.created_at, payload=payload, task_id=task.id, request_id=request_id)
+
+
+def task_started(task: Task, epoch: int, now: datetime) -> NewEvent:
+    """The agent began."""
+    return NewEvent(type=EventType.TASK_STARTED, time=now, payload={"epoch": epoch}, task_id=task.id)
+
+
+def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -> NewEvent:
+    """One model call and its tool call are over."""
+    return NewEvent(type=EventType.ITERATION_COMPLETED, time=now, payload=payload, task_id=task.id)
+
+
+def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
+    """The intent was recorded."""
+    return NewEvent(
+        type=EventType.TASK_CANCEL_REQUESTED,
+        time=intent.requested_at,
+        payload={"cancel": cancel_payload(intent)},
+        task_id=task.id,
+        request_id=intent.request_id,
+    )
+
+
+def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent:
+    """The one end of a task, as `task` now stands."""
+    payload: dict[str, Any] = {
+        "status": str(task.status),
+        "forced": task.forced,
+        "iterations": task.iterations,
+        "usage": asdict(task.usage),
+        "result": task.result,
+        "reason": task.reason,
+        "work_stopped": "yes" if work_stopped else "unknown",
+    }
+    if task.cancel is not None:
+        payload["cancel"] = cancel_payload(task.cancel)
+    return NewEvent(type=EventType.TASK_COMPLETED, time=now, payload=payload, task_id=task.id)
+
+
+def workspace_event(type_: EventType, now: datetime, *, request_id: str | None = None, **payload: Any) -> NewEvent:
+    """An event of the workspace itself."""
+    return NewEvent(type=type_, time=now, payload=payload, request_id=request_id)

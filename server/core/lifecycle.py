@@ -1,0 +1,296 @@
+"""Every change of a workspace and its task, as pure functions from what is locked to what is to be committed.
+
+The store locks a workspace with its current task (a Session), calls one of these, and commits the Change it returns in the same
+transaction: workspace, task and events, or nothing. A function that returns `unchanged` found that there was nothing to do, which
+makes repeats harmless; one that raises Failure commits nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from server.core import event
+from server.core.errors import Failure
+from server.core.event import EventType, NewEvent
+from server.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
+from server.core.workspace import Workspace, WorkspaceStatus
+
+# How long StopWorkspace lets the iteration in flight go on.
+STOP_GRACE_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A workspace and the task its agent works on, locked together."""
+
+    workspace: Workspace
+    # None when it has no task that has not ended.
+    task: Task | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What to commit. The task is the session's, a new one, or None when there was none."""
+
+    workspace: Workspace
+    task: Task | None
+    events: tuple[NewEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a task's end is proposed. The recorded intent decides over it."""
+
+    status: TaskStatus
+    reason: str = ""
+    result: str = ""
+    forced: bool = False
+    # Whether everything the task had running is known to have ended.
+    work_stopped: bool = True
+
+
+def unchanged(session: Session) -> Change:
+    """Nothing is to be committed."""
+    return Change(session.workspace, session.task)
+
+
+def submit(session: Session, task: Task, submitted_by: str, request_id: str) -> Change:
+    """Gives the workspace a task. Raises Failure when it is not up or runs a task already."""
+    workspace = session.workspace
+    workspace.require_up()
+    if session.task is not None:
+        message = f"Workspace {workspace.id} runs task {session.task.id}. Wait for its end, or cancel it."
+        raise Failure("workspace_busy", message, workspace_id=workspace.id, task_id=session.task.id, status="busy")
+    busy = replace(workspace, status=WorkspaceStatus.BUSY, current_task_id=task.id, updated_at=task.created_at)
+    return Change(busy, task, (event.task_submitted(task, submitted_by, request_id),))
+
+
+def deliver(session: Session, task_id: str) -> Change:
+    """The agent has acknowledged the task; it may have begun, or even ended it, before the acknowledgement arrived."""
+    task = session.task
+    if task is None or task.id != task_id or task.status is not TaskStatus.SUBMITTED:
+        return unchanged(session)
+    return Change(session.workspace, replace(task, status=TaskStatus.DELIVERED))
+
+
+def fail_delivery(session: Session, task_id: str, reason: str, now: datetime) -> Change:
+    """The agent could not be reached. If it got the task all the same and began, the task goes on."""
+    task = session.task
+    if task is None or task.id != task_id or task.status is not TaskStatus.SUBMITTED:
+        return unchanged(session)
+    return _end(session, Ending(status=TaskStatus.DELIVERY_FAILED, reason=reason), now)
+
+
+def request_cancel(session: Session, intent: CancelIntent) -> Change:
+    """Records the intent to cancel the current task. The first intent stays, but for the earliest `force_at`."""
+    task = session.task
+    if task is None:
+        return unchanged(session)
+    if task.cancel is None:
+        return Change(session.workspace, replace(task, cancel=intent), (event.task_cancel_requested(task, intent),))
+    earliest = _earliest(task.cancel.force_at, intent.force_at)
+    return Change(session.workspace, replace(task, cancel=replace(task.cancel, force_at=earliest)))
+
+
+def request_stop(session: Session, intent: CancelIntent) -> Change:
+    """Asks for the agent's end: a running task is cancelled first, its iteration broken off after the grace period."""
+    workspace = session.workspace
+    if workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED):
+        return unchanged(session)
+    if workspace.status is WorkspaceStatus.FAILED:
+        workspace.require_up()
+    now = intent.requested_at
+    cancelled = request_cancel(session, replace(intent, force_at=now + timedelta(seconds=STOP_GRACE_SECONDS)))
+    stopping = replace(workspace, status=WorkspaceStatus.STOPPING, status_reason=intent.reason, updated_at=now)
+    return Change(stopping, cancelled.task, cancelled.events)
+
+
+def resume(session: Session, now: datetime) -> Change:
+    """Asks for a new agent, in a new epoch."""
+    workspace = session.workspace
+    if workspace.is_up or workspace.status is WorkspaceStatus.PROVISIONING:
+        return unchanged(session)
+    if workspace.status is WorkspaceStatus.STOPPING:
+        message = f"Workspace {workspace.id} is still stopping. Resume it once it has stopped."
+        raise Failure("invalid_state", message, workspace_id=workspace.id, status="stopping")
+    return Change(_new_epoch(workspace, "", now), session.task)
+
+
+def register(session: Session, epoch: int, address: str, lease_seconds: float, now: datetime) -> Change:
+    """The agent of the epoch is up. It may say so again, after its first call's reply was lost."""
+    workspace = session.workspace
+    if is_fenced(workspace, epoch):
+        return unchanged(session)
+    leased = replace(workspace, agent_address=address, lease_expires_at=now + timedelta(seconds=lease_seconds))
+    if workspace.status is not WorkspaceStatus.PROVISIONING:
+        return Change(leased, session.task)
+    first = workspace.epoch == 1
+    registered = event.workspace_event(EventType.WORKSPACE_PROVISIONED if first else EventType.WORKSPACE_RESUMED, now, epoch=epoch)
+    return Change(replace(leased, status=WorkspaceStatus.IDLE, status_reason="", updated_at=now), session.task, (registered,))
+
+
+def heartbeat(session: Session, epoch: int, task_id: str, phase: Phase, lease_seconds: float, now: datetime) -> Change:
+    """Renews the lease, and notes where in its iteration the agent is."""
+    workspace, task = session.workspace, session.task
+    if is_fenced(workspace, epoch):
+        return unchanged(session)
+    if task is not None and task.id == task_id and task.status is TaskStatus.RUNNING:
+        task = replace(task, phase=phase)
+    return Change(replace(workspace, lease_expires_at=now + timedelta(seconds=lease_seconds)), task)
+
+
+def is_fenced(workspace: Workspace, epoch: int) -> bool:
+    """Whether an agent of this epoch has no business here any more."""
+    return epoch != workspace.epoch or workspace.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Committed by the agent: it begins the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Iterated:
+    """Committed by the agent: one iteration is over. The payload is IterationCompleted's; `number` counts from 1."""
+
+    number: int
+    payload: Mapping[str, Any]
+
+
+AgentEvent = Started | Iterated | Ending
+
+
+def commit(session: Session, epoch: int, task_id: str, events: Sequence[AgentEvent], now: datetime) -> Change:
+    """What the agent says has happened. What is committed already, or comes for a task that has ended, changes nothing."""
+    change = unchanged(session)
+    for happened in events:
+        workspace, task = change.workspace, change.task
+        if task is None or task.id != task_id or task.status.is_terminal or is_fenced(workspace, epoch):
+            break
+        step = _commit_one(Session(workspace, task), task, happened, now)
+        change = Change(step.workspace, step.task, change.events + step.events)
+    return change
+
+
+def _commit_one(session: Session, task: Task, happened: AgentEvent, now: datetime) -> Change:
+    match happened:
+        case Started():
+            if task.status is TaskStatus.RUNNING:
+                return unchanged(session)
+            running = replace(task, status=TaskStatus.RUNNING, started_at=now)
+            return Change(session.workspace, running, (event.task_started(running, session.workspace.epoch, now),))
+        case Iterated(number=number, payload=payload):
+            if number <= task.iterations:
+                return unchanged(session)
+            if number != task.iterations + 1:
+                raise Failure("invalid_state", f"Task {task.id} has {task.iterations} iterations; {number} cannot follow.")
+            iterated = _count_iteration(task, payload)
+            return Change(session.workspace, iterated, (event.iteration_completed(iterated, payload, now),))
+        case Ending():
+            return _end(session, happened, now)
+
+
+def _count_iteration(task: Task, payload: Mapping[str, Any]) -> Task:
+    model_call, tool_call = payload["model_call"], payload.get("tool_call")
+    usage = Usage(
+        input_tokens=task.usage.input_tokens + int(model_call.get("input_tokens", 0)),
+        output_tokens=task.usage.output_tokens + int(model_call.get("output_tokens", 0)),
+        model_calls=task.usage.model_calls + 1,
+        tool_calls=task.usage.tool_calls + (tool_call is not None),
+    )
+    output = tool_call["result"].get("output", "") if tool_call else ""
+    so_far = model_call.get("content") or output or task.result
+    return replace(task, iterations=task.iterations + 1, usage=usage, result=so_far, phase=Phase.NONE)
+
+
+def lose_agent(session: Session, epoch: int, reason: str, now: datetime, *, work_stopped: bool) -> Change:
+    """The epoch's agent is gone or cannot start: its task ends, the workspace has failed, and the epoch is fenced."""
+    workspace = session.workspace
+    if is_fenced(workspace, epoch):
+        return unchanged(session)
+    if workspace.status is WorkspaceStatus.STOPPING:
+        return finish_stop(session, epoch, now, work_stopped=work_stopped)
+    change = _end_open_task(session, reason, now, forced=False, work_stopped=work_stopped)
+    failed = event.workspace_event(EventType.WORKSPACE_FAILED, now, reason=reason)
+    return _without_agent(change, WorkspaceStatus.FAILED, reason, now, failed)
+
+
+def finish_stop(session: Session, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
+    """The pod of a stopping workspace has ended. A task that was still open then ends with it."""
+    workspace = session.workspace
+    if is_fenced(workspace, epoch) or workspace.status is not WorkspaceStatus.STOPPING:
+        return unchanged(session)
+    change = _end_open_task(session, workspace.status_reason, now, forced=True, work_stopped=work_stopped)
+    stopped = event.workspace_event(EventType.WORKSPACE_STOPPED, now, reason=workspace.status_reason)
+    return _without_agent(change, WorkspaceStatus.STOPPED, workspace.status_reason, now, stopped)
+
+
+def place(session: Session, epoch: int, host: str, now: datetime) -> Change:
+    """A host takes it on itself to start the epoch's pod. What an earlier run of the host had is gone and gets a new epoch."""
+    workspace = session.workspace
+    if is_fenced(workspace, epoch) or workspace.host == host:
+        return unchanged(session)
+    if workspace.host is None:
+        return Change(replace(workspace, host=host), session.task)
+    if workspace.status is WorkspaceStatus.STOPPING:
+        return finish_stop(session, epoch, now, work_stopped=True)
+    change = _end_open_task(session, "the host was restarted", now, forced=False, work_stopped=True)
+    return Change(replace(_new_epoch(change.workspace, "the host was restarted", now), host=host), change.task, change.events)
+
+
+def _end(session: Session, ending: Ending, now: datetime) -> Change:
+    """The one way in which a task ends: a recorded intent makes it `cancelled`, whatever was proposed."""
+    workspace, task = session.workspace, session.task
+    assert task is not None
+    status = TaskStatus.CANCELLED if task.cancel is not None else ending.status
+    ended = replace(
+        task,
+        status=status,
+        phase=Phase.NONE,
+        completed_at=now,
+        reason=ending.reason or (task.cancel.reason if task.cancel is not None else ""),
+        result=ending.result or task.result,
+        forced=ending.forced,
+    )
+    idle = WorkspaceStatus.IDLE if workspace.status is WorkspaceStatus.BUSY else workspace.status
+    without_task = replace(workspace, status=idle, current_task_id=None, updated_at=now)
+    return Change(without_task, ended, (event.task_completed(ended, now, work_stopped=ending.work_stopped),))
+
+
+def _end_open_task(session: Session, reason: str, now: datetime, *, forced: bool, work_stopped: bool) -> Change:
+    if session.task is None:
+        return unchanged(session)
+    ending = Ending(status=TaskStatus.FAILED, reason=reason, forced=forced, work_stopped=work_stopped)
+    return _end(session, ending, now)
+
+
+def _without_agent(change: Change, status: WorkspaceStatus, reason: str, now: datetime, happened: NewEvent) -> Change:
+    workspace = replace(
+        change.workspace,
+        status=status,
+        status_reason=reason,
+        updated_at=now,
+        agent_address=None,
+        lease_expires_at=None,
+        host=None,
+    )
+    return Change(workspace, change.task, (*change.events, happened))
+
+
+def _new_epoch(workspace: Workspace, reason: str, now: datetime) -> Workspace:
+    return replace(
+        workspace,
+        status=WorkspaceStatus.PROVISIONING,
+        status_reason=reason,
+        updated_at=now,
+        epoch=workspace.epoch + 1,
+        current_task_id=None,
+        agent_address=None,
+        lease_expires_at=None,
+        host=None,
+    )
+
+
+def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min((moment for moment in (one, other) if moment is not None), default=None)

@@ -1,0 +1,85 @@
+"""A task, and the intent to cancel it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+# The longest description, in characters.
+MAX_DESCRIPTION_CHARACTERS = 100_000
+DEFAULT_MAX_ITERATIONS = 100
+MAX_ITERATIONS = 1_000
+
+
+class TaskStatus(StrEnum):
+    """See Task.Status in the protos."""
+
+    SUBMITTED = "submitted"
+    DELIVERED = "delivered"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DELIVERY_FAILED = "delivery_failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a task in this status has ended, for good."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.DELIVERY_FAILED})
+
+
+class Phase(StrEnum):
+    """Where in its iteration an agent is."""
+
+    NONE = ""
+    MODEL_CALL = "model_call"
+    TOOL_CALL = "tool_call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a task has used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model_calls: int = 0
+    tool_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelIntent:
+    """The recorded will to end a task. It belongs to the task, never to its workspace."""
+
+    # A user id or an API key id.
+    requested_by: str
+    credential_kind: str
+    requested_at: datetime
+    reason: str
+    request_id: str
+    # When to break off the iteration; None: never.
+    force_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task as the database holds it."""
+
+    id: str
+    workspace_id: str
+    description: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    max_iterations: int = DEFAULT_MAX_ITERATIONS
+    status: TaskStatus = TaskStatus.SUBMITTED
+    phase: Phase = Phase.NONE
+    iterations: int = 0
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    cancel: CancelIntent | None = None
+    reason: str = ""
+    result: str = ""
+    forced: bool = False
+    usage: Usage = Usage()

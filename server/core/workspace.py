@@ -1,0 +1,73 @@
+"""A workspace: a place where one agent works on one task at a time."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from server.core.errors import Failure
+
+
+class WorkspaceStatus(StrEnum):
+    """See Workspace.Status in the protos."""
+
+    PROVISIONING = "provisioning"
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A workspace as the database holds it."""
+
+    id: str
+    org_id: str
+    name: str
+    status: WorkspaceStatus
+    status_reason: str = ""
+    # None when an API key created it.
+    created_by_user_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    current_task_id: str | None = None
+    # Counts the starts of its agent; a commit of another epoch is refused (fencing).
+    epoch: int = 1
+    # The `seq` of the last event of its log.
+    last_seq: int = 0
+    # host:port of its agent; None until the agent of this epoch has registered.
+    agent_address: str | None = None
+    # The agent of this epoch is taken for lost after this.
+    lease_expires_at: datetime | None = None
+    # The run of the host on which this epoch's pod was started; None until it was.
+    host: str | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether an agent is there to take tasks and cancellations."""
+        return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
+
+    def require_up(self) -> None:
+        """Raises Failure workspace_provisioning, workspace_stopped or workspace_failed unless the workspace is up."""
+        if self.is_up:
+            return
+        code, message = {
+            WorkspaceStatus.PROVISIONING: (
+                "workspace_provisioning",
+                f"Workspace {self.id} is still provisioning: its agent has not registered yet. Try again when it is idle.",
+            ),
+            WorkspaceStatus.STOPPING: (
+                "workspace_stopped",
+                f"Workspace {self.id} is stopping. Resume it once it has stopped.",
+            ),
+            WorkspaceStatus.STOPPED: (
+                "workspace_stopped",
+                f"Workspace {self.id} is stopped. Resume it first.",
+            ),
+            WorkspaceStatus.FAILED: (
+                "workspace_failed",
+                f"Workspace {self.id} has failed: {self.status_reason or 'its agent is gone'}. Resume it to bring it back.",
+            ),
+        }[self.status]
+        raise Failure(code, message, workspace_id=self.id, status=str(self.status))

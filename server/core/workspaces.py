@@ -1,0 +1,87 @@
+"""Make, read, stop and resume workspaces."""
+
+from collections.abc import Callable, Sequence
+
+from server.core import errors, lifecycle
+from server.core.caller import Caller, Permission
+from server.core.ids import new_workspace_id
+from server.core.lifecycle import Change, Session
+from server.core.ports import Clock, Store
+from server.core.task import CancelIntent
+from server.core.validation import Fields, Page
+from server.core.workspace import Workspace, WorkspaceStatus
+
+MAX_NAME_CHARACTERS = 200
+STOP_REASON = "workspace stopped"
+
+
+async def create_workspace(caller: Caller, name: str, store: Store, clock: Clock) -> Workspace:
+    """Records a workspace; the fleet starts its agent. Raises Failure permission_denied."""
+    fields = Fields()
+    fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
+    fields.check()
+    # A workspace is its creator's own, so `:own` suffices.
+    caller.permission("workspace:write")
+    now = clock()
+    workspace = Workspace(
+        id=new_workspace_id(),
+        org_id=caller.org_id,
+        name=name,
+        status=WorkspaceStatus.PROVISIONING,
+        created_by_user_id=caller.user_id,
+        created_at=now,
+        updated_at=now,
+    )
+    await store.create_workspace(workspace)
+    return workspace
+
+
+async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Workspace:
+    """Reads one workspace. Raises Failure: permission_denied, workspace_not_found."""
+    _check_id(workspace_id)
+    permission = caller.permission("workspace:read")
+    return permission.check(await store.get_workspace(workspace_id), workspace_id)
+
+
+async def list_workspaces(caller: Caller, page: Page, store: Store) -> tuple[Sequence[Workspace], str]:
+    """A page of the workspaces the caller may read, newest first, and the token of the next; empty on the last."""
+    permission = caller.permission("workspace:read")
+    return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
+
+
+async def stop_workspace(caller: Caller, workspace_id: str, request_id: str, store: Store, clock: Clock) -> Workspace:
+    """Asks for the end of a workspace's agent. Raises Failure: permission_denied, workspace_not_found, workspace_failed."""
+    _check_id(workspace_id)
+    permission = caller.permission("workspace:write")
+    intent = CancelIntent(
+        requested_by=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        requested_at=clock(),
+        reason=STOP_REASON,
+        request_id=request_id,
+    )
+    return await _change(permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent))
+
+
+async def resume_workspace(caller: Caller, workspace_id: str, store: Store, clock: Clock) -> Workspace:
+    """Asks for a new agent. Raises Failure: permission_denied, workspace_not_found, invalid_state."""
+    _check_id(workspace_id)
+    permission = caller.permission("workspace:write")
+    return await _change(permission, workspace_id, store, lambda session: lifecycle.resume(session, clock()))
+
+
+async def _change(permission: Permission, workspace_id: str, store: Store, decide: Callable[[Session], Change]) -> Workspace:
+    def checked(session: Session) -> Change:
+        permission.check(session.workspace, workspace_id)
+        return decide(session)
+
+    change = await store.transition(workspace_id, checked)
+    if change is None:
+        raise errors.workspace_not_found(workspace_id)
+    return change.workspace
+
+
+def _check_id(workspace_id: str) -> None:
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.check()

@@ -1,0 +1,1 @@
+"""Pods: makes the wanted ones exist, ends the others, and reaches their agents."""

@@ -1,0 +1,1 @@
+"""The whole on one machine: what `make run` starts and watches."""
