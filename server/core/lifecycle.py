@@ -232,7 +232,7 @@ def place(session: Session, epoch: int, host: str, now: datetime) -> Change:
     if is_fenced(workspace, epoch) or workspace.host == host:
         return unchanged(session)
     if workspace.host is None:
-        return Change(replace(workspace, host=host), session.task)
+        return Change(replace(workspace, host=host, updated_at=now), session.task)
     if workspace.status is WorkspaceStatus.STOPPING:
         return finish_stop(session, epoch, now, work_stopped=True)
     change = _end_open_task(session, "the host was restarted", now, forced=False, work_stopped=True)

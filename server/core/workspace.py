@@ -18,6 +18,10 @@ class WorkspaceStatus(StrEnum):
     FAILED = "failed"
 
 
+# In these it has a pod, or is to have one.
+WANTS_POD = frozenset({WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY, WorkspaceStatus.STOPPING})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
     """A workspace as the database holds it."""

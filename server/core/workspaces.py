@@ -1,12 +1,14 @@
 """Make, read, stop and resume workspaces."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from server.core import errors, lifecycle
 from server.core.caller import Caller, Permission
+from server.core.errors import AgentUnreachableError
 from server.core.ids import new_workspace_id
 from server.core.lifecycle import Change, Session
-from server.core.ports import Clock, Store
+from server.core.ports import Agents, Clock, Store
 from server.core.task import CancelIntent
 from server.core.validation import Fields, Page
 from server.core.workspace import Workspace, WorkspaceStatus
@@ -49,7 +51,9 @@ async def list_workspaces(caller: Caller, page: Page, store: Store) -> tuple[Seq
     return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
 
 
-async def stop_workspace(caller: Caller, workspace_id: str, request_id: str, store: Store, clock: Clock) -> Workspace:
+async def stop_workspace(
+    caller: Caller, workspace_id: str, request_id: str, store: Store, agents: Agents, clock: Clock
+) -> Workspace:
     """Asks for the end of a workspace's agent. Raises Failure: permission_denied, workspace_not_found, workspace_failed."""
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
@@ -60,17 +64,23 @@ async def stop_workspace(caller: Caller, workspace_id: str, request_id: str, sto
         reason=STOP_REASON,
         request_id=request_id,
     )
-    return await _change(permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent))
+    change = await _change(permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent))
+    if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
+        # A hint that makes it fast: an agent that cannot be reached learns of it later, or is ended after the grace period.
+        with suppress(AgentUnreachableError):
+            await agents.cancel_task(change.workspace, change.task)
+    return change.workspace
 
 
 async def resume_workspace(caller: Caller, workspace_id: str, store: Store, clock: Clock) -> Workspace:
     """Asks for a new agent. Raises Failure: permission_denied, workspace_not_found, invalid_state."""
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
-    return await _change(permission, workspace_id, store, lambda session: lifecycle.resume(session, clock()))
+    change = await _change(permission, workspace_id, store, lambda session: lifecycle.resume(session, clock()))
+    return change.workspace
 
 
-async def _change(permission: Permission, workspace_id: str, store: Store, decide: Callable[[Session], Change]) -> Workspace:
+async def _change(permission: Permission, workspace_id: str, store: Store, decide: Callable[[Session], Change]) -> Change:
     def checked(session: Session) -> Change:
         permission.check(session.workspace, workspace_id)
         return decide(session)
@@ -78,7 +88,7 @@ async def _change(permission: Permission, workspace_id: str, store: Store, decid
     change = await store.transition(workspace_id, checked)
     if change is None:
         raise errors.workspace_not_found(workspace_id)
-    return change.workspace
+    return change
 
 
 def _check_id(workspace_id: str) -> None:
