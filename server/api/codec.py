@@ -1,0 +1,154 @@
+"""Between the messages of the protos and the objects of the core, and nothing else."""
+
+from collections.abc import Iterable
+
+from evershell.agent.v1 import runtime_service_pb2
+from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+
+from server.core.cancel_task import CancelResult, CancelTask
+from server.core.event import Event
+from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
+from server.core.runtime import Directive
+from server.core.task import Task, TaskStatus, Usage
+from server.core.tasks import SubmitTask
+from server.core.validation import Fields
+from server.core.watch_events import Heartbeat
+from server.core.workspace import Workspace
+from server.wire import encode_assignment, timestamp
+
+
+def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str) -> CancelTask:
+    """Raises Failure validation_error."""
+    fields = Fields()
+    for name in ("wait", "force_after"):
+        if request.HasField(name):
+            fields.reject(name, "is not supported yet; leave it out")
+    fields.check()
+    return CancelTask(workspace_id=request.workspace_id, task_id=request.task_id, reason=request.reason, request_id=request_id)
+
+
+def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:
+    """The reply; the intent's fields are the first requester's."""
+    task = result.task
+    intent = task.cancel if task is not None else None
+    return workspace_service_pb2.CancelTaskResponse(
+        workspace_id=result.workspace_id,
+        task_id=task.id if task is not None else "",
+        outcome=workspace_service_pb2.CancelTaskResponse.Outcome.Value(result.outcome),
+        requested_at=timestamp(intent.requested_at) if intent is not None else None,
+        requested_by=intent.requested_by if intent is not None else "",
+        reason=intent.reason if intent is not None else "",
+        task=encode_task(task) if task is not None else None,
+    )
+
+
+def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, request_id: str) -> SubmitTask:
+    """Raises Failure validation_error."""
+    return SubmitTask(
+        workspace_id=request.workspace_id,
+        description=request.description,
+        metadata=dict(request.metadata),
+        max_iterations=request.max_iterations,
+        request_id=request_id,
+    )
+
+
+def encode_task(task: Task) -> task_pb2.Task:
+    """The task as callers see it."""
+    intent = task.cancel
+    return task_pb2.Task(
+        id=task.id,
+        workspace_id=task.workspace_id,
+        description=task.description,
+        status=task_pb2.Task.Status.Value(task.status),
+        phase=task_pb2.Task.Phase.Value(task.phase or "phase_unspecified"),
+        iterations=task.iterations,
+        created_at=timestamp(task.created_at),
+        started_at=timestamp(task.started_at),
+        completed_at=timestamp(task.completed_at),
+        cancel_requested_at=timestamp(intent.requested_at) if intent is not None else None,
+        cancel_requested_by=intent.requested_by if intent is not None else "",
+        cancel_reason=intent.reason if intent is not None else "",
+        reason=task.reason,
+        result=task.result,
+        usage=_encode_usage(task.usage),
+        forced=task.forced,
+        metadata=task.metadata,
+        max_iterations=task.max_iterations,
+    )
+
+
+def _encode_usage(usage: Usage) -> task_pb2.Usage:
+    return task_pb2.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        model_calls=usage.model_calls,
+        tool_calls=usage.tool_calls,
+    )
+
+
+def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:
+    """The workspace as callers see it."""
+    return workspace_pb2.Workspace(
+        id=workspace.id,
+        org_id=workspace.org_id,
+        status=workspace_pb2.Workspace.Status.Value(workspace.status),
+        created_by_user_id=workspace.created_by_user_id or "",
+        created_at=timestamp(workspace.created_at),
+        updated_at=timestamp(workspace.updated_at),
+        current_task_id=workspace.current_task_id or "",
+        status_reason=workspace.status_reason,
+        epoch=workspace.epoch,
+        name=workspace.name,
+    )
+
+
+def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
+    """One message of a stream."""
+    if isinstance(item, Heartbeat):
+        heartbeat = workspace_service_pb2.Heartbeat(time=timestamp(item.time), seq=item.seq)
+        return workspace_service_pb2.WatchEventsResponse(heartbeat=heartbeat)
+    event = event_pb2.Event(
+        seq=item.seq,
+        type=event_pb2.EventType.Type.Value(item.type),
+        time=timestamp(item.time),
+        workspace_id=item.workspace_id,
+        task_id=item.task_id or "",
+        request_id=item.request_id or "",
+    )
+    payload: Message = getattr(event, item.type)
+    payload.SetInParent()
+    # A payload that a later version wrote may hold fields that this one does not know.
+    ParseDict(dict(item.payload), payload, ignore_unknown_fields=True)
+    return workspace_service_pb2.WatchEventsResponse(event=event)
+
+
+def encode_directive(directive: Directive, lease_seconds: float) -> runtime_service_pb2.Directive:
+    """What an agent is told in every reply."""
+    message = runtime_service_pb2.Directive(fenced=directive.fenced, lease_ms=int(lease_seconds * 1000))
+    if directive.task is not None:
+        message.task.CopyFrom(encode_assignment(directive.task))
+    return message
+
+
+def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
+    """What an agent commits. An event of no known kind is a defect of the agent and is refused."""
+    return [_decode_agent_event(event) for event in events]
+
+
+def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
+    match event.WhichOneof("event"):
+        case "task_started":
+            return Started()
+        case "iteration_completed":
+            iteration = event.iteration_completed
+            payload = MessageToDict(iteration, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            return Iterated(iteration.number, payload)
+        case "task_ended":
+            ended = event.task_ended
+            status = TaskStatus(task_pb2.Task.Status.Name(ended.status))
+            return Ending(status=status, result=ended.result, reason=ended.reason, forced=ended.forced)
+        case kind:
+            raise AssertionError(f"an agent committed an event of the kind {kind}")

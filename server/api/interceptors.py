@@ -1,0 +1,187 @@
+"""What happens around every call: log, errors, authentication; each once, and in the order that `server.py` lists."""
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+import structlog
+from evershell.workspace.v1 import workspace_service_pb2
+from grpc_status import rpc_status
+
+from server.api import call as calls
+from server.api import status
+from server.api.call import Call
+from server.auth.authenticator import Authenticator, HostBinding, bearer_token
+from server.auth.pod_tokens import PodTokens
+from server.core import errors
+from server.core.errors import Failure, UnavailableError
+
+log = structlog.get_logger("call")
+
+# Set by the REST listener of the edge, and stripped by its gRPC listener: the answer then carries the envelope too.
+EDGE_HEADER = "x-evershell-edge"
+# The host that the client asked for, as the edge saw it.
+HOST_HEADER = "x-evershell-host"
+ENVELOPE_TRAILER = "x-evershell-error"
+STATUS_TRAILER = "x-evershell-status"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """One thing done around every call, unary or streaming alike: `around` is given the rest of the call to await."""
+
+    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """Awaits `proceed` and returns what it returned."""
+        raise NotImplementedError
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wraps the method's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_stream is not None:
+            return self._wrap_stream(handler, handler_call_details)
+        if handler.unary_unary is None:
+            return handler
+        behavior = cast(Callable[[Any, Context], Awaitable[Any]], handler.unary_unary)
+
+        async def unary(request: Any, context: Context) -> Any:
+            return await self.around(handler_call_details, context, lambda: behavior(request, context))
+
+        return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_stream(
+        self, handler: grpc.RpcMethodHandler[Any, Any], details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A stream writes its messages itself, so that what goes around it is the same as around a unary call."""
+        behavior = cast(Callable[[Any, Context], Any], handler.unary_stream)
+
+        async def stream(request: Any, context: Context) -> None:
+            async def run() -> None:
+                produced = behavior(request, context)
+                if hasattr(produced, "__aiter__"):
+                    async for message in cast(AsyncIterator[Any], produced):
+                        await context.write(message)
+                        calls.current().has_streamed = True
+                else:
+                    await produced
+
+            await self.around(details, context, run)
+
+        return grpc.unary_stream_rpc_method_handler(
+            stream,
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+class RequestLog(Interceptor):
+    """Outermost: gives the call its request id, and writes its one log line, whatever becomes of it."""
+
+    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """See Interceptor."""
+        metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+        call = Call(
+            method=details.method,
+            request_id=metadata.get("x-request-id") or str(uuid.uuid4()),
+            is_rest=metadata.get(EDGE_HEADER) == "rest",
+            metadata=metadata,
+        )
+        calls.begin(call)
+        context.set_trailing_metadata((("x-request-id", call.request_id),))
+        began = time.perf_counter()
+        ended = "cancelled by its caller"
+        try:
+            answer = await proceed()
+            ended = "ok"
+            return answer
+        except grpc.aio.AbortError:
+            ended = "failed"
+            raise
+        finally:
+            facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
+            if call.slug:
+                facts["slug"] = call.slug
+            if call.caller is not None:
+                facts |= {"org_id": call.caller.org_id, "actor_id": call.caller.actor_id}
+            if call.agent is not None:
+                facts["workspace_id"] = call.agent.workspace_id
+            log.info(ended, duration_ms=round((time.perf_counter() - began) * 1000, 2), **facts)
+
+
+class Errors(Interceptor):
+    """Turns whatever is raised further in into the status and the envelope; nothing of an unforeseen exception gets out."""
+
+    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """See Interceptor."""
+        try:
+            return await proceed()
+        except Failure as failure:
+            await _fail(context, failure)
+        except UnavailableError:
+            await _fail(context, errors.unavailable())
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:
+            log.exception("a defect", method=details.method, request_id=calls.current().request_id)
+            await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
+
+
+async def _fail(context: Context, failure: Failure) -> None:
+    call = calls.current()
+    call.slug = failure.code
+    if call.has_streamed:
+        # The edge ends a broken stream with a clean 200, so the last message has to tell.
+        error = status.stream_error(failure, call.request_id)
+        await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
+    rich = rpc_status.to_status(status.rich_status(failure, call.request_id))
+    trailers = [*rich.trailing_metadata, ("x-request-id", call.request_id)]
+    if call.is_rest:
+        rule = status.RULES[failure.code]
+        trailers += [(STATUS_TRAILER, str(rule.http)), (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id))]
+    if failure.code == "unauthenticated":
+        trailers.append(("www-authenticate", "Bearer"))
+    if "retry_after_seconds" in failure.details:
+        trailers.append(("retry-after", str(math.ceil(failure.details["retry_after_seconds"]))))
+    await context.abort(rich.code, rich.details, trailers)
+
+
+class Authentication(Interceptor):
+    """Innermost: finds out who calls. Which kind of credential opens which service is one table; what is not in it is closed."""
+
+    def __init__(self, authenticator: Authenticator, pod_tokens: PodTokens, host_binding: HostBinding | None) -> None:
+        self._authenticator = authenticator
+        self._pod_tokens = pod_tokens
+        self._host_binding = host_binding
+        self._by_service: dict[str, Callable[[Call], Awaitable[None]]] = {
+            "evershell.workspace.v1.WorkspaceService": self._caller,
+            "evershell.agent.v1.RuntimeService": self._agent,
+            "grpc.health.v1.Health": _anyone,
+            "grpc.reflection.v1alpha.ServerReflection": _anyone,
+        }
+
+    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """See Interceptor."""
+        await self._by_service[details.method.split("/")[1]](calls.current())
+        return await proceed()
+
+    async def _caller(self, call: Call) -> None:
+        call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))
+        host = call.metadata.get(HOST_HEADER)
+        if self._host_binding is not None and host:
+            await self._host_binding.check(call.caller, host)
+
+    async def _agent(self, call: Call) -> None:
+        call.agent = self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+
+
+async def _anyone(call: Call) -> None:
+    """Needs no token."""

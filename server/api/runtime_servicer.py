@@ -1,0 +1,45 @@
+"""RuntimeService: what agents call. Each method decodes, calls the core, encodes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+from evershell.workspace.v1 import task_pb2
+
+from server.api import codec
+from server.api.call import agent
+from server.core.runtime import Directive, Runtime
+from server.core.task import Phase
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
+    """The internal service; runtime_service.proto says what each method does and promises."""
+
+    runtime: Runtime
+
+    async def Register(  # noqa: N802
+        self, request: runtime_service_pb2.RegisterRequest, context: Context
+    ) -> runtime_service_pb2.RegisterResponse:
+        directive = await self.runtime.register(agent(), request.address)
+        return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
+
+    async def Heartbeat(  # noqa: N802
+        self, request: runtime_service_pb2.HeartbeatRequest, context: Context
+    ) -> runtime_service_pb2.HeartbeatResponse:
+        phase = Phase(task_pb2.Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
+        directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
+        return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
+
+    async def CommitEvents(  # noqa: N802
+        self, request: runtime_service_pb2.CommitEventsRequest, context: Context
+    ) -> runtime_service_pb2.CommitEventsResponse:
+        events = codec.decode_agent_events(request.events)
+        directive = await self.runtime.commit_events(agent(), request.task_id, events)
+        return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
+
+    def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
+        return codec.encode_directive(directive, self.runtime.lease_seconds)

@@ -1,0 +1,70 @@
+"""The gRPC server of one control-plane worker."""
+
+from collections.abc import Sequence
+
+import grpc
+from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from server.api.interceptors import Authentication, Errors, RequestLog
+from server.api.runtime_servicer import RuntimeServicer
+from server.api.workspace_servicer import WorkspaceServicer
+
+_MAX_METADATA_BYTES = 64 * 1024
+# Committed iterations carry up to 64 KiB of tool output, which JSON and Unicode may widen; the edge allows bodies of 1 MiB.
+_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+_OPTIONS: Sequence[tuple[str, int]] = (
+    # Metadata above 8 KiB would be refused at random: tokens may be long, and an error's envelope travels in the trailers.
+    ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    # A second worker on the same port would share it silently; each has its own.
+    ("grpc.so_reuseport", 0),
+    # A peer that vanished is noticed, so that its streams end.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+class Server:
+    """Listens on one address, from `start` until `drain` has returned."""
+
+    def __init__(self, public: WorkspaceServicer, internal: RuntimeServicer, authentication: Authentication) -> None:
+        interceptors = [
+            RequestLog(),  # outermost, so that every call has an id and a line in the log
+            Errors(),  # inside the log, which shows the slug; around all that may fail
+            authentication,  # last before the servicers, which may then ask who calls
+        ]
+        self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)
+        runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [
+                workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
+                runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            ],
+            self._server,
+        )
+
+    async def start(self, address: str) -> int:
+        """Serves on host:port and returns the port (the system chooses for 0). Raises RuntimeError when it is taken."""
+        port = self._server.add_insecure_port(address)
+        await self._server.start()
+        await self.set_serving(serving=True)
+        return port
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """What the health service answers from here on."""
+        serving_status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set("", serving_status)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Says NOT_SERVING, takes no new calls, and ends those in hand when the grace is over."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)

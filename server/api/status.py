@@ -1,0 +1,99 @@
+"""From a failure to what each wire shows: google.rpc.Status with its standard details, and the REST envelope.
+
+Which gRPC code and HTTP status a slug has is read from the options of its enum value, where alone it is written.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from evershell.workspace.v1 import error_pb2
+from google.protobuf import any_pb2, duration_pb2, struct_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from server.core.errors import Failure
+
+DOMAIN = "evershell.ai"
+
+RULES: dict[str, error_pb2.ErrorRule] = {
+    value.name: value.GetOptions().Extensions[error_pb2.rule]
+    for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
+    if value.number
+}
+
+
+def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
+    """The status with ErrorInfo, RequestInfo and the details that are usual for its code (https://google.aip.dev/193)."""
+    rule = RULES[failure.code]
+    info = error_details_pb2.ErrorInfo(reason=failure.code.upper(), domain=DOMAIN, metadata=_flat(failure.details))
+    details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id), *_standard_details(failure, rule)]
+    return status_pb2.Status(code=rule.grpc, message=failure.message, details=[_packed(detail) for detail in details])
+
+
+def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Message]:
+    facts = failure.details
+    found: list[Message] = []
+    match rule.grpc:
+        case code_pb2.INVALID_ARGUMENT:
+            violations = [
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+                for field, problem in facts.get("fields", {}).items()
+            ]
+            found.append(error_details_pb2.BadRequest(field_violations=violations))
+        case code_pb2.NOT_FOUND:
+            resource = error_details_pb2.ResourceInfo(resource_type=facts["resource_type"], resource_name=facts["resource_name"])
+            resource.description = failure.message
+            found.append(resource)
+        case code_pb2.FAILED_PRECONDITION:
+            violation = error_details_pb2.PreconditionFailure.Violation(
+                type=failure.code.upper(), subject=facts.get("workspace_id", ""), description=failure.message
+            )
+            found.append(error_details_pb2.PreconditionFailure(violations=[violation]))
+    if "retry_after_seconds" in facts:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(facts["retry_after_seconds"] * 1000))
+        found.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return found
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
+
+
+def _flat(details: Mapping[str, Any]) -> dict[str, str]:
+    """ErrorInfo's metadata is flat strings; what is not is told by a detail of its own."""
+    flat: dict[str, str] = {}
+    for name, value in details.items():
+        match value:
+            case str():
+                flat[name] = value
+            case bool() | int() | float():
+                flat[name] = json.dumps(value)
+            case list():
+                flat[name] = ",".join(value)
+    return flat
+
+
+def envelope_json(failure: Failure, request_id: str) -> str:
+    """The body of a REST error, in ASCII: it travels in a header."""
+    error: dict[str, Any] = {"code": failure.code, "message": failure.message, "request_id": request_id}
+    if failure.details:
+        error["details"] = dict(failure.details)
+    return json.dumps({"error": error}, separators=(",", ":"))
+
+
+def stream_error(failure: Failure, request_id: str) -> error_pb2.Error:
+    """The same facts, as the last message of a stream that has begun."""
+    error = error_pb2.Error(
+        code=error_pb2.Error.ErrorCode.Value(failure.code),
+        message=failure.message,
+        request_id=request_id,
+    )
+    if failure.details:
+        details = struct_pb2.Struct()
+        details.update(dict(failure.details))
+        error.details.CopyFrom(details)
+    return error
