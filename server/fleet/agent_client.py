@@ -1,0 +1,105 @@
+"""Reaches the agents: the one way in which the control plane calls them, over channels that are kept.
+
+Every call is repeated within one budget, so that a caller waits two seconds at most for an agent that is gone, frozen or slow.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc
+from evershell.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from server.auth.pod_tokens import PodTokens
+from server.core.errors import AgentUnreachableError
+from server.core.task import Task
+from server.core.workspace import Workspace
+from server.wire import encode_assignment, encode_cancellation
+
+# All attempts together; the contract allows 2 s.
+SIGNAL_BUDGET_SECONDS = 1.8
+_ATTEMPT_SECONDS = 0.6
+_MAX_BACKOFF_SECONDS = 0.3
+
+_CHANNEL_OPTIONS = (
+    # Agents are reached directly, whatever proxy the environment names.
+    ("grpc.enable_http_proxy", 0),
+    # An agent that comes back is met within the budget of a call, not after gRPC's default of a second and more.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+Metadata = tuple[tuple[str, str], ...]
+Attempt = Callable[[agent_service_pb2_grpc.AgentServiceAsyncStub, Metadata], Awaitable[object]]
+
+
+class AgentClient:
+    """Implements ports.Agents over gRPC."""
+
+    def __init__(self, pod_tokens: PodTokens) -> None:
+        self._pod_tokens = pod_tokens
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        """See ports.Agents. An agent that refuses is as good as unreachable: it is busy with what the database does not know of."""
+        request = agent_service_pb2.StartTaskRequest(workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task))
+        await self._call(workspace, lambda stub, metadata: stub.StartTask(request, timeout=_ATTEMPT_SECONDS, metadata=metadata))
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        """See ports.Agents."""
+        request = agent_service_pb2.CancelTaskRequest(
+            workspace_id=workspace.id, epoch=workspace.epoch, task_id=task.id, cancellation=encode_cancellation(task)
+        )
+        answer = await self._call(
+            workspace, lambda stub, metadata: stub.CancelTask(request, timeout=_ATTEMPT_SECONDS, metadata=metadata)
+        )
+        assert isinstance(answer, agent_service_pb2.CancelTaskResponse)
+        return answer.known
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._closing)
+        self._channels.clear()
+
+    async def _call(self, workspace: Workspace, attempt: Attempt) -> object:
+        address = workspace.agent_address
+        if address is None:
+            raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
+        metadata = (("authorization", f"Bearer {self._pod_tokens.signal_token(workspace.id)}"),)
+        try:
+            # Nearly every call ends here; the machinery of retrying is not set up for it.
+            return await attempt(self._stub(address), metadata)
+        except grpc.aio.AioRpcError:
+            return await self._retry(address, attempt, metadata)
+
+    async def _retry(self, address: str, attempt: Attempt, metadata: Metadata) -> object:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(grpc.aio.AioRpcError),
+            wait=wait_random_exponential(multiplier=0.05, max=_MAX_BACKOFF_SECONDS),
+            # The first attempt is over, and the last may take its full time.
+            stop=stop_after_delay(SIGNAL_BUDGET_SECONDS - 2 * _ATTEMPT_SECONDS),
+        )
+        try:
+            async with asyncio.timeout(SIGNAL_BUDGET_SECONDS - _ATTEMPT_SECONDS):
+                async for again in retrying:
+                    with again:
+                        return await attempt(self._stub(address), metadata)
+        except (RetryError, TimeoutError) as error:
+            self._forget(address)
+            raise AgentUnreachableError(f"the agent at {address} does not answer") from error
+        raise AssertionError("retrying ends with an answer or an error")
+
+    def _stub(self, address: str) -> agent_service_pb2_grpc.AgentServiceAsyncStub:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return agent_service_pb2_grpc.AgentServiceStub(channel)
+
+    def _forget(self, address: str) -> None:
+        """Drops the channel: an agent that comes back does so at another address, in a new epoch."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            closing = asyncio.create_task(channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)

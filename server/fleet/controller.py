@@ -1,0 +1,181 @@
+"""Makes reality follow the database: each workspace that is to have a pod has one, each that lost its agent has failed.
+
+One controller leads; any number stand by. Each look at a workspace compares what the database wants with what runs and takes the
+one next step, so that a controller may die between any two steps and the next one goes on from there.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from server.core import lifecycle
+from server.core.errors import UnavailableError
+from server.core.ports import Clock, Store
+from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+
+log = structlog.get_logger("fleet")
+
+# Every workspace is looked at this often, whether or not anything was announced.
+SCAN_SECONDS = 1.0
+# An agent that has not registered by then is taken for one that cannot start.
+START_LIMIT = timedelta(seconds=30)
+# How long a pod that is asked to end may take before it is killed.
+END_GRACE_SECONDS = 3.0
+# How long beyond its force deadline an agent may take to end its task itself.
+STOP_MARGIN = timedelta(seconds=2)
+
+
+class Pods(Protocol):
+    """The backend; local_pods.py says what each method does."""
+
+    def was_started(self, workspace: Workspace) -> bool: ...
+    async def start(self, workspace: Workspace) -> None: ...
+    async def ended(self, workspace: Workspace) -> None: ...
+    def is_alive(self, workspace: Workspace) -> bool: ...
+    def last_words(self, workspace_id: str) -> str: ...
+    async def end(self, workspace_id: str, grace_seconds: float) -> bool: ...
+
+
+class Changes(Protocol):
+    """Which workspaces have changed."""
+
+    async def wait(self, timeout_seconds: float) -> set[str]:
+        """Those changed since the last return; empty after the timeout."""
+
+
+class Controller:
+    """One run of the leader. `host` names this run of the machine: pods of an earlier one are gone."""
+
+    def __init__(self, store: Store, pods: Pods, host: str, clock: Clock) -> None:
+        self._store = store
+        self._pods = pods
+        self._host = host
+        self._clock = clock
+        # One step at a time for a workspace; steps of different workspaces do not wait for each other.
+        self._steps: dict[str, asyncio.Task[None]] = {}
+        self._watched: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self, changes: Changes) -> None:
+        """Leads until it is cancelled. Pods live on."""
+        try:
+            while True:
+                try:
+                    for workspace in await self._store.list_wanted_pods():
+                        self._take_step(workspace)
+                    await self._follow(changes)
+                except UnavailableError:
+                    log.warning("the database does not answer")
+                    await changes.wait(SCAN_SECONDS)
+        finally:
+            for task in (*self._steps.values(), *self._watched.values()):
+                task.cancel()
+
+    async def _follow(self, changes: Changes) -> None:
+        """Until the next scan is due: looks at what is announced, and at what has lost its agent's process, at once."""
+        scan_at = time.monotonic() + SCAN_SECONDS
+        while (left_seconds := scan_at - time.monotonic()) > 0:
+            for workspace_id in await changes.wait(left_seconds):
+                workspace = await self._store.get_workspace(workspace_id)
+                if workspace is not None and workspace.status in WANTS_POD:
+                    self._take_step(workspace)
+
+    def _take_step(self, workspace: Workspace) -> None:
+        if workspace.id in self._steps:
+            return
+        step = asyncio.create_task(self._step(workspace))
+        self._steps[workspace.id] = step
+        step.add_done_callback(lambda _: self._steps.pop(workspace.id, None))
+
+    async def _step(self, workspace: Workspace) -> None:
+        try:
+            if workspace.host != self._host:
+                await self._place(workspace)
+            elif workspace.status is WorkspaceStatus.STOPPING:
+                await self._stop(workspace)
+            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(workspace):
+                await self._start(workspace)
+            else:
+                await self._check(workspace)
+        except UnavailableError:
+            log.warning("the database does not answer", workspace_id=workspace.id)
+        except Exception:
+            log.exception("a defect", workspace_id=workspace.id)
+
+    async def _place(self, workspace: Workspace) -> None:
+        """Takes over what no host has, or what an earlier run of this host had: its processes end before its task does."""
+        if workspace.host is not None:
+            await self._pods.end(workspace.id, END_GRACE_SECONDS)
+        await self._apply(workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now))
+
+    async def _start(self, workspace: Workspace) -> None:
+        await self._pods.end(workspace.id, grace_seconds=0)
+        try:
+            await self._pods.start(workspace)
+        except OSError as error:
+            await self._fail(workspace, f"its agent could not be started: {error.strerror or error}")
+            return
+        log.info("pod started", workspace_id=workspace.id, epoch=workspace.epoch)
+        self._watch(workspace)
+
+    async def _check(self, workspace: Workspace) -> None:
+        """An agent that is gone, silent for longer than its lease, or never came up, is lost."""
+        now = self._clock()
+        if not self._pods.is_alive(workspace):
+            await self._fail(workspace, self._epitaph(workspace))
+        elif workspace.lease_expires_at is not None and workspace.lease_expires_at < now:
+            await self._fail(workspace, "its agent was not heard of for longer than its lease")
+        elif workspace.status is WorkspaceStatus.PROVISIONING and now > workspace.updated_at + START_LIMIT:
+            await self._fail(workspace, f"its agent did not register within {START_LIMIT.seconds} s")
+        else:
+            self._watch(workspace)
+
+    def _epitaph(self, workspace: Workspace) -> str:
+        last_words = self._pods.last_words(workspace.id)
+        if workspace.status is WorkspaceStatus.PROVISIONING and last_words:
+            return f"its agent ended before it had registered: {last_words[:300]}"
+        return "its agent's process ended unexpectedly"
+
+    async def _fail(self, workspace: Workspace, reason: str) -> None:
+        """Everything that runs in the pod ends first; only then is the task said to have ended."""
+        stopped = await self._pods.end(workspace.id, grace_seconds=0)
+        await self._apply(
+            workspace, lambda session, now: lifecycle.lose_agent(session, workspace.epoch, reason, now, work_stopped=stopped)
+        )
+        log.warning("agent lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
+
+    async def _stop(self, workspace: Workspace) -> None:
+        """A task that still runs ends itself, within its force deadline; the pod then ends."""
+        if workspace.current_task_id is not None and self._pods.is_alive(workspace):
+            task = await self._store.get_task(workspace.id, workspace.current_task_id)
+            open_until = task.cancel.force_at if task is not None and task.cancel is not None else None
+            if open_until is not None and self._clock() < open_until + STOP_MARGIN:
+                return
+        stopped = await self._pods.end(workspace.id, END_GRACE_SECONDS)
+        await self._apply(
+            workspace, lambda session, now: lifecycle.finish_stop(session, workspace.epoch, now, work_stopped=stopped)
+        )
+        log.info("pod stopped", workspace_id=workspace.id, epoch=workspace.epoch)
+
+    async def _apply(self, workspace: Workspace, decide: Callable[[lifecycle.Session, datetime], lifecycle.Change]) -> None:
+        await self._store.transition(workspace.id, lambda session: decide(session, self._clock()))
+
+    def _watch(self, workspace: Workspace) -> None:
+        """A death is seen at once, not at the next look."""
+        key = f"{workspace.id}/{workspace.epoch}"
+        if key not in self._watched:
+            self._watched[key] = asyncio.create_task(self._await_end(key, workspace))
+
+    async def _await_end(self, key: str, workspace: Workspace) -> None:
+        await self._pods.ended(workspace)
+        del self._watched[key]
+        try:
+            current = await self._store.get_workspace(workspace.id)
+        except UnavailableError:
+            # The next scan sees it.
+            return
+        if current is not None and current.status in WANTS_POD:
+            self._take_step(current)

@@ -1,0 +1,125 @@
+"""Pods on this machine: an agent's process with a folder of its own.
+
+`<pods>/<workspace id>/` holds `pid`, `epoch`, `log` and, as the agent's working directory, `files/`, which outlives the pod.
+What is on disk is enough for another controller to take over: the processes do not end with the one that started them.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from server.core.runtime import AgentIdentity
+from server.core.workspace import Workspace
+from server.fleet import processes
+
+_LOG_TAIL_BYTES = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSpec:
+    """What an agent is given at its start, as one JSON object on its standard input: its environment could be read by its tools."""
+
+    workspace_id: str
+    epoch: int
+    runtime_addresses: list[str]
+    runtime_token: str
+    control_plane_public_key: str
+    files_dir: str
+    model: str
+    model_timeout_seconds: float
+    tool_timeout_seconds: float
+
+
+class LocalPods:
+    """Starts and ends pods as processes of this machine."""
+
+    def __init__(self, root: Path, spec_for: Callable[[AgentIdentity, str], PodSpec]) -> None:
+        self._root = root
+        self._spec_for = spec_for
+
+    def was_started(self, workspace: Workspace) -> bool:
+        """Whether a pod of this epoch was started, by whichever controller."""
+        try:
+            return (self._folder(workspace.id) / "epoch").read_text() == str(workspace.epoch)
+        except OSError:
+            return False
+
+    async def start(self, workspace: Workspace) -> None:
+        """Starts the pod of the workspace's epoch. Raises OSError."""
+        folder = self._folder(workspace.id)
+        files = folder / "files"
+        files.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Written first: a controller that dies right after the start leaves no second pod behind.
+        (folder / "epoch").write_text(str(workspace.epoch))
+        spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch), str(files))
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            processes.WORKSPACE_MARKER: workspace.id,
+            processes.EPOCH_MARKER: str(workspace.epoch),
+        }
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
+                [sys.executable, "-m", "server", "agent"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=files,
+                env=environment,
+                start_new_session=True,
+            )
+        (folder / "pid").write_text(str(process.pid))
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(asdict(spec)).encode())
+            process.stdin.close()
+
+    async def ended(self, workspace: Workspace) -> None:
+        """Returns when the agent's process of this epoch is gone; at once when there is none."""
+        pid = self._pid(workspace)
+        if pid is not None:
+            await processes.gone(pid)
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        """Whether the agent's process of this epoch is there, and its folder too."""
+        return self._pid(workspace) is not None
+
+    def last_words(self, workspace_id: str) -> str:
+        """The last line of the pod's log; empty when there is none."""
+        try:
+            with (self._folder(workspace_id) / "log").open("rb") as log:
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
+                lines = log.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+    async def end(self, workspace_id: str, grace_seconds: float) -> bool:
+        """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended."""
+        stopped = await processes.end_all(workspace_id, grace_seconds)
+        (self._folder(workspace_id) / "pid").unlink(missing_ok=True)
+        return stopped
+
+    def _pid(self, workspace: Workspace) -> int | None:
+        try:
+            pid = int((self._folder(workspace.id) / "pid").read_text())
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            environment = process.environ()
+        except (OSError, ValueError, psutil.Error):
+            return None
+        # The number may have been given to another process since.
+        mine = environment.get(processes.WORKSPACE_MARKER) == workspace.id
+        return pid if mine and environment.get(processes.EPOCH_MARKER) == str(workspace.epoch) else None
+
+    def _folder(self, workspace_id: str) -> Path:
+        return self._root / workspace_id

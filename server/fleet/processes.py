@@ -1,0 +1,69 @@
+"""Processes of a pod, told by a marker in their environment that every descendant inherits, whatever its session or parent."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
+
+import psutil
+
+WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
+EPOCH_MARKER = "EVERSHELL_EPOCH"
+
+
+def find(workspace_id: str) -> list[psutil.Process]:
+    """Every process of the workspace's pod, of any epoch. A process that has cleared its environment is not found."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(WORKSPACE_MARKER) == workspace_id:
+                found.append(process)
+    return found
+
+
+async def end_all(workspace_id: str, grace_seconds: float) -> bool:
+    """Ends every process of the pod: first asked, then killed. False: some were still there after all."""
+    processes = find(workspace_id)
+    _signal(processes, signal.SIGTERM)
+    await _wait_gone(processes, grace_seconds)
+    # What was started meanwhile by what was ending is found by looking again.
+    for _ in range(10):
+        processes = find(workspace_id)
+        if not processes:
+            return True
+        _signal(processes, signal.SIGKILL)
+        await _wait_gone(processes, 1.0)
+    return False
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        # psutil compares the start time, so a number that was given to another process since is left alone.
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+
+
+async def _wait_gone(processes: Iterable[psutil.Process], timeout_seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_seconds):
+            await asyncio.gather(*(gone(process.pid) for process in processes))
+
+
+async def gone(pid: int) -> None:
+    """Returns when the process has ended, whoever started it; at once when there is none."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    # A child of ours stays a zombie until it is waited for.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - WNOHANG does not wait
