@@ -1,0 +1,79 @@
+"""The settings: one frozen object, read from the environment once and validated then."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting is the environment variable of its name in capitals; README.md has the table for people."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    # Where everything that outlives a run is kept.
+    state_dir: Path = Path(".state")
+    # Empty: the embedded PostgreSQL. Else postgresql://…, over TCP or a socket.
+    database_url: str = ""
+
+    # REST through the edge.
+    rest_port: int = Field(8080, ge=1, le=65535)
+    # gRPC through the edge.
+    grpc_port: int = Field(8081, ge=1, le=65535)
+    # The first worker's own port; the next workers take the ports behind it.
+    server_port: int = Field(50051, ge=1, le=65535)
+    workers: int = Field(2, ge=1, le=64)
+    # Where the servers listen.
+    listen_host: str = "127.0.0.1"
+
+    # `scripted`, or `openai:<model>`.
+    model: str = "scripted"
+    model_timeout_seconds: float = Field(120.0, gt=0)
+    tool_timeout_seconds: float = Field(600.0, gt=0)
+    # An agent that is not heard of for this long is taken for lost.
+    lease_seconds: float = Field(30.0, ge=1)
+
+    # Who issues session tokens, for whom, and where the keys are: a file or an http(s) URL. Empty: the demo's own.
+    jwt_issuer: str = "https://auth.evershell.ai"
+    jwt_audience: str = "evershell"
+    jwks: str = ""
+    # When set, a request's host must be `<org slug>.<public domain>` of its credential's organization.
+    public_domain: str = ""
+
+    # Connections to the database, a worker.
+    pool_size: int = Field(10, ge=1)
+    log_level: str = "INFO"
+
+    # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.
+    stack_id: str = "standalone"
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.absolute()
+
+    @property
+    def worker_addresses(self) -> list[str]:
+        """host:port of every worker."""
+        return [f"{self.listen_host}:{self.server_port + index}" for index in range(self.workers)]
+
+    @property
+    def pods_dir(self) -> Path:
+        """A folder a workspace."""
+        return self.state_dir / "pods"
+
+    @property
+    def signing_key_path(self) -> Path:
+        """The control plane's private key, as a JWK; agents get only its public half."""
+        return self.state_dir / "control-plane.jwk"
+
+    @property
+    def jwks_source(self) -> str:
+        """Where session tokens' keys are."""
+        return self.jwks or str(self.state_dir / "demo-jwks.json")
+
+    @classmethod
+    def read(cls) -> Self:
+        """From the environment. Raises pydantic.ValidationError, which names each variable that is wrong."""
+        return cls()
