@@ -1,0 +1,105 @@
+"""Connections, and the one place where PostgreSQL's failures become the core's."""
+
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from server.core.errors import UnavailableError
+
+Connection = AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
+
+# The time zone is set so that a moment reads as it was written, the isolation since the store's locking builds on it. A session
+# that hangs within a transaction holds the lock of a workspace, so the server ends it.
+_SESSION_OPTIONS = (
+    r"-c TimeZone=UTC -c default_transaction_isolation=read\ committed "
+    "-c statement_timeout=10s -c idle_in_transaction_session_timeout=10s"
+)
+# How long one attempt to connect may take, and how long data may stay unacknowledged, before the connection is given up.
+_CONNECT_TIMEOUT_SECONDS = 5
+_TCP_USER_TIMEOUT_MILLISECONDS = 5_000
+# After this the pool stops trying by itself; the next request for a connection tries again, without a backoff grown long.
+_RECONNECT_TIMEOUT_SECONDS = 2.0
+
+_UNAVAILABLE = (
+    # Among them PoolTimeout, PoolClosed, AdminShutdown, CannotConnectNow, TooManyConnections and QueryCanceled.
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    # The server has become a standby.
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+
+
+def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
+    """The database with the settings of our sessions; what the URL itself says about the network stays."""
+    given = conninfo_to_dict(database_url)
+    parameters = {
+        "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MILLISECONDS,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        "application_name": "evershell",
+        **given,
+        "options": f"{given.get('options') or ''} {session_options}".strip(),
+    }
+    return make_conninfo("", **parameters)
+
+
+@asynccontextmanager
+async def open_pool(
+    database_url: str, *, min_size: int = 2, max_size: int = 10, acquire_timeout_seconds: float = 2.0
+) -> AsyncIterator[Pool]:
+    """A pool of connections, closed when the context is left. It opens without a database and finds it once it is there.
+
+    A call that gets no connection within `acquire_timeout_seconds` raises UnavailableError.
+    """
+    pool: Pool = AsyncConnectionPool(
+        conninfo(database_url),
+        kwargs={"autocommit": True},
+        min_size=min_size,
+        max_size=max_size,
+        timeout=acquire_timeout_seconds,
+        reconnect_timeout=_RECONNECT_TIMEOUT_SECONDS,
+        check=_check_when_readable,
+        open=False,
+    )
+    await pool.open(wait=False)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@asynccontextmanager
+async def connected(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool. Raises UnavailableError for all that says that the database is not there."""
+    try:
+        async with pool.connection() as connection:
+            yield connection
+    except _UNAVAILABLE as error:
+        raise UnavailableError(str(error)) from error
+
+
+async def ping(pool: Pool) -> None:
+    """Asks the database for an answer. Raises UnavailableError."""
+    async with connected(pool) as connection:
+        await connection.execute("SELECT 1")
+
+
+async def _check_when_readable(connection: Connection) -> None:
+    """Sorts out a connection whose server has gone: an idle one has nothing to read, except the server's goodbye.
+
+    This costs a system call, where asking the server would cost a round trip each time.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)

@@ -1,0 +1,209 @@
+"""The Store of the core, on PostgreSQL."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+from server.core.caller import Permission
+from server.core.event import Event, cancel_payload
+from server.core.lifecycle import Change, Session
+from server.core.ports import RecordedCancellation
+from server.core.task import CancelIntent, Task
+from server.core.workspace import Workspace, WorkspaceStatus
+from server.store.pool import Connection, Pool, connected
+from server.store.rows import (
+    EVENT_COLUMNS,
+    TASK_COLUMNS,
+    WORKSPACE_COLUMNS,
+    Row,
+    event_of,
+    event_values,
+    json_value,
+    task_of,
+    task_values,
+    workspace_of,
+    workspace_values,
+)
+
+# Columns are always named: a column that a later migration adds then breaks no statement that is prepared already.
+_WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
+_TASK = ", ".join(TASK_COLUMNS)
+_EVENT = ", ".join(EVENT_COLUMNS)
+_W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
+_T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
+
+_RECORD_CANCELLATION = (
+    f"SELECT recorded, {_W}, {_T} FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
+)
+_LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE"  # noqa: S608
+# A statement of its own, behind the lock: one that waited for the lock would still see the tasks of before.
+_CURRENT_TASK = f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"  # noqa: S608
+_GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s"  # noqa: S608
+_LIST_WORKSPACES = f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
+_LIST_OWN_WORKSPACES = (
+    f"SELECT {_WORKSPACE} FROM workspaces "  # noqa: S608
+    "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
+_LIST_WANTED_PODS = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"  # noqa: S608
+)
+_GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"  # noqa: S608
+_LIST_TASKS = f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
+_LIST_EVENTS = f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"  # noqa: S608
+
+# Sorts behind every id: no id holds a tilde.
+_BEHIND_ALL_IDS = "~"
+
+
+@cache
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"  # noqa: S608
+
+
+@cache
+def _update(table: str, columns: tuple[str, ...]) -> str:
+    assignments = ", ".join(f"{column} = %s" for column in columns)
+    return f"UPDATE {table} SET {assignments} WHERE id = %s"  # noqa: S608
+
+
+class PostgresStore:
+    """Implements server.core.ports.Store. It calls `announce` with the workspace's id after each commit that wrote something."""
+
+    def __init__(self, pool: Pool, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
+        self._pool = pool
+        self._announce = announce
+
+    async def record_cancellation(
+        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+    ) -> RecordedCancellation:
+        """See the port."""
+        caller = permission.caller
+        row = await self._one(
+            _RECORD_CANCELLATION,
+            (
+                caller.org_id,
+                permission.own_only,
+                caller.user_id,
+                workspace_id,
+                task_id,
+                intent.requested_by,
+                str(intent.credential_kind),
+                intent.requested_at,
+                intent.reason,
+                intent.request_id,
+                intent.force_at,
+                json_value({"cancel": cancel_payload(intent)}),
+            ),
+        )
+        assert row is not None
+        after_workspace = 1 + len(WORKSPACE_COLUMNS)
+        found = RecordedCancellation(
+            workspace=None if row[1] is None else workspace_of(row[1:after_workspace]),
+            task=None if row[after_workspace] is None else task_of(row[after_workspace:]),
+            recorded=row[0],
+        )
+        if found.recorded or _took_over_force_at(found, intent):
+            self._announce(workspace_id)
+        return found
+
+    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
+        """See the port."""
+        async with connected(self._pool) as connection, connection.pipeline(), connection.transaction():
+            locked = await connection.execute(_LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True)
+            current = await connection.execute(_CURRENT_TASK, (workspace_id,), prepare=True, binary=True)
+            workspace_row, task_row = await locked.fetchone(), await current.fetchone()
+            if workspace_row is None:
+                return None
+            session = Session(workspace_of(workspace_row), None if task_row is None else task_of(task_row))
+            change = decide(session)
+            wrote, change = await _write(connection, session, change)
+        if wrote:
+            self._announce(workspace_id)
+        return change
+
+    async def create_workspace(self, workspace: Workspace) -> None:
+        """See the port."""
+        async with connected(self._pool) as connection:
+            await connection.execute(_insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace))
+        self._announce(workspace.id)
+
+    async def get_workspace(self, workspace_id: str) -> Workspace | None:
+        """See the port."""
+        row = await self._one(_GET_WORKSPACE, (workspace_id,))
+        return None if row is None else workspace_of(row)
+
+    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
+        """See the port."""
+        caller, before = permission.caller, before_id or _BEHIND_ALL_IDS
+        if permission.own_only:
+            rows = await self._all(_LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit))
+        else:
+            rows = await self._all(_LIST_WORKSPACES, (caller.org_id, before, limit))
+        return [workspace_of(row) for row in rows]
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
+        """See the port."""
+        row = await self._one(_GET_TASK, (task_id, workspace_id))
+        return None if row is None else task_of(row)
+
+    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+        """See the port."""
+        rows = await self._all(_LIST_TASKS, (workspace_id, before_id or _BEHIND_ALL_IDS, limit))
+        return [task_of(row) for row in rows]
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        """See the port."""
+        return [event_of(row) for row in await self._all(_LIST_EVENTS, (workspace_id, after_seq, limit))]
+
+    async def list_wanted_pods(self) -> Sequence[Workspace]:
+        """See the port."""
+        return [workspace_of(row) for row in await self._all(_LIST_WANTED_PODS, ())]
+
+    async def _one(self, query: str, parameters: Row) -> Row | None:
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+            return await cursor.fetchone()
+
+    async def _all(self, query: str, parameters: Row) -> Sequence[Row]:
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+            return await cursor.fetchall()
+
+
+def _took_over_force_at(found: RecordedCancellation, intent: CancelIntent) -> bool:
+    """Whether an intent that stood may have got this call's deadline; now and then true for an equal one, which is harmless."""
+    if intent.force_at is None or found.task is None or found.task.cancel is None:
+        return False
+    return found.task.cancel.force_at == intent.force_at
+
+
+async def _write(connection: Connection, session: Session, change: Change) -> tuple[bool, Change]:
+    """Sends what has changed, in one go, and returns whether anything had, and the change with its `last_seq`."""
+    workspace_id, seq = session.workspace.id, session.workspace.last_seq
+    change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
+    wrote = await _write_row(
+        connection, "workspaces", WORKSPACE_COLUMNS, workspace_values(session.workspace), workspace_values(change.workspace)
+    )
+    if change.task is not None:
+        before = session.task if session.task is not None and session.task.id == change.task.id else None
+        old = None if before is None else task_values(before)
+        wrote |= await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
+    for number, event in enumerate(change.events, seq + 1):
+        await connection.execute(_insert("events", EVENT_COLUMNS), event_values(workspace_id, number, event), prepare=True)
+    return wrote, change
+
+
+async def _write_row(connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row) -> bool:
+    """Inserts the row, or updates the columns that differ; returns whether there was anything to do."""
+    if old is None:
+        changed = columns
+        query, parameters = _insert(table, columns), list(new)
+    else:
+        differing = [(column, after) for column, before, after in zip(columns, old, new, strict=True) if before != after]
+        if not differing:
+            return False
+        changed = tuple(column for column, _ in differing)
+        query, parameters = _update(table, changed), [value for _, value in differing] + [new[0]]
+    wrapped = [json_value(value) if isinstance(value, dict) else value for value in parameters]
+    await connection.execute(query, wrapped)
+    return True

@@ -1,0 +1,207 @@
+"""Rows to core objects and back. The columns of workspaces and tasks are named here, once, in the order of the mappers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from server.core.event import Event, EventType, NewEvent
+from server.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
+from server.core.workspace import Workspace, WorkspaceStatus
+
+Row = Sequence[Any]
+
+WORKSPACE_COLUMNS = (
+    "id",
+    "org_id",
+    "name",
+    "status",
+    "status_reason",
+    "created_by_user_id",
+    "created_at",
+    "updated_at",
+    "current_task_id",
+    "epoch",
+    "last_seq",
+    "agent_address",
+    "lease_expires_at",
+    "host",
+)
+TASK_COLUMNS = (
+    "id",
+    "workspace_id",
+    "description",
+    "metadata",
+    "max_iterations",
+    "status",
+    "phase",
+    "iterations",
+    "created_at",
+    "started_at",
+    "completed_at",
+    "cancel_requested_by",
+    "cancel_credential_kind",
+    "cancel_requested_at",
+    "cancel_reason",
+    "cancel_request_id",
+    "cancel_force_at",
+    "reason",
+    "result",
+    "forced",
+    "input_tokens",
+    "output_tokens",
+    "model_calls",
+    "tool_calls",
+)
+EVENT_COLUMNS = ("workspace_id", "seq", "type", "time", "task_id", "request_id", "payload")
+
+
+def workspace_of(row: Row) -> Workspace:
+    """A workspace from WORKSPACE_COLUMNS."""
+    return Workspace(
+        id=row[0],
+        org_id=row[1],
+        name=row[2],
+        status=WorkspaceStatus(row[3]),
+        status_reason=row[4],
+        created_by_user_id=row[5],
+        created_at=row[6],
+        updated_at=row[7],
+        current_task_id=row[8],
+        epoch=row[9],
+        last_seq=row[10],
+        agent_address=row[11],
+        lease_expires_at=row[12],
+        host=row[13],
+    )
+
+
+def workspace_values(workspace: Workspace) -> Row:
+    """A workspace as WORKSPACE_COLUMNS."""
+    return tuple(_storable(getattr(workspace, column)) for column in WORKSPACE_COLUMNS)
+
+
+def task_of(row: Row) -> Task:
+    """A task from TASK_COLUMNS."""
+    return Task(
+        id=row[0],
+        workspace_id=row[1],
+        description=row[2],
+        metadata=row[3],
+        max_iterations=row[4],
+        status=TaskStatus(row[5]),
+        phase=Phase(row[6]),
+        iterations=row[7],
+        created_at=row[8],
+        started_at=row[9],
+        completed_at=row[10],
+        cancel=None if row[13] is None else _intent_of(row[11:17]),
+        reason=row[17],
+        result=row[18],
+        forced=row[19],
+        usage=Usage(input_tokens=row[20], output_tokens=row[21], model_calls=row[22], tool_calls=row[23]),
+    )
+
+
+def _intent_of(row: Row) -> CancelIntent:
+    return CancelIntent(
+        requested_by=row[0],
+        credential_kind=row[1],
+        requested_at=row[2],
+        reason=row[3],
+        request_id=row[4],
+        force_at=row[5],
+    )
+
+
+def task_values(task: Task) -> Row:
+    """A task as TASK_COLUMNS; the metadata as it is, for `json_value` to wrap."""
+    cancel, usage = task.cancel, task.usage
+    intent = (
+        (None,) * 6
+        if cancel is None
+        else (
+            cancel.requested_by,
+            cancel.credential_kind,
+            cancel.requested_at,
+            cancel.reason,
+            cancel.request_id,
+            cancel.force_at,
+        )
+    )
+    values = (
+        task.id,
+        task.workspace_id,
+        task.description,
+        task.metadata,
+        task.max_iterations,
+        task.status,
+        task.phase,
+        task.iterations,
+        task.created_at,
+        task.started_at,
+        task.completed_at,
+        *intent,
+        task.reason,
+        task.result,
+        task.forced,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.model_calls,
+        usage.tool_calls,
+    )
+    return tuple(_storable(value) for value in values)
+
+
+def event_of(row: Row) -> Event:
+    """An event from EVENT_COLUMNS."""
+    return Event(
+        workspace_id=row[0],
+        seq=row[1],
+        type=EventType(row[2]),
+        time=row[3],
+        task_id=row[4],
+        request_id=row[5],
+        payload=row[6],
+    )
+
+
+def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
+    """An event as EVENT_COLUMNS."""
+    return (workspace_id, seq, str(event.type), event.time, event.task_id, event.request_id, json_value(event.payload))
+
+
+def json_value(value: Mapping[str, Any]) -> Jsonb:
+    """A value for a jsonb column."""
+    return Jsonb(value, dumps=_dumps)
+
+
+def _dumps(value: Any) -> bytes:
+    """JSON that jsonb takes: what a tool has printed may hold NUL or half a surrogate pair."""
+    try:
+        dumped = json.dumps(value, ensure_ascii=False)
+        if "\\u0000" not in dumped:
+            return dumped.encode()
+    except UnicodeEncodeError:
+        pass
+    return json.dumps(_storable(value), ensure_ascii=False).encode()
+
+
+def _storable(value: Any) -> Any:
+    """The value with every character that PostgreSQL cannot hold replaced."""
+    match value:
+        case str():
+            # An enum's member goes in as its plain text.
+            text = str(value)
+            return text if text.isascii() and "\0" not in text else _clean(text)
+        case Mapping():
+            return {_storable(key): _storable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_storable(item) for item in value]
+        case _:
+            return value
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
