@@ -9,7 +9,7 @@ from server.core.event import Event, cancel_payload
 from server.core.lifecycle import Change, Session
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace, WorkspaceStatus
+from server.core.workspace import Workspace
 from server.store.pool import Connection, Pool, connected
 from server.store.rows import (
     EVENT_COLUMNS,
@@ -32,9 +32,7 @@ _EVENT = ", ".join(EVENT_COLUMNS)
 _W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
 _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 
-_RECORD_CANCELLATION = (
-    f"SELECT recorded, {_W}, {_T} FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
-)
+_RECORD_CANCELLATION = f"SELECT recorded, {_W}, {_T} FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
 _LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE"  # noqa: S608
 # A statement of its own, behind the lock: one that waited for the lock would still see the tasks of before.
 _CURRENT_TASK = f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"  # noqa: S608
@@ -44,9 +42,7 @@ _LIST_OWN_WORKSPACES = (
     f"SELECT {_WORKSPACE} FROM workspaces "  # noqa: S608
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
-_LIST_WANTED_PODS = (
-    f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"  # noqa: S608
-)
+_LIST_WANTED_PODS = f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"  # noqa: S608
 _GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"  # noqa: S608
 _LIST_TASKS = f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
 _LIST_EVENTS = f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"  # noqa: S608

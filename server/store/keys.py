@@ -1,0 +1,71 @@
+"""Organizations and their API keys."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from server.core.api_key import ApiKey, KeyTemplate
+from server.store.pool import Pool, connected
+from server.store.rows import Row
+
+_KEY = "id, org_id, name, template, created_at, revoked_at"
+
+
+class PostgresKeys:
+    """The keys in the database. Every method raises UnavailableError when it does not answer."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def ensure_org(self, org_id: str, slug: str) -> None:
+        """Adds the organization, or gives it this slug. Raises ValueError when another one has it."""
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(
+                "INSERT INTO orgs (id, slug) SELECT %(id)s, %(slug)s "
+                "WHERE NOT EXISTS (SELECT FROM orgs WHERE slug = %(slug)s AND id <> %(id)s) "
+                "ON CONFLICT (id) DO UPDATE SET slug = excluded.slug",
+                {"id": org_id, "slug": slug},
+            )
+            if cursor.rowcount == 0:
+                raise ValueError(f"Another organization has the slug {slug}.")
+
+    async def find_org_slug(self, org_id: str) -> str | None:
+        """The slug, which is the first part of the organization's host name."""
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute("SELECT slug FROM orgs WHERE id = %s", (org_id,), prepare=True)
+            row = await cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def find_key(self, sha256: bytes) -> ApiKey | None:
+        """The key with this SHA-256, revoked or not."""
+        async with connected(self._pool) as connection:
+            query = f"SELECT {_KEY} FROM api_keys WHERE sha256 = %s"  # noqa: S608
+            cursor = await connection.execute(query, (sha256,), prepare=True)
+            row = await cursor.fetchone()
+        return None if row is None else _key_of(row)
+
+    async def create_key(self, key: ApiKey, sha256: bytes) -> None:
+        """Adds a key of an organization that is there."""
+        async with connected(self._pool) as connection:
+            await connection.execute(
+                f"INSERT INTO api_keys ({_KEY}, sha256) VALUES (%s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
+                (key.id, key.org_id, key.name, str(key.template), key.created_at, key.revoked_at, sha256),
+            )
+
+    async def list_keys(self, org_id: str) -> Sequence[ApiKey]:
+        """The organization's keys, newest first, the revoked ones too."""
+        async with connected(self._pool) as connection:
+            query = f"SELECT {_KEY} FROM api_keys WHERE org_id = %s ORDER BY id DESC"  # noqa: S608
+            cursor = await connection.execute(query, (org_id,))
+            return [_key_of(row) for row in await cursor.fetchall()]
+
+    async def revoke_key(self, key_id: str, now: datetime) -> bool:
+        """Ends the key; False when there is no such key, or its end was before."""
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(
+                "UPDATE api_keys SET revoked_at = %s WHERE id = %s AND revoked_at IS NULL", (now, key_id)
+            )
+            return cursor.rowcount == 1
+
+
+def _key_of(row: Row) -> ApiKey:
+    return ApiKey(id=row[0], org_id=row[1], name=row[2], template=KeyTemplate(row[3]), created_at=row[4], revoked_at=row[5])

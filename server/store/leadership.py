@@ -1,0 +1,110 @@
+"""One leader among any number of processes, by an advisory lock of PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+
+from server.store.pool import conninfo
+
+# Any number of our own; the same in every process that wants to lead.
+_LOCK_KEY = 0x6576_6C64
+# The server drops a leader whose machine has gone silent, and with it the lock, after 4 s: later than that leader itself has
+# noticed (_CHECK_SECONDS and _CHECK_TIMEOUT_SECONDS), and early enough for a standby.
+_SESSION_OPTIONS = (
+    "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 -c tcp_user_timeout=4000 "
+    "-c statement_timeout=5s"
+)
+_POLL_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
+_CHECK_TIMEOUT_SECONDS = 1.5
+
+_log = structlog.get_logger()
+
+
+class Leadership:
+    """Lets one process at a time lead."""
+
+    def __init__(self, database_url: str, *, key: int = _LOCK_KEY) -> None:
+        """Those with the same `key` on the same database compete."""
+        self._conninfo = conninfo(database_url, _SESSION_OPTIONS)
+        self._key = key
+
+    @asynccontextmanager
+    async def acquired(self) -> AsyncIterator[asyncio.Event]:
+        """Waits, through outages of the database too, until this process leads; leaving the context hands over.
+
+        The event is set once leadership may be lost: within 2 s after the database has gone. Stop leading then at once and
+        leave the context; enter it again to compete anew. A standby takes over within 5 s.
+        """
+        connection = await self._acquire()
+        lost = asyncio.Event()
+        watch = asyncio.create_task(_watch(connection, lost), name="leadership-watch")
+        try:
+            yield lost
+        finally:
+            await _abandon(watch)
+            # The end of the session releases the lock.
+            await connection.close()
+
+    async def _acquire(self) -> AsyncConnection[Any]:
+        while True:
+            with suppress(psycopg.OperationalError):
+                return await self._connect_and_lock()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _connect_and_lock(self) -> AsyncConnection[Any]:
+        connection = await AsyncConnection.connect(self._conninfo, autocommit=True)
+        try:
+            while True:
+                if await _try_lock(connection, self._key):
+                    return connection
+                await asyncio.sleep(_POLL_SECONDS)
+        except BaseException:
+            await connection.close()
+            raise
+
+
+async def _try_lock(connection: AsyncConnection[Any], key: int) -> bool:
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
+async def _watch(connection: AsyncConnection[Any], lost: asyncio.Event) -> None:
+    try:
+        while True:
+            if not await _answers_in_time(connection):
+                break
+            await asyncio.sleep(_CHECK_SECONDS)
+        _log.warning("leadership_lost")
+    finally:
+        lost.set()
+
+
+async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
+    check = asyncio.create_task(_check(connection), name="leadership-check")
+    try:
+        await asyncio.wait([check], timeout=_CHECK_TIMEOUT_SECONDS)
+        return check.done() and check.result()
+    finally:
+        await _abandon(check)
+
+
+async def _check(connection: AsyncConnection[Any]) -> bool:
+    try:
+        await connection.execute("SELECT 1")
+    except psycopg.Error:
+        return False
+    return True
+
+
+async def _abandon(task: asyncio.Task[Any]) -> None:
+    """Cancels the task until it ends: psycopg answers the first time by asking the server, which may be what hangs."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)

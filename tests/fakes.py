@@ -1,0 +1,173 @@
+"""Stand-ins for the core's ports, for tests that are not about PostgreSQL. The contract suite holds FakeStore to the real one."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+from server.core import lifecycle
+from server.core.caller import Permission
+from server.core.errors import UnavailableError
+from server.core.event import Event, NewEvent
+from server.core.lifecycle import Change, Session
+from server.core.ports import RecordedCancellation
+from server.core.task import CancelIntent, Task
+from server.core.workspace import Workspace, WorkspaceStatus
+
+_Listed = TypeVar("_Listed", Workspace, Task)
+_WANTED = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY, WorkspaceStatus.STOPPING)
+
+
+class FakeStore:
+    """Implements server.core.ports.Store in memory. While `unavailable` is true, every method raises UnavailableError."""
+
+    def __init__(self, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
+        self.unavailable = False
+        self._announce = announce
+        self._workspaces: dict[str, Workspace] = {}
+        self._tasks: dict[str, Task] = {}
+        self._events: defaultdict[str, list[Event]] = defaultdict(list)
+
+    async def record_cancellation(
+        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+    ) -> RecordedCancellation:
+        """See the port."""
+        self._answer()
+        workspace = self._workspaces.get(workspace_id)
+        if workspace is None or workspace.org_id != permission.caller.org_id:
+            return RecordedCancellation(workspace=None, task=None, recorded=False)
+        task = self._task_of(workspace, task_id or workspace.current_task_id)
+        if task is None or task.status.is_terminal or not workspace.is_up or not permission.covers(workspace):
+            return RecordedCancellation(workspace, task, recorded=False)
+        change = self._commit(Session(workspace, task), lifecycle.request_cancel(Session(workspace, task), intent))
+        return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
+
+    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
+        """See the port."""
+        self._answer()
+        workspace = self._workspaces.get(workspace_id)
+        if workspace is None:
+            return None
+        session = Session(workspace, self._task_of(workspace, workspace.current_task_id))
+        return self._commit(session, decide(session))
+
+    async def create_workspace(self, workspace: Workspace) -> None:
+        """See the port."""
+        self._answer()
+        self._workspaces[workspace.id] = workspace
+        self._announce(workspace.id)
+
+    async def get_workspace(self, workspace_id: str) -> Workspace | None:
+        """See the port."""
+        self._answer()
+        return self._workspaces.get(workspace_id)
+
+    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
+        """See the port."""
+        self._answer()
+        org_id = permission.caller.org_id
+        found = [each for each in self._workspaces.values() if each.org_id == org_id and permission.covers(each)]
+        return _page(found, before_id, limit)
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
+        """See the port."""
+        self._answer()
+        workspace = self._workspaces.get(workspace_id)
+        return None if workspace is None else self._task_of(workspace, task_id)
+
+    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+        """See the port."""
+        self._answer()
+        return _page([task for task in self._tasks.values() if task.workspace_id == workspace_id], before_id, limit)
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        """See the port."""
+        self._answer()
+        return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
+
+    async def list_wanted_pods(self) -> Sequence[Workspace]:
+        """See the port."""
+        self._answer()
+        return sorted((each for each in self._workspaces.values() if each.status in _WANTED), key=lambda each: each.id)
+
+    def _answer(self) -> None:
+        if self.unavailable:
+            raise UnavailableError("the fake database is down")
+
+    def _task_of(self, workspace: Workspace, task_id: str | None) -> Task | None:
+        task = self._tasks.get(task_id or "")
+        return task if task is not None and task.workspace_id == workspace.id else None
+
+    def _commit(self, session: Session, change: Change) -> Change:
+        workspace_id, seq = session.workspace.id, session.workspace.last_seq
+        change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
+        self._workspaces[workspace_id] = change.workspace
+        if change.task is not None:
+            self._tasks[change.task.id] = change.task
+        self._events[workspace_id] += [_entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)]
+        if (change.workspace, change.task) != (session.workspace, session.task):
+            self._announce(workspace_id)
+        return change
+
+
+def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
+    return Event(
+        workspace_id=workspace_id,
+        seq=seq,
+        type=new.type,
+        time=new.time,
+        payload=new.payload,
+        task_id=new.task_id,
+        request_id=new.request_id,
+    )
+
+
+def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_Listed]:
+    newest_first = sorted(found, key=lambda each: each.id, reverse=True)
+    return [each for each in newest_first if before_id is None or each.id < before_id][:limit]
+
+
+class FakeWakeup:
+    """Implements server.core.ports.Wakeup."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """See the port."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    def wake(self) -> None:
+        """Ends the wait."""
+        self._changed.set()
+
+
+class FakeWakeups:
+    """Implements server.core.ports.Wakeups within one process: give its `announce` to the store."""
+
+    def __init__(self) -> None:
+        self.announced: list[str] = []
+        self._subscriptions: defaultdict[str, set[FakeWakeup]] = defaultdict(set)
+
+    def announce(self, workspace_id: str) -> None:
+        """Wakes the workspace's subscribers."""
+        self.announced.append(workspace_id)
+        for wakeup in self._subscriptions[workspace_id]:
+            wakeup.wake()
+
+    @asynccontextmanager
+    async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeWakeup]:
+        """See the port."""
+        wakeup = FakeWakeup()
+        self._subscriptions[workspace_id].add(wakeup)
+        try:
+            yield wakeup
+        finally:
+            self._subscriptions[workspace_id].discard(wakeup)
