@@ -14,6 +14,7 @@ import structlog
 
 from server.core import lifecycle
 from server.core.errors import UnavailableError
+from server.core.lifecycle import Change, Session
 from server.core.ports import Clock, Store
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 
@@ -93,8 +94,10 @@ class Controller:
     async def _step(self, workspace: Workspace) -> None:
         try:
             if workspace.host != self._host:
-                await self._place(workspace)
-            elif workspace.status is WorkspaceStatus.STOPPING:
+                workspace = await self._place(workspace)
+            if workspace.host != self._host:
+                return
+            if workspace.status is WorkspaceStatus.STOPPING:
                 await self._stop(workspace)
             elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(workspace):
                 await self._start(workspace)
@@ -105,11 +108,11 @@ class Controller:
         except Exception:
             log.exception("a defect", workspace_id=workspace.id)
 
-    async def _place(self, workspace: Workspace) -> None:
+    async def _place(self, workspace: Workspace) -> Workspace:
         """Takes over what no host has, or what an earlier run of this host had: its processes end before its task does."""
         if workspace.host is not None:
             await self._pods.end(workspace.id, END_GRACE_SECONDS)
-        await self._apply(workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now))
+        return await self._apply(workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now))
 
     async def _start(self, workspace: Workspace) -> None:
         await self._pods.end(workspace.id, grace_seconds=0)
@@ -160,8 +163,9 @@ class Controller:
         )
         log.info("pod stopped", workspace_id=workspace.id, epoch=workspace.epoch)
 
-    async def _apply(self, workspace: Workspace, decide: Callable[[lifecycle.Session, datetime], lifecycle.Change]) -> None:
-        await self._store.transition(workspace.id, lambda session: decide(session, self._clock()))
+    async def _apply(self, workspace: Workspace, decide: Callable[[Session, datetime], Change]) -> Workspace:
+        change = await self._store.transition(workspace.id, lambda session: decide(session, self._clock()))
+        return change.workspace if change is not None else workspace
 
     def _watch(self, workspace: Workspace) -> None:
         """A death is seen at once, not at the next look."""

@@ -63,7 +63,7 @@ def _update(table: str, columns: tuple[str, ...]) -> str:
 
 
 class PostgresStore:
-    """Implements server.core.ports.Store. It calls `announce` with the workspace's id after each commit that wrote something."""
+    """Implements server.core.ports.Store. It calls `announce` with the workspace's id after each commit that others wait for."""
 
     def __init__(self, pool: Pool, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
         self._pool = pool
@@ -112,8 +112,9 @@ class PostgresStore:
                 return None
             session = Session(workspace_of(workspace_row), None if task_row is None else task_of(task_row))
             change = decide(session)
-            wrote, change = await _write(connection, session, change)
-        if wrote:
+            change = await _write(connection, session, change)
+        # A heartbeat writes too, and is of no interest to anyone who waits.
+        if change.events or change.workspace.status is not session.workspace.status:
             self._announce(workspace_id)
         return change
 
@@ -173,33 +174,32 @@ def _took_over_force_at(found: RecordedCancellation, intent: CancelIntent) -> bo
     return found.task.cancel.force_at == intent.force_at
 
 
-async def _write(connection: Connection, session: Session, change: Change) -> tuple[bool, Change]:
-    """Sends what has changed, in one go, and returns whether anything had, and the change with its `last_seq`."""
+async def _write(connection: Connection, session: Session, change: Change) -> Change:
+    """Sends what has changed, in one go, and returns the change with its `last_seq`."""
     workspace_id, seq = session.workspace.id, session.workspace.last_seq
     change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
-    wrote = await _write_row(
+    await _write_row(
         connection, "workspaces", WORKSPACE_COLUMNS, workspace_values(session.workspace), workspace_values(change.workspace)
     )
     if change.task is not None:
         before = session.task if session.task is not None and session.task.id == change.task.id else None
         old = None if before is None else task_values(before)
-        wrote |= await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
+        await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
     for number, event in enumerate(change.events, seq + 1):
         await connection.execute(_insert("events", EVENT_COLUMNS), event_values(workspace_id, number, event), prepare=True)
-    return wrote, change
+    return change
 
 
-async def _write_row(connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row) -> bool:
-    """Inserts the row, or updates the columns that differ; returns whether there was anything to do."""
+async def _write_row(connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row) -> None:
+    """Inserts the row, or updates the columns that differ, if any do."""
     if old is None:
         changed = columns
         query, parameters = _insert(table, columns), list(new)
     else:
         differing = [(column, after) for column, before, after in zip(columns, old, new, strict=True) if before != after]
         if not differing:
-            return False
+            return
         changed = tuple(column for column, _ in differing)
         query, parameters = _update(table, changed), [value for _, value in differing] + [new[0]]
     wrapped = [json_value(value) if isinstance(value, dict) else value for value in parameters]
     await connection.execute(query, wrapped)
-    return True

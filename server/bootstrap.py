@@ -1,0 +1,143 @@
+"""The composition root: all wiring, in one visible place. Nothing is built at import."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from server.api.interceptors import Authentication
+from server.api.runtime_servicer import RuntimeServicer
+from server.api.server import Server
+from server.api.workspace_servicer import WorkspaceServicer
+from server.auth.api_keys import ApiKeys
+from server.auth.authenticator import Authenticator, HostBinding
+from server.auth.pod_tokens import PodTokens, public_key
+from server.auth.sessions import JwkSet, Sessions
+from server.config import Settings
+from server.core.runtime import AgentIdentity, Runtime
+from server.fleet.agent_client import AgentClient
+from server.fleet.controller import Controller
+from server.fleet.local_pods import LocalPods, PodSpec
+from server.store.keys import PostgresKeys
+from server.store.leadership import Leadership
+from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
+from server.store.wakeups import PostgresWakeups
+
+# What a drain may take: the calls in hand are short, and streams are told.
+DRAIN_SECONDS = 5.0
+
+
+def now() -> datetime:
+    """The clock of every program."""
+    return datetime.now(UTC)
+
+
+def configure_log(program: str, level: str) -> None:
+    """One JSON object a line, on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(program=program)
+
+
+@asynccontextmanager
+async def control_plane(settings: Settings) -> AsyncIterator[Server]:
+    """One worker, all of it but its address."""
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(settings.database_url, max_size=settings.pool_size))
+        wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
+        store = PostgresStore(pool, wakeups.announce)
+        keys = PostgresKeys(pool)
+        pod_tokens = PodTokens(settings.signing_key_path.read_text())
+        agents = AgentClient(pod_tokens)
+        stack.push_async_callback(agents.close)
+        sessions = Sessions(JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience)
+        authentication = Authentication(
+            Authenticator(ApiKeys(keys.find_key), sessions),
+            pod_tokens,
+            HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None,
+        )
+        public = WorkspaceServicer(store, agents, wakeups, now)
+        internal = RuntimeServicer(Runtime(store, now, settings.lease_seconds))
+        yield Server(public, internal, authentication)
+
+
+async def serve(settings: Settings, port: int) -> None:
+    """Runs one control-plane worker until SIGTERM or SIGINT, then drains it."""
+    async with control_plane(settings) as server:
+        await server.start(f"{settings.listen_host}:{port}")
+        await stop_signal()
+        await server.drain(DRAIN_SECONDS)
+
+
+async def fleet(settings: Settings) -> None:
+    """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive it."""
+    leading = asyncio.create_task(_lead(settings))
+    stopping = asyncio.create_task(stop_signal())
+    await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+
+
+async def _lead(settings: Settings) -> None:
+    leadership = Leadership(settings.database_url)
+    pod_tokens = PodTokens(settings.signing_key_path.read_text())
+    agent_key = public_key(settings.signing_key_path.read_text())
+
+    def spec_for(agent: AgentIdentity, files_dir: str) -> PodSpec:
+        return PodSpec(
+            workspace_id=agent.workspace_id,
+            epoch=agent.epoch,
+            runtime_addresses=settings.worker_addresses,
+            runtime_token=pod_tokens.runtime_token(agent),
+            control_plane_public_key=agent_key,
+            files_dir=files_dir,
+            model=settings.model,
+            model_timeout_seconds=settings.model_timeout_seconds,
+            tool_timeout_seconds=settings.tool_timeout_seconds,
+        )
+
+    pods = LocalPods(settings.pods_dir, spec_for)
+    async with (
+        open_pool(settings.database_url, max_size=settings.pool_size) as pool,
+        PostgresWakeups(pool, settings.database_url) as wakeups,
+    ):
+        controller = Controller(PostgresStore(pool, wakeups.announce), pods, settings.stack_id, now)
+        while True:
+            async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
+                await _until(lost, controller.run(changes))
+
+
+async def _until(lost: asyncio.Event, work: Any) -> None:
+    """Runs the work until the event is set."""
+    working, losing = asyncio.create_task(work), asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait((working, losing), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (working, losing):
+            task.cancel()
+        await asyncio.gather(working, losing, return_exceptions=True)
+
+
+async def stop_signal() -> None:
+    """Returns at the first SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()

@@ -1,0 +1,223 @@
+"""`make run`: PostgreSQL, the control plane's workers, the fleet controller with local pods and Envoy, on this machine."""
+
+import asyncio
+import fcntl
+import json
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+from ulid import ULID
+
+from server.auth.pod_tokens import new_key
+from server.bootstrap import now, stop_signal
+from server.config import Settings
+from server.fleet import processes
+from server.stack import demo, envoy, postgres
+from server.stack.demo import Demo
+from server.stack.supervisor import Program, Supervisor
+from server.store.keys import PostgresKeys
+from server.store.migrate import migrate
+from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
+
+# Until everything answers.
+READY_SECONDS = 60.0
+_POSTGRES_START_SECONDS = 20.0
+_POLL_SECONDS = 0.05
+_REAP_SECONDS = 1.0
+_POD_GRACE_SECONDS = 1.5
+
+
+class CannotStartError(Exception):
+    """The stack cannot be started; the message says why and what to do."""
+
+
+async def up(settings: Settings) -> None:
+    """Starts everything, says how to use it, and ends everything at SIGINT or SIGTERM. Raises CannotStartError."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ready_path = settings.state_dir / "ready.json"
+    with _alone(settings.state_dir):
+        _check_ports(settings)
+        ready_path.unlink(missing_ok=True)
+        stopping = asyncio.create_task(stop_signal())
+        supervisor = Supervisor(settings.state_dir / "logs")
+        starting = asyncio.create_task(_start(settings, supervisor))
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                running, shown = starting.result()
+                _announce(running, shown, ready_path)
+                while not stopping.done():
+                    supervisor.reap()
+                    await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
+            click.echo("Stopping.")
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            ready_path.unlink(missing_ok=True)
+            await _stop(settings, supervisor)
+
+
+async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, Demo]:
+    """Starts everything and waits until it serves; the settings then name the database."""
+    _say("PostgreSQL")
+    settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
+    await asyncio.to_thread(migrate, settings.database_url)
+    if not settings.signing_key_path.exists():
+        demo.write_private(settings.signing_key_path, new_key())
+    async with open_pool(settings.database_url, max_size=2) as pool:
+        shown = await demo.ensure(settings, PostgresStore(pool), PostgresKeys(pool), now)
+    _say("control plane, fleet, edge")
+    environment = _environment(settings)
+    for index, address in enumerate(settings.worker_addresses):
+        command = [sys.executable, "-m", "server", "serve", "--port", address.rpartition(":")[2]]
+        await supervisor.start(Program(f"worker-{index}", command, environment, stop_seconds=5.0))
+    await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], environment, stop_seconds=2.0))
+    config_path = settings.state_dir / "envoy.yaml"
+    envoy.render(
+        envoy.Edge(
+            rest_port=settings.rest_port,
+            grpc_port=settings.grpc_port,
+            workers=settings.worker_addresses,
+            admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
+            host=settings.listen_host,
+        ),
+        config_path,
+    )
+    await supervisor.start(Program("envoy", envoy.command(config_path), stop_seconds=2.0))
+    _say("the demo workspace's agent")
+    await _wait_ready(settings, shown, supervisor)
+    return settings, shown
+
+
+async def _database(settings: Settings, supervisor: Supervisor) -> str:
+    """The database's URL; the embedded one is started first."""
+    if settings.database_url:
+        return settings.database_url
+    places = postgres.places(settings.state_dir)
+    await asyncio.to_thread(postgres.initialise, places.data_dir)
+    await asyncio.to_thread(postgres.clear_stale, places.data_dir)
+    command = postgres.command(places.data_dir, places.socket_dir)
+    await supervisor.start(Program("postgres", command, stop_signal=postgres.STOP_SIGNAL, stop_seconds=4.0))
+    url = postgres.database_url(places.socket_dir)
+    try:
+        await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
+    except TimeoutError as error:
+        raise CannotStartError(f"PostgreSQL does not start; see {settings.state_dir}/logs/postgres.log.") from error
+    return url
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings, for the programs."""
+    return {name.upper(): str(value) for name, value in settings.model_dump().items()}
+
+
+async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -> None:
+    """Until the demo workspace is seen idle through the edge: then every part serves."""
+    url = f"http://{settings.listen_host}:{settings.rest_port}/v1/workspaces/{shown.workspace_id}"
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {shown.tokens['read_only']}"})
+
+    def status() -> str:
+        try:
+            with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - http, above
+                found: str = json.load(response)["status"]
+                return found
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    seen = ""
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            while (seen := await asyncio.to_thread(status)) != "idle":
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError as error:
+        message = f"The stack did not get ready within {READY_SECONDS:.0f} s ({seen}); see {settings.state_dir}/logs/."
+        raise CannotStartError(message) from error
+
+
+async def _stop(settings: Settings, supervisor: Supervisor) -> None:
+    """What starts others ends first, and the database last: whatever is being committed still can be."""
+    await supervisor.stop("envoy", "fleet")
+    await asyncio.gather(_end_pods(settings.pods_dir), supervisor.stop(*supervisor.names("worker-")))
+    await supervisor.stop_all()
+    supervisor.reap()
+
+
+async def _end_pods(pods_dir: Path) -> None:
+    with suppress(FileNotFoundError):
+        await asyncio.gather(*(processes.end_all(folder.name, _POD_GRACE_SECONDS) for folder in pods_dir.iterdir()))
+
+
+@contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    """Holds the state folder for this run. Raises CannotStartError when another run has it."""
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"Another run uses {state_dir}. Stop it, or set STATE_DIR and other ports to run a second one beside it."
+            raise CannotStartError(message) from error
+        yield
+
+
+def _check_ports(settings: Settings) -> None:
+    ports = {"REST_PORT": settings.rest_port, "GRPC_PORT": settings.grpc_port}
+    ports |= {f"SERVER_PORT + {index}": settings.server_port + index for index in range(settings.workers)}
+    if len(set(ports.values())) < len(ports):
+        raise CannotStartError("REST_PORT, GRPC_PORT and the WORKERS ports from SERVER_PORT on must differ from each other.")
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.listen_host, port))
+            except OSError as error:
+                raise CannotStartError(f"Port {port} is taken. Set {name.split()[0]} to another one.") from error
+
+
+def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
+    """Writes ready.json and demo.env, and prints the first calls to make."""
+    rest_url = f"http://{settings.listen_host}:{settings.rest_port}"
+    grpc_addr = f"{settings.listen_host}:{settings.grpc_port}"
+    demo.write_private(
+        settings.state_dir / "demo.env",
+        f"export TOKEN={shown.tokens['full_access']}\nexport REST_URL={rest_url}\nexport GRPC_ADDR={grpc_addr}\n"
+        f"export WORKSPACE_ID={shown.workspace_id}\n",
+    )
+    ready = {
+        "rest_url": rest_url,
+        "grpc_addr": grpc_addr,
+        "server_addr": settings.worker_addresses[0],
+        "database_url": settings.database_url,
+        "demo": {"org_id": shown.org_id, "workspace_id": shown.workspace_id, "tokens": shown.tokens},
+    }
+    demo.write_private(ready_path, json.dumps(ready, indent=2))
+    state_dir = os.path.relpath(settings.state_dir)
+    click.echo(_CALLS.format(state_dir=state_dir, rest_url=rest_url, grpc_addr=grpc_addr, workspace_id=shown.workspace_id))
+
+
+_CALLS = """
+Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything. In another terminal:
+
+  . {state_dir}/demo.env
+  # give the agent ten seconds of work, a second a step
+  curl -s -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
+    -d '{{"description": "sleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1"}}'
+  # cancel it
+  curl -s -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
+  # watch what happened (Ctrl-C ends it)
+  curl -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" -H "Authorization: Bearer $TOKEN"
+  # the same over gRPC
+  grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}"}}' \\
+    {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
+"""
+
+
+def _say(what: str) -> None:
+    click.echo(f"Starting {what} …")
