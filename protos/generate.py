@@ -1,15 +1,22 @@
-"""Writes gen/ from protos/: Python, stubs, the descriptor set and the edge's routes. Run by `make gen`."""
+"""Writes gen/ from protos/: Python, stubs, the descriptor set and the edge's routes. Run by `make gen`; `--check` finds drift."""
 
 import argparse
 import importlib.resources
+import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from google.rpc import code_pb2
+from routes import edge
 
 PROTOS = Path(__file__).resolve().parent
+GEN = PROTOS.parent / "gen"
+DESCRIPTOR_SET = "workspace.binpb"
+ROUTES = "routes.json"
 
 
 def proto_files() -> list[str]:
@@ -25,19 +32,60 @@ def protoc(*arguments: str) -> None:
     well_known = importlib.resources.files("grpc_tools") / "_proto"
     googleapis = Path(code_pb2.__file__).parents[2]
     includes = [f"-I{PROTOS}", f"-I{googleapis}", f"-I{well_known}"]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *includes, *arguments, *proto_files()], check=True, cwd=PROTOS)
+    command = [sys.executable, "-m", "grpc_tools.protoc", *includes, *arguments, *proto_files()]
+    # protoc looks for its plugins on the path, where an environment that is not activated is missing.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    subprocess.run(command, check=True, cwd=PROTOS, env=os.environ | {"PATH": path})
+
+
+def generate(out: Path) -> None:
+    """Writes everything anew."""
+    shutil.rmtree(out / "evershell", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    protoc(f"--python_out={out}", f"--grpc_python_out={out}", f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}")
+    # Lint and the comments in documents need the source positions; the edge needs every imported file in the set, and whoever reads
+    # a rich status with the set needs the standard details, which no proto here imports.
+    descriptor_set = out / DESCRIPTOR_SET
+    details = "google/rpc/error_details.proto"
+    protoc(f"--descriptor_set_out={descriptor_set}", "--include_imports", "--include_source_info", details)
+    routes = json.dumps(edge(descriptor_set.read_bytes()), indent=2)
+    (out / ROUTES).write_text(routes + "\n")
+
+
+def generated_files(directory: Path) -> dict[str, bytes]:
+    """What a directory holds of what this script writes, by name."""
+    found = [path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def check() -> list[str]:
+    """Generates into a temporary directory; what differs from gen/, and whether the linter complains, as lines to print."""
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh_directory = Path(temporary)
+        generate(fresh_directory)
+        fresh, committed = generated_files(fresh_directory), generated_files(GEN)
+        problems = [f"gen/{name} is missing; run `make gen`" for name in sorted(fresh.keys() - committed.keys())]
+        problems += [f"gen/{name} is left over; run `make gen`" for name in sorted(committed.keys() - fresh.keys())]
+        both = sorted(fresh.keys() & committed.keys())
+        problems += [f"gen/{name} has drifted; run `make gen`" for name in both if fresh[name] != committed[name]]
+        buf = Path(sys.executable).parent / "buf"
+        command = [buf, "lint", fresh_directory / DESCRIPTOR_SET, "--config", PROTOS / "buf.yaml", "--path", "evershell"]
+        lint = subprocess.run(command, check=False, capture_output=True, text=True)
+        if lint.returncode:
+            problems += [f"buf lint: {line}" for line in (lint.stdout + lint.stderr).splitlines()]
+    return problems
 
 
 def main() -> None:
-    """Writes everything anew."""
+    """Writes gen/, or says what differs from it and ends with 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=PROTOS.parent / "gen")
-    out: Path = parser.parse_args().out.resolve()
-    shutil.rmtree(out / "evershell", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    protoc(f"--python_out={out}", f"--grpc_python_out={out}", f"--mypy_out={out}", f"--mypy_grpc_out={out}")
-    # Lint and the comments in documents need the source positions; the edge needs every imported file in the set.
-    protoc(f"--descriptor_set_out={out / 'workspace.binpb'}", "--include_imports", "--include_source_info")
+    parser.add_argument("--out", type=Path, default=GEN)
+    parser.add_argument("--check", action="store_true", help="change nothing; compare with gen/ and lint the protos")
+    arguments = parser.parse_args()
+    if not arguments.check:
+        generate(arguments.out.resolve())
+    elif problems := check():
+        sys.exit("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+-- Turns the answer of the control plane, as the transcoder leaves it, into what the public API promises.
+--
+-- A success costs one look for `grpc-status` (a success has it in its trailers, which do not pass here) and one for the status.
+-- An error arrives as headers alone: the server has put the whole envelope and its HTTP status into two of them. The headers that
+-- are read here are removed by the header_mutation filter, which runs after this one on the way out.
+
+-- A worker's gRPC library refused the call before the service could say anything; its text stays inside.
+local function refused(handle, headers, grpc_status)
+  local errors = handle:virtualHost():metadata()
+  local rule = errors:get(grpc_status) or errors:get("13")
+  local envelope = '{"error":{"code":"%s","message":"%s","request_id":"%s"}}'
+  return rule.status, envelope:format(rule.code, rule.message, headers:get("x-request-id") or "")
+end
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local grpc_status = headers:get("grpc-status")
+  local status = headers:get("x-evershell-status")
+
+  if grpc_status == nil or grpc_status == "0" then
+    -- What Envoy answers by itself has its status already.
+    if headers:get(":status") == "200" then
+      status = status or handle:metadata():get("success_status")
+      if status ~= nil and status ~= "200" then
+        headers:replace(":status", status)
+      end
+    end
+    return
+  end
+
+  local envelope = headers:get("x-evershell-error")
+  if envelope == nil or status == nil then
+    status, envelope = refused(handle, headers, grpc_status)
+  end
+  headers:replace(":status", status)
+  headers:replace("content-type", "application/json")
+  if status == "401" then
+    headers:replace("www-authenticate", "Bearer")
+  end
+  handle:body(true):setBytes(envelope)
+end

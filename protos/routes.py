@@ -1,0 +1,204 @@
+"""Derives what the edge must know from the descriptor set: routes, and how its own errors look. Written to gen/routes.json.
+
+The sources are the `google.api.http` annotations, the `edge` option of each RPC and the `rule` option of each error code, so that a
+path or a slug is written in the protos and nowhere else.
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.rpc import code_pb2
+
+PACKAGE = "evershell.workspace.v1"
+SERVICE = f"{PACKAGE}.WorkspaceService"
+CLUSTER = "control_plane"
+
+# A call may wait for a task for 30 s; beyond 35 s nothing is coming. A stream has no end: 0 turns the limit off.
+CALL_TIMEOUT = "35s"
+STREAM_TIMEOUT = "0s"
+# Longer than any pause in a stream, which says something every 15 s.
+STREAM_IDLE_TIMEOUT = "300s"
+
+# The listener joins a request's content type and content length into this header (see envoy.yaml).
+CONTENT = "x-evershell-content"
+# JSON, or nothing said; and what curl and browsers name by themselves when there is no body.
+READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|(application/x-www-form-urlencoded|text/plain.*)\|0"
+GRPC_BODY = r"(?i)application/grpc.*"
+
+# The edge's reader says what it does not like about a request; every other message is the first sentence of its code's comment.
+MESSAGES = {"validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%"}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One method on one path, and the RPC behind it."""
+
+    method: str
+    path: str
+    has_body: bool
+    streams: bool
+    success_status: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One error code: how it looks on each wire, and its text."""
+
+    code: str
+    grpc: int
+    http: int
+    edge_only: bool
+    message: str
+
+
+class Protos:
+    """A descriptor set whose custom options can be read, whatever generated code is installed."""
+
+    def __init__(self, descriptor_set: bytes) -> None:
+        self.files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
+        self.pool = descriptor_pool.DescriptorPool()
+        for file in self.files:
+            self.pool.Add(file)
+
+    def option(self, options: Any, extension: str) -> Any:
+        """The value of a custom option."""
+        known = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(options.DESCRIPTOR.full_name))
+        return known.FromString(options.SerializeToString()).Extensions[self.pool.FindExtensionByName(extension)]
+
+    def bindings(self) -> list[Binding]:
+        """Every method and path, additional bindings too; of two paths that match, the one with the literal comes first."""
+        found = []
+        for method in self.pool.FindServiceByName(SERVICE).methods:
+            http = self.option(method.GetOptions(), "google.api.http")
+            success = self.option(method.GetOptions(), f"{PACKAGE}.edge").success_status
+            for rule in (http, *http.additional_bindings):
+                verb = rule.WhichOneof("pattern")
+                if verb in (None, "custom") or not success:
+                    raise ValueError(f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status")
+                found.append(Binding(verb.upper(), getattr(rule, verb), bool(rule.body), method.server_streaming, success))
+        return sorted(found, key=lambda binding: [(segment.startswith("{"), segment) for segment in binding.path.split("/")])
+
+    def rules(self) -> list[Rule]:
+        """Every error code that has a rule."""
+        enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
+        comments = self._error_comments()
+        found = []
+        for value in enum.values:
+            rule = self.option(value.GetOptions(), f"{PACKAGE}.rule")
+            if rule.http:
+                sentence = comments.get(value.index, "").split(". ")[0].rstrip(".") + "."
+                message = MESSAGES.get(value.name, sentence)
+                found.append(Rule(value.name, rule.grpc, rule.http, rule.edge_only, message))
+        return found
+
+    def _error_comments(self) -> dict[int, str]:
+        """The comment above each value of ErrorCode, by the value's index."""
+        file = next(file for file in self.files if file.name.endswith("workspace/v1/error.proto"))
+        message = next(index for index, message in enumerate(file.message_type) if message.name == "Error")
+        place = [4, message, 4, 0, 2]  # the file's message, its first enum, the enum's values
+        return {
+            location.path[5]: " ".join(location.leading_comments.split())
+            for location in file.source_code_info.location
+            if len(location.path) == 6 and list(location.path[:5]) == place
+        }
+
+
+def edge(descriptor_set: bytes) -> dict[str, Any]:
+    """What gen/routes.json holds."""
+    protos = Protos(descriptor_set)
+    rules = protos.rules()
+    return {
+        "routes": _routes(protos.bindings()),
+        "local_replies": _local_replies(rules),
+        "grpc_errors": _grpc_errors(rules),
+    }
+
+
+def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
+    """Of each path: its methods, then 405 for all others; at the end 404 for every other path."""
+    by_path: dict[str, list[Binding]] = defaultdict(list)
+    for binding in bindings:
+        by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
+    routes: list[dict[str, Any]] = []
+    for regex, group in by_path.items():
+        path = {"safe_regex": {"regex": regex}}
+        for binding in group:
+            routes.append(_unsupported_body(path, binding))
+            routes.append(_call(path, binding))
+        allow = ", ".join(sorted({binding.method for binding in group} | {"OPTIONS"}))
+        header = {"header": {"key": "allow", "value": allow}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        routes.append({"match": path, "direct_response": {"status": 405}, "response_headers_to_add": [header]})
+    return [*routes, {"match": {"prefix": "/"}, "direct_response": {"status": 404}}]
+
+
+def _method(binding: Binding) -> dict[str, Any]:
+    return {"name": ":method", "string_match": {"exact": binding.method}}
+
+
+def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
+    content: dict[str, Any] = {"name": CONTENT}
+    if binding.has_body:
+        content |= {"string_match": {"safe_regex": {"regex": READABLE_BODY}}, "invert_match": True}
+    else:
+        content |= {"string_match": {"safe_regex": {"regex": GRPC_BODY}}}
+    return {"match": path | {"headers": [_method(binding), content]}, "direct_response": {"status": 415}}
+
+
+def _call(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
+    action = {"cluster": CLUSTER, "timeout": STREAM_TIMEOUT if binding.streams else CALL_TIMEOUT}
+    if binding.streams:
+        action["idle_timeout"] = STREAM_IDLE_TIMEOUT
+    route: dict[str, Any] = {"match": path | {"headers": [_method(binding)]}, "route": action}
+    if binding.success_status != 200:
+        route["metadata"] = {"filter_metadata": {"envoy.filters.http.lua": {"success_status": str(binding.success_status)}}}
+    return route
+
+
+def _local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
+    """The envelope for each status with which the edge itself may answer."""
+    by_status = defaultdict(list)
+    for rule in rules:
+        by_status[rule.http].append(rule)
+    chosen = {status: _plainest(candidates) for status, candidates in sorted(by_status.items())}
+    mappers = [_mapper("EQ", status, rule) for status, rule in chosen.items() if rule]
+    # What is left is not in the table: another fault of the client's or another fault of ours.
+    last = [_mapper("GE", rule.http, rule) | {"status_code": rule.http} for rule in (chosen[500], chosen[400]) if rule]
+    return mappers + last
+
+
+def _plainest(candidates: list[Rule]) -> Rule | None:
+    """The edge's own code, or the one named as its gRPC code, or the only one; of several others, none."""
+    own = [rule for rule in candidates if rule.edge_only]
+    same = [rule for rule in candidates if rule.code.upper() == code_pb2.Code.Name(rule.grpc)]
+    chosen = own or same or candidates
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _mapper(comparison: str, status: int, rule: Rule) -> dict[str, Any]:
+    threshold = {"default_value": status, "runtime_key": f"evershell.local_reply.{comparison.lower()}_{status}"}
+    # A request that could not be read has no id yet. It gets one here, once, for the header and for the body.
+    request_id = '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
+    header = {"header": {"key": "x-request-id", "value": request_id}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    envelope = {"error": {"code": rule.code, "message": rule.message, "request_id": "%RESP(x-request-id)%"}}
+    return {
+        "filter": {"status_code_filter": {"comparison": {"op": comparison, "value": threshold}}},
+        "headers_to_add": [header],
+        "body_format_override": {"json_format": envelope},
+    }
+
+
+def _grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
+    """By gRPC status: what the Lua filter answers when a worker's gRPC library, and not the service, refused a call."""
+    by_status = defaultdict(list)
+    for rule in rules:
+        if not rule.edge_only:
+            by_status[rule.grpc].append(rule)
+    chosen = {grpc: _plainest(candidates) for grpc, candidates in sorted(by_status.items())}
+    return {
+        str(grpc): {"code": rule.code, "status": str(rule.http), "message": rule.message.split(": %")[0] + "." * (": %" in rule.message)}
+        for grpc, rule in chosen.items()
+        if rule
+    }
