@@ -1,0 +1,249 @@
+"""The loop: model call, tool call, again, until the task is done."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from server.agent.cancellation import CancelFlag
+from server.agent.model import History, Iteration, Model, ModelFailure, ModelReply
+from server.agent.output import storable
+from server.agent.tools import Tool, ToolCall, ToolResult, ToolStatus
+from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
+from server.core.task import Phase, TaskStatus
+
+T = TypeVar("T")
+
+# A model call that was aborted and does not end is left behind after this long.
+_ABORTED_SECONDS = 1.0
+
+
+class RejectedError(Exception):
+    """The control plane refuses what was to be committed; to repeat it is no use. Its text says why."""
+
+
+class Commit(Protocol):
+    """Puts on record what has happened in a task."""
+
+    async def __call__(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
+        """Returns once it is on record: whether the task is still this agent's. Raises RejectedError."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskInHand:
+    """The task that the agent works on."""
+
+    id: str
+    description: str
+    max_iterations: int
+    cancel: CancelFlag = field(default_factory=CancelFlag)
+    # Iterations that are committed.
+    iterations: int = 0
+    phase: Phase = Phase.NONE
+    # Its end has been proposed, so whoever names another task has seen its end.
+    is_ending: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long one model call may take. A tool keeps its own limit."""
+
+    model_timeout_seconds: float
+
+
+async def run_task(
+    task: TaskInHand,
+    model: Model,
+    tool: Tool,
+    commit: Commit,
+    limits: Limits,
+    phase_changed: Callable[[], None] = lambda: None,
+) -> Ending | None:
+    """Works on a task until its end is committed, and returns the end that was proposed; None: it is no longer this agent's.
+
+    What holds at each step:
+
+    1. Nothing is done before `task_started` is on record.
+    2. Before every iteration, the first included, the cancel flag is looked at. Once it is set, no further iteration starts; the
+       one in flight ends normally and is on record before the end is. A cancel before the first iteration means zero iterations.
+    3. An iteration is one model call and the tool call it asked for. It is committed as one event, with the tool call's result, so
+       a tool call is never on record without its result. Numbers count from 1 without gaps.
+    4. After a final reply and its tool call the task has ended: `completed` with the reply's content as result, or `cancelled` with
+       the same result if the flag was set meanwhile. What the model or the tool raises, and too many iterations, end it `failed`,
+       with a reason for people; nothing they do ends the process.
+    5. Only when the flag's `force_at` has come is a call broken off, at that moment, also if the time was set or moved meanwhile. A
+       model call that is broken off leaves nothing to record. A tool call is recorded with an `interrupted` result and its output
+       so far. The end is then `cancelled` and forced; an iteration that had ended by itself before is not called forced.
+    6. The end is the last thing that is committed. When a commit's reply no longer names the task, nothing more is done.
+    7. If this coroutine is cancelled, the calls in flight are ended first, and nothing more is committed.
+    """
+    try:
+        if not await commit(task.id, [Started()]):
+            return None
+        ending = await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
+    except RejectedError as error:
+        ending = _failed(f"What the agent did could not be recorded: {error}")
+    if ending is None:
+        return None
+    task.is_ending = True
+    await commit(task.id, [ending])
+    return ending
+
+
+async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending | None:
+    if task.iterations:
+        return _failed("The agent was started again while it worked on the task, and what it had in memory is lost.")
+    history: list[Iteration] = []
+    while not task.cancel.is_requested:
+        if len(history) == task.max_iterations:
+            return _failed(f"The task was not done within its limit of {task.max_iterations} iterations.")
+        try:
+            record = await calls.iterate(History(task.description, history))
+        except _BrokenOff:
+            return Ending(status=TaskStatus.CANCELLED, forced=True)
+        except ModelFailure as failure:
+            return _failed(str(failure))
+        except Exception as error:  # noqa: BLE001  a model or a tool may raise anything, and the agent must outlive it
+            return _failed(f"The iteration failed: {type(error).__name__}: {error}")
+        reply, result = record.iteration.reply, record.iteration.result
+        history.append(record.iteration)
+        if not await commit(task.id, [Iterated(number=len(history), payload=record.payload())]):
+            return None
+        task.iterations = len(history)
+        if result is not None and result.status is ToolStatus.INTERRUPTED:
+            return Ending(status=TaskStatus.CANCELLED, forced=True)
+        if reply.final:
+            status = TaskStatus.CANCELLED if task.cancel.is_requested else TaskStatus.COMPLETED
+            return Ending(status=status, result=storable(reply.content))
+    return Ending(status=TaskStatus.CANCELLED)
+
+
+def _failed(reason: str) -> Ending:
+    return Ending(status=TaskStatus.FAILED, reason=storable(reason))
+
+
+class _BrokenOff(Exception):
+    """The model call was aborted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """An iteration that is over, and how long its calls took."""
+
+    iteration: Iteration
+    model_call_ms: int
+    tool_call_ms: int
+
+    def payload(self) -> dict[str, Any]:
+        """As IterationCompleted, but for the number."""
+        reply, result = self.iteration.reply, self.iteration.result
+        payload: dict[str, Any] = {
+            "model_call": {
+                "model": storable(reply.model),
+                "content": storable(reply.content),
+                "input_tokens": reply.input_tokens,
+                "output_tokens": reply.output_tokens,
+                "duration_ms": self.model_call_ms,
+            }
+        }
+        if reply.tool_call is not None and result is not None:
+            payload["tool_call"] = {
+                "id": storable(reply.tool_call.id),
+                "name": storable(reply.tool_call.name),
+                "arguments": storable(reply.tool_call.arguments),
+                "result": {
+                    "status": str(result.status),
+                    "exit_code": result.exit_code,
+                    "output": storable(result.output),
+                    "truncated_bytes": result.truncated_bytes,
+                },
+                "duration_ms": self.tool_call_ms,
+            }
+        return payload
+
+
+class _Calls:
+    """The two calls of an iteration, each of which a forced cancellation can break off."""
+
+    def __init__(self, task: TaskInHand, model: Model, tool: Tool, limits: Limits, phase_changed: Callable[[], None]) -> None:
+        self._task = task
+        self._model = model
+        self._tool = tool
+        self._limits = limits
+        self._phase_changed = phase_changed
+
+    async def iterate(self, history: History) -> _Record:
+        """One iteration. Raises _BrokenOff when the model call was aborted, and what the model or the tool raises."""
+        try:
+            began = time.monotonic()
+            self._enter(Phase.MODEL_CALL)
+            reply = await self._call_model(history)
+            replied = time.monotonic()
+            result = None
+            if reply.tool_call is not None:
+                self._enter(Phase.TOOL_CALL)
+                result = await self._call_tool(reply.tool_call)
+        finally:
+            self._enter(Phase.NONE)
+        return _Record(
+            iteration=Iteration(reply, result),
+            model_call_ms=_milliseconds(replied - began),
+            tool_call_ms=_milliseconds(time.monotonic() - replied),
+        )
+
+    def _enter(self, phase: Phase) -> None:
+        self._task.phase = phase
+        self._phase_changed()
+
+    async def _call_model(self, history: History) -> ModelReply:
+        limit_seconds = self._limits.model_timeout_seconds
+        call = asyncio.ensure_future(self._model.next(history))
+        try:
+            done = await self._wait(call, timeout_seconds=limit_seconds)
+            if call in done:
+                return _result_of(call)
+        finally:
+            # Aborted, out of time, or the agent gives the task up.
+            if not call.done():
+                call.cancel()
+                await asyncio.wait({call}, timeout=_ABORTED_SECONDS)
+        if done:
+            raise _BrokenOff
+        raise ModelFailure(f"The model did not answer within {limit_seconds:g} seconds.")
+
+    async def _call_tool(self, tool_call: ToolCall) -> ToolResult:
+        if self._task.cancel.is_force_due:
+            return ToolResult(status=ToolStatus.INTERRUPTED, output="")
+        interrupt = asyncio.Event()
+        call = asyncio.ensure_future(self._tool.run(tool_call, interrupt))
+        try:
+            done = await self._wait(call)
+            if call not in done:
+                interrupt.set()
+                await asyncio.wait({call})
+            return _result_of(call)
+        finally:
+            if not call.done():
+                call.cancel()
+                await asyncio.wait({call})
+
+    async def _wait(self, call: "asyncio.Future[Any]", timeout_seconds: float | None = None) -> "set[asyncio.Future[Any]]":
+        """Waits for the call or the moment to break it off. The call is in the result if it is over; empty: neither in time."""
+        forced = asyncio.ensure_future(self._task.cancel.wait_force_due())
+        try:
+            done, _ = await asyncio.wait({call, forced}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            return done
+        finally:
+            forced.cancel()
+
+
+def _result_of(call: "asyncio.Future[T]") -> T:
+    if call.cancelled():
+        # A call that ends itself this way must not look like the end of the agent.
+        raise RuntimeError("the call was cancelled from within")
+    return call.result()
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,89 @@
+"""What the loop asks for the next step: the model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.agent.tools import ToolCall, ToolResult
+
+
+class ModelFailure(Exception):
+    """The model cannot go on. Its text says why, for people, and becomes the reason of the task's end."""
+
+
+class UnknownModelError(Exception):
+    """The settings name a model that there is none of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReply:
+    """What the model said. A final reply's content is the task's result, once its tool call, if it has one, is over."""
+
+    model: str
+    content: str = ""
+    tool_call: ToolCall | None = None
+    # No further iteration is needed. A chat model is final when it calls no tool.
+    final: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """A model call that is over, and what came of its tool call, if it made one."""
+
+    reply: ModelReply
+    result: ToolResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All that a model needs for its next reply."""
+
+    description: str
+    iterations: Sequence[Iteration] = ()
+
+
+class Model(Protocol):
+    """Decides what comes next. It keeps nothing between two calls."""
+
+    async def next(self, history: History) -> ModelReply:
+        """The next reply. Raises ModelFailure; a call that is cancelled ends at once."""
+
+
+class ScriptedModel:
+    """Runs the non-blank lines of the description as shell commands, one a line and an iteration: the same every time, offline.
+
+    The last line's reply is final, so N lines make N iterations. A line `fail: text` raises ModelFailure with that text.
+    """
+
+    name = "scripted"
+
+    async def next(self, history: History) -> ModelReply:
+        """The command of the next line."""
+        lines = [line.strip() for line in history.description.splitlines() if line.strip()]
+        position = len(history.iterations)
+        if position >= len(lines):
+            return ModelReply(model=self.name, content="There was no command to run.", final=True)
+        line = lines[position]
+        if line.startswith("fail:"):
+            raise ModelFailure(line.removeprefix("fail:").strip())
+        is_last = position == len(lines) - 1
+        return ModelReply(
+            model=self.name,
+            content=_summary(len(lines)) if is_last else "",
+            tool_call=ToolCall(id=f"call_{position + 1}", name="shell", arguments=json.dumps({"command": line})),
+            final=is_last,
+        )
+
+
+def model_of(name: str) -> Model:
+    """The model of that name. Raises UnknownModelError."""
+    if name == ScriptedModel.name:
+        return ScriptedModel()
+    raise UnknownModelError(f"There is no model {name!r}. Use {ScriptedModel.name!r}.")
+
+
+def _summary(commands: int) -> str:
+    return f"Ran {commands} command{'' if commands == 1 else 's'}."

@@ -1,0 +1,154 @@
+"""The agent's composition root."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import structlog
+from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from structlog.typing import FilteringBoundLogger
+
+from server.agent.authorization import TokenVerifier
+from server.agent.committer import Committer
+from server.agent.heartbeat import Heartbeat
+from server.agent.lease import Lease
+from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
+from server.agent.model import Model, UnknownModelError, model_of
+from server.agent.service import AgentService
+from server.agent.session import Session
+from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
+from server.agent.tools import ShellTool, Tool
+from server.core.lifecycle import Ending
+
+# Whatever hangs while the agent ends is left behind.
+_CLOSING_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """What an agent is started with."""
+
+    workspace_id: str
+    epoch: int
+    # host:port of every control plane worker.
+    runtime_addresses: list[str]
+    # Minted by the control plane for this workspace and this epoch.
+    runtime_token: str = field(repr=False)
+    # An Ed25519 JWK, as JSON.
+    control_plane_public_key: str
+    # Where tools run.
+    files_dir: Path
+    model: str = "scripted"
+    model_timeout_seconds: float = 120.0
+    tool_timeout_seconds: float = 600.0
+    # The address that the agent listens on, and tells the control plane.
+    listen_host: str = "127.0.0.1"
+
+
+async def run_agent(settings: AgentSettings, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
+    """Runs until SIGTERM or SIGINT, or until the agent is fenced or its lease is over; the tools have ended when it returns.
+
+    Returns the exit code for the process, see ExitCode; why it ended is in the log, JSON lines on standard error. The settings'
+    model and the shell are replaced by `model` and `tool`, if given.
+    """
+    log = _logger(settings)
+    shutdown, lease = Shutdown(), Lease()
+    try:
+        model = model or model_of(settings.model)
+        verifier = TokenVerifier(settings.control_plane_public_key, settings.workspace_id)
+    except (UnknownModelError, ValueError) as error:
+        log.error("settings_unusable", reason=str(error))
+        return ExitCode.BAD_SETTINGS
+    tool = tool or ShellTool(settings.files_dir, settings.workspace_id, settings.epoch, settings.tool_timeout_seconds)
+    limits = Limits(model_timeout_seconds=settings.model_timeout_seconds)
+
+    async def work(task: TaskInHand) -> Ending | None:
+        return await run_task(task, model, tool, committer.commit, limits, heartbeat.hurry)
+
+    session = Session(work, shutdown, lambda: heartbeat.hurry(), log)
+    committer = Committer(settings.runtime_addresses, settings.runtime_token, lease, shutdown, session.mark, session.apply, log)
+    heartbeat = Heartbeat(committer, lease, session)
+    server = grpc.aio.server()
+    add_AgentServiceServicer_to_server(AgentService(session, verifier, settings.workspace_id, settings.epoch), server)
+    port = server.add_insecure_port(f"{settings.listen_host}:0")
+
+    async def live() -> None:
+        await committer.register(f"{settings.listen_host}:{port}", os.getpid())
+        log.info("registered", port=port)
+        await heartbeat.run()
+
+    async def watch_lease() -> None:
+        await lease.wait_over()
+        shutdown.begin(ExitCode.LEASE_OVER, "the lease could not be renewed in time")
+
+    with _signals(partial(shutdown.begin, ExitCode.STOPPED, "asked to stop")):
+        await server.start()
+        background = [_guarded(live(), shutdown, log), _guarded(watch_lease(), shutdown, log)]
+        await shutdown.wait()
+        log.info("ending", reason=shutdown.reason, exit_code=int(shutdown.code))
+        # The tools first: that they have ended is what the end of the agent stands for.
+        await session.close()
+        for part in background:
+            part.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                await asyncio.wait(background)
+                await server.stop(grace=None)
+                await committer.close()
+    return shutdown.code
+
+
+def _guarded(part: Coroutine[Any, Any, None], shutdown: Shutdown, log: FilteringBoundLogger) -> "asyncio.Task[None]":
+    """Runs a part of the agent; what it raises ends the agent."""
+
+    async def guard() -> None:
+        try:
+            await part
+        except AgentOverError:
+            pass
+        except RejectedError as error:
+            shutdown.begin(ExitCode.REJECTED, f"the control plane refused the agent: {error}")
+        except Exception as error:
+            log.exception("crashed")
+            shutdown.begin(ExitCode.CRASHED, repr(error))
+
+    return asyncio.create_task(guard())
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` when the process is asked to end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _logger(settings: AgentSettings) -> FilteringBoundLogger:
+    """JSON lines on standard error, each naming the workspace and the epoch."""
+    log: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        program="agent",
+        workspace_id=settings.workspace_id,
+        epoch=settings.epoch,
+    )
+    return log

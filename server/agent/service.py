@@ -1,0 +1,82 @@
+"""AgentService: what the control plane says to the agent."""
+
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from evershell.agent.v1.agent_service_pb2 import (
+    CancelTaskRequest,
+    CancelTaskResponse,
+    GetSessionRequest,
+    GetSessionResponse,
+    StartTaskRequest,
+    StartTaskResponse,
+)
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
+
+from server.agent.authorization import InvalidTokenError, TokenVerifier
+from server.agent.session import Session, WrongTaskError
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentService(AgentServiceServicer):
+    """Decodes, calls the session, encodes. See the protos for effects and errors."""
+
+    def __init__(self, session: Session, verifier: TokenVerifier, workspace_id: str, epoch: int) -> None:
+        self._session = session
+        self._verifier = verifier
+        self._workspace_id = workspace_id
+        self._epoch = epoch
+
+    async def StartTask(self, request: StartTaskRequest, context: Context) -> StartTaskResponse:  # noqa: N802  named by the protos
+        """Takes the task into hand; the reply does not wait for its start."""
+        await self._authorize(context)
+        await self._check(context, request.workspace_id, request.epoch)
+        if not request.task.task_id:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
+        try:
+            self._session.start(request.task)
+        except WrongTaskError as error:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return StartTaskResponse()
+
+    async def CancelTask(self, request: CancelTaskRequest, context: Context) -> CancelTaskResponse:  # noqa: N802  named by the protos
+        """Sets the task's cancel flag; the reply does not wait for the iteration."""
+        await self._authorize(context)
+        await self._check(context, request.workspace_id, request.epoch)
+        if not request.task_id:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
+        return CancelTaskResponse(known=self._session.cancel(request.task_id, request.cancellation))
+
+    async def GetSession(self, request: GetSessionRequest, context: Context) -> GetSessionResponse:  # noqa: N802  named by the protos
+        """What the agent does right now."""
+        await self._authorize(context)
+        await self._check(context, request.workspace_id, self._epoch)
+        task = self._session.task
+        if task is None:
+            return GetSessionResponse(epoch=self._epoch)
+        return GetSessionResponse(
+            epoch=self._epoch,
+            task_id=task.id,
+            phase=str(task.phase),
+            iterations=task.iterations,
+            cancel_requested=task.cancel.is_requested,
+        )
+
+    async def _authorize(self, context: Context) -> None:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        try:
+            self._verifier.verify(metadata.get("authorization", ""))
+        except InvalidTokenError as error:
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+
+    async def _check(self, context: Context, workspace_id: str, epoch: int) -> None:
+        if workspace_id != self._workspace_id or epoch != self._epoch:
+            message = f"This is the agent of workspace {self._workspace_id} in epoch {self._epoch}."
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError("abort always raises")
