@@ -39,7 +39,7 @@ clean: ## remove the environment and the state
 	rm -rf $(VENV) .state
 
 # The locked uv is installed by pip, and installs the rest: both check every hash.
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements.txt | $(BIN)/python -m pip install -q --require-hashes -r /dev/stdin

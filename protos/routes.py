@@ -198,7 +198,11 @@ def _grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
             by_status[rule.grpc].append(rule)
     chosen = {grpc: _plainest(candidates) for grpc, candidates in sorted(by_status.items())}
     return {
-        str(grpc): {"code": rule.code, "status": str(rule.http), "message": rule.message.split(": %")[0] + "." * (": %" in rule.message)}
+        str(grpc): {
+            "code": rule.code,
+            "status": str(rule.http),
+            "message": rule.message.split(": %")[0] + "." * (": %" in rule.message),
+        }
         for grpc, rule in chosen.items()
         if rule
     }

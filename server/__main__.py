@@ -1,7 +1,9 @@
 """The commands. Each imports what it needs when it runs: an agent, of which there are many, is not to carry the control plane."""
 
 import asyncio
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -56,9 +58,10 @@ def fleet() -> None:
 @main.command(help="Run one agent; what it is to know comes as JSON on standard input.", hidden=True)
 def agent() -> None:
     """See server.agent.program."""
-    from server.agent.program import main as run
+    from server.agent.program import AgentSettings, run_agent
 
-    sys.exit(run(sys.stdin.read()))
+    spec = json.load(sys.stdin)
+    sys.exit(asyncio.run(run_agent(AgentSettings(**{**spec, "files_dir": Path(spec["files_dir"])}))))
 
 
 def _settings() -> "Settings":

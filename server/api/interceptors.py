@@ -5,7 +5,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
@@ -30,7 +30,9 @@ ENVELOPE_TRAILER = "x-evershell-error"
 STATUS_TRAILER = "x-evershell-status"
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]
+# grpcio's own class takes no parameters when the program runs; its stubs' does.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -42,7 +44,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "Handler | None":
         """Wraps the method's handler."""
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -58,9 +60,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
 
-    def _wrap_stream(
-        self, handler: grpc.RpcMethodHandler[Any, Any], details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap_stream(self, handler: "Handler", details: grpc.HandlerCallDetails) -> "Handler":
         """A stream writes its messages itself, so that what goes around it is the same as around a unary call."""
         behavior = cast(Callable[[Any, Context], Any], handler.unary_stream)
 

@@ -5,6 +5,7 @@ Every call is repeated within one budget, so that a caller waits two seconds at 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import grpc
 from evershell.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
@@ -30,7 +31,9 @@ _CHANNEL_OPTIONS = (
 )
 
 Metadata = tuple[tuple[str, str], ...]
-Attempt = Callable[[agent_service_pb2_grpc.AgentServiceAsyncStub, Metadata], Awaitable[object]]
+# Of this name in the stubs' eyes only: asynchronous calls are made through the one class that there is.
+Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
+Attempt = Callable[["Stub", Metadata], Awaitable[object]]
 
 
 class AgentClient:
@@ -90,7 +93,7 @@ class AgentClient:
             raise AgentUnreachableError(f"the agent at {address} does not answer") from error
         raise AssertionError("retrying ends with an answer or an error")
 
-    def _stub(self, address: str) -> agent_service_pb2_grpc.AgentServiceAsyncStub:
+    def _stub(self, address: str) -> "Stub":
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)

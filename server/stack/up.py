@@ -127,10 +127,12 @@ async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -
     def status() -> str:
         try:
             with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - http, above
-                found: str = json.load(response)["status"]
-                return found
+                workspace = json.load(response)
         except (OSError, ValueError) as error:
             return str(error)
+        if workspace["status"] == "failed":
+            raise CannotStartError(f"The demo workspace has failed: {workspace['status_reason']}.")
+        return str(workspace["status"])
 
     seen = ""
     try:

@@ -1,0 +1,289 @@
+"""A whole stack, started as `make run` starts it, and the calls that tests make on it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import httpx
+import psycopg
+from google.protobuf.json_format import MessageToDict
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 10.0
+ROOT = Path(__file__).resolve().parents[2]
+
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], timeout_seconds: float = 15.0) -> T:
+    """Asks until the answer is true. Raises tenacity.RetryError."""
+    again = Retrying(
+        retry=retry_if_result(lambda answer: not answer), stop=stop_after_delay(timeout_seconds), wait=wait_fixed(0.02)
+    )
+    return again(probe)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A failed call, over whichever wire."""
+
+    # HTTP status, or gRPC code.
+    status: Any
+    slug: str
+    message: str
+    request_id: str
+    # REST: the envelope's details. gRPC: each standard detail by the name of its message.
+    details: Mapping[str, Any]
+
+
+class Stack:
+    """A running stack."""
+
+    def __init__(self, state_dir: Path, **environment: str) -> None:
+        self.state_dir = state_dir
+        ports = free_ports(4)
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS")},
+            "STATE_DIR": str(state_dir),
+            "REST_PORT": str(ports[0]),
+            "GRPC_PORT": str(ports[1]),
+            "SERVER_PORT": str(ports[2]),
+            "WORKERS": "2",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self.ready: dict[str, Any] = {}
+        self.output = state_dir.with_name(state_dir.name + ".output")
+
+    def start(self) -> None:
+        """Returns when it is ready."""
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "server", "up"], cwd=ROOT, env=self._environment, stdout=output, stderr=output
+            )
+        process, path = self._process, self.state_dir / "ready.json"
+        eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS)
+        assert process.poll() is None, self.output.read_text()
+        self.ready = json.loads(path.read_text())
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it and returns its exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(STOP_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        tokens: dict[str, str] = self.ready["demo"]["tokens"]
+        return tokens
+
+    def rest(self, token: str = "full_access") -> "Rest":
+        """Calls over REST with the demo credential of this name; empty: without any."""
+        return Rest(self.ready["rest_url"], self.tokens.get(token, token))
+
+    def grpc(self, token: str = "full_access", address: str | None = None) -> "Grpc":
+        """Calls over gRPC, through the edge unless an address is given."""
+        return Grpc(address or self.ready["grpc_addr"], self.tokens.get(token, token))
+
+    def worker_addresses(self) -> list[str]:
+        host, _, port = self.ready["server_addr"].rpartition(":")
+        return [f"{host}:{int(port) + index}" for index in range(int(self._environment["WORKERS"]))]
+
+    def database(self) -> "psycopg.Connection[Any]":
+        return psycopg.connect(self.ready["database_url"], autocommit=True)
+
+    def agent_pid(self, workspace_id: str) -> int:
+        return int((self.state_dir / "pods" / workspace_id / "pid").read_text())
+
+    def files(self, workspace_id: str) -> Path:
+        return self.state_dir / "pods" / workspace_id / "files"
+
+
+class Rest:
+    """A customer."""
+
+    def __init__(self, url: str, token: str) -> None:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.client = httpx.Client(base_url=url, headers=headers, timeout=20)
+
+    def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        return self.client.request(method, path, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> dict[str, Any]:
+        return _succeeded(self.call("GET", path, **arguments), 200)
+
+    def post(self, path: str, body: Any = None, status: int = 202) -> dict[str, Any]:
+        return _succeeded(self.call("POST", path, json=body) if body is not None else self.call("POST", path), status)
+
+    def fails(self, method: str, path: str, **arguments: Any) -> Failed:
+        """Makes a call that is to fail, and checks that it does so as every REST failure does."""
+        response = self.call(method, path, **arguments)
+        assert response.status_code >= 400, response.text
+        assert response.headers["content-type"] == "application/json"
+        assert set(response.json()) == {"error"}
+        error = response.json()["error"]
+        assert error["request_id"] == response.headers["x-request-id"]
+        return Failed(response.status_code, error["code"], error["message"], error["request_id"], error.get("details", {}))
+
+    def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Follows the log, as Server-Sent Events."""
+        with self.client.stream("GET", f"/v1/workspaces/{workspace_id}/events", params={"after": after}) as response:
+            assert response.status_code == 200
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+
+
+def _succeeded(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+class Grpc:
+    """An internal caller."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
+
+    def call(self, rpc: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
+        """The reply, as REST would show it. Raises grpc.RpcError."""
+        request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
+        reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
+        return MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+    def fails(self, rpc: str, **fields: Any) -> Failed:
+        """Makes a call that is to fail, and checks that it does so as every gRPC failure does."""
+        try:
+            reply = self.call(rpc, **fields)
+        except grpc.RpcError as error:
+            assert isinstance(error, grpc.Call)
+            status = rpc_status.from_call(error)
+            trailers = dict(error.trailing_metadata())
+        else:
+            raise AssertionError(f"it succeeded: {reply}")
+        assert status is not None, error
+        details = {detail.TypeName().rpartition(".")[2]: _unpacked(detail) for detail in status.details}
+        info = details["ErrorInfo"]
+        assert info["domain"] == "evershell.ai"
+        request_id = details["RequestInfo"]["request_id"]
+        assert trailers["x-request-id"] == request_id
+        return Failed(error.code(), info["reason"].lower(), status.message, request_id, details)
+
+
+def _unpacked(detail: Any) -> dict[str, Any]:
+    message = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2])()
+    assert detail.Unpack(message)
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+class Workspace:
+    """A workspace of the stack, made for one test."""
+
+    def __init__(self, stack: Stack, token: str = "full_access") -> None:
+        self.stack = stack
+        self.rest = stack.rest(token)
+        self.id: str = self.rest.post("/v1/workspaces", {"name": "test"}, status=201)["id"]
+        self.path = f"/v1/workspaces/{self.id}"
+        self.await_event("workspace_provisioned")
+
+    def submit(self, *lines: str, **fields: Any) -> str:
+        """Gives the agent these commands and returns the task's id."""
+        task_id: str = self.rest.post(f"{self.path}/tasks", {"description": "\n".join(lines), **fields})["task_id"]
+        return task_id
+
+    def cancel(self, status: int = 202, **fields: Any) -> dict[str, Any]:
+        return self.rest.post(f"{self.path}/task/cancel", fields or None, status)
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        return self.rest.get(f"{self.path}/tasks/{task_id}")
+
+    def get(self) -> dict[str, Any]:
+        return self.rest.get(self.path)
+
+    def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
+        """Follows the log until this has happened."""
+        for message in self.rest.events(self.id, after):
+            event = message.get("event")
+            if event is not None and event["type"] == type_ and (not task_id or event["task_id"] == task_id):
+                found: dict[str, Any] = event
+                return found
+        raise AssertionError(f"the log ended before {type_}")
+
+    def await_end(self, task_id: str) -> dict[str, Any]:
+        """The task's `task_completed` payload."""
+        payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
+        return payload
+
+    def await_status(self, status: str) -> dict[str, Any]:
+        return eventually(lambda: (found := self.get())["status"] == status and found)  # type: ignore[return-value]
+
+    def log(self) -> list[dict[str, Any]]:
+        """The whole log as it stands, from the database."""
+        with self.stack.database() as connection:
+            rows = connection.execute(
+                "SELECT seq, type, task_id, payload FROM events WHERE workspace_id = %s ORDER BY seq", (self.id,)
+            ).fetchall()
+        return [{"seq": seq, "type": type_, "task_id": task_id, **payload} for seq, type_, task_id, payload in rows]
+
+
+class Gate:
+    """A command that goes on until the test lets it end: it reads a named pipe in the agent's working directory."""
+
+    command = "cat gate"
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._path = workspace.stack.files(workspace.id) / "gate"
+        os.mkfifo(self._path)
+
+    def open(self, timeout_seconds: float = 15.0) -> None:
+        """Lets the command end; waits for it to have begun."""
+
+        def writer() -> int | None:
+            try:
+                return os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                # Nobody reads yet.
+                return None
+
+        descriptor = eventually(writer, timeout_seconds)
+        assert descriptor is not None
+        os.write(descriptor, b"open\n")
+        os.close(descriptor)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on; the last two are neighbours of each other."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets[:-1]:
+            each.bind(("127.0.0.1", 0))
+        last = sockets[-2].getsockname()[1] + 1
+        try:
+            sockets[-1].bind(("127.0.0.1", last))
+        except (OSError, OverflowError):
+            return free_ports(count)
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,47 @@
+"""The promise, as a customer sees it through Envoy."""
+
+from tests.e2e.stack import Gate, Workspace
+
+
+def test_cancelling_finishes_the_current_iteration_and_the_next_task_runs_on_the_same_process(
+    workspace: Workspace, gate: Gate
+) -> None:
+    pid = workspace.stack.agent_pid(workspace.id)
+    task_id = workspace.submit("echo first", gate.command, "echo never")
+    workspace.await_event("iteration_completed", task_id)
+
+    answer = workspace.cancel(reason="it has gone wrong")
+
+    assert answer["outcome"] == "accepted"
+    assert (answer["workspace_id"], answer["task_id"], answer["reason"]) == (workspace.id, task_id, "it has gone wrong")
+    assert answer["requested_at"] and answer["requested_by"].startswith("key_")
+    # The answer does not wait for the iteration.
+    assert answer["task"]["status"] == "running"
+    assert workspace.task(task_id)["cancel_reason"] == "it has gone wrong"
+    gate.open()
+    end = workspace.await_end(task_id)
+    assert end["status"] == "cancelled"
+    assert (end["iterations"], end["forced"], end["work_stopped"]) == (2, False, "yes")
+    assert end["cancel"]["reason"] == "it has gone wrong"
+    assert end["usage"] == {"input_tokens": "0", "output_tokens": "0", "model_calls": "2", "tool_calls": "2"}
+
+    following = workspace.submit("echo as if nothing had been")
+
+    assert workspace.await_end(following)["status"] == "completed"
+    assert workspace.stack.agent_pid(workspace.id) == pid
+    assert workspace.get()["epoch"] == "1"
+    types = [entry["type"] for entry in workspace.log()]
+    assert types == [
+        "workspace_provisioned",
+        "task_submitted",
+        "task_started",
+        "iteration_completed",
+        "task_cancel_requested",
+        "iteration_completed",
+        "task_completed",
+        "task_submitted",
+        "task_started",
+        "iteration_completed",
+        "task_completed",
+    ]
+    assert [entry["seq"] for entry in workspace.log()] == list(range(1, len(types) + 1))
