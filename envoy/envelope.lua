@@ -4,8 +4,16 @@
 -- An error arrives as headers alone: the server has put the whole envelope and its HTTP status into two of them. The headers that
 -- are read here are removed by the header_mutation filter, which runs after this one on the way out.
 
--- A worker's gRPC library refused the call before the service could say anything; its text stays inside.
-local function refused(handle, headers, grpc_status)
+-- Nobody has put the envelope into a header.
+local function refused(handle, headers, grpc_status, status)
+  if status ~= nil then
+    -- Envoy refused a request that called itself application/grpc: the envelope is in grpc-message, escaped as gRPC does it.
+    local envelope = headers:get("grpc-message"):gsub("%%(%x%x)", function(hex)
+      return string.char(tonumber(hex, 16))
+    end)
+    return status, envelope
+  end
+  -- A worker's gRPC library refused the call before the service could say anything; its text stays inside.
   local errors = handle:virtualHost():metadata()
   local rule = errors:get(grpc_status) or errors:get("13")
   local envelope = '{"error":{"code":"%s","message":"%s","request_id":"%s"}}'
@@ -29,8 +37,8 @@ function envoy_on_response(handle)
   end
 
   local envelope = headers:get("x-evershell-error")
-  if envelope == nil or status == nil then
-    status, envelope = refused(handle, headers, grpc_status)
+  if envelope == nil then
+    status, envelope = refused(handle, headers, grpc_status, status)
   end
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")

@@ -28,6 +28,9 @@ CONTENT = "x-evershell-content"
 READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|(application/x-www-form-urlencoded|text/plain.*)\|0"
 GRPC_BODY = r"(?i)application/grpc.*"
 
+BODY_FILTERS = ("envoy.filters.http.buffer", "envoy.filters.http.grpc_json_transcoder")
+FILTER_CONFIG = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
+
 # The edge's reader says what it does not like about a request; every other message is the first sentence of its code's comment.
 MESSAGES = {"validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%"}
 
@@ -129,9 +132,24 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
             routes.append(_unsupported_body(path, binding))
             routes.append(_call(path, binding))
         allow = ", ".join(sorted({binding.method for binding in group} | {"OPTIONS"}))
-        header = {"header": {"key": "allow", "value": allow}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        routes.append({"match": path, "direct_response": {"status": 405}, "response_headers_to_add": [header]})
-    return [*routes, {"match": {"prefix": "/"}, "direct_response": {"status": 404}}]
+        routes.append(_refusal(path, 405, allow=allow))
+    return [*routes, _refusal({"prefix": "/"}, 404)]
+
+
+def _refusal(match: dict[str, Any], status: int, **headers: str) -> dict[str, Any]:
+    """A route that answers by itself, whatever the body: the filters that read bodies would find fault with it first."""
+    # Envoy answers a request that calls itself application/grpc in gRPC; by this header the Lua filter finds the status again.
+    headers["x-evershell-status"] = str(status)
+    return {
+        "match": match,
+        "direct_response": {"status": status},
+        "response_headers_to_add": [_header(name, value) for name, value in headers.items()],
+        "typed_per_filter_config": {name: {"@type": FILTER_CONFIG, "disabled": True} for name in BODY_FILTERS},
+    }
+
+
+def _header(name: str, value: str) -> dict[str, Any]:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _method(binding: Binding) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
         content |= {"string_match": {"safe_regex": {"regex": READABLE_BODY}}, "invert_match": True}
     else:
         content |= {"string_match": {"safe_regex": {"regex": GRPC_BODY}}}
-    return {"match": path | {"headers": [_method(binding), content]}, "direct_response": {"status": 415}}
+    return _refusal(path | {"headers": [_method(binding), content]}, 415)
 
 
 def _call(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
@@ -181,11 +199,10 @@ def _mapper(comparison: str, status: int, rule: Rule) -> dict[str, Any]:
     threshold = {"default_value": status, "runtime_key": f"evershell.local_reply.{comparison.lower()}_{status}"}
     # A request that could not be read has no id yet. It gets one here, once, for the header and for the body.
     request_id = '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
-    header = {"header": {"key": "x-request-id", "value": request_id}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
     envelope = {"error": {"code": rule.code, "message": rule.message, "request_id": "%RESP(x-request-id)%"}}
     return {
         "filter": {"status_code_filter": {"comparison": {"op": comparison, "value": threshold}}},
-        "headers_to_add": [header],
+        "headers_to_add": [_header("x-request-id", request_id)],
         "body_format_override": {"json_format": envelope},
     }
 

@@ -1,0 +1,184 @@
+"""A control plane that does what the id of the workspace says, and the edge in front of it as a real process."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+from grpc_health.v1 import health, health_pb2_grpc
+
+from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
+from server.stack.envoy import Edge, command, render
+
+START_SECONDS = 15
+CODES = {status.value[0]: status for status in grpc.StatusCode}
+AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
+
+
+def rule(slug: str) -> error_pb2.ErrorRule:
+    """The options of an error code."""
+    value = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_name[slug]
+    return value.GetOptions().Extensions[error_pb2.rule]
+
+
+class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
+    """`error_<slug>`: that error. `bare_<n>`: gRPC status n as the library sends it. Others: see below."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, dict[str, str]]] = []
+        self.release = threading.Event()
+
+    async def _act(self, request: Any, context: Any) -> None:
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        self.seen.append((request, metadata))
+        name = request.workspace_id
+        if name.startswith("error_"):
+            slug = name.removeprefix("error_")
+            body = {"error": {"code": slug, "message": AWKWARD, "request_id": metadata["x-request-id"], "details": {"n": 1}}}
+            trailing = [("grpc-status-details-bin", b"\x08\x05"), ("retry-after", "7")]
+            if metadata.get("x-evershell-edge") == "rest":
+                trailing += [("x-evershell-error", json.dumps(body)), ("x-evershell-status", str(rule(slug).http))]
+            await context.abort(CODES[rule(slug).grpc], AWKWARD, tuple(trailing))
+        if name.startswith("bare_"):
+            await context.abort(CODES[int(name.removeprefix("bare_"))], "a secret of the library")
+        if name == "raise":
+            raise RuntimeError("a secret of the code")
+        if name == "slow":
+            await asyncio.sleep(10)
+
+    async def CancelTask(self, request: Any, context: Any) -> workspace_service_pb2.CancelTaskResponse:  # noqa: N802
+        await self._act(request, context)
+        if request.workspace_id == "ended":
+            await context.send_initial_metadata([("x-evershell-status", "200")])
+        task = task_pb2.Task(id=request.task_id or "task_1", status=task_pb2.Task.running)
+        outcome = workspace_service_pb2.CancelTaskResponse.accepted
+        context.set_trailing_metadata([("x-evershell-note", "internal")])
+        return workspace_service_pb2.CancelTaskResponse(
+            workspace_id=request.workspace_id, task_id=task.id, outcome=outcome, reason=request.reason, task=task
+        )
+
+    async def CreateWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+        return workspace_pb2.Workspace(id="ws_new")
+
+    async def GetWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+        await self._act(request, context)
+        return workspace_pb2.Workspace(id=request.workspace_id)
+
+    async def ListTasks(self, request: Any, context: Any) -> workspace_service_pb2.ListTasksResponse:  # noqa: N802
+        await self._act(request, context)
+        long = task_pb2.Task(id="task_1", description="x" * 100_000)
+        return workspace_service_pb2.ListTasksResponse(tasks=[long] * request.page_size)
+
+    async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        await self._act(request, context)
+        response = workspace_service_pb2.WatchEventsResponse
+        yield response(event=event_pb2.Event(seq=request.after + 1, workspace_id=request.workspace_id))
+        if request.workspace_id == "breaks":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
+        # The second message leaves only when the test has read the first one.
+        while not self.release.is_set():
+            await asyncio.sleep(0.01)
+        yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
+
+
+@contextmanager
+def serving(stub: Stub) -> Iterator[str]:
+    """Serves the stub from an event loop in a thread of its own; yields its address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(START_SECONDS)
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server()
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(stub, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    server, port = run(start())
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        run(server.stop(0))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RunningEdge:
+    """A started Envoy and how to reach it."""
+
+    def __init__(self, settings: Edge) -> None:
+        self.settings = settings
+        self.rest_url = f"http://127.0.0.1:{settings.rest_port}"
+        self.grpc_address = f"127.0.0.1:{settings.grpc_port}"
+
+    def admin(self, path: str) -> str:
+        """What the admin interface says."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False) as client:
+            return client.get(f"http://admin{path}").text
+
+    def answers(self, status: int) -> bool:
+        """Whether /healthz answers with this status."""
+        try:
+            return httpx.get(f"{self.rest_url}/healthz", trust_env=False).status_code == status
+        except httpx.TransportError:
+            return False
+
+    def raw(self, data: bytes) -> bytes:
+        """What comes back for these bytes until the edge closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS) as connection:
+            connection.sendall(data)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+        return received
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for something to hold, and fails when it takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold in time"
+        time.sleep(0.02)
+
+
+@contextmanager
+def running_edge(directory: Path, worker: str, *, healthz: int = 200, hurry: dict[str, str] | None = None) -> Iterator[RunningEdge]:
+    """Envoy in front of a worker; `hurry` shortens time limits in the rendered configuration."""
+    settings = Edge(free_port(), free_port(), [worker], directory / "admin.sock")
+    config = directory / "envoy.yaml"
+    render(settings, config)
+    text = config.read_text()
+    for long, short in (hurry or {}).items():
+        assert long in text
+        text = text.replace(long, short)
+    config.write_text(text)
+    edge = RunningEdge(settings)
+    with (directory / "envoy.log").open("w") as log:
+        process = subprocess.Popen(command(config), stdout=log, stderr=log)
+    try:
+        until(lambda: edge.answers(healthz))
+        yield edge
+    finally:
+        process.terminate()
+        process.wait(START_SECONDS)

@@ -1,0 +1,86 @@
+"""The gRPC listener: the same service without a translation."""
+
+from collections.abc import Iterator
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+
+from .stub import AWKWARD, RunningEdge, Stub
+
+
+@pytest.fixture
+def channel(edge: RunningEdge) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(edge.grpc_address) as channel:
+        yield channel
+
+
+def test_call(channel: grpc.Channel, stub: Stub) -> None:
+    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+    request = workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1")
+    forged = (("x-evershell-edge", "rest"), ("x-request-id", "chosen-by-the-client"))
+    answer, call = client.CancelTask.with_call(request, metadata=forged, timeout=10)
+    assert answer.outcome == workspace_service_pb2.CancelTaskResponse.accepted
+    metadata = stub.seen[-1][1]
+    assert "x-evershell-edge" not in metadata
+    assert metadata["x-evershell-host"] == "127.0.0.1:" + channel_port(channel, stub)
+    assert dict(call.initial_metadata())["x-request-id"] == metadata["x-request-id"] != "chosen-by-the-client"
+
+
+def channel_port(channel: grpc.Channel, stub: Stub) -> str:
+    return stub.seen[-1][1]["x-evershell-host"].rpartition(":")[2]
+
+
+def test_error_is_untouched(channel: grpc.Channel, stub: Stub) -> None:
+    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as raised:
+        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="error_workspace_not_found"), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    assert raised.value.details() == AWKWARD
+    trailing = dict(raised.value.trailing_metadata())
+    assert trailing["grpc-status-details-bin"]
+    assert "x-evershell-error" not in trailing
+
+
+def test_deadline_reaches_the_server(channel: grpc.Channel, stub: Stub) -> None:
+    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as raised:
+        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="slow"), timeout=0.3)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_stream(channel: grpc.Channel, stub: Stub) -> None:
+    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+    messages = iter(client.WatchEvents(workspace_service_pb2.WatchEventsRequest(workspace_id="ws_1"), timeout=10))
+    assert next(messages).event.seq == 1
+    stub.release.set()
+    assert next(messages).error.message == AWKWARD
+
+
+def test_health(channel: grpc.Channel) -> None:
+    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_services_for_agents_are_not_here(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        runtime_service_pb2_grpc.RuntimeServiceStub(channel).Heartbeat(runtime_service_pb2.HeartbeatRequest(), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert raised.value.details() == "There is no such service here."
+
+
+def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
+    with grpc.insecure_channel(lonely_edge.grpc_address) as channel, pytest.raises(grpc.RpcError) as raised:
+        client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert raised.value.details() == "The service cannot answer now; try again."
+    assert dict(raised.value.trailing_metadata() or ()).get("x-request-id") or dict(raised.value.initial_metadata() or ()).get("x-request-id")
+
+
+def test_rest_is_not_here(edge: RunningEdge) -> None:
+    assert httpx.post(f"http://{edge.grpc_address}/v1/workspaces/ws_1/task/cancel", trust_env=False).status_code == 404
