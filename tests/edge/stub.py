@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 import httpx
+from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
 from server.stack.envoy import Edge, command, render
 
 START_SECONDS = 15
@@ -77,6 +77,21 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         long = task_pb2.Task(id="task_1", description="x" * 100_000)
         return workspace_service_pb2.ListTasksResponse(tasks=[long] * request.page_size)
 
+    async def GetTask(self, request: Any, context: Any) -> task_pb2.Task:  # noqa: N802
+        return task_pb2.Task(id=request.task_id)
+
+    async def SubmitTask(self, request: Any, context: Any) -> workspace_service_pb2.SubmitTaskResponse:  # noqa: N802
+        return workspace_service_pb2.SubmitTaskResponse(workspace_id=request.workspace_id)
+
+    async def ListWorkspaces(self, request: Any, context: Any) -> workspace_service_pb2.ListWorkspacesResponse:  # noqa: N802
+        return workspace_service_pb2.ListWorkspacesResponse()
+
+    async def StopWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+        return workspace_pb2.Workspace(id=request.workspace_id)
+
+    async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+        return workspace_pb2.Workspace(id=request.workspace_id)
+
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         await self._act(request, context)
         response = workspace_service_pb2.WatchEventsResponse
@@ -84,8 +99,7 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         if request.workspace_id == "breaks":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
         # The second message leaves only when the test has read the first one.
-        while not self.release.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(self.release.wait, START_SECONDS)
         yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
 
 

@@ -1,14 +1,14 @@
 """The gRPC listener: the same service without a translation."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from .stub import AWKWARD, RunningEdge, Stub
 
@@ -19,7 +19,12 @@ def channel(edge: RunningEdge) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def test_call(channel: grpc.Channel, stub: Stub) -> None:
+def metadata_of(error: Any) -> dict[str, Any]:
+    """All that came with an error."""
+    return dict(error.initial_metadata() or ()) | dict(error.trailing_metadata() or ())
+
+
+def test_call(edge: RunningEdge, channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     request = workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1")
     forged = (("x-evershell-edge", "rest"), ("x-request-id", "chosen-by-the-client"))
@@ -27,12 +32,8 @@ def test_call(channel: grpc.Channel, stub: Stub) -> None:
     assert answer.outcome == workspace_service_pb2.CancelTaskResponse.accepted
     metadata = stub.seen[-1][1]
     assert "x-evershell-edge" not in metadata
-    assert metadata["x-evershell-host"] == "127.0.0.1:" + channel_port(channel, stub)
+    assert metadata["x-evershell-host"] == edge.grpc_address
     assert dict(call.initial_metadata())["x-request-id"] == metadata["x-request-id"] != "chosen-by-the-client"
-
-
-def channel_port(channel: grpc.Channel, stub: Stub) -> str:
-    return stub.seen[-1][1]["x-evershell-host"].rpartition(":")[2]
 
 
 def test_error_is_untouched(channel: grpc.Channel, stub: Stub) -> None:
@@ -41,7 +42,7 @@ def test_error_is_untouched(channel: grpc.Channel, stub: Stub) -> None:
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="error_workspace_not_found"), timeout=10)
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
     assert raised.value.details() == AWKWARD
-    trailing = dict(raised.value.trailing_metadata())
+    trailing = metadata_of(raised.value)
     assert trailing["grpc-status-details-bin"]
     assert "x-evershell-error" not in trailing
 
@@ -79,7 +80,7 @@ def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert raised.value.details() == "The service cannot answer now; try again."
-    assert dict(raised.value.trailing_metadata() or ()).get("x-request-id") or dict(raised.value.initial_metadata() or ()).get("x-request-id")
+    assert metadata_of(raised.value)["x-request-id"]
 
 
 def test_rest_is_not_here(edge: RunningEdge) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from evershell.workspace.v1 import error_pb2
 
 from .stub import AWKWARD, RunningEdge, Stub, rule
@@ -44,6 +43,11 @@ def envelope(answer: httpx.Response, slug: str) -> dict[str, Any]:
         ("POST", CANCEL, {"reason": "größer", "wait": "1.5s", "force_after": "2s"}, 202),
         ("POST", "/v1/workspaces/ended/task/cancel", {"wait": "1s"}, 200),
         ("POST", "/v1/workspaces", {"name": "x"}, 201),
+        ("POST", "/v1/workspaces/ws_1/tasks", {"description": "x", "metadata": {"a": "b"}}, 202),
+        ("POST", "/v1/workspaces/ws_1/stop", None, 202),
+        ("POST", "/v1/workspaces/ws_1/resume", None, 202),
+        ("GET", "/v1/workspaces", None, 200),
+        ("GET", "/v1/workspaces/ws_1/tasks/task_1", None, 200),
         ("GET", "/v1/workspaces/ws_1", None, 200),
         ("GET", "/v1/workspaces/ws_1/tasks?page_size=2", None, 200),
         # 20 MB, in HTTP and in gRPC.
@@ -168,7 +172,9 @@ def test_paths_and_methods(rest: httpx.Client, stub: Stub, method: str, path: st
     assert not stub.seen
 
 
-@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc+proto", "application/grpc-web", "text/xml", "text/plain"])
+@pytest.mark.parametrize(
+    "content_type", ["application/grpc", "application/grpc+proto", "application/grpc-web", "text/xml", "text/plain"]
+)
 def test_other_content_types(rest: httpx.Client, stub: Stub, content_type: str) -> None:
     envelope(rest.post(CANCEL, content=b"\0\0\0\0\0", headers={"content-type": content_type}), "unsupported_media_type")
     assert not stub.seen
@@ -179,11 +185,13 @@ def test_grpc_without_a_body_is_no_json_either(rest: httpx.Client, stub: Stub) -
     envelope(rest.get("/v1/workspaces/ws_1", headers={"content-type": "application/grpc"}), "unsupported_media_type")
 
 
-def test_bodies_that_are_too_large(rest: httpx.Client, stub: Stub) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_that_are_too_large(edge: RunningEdge, stub: Stub, chunked: bool) -> None:
+    """Over HTTP/2 the edge answers alike and then resets the stream, which httpx takes for a failure while it still sends."""
     large = json.dumps({"reason": "x" * 1_100_000}).encode()
+    content = iter([large[:600_000], large[600_000:]]) if chunked else large
     headers = {"content-type": "application/json"}
-    envelope(rest.post(CANCEL, content=large, headers=headers), "payload_too_large")
-    envelope(rest.post(CANCEL, content=iter([large[:600_000], large[600_000:]]), headers=headers), "payload_too_large")
+    envelope(httpx.post(f"{edge.rest_url}{CANCEL}", content=content, headers=headers, trust_env=False), "payload_too_large")
     assert not stub.seen
 
 
@@ -193,9 +201,14 @@ def test_head_has_no_body(rest: httpx.Client) -> None:
     nothing_leaks(answer)
 
 
-def test_headers_that_are_refused(rest: httpx.Client) -> None:
-    envelope(rest.post(CANCEL, headers={"x_under": "score"}), "validation_error")
-    envelope(rest.post(CANCEL, headers={f"x-{number}": "1" for number in range(200)}), "headers_too_large")
+def test_headers_that_are_refused(rest: httpx.Client, request: pytest.FixtureRequest) -> None:
+    many = {f"x-{number}": "1" for number in range(200)}
+    for headers, slug in (({"x_under": "score"}, "validation_error"), (many, "headers_too_large")):
+        try:
+            envelope(rest.post(CANCEL, headers=headers), slug)
+        except httpx.RemoteProtocolError:
+            # Envoy resets an HTTP/2 stream whose headers it does not accept.
+            assert "HTTP/2" in request.node.name
 
 
 def test_request_id_is_the_edges(rest: httpx.Client, stub: Stub) -> None:
@@ -228,11 +241,12 @@ def test_cors(rest: httpx.Client, stub: Stub) -> None:
     for path in (CANCEL, "/v1/workspaces"):
         preflight = rest.options(path, headers=origin | asked)
         assert preflight.status_code == 200
-        assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        assert preflight.headers["access-control-allow-origin"] == "*"
+        assert "POST" in preflight.headers["access-control-allow-methods"]
         assert "authorization" in preflight.headers["access-control-allow-headers"]
     for path in (CANCEL, "/v1/workspaces/error_workspace_not_found/task/cancel", "/nowhere"):
         answer = rest.post(path, headers=origin)
-        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["access-control-allow-origin"] == "*"
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 

@@ -1,0 +1,51 @@
+"""What is generated for the edge agrees with the protos, and Envoy accepts what is rendered from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evershell.workspace.v1 import error_pb2
+
+from server.stack.envoy import ROOT, Edge, EdgeConfigurationError, render, validate
+
+from .stub import rule
+
+
+def test_envoy_accepts_the_configuration(tmp_path: Path) -> None:
+    workers = ["127.0.0.1:50051", "[::1]:50052", f"unix:{tmp_path}/worker.sock"]
+    render(Edge(8080, 8081, workers, tmp_path / "admin.sock"), tmp_path / "envoy.yaml")
+    validate(tmp_path / "envoy.yaml")
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    config = tmp_path / "envoy.yaml"
+    with pytest.raises(EdgeConfigurationError, match="too long"):
+        render(Edge(8080, 8081, [], tmp_path / ("x" * 120)), config)
+    with pytest.raises(EdgeConfigurationError, match="host:port"):
+        render(Edge(8080, 8081, ["localhost"], tmp_path / "admin.sock"), config)
+    config.write_text("static_resources: {nonsense: 1}")
+    with pytest.raises(EdgeConfigurationError, match="nonsense"):
+        validate(config)
+
+
+def test_generated_files_have_not_drifted() -> None:
+    result = subprocess.run(
+        [sys.executable, "protos/generate.py", "--check"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_code_of_the_edges_own_has_its_reply() -> None:
+    replies = {}
+    for mapper in json.loads((ROOT / "gen" / "routes.json").read_text())["local_replies"]:
+        comparison = mapper["filter"]["status_code_filter"]["comparison"]
+        error = mapper["body_format_override"]["json_format"]["error"]
+        assert len(error["message"]) > 10
+        if comparison["op"] == "EQ":
+            replies[error["code"]] = comparison["value"]["default_value"]
+    for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values[1:]:
+        if rule(value.name).edge_only or value.name in replies:
+            assert replies[value.name] == rule(value.name).http
+    assert {"validation_error", "unavailable", "deadline_exceeded", "internal"} < replies.keys()
