@@ -1,7 +1,7 @@
 """What the agent says to the control plane: the client of RuntimeService."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -14,10 +14,13 @@ from evershell.agent.v1.runtime_service_pb2 import (
     RegisterRequest,
     RegisterResponse,
 )
-from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub, RuntimeServiceStub
+from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1.task_pb2 import Task
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
+
+if TYPE_CHECKING:
+    from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 from server.agent.encoding import task_event
 from server.agent.lease import HEARTBEATS_A_LEASE, Lease
@@ -81,7 +84,7 @@ class Committer:
     async def register(self, address: str, pid: int) -> None:
         """Says where the agent listens, as host:port. Raises AgentOverError."""
 
-        async def attempt(stub: RuntimeServiceAsyncStub) -> RegisterResponse:
+        async def attempt(stub: "RuntimeServiceAsyncStub") -> RegisterResponse:
             return await stub.Register(RegisterRequest(address=address, pid=pid), **self._call_options)
 
         await self._renewing(attempt)
@@ -89,7 +92,7 @@ class Committer:
     async def heartbeat(self, current: Callable[[], tuple[str, Phase]]) -> None:
         """Renews the lease and tells the task id and the phase as they are when each attempt is sent. Raises AgentOverError."""
 
-        async def attempt(stub: RuntimeServiceAsyncStub) -> HeartbeatResponse:
+        async def attempt(stub: "RuntimeServiceAsyncStub") -> HeartbeatResponse:
             task_id, phase = current()
             request = HeartbeatRequest(task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified"))
             return await stub.Heartbeat(request, **self._call_options)
@@ -100,7 +103,7 @@ class Committer:
         """See Commit in the loop. Raises AgentOverError and RejectedError."""
         request = CommitEventsRequest(task_id=task_id, events=[task_event(happened) for happened in events])
 
-        async def attempt(stub: RuntimeServiceAsyncStub) -> tuple[int, CommitEventsResponse]:
+        async def attempt(stub: "RuntimeServiceAsyncStub") -> tuple[int, CommitEventsResponse]:
             sent_at = self._mark()
             return sent_at, await stub.CommitEvents(request, **self._call_options)
 
@@ -116,9 +119,9 @@ class Committer:
             await channel.close()
 
     async def _renewing(
-        self, attempt: Callable[[RuntimeServiceAsyncStub], Awaitable[RegisterResponse | HeartbeatResponse]]
+        self, attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[RegisterResponse | HeartbeatResponse]]"
     ) -> None:
-        async def timed(stub: RuntimeServiceAsyncStub) -> tuple[float, int, Directive]:
+        async def timed(stub: "RuntimeServiceAsyncStub") -> tuple[float, int, Directive]:
             sent, sent_at = self._lease.clock(), self._mark()
             return sent, sent_at, (await attempt(stub)).directive
 
@@ -129,14 +132,14 @@ class Committer:
         if self._shutdown.is_begun:
             raise AgentOverError
 
-    async def _until_acknowledged(self, attempt: Callable[[RuntimeServiceAsyncStub], Awaitable[T]]) -> T:
+    async def _until_acknowledged(self, attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[T]]") -> T:
         retrying = AsyncRetrying(
             wait=wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=MAX_BACKOFF_SECONDS),
             retry=retry_if_exception(lambda error: isinstance(error, grpc.aio.AioRpcError)),
         )
         return await retrying(self._attempt, attempt)
 
-    async def _attempt(self, attempt: Callable[[RuntimeServiceAsyncStub], Awaitable[T]]) -> T:
+    async def _attempt(self, attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[T]]") -> T:
         if self._shutdown.is_begun:
             raise AgentOverError
         used = self._current

@@ -1,0 +1,185 @@
+"""A control plane of one workspace, in memory, that decides with the core; and its side of AgentService."""
+
+import asyncio
+import json
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation, CancelTaskRequest, StartTaskRequest
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from evershell.agent.v1.runtime_service_pb2 import (
+    CommitEventsRequest,
+    CommitEventsResponse,
+    Directive,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    RegisterRequest,
+    RegisterResponse,
+    TaskEvent,
+)
+from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceServicer, add_RuntimeServiceServicer_to_server
+from joserfc import jwt
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import OKPKey
+
+if TYPE_CHECKING:
+    from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+
+WORKSPACE_ID = "ws_1"
+EPOCH = 3
+RUNTIME_TOKEN = "runtime-token"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlPlane(RuntimeServiceServicer):
+    """What the tests set: faults and the one task. What they read: the log of events and of calls."""
+
+    def __init__(self) -> None:
+        self.key = OKPKey.generate_key("Ed25519")
+        self.lease_ms = 60_000
+        self.task: Assignment | None = None
+        self.log: list[tuple[str, TaskEvent]] = []
+        self.calls: list[str] = []
+        self.heartbeats: list[HeartbeatRequest] = []
+        self.address = ""
+        self.fenced = False
+        # Answers every call with this.
+        self.refusal: grpc.StatusCode | None = None
+        # Commits that take effect and whose acknowledgement is lost.
+        self.lost_acknowledgements = 0
+        # Called, and awaited, when the reply to a call is made and not yet sent.
+        self.before_reply: Callable[[str], Awaitable[None]] | None = None
+        self._changed = asyncio.Event()
+        self._servers: list[grpc.aio.Server] = []
+        self._channels: list[grpc.aio.Channel] = []
+
+    async def serve(self) -> str:
+        server = grpc.aio.server()
+        add_RuntimeServiceServicer_to_server(self, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self._servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    async def stop(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+        for server in self._servers:
+            await server.stop(grace=None)
+
+    async def until(self, condition: Callable[[], object], timeout_seconds: float = 10) -> None:
+        """Waits until the condition holds; it is looked at after every call of the agent."""
+        async with asyncio.timeout(timeout_seconds):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    # RuntimeService
+
+    async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:  # noqa: N802
+        await self._enter("Register", context)
+        self.address = request.address
+        return RegisterResponse(directive=await self._reply("Register"))
+
+    async def Heartbeat(self, request: HeartbeatRequest, context: Context) -> HeartbeatResponse:  # noqa: N802
+        await self._enter("Heartbeat", context)
+        self.heartbeats.append(request)
+        return HeartbeatResponse(directive=await self._reply("Heartbeat"))
+
+    async def CommitEvents(self, request: CommitEventsRequest, context: Context) -> CommitEventsResponse:  # noqa: N802
+        await self._enter("CommitEvents", context)
+        for event in request.events:
+            self._commit(request.task_id, event)
+        directive = await self._reply("CommitEvents")
+        if self.lost_acknowledgements:
+            self.lost_acknowledgements -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the acknowledgement is lost")
+        return CommitEventsResponse(directive=directive)
+
+    async def _enter(self, call: str, context: Context) -> None:
+        self.calls.append(call)
+        self._changed.set()
+        if self.refusal is not None:
+            await context.abort(self.refusal, "refused")
+        if dict(context.invocation_metadata() or ()).get("authorization") != f"Bearer {RUNTIME_TOKEN}":
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong token")
+
+    async def _reply(self, call: str) -> Directive:
+        directive = Directive(fenced=self.fenced, lease_ms=self.lease_ms, task=self.task)
+        self._changed.set()
+        if self.before_reply is not None:
+            await self.before_reply(call)
+        return directive
+
+    def _commit(self, task_id: str, event: TaskEvent) -> None:
+        """As server.core.lifecycle.commit."""
+        if self.fenced or self.task is None or self.task.task_id != task_id:
+            return
+        if event.HasField("task_started") and any(task_id == known and e.HasField("task_started") for known, e in self.log):
+            return
+        if event.HasField("iteration_completed"):
+            if event.iteration_completed.number <= self.task.iterations:
+                return
+            self.task.iterations += 1
+            assert event.iteration_completed.number == self.task.iterations
+        self.log.append((task_id, event))
+        if event.HasField("task_ended"):
+            self.task = None
+
+    # What happened
+
+    def kinds(self, task_id: str) -> list[str]:
+        return [str(event.WhichOneof("event")) for known, event in self.log if known == task_id]
+
+    def iterations(self, task_id: str) -> list[Any]:
+        return [e.iteration_completed for known, e in self.log if known == task_id and e.HasField("iteration_completed")]
+
+    def end(self, task_id: str) -> Any:
+        return next((e.task_ended for known, e in self.log if known == task_id and e.HasField("task_ended")), None)
+
+    # AgentService
+
+    def submit(self, task_id: str, description: str, max_iterations: int = 100) -> Assignment:
+        self.task = Assignment(task_id=task_id, description=description, max_iterations=max_iterations)
+        return self.task
+
+    def token(self, **changes: Any) -> str:
+        claims = {"iss": "evershell", "aud": "agent", "workspace_id": WORKSPACE_ID, "exp": int(time.time()) + 30}
+        return sign(self.key, claims | changes)
+
+    def agent(self) -> "AgentServiceAsyncStub":
+        channel = grpc.aio.insecure_channel(self.address)
+        self._channels.append(channel)
+        stub: AgentServiceAsyncStub = AgentServiceStub(channel)
+        return stub
+
+    def metadata(self, token: str | None = None) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {token or self.token()}"),)
+
+    async def start_task(self, agent: "AgentServiceAsyncStub", task: Assignment, epoch: int = EPOCH) -> None:
+        request = StartTaskRequest(workspace_id=WORKSPACE_ID, epoch=epoch, task=task)
+        await agent.StartTask(request, metadata=self.metadata())
+
+    async def cancel_task(self, agent: "AgentServiceAsyncStub", task_id: str, force_after_seconds: float | None = None) -> bool:
+        """The intent is recorded first, then the agent is signalled."""
+        cancellation = Cancellation(reason="enough")
+        if force_after_seconds is not None:
+            cancellation.force_at.FromNanoseconds(int((time.time() + force_after_seconds) * 1e9))
+        if self.task is not None and self.task.task_id == task_id:
+            self.task.cancellation.CopyFrom(cancellation)
+        request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id=task_id, cancellation=cancellation)
+        return (await agent.CancelTask(request, metadata=self.metadata())).known
+
+
+def sign(key: OKPKey, claims: dict[str, Any], algorithm: str = "EdDSA") -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecurityWarning)
+        return jwt.encode({"alg": algorithm}, claims, key, algorithms=[algorithm])
+
+
+def public_key(control_plane: ControlPlane) -> str:
+    return json.dumps(control_plane.key.as_dict(private=False))
