@@ -39,11 +39,15 @@ class Lease:
         """Often enough that several heartbeats may fail in a row."""
         return self.length_seconds / HEARTBEATS_A_LEASE
 
+    @property
+    def remaining_seconds(self) -> float | None:
+        """How long the agent may go on. None before the first renewal: there is no lease yet that could end."""
+        return None if self._over_at is None else self._over_at - self.clock()
+
     async def wait_over(self) -> None:
-        """Returns when the lease was not renewed in time. Before its first renewal there is no lease that could end."""
-        while self._over_at is None or self._over_at > self.clock():
+        """Returns when the lease was not renewed in time."""
+        while (remaining_seconds := self.remaining_seconds) is None or remaining_seconds > 0:
             self._changed.clear()
-            remaining_seconds = None if self._over_at is None else self._over_at - self.clock()
             try:
                 async with asyncio.timeout(remaining_seconds):
                     await self._changed.wait()

@@ -1,0 +1,188 @@
+"""The shell tool, with real processes."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
+from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
+
+REPLACED = "\N{REPLACEMENT CHARACTER}"
+
+
+async def _run(files_dir: Path, command: str, timeout_seconds: float = 60, interrupt: asyncio.Event | None = None) -> ToolResult:
+    tool = ShellTool(files_dir, "ws_1", 7, timeout_seconds)
+    call = ToolCall(id="c", name="shell", arguments=json.dumps({"command": command}))
+    async with asyncio.timeout(30):
+        return await tool.run(call, interrupt or asyncio.Event())
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  another process brings it about
+            await asyncio.sleep(0.002)
+
+
+def _lives(pid_file: Path) -> bool:
+    try:
+        return psutil.Process(int(pid_file.read_text())).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_output_and_errors_in_order_and_the_exit_code(tmp_path: Path) -> None:
+    result = await _run(tmp_path, "echo 1; echo 2 >&2; echo 3; exit 4")
+    assert result == ToolResult(status=ToolStatus.EXITED, exit_code=4, output="1\n2\n3\n")
+
+
+async def test_a_signal_is_a_negative_exit_code(tmp_path: Path) -> None:
+    assert (await _run(tmp_path, "kill -TERM $$")).exit_code == -15
+
+
+async def test_runs_in_the_files_with_no_input(tmp_path: Path) -> None:
+    assert (await _run(tmp_path, "pwd -P; cat")).output == f"{tmp_path}\n"
+
+
+async def test_the_environment_holds_nothing_of_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERSHELL_RUNTIME_TOKEN", "secret")
+    names = {line.split("=")[0]: line for line in (await _run(tmp_path, "exec env")).output.splitlines()}
+    assert set(names) - {"PWD", "SHLVL", "_", "OLDPWD"} == {
+        "PATH",
+        "HOME",
+        "LANG",
+        "EVERSHELL_WORKSPACE_ID",
+        "EVERSHELL_EPOCH",
+        "EVERSHELL_TOOL_CALL",
+    }
+    assert names["HOME"] == f"HOME={tmp_path}"
+    assert names["EVERSHELL_WORKSPACE_ID"] == "EVERSHELL_WORKSPACE_ID=ws_1"
+    assert names["EVERSHELL_EPOCH"] == "EVERSHELL_EPOCH=7"
+
+
+async def test_no_file_of_the_agent_is_open_in_the_tool(tmp_path: Path) -> None:
+    kept = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(kept, True)
+    try:
+        assert (await _run(tmp_path, "ls /proc/self/fd | wc -l")).output.strip() == "4"
+    finally:
+        os.close(kept)
+
+
+async def test_long_output_keeps_head_and_tail(tmp_path: Path) -> None:
+    result = await _run(tmp_path, "echo first; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last")
+    assert result.output.startswith("first\nxxx")
+    assert result.output.endswith("xxx\nlast\n")
+    assert len(result.output.encode()) <= MAX_OUTPUT_BYTES
+    kept = result.output.count("x") + len("first\n\nlast\n")
+    assert result.truncated_bytes == 3_000_000 + len("first\n\nlast\n") - kept
+    assert f"[{result.truncated_bytes} bytes" in result.output
+
+
+async def test_what_cannot_be_stored_is_replaced(tmp_path: Path) -> None:
+    assert (await _run(tmp_path, r"printf 'a\000b\377c\303'")).output == f"a{REPLACED}b{REPLACED}c{REPLACED}"
+
+
+async def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
+    command = "(sh -c 'echo $$ > grandchild; sleep 600' & wait) & echo begun; wait"
+    result = await _run(tmp_path, command, timeout_seconds=0.3)
+    assert (result.status, result.exit_code, result.output) == (ToolStatus.TIMED_OUT, -9, "begun\n")
+    await _until(lambda: not _lives(tmp_path / "grandchild"))
+
+
+@pytest.mark.parametrize("how", ["interrupt", "cancel"])
+async def test_broken_off_nothing_is_left_not_even_in_another_session(tmp_path: Path, how: str) -> None:
+    line = "echo so far; setsid sh -c 'echo $$ > own.new; mv own.new own; exec sleep 600' & exec sleep 600"
+    interrupt = asyncio.Event()
+    running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
+    await _until((tmp_path / "own").exists)
+    assert _lives(tmp_path / "own")
+    if how == "interrupt":
+        interrupt.set()
+        assert await running == ToolResult(status=ToolStatus.INTERRUPTED, exit_code=-9, output="so far\n")
+    else:
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    await _until(lambda: not _lives(tmp_path / "own"))
+
+
+async def test_a_tool_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
+    result = await _run(tmp_path, "trap '' TERM INT HUP; while :; do sleep 1; done", timeout_seconds=0.1)
+    assert result.status is ToolStatus.TIMED_OUT
+
+
+@pytest.mark.parametrize("redirect", ["", ">/dev/null 2>&1"])
+async def test_a_background_child_neither_holds_the_call_nor_outlives_it(tmp_path: Path, redirect: str) -> None:
+    began = time.monotonic()
+    result = await _run(tmp_path, f"sleep 600 {redirect} & echo $! > child; echo done")
+    assert result == ToolResult(status=ToolStatus.EXITED, output="done\n")
+    assert time.monotonic() - began < 5
+    await _until(lambda: not _lives(tmp_path / "child"))
+
+
+async def test_late_output_of_a_pipeline_is_waited_for(tmp_path: Path) -> None:
+    assert (await _run(tmp_path, "(sleep 0.02; echo late) & echo early")).output == "early\nlate\n"
+
+
+async def test_without_its_folder_it_is_not_run(tmp_path: Path) -> None:
+    result = await _run(tmp_path / "gone", "true")
+    assert result.status is ToolStatus.NOT_RUN
+    assert "gone" in result.output
+
+
+@pytest.mark.parametrize("command", ["x\0y", "x" * 3_000_000, "\ud800"])
+async def test_what_cannot_be_a_command_is_not_run(tmp_path: Path, command: str) -> None:
+    before = psutil.Process().num_fds()
+    assert (await _run(tmp_path, command)).status is ToolStatus.NOT_RUN
+    assert psutil.Process().num_fds() <= before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ToolCall(id="c", name="browser", arguments='{"command": "true"}'),
+        ToolCall(id="c", name="shell", arguments="nonsense"),
+        ToolCall(id="c", name="shell", arguments="[]"),
+        ToolCall(id="c", name="shell", arguments='{"command": 1}'),
+    ],
+)
+async def test_a_call_that_makes_no_sense_is_told_to_the_model(tmp_path: Path, call: ToolCall) -> None:
+    result = await ShellTool(tmp_path, "ws_1", 7, 60).run(call, asyncio.Event())
+    assert result.status is ToolStatus.NOT_RUN
+    assert result.output
+
+
+async def test_many_calls_leave_no_file_open(tmp_path: Path) -> None:
+    await _run(tmp_path, "true")
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        await _run(tmp_path, "true")
+    assert psutil.Process().num_fds() <= before
+
+
+def test_a_cut_never_splits_a_character() -> None:
+    output = BoundedOutput()
+    for _ in range(100):
+        output.feed("äöü€".encode() * 1_000)
+    text, cut = output.finish()
+    assert REPLACED not in text
+    assert len(text.encode()) <= MAX_OUTPUT_BYTES
+    kept = text.encode().replace(f"\n[{cut} bytes of output were cut here]\n".encode(), b"")
+    assert cut == 100 * 9_000 - len(kept)
+
+
+def test_output_at_the_limit_is_whole() -> None:
+    output = BoundedOutput()
+    output.feed(b"x" * MAX_OUTPUT_BYTES)
+    assert output.finish() == ("x" * MAX_OUTPUT_BYTES, 0)
+
+
+def test_storable_text() -> None:
+    assert storable("a\0b\ud800c") == f"a{REPLACED}b{REPLACED * 3}c"
+    storable("\ud83d\ude00").encode()
