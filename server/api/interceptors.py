@@ -151,7 +151,7 @@ async def _fail(context: Context, failure: Failure) -> None:
         trailers.append(("www-authenticate", "Bearer"))
     if "retry_after_seconds" in failure.details:
         trailers.append(("retry-after", str(math.ceil(failure.details["retry_after_seconds"]))))
-    await context.abort(rich.code, rich.details, trailers)
+    await context.abort(rich.code, rich.details, tuple(trailers))
 
 
 class Authentication(Interceptor):

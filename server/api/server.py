@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import grpc
-from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+from evershell.agent.v1 import runtime_service_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -45,7 +45,6 @@ class Server:
         reflection.enable_server_reflection(
             [
                 workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
-                runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name,
                 health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                 reflection.SERVICE_NAME,
             ],

@@ -65,7 +65,7 @@ async def _ended(agent: "asyncio.Task[ExitCode]") -> ExitCode:
 
 async def _exists(path: Path) -> None:
     async with asyncio.timeout(10):
-        while not path.exists():  # noqa: ASYNC110, ASYNC240  another process makes it
+        while not path.exists():
             await asyncio.sleep(0.005)
 
 

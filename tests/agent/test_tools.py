@@ -25,7 +25,7 @@ async def _run(files_dir: Path, command: str, timeout_seconds: float = 60, inter
 
 async def _until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  another process brings it about
+        while not condition():
             await asyncio.sleep(0.002)
 
 

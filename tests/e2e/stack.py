@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 import grpc
 import httpx
 import psycopg
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
-
-from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -174,20 +173,17 @@ class Grpc:
 
     def fails(self, rpc: str, **fields: Any) -> Failed:
         """Makes a call that is to fail, and checks that it does so as every gRPC failure does."""
-        try:
-            reply = self.call(rpc, **fields)
-        except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            status = rpc_status.from_call(error)
-            trailers = dict(error.trailing_metadata())
-        else:
-            raise AssertionError(f"it succeeded: {reply}")
+        with pytest.raises(grpc.RpcError) as raised:
+            self.call(rpc, **fields)
+        error = raised.value
+        assert isinstance(error, grpc.Call)
+        status = rpc_status.from_call(error)
         assert status is not None, error
         details = {detail.TypeName().rpartition(".")[2]: _unpacked(detail) for detail in status.details}
         info = details["ErrorInfo"]
         assert info["domain"] == "evershell.ai"
         request_id = details["RequestInfo"]["request_id"]
-        assert trailers["x-request-id"] == request_id
+        assert dict(error.trailing_metadata())["x-request-id"] == request_id
         return Failed(error.code(), info["reason"].lower(), status.message, request_id, details)
 
 
@@ -236,7 +232,8 @@ class Workspace:
         return payload
 
     def await_status(self, status: str) -> dict[str, Any]:
-        return eventually(lambda: (found := self.get())["status"] == status and found)  # type: ignore[return-value]
+        eventually(lambda: self.get()["status"] == status)
+        return self.get()
 
     def log(self) -> list[dict[str, Any]]:
         """The whole log as it stands, from the database."""
