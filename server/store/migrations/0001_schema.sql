@@ -1,5 +1,21 @@
 -- The tables. Ids are compared byte by byte (COLLATE "C"), so that newest first means the same here and in Python.
 
+-- The closed sets. As domains they are checked where a value comes in; a CHECK of the table would be read and compiled anew by
+-- every statement that writes a row, which a cancellation would feel.
+CREATE DOMAIN workspace_status AS text
+    CHECK (VALUE IN ('provisioning', 'idle', 'busy', 'stopping', 'stopped', 'failed'));
+CREATE DOMAIN task_status AS text
+    CHECK (VALUE IN ('submitted', 'delivered', 'running', 'completed', 'failed', 'cancelled', 'delivery_failed'));
+CREATE DOMAIN task_phase AS text
+    CHECK (VALUE IN ('', 'model_call', 'tool_call'));
+CREATE DOMAIN event_type AS text
+    CHECK (
+        VALUE IN (
+            'workspace_provisioned', 'workspace_stopped', 'workspace_failed', 'workspace_resumed', 'task_submitted',
+            'task_started', 'iteration_completed', 'task_cancel_requested', 'task_completed'
+        )
+    );
+
 CREATE TABLE orgs (
     id text COLLATE "C" PRIMARY KEY,
     slug text COLLATE "C" NOT NULL UNIQUE
@@ -22,14 +38,14 @@ CREATE TABLE workspaces (
     id text COLLATE "C" PRIMARY KEY,
     org_id text COLLATE "C" NOT NULL,
     name text NOT NULL,
-    status text NOT NULL CHECK (status IN ('provisioning', 'idle', 'busy', 'stopping', 'stopped', 'failed')),
+    status workspace_status NOT NULL,
     status_reason text NOT NULL,
     created_by_user_id text COLLATE "C",
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     current_task_id text COLLATE "C",
-    epoch bigint NOT NULL CHECK (epoch > 0),
-    last_seq bigint NOT NULL CHECK (last_seq >= 0),
+    epoch bigint NOT NULL,
+    last_seq bigint NOT NULL,
     agent_address text,
     lease_expires_at timestamptz,
     host text
@@ -45,10 +61,9 @@ CREATE TABLE tasks (
     description text NOT NULL,
     metadata jsonb NOT NULL,
     max_iterations integer NOT NULL,
-    status text NOT NULL
-        CHECK (status IN ('submitted', 'delivered', 'running', 'completed', 'failed', 'cancelled', 'delivery_failed')),
-    phase text NOT NULL CHECK (phase IN ('', 'model_call', 'tool_call')),
-    iterations integer NOT NULL CHECK (iterations >= 0),
+    status task_status NOT NULL,
+    phase task_phase NOT NULL,
+    iterations integer NOT NULL,
     created_at timestamptz NOT NULL,
     started_at timestamptz,
     completed_at timestamptz,
@@ -85,13 +100,8 @@ CREATE UNIQUE INDEX tasks_one_open ON tasks (workspace_id) WHERE status IN ('sub
 
 CREATE TABLE events (
     workspace_id text COLLATE "C" NOT NULL,
-    seq bigint NOT NULL CHECK (seq > 0),
-    type text NOT NULL CHECK (
-        type IN (
-            'workspace_provisioned', 'workspace_stopped', 'workspace_failed', 'workspace_resumed', 'task_submitted',
-            'task_started', 'iteration_completed', 'task_cancel_requested', 'task_completed'
-        )
-    ),
+    seq bigint NOT NULL,
+    type event_type NOT NULL,
     time timestamptz NOT NULL,
     task_id text COLLATE "C",
     request_id text,

@@ -1,0 +1,108 @@
+"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and a migrated database of its own for each test."""
+
+import asyncio
+import itertools
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from server.core.ports import Store
+from server.stack import postgres
+from server.store.migrate import migrate
+from server.store.pool import Pool, open_pool
+from server.store.postgres_store import PostgresStore
+from tests.fakes import FakeStore
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server on which databases may be made."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    places = postgres.places(tmp_path_factory.mktemp("postgres"))
+    postgres.initialise(places.data_dir)
+    with _log(places.data_dir.parent).open("wb") as log:
+        # Nothing of a test outlives it, so it need not wait for the disk.
+        command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
+        process = subprocess.Popen(command, stderr=log)
+    try:
+        url = postgres.database_url(places.socket_dir)
+        asyncio.run(postgres.wait_ready(url, 20))
+        yield url
+    finally:
+        process.send_signal(postgres.STOP_SIGNAL)
+        process.wait(20)
+
+
+def _log(folder: Path) -> Path:
+    return folder / "postgres.log"
+
+
+def new_database(server_url: str, template: str = "template1") -> str:
+    """Makes a database and returns its URL."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        query = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        connection.execute(query)
+    return make_conninfo(server_url, dbname=name)
+
+
+def drop_database(server_url: str, database_url: str) -> None:
+    """Removes a database, whoever is still connected."""
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a migrated, empty database."""
+    url = new_database(server_url)
+    migrate(url)
+    yield str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+    drop_database(server_url, url)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    url = new_database(server_url)
+    yield url
+    drop_database(server_url, url)
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    url = new_database(server_url, template)
+    yield url
+    drop_database(server_url, url)
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    async with open_pool(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["fake", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """Where the store under test keeps its data; None: in memory."""
+    return request.getfixturevalue("database_url") if request.param == "postgres" else None
+
+
+@pytest.fixture
+async def store(store_url: str | None) -> AsyncIterator[Store]:
+    """Every implementation of the port in turn."""
+    if store_url is None:
+        yield FakeStore()
+        return
+    async with open_pool(store_url) as opened:
+        yield PostgresStore(opened)

@@ -1,0 +1,72 @@
+"""Workspaces, tasks and callers for the tests of the store."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from server.core import lifecycle
+from server.core.caller import Caller, CredentialKind, Permission
+from server.core.ids import new_task_id, new_workspace_id
+from server.core.ports import Store
+from server.core.task import CancelIntent, Task, TaskStatus
+from server.core.workspace import Workspace, WorkspaceStatus
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
+ORG = "org_a"
+USER = "user_1"
+
+
+def permission(*, org_id: str = ORG, user_id: str | None = USER, own_only: bool = False) -> Permission:
+    """A caller's; `user_id` None: an API key's."""
+    kind = CredentialKind.API_KEY if user_id is None else CredentialKind.SESSION
+    return Permission(Caller(org_id, user_id or "key_1", kind, frozenset()), "workspace:write", own_only)
+
+
+def intent(reason: str = "because", *, force_after_seconds: float | None = None, request_id: str = "req_1") -> CancelIntent:
+    force_at = None if force_after_seconds is None else NOW + timedelta(seconds=force_after_seconds)
+    return CancelIntent(
+        requested_by=USER,
+        credential_kind="session",
+        requested_at=NOW,
+        reason=reason,
+        request_id=request_id,
+        force_at=force_at,
+    )
+
+
+def workspace(status: WorkspaceStatus = WorkspaceStatus.IDLE, *, org_id: str = ORG, user_id: str | None = USER) -> Workspace:
+    return Workspace(
+        id=new_workspace_id(),
+        org_id=org_id,
+        name="a wörkspace 🐚",
+        status=status,
+        created_by_user_id=user_id,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
+def task(workspace_id: str) -> Task:
+    return Task(id=new_task_id(), workspace_id=workspace_id, description="echo 'ü'", metadata={"a": "b"}, created_at=NOW)
+
+
+async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Workspace, Task]:
+    """A busy workspace and its task, as committed."""
+    idle = workspace(user_id=user_id)
+    await store.create_workspace(idle)
+    submitted = task(idle.id)
+    change = await store.transition(idle.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0"))
+    assert change is not None and change.task is not None
+    return change.workspace, change.task
+
+
+async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -> None:
+    """Whatever the lifecycle would say to it."""
+    await store.transition(
+        workspace_id, lambda session: replace(lifecycle.unchanged(session), workspace=replace(session.workspace, status=status))
+    )
+
+
+async def complete(store: Store, at: Workspace, task_id: str) -> None:
+    """The agent says that the task is completed."""
+    ending = lifecycle.Ending(status=TaskStatus.COMPLETED, result="done")
+    await store.transition(at.id, lambda session: lifecycle.commit(session, at.epoch, task_id, [ending], NOW))
