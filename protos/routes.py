@@ -137,8 +137,8 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
     for regex, group in by_path.items():
         path = {"safe_regex": {"regex": regex}}
         for binding in group:
-            routes.append(_unsupported_body(path, binding))
-            routes.append(_call(path, binding))
+            refusals = (_unsupported_body(path, binding), _misplaced_query(path, binding))
+            routes += [*filter(None, refusals), _call(path, binding)]
         allow = ", ".join(sorted({binding.method for binding in group} | {"OPTIONS"}))
         routes.append(_answer(path | {"headers": PREFLIGHT}, 200, {"access-control-allow-methods": allow} | PREFLIGHT_ANSWER))
         routes.append(_answer(path, 405, {"allow": allow}))
@@ -174,6 +174,33 @@ def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
     else:
         content |= {"string_match": {"safe_regex": {"regex": GRPC_BODY}}}
     return _answer(path | {"headers": [_method(binding), content]}, 415, {})
+
+
+def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] | None:
+    """Refuses what the transcoder would let win over the path (measured): a query that names a field of the path's.
+
+    With `body: "*"` no field is the query's, so that none is taken. Elsewhere names are compared as the client wrote them, and a
+    name with an escape in it is refused as well.
+    """
+    if binding.has_body:
+        return _query_refusal(
+            path, binding, r"[^?]*\?.+", "This method takes its fields from the path and the body, not from a query."
+        )
+    fields = re.findall(r"\{(\w+)", binding.path)
+    names = "|".join(name for field in fields for name in (field, re.sub(r"_(\w)", lambda found: found[1].upper(), field)))
+    if not names:
+        return None
+    regex = rf"[^?]*\?(.*&)?([^=&]*%[^=&]*|{names})([=&].*)?"
+    return _query_refusal(
+        path, binding, regex, "A query parameter has the name of a field that the path gives, or an escape in its name."
+    )
+
+
+def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str) -> dict[str, Any]:
+    query = {"name": ":path", "string_match": {"safe_regex": {"regex": regex}}}
+    route = _answer(path | {"headers": [_method(binding), query]}, 400, {})
+    route["direct_response"]["body"] = {"inline_string": text}
+    return route
 
 
 def _call(path: dict[str, Any], binding: Binding) -> dict[str, Any]:

@@ -94,10 +94,10 @@ def http2_names(edge: RunningEdge, path: str) -> list[bytes]:
 
 def test_access_log(edge: RunningEdge, stub: Stub) -> None:
     log = edge.settings.admin_socket.parent / "envoy.log"
-    answer = httpx.post(f"{edge.rest_url}{CANCEL}?reason=private", trust_env=False)
+    answer = httpx.get(f"{edge.rest_url}/v1/workspaces/ws_1/tasks?page_token=private", trust_env=False)
     request_id = answer.headers["x-request-id"]
     until(lambda: request_id in log.read_text())
     line = next(line for line in log.read_text().splitlines() if request_id in line)
     entry = json.loads(line)
-    assert (entry["method"], entry["path"], entry["status"]) == ("POST", CANCEL, 202)
+    assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/v1/workspaces/ws_1/tasks", 200)
     assert "private" not in line
