@@ -1,0 +1,111 @@
+"""The embedded PostgreSQL: made, started, stopped, and cleared after it was left behind."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from server.stack import postgres
+from server.stack.postgres import Places
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    made = postgres.places(tmp_path)
+    postgres.initialise(made.data_dir)
+    return made
+
+
+@pytest.fixture
+def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
+    started = subprocess.Popen(postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL)
+    asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
+    yield started
+    if started.poll() is None:
+        started.send_signal(postgres.STOP_SIGNAL)
+    started.wait(20)
+
+
+def test_it_serves_utf8_on_a_socket_alone_and_stops_cleanly(places: Places, process: subprocess.Popen[bytes]) -> None:
+    with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
+        settings = [connection.execute(f"SHOW {name}").fetchone() for name in ("server_encoding", "listen_addresses", "fsync")]
+        assert settings == [("UTF8",), ("",), ("on",)]
+    process.send_signal(postgres.STOP_SIGNAL)
+    assert process.wait(20) == 0
+    assert not (places.data_dir / "postmaster.pid").exists()
+
+
+def test_a_server_left_behind_is_ended_and_the_next_one_finds_its_data(places: Places, process: subprocess.Popen[bytes]) -> None:
+    url = postgres.database_url(places.socket_dir)
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE kept ()")
+    with psycopg.connect(url):
+        postgres.clear_stale(places.data_dir)
+    assert process.wait(20) == 0
+    again = subprocess.Popen(postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL)
+    try:
+        asyncio.run(postgres.wait_ready(url, 20))
+        with psycopg.connect(url) as connection:
+            connection.execute("SELECT FROM kept")
+    finally:
+        again.send_signal(postgres.STOP_SIGNAL)
+        again.wait(20)
+
+
+def test_a_killed_server_leaves_nothing_in_the_way(places: Places, process: subprocess.Popen[bytes]) -> None:
+    family = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait(20)
+    postgres.clear_stale(places.data_dir)
+    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_process_of_someone_else_is_left_alone(places: Places) -> None:
+    other = subprocess.Popen(["/bin/sleep", "60"], cwd=places.data_dir)
+    try:
+        (places.data_dir / "postmaster.pid").write_text(f"{other.pid}\n{places.data_dir}\n")
+        postgres.clear_stale(places.data_dir)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_initialising_again_changes_nothing_and_half_a_cluster_is_made_anew(tmp_path: Path) -> None:
+    places = postgres.places(tmp_path)
+    unfinished = places.data_dir.with_name("data.unfinished")
+    unfinished.mkdir()
+    (unfinished / "rest").touch()
+    postgres.initialise(places.data_dir)
+    assert not unfinished.exists()
+    version = (places.data_dir / "PG_VERSION").stat()
+    postgres.initialise(places.data_dir)
+    assert (places.data_dir / "PG_VERSION").stat() == version
+    assert not (places.data_dir / "rest").exists()
+
+
+def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    before = deep.stat().st_mode
+    places = postgres.places(deep)
+    try:
+        assert places == postgres.places(deep)
+        assert len(str(places.socket_dir)) < 60
+        assert places.socket_dir.stat().st_mode & 0o777 == 0o700
+        assert deep.stat().st_mode == before
+        assert places.data_dir.is_relative_to(deep)
+        places.socket_dir.chmod(0o755)
+        with pytest.raises(RuntimeError, match="open to others"):
+            postgres.places(deep)
+    finally:
+        places.socket_dir.rmdir()
+
+
+async def test_waiting_for_a_server_that_does_not_come_ends(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError):
+        await postgres.wait_ready(postgres.database_url(tmp_path), 0.1)

@@ -1,0 +1,80 @@
+import asyncio
+
+from psycopg import AsyncConnection
+
+from server.store.leadership import Leadership
+
+LIMIT_SECONDS = 5
+
+
+class Candidate:
+    """Leads whenever it can, until it is told to stop or has lost it."""
+
+    def __init__(self, database_url: str) -> None:
+        self.leads = asyncio.Event()
+        self.stop = asyncio.Event()
+        self.lost: asyncio.Event | None = None
+        self.task = asyncio.create_task(self._run(Leadership(database_url)))
+
+    async def _run(self, leadership: Leadership) -> None:
+        async with leadership.acquired() as self.lost:
+            self.leads.set()
+            await self.stop.wait()
+
+
+async def test_leadership_is_handed_over(database_url: str) -> None:
+    first = Candidate(database_url)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await first.leads.wait()
+    second = Candidate(database_url)
+    first.stop.set()
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await first.task
+        await second.leads.wait()
+    second.stop.set()
+    await second.task
+
+
+async def test_only_one_leads(database_url: str) -> None:
+    candidates = [Candidate(database_url) for _ in range(5)]
+    for _ in candidates:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await asyncio.wait(
+                [asyncio.create_task(each.leads.wait()) for each in candidates if not each.stop.is_set()],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        leaders = [each for each in candidates if each.leads.is_set() and not each.stop.is_set()]
+        assert len(leaders) == 1
+        leaders[0].stop.set()
+        await leaders[0].task
+
+
+async def test_a_leader_notices_that_its_session_has_ended(database_url: str) -> None:
+    first = Candidate(database_url)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await first.leads.wait()
+    second = Candidate(database_url)
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+    assert first.lost is not None
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await first.lost.wait()
+        await second.leads.wait()
+    for each in (first, second):
+        each.stop.set()
+        await each.task
+
+
+async def test_a_candidate_may_give_up(database_url: str) -> None:
+    first = Candidate(database_url)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await first.leads.wait()
+    second = Candidate("postgresql:///nowhere?host=/nonexistent")
+    second.task.cancel()
+    await asyncio.wait([second.task], timeout=LIMIT_SECONDS)
+    assert second.task.cancelled()
+    first.stop.set()
+    await first.task

@@ -1,0 +1,99 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from psycopg import AsyncConnection
+
+from server.store.pool import Pool
+from server.store.wakeups import PostgresWakeups, _payloads
+
+LIMIT_SECONDS = 10
+
+
+@pytest.fixture
+async def wakeups(pool: Pool, database_url: str) -> AsyncIterator[tuple[PostgresWakeups, PostgresWakeups]]:
+    """Two processes' worth, listening, with a poll that comes too late to help."""
+    async with (
+        PostgresWakeups(pool, database_url, poll_seconds=60) as one,
+        PostgresWakeups(pool, database_url, poll_seconds=60) as other,
+        asyncio.timeout(LIMIT_SECONDS * 3),
+    ):
+        await one.listening()
+        await other.listening()
+        yield one, other
+
+
+async def test_a_change_wakes_its_subscribers_everywhere(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+    one, other = wakeups
+    async with one.subscribe("ws_1") as here, other.subscribe("ws_1") as there, other.subscribe("ws_2") as elsewhere:
+        one.announce("ws_1")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await here.wait(60)
+            await there.wait(60)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await elsewhere.wait(60)
+
+
+async def test_a_change_before_the_wait_is_not_lost(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+    one, other = wakeups
+    async with one.subscribe("ws_1") as first, other.subscribe("ws_1") as second:
+        one.announce("ws_1")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await second.wait(60)
+            await first.wait(60)
+
+
+async def test_the_fleet_learns_of_all_workspaces(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+    one, other = wakeups
+    expected = {f"ws_{number:0120d}" for number in range(200)}
+    async with other.subscribe_all() as wakeup:
+        for workspace_id in expected:
+            one.announce(workspace_id)
+        seen: set[str] = set()
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while seen != expected:
+                seen |= await wakeup.wait(60)
+        assert await wakeup.wait(0.01) == set()
+
+
+async def test_a_wait_ends_with_the_poll_and_with_its_own_time(pool: Pool, database_url: str) -> None:
+    async with PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling, polling.subscribe("ws_1") as wakeup:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await wakeup.wait(60)
+    async with PostgresWakeups(pool, database_url, poll_seconds=60) as patient, patient.subscribe("ws_1") as wakeup:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await wakeup.wait(0.01)
+
+
+async def test_a_lost_listener_comes_back_and_wakes_all(
+    database_url: str, wakeups: tuple[PostgresWakeups, PostgresWakeups]
+) -> None:
+    one, other = wakeups
+    async with other.subscribe("ws_1") as wakeup, other.subscribe_all() as fleet:
+        async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await wakeup.wait(60)
+            assert await fleet.wait(60) == set()
+            await other.listening()
+            one.announce("ws_1")
+            await wakeup.wait(60)
+            assert await fleet.wait(60) == {"ws_1"}
+
+
+async def test_it_starts_and_stops_without_a_database(pool: Pool) -> None:
+    async with PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent") as wakeups, wakeups.subscribe("ws_1") as wakeup:
+        wakeups.announce("ws_1")
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await wakeup.wait(60)
+
+
+def test_payloads_stay_below_the_limit() -> None:
+    ids = {f"ws_{number:0125d}" for number in range(1000)}
+    payloads = _payloads("origin", ids)
+    assert all(len(payload) < 8000 for payload in payloads)
+    assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids
