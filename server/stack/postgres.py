@@ -199,15 +199,23 @@ def _as_fallback_user() -> list[str]:
 
 
 def _readable_installation() -> Path:
-    """A copy of the programs that the fallback user can reach: the environment may lie in a closed home."""
+    """A copy of the programs that the fallback user can reach: the environment may lie in a closed home.
+
+    The wheel keeps shared libraries in a folder beside the package, and the programs look for them there.
+    """
     source = _installation()
-    copy = _private(Path("/var/tmp"), source) / source.name  # noqa: S108
+    package = source.parent
+    home = _private(Path("/var/tmp"), source)  # noqa: S108
+    copy = home / "site"
     if not copy.exists():
-        unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
-        shutil.copytree(source, unfinished, symlinks=True)
+        unfinished = home / f"site.{os.getpid()}"
+        shutil.copytree(source, unfinished / package.name / source.name, symlinks=True)
+        libraries = f"{package.name}.libs"
+        if (package.parent / libraries).is_dir():
+            shutil.copytree(package.parent / libraries, unfinished / libraries, symlinks=True)
         unfinished.rename(copy)
-    _give_away(copy.parent)
-    return copy
+    _give_away(home)
+    return copy / package.name / source.name
 
 
 def _private(parent: Path, owner: Path) -> Path:
