@@ -24,8 +24,8 @@ STREAM_IDLE_TIMEOUT = "300s"
 
 # The listener joins a request's content type and content length into this header (see envoy.yaml).
 CONTENT = "x-evershell-content"
-# JSON, or nothing said; and what curl and browsers name by themselves when there is no body.
-READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|(application/x-www-form-urlencoded|text/plain.*)\|0"
+# JSON, or nothing said; what curl calls any body unless told otherwise; what browsers name by themselves when there is none.
+READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|application/x-www-form-urlencoded\|.*|text/plain.*\|0"
 GRPC_BODY = r"(?i)application/grpc.*"
 
 # A browser asks before it sends a token to another site. Envoy's own filter for this leaves out the paths that the edge answers

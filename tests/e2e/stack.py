@@ -7,18 +7,23 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import httpx
+import psutil
 import psycopg
+import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from server.fleet import processes
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -111,6 +116,39 @@ class Stack:
 
     def agent_pid(self, workspace_id: str) -> int:
         return int((self.state_dir / "pods" / workspace_id / "pid").read_text())
+
+    @contextmanager
+    def frozen_process(self, pid: int) -> Iterator[None]:
+        """The process neither runs nor ends."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self, program: str) -> Iterator[None]:
+        """All programs of this kind (`serve`, `fleet`) neither run nor end."""
+        with ExitStack() as frozen:
+            for pid in self.pids(program):
+                frozen.enter_context(self.frozen_process(pid))
+            yield
+
+    def pids(self, program: str) -> list[int]:
+        """The processes of this kind."""
+        children = psutil.Process(self.pid).children()
+        return [child.pid for child in children if child.cmdline()[1:4] == ["-m", "server", program]]
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def is_alive(self, pid: int) -> bool:
+        return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+    def pod_processes(self, workspace_id: str) -> list[int]:
+        """Whatever runs in the workspace's pod."""
+        return [process.pid for process in processes.find(workspace_id)]
 
     def files(self, workspace_id: str) -> Path:
         return self.state_dir / "pods" / workspace_id / "files"
@@ -230,6 +268,10 @@ class Workspace:
         """The task's `task_completed` payload."""
         payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
         return payload
+
+    def await_phase(self, task_id: str, phase: str) -> None:
+        """Until the agent is seen there in its iteration."""
+        eventually(lambda: self.task(task_id)["phase"] == phase)
 
     def await_status(self, status: str) -> dict[str, Any]:
         eventually(lambda: self.get()["status"] == status)

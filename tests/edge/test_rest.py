@@ -73,7 +73,16 @@ def test_the_two_paths_of_a_cancellation(rest: httpx.Client, stub: Stub) -> None
     assert (request.reason, request.task_id, request.wait.ToTimedelta().total_seconds()) == ("größer", "task_8", 1.5)
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "Application/JSON; charset=utf-8",
+        "application/merge-patch+json",
+        # What curl sends with -d.
+        "application/x-www-form-urlencoded",
+    ],
+)
 def test_json_by_its_names(rest: httpx.Client, stub: Stub, content_type: str) -> None:
     assert rest.post(CANCEL, content=b'{"reason":"r"}', headers={"content-type": content_type}).status_code == 202
     assert stub.seen[-1][0].reason == "r"

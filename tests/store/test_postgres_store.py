@@ -24,7 +24,7 @@ _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, %s)"
 async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
     """Returns once it holds. Raises TimeoutError after 10 s."""
     async with asyncio.timeout(10):
-        while not await condition():  # noqa: ASYNC110
+        while not await condition():
             await asyncio.sleep(0.005)
 
 

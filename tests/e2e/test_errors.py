@@ -1,0 +1,200 @@
+"""Every error that the service makes for a cancellation, for real: the same over gRPC and REST, with its facts."""
+
+import time
+from typing import Any
+
+import grpc
+import pytest
+from evershell.workspace.v1 import error_pb2
+
+from tests.e2e.stack import Failed, Gate, Stack, Workspace
+
+RULES = {value.name: value.GetOptions().Extensions[error_pb2.rule] for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values}
+GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def cancel_fails(stack: Stack, slug: str, workspace_id: str, token: str = "full_access", **fields: Any) -> tuple[Failed, Failed]:
+    """Makes the same call over both wires, checks that it fails alike on both, and returns both failures."""
+    rest = stack.rest(token).fails("POST", f"/v1/workspaces/{workspace_id}/task/cancel", json=fields)
+    rpc = stack.grpc(token).fails("CancelTask", workspace_id=workspace_id, **fields)
+    assert (rest.slug, rpc.slug) == (slug, slug)
+    assert rest.message == rpc.message
+    assert rest.status == RULES[slug].http
+    assert rpc.status == GRPC_CODES[RULES[slug].grpc]
+    for failed in (rest, rpc):
+        assert_logged(stack, failed)
+    return rest, rpc
+
+
+def assert_logged(stack: Stack, failed: Failed) -> None:
+    """The request id finds the call in the log of a worker."""
+    logs = "".join(log.read_text() for log in (stack.state_dir / "logs").glob("worker-*.log"))
+    lines = [line for line in logs.splitlines() if failed.request_id in line]
+    assert any(f'"slug": "{failed.slug}"' in line for line in lines), failed
+
+
+@pytest.mark.parametrize("token", ["", "expired", "sk_unknown", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.", "no such kind"])
+def test_without_a_valid_credential(stack: Stack, token: str) -> None:
+    cancel_fails(stack, "unauthenticated", stack.ready["demo"]["workspace_id"], token)
+    response = stack.rest(token).call("POST", f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_without_the_scope(stack: Stack) -> None:
+    rest, rpc = cancel_fails(stack, "permission_denied", stack.ready["demo"]["workspace_id"], "read_only")
+    assert rest.details["required"] == ["workspace:write", "workspace:write:own"]
+    assert rpc.details["ErrorInfo"]["metadata"]["required"] == "workspace:write,workspace:write:own"
+
+
+def test_own_scope_on_another_users_workspace(stack: Stack) -> None:
+    rest, _ = cancel_fails(stack, "permission_denied", stack.ready["demo"]["workspace_id"], "member")
+    assert rest.details["required"] == ["workspace:write"]
+
+
+def test_own_scope_on_ones_own_workspace(stack: Stack) -> None:
+    own = Workspace(stack, "member")
+    assert own.get()["created_by_user_id"] == "user_member"
+    assert own.cancel()["outcome"] == "no_active_task"
+
+
+def test_a_workspace_that_does_not_exist_and_one_of_another_organization_look_the_same(stack: Stack) -> None:
+    there, absent = stack.ready["demo"]["workspace_id"], "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    foreign = cancel_fails(stack, "workspace_not_found", there, "other_org")
+    unknown = cancel_fails(stack, "workspace_not_found", absent, "other_org")
+    for one, other in zip(foreign, unknown, strict=True):
+        assert one.message.replace(there, absent) == other.message
+        assert str(one.details).replace(there, absent).replace(one.request_id, other.request_id) == str(other.details)
+    assert foreign[0].details == {"resource_type": "workspace", "resource_name": there}
+    assert foreign[1].details["ResourceInfo"]["resource_name"] == there
+
+
+def test_a_task_of_another_workspace(stack: Stack, workspace: Workspace) -> None:
+    task_id = workspace.submit("true")
+    workspace.await_end(task_id)
+    rest, rpc = cancel_fails(stack, "task_not_found", stack.ready["demo"]["workspace_id"], task_id=task_id)
+    assert (rest.details["resource_type"], rest.details["resource_name"]) == ("task", task_id)
+    assert rpc.details["ResourceInfo"]["resource_type"] == "task"
+
+
+def test_fields_that_are_wrong_are_told_all_at_once(stack: Stack) -> None:
+    rest, rpc = cancel_fails(stack, "validation_error", "ws_1", task_id="no good", reason="x" * 501)
+    assert rest.details["fields"] == {
+        "task_id": "must be 1 to 128 characters of A-Z a-z 0-9 _ -",
+        "reason": "has 501 characters; at most 500 are allowed",
+    }
+    violations = rpc.details["BadRequest"]["field_violations"]
+    assert {violation["field"]: violation["description"] for violation in violations} == rest.details["fields"]
+
+
+def assert_precondition(rest: Failed, rpc: Failed, workspace_id: str) -> None:
+    assert rest.details["workspace_id"] == workspace_id
+    (violation,) = rpc.details["PreconditionFailure"]["violations"]
+    assert violation == {"type": rest.slug.upper(), "subject": workspace_id, "description": rest.message}
+
+
+def test_a_workspace_that_is_provisioning(stack: Stack) -> None:
+    with stack.frozen("fleet"):
+        created = stack.rest().post("/v1/workspaces", {}, status=201)
+        assert created["status"] == "provisioning"
+        assert_precondition(*cancel_fails(stack, "workspace_provisioning", created["id"]), created["id"])
+
+
+def test_a_workspace_that_is_stopped(stack: Stack, workspace: Workspace) -> None:
+    pid = stack.agent_pid(workspace.id)
+    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
+    workspace.await_status("stopped")
+    assert not stack.is_alive(pid)
+    assert_precondition(*cancel_fails(stack, "workspace_stopped", workspace.id), workspace.id)
+
+    assert workspace.rest.post(f"{workspace.path}/resume")["status"] == "provisioning"
+
+    workspace.await_event("workspace_resumed")
+    assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+
+
+def test_a_workspace_whose_agent_has_died(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    stack.kill(stack.agent_pid(workspace.id))
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"]) == ("failed", False)
+    assert "ended unexpectedly" in end["reason"]
+    workspace.await_status("failed")
+    assert stack.pod_processes(workspace.id) == []
+    assert_precondition(*cancel_fails(stack, "workspace_failed", workspace.id), workspace.id)
+
+    workspace.rest.post(f"{workspace.path}/resume")
+
+    workspace.await_event("workspace_resumed")
+    assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+
+
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+def test_an_agent_that_does_not_answer(stack: Stack, workspace: Workspace, gate: Gate, wire: str) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
+        began = time.monotonic()
+        if wire == "rest":
+            failed = stack.rest().fails("POST", f"{workspace.path}/task/cancel")
+            facts = failed.details
+            assert (failed.status, facts["intent_recorded"]) == (503, True)
+        else:
+            failed = stack.grpc().fails("CancelTask", workspace_id=workspace.id)
+            facts = failed.details["ErrorInfo"]["metadata"]
+            assert (failed.status, facts["intent_recorded"]) == (grpc.StatusCode.UNAVAILABLE, "true")
+        assert time.monotonic() - began < 2.5
+        assert failed.slug == "agent_unreachable"
+        assert facts["task_id"] == task_id
+        assert "RetryInfo" not in failed.details
+        assert "will be delivered" in failed.message
+        assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
+        # Other workspaces are not hurt.
+        assert stack.rest().post(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")["outcome"] == "no_active_task"
+    gate.open()
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["iterations"]) == ("cancelled", 1)
+
+
+def test_a_second_task_while_one_runs(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command)
+    rest = workspace.rest.fails("POST", f"{workspace.path}/tasks", json={"description": "true"})
+    rpc = stack.grpc().fails("SubmitTask", workspace_id=workspace.id, description="true")
+    assert (rest.slug, rest.status, rpc.slug) == ("workspace_busy", 409, "workspace_busy")
+    assert rest.details["task_id"] == task_id
+    gate.open()
+    workspace.await_end(task_id)
+
+
+def test_a_task_for_an_agent_that_does_not_answer_is_not_delivered(stack: Stack, workspace: Workspace) -> None:
+    pid = stack.agent_pid(workspace.id)
+    with stack.frozen_process(pid):
+        failed = workspace.rest.fails("POST", f"{workspace.path}/tasks", json={"description": "touch ran"})
+        assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", False)
+        task_id = failed.details["task_id"]
+        assert workspace.await_end(task_id)["status"] == "delivery_failed"
+    # The agent meets the call when it lives again, and does not run what has ended.
+    assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
+    assert not (stack.files(workspace.id) / "ran").exists()
+    assert workspace.task(task_id)["status"] == "delivery_failed"
+    assert stack.agent_pid(workspace.id) == pid
+
+
+def test_resuming_a_workspace_that_is_still_stopping(workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    workspace.rest.post(f"{workspace.path}/stop")
+    failed = workspace.rest.fails("POST", f"{workspace.path}/resume")
+    assert (failed.slug, failed.status) == ("invalid_state", 409)
+    gate.open()
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["iterations"], end["cancel"]["reason"]) == (
+        "cancelled",
+        False,
+        1,
+        "workspace stopped",
+    )
+    workspace.await_status("stopped")
+    # The late retry of a cancellation learns the truth, whatever the workspace's state.
+    answer = workspace.cancel(task_id=task_id)
+    assert (answer["outcome"], answer["task"]["status"]) == ("already_finished", "cancelled")
