@@ -1,4 +1,7 @@
-"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and a migrated database of its own for each test."""
+"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and an empty migrated database for each test.
+
+The database is emptied, not made anew, for each: copying a template takes a third of a second where files are slow.
+"""
 
 import asyncio
 import itertools
@@ -47,12 +50,11 @@ def _log(folder: Path) -> Path:
     return folder / "postgres.log"
 
 
-def new_database(server_url: str, template: str = "template1") -> str:
+def new_database(server_url: str) -> str:
     """Makes a database and returns its URL."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
-        query = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        connection.execute(query)
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return make_conninfo(server_url, dbname=name)
 
 
@@ -64,11 +66,10 @@ def drop_database(server_url: str, database_url: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def template(server_url: str) -> Iterator[str]:
-    """The name of a migrated, empty database."""
+def migrated_database_url(server_url: str) -> Iterator[str]:
     url = new_database(server_url)
     migrate(url)
-    yield str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+    yield url
     drop_database(server_url, url)
 
 
@@ -80,10 +81,15 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(server_url: str, template: str) -> Iterator[str]:
-    url = new_database(server_url, template)
-    yield url
-    drop_database(server_url, url)
+def database_url(migrated_database_url: str) -> Iterator[str]:
+    """An empty database of this version's schema, with no session left over from another test."""
+    yield migrated_database_url
+    with psycopg.connect(migrated_database_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.execute("TRUNCATE orgs, api_keys, workspaces, tasks, events")
 
 
 @pytest.fixture
