@@ -9,7 +9,7 @@ import pytest
 
 from server.agent.encoding import task_event
 from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
-from server.agent.model import History, Model, ModelFailure, ModelReply, UnknownModelError, model_of
+from server.agent.model import History, ModelFailure, ModelReply
 from server.agent.tools import ToolCall, ToolResult, ToolStatus
 from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 from server.core.task import Phase, TaskStatus
@@ -272,32 +272,3 @@ async def test_the_phase_is_told_whenever_it_changes() -> None:
     world, task, phases = World([_step("x", final=True)]), _task(), list[Phase]()
     await run_task(task, world, world, world.commit, Limits(model_timeout_seconds=1), lambda: phases.append(task.phase))
     assert phases == [Phase.MODEL_CALL, Phase.TOOL_CALL, Phase.NONE]
-
-
-async def _script(description: str) -> tuple[list[str], list[str]]:
-    """Committed commands, and how it ended."""
-    world, model = World([]), model_of("scripted")
-
-    class Scripted:
-        async def next(self, history: History) -> ModelReply:
-            return await model.next(history)
-
-    scripted: Model = Scripted()
-    ending = await run_task(_task(description=description), scripted, world, world.commit, Limits(model_timeout_seconds=1))
-    assert ending is not None
-    commands = [
-        e.payload["tool_call"]["arguments"] for e in world.committed if isinstance(e, Iterated) and "tool_call" in e.payload
-    ]
-    return commands, [str(ending.status), ending.result, ending.reason]
-
-
-async def test_scripted_runs_one_line_an_iteration() -> None:
-    assert await _script(" a \n\n b\n") == (['{"command": "a"}', '{"command": "b"}'], ["completed", "Ran 2 commands.", ""])
-    assert await _script("a") == (['{"command": "a"}'], ["completed", "Ran 1 command.", ""])
-    assert (await _script("a\nfail: broke\nb"))[1] == ["failed", "", "broke"]
-    assert (await _script("\n"))[1][0] == "completed"
-
-
-def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(UnknownModelError, match="oracle"):
-        model_of("oracle")

@@ -4,58 +4,17 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest, GetSessionRequest
+from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.workspace.v1.event_pb2 import ToolResult
 from evershell.workspace.v1.task_pb2 import Task
 
-from server.agent.program import AgentSettings, run_agent
 from server.agent.shutdown import ExitCode
-from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane, public_key, sign
-
-Start = Callable[..., "asyncio.Task[ExitCode]"]
-
-
-@pytest.fixture
-async def control_plane() -> AsyncIterator[ControlPlane]:
-    plane = ControlPlane()
-    yield plane
-    await plane.stop()
-
-
-@pytest.fixture
-async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Start]:
-    agents: list[asyncio.Task[ExitCode]] = []
-
-    def start(addresses: list[str], **changes: Any) -> "asyncio.Task[ExitCode]":
-        settings: dict[str, Any] = {
-            "workspace_id": WORKSPACE_ID,
-            "epoch": EPOCH,
-            "runtime_addresses": addresses,
-            "runtime_token": RUNTIME_TOKEN,
-            "control_plane_public_key": public_key(control_plane),
-            "files_dir": tmp_path,
-        }
-        agents.append(asyncio.create_task(run_agent(AgentSettings(**(settings | changes)))))
-        return agents[-1]
-
-    yield start
-    for agent in agents:
-        if not agent.done():
-            os.kill(os.getpid(), signal.SIGTERM)
-            async with asyncio.timeout(10):
-                await agent
-
-
-async def _started(control_plane: ControlPlane, start: Start, **changes: Any) -> "asyncio.Task[ExitCode]":
-    agent = start([await control_plane.serve()], **changes)
-    await control_plane.until(lambda: control_plane.address)
-    return agent
+from tests.agent.conftest import Start, started
+from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 
 async def _ended(agent: "asyncio.Task[ExitCode]") -> ExitCode:
@@ -70,7 +29,7 @@ async def _exists(path: Path) -> None:
 
 
 async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     task = control_plane.submit("t1", "echo one\n\n  echo two; exit 3  \n")
     await control_plane.start_task(control_plane.agent(), task)
     await control_plane.until(lambda: control_plane.end("t1"))
@@ -86,7 +45,7 @@ async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start)
 
 
 async def test_a_failure_is_told_in_its_own_words(control_plane: ControlPlane, start: Start) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true\nfail: no more money"))
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == Task.failed
@@ -97,7 +56,7 @@ async def test_a_failure_is_told_in_its_own_words(control_plane: ControlPlane, s
 async def test_cancel_lets_the_iteration_finish_and_the_next_task_run(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     agent = control_plane.agent()
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done; echo done"
     await control_plane.start_task(agent, control_plane.submit("t1", f"{wait}\necho never"))
@@ -119,7 +78,7 @@ async def test_cancel_lets_the_iteration_finish_and_the_next_task_run(
 
 
 async def test_force_breaks_the_tool_off(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     agent = control_plane.agent()
     await control_plane.start_task(agent, control_plane.submit("t1", "echo so far; touch begun; sleep 600\necho never"))
     await _exists(tmp_path / "begun")
@@ -132,7 +91,7 @@ async def test_force_breaks_the_tool_off(control_plane: ControlPlane, start: Sta
 
 
 async def test_a_cancel_that_comes_before_its_task_means_no_iteration(control_plane: ControlPlane, start: Start) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     agent = control_plane.agent()
     assert not await control_plane.cancel_task(agent, "t1")
     await control_plane.start_task(agent, control_plane.submit("t1", "echo never"))
@@ -143,14 +102,14 @@ async def test_a_cancel_that_comes_before_its_task_means_no_iteration(control_pl
 
 async def test_a_start_that_was_lost_comes_with_the_next_reply(control_plane: ControlPlane, start: Start) -> None:
     control_plane.lease_ms = 1_200
-    await _started(control_plane, start)
+    await started(control_plane, start)
     control_plane.submit("t1", "echo here")
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == Task.completed
 
 
 async def test_a_repeated_start_runs_nothing_twice(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     agent = control_plane.agent()
     task = control_plane.submit("t1", "echo x >> runs")
     for _ in range(3):
@@ -164,7 +123,7 @@ async def test_a_repeated_start_runs_nothing_twice(control_plane: ControlPlane, 
 
 
 async def test_another_task_is_refused_while_one_runs(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     agent = control_plane.agent()
     task = control_plane.submit("t1", "touch begun; sleep 600")
     await control_plane.start_task(agent, task)
@@ -176,7 +135,7 @@ async def test_another_task_is_refused_while_one_runs(control_plane: ControlPlan
 
 
 async def test_lost_acknowledgements_are_made_good(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
-    await _started(control_plane, start)
+    await started(control_plane, start)
     control_plane.lost_acknowledgements = 3
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "echo x >> runs"))
     await control_plane.until(lambda: control_plane.end("t1"))
@@ -192,7 +151,7 @@ async def test_the_next_worker_is_tried_when_one_does_not_answer(control_plane: 
 
 async def test_a_task_that_is_no_longer_named_is_dropped(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
     control_plane.lease_ms = 1_500
-    await _started(control_plane, start)
+    await started(control_plane, start)
     agent = control_plane.agent()
     await control_plane.start_task(agent, control_plane.submit("t1", "echo $$ > begun.new; mv begun.new begun; exec sleep 600"))
     await _exists(tmp_path / "begun")
@@ -214,7 +173,7 @@ async def test_an_older_heartbeats_reply_does_not_drop_a_new_task(
 
     control_plane.before_reply = hold
     control_plane.lease_ms = 3_000
-    await _started(control_plane, start)
+    await started(control_plane, start)
     await made.wait()
     await control_plane.start_task(
         control_plane.agent(), control_plane.submit("t1", "touch begun; while [ ! -e go ]; do sleep 0.01; done")
@@ -230,7 +189,7 @@ async def test_an_older_heartbeats_reply_does_not_drop_a_new_task(
 
 async def test_a_fenced_agent_ends_its_tools_and_itself(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
     control_plane.lease_ms = 1_500
-    agent = await _started(control_plane, start)
+    agent = await started(control_plane, start)
     await _run_for_long(control_plane, tmp_path)
     control_plane.fenced = True
     assert await _ended(agent) is ExitCode.FENCED
@@ -248,7 +207,7 @@ async def test_a_lease_that_cannot_be_renewed_ends_tools_and_agent_in_time(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     control_plane.lease_ms = 2_000
-    agent = await _started(control_plane, start)
+    agent = await started(control_plane, start)
     await _run_for_long(control_plane, tmp_path)
     control_plane.refusal = grpc.StatusCode.UNAVAILABLE
     cut_off = time.monotonic()
@@ -259,7 +218,7 @@ async def test_a_lease_that_cannot_be_renewed_ends_tools_and_agent_in_time(
 
 async def test_the_lease_is_kept_by_heartbeats(control_plane: ControlPlane, start: Start) -> None:
     control_plane.lease_ms = 300
-    agent = await _started(control_plane, start)
+    agent = await started(control_plane, start)
     began = time.monotonic()
     await control_plane.until(lambda: len(control_plane.heartbeats) > 12)
     assert time.monotonic() - began > 0.3
@@ -267,7 +226,7 @@ async def test_the_lease_is_kept_by_heartbeats(control_plane: ControlPlane, star
 
 
 async def test_sigterm_ends_tools_and_agent_at_once(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
-    agent = await _started(control_plane, start)
+    agent = await started(control_plane, start)
     await _run_for_long(control_plane, tmp_path)
     os.kill(os.getpid(), signal.SIGTERM)
     assert await _ended(agent) is ExitCode.STOPPED
@@ -276,7 +235,7 @@ async def test_sigterm_ends_tools_and_agent_at_once(control_plane: ControlPlane,
 
 
 async def test_a_refused_commit_ends_the_agent_not_in_a_loop(control_plane: ControlPlane, start: Start) -> None:
-    agent = await _started(control_plane, start)
+    agent = await started(control_plane, start)
     control_plane.refusal = grpc.StatusCode.FAILED_PRECONDITION
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"))
     assert await _ended(agent) is ExitCode.REJECTED
@@ -285,37 +244,6 @@ async def test_a_refused_commit_ends_the_agent_not_in_a_loop(control_plane: Cont
 async def test_an_unknown_model_is_told_at_the_start(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     assert await _ended(start([], model="oracle")) is ExitCode.BAD_SETTINGS
     assert "oracle" in capsys.readouterr().err
-
-
-async def test_only_the_control_planes_fresh_tokens_open(control_plane: ControlPlane, start: Start) -> None:
-    await _started(control_plane, start)
-    agent, now = control_plane.agent(), int(time.time())
-    claims = {"iss": "evershell", "aud": "agent", "workspace_id": WORKSPACE_ID, "exp": now + 30}
-    refused = [
-        control_plane.token(workspace_id="ws_2"),
-        control_plane.token(iss="other"),
-        control_plane.token(aud="workspace"),
-        control_plane.token(exp=now - 1),
-        control_plane.token(exp=now + 600),
-        control_plane.token(exp="soon"),
-        sign(type(control_plane.key).generate_key("Ed25519"), claims),
-        "nonsense",
-    ]
-    request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id="t1")
-    for metadata in [(), *(control_plane.metadata(token) for token in refused)]:
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await agent.CancelTask(request, metadata=metadata)
-        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    once = control_plane.token()
-    for token in [once, once, sign(control_plane.key, claims, "Ed25519")]:
-        assert not (await agent.CancelTask(request, metadata=control_plane.metadata(token))).known
-
-
-async def test_another_epoch_is_refused(control_plane: ControlPlane, start: Start) -> None:
-    await _started(control_plane, start)
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"), epoch=EPOCH + 1)
-    assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def _run_for_long(control_plane: ControlPlane, tmp_path: Path) -> None:

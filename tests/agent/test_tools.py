@@ -112,6 +112,16 @@ async def test_broken_off_nothing_is_left_not_even_in_another_session(tmp_path: 
     await _until(lambda: not _lives(tmp_path / "own"))
 
 
+async def test_what_has_cleared_its_environment_ends_with_its_group(tmp_path: Path) -> None:
+    line = "env -i /bin/sh -c 'echo $$ > own.new; mv own.new own; exec sleep 600' & wait"
+    interrupt = asyncio.Event()
+    running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
+    await _until((tmp_path / "own").exists)
+    interrupt.set()
+    assert (await running).status is ToolStatus.INTERRUPTED
+    await _until(lambda: not _lives(tmp_path / "own"))
+
+
 async def test_a_tool_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
     result = await _run(tmp_path, "trap '' TERM INT HUP; while :; do sleep 1; done", timeout_seconds=0.1)
     assert result.status is ToolStatus.TIMED_OUT

@@ -1,0 +1,53 @@
+"""An agent in this process, with the control plane of the tests."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agent.program import AgentSettings, run_agent
+from server.agent.shutdown import ExitCode
+from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane, public_key
+
+Start = Callable[..., "asyncio.Task[ExitCode]"]
+
+
+@pytest.fixture
+async def control_plane() -> AsyncIterator[ControlPlane]:
+    plane = ControlPlane()
+    yield plane
+    await plane.stop()
+
+
+@pytest.fixture
+async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Start]:
+    agents: list[asyncio.Task[ExitCode]] = []
+
+    def start(addresses: list[str], **changes: Any) -> "asyncio.Task[ExitCode]":
+        settings: dict[str, Any] = {
+            "workspace_id": WORKSPACE_ID,
+            "epoch": EPOCH,
+            "runtime_addresses": addresses,
+            "runtime_token": RUNTIME_TOKEN,
+            "control_plane_public_key": public_key(control_plane),
+            "files_dir": tmp_path,
+        }
+        agents.append(asyncio.create_task(run_agent(AgentSettings(**(settings | changes)))))
+        return agents[-1]
+
+    yield start
+    for agent in agents:
+        if not agent.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(10):
+                await agent
+
+
+async def started(control_plane: ControlPlane, start: Start, **changes: Any) -> "asyncio.Task[ExitCode]":
+    agent = start([await control_plane.serve()], **changes)
+    await control_plane.until(lambda: control_plane.address)
+    return agent

@@ -1,0 +1,43 @@
+"""The scripted model."""
+
+import pytest
+
+from server.agent.model import History, Iteration, ModelFailure, ModelReply, UnknownModelError, model_of
+from server.agent.tools import ToolResult, ToolStatus
+
+
+async def _replies(description: str) -> list[ModelReply]:
+    """All replies up to the final one."""
+    iterations: list[Iteration] = []
+    while not iterations or not iterations[-1].reply.final:
+        reply = await model_of("scripted").next(History(description, iterations))
+        iterations.append(Iteration(reply, ToolResult(status=ToolStatus.EXITED)))
+    return [iteration.reply for iteration in iterations]
+
+
+def _commands(replies: list[ModelReply]) -> list[str]:
+    return [reply.tool_call.arguments for reply in replies if reply.tool_call is not None]
+
+
+async def test_one_command_a_line_and_the_last_is_final() -> None:
+    replies = await _replies(" a \n\n b\n")
+    assert _commands(replies) == ['{"command": "a"}', '{"command": "b"}']
+    assert [(reply.final, reply.content) for reply in replies] == [(False, ""), (True, "Ran 2 commands.")]
+    assert len({reply.tool_call.id for reply in replies if reply.tool_call is not None}) == 2
+    (only,) = await _replies("a")
+    assert only.content == "Ran 1 command."
+
+
+async def test_fail_raises_its_text_when_its_turn_comes() -> None:
+    with pytest.raises(ModelFailure, match=r"^broke$"):
+        await _replies("a\nfail: broke\nb")
+
+
+async def test_nothing_to_run_ends_at_once() -> None:
+    (only,) = await _replies(" \n")
+    assert only.tool_call is None
+
+
+def test_an_unknown_model_is_named() -> None:
+    with pytest.raises(UnknownModelError, match="oracle"):
+        model_of("oracle")

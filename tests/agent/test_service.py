@@ -1,0 +1,41 @@
+"""Who may call the agent."""
+
+import time
+
+import grpc
+import pytest
+from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
+
+from tests.agent.conftest import Start, started
+from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane, sign
+
+
+async def test_only_the_control_planes_fresh_tokens_open(control_plane: ControlPlane, start: Start) -> None:
+    await started(control_plane, start)
+    agent, now = control_plane.agent(), int(time.time())
+    claims = {"iss": "evershell", "aud": "agent", "workspace_id": WORKSPACE_ID, "exp": now + 30}
+    refused = [
+        control_plane.token(workspace_id="ws_2"),
+        control_plane.token(iss="other"),
+        control_plane.token(aud="workspace"),
+        control_plane.token(exp=now - 1),
+        control_plane.token(exp=now + 600),
+        control_plane.token(exp="soon"),
+        sign(type(control_plane.key).generate_key("Ed25519"), claims),
+        "nonsense",
+    ]
+    request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id="t1")
+    for metadata in [(), *(control_plane.metadata(token) for token in refused)]:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await agent.CancelTask(request, metadata=metadata)
+        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    once = control_plane.token()
+    for token in [once, once, sign(control_plane.key, claims, "Ed25519")]:
+        assert not (await agent.CancelTask(request, metadata=control_plane.metadata(token))).known
+
+
+async def test_another_epoch_is_refused(control_plane: ControlPlane, start: Start) -> None:
+    await started(control_plane, start)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"), epoch=EPOCH + 1)
+    assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
