@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import grpc
+import structlog
 from evershell.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -16,6 +17,8 @@ from server.core.errors import AgentUnreachableError
 from server.core.task import Task
 from server.core.workspace import Workspace
 from server.wire import encode_assignment, encode_cancellation
+
+log = structlog.get_logger("agents")
 
 # All attempts together; the contract allows 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8
@@ -89,6 +92,7 @@ class AgentClient:
                     with again:
                         return await attempt(self._stub(address), metadata)
         except (RetryError, TimeoutError) as error:
+            log.warning("agent unreachable", address=address, error=repr(error.__cause__ or error))
             self._forget(address)
             raise AgentUnreachableError(f"the agent at {address} does not answer") from error
         raise AssertionError("retrying ends with an answer or an error")

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,13 +74,20 @@ class Stack:
         self._grpc: dict[tuple[str, str], Grpc] = {}
         self.output = state_dir.with_name(state_dir.name + ".output")
 
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        with self.output.open("ab") as output:
+            command = [sys.executable, "-m", "server", "up"]
+            return subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
+
+    def refuses_to_start(self) -> str:
+        """What it says instead."""
+        assert self._spawn().wait(READY_SECONDS) == 1
+        return self.output.read_text()
+
     def start(self) -> None:
         """Returns when it is ready."""
-        with self.output.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "server", "up"], cwd=ROOT, env=self._environment, stdout=output, stderr=output
-            )
-        process, path = self._process, self.state_dir / "ready.json"
+        process, path = self._spawn(), self.state_dir / "ready.json"
+        self._process = process
         eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS)
         assert process.poll() is None, self.output.read_text()
         self.ready = json.loads(path.read_text())
@@ -150,8 +157,13 @@ class Stack:
 
     def pids(self, program: str) -> list[int]:
         """The processes of this kind."""
-        children = psutil.Process(self.pid).children()
-        return [child.pid for child in children if child.cmdline()[1:4] == ["-m", "server", program]]
+        found = []
+        for child in psutil.Process(self.pid).children():
+            # One that is just being started, or has just ended, has no command yet, or any more.
+            with suppress(psutil.Error):
+                if child.cmdline()[1:4] == ["-m", "server", program]:
+                    found.append(child.pid)
+        return found
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)

@@ -70,7 +70,7 @@ def test_grpcurl_lists_and_describes(stack: Stack) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     ]
-    described = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService.CancelTask").stdout
+    described = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService").stdout
     assert "rpc CancelTask ( .evershell.workspace.v1.CancelTaskRequest )" in described
     assert 'post:"/v1/workspaces/{workspace_id}/task/cancel"' in described.replace(" ", "").replace("\n", "")
 
@@ -82,7 +82,7 @@ def test_grpcurl_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) 
     called = grpcurl(stack, "-d", request, stack.ready["grpc_addr"], "evershell.workspace.v1.WorkspaceService/CancelTask")
     assert called.returncode == 0, called.stderr
     answer = json.loads(called.stdout)
-    assert (answer["outcome"], answer["taskId"], answer["reason"]) == ("accepted", task_id, "3 a.m.")
+    assert (answer["outcome"], answer["task_id"], answer["reason"]) == ("accepted", task_id, "3 a.m.")
     gate.open()
     assert workspace.await_end(task_id)["cancel"]["reason"] == "3 a.m."
 
@@ -94,5 +94,5 @@ def test_grpcurl_shows_readable_details_of_an_error(stack: Stack) -> None:
     assert "Code: NotFound" in called.stderr
     assert "There is no workspace ws_unknown in your organization." in called.stderr
     assert '"reason":"WORKSPACE_NOT_FOUND"' in called.stderr.replace(" ", "")
-    assert '"resourceName":"ws_unknown"' in called.stderr.replace(" ", "")
-    assert "requestId" in called.stderr
+    assert '"resource_name":"ws_unknown"' in called.stderr.replace(" ", "")
+    assert "request_id" in called.stderr

@@ -59,7 +59,7 @@ def test_a_completion_that_comes_before_the_cancellation_wins(
     with held_up(workspace):
         gate.open()
         await_waiting(workspace, COMMIT)
-        cancelling = pool.submit(lambda: workspace.cancel(**fields))
+        cancelling = pool.submit(lambda: workspace.rest.post(f"{workspace.path}/task/cancel", fields))
         await_waiting(workspace, CANCELLATION)
     answer = cancelling.result()
     end = workspace.await_end(task_id)
