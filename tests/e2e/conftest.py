@@ -12,8 +12,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     try:
         running.start()
         yield running
-    finally:
         assert running.stop() == 0
+    finally:
+        running.kill_if_running()
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ class Stack:
         """Returns when it is ready."""
         process, path = self._spawn(), self.state_dir / "ready.json"
         self._process = process
-        eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS)
+        eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS + 5)
         assert process.poll() is None, self.output.read_text()
         self.ready = json.loads(path.read_text())
 
@@ -103,6 +103,12 @@ class Stack:
         self._grpc.clear()
         self._process.send_signal(number)
         return self._process.wait(STOP_SECONDS)
+
+    def kill_if_running(self) -> None:
+        """Ends it after a failed test, however long that takes."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(READY_SECONDS)
 
     @property
     def pid(self) -> int:

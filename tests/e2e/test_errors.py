@@ -7,7 +7,7 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from tests.e2e.stack import Failed, Gate, Stack, Workspace
+from tests.e2e.stack import Failed, Gate, Stack, Workspace, eventually
 
 RULES = {value.name: value.GetOptions().Extensions[error_pb2.rule] for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values}
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -27,10 +27,14 @@ def cancel_fails(stack: Stack, slug: str, workspace_id: str, token: str = "full_
 
 
 def assert_logged(stack: Stack, failed: Failed) -> None:
-    """The request id finds the call in the log of a worker."""
-    logs = "".join(log.read_text() for log in (stack.state_dir / "logs").glob("worker-*.log"))
-    lines = [line for line in logs.splitlines() if failed.request_id in line]
-    assert any(f'"slug": "{failed.slug}"' in line for line in lines), failed
+    """The request id finds the call in the log of a worker, which is written right after the answer."""
+    logs = list((stack.state_dir / "logs").glob("worker-*.log"))
+
+    def is_logged() -> bool:
+        lines = [line for log in logs for line in log.read_text().splitlines() if failed.request_id in line]
+        return any(f'"slug": "{failed.slug}"' in line for line in lines)
+
+    eventually(is_logged)
 
 
 @pytest.mark.parametrize("token", ["", "expired", "sk_unknown", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.", "no such kind"])

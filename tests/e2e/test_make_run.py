@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,8 +26,12 @@ def processes_of(state_dir: Path) -> list[str]:
 
 
 @pytest.fixture
-def own_stack(tmp_path: Path) -> Stack:
-    return Stack(tmp_path / "state")
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that the test starts and stops."""
+    own = Stack(tmp_path / "state")
+    yield own
+    # A test that failed half way leaves nothing behind.
+    own.kill_if_running()
 
 
 def test_ctrl_c_leaves_no_process_and_a_second_run_finds_its_workspaces(own_stack: Stack) -> None:
