@@ -2,14 +2,12 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TextIO
 
 import click
-
-if TYPE_CHECKING:
-    from server.config import Settings
 
 
 @click.group(help="The cancel button of an agent platform.")
@@ -21,10 +19,11 @@ def main() -> None:
 def up() -> None:
     """See server.stack.up."""
     from server.bootstrap import configure_log
+    from server.commands.environment import read_settings
     from server.stack.up import CannotStartError
     from server.stack.up import up as run
 
-    settings = _settings()
+    settings = read_settings()
     configure_log("up", settings.log_level)
     try:
         asyncio.run(run(settings))
@@ -39,8 +38,9 @@ def serve(port: int | None) -> None:
     import uvloop
 
     from server import bootstrap
+    from server.commands.environment import read_settings
 
-    settings = _settings()
+    settings = read_settings()
     bootstrap.configure_log("serve", settings.log_level)
     uvloop.run(bootstrap.serve(settings, port or settings.server_port))
 
@@ -49,8 +49,9 @@ def serve(port: int | None) -> None:
 def fleet() -> None:
     """See server.bootstrap.fleet."""
     from server import bootstrap
+    from server.commands.environment import read_settings
 
-    settings = _settings()
+    settings = read_settings()
     bootstrap.configure_log("fleet", settings.log_level)
     asyncio.run(bootstrap.fleet(settings))
 
@@ -64,16 +65,84 @@ def agent() -> None:
     sys.exit(asyncio.run(run_agent(AgentSettings(**{**spec, "files_dir": Path(spec["files_dir"])}))))
 
 
-def _settings() -> "Settings":
-    from pydantic import ValidationError
+_CANCEL_HELP = """Cancel the task that runs in WORKSPACE: its agent finishes the current iteration and starts no other.
 
-    from server.config import Settings
+Without --address and TOKEN, the stack that runs on this machine is called, with its demo credential.
+
+\b
+Exit codes:
+  0  the cancellation stands; with --wait, the task has ended cancelled
+  1  a defect of the service, or no address or token to call with
+  2  the command line is not valid
+  3  nothing to cancel: no task runs, or the task named had ended
+  4  recorded, will be delivered; the agent could not be reached
+  5  refused: the request, the credential, or the workspace's state
+  6  the service is not available, too slow, or had too many calls
+  7  the cancellation stands; the wait was over before the task ended
+"""
+
+
+@main.command(help=_CANCEL_HELP)
+@click.argument("workspace")
+@click.option("--task", default="", metavar="ID", help="Cancel only this task.")
+@click.option("--reason", default="", metavar="TEXT", help="Shown on the task and on its events; at most 500 characters.")
+@click.option("--wait", metavar="DURATION", help="Answer when the task has ended, or when this is over: 500ms, 10s; at most 30s.")
+@click.option("--address", envvar="GRPC_ADDR", default="", metavar="HOST:PORT", help="GRPC_ADDR when absent; https://… for TLS.")
+@click.option("--token-file", type=click.File(), help="Holds the token (- for standard input); the variable TOKEN when absent.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reply, or the error, as REST shows it.")
+def cancel(
+    workspace: str, task: str, reason: str, wait: str | None, address: str, token_file: TextIO | None, as_json: bool
+) -> None:
+    """See server.commands.cancel."""
+    from server.client import WorkspaceClient
+    from server.commands.cancel import Cancel, find_endpoint, parse_seconds, run
 
     try:
-        return Settings.read()
-    except ValidationError as error:
-        problems = "; ".join(f"{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors())
-        raise click.ClickException(f"The environment is not valid. {problems}") from error
+        wait_seconds = None if wait is None else parse_seconds(wait)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--wait") from error
+    command = Cancel(workspace_id=workspace, task_id=task, reason=reason, wait_seconds=wait_seconds, as_json=as_json)
+    endpoint = find_endpoint(address, os.environ.get("TOKEN", ""), token_file)
+    with WorkspaceClient(endpoint.address, endpoint.token) as client:
+        sys.exit(run(command, endpoint, client))
+
+
+@main.group(help="The API keys of organizations, in the database of DATABASE_URL or of the stack that runs on this machine.")
+def keys() -> None:
+    """The key commands' root."""
+
+
+@keys.command("create", help="Make a key. Its secret is printed to standard output, this once; all else to standard error.")
+@click.option("--org", required=True, metavar="ORG", help="The id of the organization that the key belongs to.")
+@click.option("--template", required=True, metavar="TEMPLATE", help="What it may do: full_access, submit_observe or read_only.")
+@click.option("--name", default="", metavar="NAME", help="For people.")
+@click.option("--create-org", default="", metavar="SLUG", help="Add the organization with this slug if it is not there.")
+def keys_create(org: str, template: str, name: str, create_org: str) -> None:
+    """See server.commands.keys."""
+    from server.commands.keys import create
+    from server.core.api_key import KeyTemplate
+
+    if template not in list(KeyTemplate):
+        raise click.BadParameter(f"{template!r} is none of {', '.join(KeyTemplate)}.", param_hint="--template")
+    create(org, KeyTemplate(template), name, create_org)
+
+
+@keys.command("list", help="List an organization's keys, newest first, the revoked ones too; never their secrets.")
+@click.option("--org", required=True, metavar="ORG", help="The id of the organization.")
+def keys_list(org: str) -> None:
+    """See server.commands.keys."""
+    from server.commands.keys import list_
+
+    list_(org)
+
+
+@keys.command("revoke", help="End a key: within 10 s no replica takes it any more.")
+@click.argument("key_id")
+def keys_revoke(key_id: str) -> None:
+    """See server.commands.keys."""
+    from server.commands.keys import revoke
+
+    revoke(key_id)
 
 
 if __name__ == "__main__":

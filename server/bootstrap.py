@@ -77,6 +77,13 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
         yield Server(public, internal, authentication)
 
 
+@asynccontextmanager
+async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
+    """The API keys, for a command, through one connection. Raises psycopg.Error when the URL is not valid."""
+    async with open_pool(database_url, min_size=1, max_size=1) as pool:
+        yield PostgresKeys(pool)
+
+
 async def serve(settings: Settings, port: int) -> None:
     """Runs one control-plane worker until SIGTERM or SIGINT, then drains it."""
     async with control_plane(settings) as server:
