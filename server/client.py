@@ -1,7 +1,7 @@
 """A small synchronous client of WorkspaceService, for programs and for the command `cancel`. It knows the protos alone."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -135,15 +135,18 @@ class WorkspaceClient:
 
     def list_tasks(self, workspace_id: str, page_size: int = 0) -> Iterator[task_pb2.Task]:
         """All tasks, newest first; a page is fetched when it is reached."""
-        request = workspace_service_pb2.ListTasksRequest(workspace_id=workspace_id, page_size=page_size)
+        page_token = ""
         while True:
+            request = workspace_service_pb2.ListTasksRequest(workspace_id=workspace_id, page_size=page_size, page_token=page_token)
             page = self._call(self._stub.ListTasks, request, self._timeout_seconds, repeatable=True)
             yield from page.tasks
             if not page.next_page_token:
                 return
-            request.page_token = page.next_page_token
+            page_token = page.next_page_token
 
-    def watch_events(self, workspace_id: str, after: int = 0, timeout_seconds: float | None = None) -> Iterator[event_pb2.Event]:
+    def watch_events(
+        self, workspace_id: str, after: int = 0, timeout_seconds: float | None = None
+    ) -> Generator[event_pb2.Event, None, None]:
         """Follows the log behind the `seq` given: without an end, unless there is a time limit (`deadline_exceeded`).
 
         Closing the iterator ends the call. After a failure, go on behind the last `seq` that was seen.

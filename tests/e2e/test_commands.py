@@ -1,0 +1,175 @@
+"""The commands, as someone at a terminal or a script uses them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from server.client import WorkspaceClient, WorkspaceServiceError
+from tests.e2e.stack import ROOT, Gate, Stack, Workspace, eventually
+
+# Of the contract: from then on no replica takes a revoked key.
+REVOKED_SECONDS = 10.0
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(stack: Stack) -> Run:
+    """Runs a command beside the stack, which it finds by STATE_DIR alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("TOKEN", "GRPC_ADDR", "DATABASE_URL")}
+
+    def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "server", *arguments],
+            cwd=ROOT,
+            env={**kept, "STATE_DIR": str(stack.state_dir), **environment},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    return run
+
+
+def test_cancelling_and_what_comes_after(run: Run, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+
+    first = run("cancel", workspace.id, "--reason", "it has gone wrong")
+
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith(f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n")
+    assert re.search(r"requested  \d{4}-\S+Z by key_\w+\n  reason     it has gone wrong\n", first.stdout)
+    again = run("cancel", workspace.id, "--task", task_id, "--reason", "another", "--json")
+    reply = json.loads(again.stdout)
+    assert (again.returncode, reply["outcome"], reply["reason"]) == (0, "already_requested", "it has gone wrong")
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    assert workspace.task(task_id)["cancel_reason"] == "it has gone wrong"
+    late = run("cancel", workspace.id, "--task", task_id)
+    assert (late.returncode, late.stderr) == (3, "")
+    assert late.stdout.startswith(f"already_finished: task {task_id} had ended cancelled at ")
+    idle = run("cancel", workspace.id)
+    assert (idle.returncode, idle.stderr) == (3, "")
+    assert idle.stdout.startswith(f"no_active_task: nothing runs in workspace {workspace.id}")
+
+
+def test_what_is_refused(run: Run, stack: Stack, workspace: Workspace) -> None:
+    unknown = run("cancel", "ws_unknown")
+    assert (unknown.returncode, unknown.stdout) == (5, "")
+    assert unknown.stderr.startswith("workspace_not_found: There is no workspace ws_unknown")
+    assert re.search(r"\n  request    \S+\n", unknown.stderr)
+    invalid = run("cancel", workspace.id, "--reason", "x" * 501, "--json")
+    assert invalid.returncode == 5
+    assert json.loads(invalid.stdout)["error"]["details"]["fields"] == {"reason": "has 501 characters; at most 500 are allowed"}
+    reader = run("cancel", workspace.id, TOKEN=stack.tokens["read_only"])
+    assert (reader.returncode, reader.stderr.partition(":")[0]) == (5, "permission_denied")
+    expired = run("cancel", workspace.id, GRPC_ADDR=stack.ready["grpc_addr"], TOKEN=stack.tokens["expired"])
+    assert (expired.returncode, expired.stderr.partition(":")[0]) == (5, "unauthenticated")
+
+
+def test_an_agent_that_does_not_answer(run: Run, stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
+        unreachable = run("cancel", workspace.id)
+    assert (unreachable.returncode, unreachable.stdout) == (4, "")
+    assert unreachable.stderr.startswith(f"agent_unreachable: The cancellation of task {task_id} is recorded and will be delivered")
+    assert f'"task_id": "{task_id}"' in unreachable.stderr
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def test_a_service_that_is_not_there(run: Run) -> None:
+    absent = run("cancel", "ws_1", GRPC_ADDR="127.0.0.1:1", TOKEN="sk_secret")
+    assert (absent.returncode, absent.stdout) == (6, "")
+    assert absent.stderr.startswith("unavailable: ")
+    assert "called     127.0.0.1:1" in absent.stderr
+
+
+def test_the_client_follows_a_task_to_its_end(stack: Stack, workspace: Workspace) -> None:
+    with WorkspaceClient(stack.ready["grpc_addr"], stack.tokens["full_access"]) as client:
+        task_ids = [client.submit_task(workspace.id, "echo one\necho two").task_id]
+        watched = client.watch_events(workspace.id, timeout_seconds=30)
+        events = []
+        for event in watched:
+            events.append(event)
+            if event.HasField("task_completed"):
+                break
+        watched.close()
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert events[-1].task_id == task_ids[0]
+        workspace.await_status("idle")
+        task_ids.append(client.submit_task(workspace.id, "true").task_id)
+        workspace.await_end(task_ids[1])
+        assert [task.id for task in client.list_tasks(workspace.id, page_size=1)] == task_ids[::-1]
+        assert client.get_task(workspace.id, task_ids[0]).iterations == 2
+        with pytest.raises(WorkspaceServiceError) as raised:
+            list(client.watch_events("ws_unknown"))
+        assert raised.value.slug == "workspace_not_found"
+        with pytest.raises(WorkspaceServiceError) as raised:
+            list(client.watch_events(workspace.id, after=events[-1].seq, timeout_seconds=0.2))
+        assert raised.value.slug == "deadline_exceeded"
+
+
+def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(run: Run, stack: Stack, workspace: Workspace) -> None:
+    made = run("keys", "create", "--org", "org_demo", "--template", "submit_observe", "--name", "for the build")
+    assert made.returncode == 0, made.stderr
+    (secret,) = made.stdout.splitlines()
+    assert secret.startswith("sk_") and secret not in made.stderr
+    (key_id,) = re.findall(r"key_\w+", made.stderr)
+
+    assert stack.rest(secret).get(workspace.path)["id"] == workspace.id
+    for address in stack.worker_addresses():
+        assert stack.grpc(secret, address).call("CancelTask", workspace_id=workspace.id)["outcome"] == "no_active_task"
+    listed = run("keys", "list", "--org", "org_demo")
+    assert listed.returncode == 0, listed.stderr
+    (line,) = (line for line in listed.stdout.splitlines() if line.startswith(key_id))
+    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+for the build", line)
+    assert "sk_" not in listed.stdout
+
+    revoked = run("keys", "revoke", key_id)
+
+    assert (revoked.returncode, revoked.stdout) == (0, ""), revoked.stderr
+    for address in stack.worker_addresses():
+        eventually(lambda address=address: _refused(stack, secret, address, workspace), REVOKED_SECONDS)  # type: ignore[misc]
+    assert stack.rest(secret).fails("GET", workspace.path).status == 401
+    (line,) = (line for line in run("keys", "list", "--org", "org_demo").stdout.splitlines() if line.startswith(key_id))
+    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+\S+Z\s+for the build", line)
+    again = run("keys", "revoke", key_id)
+    assert again.returncode == 1
+    assert f"no valid key {key_id}" in again.stderr
+
+
+def _refused(stack: Stack, secret: str, address: str, workspace: Workspace) -> bool:
+    try:
+        stack.grpc(secret, address).call("GetWorkspace", workspace_id=workspace.id)
+    except grpc.RpcError as error:
+        assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED, error
+        return True
+    return False
+
+
+def test_a_key_of_an_organization_that_is_new(run: Run, stack: Stack) -> None:
+    arguments = ("keys", "create", "--org", "org_new", "--template", "full_access")
+    unknown = run(*arguments)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "There is no organization org_new" in unknown.stderr
+    assert run("keys", "list", "--org", "org_new").returncode == 1
+    taken = run(*arguments, "--create-org", "demo")
+    assert (taken.returncode, "has the slug demo" in taken.stderr) == (1, True)
+
+    made = run(*arguments, "--create-org", "new", DATABASE_URL=stack.ready["database_url"])
+
+    assert made.returncode == 0, made.stderr
+    assert stack.rest(made.stdout.strip()).get("/v1/workspaces")["workspaces"] == []
+    assert run(*arguments, "--create-org", "new").returncode == 0
+    renamed = run(*arguments, "--create-org", "newer")
+    assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)

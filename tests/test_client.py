@@ -1,0 +1,237 @@
+"""The client, against a fake channel and a fake clock; what only a real connection shows, against a real one."""
+
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from server.api.status import RULES
+from server.client import ATTEMPTS, WorkspaceClient, WorkspaceServiceError
+from server.core import errors
+from server.core.errors import Failure
+from tests.fake_channel import TIMEOUT_SECONDS, Service, trailers
+
+Reply = workspace_service_pb2.CancelTaskResponse
+UNREACHABLE = errors.agent_unreachable("ws_1", "task_1", "recorded, not delivered", intent_recorded=True)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., "Future[Any]"]]:
+    """Makes a call beside the test, which plays the service."""
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit
+
+
+Begin = Callable[..., "Future[Any]"]
+
+
+def failed(call: "Future[Any]") -> WorkspaceServiceError:
+    error = call.exception(5)
+    assert isinstance(error, WorkspaceServiceError)
+    return error
+
+
+def test_a_plain_cancellation_sends_the_workspace_alone(service: Service, begin: Begin) -> None:
+    call = begin(service.client.cancel_task, "ws_1")
+    request, taken = service.take("CancelTask")
+    reply = Reply(workspace_id="ws_1", outcome=Reply.accepted)
+    taken.answer(reply)
+    assert request == workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1")
+    assert call.result(5) == reply
+    assert service.channel.timeouts == [TIMEOUT_SECONDS]
+
+
+def test_a_wait_comes_on_top_of_the_time_limit(service: Service, begin: Begin) -> None:
+    begin(service.client.cancel_task, "ws_1", "task_1", "why", wait_seconds=12.5, force_after_seconds=0)
+    request, taken = service.take("CancelTask")
+    taken.answer(Reply())
+    assert request == workspace_service_pb2.CancelTaskRequest(
+        workspace_id="ws_1",
+        task_id="task_1",
+        reason="why",
+        wait=Duration(seconds=12, nanos=500_000_000),
+        force_after=Duration(),
+    )
+    assert request.HasField("force_after")
+    assert service.channel.timeouts == [TIMEOUT_SECONDS + 12.5]
+
+
+@pytest.mark.parametrize(
+    ("rpc", "call", "request_", "reply"),
+    [
+        ("SubmitTask", lambda it: it.submit_task("ws_1", "true", metadata={"a": "b"}, max_iterations=3),
+         {"workspace_id": "ws_1", "description": "true", "metadata": {"a": "b"}, "max_iterations": 3},
+         workspace_service_pb2.SubmitTaskResponse(task_id="task_1")),
+        ("GetTask", lambda it: it.get_task("ws_1", "task_1"), {"workspace_id": "ws_1", "task_id": "task_1"},
+         task_pb2.Task(id="task_1")),
+        ("CreateWorkspace", lambda it: it.create_workspace("mine"), {"name": "mine"}, workspace_pb2.Workspace(id="ws_1")),
+        ("GetWorkspace", lambda it: it.get_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace(id="ws_1")),
+        ("StopWorkspace", lambda it: it.stop_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace(id="ws_1")),
+        ("ResumeWorkspace", lambda it: it.resume_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace()),
+    ],
+)  # fmt: skip
+def test_the_other_calls(service: Service, begin: Begin, rpc: str, call: Any, request_: dict[str, Any], reply: Any) -> None:
+    made = begin(call, service.client)
+    request, taken = service.take(rpc)
+    taken.answer(reply)
+    assert request == getattr(workspace_service_pb2, f"{rpc}Request")(**request_)
+    assert made.result(5) == reply
+    assert service.channel.timeouts == [TIMEOUT_SECONDS]
+
+
+def test_tasks_are_listed_over_all_pages(service: Service, begin: Begin) -> None:
+    call = begin(lambda: [task.id for task in service.client.list_tasks("ws_1", page_size=1)])
+    tokens = []
+    for task_id, next_page_token in (("task_2", "task_2"), ("task_1", "")):
+        request, taken = service.take("ListTasks")
+        tokens.append(request.page_token)
+        taken.answer(workspace_service_pb2.ListTasksResponse(tasks=[task_pb2.Task(id=task_id)], next_page_token=next_page_token))
+        assert request.page_size == 1
+    assert call.result(5) == ["task_2", "task_1"]
+    assert tokens == ["", "task_2"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "details"),
+    [
+        (errors.invalid({"reason": "too long"}), {"fields": {"reason": "too long"}}),
+        (errors.unauthenticated("No credential."), {}),
+        (errors.permission_denied("no", ["workspace:write", "workspace:write:own"]),
+         {"required": "workspace:write,workspace:write:own"}),
+        (errors.workspace_not_found("ws_1"), {"resource_type": "workspace", "resource_name": "ws_1"}),
+        (Failure("workspace_stopped", "It is stopped.", workspace_id="ws_1"), {"workspace_id": "ws_1"}),
+        (UNREACHABLE, {"workspace_id": "ws_1", "task_id": "task_1", "intent_recorded": "true"}),
+        (Failure("rate_limited", "Too many.", retry_after_seconds=0.25), {"retry_after_seconds": 0.25}),
+        (errors.unavailable(), {"retry_after_seconds": 1.0}),
+        (Failure("internal", "A defect."), {}),
+    ],
+    ids=lambda value: getattr(value, "code", ""),
+)  # fmt: skip
+def test_what_the_service_says_of_a_failure(service: Service, begin: Begin, failure: Failure, details: dict[str, Any]) -> None:
+    call = begin(service.client.cancel_task, "ws_1")
+    service.take("CancelTask")[1].fail(failure)
+    error = failed(call)
+    assert (error.slug, error.message, error.request_id) == (failure.code, failure.message, "request_1")
+    assert error.details == details
+    assert error.http_status == RULES[failure.code].http
+    assert "sk_secret" not in repr(error) + str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "slug"),
+    [
+        ("UNAVAILABLE", "unavailable"),
+        ("DEADLINE_EXCEEDED", "deadline_exceeded"),
+        ("INTERNAL", "internal"),
+        ("UNAUTHENTICATED", "unauthenticated"),
+        ("PERMISSION_DENIED", "permission_denied"),
+        ("NOT_FOUND", "not_found"),
+        ("INVALID_ARGUMENT", "validation_error"),
+        ("FAILED_PRECONDITION", "invalid_state"),
+        ("RESOURCE_EXHAUSTED", "rate_limited"),
+        ("UNIMPLEMENTED", "method_not_allowed"),
+        ("UNKNOWN", "internal"),
+        ("CANCELLED", "internal"),
+    ],
+)
+def test_a_failure_without_details_is_named_after_its_code(service: Service, begin: Begin, code: str, slug: str) -> None:
+    call = begin(service.client.cancel_task, "ws_1")
+    service.take("CancelTask")[1].break_off(grpc.StatusCode[code], ("x-request-id", "request_2"))
+    error = failed(call)
+    assert (error.slug, error.message, error.request_id, error.details) == (slug, "it broke", "request_2", {})
+
+
+def test_details_that_contradict_the_status_are_not_believed(service: Service, begin: Begin) -> None:
+    call = begin(service.client.cancel_task, "ws_1")
+    service.take("CancelTask")[1].break_off(grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1")))
+    assert failed(call).slug == "unavailable"
+
+
+def test_a_cancellation_without_a_task_id_is_never_repeated(service: Service, begin: Begin) -> None:
+    call = begin(service.client.cancel_task, "ws_1")
+    service.take("CancelTask")[1].fail(errors.unavailable())
+    assert failed(call).slug == "unavailable"
+    assert len(service.channel.timeouts) == 1
+    assert service.clock.time() == 0
+
+
+@pytest.mark.parametrize("rpc", ["SubmitTask", "CreateWorkspace"])
+def test_what_may_have_taken_effect_is_not_repeated(service: Service, begin: Begin, rpc: str) -> None:
+    calls = {"SubmitTask": lambda: service.client.submit_task("ws_1", "true"), "CreateWorkspace": service.client.create_workspace}
+    call = begin(calls[rpc])
+    service.take(rpc)[1].fail(errors.unavailable())
+    assert failed(call).slug == "unavailable"
+    assert len(service.channel.timeouts) == 1
+
+
+def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_limit(service: Service, begin: Begin) -> None:
+    call = begin(service.client.cancel_task, "ws_1", "task_1")
+    service.take("CancelTask")[1].fail(errors.unavailable())
+    service.take("CancelTask")[1].answer(Reply(outcome=Reply.already_requested))
+    assert call.result(5).outcome == Reply.already_requested
+    assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 1]
+
+
+def test_an_unreachable_agent_is_no_reason_to_repeat(service: Service, begin: Begin) -> None:
+    call = begin(service.client.cancel_task, "ws_1", "task_1")
+    service.take("CancelTask")[1].fail(UNREACHABLE)
+    assert failed(call).slug == "agent_unreachable"
+    assert len(service.channel.timeouts) == 1
+
+
+def test_a_read_is_repeated_a_few_times(service: Service, begin: Begin) -> None:
+    call = begin(service.client.get_workspace, "ws_1")
+    for _ in range(ATTEMPTS):
+        service.take("GetWorkspace")[1].break_off(grpc.StatusCode.UNAVAILABLE)
+    assert failed(call).slug == "unavailable"
+    limits = [limit for limit in service.channel.timeouts if limit is not None]
+    assert len(limits) == ATTEMPTS and limits == sorted(limits, reverse=True)
+
+
+def test_a_read_is_not_repeated_when_no_time_is_left(service: Service, begin: Begin) -> None:
+    call = begin(service.client.get_task, "ws_1", "task_1")
+    service.take("GetTask")[1].fail(Failure("unavailable", "Later.", retry_after_seconds=TIMEOUT_SECONDS))
+    assert failed(call).details["retry_after_seconds"] == TIMEOUT_SECONDS
+    assert len(service.channel.timeouts) == 1
+
+
+def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(service: Service) -> None:
+    watched = service.client.watch_events("ws_1", after=3)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(next, watched)
+        request, taken = service.take_stream()
+        assert (request.workspace_id, request.after, service.channel.timeouts) == ("ws_1", 3, [None])
+        taken.send_response(workspace_service_pb2.WatchEventsResponse(heartbeat=workspace_service_pb2.Heartbeat(seq=3)))
+        taken.send_response(workspace_service_pb2.WatchEventsResponse(event=event_pb2.Event(seq=4)))
+        assert first.result(5).seq == 4
+    told = error_pb2.Error(code=error_pb2.Error.unavailable, message="Try again.", request_id="request_1")
+    told.details.update({"retry_after_seconds": 1})
+    taken.send_response(workspace_service_pb2.WatchEventsResponse(error=told))
+    with pytest.raises(WorkspaceServiceError, match=r"unavailable: Try again\.") as raised:
+        next(watched)
+    assert (raised.value.request_id, raised.value.details) == ("request_1", {"retry_after_seconds": 1})
+    taken.cancelled()
+
+
+def test_a_service_that_is_not_there() -> None:
+    with WorkspaceClient("127.0.0.1:1", "sk_secret") as client, pytest.raises(WorkspaceServiceError) as raised:
+        client.cancel_task("ws_1")
+    assert (raised.value.slug, raised.value.request_id, raised.value.http_status) == ("unavailable", "", 503)
+
+
+def test_a_service_that_does_not_answer_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with WorkspaceClient(address, "sk_secret", timeout_seconds=0.1) as client, pytest.raises(WorkspaceServiceError) as raised:
+            client.cancel_task("ws_1")
+    assert raised.value.slug == "deadline_exceeded"

@@ -1,0 +1,200 @@
+"""The command `cancel`: what it says and how it ends, for each answer. The service is played."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner, Result
+from evershell.workspace.v1 import task_pb2, workspace_service_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server import client
+from server.__main__ import main
+from server.client import WorkspaceClient, WorkspaceServiceError
+from server.commands.cancel import find_endpoint, parse_seconds
+
+Reply = workspace_service_pb2.CancelTaskResponse
+Task = task_pb2.Task
+AT = Timestamp(seconds=1_700_000_000)
+
+
+class PlayedClient:
+    """Gives one answer, and keeps what it was asked."""
+
+    def __init__(self, answer: Reply | WorkspaceServiceError) -> None:
+        self._answer = answer
+        self.asked: tuple[Any, ...] = ()
+
+    def __call__(self, address: str, token: str) -> WorkspaceClient:
+        self.asked = (address, token)
+        return cast("WorkspaceClient", self)
+
+    def __enter__(self) -> "PlayedClient":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def cancel_task(self, *arguments: Any) -> Reply:
+        self.asked += arguments
+        if isinstance(self._answer, WorkspaceServiceError):
+            raise self._answer
+        return self._answer
+
+
+def cancel(monkeypatch: pytest.MonkeyPatch, answer: Reply | WorkspaceServiceError, *arguments: str) -> tuple[Result, PlayedClient]:
+    played = PlayedClient(answer)
+    monkeypatch.setattr(client, "WorkspaceClient", played)
+    environment = {"TOKEN": "sk_secret", "GRPC_ADDR": "127.0.0.1:8081"}
+    result = CliRunner().invoke(main, ["cancel", "ws_1", *arguments], env=environment)
+    assert "sk_secret" not in result.output
+    return result, played
+
+
+def reply(outcome: "Reply.Outcome.ValueType", status: "Task.Status.ValueType", **task: Any) -> Reply:
+    return Reply(
+        workspace_id="ws_1",
+        task_id="task_1",
+        outcome=outcome,
+        requested_at=AT,
+        requested_by="key_1",
+        reason="it\x1b[2J has gone wrong",
+        task=Task(id="task_1", status=status, **task),
+    )
+
+
+def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = reply(Reply.accepted, Task.running, iterations=1, phase=Task.tool_call)
+    result, played = cancel(monkeypatch, answer, "--task", "task_1", "--reason", "why", "--wait", "500ms")
+    assert played.asked == ("127.0.0.1:8081", "sk_secret", "ws_1", "task_1", "why", 0.5)
+    # The wait was over before the task had ended.
+    assert result.exit_code == 7
+    assert result.stdout.splitlines() == [
+        "accepted: the cancellation of task task_1 in workspace ws_1 is recorded.",
+        "  requested  2023-11-14T22:13:20Z by key_1",
+        "  reason     it [2J has gone wrong",
+        "  task       running, 1 iteration completed, now in a tool call",
+        "  waited     0.5 s; the task has not ended yet.",
+        "  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.",
+        '  follow     grpcurl -plaintext -H "authorization: Bearer $TOKEN" '
+        """-d '{"workspace_id": "ws_1", "task_id": "task_1"}' 127.0.0.1:8081 evershell.workspace.v1.WorkspaceService/GetTask""",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments", "exit_code", "said"),
+    [
+        (reply(Reply.accepted, Task.running), [], 0, "the task then ends cancelled"),
+        (reply(Reply.already_requested, Task.running), [], 0, "had been recorded before"),
+        (reply(Reply.accepted, Task.cancelled), ["--wait", "10"], 0, "takes its next task"),
+        (reply(Reply.already_requested, Task.running), ["--wait", "1s"], 7, "has not ended yet"),
+        (reply(Reply.already_finished, Task.cancelled, completed_at=AT), [], 3, "had ended cancelled at 2023-11-14T22:13:20Z"),
+        (reply(Reply.already_finished, Task.failed, reason="no luck"), ["--wait", "1s"], 3, "no luck"),
+        (Reply(workspace_id="ws_1", outcome=Reply.no_active_task), [], 3, "nothing runs in workspace ws_1"),
+    ],
+)
+def test_the_exit_code_of_each_outcome(
+    monkeypatch: pytest.MonkeyPatch, answer: Reply, arguments: list[str], exit_code: int, said: str
+) -> None:
+    result, _ = cancel(monkeypatch, answer, *arguments)
+    assert result.exit_code == exit_code
+    assert said in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("slug", "exit_code"),
+    [
+        ("validation_error", 5),
+        ("unauthenticated", 5),
+        ("permission_denied", 5),
+        ("workspace_not_found", 5),
+        ("task_not_found", 5),
+        ("workspace_stopped", 5),
+        ("workspace_failed", 5),
+        ("workspace_provisioning", 5),
+        ("rate_limited", 6),
+        ("unavailable", 6),
+        ("deadline_exceeded", 6),
+        ("agent_unreachable", 4),
+        ("internal", 1),
+    ],
+)
+def test_the_exit_code_of_each_failure(monkeypatch: pytest.MonkeyPatch, slug: str, exit_code: int) -> None:
+    result, _ = cancel(monkeypatch, WorkspaceServiceError(slug, "What happened.", "request_1", {"task_id": "task_1"}))
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"{slug}: What happened.\n  request    request_1\n")
+    assert ("GetTask" in result.stderr) == (slug == "agent_unreachable")
+    assert ("safe to repeat" in result.stderr) == (slug in ("unavailable", "deadline_exceeded"))
+
+
+def test_json_is_what_rest_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = cancel(monkeypatch, reply(Reply.accepted, Task.running), "--json")
+    shown = json.loads(result.stdout)
+    assert (result.exit_code, shown["outcome"], shown["task"]["status"]) == (0, "accepted", "running")
+    assert (shown["requested_at"], shown["task"]["iterations"]) == ("2023-11-14T22:13:20Z", 0)
+    details = {"fields": {"reason": "too long"}}
+    result, _ = cancel(monkeypatch, WorkspaceServiceError("validation_error", "No.", "request_1", details), "--json")
+    assert result.exit_code == 5
+    assert json.loads(result.stdout) == {
+        "error": {"code": "validation_error", "message": "No.", "request_id": "request_1", "details": details}
+    }
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1h", "1 s", "nan", "1e3"])
+def test_what_is_no_duration(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    result, played = cancel(monkeypatch, Reply(), "--wait", text)
+    assert (result.exit_code, played.asked) == (2, ())
+    assert "write 500ms, 10s or 1m" in result.stderr
+
+
+def test_the_demo_credential_goes_to_its_own_stack_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    ready = {"grpc_addr": "127.0.0.1:8081", "demo": {"tokens": {"full_access": "sk_demo"}}}
+    (tmp_path / "ready.json").write_text(json.dumps(ready))
+    found = find_endpoint("", "", None)
+    assert (found.address, found.token) == ("127.0.0.1:8081", "sk_demo")
+    given = find_endpoint("", "sk_mine", io.StringIO("sk_file\n"))
+    assert (given.address, given.token) == ("127.0.0.1:8081", "sk_file")
+    assert find_endpoint("127.0.0.1:8081", "", None).token == "sk_demo"
+    result = CliRunner().invoke(main, ["cancel", "ws_1", "--address", "elsewhere:443"], env={"TOKEN": "", "GRPC_ADDR": ""})
+    assert (result.exit_code, "no credential" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("command", [["cancel", "ws_1"], ["keys", "list", "--org", "org_1"]])
+def test_without_a_stack_the_commands_say_what_to_do(tmp_path: Path, command: list[str]) -> None:
+    environment = {"STATE_DIR": str(tmp_path), "TOKEN": "", "GRPC_ADDR": "", "DATABASE_URL": ""}
+    result = CliRunner().invoke(main, command, env=environment)
+    assert result.exit_code == 1
+    assert f"no stack runs in {tmp_path}. Start one with `make run`" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--org", "org 1", "--template", "full_access"], "--org: must be"),
+        (["--org", "org_1", "--template", "everything"], "none of full_access, submit_observe, read_only"),
+        (["--org", "org_1", "--template", "read_only", "--name", "x" * 201], "at most 200"),
+        (["--org", "org_1", "--template", "read_only", "--create-org", "-Acme"], "--create-org: must be"),
+    ],
+)
+def test_a_key_that_cannot_be(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, ["keys", "create", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+
+
+def test_a_database_url_is_not_told(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["keys", "list", "--org", "org_1"], env={"DATABASE_URL": "postgress://me:secret@host/db"})
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "DATABASE_URL is not a valid URL" in result.stderr
+    assert "secret" not in result.stderr
