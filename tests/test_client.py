@@ -1,8 +1,9 @@
 """The client, against a fake channel and a fake clock; what only a real connection shows, against a real one."""
 
 import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import grpc
@@ -25,14 +26,18 @@ def service() -> Service:
     return Service()
 
 
-@pytest.fixture
-def begin() -> Iterator[Callable[..., "Future[Any]"]]:
-    """Makes a call beside the test, which plays the service."""
-    with ThreadPoolExecutor() as threads:
-        yield threads.submit
+def start(call: Callable[..., Any], *arguments: Any, **fields: Any) -> "Future[Any]":
+    """Makes a call beside the test, which plays the service. A call that nobody answers does not keep the run from ending."""
+    made: Future[Any] = Future()
 
+    def run() -> None:
+        try:
+            made.set_result(call(*arguments, **fields))
+        except WorkspaceServiceError as error:
+            made.set_exception(error)
 
-Begin = Callable[..., "Future[Any]"]
+    threading.Thread(target=run, daemon=True).start()
+    return made
 
 
 def failed(call: "Future[Any]") -> WorkspaceServiceError:
@@ -41,8 +46,8 @@ def failed(call: "Future[Any]") -> WorkspaceServiceError:
     return error
 
 
-def test_a_plain_cancellation_sends_the_workspace_alone(service: Service, begin: Begin) -> None:
-    call = begin(service.client.cancel_task, "ws_1")
+def test_a_plain_cancellation_sends_the_workspace_alone(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1")
     request, taken = service.take("CancelTask")
     reply = Reply(workspace_id="ws_1", outcome=Reply.accepted)
     taken.answer(reply)
@@ -51,8 +56,8 @@ def test_a_plain_cancellation_sends_the_workspace_alone(service: Service, begin:
     assert service.channel.timeouts == [TIMEOUT_SECONDS]
 
 
-def test_a_wait_comes_on_top_of_the_time_limit(service: Service, begin: Begin) -> None:
-    begin(service.client.cancel_task, "ws_1", "task_1", "why", wait_seconds=12.5, force_after_seconds=0)
+def test_a_wait_comes_on_top_of_the_time_limit(service: Service) -> None:
+    start(service.client.cancel_task, "ws_1", "task_1", "why", wait_seconds=12.5, force_after_seconds=0)
     request, taken = service.take("CancelTask")
     taken.answer(Reply())
     assert request == workspace_service_pb2.CancelTaskRequest(
@@ -80,8 +85,8 @@ def test_a_wait_comes_on_top_of_the_time_limit(service: Service, begin: Begin) -
         ("ResumeWorkspace", lambda it: it.resume_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace()),
     ],
 )  # fmt: skip
-def test_the_other_calls(service: Service, begin: Begin, rpc: str, call: Any, request_: dict[str, Any], reply: Any) -> None:
-    made = begin(call, service.client)
+def test_the_other_calls(service: Service, rpc: str, call: Any, request_: dict[str, Any], reply: Any) -> None:
+    made = start(call, service.client)
     request, taken = service.take(rpc)
     taken.answer(reply)
     assert request == getattr(workspace_service_pb2, f"{rpc}Request")(**request_)
@@ -89,8 +94,8 @@ def test_the_other_calls(service: Service, begin: Begin, rpc: str, call: Any, re
     assert service.channel.timeouts == [TIMEOUT_SECONDS]
 
 
-def test_tasks_are_listed_over_all_pages(service: Service, begin: Begin) -> None:
-    call = begin(lambda: [task.id for task in service.client.list_tasks("ws_1", page_size=1)])
+def test_tasks_are_listed_over_all_pages(service: Service) -> None:
+    call = start(lambda: [task.id for task in service.client.list_tasks("ws_1", page_size=1)])
     tokens = []
     for task_id, next_page_token in (("task_2", "task_2"), ("task_1", "")):
         request, taken = service.take("ListTasks")
@@ -117,8 +122,8 @@ def test_tasks_are_listed_over_all_pages(service: Service, begin: Begin) -> None
     ],
     ids=lambda value: getattr(value, "code", ""),
 )  # fmt: skip
-def test_what_the_service_says_of_a_failure(service: Service, begin: Begin, failure: Failure, details: dict[str, Any]) -> None:
-    call = begin(service.client.cancel_task, "ws_1")
+def test_what_the_service_says_of_a_failure(service: Service, failure: Failure, details: dict[str, Any]) -> None:
+    call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].fail(failure)
     error = failed(call)
     assert (error.slug, error.message, error.request_id) == (failure.code, failure.message, "request_1")
@@ -144,21 +149,21 @@ def test_what_the_service_says_of_a_failure(service: Service, begin: Begin, fail
         ("CANCELLED", "internal"),
     ],
 )
-def test_a_failure_without_details_is_named_after_its_code(service: Service, begin: Begin, code: str, slug: str) -> None:
-    call = begin(service.client.cancel_task, "ws_1")
+def test_a_failure_without_details_is_named_after_its_code(service: Service, code: str, slug: str) -> None:
+    call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].break_off(grpc.StatusCode[code], ("x-request-id", "request_2"))
     error = failed(call)
     assert (error.slug, error.message, error.request_id, error.details) == (slug, "it broke", "request_2", {})
 
 
-def test_details_that_contradict_the_status_are_not_believed(service: Service, begin: Begin) -> None:
-    call = begin(service.client.cancel_task, "ws_1")
+def test_details_that_contradict_the_status_are_not_believed(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].break_off(grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1")))
     assert failed(call).slug == "unavailable"
 
 
-def test_a_cancellation_without_a_task_id_is_never_repeated(service: Service, begin: Begin) -> None:
-    call = begin(service.client.cancel_task, "ws_1")
+def test_a_cancellation_without_a_task_id_is_never_repeated(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].fail(errors.unavailable())
     assert failed(call).slug == "unavailable"
     assert len(service.channel.timeouts) == 1
@@ -166,31 +171,34 @@ def test_a_cancellation_without_a_task_id_is_never_repeated(service: Service, be
 
 
 @pytest.mark.parametrize("rpc", ["SubmitTask", "CreateWorkspace"])
-def test_what_may_have_taken_effect_is_not_repeated(service: Service, begin: Begin, rpc: str) -> None:
-    calls = {"SubmitTask": lambda: service.client.submit_task("ws_1", "true"), "CreateWorkspace": service.client.create_workspace}
-    call = begin(calls[rpc])
+def test_what_may_have_taken_effect_is_not_repeated(service: Service, rpc: str) -> None:
+    calls: dict[str, Callable[..., Any]] = {
+        "SubmitTask": lambda: service.client.submit_task("ws_1", "true"),
+        "CreateWorkspace": service.client.create_workspace,
+    }
+    call = start(calls[rpc])
     service.take(rpc)[1].fail(errors.unavailable())
     assert failed(call).slug == "unavailable"
     assert len(service.channel.timeouts) == 1
 
 
-def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_limit(service: Service, begin: Begin) -> None:
-    call = begin(service.client.cancel_task, "ws_1", "task_1")
+def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_limit(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1", "task_1")
     service.take("CancelTask")[1].fail(errors.unavailable())
     service.take("CancelTask")[1].answer(Reply(outcome=Reply.already_requested))
     assert call.result(5).outcome == Reply.already_requested
     assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 1]
 
 
-def test_an_unreachable_agent_is_no_reason_to_repeat(service: Service, begin: Begin) -> None:
-    call = begin(service.client.cancel_task, "ws_1", "task_1")
+def test_an_unreachable_agent_is_no_reason_to_repeat(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1", "task_1")
     service.take("CancelTask")[1].fail(UNREACHABLE)
     assert failed(call).slug == "agent_unreachable"
     assert len(service.channel.timeouts) == 1
 
 
-def test_a_read_is_repeated_a_few_times(service: Service, begin: Begin) -> None:
-    call = begin(service.client.get_workspace, "ws_1")
+def test_a_read_is_repeated_a_few_times(service: Service) -> None:
+    call = start(service.client.get_workspace, "ws_1")
     for _ in range(ATTEMPTS):
         service.take("GetWorkspace")[1].break_off(grpc.StatusCode.UNAVAILABLE)
     assert failed(call).slug == "unavailable"
@@ -198,8 +206,8 @@ def test_a_read_is_repeated_a_few_times(service: Service, begin: Begin) -> None:
     assert len(limits) == ATTEMPTS and limits == sorted(limits, reverse=True)
 
 
-def test_a_read_is_not_repeated_when_no_time_is_left(service: Service, begin: Begin) -> None:
-    call = begin(service.client.get_task, "ws_1", "task_1")
+def test_a_read_is_not_repeated_when_no_time_is_left(service: Service) -> None:
+    call = start(service.client.get_task, "ws_1", "task_1")
     service.take("GetTask")[1].fail(Failure("unavailable", "Later.", retry_after_seconds=TIMEOUT_SECONDS))
     assert failed(call).details["retry_after_seconds"] == TIMEOUT_SECONDS
     assert len(service.channel.timeouts) == 1
@@ -207,13 +215,12 @@ def test_a_read_is_not_repeated_when_no_time_is_left(service: Service, begin: Be
 
 def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(service: Service) -> None:
     watched = service.client.watch_events("ws_1", after=3)
-    with ThreadPoolExecutor() as threads:
-        first = threads.submit(next, watched)
-        request, taken = service.take_stream()
-        assert (request.workspace_id, request.after, service.channel.timeouts) == ("ws_1", 3, [None])
-        taken.send_response(workspace_service_pb2.WatchEventsResponse(heartbeat=workspace_service_pb2.Heartbeat(seq=3)))
-        taken.send_response(workspace_service_pb2.WatchEventsResponse(event=event_pb2.Event(seq=4)))
-        assert first.result(5).seq == 4
+    first = start(next, watched)
+    request, taken = service.take_stream()
+    assert (request.workspace_id, request.after, service.channel.timeouts) == ("ws_1", 3, [None])
+    taken.send_response(workspace_service_pb2.WatchEventsResponse(heartbeat=workspace_service_pb2.Heartbeat(seq=3)))
+    taken.send_response(workspace_service_pb2.WatchEventsResponse(event=event_pb2.Event(seq=4)))
+    assert first.result(5).seq == 4
     told = error_pb2.Error(code=error_pb2.Error.unavailable, message="Try again.", request_id="request_1")
     told.details.update({"retry_after_seconds": 1})
     taken.send_response(workspace_service_pb2.WatchEventsResponse(error=told))
