@@ -19,11 +19,16 @@ def held_up(workspace: Workspace) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def await_waiting(workspace: Workspace, statement: str) -> None:
-    """Until a session waits for a lock with a statement of this kind."""
+def await_waiting(workspace: Workspace, statement: str, sessions: int = 1) -> None:
+    """Until so many sessions wait for a lock with a statement of this kind."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with workspace.stack.database() as connection:
-        eventually(lambda: connection.execute(query, (f"%{statement}%",)).fetchone() != (0,))
+
+        def waiting() -> int:
+            row = connection.execute(query, (f"%{statement}%",)).fetchone()
+            return int(row[0]) if row is not None else 0
+
+        eventually(lambda: waiting() >= sessions)
 
 
 CANCELLATION = "record_cancellation"
@@ -58,7 +63,8 @@ def test_a_completion_that_comes_before_the_cancellation_wins(
     workspace.await_phase(task_id, "tool_call")
     with held_up(workspace):
         gate.open()
-        await_waiting(workspace, COMMIT)
+        # The commit, and the heartbeat that tells the end of the tool call; there is one heartbeat at a time.
+        await_waiting(workspace, COMMIT, sessions=2)
         cancelling = pool.submit(lambda: workspace.rest.post(f"{workspace.path}/task/cancel", fields))
         await_waiting(workspace, CANCELLATION)
     answer = cancelling.result()
