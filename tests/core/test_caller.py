@@ -1,0 +1,74 @@
+"""Who may do what."""
+
+from datetime import timedelta
+
+import pytest
+
+from server.core.api_key import TEMPLATE_SCOPES, ApiKey, KeyTemplate
+from server.core.caller import CredentialKind
+from server.core.errors import Failure
+from tests.core.world import NOW, ORG, USER, caller, workspace
+
+KEY = CredentialKind.API_KEY
+
+
+def test_a_scope_holds_for_the_whole_organization() -> None:
+    permission = caller("workspace:read").permission("workspace:read")
+    assert permission.covers(workspace(created_by_user_id="user_2"))
+    assert permission.covers(workspace(created_by_user_id=None))
+
+
+def test_its_own_form_holds_for_what_the_caller_created() -> None:
+    permission = caller("workspace:read:own").permission("workspace:read")
+    assert permission.covers(workspace(created_by_user_id=USER))
+    assert not permission.covers(workspace(created_by_user_id="user_2"))
+    assert not permission.covers(workspace(created_by_user_id=None))
+
+
+def test_the_wider_of_two_scopes_counts() -> None:
+    permission = caller("workspace:read:own", "workspace:read").permission("workspace:read")
+    assert permission.covers(workspace(created_by_user_id="user_2"))
+
+
+@pytest.mark.parametrize("creator", [None, "key_1"])
+def test_an_api_key_has_created_nothing(creator: str | None) -> None:
+    key = caller("workspace:read:own", actor_id="key_1", kind=KEY)
+    assert key.user_id is None
+    assert not key.permission("workspace:read").covers(workspace(created_by_user_id=creator))
+
+
+@pytest.mark.parametrize("held", ["workspace:read", "workspace", "workspace:write:other", "tasks:write", "workspace:write "])
+def test_another_scope_does_not_do(held: str) -> None:
+    with pytest.raises(Failure) as raised:
+        caller(held).permission("workspace:write")
+    assert raised.value.code == "permission_denied"
+    assert raised.value.details == {"required": ["workspace:write", "workspace:write:own"]}
+
+
+def test_another_organizations_workspace_is_not_found() -> None:
+    permission = caller().permission("workspace:read")
+    theirs = workspace(org_id="org_b")
+    for found in (theirs, None):
+        with pytest.raises(Failure) as raised:
+            permission.check(found, theirs.id)
+        assert (raised.value.code, raised.value.details["resource_name"]) == ("workspace_not_found", theirs.id)
+
+
+def test_inside_the_organization_the_creator_is_asked_for() -> None:
+    with pytest.raises(Failure) as raised:
+        caller("workspace:read:own", actor_id="user_2").permission("workspace:read").check(workspace(), "ws_1")
+    assert (raised.value.code, raised.value.details["required"]) == ("permission_denied", ["workspace:read"])
+
+
+def test_a_key_acts_as_itself_for_its_organization() -> None:
+    key = ApiKey(id="key_1", org_id=ORG, name="ci", template=KeyTemplate.READ_ONLY, created_at=NOW + timedelta(days=1))
+    found = key.caller()
+    assert (found.org_id, found.actor_id, found.credential_kind, found.user_id) == (ORG, "key_1", KEY, None)
+    assert found.scopes == {"workspace:read", "audit:read"}
+
+
+def test_what_each_template_holds() -> None:
+    submit = {"workspace:read", "workspace:write", "tasks:write", "audit:read"}
+    assert TEMPLATE_SCOPES[KeyTemplate.SUBMIT_OBSERVE] == submit
+    assert TEMPLATE_SCOPES[KeyTemplate.FULL_ACCESS] == submit | {"caps:write"}
+    assert set(TEMPLATE_SCOPES) == set(KeyTemplate)

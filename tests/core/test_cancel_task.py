@@ -1,0 +1,167 @@
+"""What a cancellation comes to, once it may be done."""
+
+from dataclasses import replace
+
+import pytest
+
+from server.core.cancel_task import Outcome
+from server.core.errors import Failure, UnavailableError
+from server.core.task import CancelIntent, Task, TaskStatus
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.core.world import NOW, USER, World, caller
+
+
+async def test_the_first_call_records_signals_and_is_accepted(world: World) -> None:
+    busy, running = await world.add_busy()
+    world.clock.advance(5)
+    result = await world.cancel(busy.id, reason="too slow")
+    assert (result.workspace_id, result.outcome) == (busy.id, Outcome.ACCEPTED)
+    recorded = CancelIntent(
+        requested_by=USER, credential_kind="session", requested_at=world.clock(), reason="too slow", request_id="req_c"
+    )
+    assert result.task == replace(running, cancel=recorded)
+    assert await world.task(busy.id, running.id) == result.task
+    assert world.agents.cancelled == [running.id]
+
+
+async def test_an_accepted_task_is_not_said_to_have_ended(world: World) -> None:
+    busy, _ = await world.add_busy()
+    result = await world.cancel(busy.id)
+    assert result.task is not None and result.task.status is TaskStatus.RUNNING
+    assert "task_completed" not in await world.event_types(busy.id)
+
+
+async def test_the_intent_is_committed_before_the_agent_is_signalled(world: World) -> None:
+    busy, running = await world.add_busy()
+    seen: list[Task] = []
+
+    async def look(at: Workspace, signalled: Task) -> None:
+        seen.append(await world.task(at.id, signalled.id))
+
+    world.agents.meanwhile = look
+    result = await world.cancel(busy.id, reason="now")
+    assert [each.cancel for each in seen] == [result.task.cancel if result.task else None]
+    assert seen[0].cancel is not None and seen[0].cancel.reason == "now"
+    assert running.cancel is None
+
+
+async def test_the_first_intent_stays_and_the_agent_is_signalled_again(world: World) -> None:
+    busy, running = await world.add_busy()
+    first = await world.cancel(busy.id, reason="first")
+    world.clock.advance(60)
+    second = await world.cancel(busy.id, caller(actor_id="user_2"), reason="second")
+    assert second.outcome is Outcome.ALREADY_REQUESTED
+    assert second.task == first.task
+    assert world.agents.cancelled == [running.id, running.id]
+    assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
+
+
+async def test_an_idle_workspace_has_no_active_task(world: World) -> None:
+    idle = await world.add()
+    result = await world.cancel(idle.id)
+    assert (result.outcome, result.task) == (Outcome.NO_ACTIVE_TASK, None)
+    assert world.agents.cancelled == []
+    assert await world.events(idle.id) == []
+
+
+@pytest.mark.parametrize("status", WorkspaceStatus)
+async def test_a_finished_task_is_told_whatever_the_workspace_does(world: World, status: WorkspaceStatus) -> None:
+    busy, finished = await world.add_busy()
+    await world.end(busy.id, finished.id)
+    before = await world.events(busy.id)
+    await world.set_status(busy.id, status)
+    result = await world.cancel(busy.id, task_id=finished.id)
+    assert result.outcome is Outcome.ALREADY_FINISHED
+    assert result.task is not None and result.task.status is TaskStatus.COMPLETED and result.task.cancel is None
+    assert world.agents.cancelled == []
+    assert await world.events(busy.id) == before
+
+
+async def test_a_finished_task_is_told_while_the_next_one_runs_untouched(world: World) -> None:
+    busy, first = await world.add_busy()
+    await world.end(busy.id, first.id)
+    second = await world.run(busy)
+    result = await world.cancel(busy.id, task_id=first.id)
+    assert (result.outcome, result.task and result.task.id) == (Outcome.ALREADY_FINISHED, first.id)
+    assert (await world.task(busy.id, second.id)).cancel is None
+    assert world.agents.cancelled == []
+
+
+async def test_a_cancelled_task_is_already_finished_with_its_first_requester(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.cancel(busy.id, reason="first")
+    await world.end(busy.id, running.id)
+    result = await world.cancel(busy.id, caller(actor_id="user_2"), task_id=running.id, reason="second")
+    assert result.outcome is Outcome.ALREADY_FINISHED
+    assert result.task is not None and result.task.cancel is not None
+    assert (result.task.status, result.task.cancel.requested_by) == (TaskStatus.CANCELLED, USER)
+    assert (result.task.cancel.reason, result.task.cancel.requested_at) == ("first", NOW)
+
+
+async def test_the_next_task_starts_clean(world: World) -> None:
+    busy, first = await world.add_busy()
+    await world.cancel(busy.id)
+    await world.end(busy.id, first.id)
+    second = await world.run(busy)
+    assert second.cancel is None
+    await world.end(busy.id, second.id)
+    assert (await world.task(busy.id, second.id)).status is TaskStatus.COMPLETED
+
+
+async def test_the_running_task_may_be_named(world: World) -> None:
+    busy, running = await world.add_busy()
+    result = await world.cancel(busy.id, task_id=running.id)
+    assert result.outcome is Outcome.ACCEPTED
+
+
+async def test_an_agent_that_does_not_answer_leaves_the_intent_and_says_so(world: World) -> None:
+    busy, running = await world.add_busy()
+    world.agents.reachable = False
+    with pytest.raises(Failure) as raised:
+        await world.cancel(busy.id)
+    failure = raised.value
+    assert failure.code == "agent_unreachable"
+    assert failure.details == {"workspace_id": busy.id, "task_id": running.id, "intent_recorded": True}
+    assert running.id in failure.message and busy.id in failure.message and "Do not repeat" in failure.message
+    assert (await world.task(busy.id, running.id)).cancel is not None
+    assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
+    await world.end(busy.id, running.id)
+    assert (await world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
+
+
+async def test_a_repeat_to_an_agent_that_does_not_answer_is_unreachable_too(world: World) -> None:
+    busy, _ = await world.add_busy()
+    await world.cancel(busy.id)
+    world.agents.reachable = False
+    with pytest.raises(Failure) as raised:
+        await world.cancel(busy.id)
+    assert (raised.value.code, raised.value.details["intent_recorded"]) == ("agent_unreachable", True)
+
+
+async def test_an_agent_that_has_just_ended_the_task_has_its_end_told(world: World) -> None:
+    busy, _ = await world.add_busy()
+
+    async def end(at: Workspace, signalled: Task) -> None:
+        await world.end(at.id, signalled.id, result="the answer")
+
+    world.agents.meanwhile, world.agents.known = end, False
+    result = await world.cancel(busy.id)
+    assert result.outcome is Outcome.ACCEPTED
+    assert result.task is not None
+    assert (result.task.status, result.task.result) == (TaskStatus.CANCELLED, "the answer")
+
+
+async def test_an_agent_that_was_not_yet_given_the_task_leaves_it_as_it_stands(world: World) -> None:
+    busy, running = await world.add_busy()
+    world.agents.known = False
+    result = await world.cancel(busy.id)
+    assert result.task == await world.task(busy.id, running.id)
+    assert result.task is not None and result.task.cancel is not None
+
+
+async def test_a_database_that_is_away_promises_nothing(world: World) -> None:
+    busy, _ = await world.add_busy()
+    world.store.unavailable = True
+    with pytest.raises(UnavailableError):
+        await world.cancel(busy.id)
+    assert world.agents.cancelled == []

@@ -1,0 +1,218 @@
+"""Everything that may happen to a workspace, in any order, with stale epochs and repeats: what must always be true stays true."""
+
+from collections.abc import Callable
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from server.core import lifecycle
+from server.core.caller import Permission
+from server.core.errors import Failure
+from server.core.event import Event
+from server.core.lifecycle import AgentEvent, Change, Ending, Session, Started
+from server.core.task import CancelIntent, Phase, Task, TaskStatus
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.core.world import USER, FakeClock, caller, finish, intent, iteration, task, workspace
+from tests.fakes import FakeStore
+
+REFUSALS = {
+    "workspace_busy",
+    "workspace_provisioning",
+    "workspace_stopped",
+    "workspace_failed",
+    "invalid_state",
+}
+# An agent of the epoch before is still about, now and then.
+EPOCHS_BEHIND = st.sampled_from([0, 0, 0, 0, 1])
+# Of the tasks that there were, the last one mostly.
+WHICH = st.sampled_from([-1, -1, -1, -2])
+
+
+class LifecycleMachine(RuleBasedStateMachine):
+    """One workspace and all its tasks, in the store in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = FakeStore()
+        self.clock = FakeClock()
+        self.workspace_id = ""
+        self.task_ids: list[str] = []
+        # Of each task whose cancellation was accepted, the first intent.
+        self.accepted: dict[str, CancelIntent] = {}
+        # How each task that has ended stood at its end.
+        self.ended: dict[str, Task] = {}
+        self.host_number = 1
+
+    @initialize()
+    def create(self) -> None:
+        created = workspace(WorkspaceStatus.PROVISIONING)
+        self.workspace_id = created.id
+        finish(self.store.create_workspace(created))
+
+    @rule()
+    def submit(self) -> None:
+        submitted = task(self.workspace_id)
+        if self._change(lambda session: lifecycle.submit(session, submitted, USER, "req")) is not None:
+            self.task_ids.append(submitted.id)
+
+    @rule(which=WHICH)
+    def deliver(self, which: int) -> None:
+        self._change(lambda session: lifecycle.deliver(session, self._task_id(which)))
+
+    @rule(which=WHICH)
+    def fail_delivery(self, which: int) -> None:
+        self._change(lambda session: lifecycle.fail_delivery(session, self._task_id(which), "gone", self.clock()))
+
+    @rule(which=WHICH, behind=EPOCHS_BEHIND)
+    def start(self, which: int, behind: int) -> None:
+        self._commit(which, behind, Started())
+
+    @rule(which=WHICH, behind=EPOCHS_BEHIND, ahead=st.sampled_from([0, 1, 1, 1, 2]))
+    def iterate(self, which: int, behind: int, ahead: int) -> None:
+        current = self._current()
+        self._commit(which, behind, iteration((current.iterations if current is not None else 0) + ahead))
+
+    @rule(which=WHICH, behind=EPOCHS_BEHIND, status=st.sampled_from(["completed", "failed", "cancelled"]))
+    def end(self, which: int, behind: int, status: str) -> None:
+        self._commit(which, behind, Started(), Ending(status=TaskStatus(status)))
+
+    @rule(reason=st.sampled_from(["a", "b"]), which=st.sampled_from([None, None, -1, -2]))
+    def cancel(self, reason: str, which: int | None) -> None:
+        task_id = None if which is None else self._task_id(which)
+        asked = intent(reason=reason, requested_at=self.clock())
+        found = finish(
+            self.store.record_cancellation(
+                Permission(caller(), "workspace:write", own_only=False), self.workspace_id, task_id, asked
+            )
+        )
+        if found.recorded:
+            assert found.task is not None and found.task.cancel == asked
+            assert found.task.id not in self.accepted
+            self.accepted[found.task.id] = asked
+
+    @rule()
+    def stop(self) -> None:
+        change = self._change(lambda session: lifecycle.request_stop(session, intent(requested_at=self.clock())))
+        if change is not None and change.events:
+            assert change.task is not None and change.task.cancel is not None
+            self.accepted[change.task.id] = change.task.cancel
+
+    @rule(works=st.booleans())
+    def finish_stop(self, works: bool) -> None:
+        epoch = self._workspace().epoch
+        self._change(lambda session: lifecycle.finish_stop(session, epoch, self.clock(), work_stopped=works))
+
+    @rule()
+    def resume(self) -> None:
+        self._change(lambda session: lifecycle.resume(session, self.clock()))
+
+    @rule(behind=EPOCHS_BEHIND)
+    def register(self, behind: int) -> None:
+        epoch = self._workspace().epoch - behind
+        self._change(lambda session: lifecycle.register(session, epoch, "127.0.0.1:1", 30, self.clock()))
+
+    @rule(behind=EPOCHS_BEHIND, which=WHICH, phase=st.sampled_from(Phase))
+    def heartbeat(self, behind: int, which: int, phase: Phase) -> None:
+        epoch = self._workspace().epoch - behind
+        self._change(lambda session: lifecycle.heartbeat(session, epoch, self._task_id(which), phase, 30, self.clock()))
+
+    @rule(behind=EPOCHS_BEHIND, works=st.booleans())
+    def lose(self, behind: int, works: bool) -> None:
+        epoch = self._workspace().epoch - behind
+        self._change(lambda session: lifecycle.lose_agent(session, epoch, "lost", self.clock(), work_stopped=works))
+
+    @rule(behind=EPOCHS_BEHIND, restarted=st.sampled_from([0, 0, 1]))
+    def place(self, behind: int, restarted: int) -> None:
+        self.host_number += restarted
+        epoch = self._workspace().epoch - behind
+        self._change(lambda session: lifecycle.place(session, epoch, f"host_{self.host_number}", self.clock()))
+
+    @invariant()
+    def the_log_has_no_gaps(self) -> None:
+        events = self._events()
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert self._workspace().last_seq == len(events)
+
+    @invariant()
+    def each_ended_task_has_one_end_and_no_other_has_any(self) -> None:
+        for each in self._tasks():
+            ends = [event for event in self._of(each.id) if event.type == "task_completed"]
+            assert len(ends) == (1 if each.status.is_terminal else 0)
+            assert all(event.payload["status"] == each.status for event in ends)
+            assert (each.completed_at is not None) == each.status.is_terminal
+            if ends:
+                assert self._of(each.id)[-1] == ends[0]
+
+    @invariant()
+    def an_accepted_cancellation_ends_cancelled(self) -> None:
+        for each in self._tasks():
+            assert (each.cancel is not None) == (each.id in self.accepted)
+            if each.id in self.accepted and each.status.is_terminal:
+                assert each.status is TaskStatus.CANCELLED
+
+    @invariant()
+    def the_first_intent_stays_and_is_in_the_log_once(self) -> None:
+        for each in self._tasks():
+            requests = [event for event in self._of(each.id) if event.type == "task_cancel_requested"]
+            assert len(requests) == (1 if each.id in self.accepted else 0)
+            if each.cancel is not None:
+                first = self.accepted[each.id]
+                assert (each.cancel.reason, each.cancel.requested_at) == (first.reason, first.requested_at)
+
+    @invariant()
+    def what_has_ended_never_changes(self) -> None:
+        for each in self._tasks():
+            if each.status.is_terminal:
+                assert self.ended.setdefault(each.id, each) == each
+
+    @invariant()
+    def a_busy_workspace_has_a_task_and_no_other_task_is_open(self) -> None:
+        at = self._workspace()
+        is_open = [each.id for each in self._tasks() if not each.status.is_terminal]
+        assert is_open == ([at.current_task_id] if at.current_task_id is not None else [])
+        assert (at.current_task_id is not None) == (at.status is WorkspaceStatus.BUSY) or at.status is WorkspaceStatus.STOPPING
+
+    @invariant()
+    def iterations_are_in_the_log_in_order(self) -> None:
+        for each in self._tasks():
+            numbers = [event.payload["number"] for event in self._of(each.id) if event.type == "iteration_completed"]
+            assert numbers == list(range(1, each.iterations + 1))
+
+    def _change(self, decide: Callable[[Session], Change]) -> Change | None:
+        """None: refused, in a way that a caller can be told."""
+        self.clock.advance(1)
+        try:
+            return finish(self.store.transition(self.workspace_id, decide))
+        except Failure as failure:
+            assert failure.code in REFUSALS
+            return None
+
+    def _commit(self, which: int, behind: int, *events: AgentEvent) -> None:
+        epoch = self._workspace().epoch - behind
+        self._change(lambda session: lifecycle.commit(session, epoch, self._task_id(which), events, self.clock()))
+
+    def _task_id(self, which: int) -> str:
+        return self.task_ids[which] if len(self.task_ids) >= -which else "task_unknown"
+
+    def _workspace(self) -> Workspace:
+        found = finish(self.store.get_workspace(self.workspace_id))
+        assert found is not None
+        return found
+
+    def _current(self) -> Task | None:
+        return next((each for each in self._tasks() if not each.status.is_terminal), None)
+
+    def _tasks(self) -> list[Task]:
+        found = [finish(self.store.get_task(self.workspace_id, task_id)) for task_id in self.task_ids]
+        return [each for each in found if each is not None]
+
+    def _events(self) -> list[Event]:
+        return list(finish(self.store.list_events(self.workspace_id, 0, 10_000)))
+
+    def _of(self, task_id: str) -> list[Event]:
+        return [event for event in self._events() if event.task_id == task_id]
+
+
+LifecycleMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None, database=None)
+TestLifecycle = LifecycleMachine.TestCase

@@ -1,0 +1,154 @@
+"""Submit and read tasks."""
+
+from dataclasses import replace
+
+import pytest
+
+from server.core import lifecycle, tasks
+from server.core.caller import Caller
+from server.core.errors import Failure
+from server.core.lifecycle import Ending, Started
+from server.core.task import Task, TaskStatus
+from server.core.tasks import SubmitTask
+from server.core.validation import Page
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.core.world import World, caller
+
+
+async def submit(world: World, workspace_id: str, by: Caller | None = None, **fields: object) -> Task:
+    request = SubmitTask(workspace_id=workspace_id, description="ls", request_id="req_s", **fields)  # type: ignore[arg-type]
+    return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
+
+
+async def refusal(world: World, workspace_id: str, by: Caller | None = None) -> Failure:
+    with pytest.raises(Failure) as raised:
+        await submit(world, workspace_id, by)
+    return raised.value
+
+
+async def test_a_task_is_recorded_then_handed_over(world: World) -> None:
+    idle = await world.add()
+    recorded: list[Task] = []
+
+    async def look(at: Workspace, given: Task) -> None:
+        recorded.append(await world.task(at.id, given.id))
+
+    world.agents.meanwhile = look
+    submitted = await submit(world, idle.id, metadata={"k": "v"})
+    assert submitted.id.startswith("task_")
+    assert (submitted.status, submitted.metadata, submitted.max_iterations) == (TaskStatus.DELIVERED, {"k": "v"}, 100)
+    assert recorded == [replace(submitted, status=TaskStatus.SUBMITTED)]
+    assert await world.task(idle.id, submitted.id) == submitted
+    assert (await world.workspace(idle.id)).current_task_id == submitted.id
+    (event,) = await world.events(idle.id)
+    assert (event.type, event.request_id) == ("task_submitted", "req_s")
+
+
+async def test_an_agent_that_has_begun_already_is_not_set_back(world: World) -> None:
+    idle = await world.add()
+
+    async def begin(at: Workspace, given: Task) -> None:
+        await world.commit(at.id, given.id, Started())
+
+    world.agents.meanwhile = begin
+    submitted = await submit(world, idle.id)
+    assert submitted.status is TaskStatus.RUNNING
+    assert submitted == await world.task(idle.id, submitted.id)
+
+
+async def test_a_task_that_cannot_be_handed_over_has_ended(world: World) -> None:
+    idle = await world.add()
+    world.agents.reachable = False
+    failure = await refusal(world, idle.id)
+    assert (failure.code, failure.details["intent_recorded"]) == ("agent_unreachable", False)
+    ended = await world.task(idle.id, failure.details["task_id"])
+    assert ended.status is TaskStatus.DELIVERY_FAILED
+    assert (await world.workspace(idle.id)).status is WorkspaceStatus.IDLE
+
+
+async def test_a_task_that_began_though_the_answer_was_lost_goes_on(world: World) -> None:
+    idle = await world.add()
+
+    async def begin(at: Workspace, given: Task) -> None:
+        await world.commit(at.id, given.id, Started())
+
+    world.agents.meanwhile, world.agents.reachable = begin, False
+    submitted = await submit(world, idle.id)
+    assert submitted.status is TaskStatus.RUNNING
+
+
+async def test_a_task_cancelled_before_it_could_be_handed_over_ends_cancelled(world: World) -> None:
+    idle = await world.add()
+
+    async def cancel(at: Workspace, given: Task) -> None:
+        world.agents.meanwhile = lambda *_: look_away()
+        with pytest.raises(Failure):
+            await world.cancel(at.id)
+
+    async def look_away() -> None:
+        pass
+
+    world.agents.meanwhile, world.agents.reachable = cancel, False
+    failure = await refusal(world, idle.id)
+    assert (await world.task(idle.id, failure.details["task_id"])).status is TaskStatus.CANCELLED
+    assert (await world.event_types(idle.id)).count("task_completed") == 1
+
+
+async def test_a_busy_workspace_takes_no_second_task(world: World) -> None:
+    busy, running = await world.add_busy()
+    failure = await refusal(world, busy.id)
+    assert (failure.code, failure.details["task_id"]) == ("workspace_busy", running.id)
+    assert world.agents.started == []
+    assert [each.id for each in await world.store.list_tasks(busy.id, None, 10)] == [running.id]
+
+
+async def test_the_order_of_the_checks(world: World) -> None:
+    failed = await world.add(WorkspaceStatus.FAILED)
+    assert (await refusal(world, "ws_unknown", caller("workspace:write"))).code == "permission_denied"
+    assert (await refusal(world, "ws_unknown")).code == "workspace_not_found"
+    elsewhere = caller("tasks:write:own", org_id="org_b", actor_id="user_2")
+    assert (await refusal(world, failed.id, elsewhere)).code == "workspace_not_found"
+    assert (await refusal(world, failed.id, caller("tasks:write:own", actor_id="user_2"))).code == "permission_denied"
+    assert (await refusal(world, failed.id, caller("tasks:write:own"))).code == "workspace_failed"
+
+
+async def test_reading_a_task_checks_in_order(world: World) -> None:
+    busy, running = await world.add_busy()
+    _, foreign = await world.add_busy()
+    assert await tasks.get_task(caller("workspace:read:own"), busy.id, running.id, world.store) == running
+    for by, workspace_id, task_id, code in (
+        (caller("tasks:write"), "?", "?", "validation_error"),
+        (caller("tasks:write"), "ws_unknown", "task_unknown", "permission_denied"),
+        (caller(org_id="org_b"), busy.id, "task_unknown", "workspace_not_found"),
+        (caller("workspace:read:own", actor_id="user_2"), busy.id, "task_unknown", "permission_denied"),
+        (caller(), busy.id, foreign.id, "task_not_found"),
+    ):
+        with pytest.raises(Failure) as raised:
+            await tasks.get_task(by, workspace_id, task_id, world.store)
+        assert raised.value.code == code
+
+
+async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> None:
+    busy, first = await world.add_busy()
+    ids = [first.id]
+    for _ in range(2):
+        await world.change(busy.id, lambda s: lifecycle.commit(s, 1, ids[-1], [Ending(status=TaskStatus.FAILED)], world.clock()))
+        ids.append((await world.run(busy)).id)
+    newest_first = sorted(ids, reverse=True)
+    page, token = await tasks.list_tasks(caller(), busy.id, Page.of(2, ""), world.store)
+    assert ([each.id for each in page], token) == (newest_first[:2], newest_first[1])
+    page, token = await tasks.list_tasks(caller(), busy.id, Page.of(2, token), world.store)
+    assert ([each.id for each in page], token) == (newest_first[2:], "")
+
+
+async def test_listing_tasks_checks_in_order(world: World) -> None:
+    busy, _ = await world.add_busy()
+    for by, workspace_id, code in (
+        (caller("tasks:write"), "?", "validation_error"),
+        (caller("tasks:write"), "ws_unknown", "permission_denied"),
+        (caller(org_id="org_b"), busy.id, "workspace_not_found"),
+        (caller("workspace:read:own", actor_id="user_2"), busy.id, "permission_denied"),
+    ):
+        with pytest.raises(Failure) as raised:
+            await tasks.list_tasks(by, workspace_id, Page.of(0, ""), world.store)
+        assert raised.value.code == code

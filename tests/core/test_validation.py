@@ -1,0 +1,96 @@
+"""The rules for the fields of a request."""
+
+import pytest
+
+from server.core.errors import Failure
+from server.core.tasks import SubmitTask
+from server.core.validation import Fields, Page
+from tests.core.world import workspace
+
+
+def problems(**changes: object) -> dict[str, str]:
+    """What is wrong with a submission."""
+    request = {"workspace_id": "ws_1", "description": "ls", "request_id": "req", **changes}
+    try:
+        SubmitTask(**request)  # type: ignore[arg-type]
+    except Failure as failure:
+        assert failure.code == "validation_error"
+        found: dict[str, str] = failure.details["fields"]
+        assert all(field in failure.message for field in found)
+        return found
+    return {}
+
+
+def test_a_caller_learns_of_every_wrong_field_at_once() -> None:
+    assert set(problems(workspace_id="?", description=" ", max_iterations=-1)) == {"workspace_id", "description", "max_iterations"}
+
+
+@pytest.mark.parametrize("good", ["a", "Z9_-", "x" * 128, "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"])
+def test_an_id_may_be_any_word(good: str) -> None:
+    assert problems(workspace_id=good) == {}
+
+
+@pytest.mark.parametrize("bad", ["", " ", "a b", "x" * 129, "ws_1\n", "\0", "é", "a.b", "a/b", "١"])
+def test_what_cannot_be_an_id_is_refused(bad: str) -> None:
+    assert set(problems(workspace_id=bad)) == {"workspace_id"}
+
+
+@pytest.mark.parametrize("bad", ["", "  \n", "x" * 100_001, "a\0b"])
+def test_a_description_has_words_and_an_end(bad: str) -> None:
+    assert set(problems(description=bad)) == {"description"}
+
+
+def test_a_description_may_have_100000_characters() -> None:
+    assert problems(description="🐚" * 100_000) == {}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {str(number): "" for number in range(33)},
+        {"k" * 65: ""},
+        {"": "v"},
+        {"k": "v" * 513},
+        {"k": "\0"},
+        {"\0": "v"},
+    ],
+)
+def test_metadata_has_bounds(bad: dict[str, str]) -> None:
+    assert set(problems(metadata=bad)) == {"metadata"}
+
+
+def test_metadata_within_its_bounds_is_good() -> None:
+    assert problems(metadata={f"{number:064}": "v" * 512 for number in range(32)}) == {}
+
+
+@pytest.mark.parametrize(("count", "good"), [(0, True), (1, True), (1000, True), (1001, False), (-1, False)])
+def test_iterations_have_bounds(count: int, good: bool) -> None:
+    assert (problems(max_iterations=count) == {}) is good
+
+
+def test_the_first_problem_of_a_field_stays() -> None:
+    fields = Fields()
+    fields.reject("a", "first")
+    fields.reject("a", "second")
+    with pytest.raises(Failure) as raised:
+        fields.check()
+    assert raised.value.details["fields"] == {"a": "first"}
+
+
+@pytest.mark.parametrize(("size", "token"), [(-1, ""), (201, ""), (1, "no token")])
+def test_a_page_has_bounds(size: int, token: str) -> None:
+    with pytest.raises(Failure) as raised:
+        Page.of(size, token)
+    assert raised.value.code == "validation_error"
+
+
+def test_a_page_has_50_entries_unless_asked_otherwise() -> None:
+    assert Page.of(0, "") == Page(50, None)
+    assert Page.of(200, "ws_1") == Page(200, "ws_1")
+
+
+def test_a_token_leads_to_the_next_page_until_the_last() -> None:
+    found = [workspace() for _ in range(3)]
+    assert Page(2, None).cut(found) == (found[:2], found[1].id)
+    assert Page(3, None).cut(found) == (found, "")
+    assert Page(3, None).cut([]) == ([], "")

@@ -1,0 +1,115 @@
+"""Make, read, stop and resume workspaces."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from server.core import workspaces
+from server.core.caller import Caller, CredentialKind
+from server.core.errors import Failure
+from server.core.validation import Page
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.core.world import ORG, USER, World, caller
+
+
+async def stop(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
+    return await workspaces.stop_workspace(by or caller(), workspace_id, "req_t", world.store, world.agents, world.clock)
+
+
+async def resume(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
+    return await workspaces.resume_workspace(by or caller(), workspace_id, world.store, world.clock)
+
+
+async def code_of(call: Coroutine[Any, Any, object]) -> str:
+    with pytest.raises(Failure) as raised:
+        await call
+    return raised.value.code
+
+
+async def test_a_new_workspace_is_recorded_as_its_creators(world: World) -> None:
+    made = await workspaces.create_workspace(caller("workspace:write:own"), "mine", world.store, world.clock)
+    assert made.id.startswith("ws_")
+    assert (made.org_id, made.name, made.created_by_user_id) == (ORG, "mine", USER)
+    assert (made.status, made.epoch, made.host) == (WorkspaceStatus.PROVISIONING, 1, None)
+    assert await world.workspace(made.id) == made
+
+
+async def test_an_api_key_makes_a_workspace_of_no_user(world: World) -> None:
+    key = caller("workspace:write", actor_id="key_1", kind=CredentialKind.API_KEY)
+    made = await workspaces.create_workspace(key, "", world.store, world.clock)
+    assert made.created_by_user_id is None
+
+
+async def test_making_a_workspace_checks_in_order(world: World) -> None:
+    reader = caller("workspace:read")
+    assert await code_of(workspaces.create_workspace(reader, "x" * 201, world.store, world.clock)) == "validation_error"
+    assert await code_of(workspaces.create_workspace(reader, "x" * 200, world.store, world.clock)) == "permission_denied"
+
+
+async def test_lists_hold_what_the_caller_may_read(world: World) -> None:
+    mine = await world.add()
+    theirs = await world.add(created_by_user_id="user_2")
+    await world.add(org_id="org_b")
+    found, token = await workspaces.list_workspaces(caller(), Page.of(0, ""), world.store)
+    assert ({each.id for each in found}, token) == ({mine.id, theirs.id}, "")
+    found, _ = await workspaces.list_workspaces(caller("workspace:read:own"), Page.of(0, ""), world.store)
+    assert [each.id for each in found] == [mine.id]
+    with pytest.raises(Failure, match="workspace:read"):
+        await workspaces.list_workspaces(caller("tasks:write"), Page.of(0, ""), world.store)
+
+
+@pytest.mark.parametrize("scope", ["workspace:write", "workspace:read"])
+async def test_each_use_of_one_workspace_checks_in_order(world: World, scope: str) -> None:
+    async def use(workspace_id: str, by: Caller) -> list[str]:
+        if scope == "workspace:read":
+            return [await code_of(workspaces.get_workspace(by, workspace_id, world.store))]
+        return [await code_of(stop(world, workspace_id, by)), await code_of(resume(world, workspace_id, by))]
+
+    down = await world.add(WorkspaceStatus.FAILED)
+    other = caller("tasks:write")
+    assert set(await use("a b", other)) == {"validation_error"}
+    assert set(await use("ws_unknown", other)) == {"permission_denied"}
+    assert set(await use("ws_unknown", caller(scope))) == {"workspace_not_found"}
+    assert set(await use(down.id, caller(f"{scope}:own", org_id="org_b", actor_id="user_2"))) == {"workspace_not_found"}
+    assert set(await use(down.id, caller(f"{scope}:own", actor_id="user_2"))) == {"permission_denied"}
+    assert await world.workspace(down.id) == down
+
+
+async def test_a_stop_cancels_the_task_and_tells_the_agent(world: World) -> None:
+    busy, running = await world.add_busy()
+    stopping = await stop(world, busy.id)
+    assert stopping.status is WorkspaceStatus.STOPPING
+    assert world.agents.cancelled == [running.id]
+    cancelled = await world.task(busy.id, running.id)
+    assert cancelled.cancel is not None
+    assert (cancelled.cancel.reason, cancelled.cancel.request_id) == ("workspace stopped", "req_t")
+
+
+async def test_a_stop_succeeds_when_the_agent_does_not_answer(world: World) -> None:
+    busy, running = await world.add_busy()
+    world.agents.reachable = False
+    assert (await stop(world, busy.id)).status is WorkspaceStatus.STOPPING
+    assert (await world.task(busy.id, running.id)).cancel is not None
+
+
+async def test_a_second_stop_succeeds_and_changes_nothing(world: World) -> None:
+    busy, running = await world.add_busy()
+    first = await stop(world, busy.id)
+    before = await world.task(busy.id, running.id)
+    world.clock.advance(5)
+    assert await stop(world, busy.id) == first
+    assert await world.task(busy.id, running.id) == before
+
+
+async def test_a_failed_workspace_is_resumed_not_stopped(world: World) -> None:
+    failed = await world.add(WorkspaceStatus.FAILED)
+    assert await code_of(stop(world, failed.id)) == "workspace_failed"
+    resumed = await resume(world, failed.id)
+    assert (resumed.status, resumed.epoch) == (WorkspaceStatus.PROVISIONING, 2)
+    assert await resume(world, failed.id) == resumed
+
+
+async def test_a_stopping_workspace_cannot_be_resumed_yet(world: World) -> None:
+    stopping = await world.add(WorkspaceStatus.STOPPING)
+    assert await code_of(resume(world, stopping.id)) == "invalid_state"
