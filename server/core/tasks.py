@@ -9,7 +9,7 @@ from server.core.errors import AgentUnreachableError
 from server.core.ids import new_task_id
 from server.core.lifecycle import Change, Session
 from server.core.ports import Agents, Clock, Store
-from server.core.task import DEFAULT_MAX_ITERATIONS, MAX_DESCRIPTION_CHARACTERS, MAX_ITERATIONS, Task, TaskStatus
+from server.core.task import DEFAULT_MAX_ITERATIONS, MAX_DESCRIPTION_CHARACTERS, MAX_ITERATIONS, Task
 from server.core.validation import Fields, Page
 
 MAX_METADATA_ENTRIES = 32
@@ -69,23 +69,25 @@ async def submit_task(caller: Caller, request: SubmitTask, store: Store, agents:
     except AgentUnreachableError as error:
         return await _delivery_failed(task, store, clock, error)
     delivered = await store.transition(request.workspace_id, lambda session: lifecycle.deliver(session, task.id))
-    return _of(delivered, task)
+    return await _current(delivered, task, store)
 
 
 async def _delivery_failed(task: Task, store: Store, clock: Clock, error: AgentUnreachableError) -> Task:
     """Ends the task `delivery_failed`, unless the agent got it all the same and only its answer was lost."""
     reason = "the agent could not be reached"
     ended = await store.transition(task.workspace_id, lambda session: lifecycle.fail_delivery(session, task.id, reason, clock()))
-    current = _of(ended, task)
-    if current.status is TaskStatus.RUNNING:
+    current = await _current(ended, task, store)
+    if current.started_at is not None:
         return current
     message = f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has ended. Submit it again later."
     raise errors.agent_unreachable(task.workspace_id, task.id, message, intent_recorded=False) from error
 
 
-def _of(change: Change | None, task: Task) -> Task:
-    """The task as the change left it; as it was when the change was about nothing, or about a later task."""
-    return change.task if change is not None and change.task is not None and change.task.id == task.id else task
+async def _current(change: Change | None, task: Task, store: Store) -> Task:
+    """The task as the change left it; read anew when the change was not about it: it had ended before."""
+    if change is not None and change.task is not None and change.task.id == task.id:
+        return change.task
+    return await store.get_task(task.workspace_id, task.id) or task
 
 
 async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:

@@ -152,3 +152,26 @@ async def test_listing_tasks_checks_in_order(world: World) -> None:
         with pytest.raises(Failure) as raised:
             await tasks.list_tasks(by, workspace_id, Page.of(0, ""), world.store)
         assert raised.value.code == code
+
+
+async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(world: World) -> None:
+    idle = await world.add()
+
+    async def run(at: Workspace, given: Task) -> None:
+        await world.commit(at.id, given.id, Started())
+        await world.end(at.id, given.id)
+
+    world.agents.meanwhile, world.agents.reachable = run, False
+    submitted = await submit(world, idle.id)
+    assert (submitted.status, submitted.result) == (TaskStatus.COMPLETED, "done")
+
+
+async def test_a_task_that_ended_before_its_acknowledgement_is_told_as_it_ended(world: World) -> None:
+    idle = await world.add()
+
+    async def run(at: Workspace, given: Task) -> None:
+        await world.commit(at.id, given.id, Started())
+        await world.end(at.id, given.id)
+
+    world.agents.meanwhile = run
+    assert (await submit(world, idle.id)).status is TaskStatus.COMPLETED
