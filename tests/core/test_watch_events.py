@@ -1,0 +1,166 @@
+"""Follow a workspace's log."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+
+import pytest
+
+from server.core.caller import Caller
+from server.core.errors import Failure, UnavailableError
+from server.core.event import Event
+from server.core.lifecycle import Started
+from server.core.watch_events import BATCH_EVENTS, HEARTBEAT_SECONDS, Heartbeat, watch_events
+from tests.core.world import World, caller, iteration
+
+
+class ScriptedWakeups:
+    """Implements server.core.ports.Wakeups: the script says what happens while a watcher waits, then lets the time pass."""
+
+    def __init__(self, world: World, *script: Callable[[], Awaitable[object]]) -> None:
+        self._world = world
+        self._script = list(script)
+        self.subscribed = 0
+        self.waits: list[float] = []
+
+    @asynccontextmanager
+    async def subscribe(self, workspace_id: str) -> AsyncIterator["ScriptedWakeups"]:
+        self.subscribed += 1
+        try:
+            yield self
+        finally:
+            self.subscribed -= 1
+
+    async def wait(self, timeout_seconds: float) -> None:
+        self.waits.append(timeout_seconds)
+        if self._script:
+            await self._script.pop(0)()
+        else:
+            self._world.clock.advance(timeout_seconds)
+
+
+async def watch(
+    world: World, workspace_id: str, wakeups: ScriptedWakeups, *, after: int = 0, until: int, by: Caller | None = None
+) -> list[Event | Heartbeat]:
+    """The first messages of a stream."""
+    found: list[Event | Heartbeat] = []
+    stream = watch_events(by or caller(), workspace_id, after, world.store, wakeups, world.clock)
+    async for item in stream:
+        found.append(item)
+        if len(found) == until:
+            break
+    with suppress(AttributeError):
+        await stream.aclose()  # type: ignore[attr-defined]
+    return found
+
+
+def seqs(items: list[Event | Heartbeat]) -> list[int]:
+    return [item.seq for item in items]
+
+
+async def test_the_log_is_told_from_its_beginning(world: World) -> None:
+    busy, _ = await world.add_busy()
+    found = await watch(world, busy.id, ScriptedWakeups(world), until=2)
+    assert found == await world.events(busy.id)
+
+
+async def test_a_stream_goes_on_behind_what_was_seen(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.commit(busy.id, running.id, iteration(1), iteration(2))
+    assert seqs(await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)) == [3, 4]
+
+
+async def test_what_comes_while_it_waits_is_told(world: World) -> None:
+    busy, running = await world.add_busy()
+    wakeups = ScriptedWakeups(world, lambda: world.commit(busy.id, running.id, iteration(1)))
+    found = await watch(world, busy.id, wakeups, after=2, until=1)
+    assert [item.type for item in found if isinstance(item, Event)] == ["iteration_completed"]
+
+
+async def test_a_long_log_is_read_in_batches(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.commit(busy.id, running.id, *(iteration(number) for number in range(1, BATCH_EVENTS + 2)))
+    found = await watch(world, busy.id, ScriptedWakeups(world), until=BATCH_EVENTS + 3)
+    assert seqs(found) == list(range(1, BATCH_EVENTS + 4))
+
+
+async def test_a_quiet_log_beats(world: World) -> None:
+    busy, _ = await world.add_busy()
+    began = world.clock()
+    first, second = await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)
+    assert isinstance(first, Heartbeat) and isinstance(second, Heartbeat)
+    assert [(each.time - began).total_seconds() for each in (first, second)] == [HEARTBEAT_SECONDS, 2 * HEARTBEAT_SECONDS]
+    assert (first.seq, second.seq) == (2, 2)
+
+
+async def test_a_wakeup_for_no_reason_delays_no_heartbeat(world: World) -> None:
+    busy, _ = await world.add_busy()
+
+    async def nothing() -> None:
+        world.clock.advance(6)
+
+    wakeups = ScriptedWakeups(world, nothing, nothing)
+    (beat,) = await watch(world, busy.id, wakeups, after=2, until=1)
+    assert isinstance(beat, Heartbeat)
+    assert wakeups.waits == [15, 9, 3]
+
+
+async def test_an_event_starts_the_quiet_anew(world: World) -> None:
+    busy, running = await world.add_busy()
+
+    async def late() -> None:
+        world.clock.advance(14)
+        await world.commit(busy.id, running.id, iteration(1))
+
+    wakeups = ScriptedWakeups(world, late)
+    found = await watch(world, busy.id, wakeups, after=2, until=2)
+    assert isinstance(found[1], Heartbeat)
+    assert wakeups.waits == [15, 15]
+
+
+async def test_nothing_is_lost_between_the_read_and_the_wait(world: World) -> None:
+    """It has subscribed before its first read."""
+    busy, running = await world.add_busy()
+    wakeups = ScriptedWakeups(world)
+    read, numbers = world.store.list_events, count(1)
+
+    async def read_while_subscribed(workspace_id: str, after_seq: int, limit: int) -> object:
+        assert wakeups.subscribed == 1
+        if next(numbers) == 1:
+            await world.commit(busy.id, running.id, Started(), iteration(1))
+        return await read(workspace_id, after_seq, limit)
+
+    world.store.list_events = read_while_subscribed  # type: ignore[method-assign,assignment]
+    assert seqs(await watch(world, busy.id, wakeups, after=2, until=1)) == [3]
+
+
+async def test_a_watcher_that_goes_is_forgotten(world: World) -> None:
+    busy, _ = await world.add_busy()
+    wakeups = ScriptedWakeups(world)
+    await watch(world, busy.id, wakeups, until=1)
+    assert wakeups.subscribed == 0
+
+
+async def test_the_checks_come_before_the_first_message(world: World) -> None:
+    busy, _ = await world.add_busy()
+    for by, workspace_id, after, code in (
+        (caller("tasks:write"), "?", 0, "validation_error"),
+        (caller("tasks:write"), busy.id, -1, "validation_error"),
+        (caller("tasks:write"), "ws_unknown", 0, "permission_denied"),
+        (caller(org_id="org_b"), busy.id, 0, "workspace_not_found"),
+        (caller("workspace:read:own", actor_id="user_2"), busy.id, 0, "permission_denied"),
+    ):
+        wakeups = ScriptedWakeups(world)
+        with pytest.raises(Failure) as raised:
+            await watch(world, workspace_id, wakeups, after=after, until=1, by=by)
+        assert (raised.value.code, wakeups.waits) == (code, [])
+
+
+async def test_a_database_that_goes_away_ends_the_stream(world: World) -> None:
+    busy, _ = await world.add_busy()
+
+    async def outage() -> None:
+        world.store.unavailable = True
+
+    with pytest.raises(UnavailableError):
+        await watch(world, busy.id, ScriptedWakeups(world, outage), after=2, until=1)
