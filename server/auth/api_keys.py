@@ -33,18 +33,19 @@ class ApiKeys:
 
     def __init__(self, find_key: FindKey) -> None:
         self._find_key = find_key
-        # Unknown keys are kept too, so that a client that goes on with a bad key costs no query a call.
-        self._callers: TTLCache[bytes, Caller | None] = TTLCache(maxsize=10_000, ttl=CACHE_SECONDS)
+        # Unknown keys are kept too, as (None,), so that a client that goes on with a bad key costs no query a call.
+        self._callers: TTLCache[bytes, tuple[Caller | None]] = TTLCache(maxsize=10_000, ttl=CACHE_SECONDS)
 
     async def authenticate(self, secret: str) -> Caller:
         """The key's caller. Raises Failure unauthenticated; UnavailableError."""
         digest = fingerprint(secret)
-        if digest in self._callers:
-            caller = self._callers[digest]
-        else:
+        # One look: between two, the entry could run out.
+        found = self._callers.get(digest)
+        if found is None:
             key = await self._find_key(digest)
-            caller = key.caller() if key is not None and key.revoked_at is None else None
-            self._callers[digest] = caller
+            found = (key.caller() if key is not None and key.revoked_at is None else None,)
+            self._callers[digest] = found
+        (caller,) = found
         if caller is None:
             raise errors.unauthenticated("The API key is not known, or was revoked.")
         return caller

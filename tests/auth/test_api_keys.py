@@ -1,0 +1,158 @@
+"""API keys: known, unknown, revoked, and how soon a change is noticed."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+import pytest
+from cachetools import TTLCache
+
+from server.auth import api_keys
+from server.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
+from server.core.api_key import ApiKey, KeyTemplate
+from server.core.errors import Failure, UnavailableError
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+class FakeTimer:
+    """A clock in seconds that is set by hand, and may tick at every look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.tick = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+class FakeKeys:
+    """What the database holds, by fingerprint."""
+
+    def __init__(self) -> None:
+        self.by_fingerprint: dict[bytes, ApiKey] = {}
+        self.asked: list[bytes] = []
+        self.unavailable = False
+
+    def add(self) -> str:
+        secret = new_secret()
+        key = ApiKey(id="key_1", org_id="org_a", name="ci", template=KeyTemplate.READ_ONLY, created_at=NOW)
+        self.by_fingerprint[fingerprint(secret)] = key
+        return secret
+
+    def revoke(self, secret: str) -> None:
+        digest = fingerprint(secret)
+        self.by_fingerprint[digest] = replace(self.by_fingerprint[digest], revoked_at=NOW)
+
+    async def find(self, digest: bytes) -> ApiKey | None:
+        self.asked.append(digest)
+        if self.unavailable:
+            raise UnavailableError("the database is away")
+        return self.by_fingerprint.get(digest)
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
+    timer = FakeTimer()
+    monkeypatch.setattr(api_keys, "TTLCache", partial(TTLCache, timer=timer))
+    return timer
+
+
+@pytest.fixture
+def stored() -> FakeKeys:
+    return FakeKeys()
+
+
+@pytest.fixture
+def keys(timer: FakeTimer, stored: FakeKeys) -> ApiKeys:
+    return ApiKeys(stored.find)
+
+
+async def refused(keys: ApiKeys, secret: str) -> None:
+    with pytest.raises(Failure) as raised:
+        await keys.authenticate(secret)
+    assert raised.value.code == "unauthenticated"
+    assert secret not in raised.value.message and secret not in str(raised.value.details)
+
+
+def test_a_key_has_256_random_bits_behind_its_prefix() -> None:
+    secrets = {new_secret() for _ in range(100)}
+    assert len(secrets) == 100
+    assert all(secret.startswith("sk_") and len(secret) == len("sk_") + 43 for secret in secrets)
+
+
+async def test_a_known_key_is_its_caller(keys: ApiKeys, stored: FakeKeys) -> None:
+    caller = await keys.authenticate(stored.add())
+    assert (caller.org_id, caller.actor_id, caller.user_id) == ("org_a", "key_1", None)
+    assert caller.scopes == {"workspace:read", "audit:read"}
+
+
+async def test_only_the_fingerprint_is_asked_for_and_kept(keys: ApiKeys, stored: FakeKeys) -> None:
+    secret = stored.add()
+    await keys.authenticate(secret)
+    assert stored.asked == [fingerprint(secret)]
+    assert secret not in repr(vars(keys))
+
+
+async def test_an_unknown_key_is_refused_and_asked_for_once(keys: ApiKeys, stored: FakeKeys) -> None:
+    secret = new_secret()
+    await refused(keys, secret)
+    await refused(keys, secret)
+    assert len(stored.asked) == 1
+
+
+async def test_a_revoked_key_is_refused(keys: ApiKeys, stored: FakeKeys) -> None:
+    secret = stored.add()
+    stored.revoke(secret)
+    await refused(keys, secret)
+
+
+async def test_a_revocation_is_noticed_when_the_cache_is_over(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+    secret = stored.add()
+    await keys.authenticate(secret)
+    stored.revoke(secret)
+    timer.now = CACHE_SECONDS - 0.1
+    await keys.authenticate(secret)
+    timer.now = CACHE_SECONDS
+    await refused(keys, secret)
+    assert CACHE_SECONDS < 10
+
+
+async def test_calling_on_does_not_keep_a_revoked_key_alive(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+    secret = stored.add()
+    await keys.authenticate(secret)
+    stored.revoke(secret)
+    while timer.now < CACHE_SECONDS - 1:
+        timer.now += 1
+        await keys.authenticate(secret)
+    timer.now += 1
+    await refused(keys, secret)
+
+
+async def test_a_new_key_works_when_the_cache_is_over(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+    secret = new_secret()
+    await refused(keys, secret)
+    stored.by_fingerprint[fingerprint(secret)] = stored.by_fingerprint[fingerprint(stored.add())]
+    timer.now = CACHE_SECONDS
+    await keys.authenticate(secret)
+
+
+async def test_a_database_that_is_away_is_not_remembered(keys: ApiKeys, stored: FakeKeys) -> None:
+    secret = stored.add()
+    stored.unavailable = True
+    with pytest.raises(UnavailableError):
+        await keys.authenticate(secret)
+    stored.unavailable = False
+    await keys.authenticate(secret)
+
+
+async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+    secret = stored.add()
+    await keys.authenticate(secret)
+    for ticks in range(1, 6):
+        timer.now, timer.tick = timer.now + CACHE_SECONDS - ticks, 1.0
+        await keys.authenticate(secret)
+        timer.tick = 0.0
+        timer.now += CACHE_SECONDS
+        await keys.authenticate(secret)

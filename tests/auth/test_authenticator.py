@@ -1,0 +1,128 @@
+"""From an `authorization` value to the caller, and whether the host is theirs."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cachetools import TTLCache
+
+from server.auth import authenticator
+from server.auth.api_keys import ApiKeys
+from server.auth.authenticator import Authenticator, HostBinding, bearer_token
+from server.auth.sessions import JwkSet, Sessions
+from server.core.caller import Caller, CredentialKind
+from server.core.errors import Failure
+from tests.auth.identity_provider import AUDIENCE, ISSUER, RSA, jwk_set, token
+from tests.auth.test_api_keys import FakeKeys, FakeTimer
+
+CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, frozenset())
+
+
+@pytest.mark.parametrize("value", ["Bearer abc", "bearer abc", "BEARER abc", "Bearer   abc  "])
+def test_a_bearer_token_is_found(value: str) -> None:
+    assert bearer_token(value) == "abc"
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "abc", "Bearer", "Bearer ", "Bearer    ", "Basic abc", "Bearerabc", "Token abc", f"Bearer {'a' * 16_385}"]
+)
+def test_what_is_no_bearer_token_is_refused(value: str | None) -> None:
+    with pytest.raises(Failure) as raised:
+        bearer_token(value)
+    assert raised.value.code == "unauthenticated"
+    assert "authorization: Bearer" in raised.value.message
+
+
+@pytest.fixture
+def stored() -> FakeKeys:
+    return FakeKeys()
+
+
+@pytest.fixture
+def both(stored: FakeKeys, tmp_path: Path) -> Authenticator:
+    jwks = tmp_path / "jwks.json"
+    jwks.write_text(jwk_set(RSA))
+    return Authenticator(ApiKeys(stored.find), Sessions(JwkSet(str(jwks)), ISSUER, AUDIENCE))
+
+
+async def test_the_prefix_tells_the_kinds_apart(both: Authenticator, stored: FakeKeys) -> None:
+    by_key = await both.authenticate(f"Bearer {stored.add()}")
+    by_session = await both.authenticate(f"Bearer {token()}")
+    assert (by_key.credential_kind, by_session.credential_kind) == (CredentialKind.API_KEY, CredentialKind.SESSION)
+    assert len(stored.asked) == 1
+
+
+@pytest.mark.parametrize("bad", ["hello", "SK_abc", "pk_abc", "sk", "ey"])
+async def test_another_kind_of_token_is_refused_without_a_look(both: Authenticator, stored: FakeKeys, bad: str) -> None:
+    with pytest.raises(Failure) as raised:
+        await both.authenticate(f"Bearer {bad}")
+    assert (raised.value.code, stored.asked) == ("unauthenticated", [])
+
+
+class Slugs:
+    def __init__(self) -> None:
+        self.by_org: dict[str, str] = {"org_a": "acme"}
+        self.asked = 0
+
+    async def find(self, org_id: str) -> str | None:
+        self.asked += 1
+        return self.by_org.get(org_id)
+
+
+@pytest.mark.parametrize("host", ["acme.evershell.ai", "ACME.Evershell.AI", "acme.evershell.ai:8443"])
+async def test_an_organizations_own_host_is_good(host: str) -> None:
+    await HostBinding("EverShell.ai", Slugs().find).check(CALLER, host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "other.evershell.ai",
+        "evershell.ai",
+        "acme.evershell.ai.example",
+        "xacme.evershell.ai",
+        "acmexevershell.ai",
+        "a.acme.evershell.ai",
+        "acme",
+        "localhost:8080",
+        "127.0.0.1",
+        ":443",
+    ],
+)
+async def test_another_host_is_denied(host: str) -> None:
+    with pytest.raises(Failure) as raised:
+        await HostBinding("evershell.ai", Slugs().find).check(CALLER, host)
+    assert raised.value.code == "permission_denied"
+
+
+async def test_an_organization_that_is_not_known_has_no_host() -> None:
+    stranger = Caller("org_b", "user_2", CredentialKind.SESSION, frozenset())
+    with pytest.raises(Failure) as raised:
+        await HostBinding("evershell.ai", Slugs().find).check(stranger, "None.evershell.ai")
+    assert raised.value.code == "permission_denied"
+
+
+async def test_a_host_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer, slugs = FakeTimer(), Slugs()
+    monkeypatch.setattr(authenticator, "TTLCache", partial(TTLCache, timer=timer))
+    binding = HostBinding("evershell.ai", slugs.find)
+    for _ in range(3):
+        await binding.check(CALLER, "acme.evershell.ai")
+    assert slugs.asked == 1
+    slugs.by_org["org_a"] = "renamed"
+    timer.now = 60
+    await binding.check(CALLER, "renamed.evershell.ai")
+    assert slugs.asked == 2
+
+
+async def test_a_name_that_runs_out_while_it_is_looked_up_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer()
+    monkeypatch.setattr(authenticator, "TTLCache", partial(TTLCache, timer=timer))
+    binding = HostBinding("evershell.ai", Slugs().find)
+    await binding.check(CALLER, "acme.evershell.ai")
+    for ticks in range(1, 6):
+        timer.now, timer.tick = timer.now + 60 - ticks, 1.0
+        await binding.check(CALLER, "acme.evershell.ai")
+        timer.tick = 0.0
+        timer.now += 60
+        await binding.check(CALLER, "acme.evershell.ai")
