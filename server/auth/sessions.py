@@ -107,7 +107,8 @@ class Sessions:
             self._claims.validate(verified.claims)
         except ExpiredTokenError as error:
             raise errors.unauthenticated("The session token has expired.") from error
-        except (JoseError, ValueError, AttributeError) as error:
+        except (JoseError, ValueError, AttributeError, RecursionError) as error:
+            # Anyone can send a token that is nested deeper than a parser goes.
             raise errors.unauthenticated("The session token is not valid.") from error
         return verified.claims
 

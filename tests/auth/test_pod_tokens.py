@@ -1,0 +1,105 @@
+"""Tokens between the control plane and its agents: each kind opens what it is for, and nothing else."""
+
+import json
+import time
+from base64 import urlsafe_b64encode
+from functools import partial
+from typing import Any
+
+import pytest
+from cachetools import TTLCache
+from joserfc import jwt
+from joserfc.jwk import OKPKey
+
+from server.auth import pod_tokens
+from server.auth.pod_tokens import PodTokens, new_key, public_key
+from server.core.errors import Failure
+from server.core.runtime import AgentIdentity
+from tests.auth.test_api_keys import FakeTimer
+
+KEY = new_key()
+AGENT = AgentIdentity("ws_1", 3)
+GOOD = {"iss": "evershell", "aud": "runtime", "workspace_id": "ws_1", "epoch": 3}
+
+
+def refused(tokens: PodTokens, bad: str) -> None:
+    with pytest.raises(Failure) as raised:
+        tokens.identify(bad)
+    assert raised.value.code == "unauthenticated"
+
+
+def signed(claims: dict[str, Any], key: str = KEY, algorithm: str = "Ed25519") -> str:
+    return jwt.encode({"alg": algorithm}, claims, OKPKey.import_key(json.loads(key)), algorithms=[algorithm])
+
+
+@pytest.fixture
+def tokens() -> PodTokens:
+    return PodTokens(KEY)
+
+
+def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens) -> None:
+    minted = tokens.runtime_token(AGENT)
+    assert tokens.identify(minted) == AGENT
+    assert PodTokens(KEY).identify(minted) == AGENT
+    assert tokens.identify(tokens.runtime_token(AgentIdentity("ws_1", 4))) == AgentIdentity("ws_1", 4)
+
+
+def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens) -> None:
+    refused(tokens, tokens.signal_token("ws_1"))
+
+
+def test_a_runtime_token_is_not_for_an_agent_and_a_signal_token_is_for_one_workspace(tokens: PodTokens) -> None:
+    key = OKPKey.import_key(json.loads(public_key(KEY)))
+    runtime = jwt.decode(tokens.runtime_token(AGENT), key, algorithms=["Ed25519"]).claims
+    signal = jwt.decode(tokens.signal_token("ws_1"), key, algorithms=["Ed25519"]).claims
+    assert (runtime["aud"], signal["aud"]) == ("runtime", "agent")
+    assert signal["workspace_id"] == "ws_1"
+    assert time.time() < signal["exp"] <= time.time() + 60
+
+
+def test_another_control_planes_token_is_refused(tokens: PodTokens) -> None:
+    refused(tokens, PodTokens(new_key()).runtime_token(AGENT))
+
+
+@pytest.mark.parametrize("changes", [{"iss": "other"}, {"iss": None}, {"aud": "agent"}, {"aud": None}, {"aud": ["runtime"]}])
+def test_a_wrong_claim_is_refused(tokens: PodTokens, changes: dict[str, object]) -> None:
+    refused(tokens, signed({**GOOD, **changes}))
+
+
+def test_a_good_claim_is_not(tokens: PodTokens) -> None:
+    assert tokens.identify(signed(GOOD)) == AGENT
+
+
+@pytest.mark.parametrize("bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc"])
+def test_what_is_no_token_is_refused(tokens: PodTokens, bad: str) -> None:
+    refused(tokens, bad)
+
+
+def test_a_token_without_an_algorithm_is_refused(tokens: PodTokens) -> None:
+    head, body = (urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({"alg": "none"}, GOOD))
+    refused(tokens, f"{head}.{body}.")
+
+
+def test_a_token_nested_deeper_than_a_parser_goes_is_refused(tokens: PodTokens) -> None:
+    for nested in ('{"a":' + "[" * 11_000, '{"a":' * 2_000):
+        head = urlsafe_b64encode(nested.encode()).decode().rstrip("=")
+        refused(tokens, f"{head}.{head}.a")
+
+
+def test_the_public_half_does_not_sign() -> None:
+    half = json.loads(public_key(KEY))
+    assert "d" not in half and half["x"] == json.loads(KEY)["x"]
+
+
+def test_a_signal_token_serves_for_half_of_its_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer()
+    monkeypatch.setattr(pod_tokens, "TTLCache", partial(TTLCache, timer=timer))
+    seconds = iter(range(1_000, 2_000))
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    tokens = PodTokens(KEY)
+    first = tokens.signal_token("ws_1")
+    timer.now = 29.9
+    assert tokens.signal_token("ws_1") == first
+    assert tokens.signal_token("ws_2") != first
+    timer.now = 30.0
+    assert tokens.signal_token("ws_1") != first
