@@ -6,13 +6,15 @@ import time
 import urllib.request
 import warnings
 from base64 import urlsafe_b64decode
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from cachetools import TTLCache
 from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, JoseError, SecurityWarning
-from joserfc.jwk import KeySet
+from joserfc.jwk import JWKRegistry, Key, KeySet
 
 from server.core import errors
 from server.core.caller import Caller, CredentialKind
@@ -41,7 +43,8 @@ class JwkSet:
 
     async def get(self, kid: str | None) -> KeySet:
         """The set, read again when it is old, or lacks this key. Raises UnavailableError when it was never readable."""
-        if self._is_stale(kid):
+        # A key that is known serves on while another call reads; a key that is not waits for what that call finds.
+        if self._is_stale(kid) and not (self._knows(kid) and self._reading.locked()):
             async with self._reading:
                 if self._is_stale(kid):
                     await self._read()
@@ -49,20 +52,23 @@ class JwkSet:
             raise errors.UnavailableError("the JWK set cannot be read")
         return self._keys
 
+    def _knows(self, kid: str | None) -> bool:
+        return self._keys is not None and (kid is None or kid in self._kids)
+
     def _is_stale(self, kid: str | None) -> bool:
         age_seconds = time.monotonic() - self._read_at
-        unknown = kid is not None and kid not in self._kids
-        return age_seconds > _MAX_AGE_SECONDS or (unknown and age_seconds > _REFRESH_SECONDS)
+        return age_seconds > (_MAX_AGE_SECONDS if self._knows(kid) else _REFRESH_SECONDS)
 
     async def _read(self) -> None:
-        self._read_at = time.monotonic()
         try:
-            document = json.loads(await asyncio.to_thread(self._load))
-            self._keys = KeySet.import_key_set(document)
-        except (OSError, ValueError, JoseError):
-            # The keys that are known go on serving while the provider is away.
+            keys = _import_keys(await asyncio.to_thread(self._load))
+        except (OSError, HTTPException, ValueError, TypeError, LookupError, RecursionError):
+            # The keys that are known go on serving while the provider is away, or answers with something else.
             return
-        self._kids = frozenset(key["kid"] for key in document["keys"] if "kid" in key)
+        finally:
+            self._read_at = time.monotonic()
+        self._keys = KeySet(keys)
+        self._kids = frozenset(key.kid for key in keys if key.kid is not None)
 
     def _load(self) -> bytes:
         if self._source.startswith(("http://", "https://")):
@@ -70,6 +76,18 @@ class JwkSet:
                 content: bytes = response.read()
                 return content
         return Path(self._source).read_bytes()
+
+
+def _import_keys(content: bytes) -> list[Key]:
+    """Keys that are not understood are left out (RFC 7517, section 5). Raises when it is not a JWK set."""
+    entries = json.loads(content)["keys"]
+    keys = []
+    for entry in entries:
+        with suppress(JoseError, ValueError, TypeError, LookupError):
+            keys.append(JWKRegistry.import_key(entry))
+    if entries and not keys:
+        raise ValueError("the JWK set has no key that is understood")
+    return keys
 
 
 class Sessions:

@@ -1,0 +1,286 @@
+"""The provider's keys: from a file or over HTTP, rotated, broken, away and back."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from joserfc.jwk import ECKey, OKPKey
+
+from server.auth.sessions import JwkSet, Sessions
+from server.core.errors import Failure, UnavailableError
+from tests.auth.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
+
+NEW = ECKey.generate_key("P-256", {"kid": "new"})
+# Unknown names have the set read again, though not more often than this.
+REFRESH_SECONDS = 10.0
+MAX_AGE_SECONDS = 300.0
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The clock by which a set grows old."""
+    clock = FakeTime()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+class CountedSet(JwkSet):
+    """Counts the reads, and may hold them up."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self.reads = 0
+        self.may_read = threading.Event()
+        self.may_read.set()
+
+    def _load(self) -> bytes:
+        self.reads += 1
+        assert self.may_read.wait(10)
+        return super()._load()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    path.write_text(jwk_set(RSA, EC, ED))
+    return path
+
+
+@pytest.fixture
+def keys(path: Path) -> CountedSet:
+    return CountedSet(str(path))
+
+
+def sessions(keys: JwkSet) -> Sessions:
+    return Sessions(keys, ISSUER, AUDIENCE)
+
+
+async def refused(verifier: Sessions, bad: str) -> None:
+    with pytest.raises(Failure) as raised:
+        await verifier.authenticate(bad)
+    assert raised.value.code == "unauthenticated"
+
+
+async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:
+    verifier = sessions(keys)
+    for number in range(5):
+        await verifier.authenticate(token(sub=f"user_{number}"))
+    assert keys.reads == 1
+
+
+async def test_a_token_of_a_new_key_has_the_set_read_again(keys: CountedSet, path: Path, clock: FakeTime) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.write_text(jwk_set(NEW))
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token("ES256", NEW))
+    await refused(verifier, token("EdDSA"))
+
+
+async def test_unknown_keys_do_not_have_the_set_read_at_every_call(keys: CountedSet, clock: FakeTime) -> None:
+    verifier = sessions(keys)
+    for number in range(20):
+        await refused(verifier, token("ES256", kid=f"unknown_{number}"))
+    assert keys.reads == 1
+    clock.now += REFRESH_SECONDS + 1
+    await refused(verifier, token("ES256", kid="unknown"))
+    assert keys.reads == 2
+
+
+async def test_an_old_set_is_read_again_so_that_a_withdrawn_key_is_good_no_more(
+    keys: CountedSet, path: Path, clock: FakeTime
+) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token("ES256"))
+    path.write_text(jwk_set(RSA))
+    clock.now += MAX_AGE_SECONDS + 1
+    await refused(verifier, token("ES256", sub="user_2"))
+
+
+BROKEN = [
+    "",
+    "<html>",
+    "[]",
+    "7",
+    "null",
+    "{}",
+    '{"error": "come back later"}',
+    '{"keys": null}',
+    '{"keys": 7}',
+    '{"keys": ["rsa"]}',
+    '{"keys": "[" }',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_broken_set_does_not_replace_a_good_one(keys: CountedSet, path: Path, clock: FakeTime, broken: str) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.write_text(broken)
+    clock.now += MAX_AGE_SECONDS + 1
+    await verifier.authenticate(token(sub="user_2"))
+    assert keys.reads == 2
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_set_that_was_never_good_is_unavailable_until_it_is(
+    keys: CountedSet, path: Path, clock: FakeTime, broken: str
+) -> None:
+    good = path.read_text()
+    path.write_text(broken)
+    verifier = sessions(keys)
+    with pytest.raises(UnavailableError):
+        await verifier.authenticate(token())
+    path.write_text(good)
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token())
+
+
+async def test_a_file_that_is_gone_leaves_the_known_keys(keys: CountedSet, path: Path, clock: FakeTime) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.unlink()
+    clock.now += MAX_AGE_SECONDS + 1
+    await verifier.authenticate(token(sub="user_2"))
+
+
+async def test_a_token_that_names_no_key_has_a_set_that_was_away_read_again_soon(path: Path, clock: FakeTime) -> None:
+    path.unlink()
+    verifier = sessions(JwkSet(str(path)))
+    with pytest.raises(UnavailableError):
+        await verifier.authenticate(token(kid=None))
+    path.write_text(jwk_set(RSA))
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token(kid=None))
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"kty": "AKP", "alg": "ML-DSA-65", "kid": "pq", "pub": "AAAA"},
+        {"kty": "EC", "crv": "P-999", "kid": "odd", "x": "AAAA", "y": "AAAA"},
+        {"kid": "nameless"},
+        {"kty": "RSA", "kid": 7, "n": "AQAB"},
+    ],
+)
+async def test_a_key_that_is_not_understood_does_not_hide_the_others(path: Path, stranger: dict[str, object]) -> None:
+    """RFC 7517, section 5."""
+    document = json.loads(path.read_text())
+    document["keys"].insert(0, stranger)
+    path.write_text(json.dumps(document))
+    await sessions(JwkSet(str(path))).authenticate(token())
+
+
+async def test_everyone_waits_for_the_first_read(keys: CountedSet) -> None:
+    keys.may_read.clear()
+    verifier = sessions(keys)
+    calls = [asyncio.create_task(verifier.authenticate(token(sub=f"user_{number}"))) for number in range(5)]
+    while not keys.reads:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    keys.may_read.set()
+    assert len(await asyncio.gather(*calls)) == 5
+    assert keys.reads == 1
+
+
+async def test_everyone_with_a_new_key_waits_for_its_read(keys: CountedSet, path: Path, clock: FakeTime) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.write_text(jwk_set(RSA, NEW))
+    clock.now += REFRESH_SECONDS + 1
+    keys.may_read.clear()
+    calls = [asyncio.create_task(verifier.authenticate(token("ES256", NEW, sub=f"user_{number}"))) for number in range(5)]
+    while keys.reads < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    keys.may_read.set()
+    assert len(await asyncio.gather(*calls)) == 5
+    assert keys.reads == 2
+
+
+async def test_known_keys_serve_while_the_set_is_read_again(keys: CountedSet, clock: FakeTime) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    clock.now += MAX_AGE_SECONDS + 1
+    keys.may_read.clear()
+    reader = asyncio.create_task(verifier.authenticate(token(sub="user_2")))
+    while keys.reads < 2:
+        await asyncio.sleep(0)
+    await asyncio.wait_for(verifier.authenticate(token(sub="user_3")), 5)
+    keys.may_read.set()
+    await reader
+
+
+class Provider(BaseHTTPRequestHandler):
+    """Answers with what the test says, in raw bytes."""
+
+    answer = b""
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def response(body: str, *, status: str = "200 OK", length: int | None = None) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n{body}".encode()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Provider) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/jwks.json"
+        server.shutdown()
+        thread.join()
+
+
+async def test_a_set_is_read_over_http(url: str) -> None:
+    Provider.answer = response(jwk_set(OKPKey.import_key(ED.as_dict(private=True))))
+    await sessions(JwkSet(url)).authenticate(token("EdDSA"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        response("not yet", status="503 Service Unavailable"),
+        response('{"keys": []', length=5_000),
+        response("<html>", status="404 Not Found"),
+    ],
+)
+async def test_a_provider_that_answers_nonsense_is_away(url: str, answer: bytes, clock: FakeTime) -> None:
+    Provider.answer = answer
+    verifier = sessions(JwkSet(url))
+    with pytest.raises(UnavailableError):
+        await verifier.authenticate(token())
+    Provider.answer = response(jwk_set(RSA))
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token())
+    Provider.answer = answer
+    clock.now += MAX_AGE_SECONDS + 1
+    await verifier.authenticate(token(sub="user_2"))
+
+
+async def test_a_provider_that_is_down_is_away() -> None:
+    with HTTPServer(("127.0.0.1", 0), Provider) as server:
+        port = server.server_port
+    with pytest.raises(UnavailableError):
+        await sessions(JwkSet(f"http://127.0.0.1:{port}/")).authenticate(token())
