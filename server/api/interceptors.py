@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 import grpc
 import structlog
 from evershell.workspace.v1 import workspace_service_pb2
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from server.api import call as calls
@@ -185,3 +186,35 @@ class Authentication(Interceptor):
 
 async def _anyone(call: Call) -> None:
     """Needs no token."""
+
+
+class Decoding(Interceptor):
+    """Parses the request inside of everything else, so that bytes which are no message are an error like any other."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Takes the handler's deserializer from gRPC, which would answer with the exception's text and no request id."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming or handler.request_deserializer is None:
+            return handler
+        parse = handler.request_deserializer
+        if handler.unary_stream is not None:
+            stream = cast(Callable[[Any, Context], AsyncIterator[Any]], handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(
+                lambda request, context: stream(_parsed(parse, request), context),
+                response_serializer=handler.response_serializer,
+            )
+        unary = cast(Callable[[Any, Context], Awaitable[Any]], handler.unary_unary)
+
+        async def decoded(request: Any, context: Context) -> Any:
+            return await unary(_parsed(parse, request), context)
+
+        return grpc.unary_unary_rpc_method_handler(decoded, response_serializer=handler.response_serializer)
+
+
+def _parsed(parse: Callable[[bytes], Any], request: bytes) -> Any:
+    try:
+        return parse(request)
+    except DecodeError as error:
+        raise Failure("validation_error", "The request is not a message of the kind that this method takes.", fields={}) from error

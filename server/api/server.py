@@ -8,7 +8,7 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from server.api.interceptors import Authentication, Errors, RequestLog
+from server.api.interceptors import Authentication, Decoding, Errors, RequestLog
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.workspace_servicer import WorkspaceServicer
 
@@ -35,7 +35,8 @@ class Server:
         interceptors = [
             RequestLog(),  # outermost, so that every call has an id and a line in the log
             Errors(),  # inside the log, which shows the slug; around all that may fail
-            authentication,  # last before the servicers, which may then ask who calls
+            authentication,  # before anything of the request is looked at; the servicers may then ask who calls
+            Decoding(),  # innermost, so that a request which cannot be read is told like any other failure
         ]
         self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)

@@ -1,0 +1,24 @@
+"""A server for each test."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.api.running import FailingStore, Running, running
+from tests.core.world import World
+
+
+@pytest.fixture
+def store() -> FailingStore:
+    return FailingStore()
+
+
+@pytest.fixture
+def world(store: FailingStore) -> World:
+    return World(store=store)
+
+
+@pytest.fixture
+async def server(world: World) -> AsyncIterator[Running]:
+    async with running(world) as started:
+        yield started

@@ -1,0 +1,159 @@
+"""A real server on a loopback port, over a store in memory, and calls to it."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from evershell.workspace.v1 import workspace_service_pb2_grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from server.api.interceptors import Authentication
+from server.api.runtime_servicer import RuntimeServicer
+from server.api.server import Server
+from server.api.workspace_servicer import WorkspaceServicer
+from server.auth.api_keys import ApiKeys, fingerprint
+from server.auth.authenticator import Authenticator, HostBinding
+from server.auth.pod_tokens import PodTokens, new_key
+from server.auth.sessions import JwkSet, Sessions
+from server.core.api_key import ApiKey, KeyTemplate
+from server.core.runtime import AgentIdentity, Runtime
+from tests.core.world import NOW, ORG, World
+from tests.fakes import FakeStore, FakeWakeups
+
+PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
+INTERNAL = "/evershell.agent.v1.RuntimeService/"
+SECRET = "sk_test"
+READER = "sk_reader"
+POD_TOKENS = PodTokens(new_key())
+Metadata = tuple[tuple[str, str], ...]
+DETAILS = (
+    error_details_pb2.ErrorInfo,
+    error_details_pb2.RequestInfo,
+    error_details_pb2.BadRequest,
+    error_details_pb2.ResourceInfo,
+    error_details_pb2.PreconditionFailure,
+    error_details_pb2.RetryInfo,
+)
+
+
+def bearer(token: str = SECRET, **more: str) -> Metadata:
+    """`more`: further metadata; underscores stand for hyphens."""
+    return (("authorization", f"Bearer {token}"), *((name.replace("_", "-"), value) for name, value in more.items()))
+
+
+def agent_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
+    return bearer(POD_TOKENS.runtime_token(AgentIdentity(workspace_id, epoch)))
+
+
+async def find_key(digest: bytes) -> ApiKey | None:
+    for secret, template in ((SECRET, KeyTemplate.FULL_ACCESS), (READER, KeyTemplate.READ_ONLY)):
+        if digest == fingerprint(secret):
+            return ApiKey(id=f"key_{template}", org_id=ORG, name="", template=template, created_at=NOW)
+    return None
+
+
+@dataclass
+class Failed:
+    """What a caller sees of a call that failed."""
+
+    code: grpc.StatusCode
+    message: str
+    trailers: dict[str, str]
+    status: status_pb2.Status | None
+
+    @classmethod
+    def of(cls, error: grpc.aio.AioRpcError) -> "Failed":
+        pairs = list(error.trailing_metadata() or ())
+        rich = [value for name, value in pairs if name == "grpc-status-details-bin"]
+        status = status_pb2.Status.FromString(bytes(rich[0])) if rich else None  # type: ignore[arg-type]
+        trailers = {name: str(value) for name, value in pairs if not name.endswith("-bin")}
+        return cls(error.code(), error.details() or "", trailers, status)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The rich details by their message's name; each is there once at most."""
+        assert self.status is not None
+        found: dict[str, Any] = {}
+        for packed in self.status.details:
+            kind = next(each for each in DETAILS if packed.Is(each.DESCRIPTOR))
+            message = kind()
+            packed.Unpack(message)
+            assert kind.__name__ not in found
+            found[kind.__name__] = message
+        return found
+
+    @property
+    def slug(self) -> str:
+        reason: str = self.details["ErrorInfo"].reason
+        return reason.lower()
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        error: dict[str, Any] = json.loads(self.trailers["x-evershell-error"])["error"]
+        return error
+
+
+@dataclass
+class Running:
+    """A server that runs, and the world behind it."""
+
+    world: World
+    channel: grpc.aio.Channel
+    port: int
+    server: Server
+    stub: "workspace_service_pb2_grpc.WorkspaceServiceAsyncStub"
+
+    async def fails(self, call: Any) -> Failed:
+        """The failure of a unary call, or of reading a stream's first message."""
+        try:
+            if hasattr(call, "__aiter__"):
+                async for _ in call:
+                    break
+            else:
+                await call
+        except grpc.aio.AioRpcError as error:
+            return Failed.of(error)
+        raise AssertionError("the call succeeded")
+
+    async def raw(self, method: str, metadata: Metadata = (), request: bytes = b"") -> Failed | bytes:
+        """A unary call in bytes."""
+        try:
+            return bytes(await self.channel.unary_unary(method)(request, metadata=metadata))  # type: ignore[arg-type]
+        except grpc.aio.AioRpcError as error:
+            return Failed.of(error)
+
+
+@dataclass
+class FailingStore(FakeStore):
+    """Raises what it is told, from any method that reads a workspace or makes one."""
+
+    error: Callable[[], Exception] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        FakeStore.__init__(self)
+
+    def _answer(self) -> None:
+        super()._answer()
+        if self.error is not None:
+            raise self.error()
+
+
+@asynccontextmanager
+async def running(world: World, host_binding: HostBinding | None = None) -> AsyncIterator[Running]:
+    wakeups = FakeWakeups()
+    world.store._announce = wakeups.announce
+    authenticator = Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
+    server = Server(
+        WorkspaceServicer(world.store, world.agents, wakeups, world.clock),
+        RuntimeServicer(Runtime(world.store, world.clock, 30)),
+        Authentication(authenticator, POD_TOKENS, host_binding),
+    )
+    port = await server.start("127.0.0.1:0")
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+            yield Running(world, channel, port, server, workspace_service_pb2_grpc.WorkspaceServiceStub(channel))
+    finally:
+        await server.drain(0)

@@ -1,0 +1,203 @@
+"""Every error code, as each wire shows it."""
+
+import ast
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from evershell.workspace.v1 import error_pb2
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+
+from server import core
+from server.api import status
+from server.core import errors
+from server.core.errors import Failure, UnavailableError
+from tests.api.running import PUBLIC, FailingStore, Failed, Running, bearer
+
+CODES = {
+    value.name: value.GetOptions().Extensions[error_pb2.rule]
+    for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
+    if value.number
+}
+SERVICE_CODES = [name for name, rule in CODES.items() if not rule.edge_only]
+# Contract, section 6: what each code is, and the standard details beside ErrorInfo and RequestInfo.
+TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
+    "validation_error": (grpc.StatusCode.INVALID_ARGUMENT, 400, {"BadRequest"}),
+    "unauthenticated": (grpc.StatusCode.UNAUTHENTICATED, 401, set()),
+    "permission_denied": (grpc.StatusCode.PERMISSION_DENIED, 403, set()),
+    "workspace_not_found": (grpc.StatusCode.NOT_FOUND, 404, {"ResourceInfo"}),
+    "task_not_found": (grpc.StatusCode.NOT_FOUND, 404, {"ResourceInfo"}),
+    "workspace_stopped": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "workspace_failed": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "workspace_provisioning": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "workspace_busy": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "invalid_state": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "rate_limited": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429, {"RetryInfo"}),
+    "agent_unreachable": (grpc.StatusCode.UNAVAILABLE, 503, set()),
+    "unavailable": (grpc.StatusCode.UNAVAILABLE, 503, {"RetryInfo"}),
+    "deadline_exceeded": (grpc.StatusCode.DEADLINE_EXCEEDED, 504, set()),
+    "internal": (grpc.StatusCode.INTERNAL, 500, set()),
+}
+MAKERS: dict[str, Callable[[], Failure]] = {
+    "validation_error": lambda: errors.invalid({"reason": "is too long", "task_id": "is no id"}),
+    "unauthenticated": lambda: errors.unauthenticated("No."),
+    "permission_denied": lambda: errors.permission_denied("No.", ["workspace:write", "workspace:write:own"]),
+    "workspace_not_found": lambda: errors.workspace_not_found("ws_1"),
+    "task_not_found": lambda: errors.task_not_found("ws_1", "task_1"),
+    "rate_limited": lambda: Failure("rate_limited", "Slower.", retry_after_seconds=0.25),
+    "agent_unreachable": lambda: errors.agent_unreachable("ws_1", "task_1", "Größe 🐚", intent_recorded=True),
+    "unavailable": errors.unavailable,
+}
+
+
+def failure_of(code: str) -> Failure:
+    make = MAKERS.get(code)
+    return make() if make is not None else Failure(code, f"It is {code}.", workspace_id="ws_1", status="x", count=2)
+
+
+async def failed(server: Running, **metadata: str) -> Failed:
+    request = messages.GetWorkspaceRequest(workspace_id="ws_1")
+    return await server.fails(server.stub.GetWorkspace(request, metadata=bearer(x_request_id="req_7", **metadata)))
+
+
+def test_the_table_holds_every_code_of_the_service() -> None:
+    assert set(TABLE) == set(SERVICE_CODES)
+
+
+@pytest.mark.parametrize("code", SERVICE_CODES)
+async def test_a_code_over_grpc(server: Running, store: FailingStore, code: str) -> None:
+    store.error = lambda: failure_of(code)
+    seen = await failed(server)
+    grpc_code, http, standard = TABLE[code]
+    assert (seen.code, CODES[code].http) == (grpc_code, http)
+    assert seen.message == failure_of(code).message
+    assert seen.status is not None and (seen.status.code, seen.status.message) == (CODES[code].grpc, seen.message)
+    info = seen.details["ErrorInfo"]
+    assert (info.reason, info.domain) == (code.upper(), "evershell.ai")
+    assert seen.details["RequestInfo"].request_id == "req_7"
+    assert set(seen.details) == {"ErrorInfo", "RequestInfo"} | standard
+    assert seen.trailers["x-request-id"] == "req_7"
+    assert not any(name.startswith("x-evershell") for name in seen.trailers)
+    assert ("www-authenticate" in seen.trailers) is (code == "unauthenticated")
+    assert ("retry-after" in seen.trailers) is ("RetryInfo" in standard)
+
+
+@pytest.mark.parametrize("code", SERVICE_CODES)
+async def test_a_code_over_rest(server: Running, store: FailingStore, code: str) -> None:
+    """The edge finds all that it needs in the trailers."""
+    store.error = lambda: failure_of(code)
+    seen = await failed(server, x_evershell_edge="rest")
+    assert seen.trailers["x-evershell-status"] == str(TABLE[code][1])
+    assert seen.trailers["x-evershell-error"].isascii()
+    envelope = seen.envelope
+    failure = failure_of(code)
+    assert (envelope["code"], envelope["message"], envelope["request_id"]) == (code, seen.message, "req_7")
+    assert envelope.get("details", {}) == json.loads(json.dumps(dict(failure.details)))
+    assert set(envelope) <= {"code", "message", "request_id", "details"}
+    assert seen.details["ErrorInfo"].reason.lower() == envelope["code"]
+
+
+async def test_only_the_rest_listener_gets_the_envelope(server: Running, store: FailingStore) -> None:
+    store.error = lambda: failure_of("internal")
+    assert "x-evershell-error" not in (await failed(server, x_evershell_edge="grpc")).trailers
+
+
+async def test_the_standard_details_hold_the_facts(server: Running, store: FailingStore) -> None:
+    store.error = lambda: failure_of("validation_error")
+    violations = (await failed(server)).details["BadRequest"].field_violations
+    assert {each.field: each.description for each in violations} == {"reason": "is too long", "task_id": "is no id"}
+    store.error = lambda: failure_of("task_not_found")
+    resource = (await failed(server)).details["ResourceInfo"]
+    assert (resource.resource_type, resource.resource_name) == ("task", "task_1")
+    store.error = lambda: failure_of("workspace_busy")
+    (violation,) = (await failed(server)).details["PreconditionFailure"].violations
+    assert (violation.type, violation.subject) == ("WORKSPACE_BUSY", "ws_1")
+    store.error = lambda: failure_of("rate_limited")
+    limited = await failed(server)
+    assert limited.details["RetryInfo"].retry_delay.ToMilliseconds() == 250
+    assert limited.trailers["retry-after"] == "1"
+
+
+async def test_the_metadata_of_error_info_is_flat(server: Running, store: FailingStore) -> None:
+    store.error = lambda: failure_of("agent_unreachable")
+    flat = (await failed(server)).details["ErrorInfo"].metadata
+    assert dict(flat) == {"workspace_id": "ws_1", "task_id": "task_1", "intent_recorded": "true"}
+    store.error = lambda: failure_of("permission_denied")
+    assert (await failed(server)).details["ErrorInfo"].metadata["required"] == "workspace:write,workspace:write:own"
+
+
+async def test_nothing_of_an_unforeseen_exception_gets_out(server: Running, store: FailingStore) -> None:
+    store.error = lambda: ZeroDivisionError("the password is hunter2")
+    seen = await failed(server, x_evershell_edge="rest")
+    assert (seen.code, seen.slug) == (grpc.StatusCode.INTERNAL, "internal")
+    everything = f"{seen.message} {seen.trailers} {seen.status}"
+    assert "hunter2" not in everything and "ZeroDivision" not in everything
+    assert seen.details["RequestInfo"].request_id == "req_7"
+
+
+async def test_a_database_that_is_away_is_unavailable(server: Running, store: FailingStore) -> None:
+    store.error = lambda: UnavailableError("connection refused to 10.0.0.7")
+    seen = await failed(server)
+    assert (seen.code, seen.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
+    assert "10.0.0.7" not in f"{seen.message} {seen.status}"
+    assert seen.details["RetryInfo"].retry_delay.seconds == 1
+
+
+@pytest.mark.parametrize("method", ["CancelTask", "WatchEvents"])
+async def test_bytes_that_are_no_message_are_not_valid(server: Running, method: str) -> None:
+    seen = await server.raw(PUBLIC + method, bearer(x_evershell_edge="rest"), b"\xff\xff\xff")
+    assert isinstance(seen, Failed)
+    assert (seen.code, seen.slug, seen.envelope["code"]) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "validation_error",
+        "validation_error",
+    )
+    assert "DecodeError" not in f"{seen.message} {seen.status}"
+    assert seen.envelope["request_id"] == seen.trailers["x-request-id"]
+
+
+async def test_bytes_that_are_no_message_are_not_looked_at_without_a_credential(server: Running) -> None:
+    seen = await server.raw(PUBLIC + "CancelTask", (), b"\xff\xff\xff")
+    assert isinstance(seen, Failed) and seen.slug == "unauthenticated"
+
+
+async def test_a_request_without_an_id_is_given_one(server: Running) -> None:
+    request = messages.GetWorkspaceRequest(workspace_id="ws_1")
+    ids = {
+        (await server.fails(server.stub.GetWorkspace(request, metadata=bearer()))).details["RequestInfo"].request_id
+        for _ in range(3)
+    }
+    assert len(ids) == 3 and all(re.fullmatch(r"[0-9a-f-]{36}", each) for each in ids)
+
+
+async def test_a_success_carries_its_request_id(server: Running) -> None:
+    for metadata, expected in ((bearer(x_request_id="req_7"), "req_7"), (bearer(), None)):
+        call = server.stub.ListWorkspaces(messages.ListWorkspacesRequest(), metadata=metadata)
+        await call
+        trailers = {name: value for name, value in await call.trailing_metadata()}
+        assert trailers["x-request-id"] == expected if expected else len(trailers["x-request-id"]) == 36
+
+
+def raised_codes() -> set[str]:
+    """Every first argument of `Failure(…)` in the core."""
+    found = set()
+    for path in Path(core.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Failure":
+                code = node.args[0]
+                if isinstance(code, ast.Constant):
+                    found.add(str(code.value))
+                else:
+                    # Workspace.require_up has a table of its own.
+                    found |= set(re.findall(r'"(workspace_[a-z]+)"', path.read_text()))
+    return found
+
+
+def test_every_code_that_the_core_raises_is_in_the_closed_set() -> None:
+    raised = raised_codes()
+    assert {"validation_error", "workspace_busy", "workspace_stopped", "agent_unreachable"} <= raised
+    assert raised <= set(SERVICE_CODES)
+    assert set(status.RULES) == set(CODES)
