@@ -18,6 +18,9 @@ from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace
 from server.wire import encode_assignment, timestamp
 
+# How an agent may propose that a task ends.
+_PROPOSABLE = {str(status): status for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)}
+
 
 def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str) -> CancelTask:
     """Raises Failure validation_error."""
@@ -148,7 +151,9 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
             return Iterated(iteration.number, payload)
         case "task_ended":
             ended = event.task_ended
-            status = TaskStatus(task_pb2.Task.Status.Name(ended.status))
+            status = _PROPOSABLE.get(task_pb2.Task.Status.Name(ended.status))
+            if status is None:
+                raise AssertionError(f"an agent proposed the end {ended.status}")
             return Ending(status=status, result=ended.result, reason=ended.reason, forced=ended.forced)
         case kind:
             raise AssertionError(f"an agent committed an event of the kind {kind}")

@@ -1,0 +1,237 @@
+"""Between messages and the core's objects: nothing is lost on the way."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from evershell.agent.v1 import runtime_service_pb2
+from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from server.api import codec
+from server.core import event
+from server.core.cancel_task import CancelResult, Outcome
+from server.core.errors import Failure
+from server.core.event import Event, EventType, NewEvent
+from server.core.lifecycle import Ending, Iterated, Started
+from server.core.runtime import Directive
+from server.core.task import Phase, Task, TaskStatus, Usage
+from server.core.watch_events import Heartbeat
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.core.world import NOW, intent
+
+USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
+TASK = Task(
+    id="task_1",
+    workspace_id="ws_1",
+    description="ls",
+    metadata={"k": "v"},
+    max_iterations=7,
+    status=TaskStatus.RUNNING,
+    phase=Phase.TOOL_CALL,
+    iterations=5,
+    created_at=NOW,
+    started_at=NOW + timedelta(seconds=1),
+    completed_at=NOW + timedelta(seconds=2),
+    cancel=intent(force_at=NOW),
+    reason="why",
+    result="what",
+    forced=True,
+    usage=USAGE,
+)
+ITERATION = {
+    "number": 1,
+    "model_call": {"model": "m", "content": "c", "input_tokens": "1099511627776", "output_tokens": "2", "duration_ms": "3"},
+    "tool_call": {
+        "id": "call_1",
+        "name": "shell",
+        "arguments": "{}",
+        "result": {"status": "interrupted", "exit_code": -9, "output": "ü", "truncated_bytes": "4"},
+        "duration_ms": "5",
+    },
+}
+
+
+def shown(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return found
+
+
+def names(message: type[Message]) -> set[str]:
+    return {field.name for field in message.DESCRIPTOR.fields}
+
+
+def test_every_field_of_a_task_is_shown() -> None:
+    seen = shown(codec.encode_task(TASK))
+    assert set(seen) == names(task_pb2.Task)
+    assert seen == {
+        "id": "task_1",
+        "workspace_id": "ws_1",
+        "description": "ls",
+        "status": "running",
+        "phase": "tool_call",
+        "iterations": 5,
+        "created_at": "2026-01-02T03:04:05Z",
+        "started_at": "2026-01-02T03:04:06Z",
+        "completed_at": "2026-01-02T03:04:07Z",
+        "cancel_requested_at": "2026-01-02T03:04:06Z",
+        "cancel_requested_by": "user_9",
+        "cancel_reason": "enough",
+        "reason": "why",
+        "result": "what",
+        "usage": {"input_tokens": "1099511627776", "output_tokens": "2", "model_calls": "3", "tool_calls": "4"},
+        "forced": True,
+        "metadata": {"k": "v"},
+        "max_iterations": 7,
+    }
+
+
+def test_a_new_task_shows_no_times_that_have_not_come() -> None:
+    new = codec.encode_task(Task(id="task_1", workspace_id="ws_1", description="ls", created_at=NOW))
+    assert not any(new.HasField(name) for name in ("started_at", "completed_at", "cancel_requested_at"))
+    assert new.status == task_pb2.Task.Status.submitted
+
+
+def test_every_field_of_a_workspace_is_shown() -> None:
+    workspace = Workspace(
+        id="ws_1",
+        org_id="org_a",
+        name="n",
+        status=WorkspaceStatus.FAILED,
+        status_reason="why",
+        created_by_user_id="user_1",
+        created_at=NOW,
+        updated_at=NOW + timedelta(seconds=1),
+        current_task_id="task_1",
+        epoch=2**40,
+    )
+    seen = shown(codec.encode_workspace(workspace))
+    assert set(seen) == names(workspace_pb2.Workspace)
+    assert (seen["status"], seen["epoch"], seen["updated_at"]) == ("failed", "1099511627776", "2026-01-02T03:04:06Z")
+
+
+@pytest.mark.parametrize(
+    ("values", "enum"),
+    [
+        (list(TaskStatus), task_pb2.Task.Status),
+        (list(WorkspaceStatus), workspace_pb2.Workspace.Status),
+        ([phase for phase in Phase if phase], task_pb2.Task.Phase),
+        (list(Outcome), messages.CancelTaskResponse.Outcome),
+        (list(EventType), event_pb2.EventType.Type),
+    ],
+)
+def test_every_value_has_its_name_in_the_protos_and_the_other_way_round(values: list[str], enum: Any) -> None:
+    assert [str(value) for value in values] == enum.keys()[1:]
+    assert enum.keys()[0].endswith("_unspecified")
+
+
+PAYLOADS: dict[EventType, NewEvent] = {
+    EventType.WORKSPACE_PROVISIONED: event.workspace_event(EventType.WORKSPACE_PROVISIONED, NOW, epoch=1),
+    EventType.WORKSPACE_STOPPED: event.workspace_event(EventType.WORKSPACE_STOPPED, NOW, reason="r"),
+    EventType.WORKSPACE_FAILED: event.workspace_event(EventType.WORKSPACE_FAILED, NOW, reason="r"),
+    EventType.WORKSPACE_RESUMED: event.workspace_event(EventType.WORKSPACE_RESUMED, NOW, epoch=2),
+    EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1", "req_1"),
+    EventType.TASK_STARTED: event.task_started(TASK, 2, NOW),
+    EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, ITERATION, NOW),
+    EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, intent()),
+    EventType.TASK_COMPLETED: event.task_completed(TASK, NOW, work_stopped=False),
+}
+
+
+@pytest.mark.parametrize("type_", EventType)
+def test_every_field_of_every_event_is_shown(type_: EventType) -> None:
+    new = PAYLOADS[type_]
+    entry = Event(
+        workspace_id="ws_1", seq=9, type=type_, time=NOW, payload=new.payload, task_id=new.task_id, request_id=new.request_id
+    )
+    seen = codec.encode_watched(entry).event
+    assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (9, "ws_1", new.task_id or "", new.request_id or "")
+    assert event_pb2.EventType.Type.Name(seen.type) == type_ == seen.WhichOneof("payload")
+    payload = getattr(seen, type_)
+    assert set(shown(payload)) == names(type(payload))
+
+
+def test_the_end_of_a_task_tells_all_of_it() -> None:
+    end = PAYLOADS[EventType.TASK_COMPLETED]
+    entry = Event(workspace_id="ws_1", seq=1, type=end.type, time=NOW, payload=end.payload)
+    seen = shown(codec.encode_watched(entry).event.task_completed)
+    assert (seen["status"], seen["forced"], seen["work_stopped"], seen["iterations"]) == ("running", True, "unknown", 5)
+    assert seen["usage"]["input_tokens"] == "1099511627776"
+    assert seen["cancel"] == {
+        "requested_by": "user_9",
+        "credential_kind": "session",
+        "requested_at": "2026-01-02T03:04:06Z",
+        "reason": "enough",
+    }
+
+
+def test_a_payload_without_fields_is_there_all_the_same() -> None:
+    entry = Event(workspace_id="ws_1", seq=1, type=EventType.TASK_STARTED, time=NOW, payload={"of_a_later_version": 1})
+    assert codec.encode_watched(entry).event.WhichOneof("payload") == "task_started"
+
+
+def test_a_heartbeat_tells_where_the_log_stands() -> None:
+    seen = codec.encode_watched(Heartbeat(NOW, 7))
+    assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
+
+
+def test_a_cancellations_reply_names_the_first_requester() -> None:
+    seen = shown(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK)))
+    assert set(seen) == names(messages.CancelTaskResponse)
+    assert (seen["outcome"], seen["requested_by"], seen["reason"]) == ("already_requested", "user_9", "enough")
+
+
+@pytest.mark.parametrize("name", ["wait", "force_after"])
+def test_what_is_not_supported_is_refused_not_ignored(name: str) -> None:
+    request = messages.CancelTaskRequest(workspace_id="ws_1", **{name: Duration(seconds=1)})  # type: ignore[arg-type]
+    with pytest.raises(Failure) as raised:
+        codec.decode_cancel(request, "req_1")
+    assert set(raised.value.details["fields"]) == {name}
+
+
+def test_an_iteration_comes_back_from_the_log_as_the_agent_told_it() -> None:
+    told = runtime_service_pb2.TaskEvent()
+    entry = Event(workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION)
+    told.iteration_completed.CopyFrom(codec.encode_watched(entry).event.iteration_completed)
+    (decoded,) = codec.decode_agent_events([told])
+    assert decoded == Iterated(1, ITERATION)
+
+
+def test_an_iteration_without_a_tool_call_has_none() -> None:
+    told = runtime_service_pb2.TaskEvent()
+    told.iteration_completed.number = 1
+    told.iteration_completed.model_call.content = "c"
+    (decoded,) = codec.decode_agent_events([told])
+    assert isinstance(decoded, Iterated) and "tool_call" not in decoded.payload
+
+
+def test_a_start_and_each_end_are_decoded() -> None:
+    start = runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
+    assert codec.decode_agent_events([start]) == [Started()]
+    for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
+        ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True)
+        told = runtime_service_pb2.TaskEvent(task_ended=ended)
+        assert codec.decode_agent_events([told]) == [Ending(status=status, result="r", reason="w", forced=True)]
+
+
+@pytest.mark.parametrize("status", ["status_unspecified", "submitted", "delivered", "running", "delivery_failed"])
+def test_an_end_that_is_none_is_refused(status: str) -> None:
+    ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
+    with pytest.raises(AssertionError):
+        codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
+
+
+def test_an_event_of_no_kind_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        codec.decode_agent_events([runtime_service_pb2.TaskEvent()])
+
+
+def test_a_directive_holds_the_task_and_its_intent() -> None:
+    seen = codec.encode_directive(Directive(fenced=False, task=TASK), 1.5)
+    assert (seen.fenced, seen.lease_ms) == (False, 1500)
+    assert (seen.task.task_id, seen.task.description, seen.task.max_iterations, seen.task.iterations) == ("task_1", "ls", 7, 5)
+    assert (seen.task.cancellation.reason, seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo)) == ("enough", NOW)
+    assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")
