@@ -68,7 +68,7 @@ class Failed:
     def of(cls, error: grpc.aio.AioRpcError) -> "Failed":
         pairs = list(error.trailing_metadata() or ())
         rich = [value for name, value in pairs if name == "grpc-status-details-bin"]
-        status = status_pb2.Status.FromString(bytes(rich[0])) if rich else None  # type: ignore[arg-type]
+        status = status_pb2.Status.FromString(bytes(rich[0])) if rich else None
         trailers = {name: str(value) for name, value in pairs if not name.endswith("-bin")}
         return cls(error.code(), error.details() or "", trailers, status)
 
@@ -121,7 +121,8 @@ class Running:
     async def raw(self, method: str, metadata: Metadata = (), request: bytes = b"") -> Failed | bytes:
         """A unary call in bytes."""
         try:
-            return bytes(await self.channel.unary_unary(method)(request, metadata=metadata))  # type: ignore[arg-type]
+            call: Any = self.channel.unary_unary(method)
+            return bytes(await call(request, metadata=metadata))
         except grpc.aio.AioRpcError as error:
             return Failed.of(error)
 

@@ -15,7 +15,7 @@ from server import core
 from server.api import status
 from server.core import errors
 from server.core.errors import Failure, UnavailableError
-from tests.api.running import PUBLIC, FailingStore, Failed, Running, bearer
+from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
 
 CODES = {
     value.name: value.GetOptions().Extensions[error_pb2.rule]
@@ -177,7 +177,7 @@ async def test_a_success_carries_its_request_id(server: Running) -> None:
     for metadata, expected in ((bearer(x_request_id="req_7"), "req_7"), (bearer(), None)):
         call = server.stub.ListWorkspaces(messages.ListWorkspacesRequest(), metadata=metadata)
         await call
-        trailers = {name: value for name, value in await call.trailing_metadata()}
+        trailers = dict(await call.trailing_metadata())
         assert trailers["x-request-id"] == expected if expected else len(trailers["x-request-id"]) == 36
 
 

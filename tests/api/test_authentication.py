@@ -1,0 +1,143 @@
+"""Which credential opens which service."""
+
+from typing import Any
+
+import grpc
+import pytest
+from evershell.agent.v1 import runtime_service_pb2
+from evershell.workspace.v1 import workspace_service_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from server.auth.authenticator import HostBinding
+from server.core.workspace import WorkspaceStatus
+from tests.api.running import INTERNAL, POD_TOKENS, PUBLIC, READER, Failed, Running, agent_bearer, bearer, running
+from tests.core.world import ORG, World
+
+PUBLIC_METHODS = [method.name for method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods]
+INTERNAL_METHODS = [method.name for method in runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods]
+BAD_CREDENTIALS: list[tuple[tuple[str, str], ...]] = [
+    (),
+    (("authorization", ""),),
+    (("authorization", "Bearer"),),
+    (("authorization", "Basic c2tfdGVzdA=="),),
+    (("authorization", "sk_test"),),
+    bearer("sk_unknown"),
+    bearer("nonsense"),
+    bearer("eyJhbGciOiJub25lIn0.e30."),
+]
+
+
+async def unauthenticated(server: Running, method: str, metadata: Any) -> Failed:
+    seen = await server.raw(method, metadata)
+    assert isinstance(seen, Failed)
+    return seen
+
+
+@pytest.mark.parametrize("method", PUBLIC_METHODS)
+async def test_every_public_method_needs_a_credential(server: Running, method: str) -> None:
+    seen = await unauthenticated(server, PUBLIC + method, ())
+    assert (seen.code, seen.slug) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
+    assert seen.trailers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("metadata", BAD_CREDENTIALS)
+async def test_a_credential_that_is_not_good_opens_nothing(server: Running, metadata: tuple[tuple[str, str], ...]) -> None:
+    for method in (PUBLIC + "CancelTask", INTERNAL + "Register"):
+        seen = await server.raw(method, metadata)
+        assert isinstance(seen, Failed)
+        # The identity provider cannot be read here, so a session token may be told so.
+        assert seen.slug == "unauthenticated" or (seen.slug == "unavailable" and metadata[0][1].startswith("Bearer eyJ"))
+
+
+@pytest.mark.parametrize("method", INTERNAL_METHODS)
+async def test_no_users_credential_opens_the_runtime(server: Running, method: str) -> None:
+    for metadata in ((), bearer(), bearer(POD_TOKENS.signal_token("ws_1"))):
+        assert (await unauthenticated(server, INTERNAL + method, metadata)).slug == "unauthenticated"
+
+
+@pytest.mark.parametrize("method", PUBLIC_METHODS)
+async def test_an_agents_token_opens_no_public_method(server: Running, method: str) -> None:
+    seen = await unauthenticated(server, PUBLIC + method, agent_bearer("ws_1"))
+    assert seen.slug in ("unauthenticated", "unavailable")
+
+
+@pytest.mark.parametrize("method", INTERNAL_METHODS)
+async def test_an_agents_token_opens_the_runtime(server: Running, method: str) -> None:
+    """For its own workspace, which the token names and no request could."""
+    seen = await server.raw(INTERNAL + method, agent_bearer("ws_none"))
+    assert isinstance(seen, bytes)
+    assert runtime_service_pb2.RegisterResponse.FromString(seen).directive.fenced
+
+
+async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World) -> None:
+    mine, other = await world.add(WorkspaceStatus.PROVISIONING), await world.add(WorkspaceStatus.PROVISIONING)
+    request = runtime_service_pb2.RegisterRequest(address="127.0.0.1:1").SerializeToString()
+    answer = await server.raw(INTERNAL + "Register", agent_bearer(mine.id), request)
+    assert isinstance(answer, bytes)
+    directive = runtime_service_pb2.RegisterResponse.FromString(answer).directive
+    assert (directive.fenced, directive.lease_ms, directive.HasField("task")) == (False, 30_000, False)
+    assert (await world.workspace(mine.id)).agent_address == "127.0.0.1:1"
+    assert (await world.workspace(other.id)).agent_address is None
+
+
+@pytest.mark.parametrize("method", PUBLIC_METHODS)
+async def test_a_credential_opens_every_public_method(server: Running, method: str) -> None:
+    """None of them is missing from the table: what fails, fails for its empty request."""
+    seen = await server.raw(PUBLIC + method, bearer())
+    if isinstance(seen, Failed):
+        assert seen.slug == "validation_error"
+    else:
+        assert method in ("CreateWorkspace", "ListWorkspaces")
+
+
+@pytest.mark.parametrize("method", ["CancelTask", "SubmitTask", "StopWorkspace", "ResumeWorkspace", "CreateWorkspace"])
+async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> None:
+    """Both of the workspace's id and the description are good for each of these messages."""
+    request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
+    seen = await server.raw(PUBLIC + method, bearer(READER), request)
+    assert isinstance(seen, Failed)
+    assert (seen.code, seen.slug) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
+
+
+async def test_health_needs_no_token(server: Running) -> None:
+    answer = await server.raw("/grpc.health.v1.Health/Check")
+    assert isinstance(answer, bytes)
+    assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
+    await server.server.set_serving(serving=False)
+    answer = await server.raw("/grpc.health.v1.Health/Check")
+    assert isinstance(answer, bytes)
+    assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_reflection_needs_no_token_and_hides_the_runtime(server: Running) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    names: list[str] = []
+    async for answer in stub.ServerReflectionInfo(iter([request])):
+        names += [service.name for service in answer.list_services_response.service]
+    assert sorted(names) == [
+        "evershell.workspace.v1.WorkspaceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
+
+
+async def test_a_host_of_another_organization_is_denied(world: World) -> None:
+    async def find_slug(org_id: str) -> str | None:
+        return {ORG: "acme"}.get(org_id)
+
+    async with running(world, HostBinding("evershell.ai", find_slug)) as server:
+        method = PUBLIC + "ListWorkspaces"
+        denied = await server.raw(method, bearer(x_evershell_host="other.evershell.ai"))
+        assert isinstance(denied, Failed) and denied.slug == "permission_denied"
+        assert isinstance(await server.raw(method, bearer(x_evershell_host="acme.evershell.ai")), bytes)
+        no_key = await server.raw(method, (("x-evershell-host", "other.evershell.ai"),))
+        assert isinstance(no_key, Failed) and no_key.slug == "unauthenticated"
+        health = await server.raw("/grpc.health.v1.Health/Check", (("x-evershell-host", "other.evershell.ai"),))
+        assert isinstance(health, bytes)
+
+
+async def test_a_method_that_does_not_exist_is_unimplemented(server: Running) -> None:
+    seen = await server.raw(PUBLIC + "Nope", bearer())
+    assert isinstance(seen, Failed) and seen.code is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,110 @@
+"""Calls over the wire: cancellations, and the stream of a workspace's log."""
+
+import grpc
+import pytest
+from evershell.workspace.v1 import task_pb2
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from google.protobuf.json_format import MessageToDict
+
+from server.core.errors import UnavailableError
+from tests.api.running import Failed, FailingStore, Running, bearer
+from tests.core.world import World, iteration
+
+Outcome = messages.CancelTaskResponse.Outcome
+
+
+async def test_a_cancellation_is_accepted_once(server: Running, world: World) -> None:
+    busy, running = await world.add_busy()
+    request = messages.CancelTaskRequest(workspace_id=busy.id, reason="too slow")
+    first = await server.stub.CancelTask(request, metadata=bearer(x_request_id="req_7"))
+    assert (first.outcome, first.workspace_id, first.task_id) == (Outcome.accepted, busy.id, running.id)
+    assert (first.requested_by, first.reason) == ("key_full_access", "too slow")
+    assert first.requested_at.ToDatetime(world.clock().tzinfo) == world.clock()
+    assert first.task.status == task_pb2.Task.Status.running
+    assert first.task.cancel_requested_at == first.requested_at
+    request.reason = "again"
+    second = await server.stub.CancelTask(request, metadata=bearer())
+    assert (second.outcome, second.reason, second.requested_at) == (Outcome.already_requested, "too slow", first.requested_at)
+    stored = await world.task(busy.id, running.id)
+    assert stored.cancel is not None and stored.cancel.request_id == "req_7"
+
+
+async def test_there_may_be_nothing_to_cancel(server: Running, world: World) -> None:
+    idle = await world.add()
+    answer = await server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=idle.id), metadata=bearer())
+    assert MessageToDict(answer, preserving_proto_field_name=True) == {"workspace_id": idle.id, "outcome": "no_active_task"}
+
+
+async def test_an_agent_that_does_not_answer_is_told_with_the_intent(server: Running, world: World) -> None:
+    busy, running = await world.add_busy()
+    world.agents.reachable = False
+    request = messages.CancelTaskRequest(workspace_id=busy.id)
+    seen = await server.fails(server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest")))
+    assert (seen.code, seen.slug) == (grpc.StatusCode.UNAVAILABLE, "agent_unreachable")
+    assert "RetryInfo" not in seen.details and "retry-after" not in seen.trailers
+    assert seen.envelope["details"] == {"workspace_id": busy.id, "task_id": running.id, "intent_recorded": True}
+    assert (await world.task(busy.id, running.id)).cancel is not None
+
+
+async def test_every_wrong_field_is_named(server: Running) -> None:
+    request = messages.CancelTaskRequest(workspace_id="a b", reason="x" * 501)
+    seen = await server.fails(server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest")))
+    assert set(seen.envelope["details"]["fields"]) == {"workspace_id", "reason"}
+    assert {each.field for each in seen.details["BadRequest"].field_violations} == {"workspace_id", "reason"}
+
+
+async def test_a_submitted_task_comes_back_as_it_was_given(server: Running, world: World) -> None:
+    idle = await world.add()
+    request = messages.SubmitTaskRequest(workspace_id=idle.id, description="ls", metadata={"k": "v"}, max_iterations=3)
+    answer = await server.stub.SubmitTask(request, metadata=bearer())
+    read = messages.GetTaskRequest(workspace_id=idle.id, task_id=answer.task_id)
+    task = await server.stub.GetTask(read, metadata=bearer())
+    assert (task.description, dict(task.metadata), task.max_iterations) == ("ls", {"k": "v"}, 3)
+    assert answer.status == task.status == task_pb2.Task.Status.delivered
+    listed = await server.stub.ListTasks(messages.ListTasksRequest(workspace_id=idle.id), metadata=bearer())
+    assert list(listed.tasks) == [task]
+
+
+async def test_a_stream_tells_what_was_and_what_comes(server: Running, world: World) -> None:
+    busy, running = await world.add_busy()
+    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer())
+    stream = aiter(call)
+    seen = [await anext(stream)]
+    await world.commit(busy.id, running.id, iteration(1))
+    seen.append(await anext(stream))
+    call.cancel()
+    assert [each.event.seq for each in seen] == [2, 3]
+    assert seen[1].event.iteration_completed.tool_call.result.output == "hello"
+
+
+@pytest.mark.parametrize("edge", ["", "rest"])
+async def test_a_stream_that_fails_before_its_first_message_is_an_ordinary_error(server: Running, edge: str) -> None:
+    request = messages.WatchEventsRequest(workspace_id="ws_unknown")
+    metadata = bearer(x_evershell_edge=edge) if edge else bearer()
+    seen = await server.fails(server.stub.WatchEvents(request, metadata=metadata))
+    assert (seen.code, seen.slug) == (grpc.StatusCode.NOT_FOUND, "workspace_not_found")
+    assert ("x-evershell-error" in seen.trailers) is bool(edge)
+
+
+@pytest.mark.parametrize("unforeseen", [False, True])
+async def test_a_stream_that_fails_later_says_so_in_its_last_message(
+    server: Running, world: World, store: FailingStore, unforeseen: bool
+) -> None:
+    busy, running = await world.add_busy()
+    request = messages.WatchEventsRequest(workspace_id=busy.id, after=1)
+    call = server.stub.WatchEvents(request, metadata=bearer(x_request_id="req_7"))
+    stream = aiter(call)
+    assert (await anext(stream)).event.seq == 2
+    await world.commit(busy.id, running.id, iteration(1))
+    store.error = lambda: ZeroDivisionError("hunter2") if unforeseen else UnavailableError("10.0.0.7")
+    last: messages.WatchEventsResponse | None = None
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        async for message in stream:
+            last = message
+    slug = "internal" if unforeseen else "unavailable"
+    assert last is not None and last.WhichOneof("message") == "error"
+    error = MessageToDict(last.error, preserving_proto_field_name=True)
+    assert (error["code"], error["request_id"]) == (slug, "req_7")
+    assert "hunter2" not in str(error) and "10.0.0.7" not in str(error)
+    seen = Failed.of(raised.value)
+    assert (seen.slug, seen.message) == (slug, error["message"])
