@@ -74,7 +74,7 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
         )
         public = WorkspaceServicer(store, agents, wakeups, now)
         internal = RuntimeServicer(Runtime(store, now, settings.lease_seconds))
-        yield Server(public, internal, authentication)
+        yield Server(public, internal, authentication, wakeups.drain)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ class FakeStore:
 
     def __init__(self, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
         self.unavailable = False
-        self._announce = announce
+        self.announce = announce
         self._workspaces: dict[str, Workspace] = {}
         self._tasks: dict[str, Task] = {}
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
@@ -57,7 +57,7 @@ class FakeStore:
         """See the port."""
         self._answer()
         self._workspaces[workspace.id] = workspace
-        self._announce(workspace.id)
+        self.announce(workspace.id)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """See the port."""
@@ -108,7 +108,7 @@ class FakeStore:
             self._tasks[change.task.id] = change.task
         self._events[workspace_id] += [_entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)]
         if (change.workspace, change.task) != (session.workspace, session.task):
-            self._announce(workspace_id)
+            self.announce(workspace_id)
         return change
 
 
@@ -132,17 +132,18 @@ def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_List
 class FakeWakeup:
     """Implements server.core.ports.Wakeup."""
 
-    def __init__(self) -> None:
+    def __init__(self, draining: asyncio.Event) -> None:
+        self._draining = draining
         self._changed = asyncio.Event()
 
-    async def wait(self, timeout_seconds: float) -> None:
+    async def wait(self, timeout_seconds: float) -> bool:
         """See the port."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-        self._changed.clear()
+        if not self._draining.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await self._changed.wait()
+            self._changed.clear()
+        return not self._draining.is_set()
 
     def wake(self) -> None:
         """Ends the wait."""
@@ -154,6 +155,7 @@ class FakeWakeups:
 
     def __init__(self) -> None:
         self.announced: list[str] = []
+        self._draining = asyncio.Event()
         self._subscriptions: defaultdict[str, set[FakeWakeup]] = defaultdict(set)
 
     def announce(self, workspace_id: str) -> None:
@@ -162,10 +164,21 @@ class FakeWakeups:
         for wakeup in self._subscriptions[workspace_id]:
             wakeup.wake()
 
+    def is_awaited(self, workspace_id: str) -> bool:
+        """Whether anyone waits for a change of the workspace."""
+        return bool(self._subscriptions[workspace_id])
+
+    def drain(self) -> None:
+        """Ends every wait, now and from here on."""
+        self._draining.set()
+        for subscribers in self._subscriptions.values():
+            for wakeup in subscribers:
+                wakeup.wake()
+
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeWakeup]:
         """See the port."""
-        wakeup = FakeWakeup()
+        wakeup = FakeWakeup(self._draining)
         self._subscriptions[workspace_id].add(wakeup)
         try:
             yield wakeup

@@ -22,14 +22,20 @@ from server.wire import encode_assignment, timestamp
 _PROPOSABLE = {str(status): status for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)}
 
 
-def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str) -> CancelTask:
+def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str, deadline_seconds: float | None) -> CancelTask:
     """Raises Failure validation_error."""
     fields = Fields()
-    for name in ("wait", "force_after"):
-        if request.HasField(name):
-            fields.reject(name, "is not supported yet; leave it out")
+    if request.HasField("force_after"):
+        fields.reject("force_after", "is not supported yet; leave it out")
     fields.check()
-    return CancelTask(workspace_id=request.workspace_id, task_id=request.task_id, reason=request.reason, request_id=request_id)
+    return CancelTask(
+        workspace_id=request.workspace_id,
+        task_id=request.task_id,
+        reason=request.reason,
+        wait_seconds=request.wait.seconds + request.wait.nanos / 1e9 if request.HasField("wait") else None,
+        deadline_seconds=deadline_seconds,
+        request_id=request_id,
+    )
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:

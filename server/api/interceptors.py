@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from server.api import call as calls
 from server.api import status
-from server.api.call import Call
+from server.api.call import STATUS_HEADER, Call
 from server.auth.authenticator import Authenticator, HostBinding, bearer_token
 from server.auth.pod_tokens import PodTokens
 from server.core import errors
@@ -28,7 +28,6 @@ EDGE_HEADER = "x-evershell-edge"
 # The host that the client asked for, as the edge saw it.
 HOST_HEADER = "x-evershell-host"
 ENVELOPE_TRAILER = "x-evershell-error"
-STATUS_TRAILER = "x-evershell-status"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # grpcio's own class takes no parameters when the program runs; its stubs' does.
@@ -147,7 +146,7 @@ async def _fail(context: Context, failure: Failure) -> None:
     trailers = [*rich.trailing_metadata, ("x-request-id", call.request_id)]
     if call.is_rest:
         rule = status.RULES[failure.code]
-        trailers += [(STATUS_TRAILER, str(rule.http)), (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id))]
+        trailers += [(STATUS_HEADER, str(rule.http)), (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id))]
     if failure.code == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))
     if "retry_after_seconds" in failure.details:

@@ -1,6 +1,6 @@
 """The gRPC server of one control-plane worker."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 from evershell.agent.v1 import runtime_service_pb2_grpc
@@ -31,7 +31,15 @@ _OPTIONS: Sequence[tuple[str, int]] = (
 class Server:
     """Listens on one address, from `start` until `drain` has returned."""
 
-    def __init__(self, public: WorkspaceServicer, internal: RuntimeServicer, authentication: Authentication) -> None:
+    def __init__(
+        self,
+        public: WorkspaceServicer,
+        internal: RuntimeServicer,
+        authentication: Authentication,
+        end_waits: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`end_waits` has every call that waits for something answer with what there is."""
+        self._end_waits = end_waits
         interceptors = [
             RequestLog(),  # outermost, so that every call has an id and a line in the log
             Errors(),  # inside the log, which shows the slug; around all that may fail
@@ -65,6 +73,7 @@ class Server:
         await self._health.set("", serving_status)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Says NOT_SERVING, takes no new calls, and ends those in hand when the grace is over."""
+        """Says NOT_SERVING, takes no new calls, has waits and streams answer, and ends what is left when the grace is over."""
         await self._health.enter_graceful_shutdown()
+        self._end_waits()
         await self._server.stop(grace_seconds)

@@ -8,7 +8,7 @@ import grpc
 from evershell.workspace.v1 import task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
 
 from server.api import codec
-from server.api.call import caller, current
+from server.api.call import caller, current, say_ok
 from server.core import tasks, watch_events, workspaces
 from server.core.cancel_task import cancel_task
 from server.core.ports import Agents, Clock, Store, Wakeups
@@ -29,8 +29,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTask(  # noqa: N802
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
-        wanted = codec.decode_cancel(request, current().request_id)
-        return codec.encode_cancel(await cancel_task(caller(), wanted, self.store, self.agents, self.clock))
+        wanted = codec.decode_cancel(request, current().request_id, context.time_remaining())
+        result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock)
+        if wanted.wait_seconds is not None and result.saw_end:
+            await say_ok(context)
+        return codec.encode_cancel(result)
 
     async def SubmitTask(  # noqa: N802
         self, request: workspace_service_pb2.SubmitTaskRequest, context: Context

@@ -4,15 +4,20 @@ The order is the promise. The intent is committed before the agent is signalled 
 every end of the task is `cancelled` (lifecycle._end), whatever becomes of the signal, the agent, the caller or this process.
 """
 
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 
 from server.core import errors
 from server.core.caller import Caller, Permission
 from server.core.errors import AgentUnreachableError
-from server.core.ports import Agents, Clock, RecordedCancellation, Store
+from server.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
 from server.core.task import CancelIntent, Task
 from server.core.validation import MAX_REASON_CHARACTERS, Fields
+
+MAX_WAIT_SECONDS = 30
+# What is kept of the caller's deadline, so that the answer arrives within it.
+_ANSWER_SECONDS = 0.25
 
 
 class Outcome(StrEnum):
@@ -26,11 +31,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelTask:
-    """The request. `task_id` empty: whichever task runs."""
+    """The request. `task_id` empty: whichever task runs. `wait_seconds` None: the answer does not wait for the end."""
 
     workspace_id: str
     task_id: str = ""
     reason: str = ""
+    wait_seconds: float | None = None
+    # What is left of the caller's own time; None: no limit.
+    deadline_seconds: float | None = None
     request_id: str
 
     def __post_init__(self) -> None:
@@ -39,6 +47,8 @@ class CancelTask:
         if self.task_id:
             fields.identifier("task_id", self.task_id)
         fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
+        if self.wait_seconds is not None and not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
+            fields.reject("wait", f"must be 0 to {MAX_WAIT_SECONDS} s")
         fields.check()
 
 
@@ -50,9 +60,16 @@ class CancelResult:
     outcome: Outcome
     task: Task | None
 
+    @property
+    def saw_end(self) -> bool:
+        """Whether the task had ended by the time of the answer."""
+        return self.task is not None and self.task.status.is_terminal
 
-async def cancel_task(caller: Caller, request: CancelTask, store: Store, agents: Agents, clock: Clock) -> CancelResult:
-    """Records the cancellation, then signals the agent.
+
+async def cancel_task(
+    caller: Caller, request: CancelTask, store: Store, agents: Agents, wakeups: Wakeups, clock: Clock
+) -> CancelResult:
+    """Records the cancellation, then signals the agent, then waits for the end if that was asked for.
 
     Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped,
     workspace_failed; agent_unreachable when the intent is recorded and the signal did not arrive in time.
@@ -70,6 +87,8 @@ async def cancel_task(caller: Caller, request: CancelTask, store: Store, agents:
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
         task = await _signal(found, store, agents)
+        if task is not None and request.wait_seconds:
+            task = await _await_end(task, _patience_seconds(request), store, wakeups)
     return CancelResult(request.workspace_id, outcome, task)
 
 
@@ -101,3 +120,22 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
         raise errors.agent_unreachable(workspace.id, task.id, message, intent_recorded=True) from error
     # An agent that does not have the task has just ended it, or has not been given it yet: the database knows.
     return task if known else await store.get_task(workspace.id, task.id)
+
+
+def _patience_seconds(request: CancelTask) -> float:
+    assert request.wait_seconds is not None
+    if request.deadline_seconds is None:
+        return request.wait_seconds
+    return min(request.wait_seconds, request.deadline_seconds - _ANSWER_SECONDS)
+
+
+async def _await_end(task: Task, patience_seconds: float, store: Store, wakeups: Wakeups) -> Task:
+    """The task once it has ended; as it then stands when the patience is over, or this process is about to end."""
+    until = time.monotonic() + patience_seconds
+    # Subscribed before the first read, so that no commit falls between a read and the wait.
+    async with wakeups.subscribe(task.workspace_id) as wakeup:
+        while True:
+            task = await store.get_task(task.workspace_id, task.id) or task
+            left_seconds = until - time.monotonic()
+            if task.status.is_terminal or left_seconds <= 0 or not await wakeup.wait(left_seconds):
+                return task

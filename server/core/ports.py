@@ -78,8 +78,11 @@ class Wakeups(Protocol):
 class Wakeup(Protocol):
     """One subscription."""
 
-    async def wait(self, timeout_seconds: float) -> None:
-        """Returns once something was committed since the last return, or after the timeout, or now and then for no reason."""
+    async def wait(self, timeout_seconds: float) -> bool:
+        """Returns once something was committed since the last return, or after the timeout, or now and then for no reason.
+
+        False: this process is about to end, and whoever waits is to answer with what there is.
+        """
 
 
 class Agents(Protocol):

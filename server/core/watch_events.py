@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from server.core.caller import Caller
+from server.core.errors import Failure
 from server.core.event import Event
 from server.core.ports import Clock, Store, Wakeups
 from server.core.validation import Fields
@@ -28,7 +29,7 @@ async def watch_events(
     """What the log holds behind `after_seq`, then what comes; ends only when its consumer goes.
 
     Each batch is read from the log when the one before has been taken, so a slow watcher holds at most one.
-    Raises Failure: permission_denied, workspace_not_found; UnavailableError.
+    Raises Failure: permission_denied, workspace_not_found, unavailable (the server drains); UnavailableError.
     """
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
@@ -52,5 +53,6 @@ async def watch_events(
             if quiet_seconds >= HEARTBEAT_SECONDS:
                 quiet_since = clock()
                 yield Heartbeat(quiet_since, seq)
-            else:
-                await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds)
+            elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
+                message = f"This server is about to end. Watch again with after={seq}."
+                raise Failure("unavailable", message, retry_after_seconds=1)

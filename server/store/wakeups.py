@@ -34,14 +34,17 @@ _log = structlog.get_logger()
 class ChangeWakeup:
     """Implements server.core.ports.Wakeup."""
 
-    def __init__(self, poll_seconds: float) -> None:
+    def __init__(self, poll_seconds: float, draining: asyncio.Event) -> None:
         self._poll_seconds = poll_seconds
+        self._draining = draining
         self._changed = asyncio.Event()
 
-    async def wait(self, timeout_seconds: float) -> None:
+    async def wait(self, timeout_seconds: float) -> bool:
         """See the port. It returns after the poll's time at most."""
-        await _wait(self._changed, min(timeout_seconds, self._poll_seconds))
-        self._changed.clear()
+        if not self._draining.is_set():
+            await _wait(self._changed, min(timeout_seconds, self._poll_seconds))
+            self._changed.clear()
+        return not self._draining.is_set()
 
     def wake(self) -> None:
         """Ends the wait."""
@@ -79,7 +82,7 @@ class FleetWakeup:
 class PostgresWakeups:
     """Implements server.core.ports.Wakeups. It works while its context is entered: `async with PostgresWakeups(...)`."""
 
-    def __init__(self, pool: Pool, database_url: str, *, poll_seconds: float = 1.0) -> None:
+    def __init__(self, pool: Pool, database_url: str, *, poll_seconds: float = 5.0) -> None:
         """Notifications are sent through the pool, and received on a connection of its own to `database_url`."""
         self._pool = pool
         self._conninfo = conninfo(database_url)
@@ -91,6 +94,7 @@ class PostgresWakeups:
         self._queue: set[str] = set()
         self._queued = asyncio.Event()
         self._listening = asyncio.Event()
+        self._draining = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -110,6 +114,11 @@ class PostgresWakeups:
         self._queue.add(workspace_id)
         self._queued.set()
 
+    def drain(self) -> None:
+        """Ends every wait, now and from here on: the process is about to end."""
+        self._draining.set()
+        self._wake_all()
+
     async def listening(self) -> None:
         """Returns once changes of other processes arrive without the poll."""
         await self._listening.wait()
@@ -117,7 +126,7 @@ class PostgresWakeups:
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator[ChangeWakeup]:
         """See the port."""
-        wakeup = ChangeWakeup(self._poll_seconds)
+        wakeup = ChangeWakeup(self._poll_seconds, self._draining)
         self._subscriptions[workspace_id].add(wakeup)
         try:
             yield wakeup

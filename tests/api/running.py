@@ -21,7 +21,7 @@ from server.auth.sessions import JwkSet, Sessions
 from server.core.api_key import ApiKey, KeyTemplate
 from server.core.runtime import AgentIdentity, Runtime
 from tests.core.world import NOW, ORG, World
-from tests.fakes import FakeStore, FakeWakeups
+from tests.fakes import FakeStore
 
 PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
 INTERNAL = "/evershell.agent.v1.RuntimeService/"
@@ -144,11 +144,9 @@ class FailingStore(FakeStore):
 
 @asynccontextmanager
 async def running(world: World, host_binding: HostBinding | None = None) -> AsyncIterator[Running]:
-    wakeups = FakeWakeups()
-    world.store._announce = wakeups.announce
     authenticator = Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
     server = Server(
-        WorkspaceServicer(world.store, world.agents, wakeups, world.clock),
+        WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
         Authentication(authenticator, POD_TOKENS, host_binding),
     )

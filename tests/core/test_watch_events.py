@@ -22,6 +22,7 @@ class ScriptedWakeups:
         self._script = list(script)
         self.subscribed = 0
         self.waits: list[float] = []
+        self.draining = False
 
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator["ScriptedWakeups"]:
@@ -31,12 +32,13 @@ class ScriptedWakeups:
         finally:
             self.subscribed -= 1
 
-    async def wait(self, timeout_seconds: float) -> None:
+    async def wait(self, timeout_seconds: float) -> bool:
         self.waits.append(timeout_seconds)
         if self._script:
             await self._script.pop(0)()
         else:
             self._world.clock.advance(timeout_seconds)
+        return not self.draining
 
 
 async def watch(
@@ -164,3 +166,12 @@ async def test_a_database_that_goes_away_ends_the_stream(world: World) -> None:
 
     with pytest.raises(UnavailableError):
         await watch(world, busy.id, ScriptedWakeups(world, outage), after=2, until=1)
+
+
+async def test_a_watcher_is_told_that_the_server_is_about_to_end_and_where_to_go_on(world: World) -> None:
+    busy, _ = await world.add_busy()
+    wakeups = ScriptedWakeups(world)
+    wakeups.draining = True
+    with pytest.raises(Failure, match="after=2") as raised:
+        await watch(world, busy.id, wakeups, until=99)
+    assert (raised.value.code, raised.value.details["retry_after_seconds"]) == ("unavailable", 1)

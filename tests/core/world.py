@@ -14,7 +14,7 @@ from server.core.ids import new_task_id, new_workspace_id
 from server.core.lifecycle import AgentEvent, Change, Ending, Iterated, Session, Started
 from server.core.task import CancelIntent, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.fakes import FakeStore
+from tests.fakes import FakeStore, FakeWakeups
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_a"
@@ -117,9 +117,13 @@ def finish(coroutine: Coroutine[Any, Any, Returned]) -> Returned:
 class World:
     """Everything that a use case needs."""
 
+    wakeups: FakeWakeups = field(default_factory=FakeWakeups)
     store: FakeStore = field(default_factory=FakeStore)
     agents: FakeAgents = field(default_factory=FakeAgents)
     clock: FakeClock = field(default_factory=FakeClock)
+
+    def __post_init__(self) -> None:
+        self.store.announce = self.wakeups.announce
 
     async def add(self, status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
         added = workspace(status, **fields)
@@ -160,9 +164,9 @@ class World:
             lambda session: Change(replace(session.workspace, status=status), session.task),
         )
 
-    async def cancel(self, workspace_id: str, by: Caller | None = None, *, task_id: str = "", reason: str = "") -> CancelResult:
-        request = CancelTask(workspace_id=workspace_id, task_id=task_id, reason=reason, request_id="req_c")
-        return await cancel_task(by or caller(), request, self.store, self.agents, self.clock)
+    async def cancel(self, workspace_id: str, by: Caller | None = None, **fields: Any) -> CancelResult:
+        request = CancelTask(workspace_id=workspace_id, request_id="req_c", **fields)
+        return await cancel_task(by or caller(), request, self.store, self.agents, self.wakeups, self.clock)
 
     async def workspace(self, workspace_id: str) -> Workspace:
         found = await self.store.get_workspace(workspace_id)

@@ -174,6 +174,9 @@ class Stack:
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
+    def terminate(self, pid: int) -> None:
+        os.kill(pid, signal.SIGTERM)
+
     def is_alive(self, pid: int) -> bool:
         return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 

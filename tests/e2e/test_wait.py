@@ -1,0 +1,84 @@
+"""A cancellation that waits for the end, through Envoy and over two workers."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e.stack import Gate, Stack, Workspace, eventually
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def test_a_wait_that_sees_the_end_is_200_and_tells_it(workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    calling = pool.submit(workspace.cancel, 200, wait="30s")
+    workspace.await_event("task_cancel_requested", task_id)
+    gate.open()
+    answer = calling.result()
+    assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "cancelled")
+    assert answer["task"]["completed_at"]
+    # Named again, it has ended: the wait sees that at once.
+    again = workspace.cancel(200, wait="30s", task_id=task_id)
+    assert again["outcome"] == "already_finished"
+
+
+def test_a_wait_that_is_over_is_202_with_the_task_as_it_stands(workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    answer = workspace.cancel(202, wait="0.1s")
+    assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "running")
+    gate.open()
+    workspace.await_end(task_id)
+    assert workspace.cancel(202, wait="30s")["outcome"] == "no_active_task"
+
+
+def test_waiters_on_every_worker_are_woken(stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    calling = [
+        pool.submit(stack.grpc(address=address).call, "CancelTask", workspace_id=workspace.id, wait={"seconds": 30})
+        for address in stack.worker_addresses()
+    ]
+    workspace.await_event("task_cancel_requested", task_id)
+    gate.open()
+    assert [each.result()["task"]["status"] for each in calling] == ["cancelled", "cancelled"]
+
+
+@pytest.mark.parametrize("wait", ["31s", "-1s", "soon", 5])
+def test_a_wait_that_is_none_is_refused(workspace: Workspace, wait: object) -> None:
+    failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"wait": wait})
+    assert (failed.status, failed.slug) == (400, "validation_error")
+
+
+def test_a_worker_that_drains_answers_those_who_wait_and_tells_its_watchers(
+    stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    watching = pool.submit(lambda: list(workspace.rest.events(workspace.id)))
+    calling = pool.submit(workspace.cancel, 202, wait="30s")
+    workspace.await_event("task_cancel_requested", task_id)
+    before = stack.pids("serve")
+    for pid in before:
+        stack.terminate(pid)
+    answer = calling.result(timeout=10)
+    assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "running")
+    last = watching.result(timeout=10)[-1]
+    assert last["error"]["code"] == "unavailable"
+    assert f"after={last_seq(workspace)}" in last["error"]["message"]
+    # What `make run` supervises is started again.
+    eventually(lambda: len(set(stack.pids("serve")) - set(before)) == len(before))
+    eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def last_seq(workspace: Workspace) -> int:
+    seq: int = workspace.log()[-1]["seq"]
+    return seq
