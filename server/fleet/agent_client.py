@@ -107,6 +107,7 @@ class AgentClient:
         """Drops the channel: an agent that comes back does so at another address, in a new epoch."""
         channel = self._channels.pop(address, None)
         if channel is not None:
-            closing = asyncio.create_task(channel.close())
+            # Other calls may be on their way through it, and would be told that their own caller had gone: they end by themselves.
+            closing = asyncio.create_task(channel.close(SIGNAL_BUDGET_SECONDS))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)

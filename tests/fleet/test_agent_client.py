@@ -1,0 +1,223 @@
+"""The client that reaches agents, against a real AgentService: quick, slow, refusing, silent, gone and back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from evershell.agent.v1 import agent_service_pb2 as messages
+from evershell.agent.v1 import agent_service_pb2_grpc
+
+from server.auth.pod_tokens import PodTokens, new_key
+from server.core.errors import AgentUnreachableError
+from server.fleet import agent_client
+from server.fleet.agent_client import AgentClient
+from tests.core.world import NOW, busy_session, intent
+
+Context = grpc.aio.ServicerContext[Any, Any]
+SESSION = busy_session(cancel=intent(force_at=NOW), epoch=3)
+TASK = SESSION.task
+assert TASK is not None
+
+
+async def _at_once(attempt: int, context: Context) -> None:
+    pass
+
+
+class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
+    """Notes the calls, does what it is told before each answer."""
+
+    def __init__(self) -> None:
+        self.before: Callable[[int, Context], Awaitable[None]] = _at_once
+        self.known = True
+        self.requests: list[Any] = []
+        self.authorizations: list[str] = []
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+
+    async def listen(self, address: str = "127.0.0.1:0") -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(address)}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+
+    async def StartTask(self, request: Any, context: Context) -> messages.StartTaskResponse:  # noqa: N802
+        await self._note(request, context)
+        return messages.StartTaskResponse()
+
+    async def CancelTask(self, request: Any, context: Context) -> messages.CancelTaskResponse:  # noqa: N802
+        await self._note(request, context)
+        return messages.CancelTaskResponse(known=self.known)
+
+    async def GetSession(self, request: Any, context: Context) -> messages.GetSessionResponse:  # noqa: N802
+        return messages.GetSessionResponse()
+
+    async def _note(self, request: Any, context: Context) -> None:
+        self.requests.append(request)
+        self.authorizations += [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
+        await self.before(len(self.requests), context)
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[FakeAgent]:
+    agent = FakeAgent()
+    await agent.listen()
+    yield agent
+    await agent.stop()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[AgentClient]:
+    client = AgentClient(PodTokens(new_key()))
+    yield client
+    await client.close()
+
+
+def at(address: str | None) -> Any:
+    return busy_session(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
+
+
+async def cancel(client: AgentClient, address: str | None) -> bool:
+    assert TASK is not None
+    return await client.cancel_task(at(address), TASK)
+
+
+async def unreachable(client: AgentClient, address: str | None) -> float:
+    """How long it took to give up."""
+    began = time.monotonic()
+    with pytest.raises(AgentUnreachableError):
+        await cancel(client, address)
+    return time.monotonic() - began
+
+
+async def never(attempt: int, context: Context) -> None:
+    await asyncio.Event().wait()
+
+
+async def refuse(attempt: int, context: Context) -> None:
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "busy")
+
+
+async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(client: AgentClient, agent: FakeAgent) -> None:
+    assert await cancel(client, agent.address) is True
+    (request,) = agent.requests
+    assert TASK is not None
+    assert (request.epoch, request.task_id, request.cancellation.reason) == (3, TASK.id, "enough")
+    assert request.cancellation.force_at.ToDatetime(NOW.tzinfo) == NOW
+    assert request.workspace_id.startswith("ws_")
+    assert agent.authorizations[0].startswith("Bearer eyJ")
+
+
+async def test_an_agent_may_say_that_it_does_not_have_the_task(client: AgentClient, agent: FakeAgent) -> None:
+    agent.known = False
+    assert await cancel(client, agent.address) is False
+
+
+async def test_a_task_is_handed_over_with_an_intent_that_came_first(client: AgentClient, agent: FakeAgent) -> None:
+    assert TASK is not None
+    await client.start_task(at(agent.address), TASK)
+    (request,) = agent.requests
+    assert (request.task.task_id, request.task.description, request.task.max_iterations) == (TASK.id, "true", 100)
+    assert request.task.cancellation.reason == "enough"
+
+
+async def test_a_failed_attempt_is_repeated_within_the_call(client: AgentClient, agent: FakeAgent) -> None:
+    async def fail_once(attempt: int, context: Context) -> None:
+        if attempt == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+
+    agent.before = fail_once
+    assert await cancel(client, agent.address) is True
+    assert len(agent.requests) == 2
+
+
+async def test_a_slow_attempt_is_cut_and_repeated(client: AgentClient, agent: FakeAgent) -> None:
+    async def slow_once(attempt: int, context: Context) -> None:
+        if attempt == 1:
+            await never(attempt, context)
+
+    agent.before = slow_once
+    began = time.monotonic()
+    assert await cancel(client, agent.address) is True
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("behaviour", [never, refuse])
+async def test_an_agent_that_never_answers_or_refuses_is_given_up_within_two_seconds(
+    client: AgentClient, agent: FakeAgent, behaviour: Callable[[int, Context], Awaitable[None]]
+) -> None:
+    agent.before = behaviour
+    assert await unreachable(client, agent.address) < 2
+    assert len(agent.requests) >= 2
+
+
+async def test_an_agent_that_is_gone_is_given_up_within_two_seconds(client: AgentClient, agent: FakeAgent) -> None:
+    await agent.stop()
+    assert await unreachable(client, agent.address) < 2
+
+
+async def test_an_agent_that_has_not_registered_is_not_tried(client: AgentClient) -> None:
+    assert await unreachable(client, None) < 0.1
+
+
+async def test_an_agent_that_comes_back_is_reached(client: AgentClient, agent: FakeAgent) -> None:
+    await agent.stop()
+    await unreachable(client, agent.address)
+    await agent.listen(agent.address)
+    assert await cancel(client, agent.address) is True
+
+
+async def test_an_agent_that_comes_back_during_a_call_is_reached(client: AgentClient, agent: FakeAgent) -> None:
+    assert await cancel(client, agent.address) is True
+    await agent.stop()
+    call = asyncio.create_task(cancel(client, agent.address))
+    await asyncio.sleep(0)
+    await agent.listen(agent.address)
+    assert await call is True
+
+
+async def test_many_calls_to_a_silent_agent_all_learn_that_it_is(client: AgentClient, agent: FakeAgent) -> None:
+    """The first to give up drops the channel; the others' calls are on their way through it."""
+    agent.before = never
+    calls = []
+    for _ in range(8):
+        calls.append(asyncio.create_task(unreachable(client, agent.address)))
+        await asyncio.wait(calls, timeout=0.1)
+    took = await asyncio.gather(*calls)
+    assert all(seconds < 2 for seconds in took)
+
+
+async def test_one_channel_serves_all_calls_to_an_agent(
+    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = grpc.aio.insecure_channel
+
+    def counted(address: str, **options: Any) -> grpc.aio.Channel:
+        made.append(address)
+        return make(address, **options)
+
+    monkeypatch.setattr(grpc.aio, "insecure_channel", counted)
+    for _ in range(3):
+        await cancel(client, agent.address)
+    assert made == [agent.address]
+
+
+async def test_a_caller_that_goes_away_is_not_told_that_the_agent_is_gone(client: AgentClient, agent: FakeAgent) -> None:
+    agent.before = never
+    call = asyncio.create_task(cancel(client, agent.address))
+    while not agent.requests:
+        await asyncio.sleep(0.001)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+def test_the_budget_is_below_two_seconds() -> None:
+    assert agent_client.SIGNAL_BUDGET_SECONDS < 2
