@@ -1,0 +1,345 @@
+"""The controller against what each workspace wants and what runs: the one next step, and what it leaves behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from server.core import lifecycle
+from server.core.lifecycle import Change, Session
+from server.core.task import Task, TaskStatus
+from server.core.workspace import Workspace, WorkspaceStatus
+from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT, STOP_MARGIN, Controller
+from tests.core.world import NOW, World, intent
+
+HOST = "host_1"
+PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
+STOPPING, STOPPED, FAILED = WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
+
+
+@dataclass
+class FakePods:
+    """Implements server.fleet.controller.Pods: notes what was done, in order."""
+
+    done: list[str] = field(default_factory=list)
+    started: set[tuple[str, int]] = field(default_factory=set)
+    alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
+    start_error: OSError | None = None
+    ends_all: bool = True
+    words: str = ""
+    # Called in the middle of each end.
+    on_end: Callable[[], object] = lambda: None
+
+    def add(self, workspace: Workspace) -> None:
+        self.started.add((workspace.id, workspace.epoch))
+        self.alive[workspace.id, workspace.epoch] = asyncio.Event()
+
+    def kill(self, workspace: Workspace) -> None:
+        self.alive.pop((workspace.id, workspace.epoch)).set()
+
+    def was_started(self, workspace: Workspace) -> bool:
+        return (workspace.id, workspace.epoch) in self.started
+
+    async def start(self, workspace: Workspace) -> None:
+        self.done.append(f"start {workspace.epoch}")
+        if self.start_error is not None:
+            raise self.start_error
+        self.add(workspace)
+
+    async def ended(self, workspace: Workspace) -> None:
+        gone = self.alive.get((workspace.id, workspace.epoch))
+        if gone is not None:
+            await gone.wait()
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        return (workspace.id, workspace.epoch) in self.alive
+
+    def last_words(self, workspace_id: str) -> str:
+        return self.words
+
+    async def end(self, workspace_id: str, grace_seconds: float) -> bool:
+        self.done.append(f"end {grace_seconds:g}")
+        self.on_end()
+        await asyncio.sleep(0)
+        for key in [key for key in self.alive if key[0] == workspace_id]:
+            self.alive.pop(key).set()
+        return self.ends_all
+
+
+class FakeChanges:
+    """Implements server.fleet.controller.Changes: nothing, until something is announced."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[set[str]] = asyncio.Queue()
+
+    async def wait(self, timeout_seconds: float) -> set[str]:
+        return await self.queue.get()
+
+
+@dataclass
+class Fleet:
+    world: World = field(default_factory=World)
+    pods: FakePods = field(default_factory=FakePods)
+    changes: FakeChanges = field(default_factory=FakeChanges)
+
+    async def add(self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any) -> Workspace:
+        added = await self.world.add(status, host=host, **fields)
+        if pod:
+            self.pods.add(added)
+        return added
+
+    async def add_busy(self, *, cancelled: bool = False, **fields: Any) -> tuple[Workspace, Task]:
+        idle = await self.add(IDLE, **fields)
+        running = await self.world.run(idle)
+        if cancelled:
+            await self.world.change(idle.id, lambda session: lifecycle.request_cancel(session, intent()))
+        return await self.world.workspace(idle.id), running
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Leads until the block is left."""
+        controller = Controller(self.world.store, self.pods, HOST, self.world.clock)
+        leading = asyncio.create_task(controller.run(self.changes))
+        try:
+            await settle()
+            yield
+        finally:
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+
+    async def look(self) -> None:
+        """One scan, and all that follows from it at once."""
+        async with self.running():
+            pass
+
+
+async def settle() -> None:
+    """Lets everything run that has something to do."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+async def test_a_new_workspace_is_placed_and_started(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    await fleet.look()
+    assert fleet.pods.done == ["end 0", "start 1"]
+    assert (await fleet.world.workspace(made.id)).host == HOST
+
+
+async def test_what_was_started_is_not_started_again(fleet: Fleet) -> None:
+    await fleet.add(PROVISIONING)
+    await fleet.look()
+    await fleet.look()
+    assert fleet.pods.done == []
+
+
+async def test_a_pod_that_cannot_start_fails_its_workspace(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    fleet.pods.start_error = OSError(28, "No space left on device")
+    await fleet.look()
+    failed = await fleet.world.workspace(made.id)
+    assert (failed.status, failed.host) == (FAILED, None)
+    assert "could not be started: No space left on device" in failed.status_reason
+    assert fleet.pods.done == ["end 0", "start 1", "end 0"]
+
+
+async def test_a_pod_that_ends_before_it_registers_has_its_last_words_told(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING)
+    fleet.pods.kill(made)
+    fleet.pods.words = "ImportError: no module " + "x" * 1_000
+    await fleet.look()
+    failed = await fleet.world.workspace(made.id)
+    assert failed.status is FAILED
+    assert "ended before it had registered: ImportError" in failed.status_reason and len(failed.status_reason) < 400
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0, PROVISIONING), (1, FAILED)])
+async def test_a_pod_that_does_not_register_in_time_fails(fleet: Fleet, seconds: int, status: WorkspaceStatus) -> None:
+    made = await fleet.add(PROVISIONING)
+    fleet.world.clock.now = NOW + START_LIMIT + timedelta(seconds=seconds)
+    await fleet.look()
+    assert (await fleet.world.workspace(made.id)).status is status
+    assert fleet.pods.is_alive(made) is (status is PROVISIONING)
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+async def test_an_agent_is_lost_when_its_lease_is_over(fleet: Fleet, seconds: int) -> None:
+    busy, running = await fleet.add_busy(lease_expires_at=NOW)
+    fleet.world.clock.advance(seconds)
+    await fleet.look()
+    assert (await fleet.world.workspace(busy.id)).status is (FAILED if seconds else BUSY)
+    assert (await fleet.world.task(busy.id, running.id)).status is (TaskStatus.FAILED if seconds else TaskStatus.RUNNING)
+    assert fleet.pods.done == (["end 0"] if seconds else [])
+
+
+@pytest.mark.parametrize(("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)])
+async def test_a_dead_agents_task_ends_after_all_that_ran_in_the_pod(fleet: Fleet, cancelled: bool, status: TaskStatus) -> None:
+    busy, running = await fleet.add_busy(cancelled=cancelled)
+    fleet.pods.kill(busy)
+    seen: list[int] = []
+    fleet.pods.on_end = lambda: seen.append(fleet.world.store._workspaces[busy.id].last_seq)
+    await fleet.look()
+    events = await fleet.world.events(busy.id)
+    assert (await fleet.world.task(busy.id, running.id)).status is status
+    assert [event.type for event in events[-2:]] == ["task_completed", "workspace_failed"]
+    assert seen == [len(events) - 2]
+    assert events[-2].payload["work_stopped"] == "yes"
+
+
+async def test_a_pod_that_would_not_end_is_told(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy()
+    fleet.pods.kill(busy)
+    fleet.pods.ends_all = False
+    await fleet.look()
+    assert (await fleet.world.events(busy.id))[-2].payload["work_stopped"] == "unknown"
+
+
+async def test_a_death_is_seen_at_once(fleet: Fleet) -> None:
+    idle = await fleet.add(IDLE)
+    async with fleet.running():
+        assert (await fleet.world.workspace(idle.id)).status is IDLE
+        fleet.pods.kill(idle)
+        await settle()
+        assert (await fleet.world.workspace(idle.id)).status is FAILED
+
+
+@pytest.mark.parametrize(("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)])
+async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(fleet: Fleet, cancelled: bool, status: TaskStatus) -> None:
+    busy, running = await fleet.add_busy(host="host_0", cancelled=cancelled)
+    await fleet.look()
+    placed = await fleet.world.workspace(busy.id)
+    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (PROVISIONING, 2, HOST, None)
+    assert (await fleet.world.task(busy.id, running.id)).status is status
+    assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}", "end 0", "start 2"]
+
+
+async def test_after_a_restart_of_the_host_what_was_stopping_has_stopped(fleet: Fleet) -> None:
+    stopping = await fleet.add(STOPPING, host="host_0")
+    await fleet.look()
+    assert (await fleet.world.workspace(stopping.id)).status is STOPPED
+    assert "start 1" not in fleet.pods.done
+
+
+async def stop(fleet: Fleet, workspace_id: str) -> None:
+    def request(session: Session) -> Change:
+        return lifecycle.request_stop(session, intent(requested_at=fleet.world.clock(), reason="workspace stopped"))
+
+    await fleet.world.change(workspace_id, request)
+
+
+async def test_an_idle_workspace_stops_at_once(fleet: Fleet) -> None:
+    idle = await fleet.add(IDLE)
+    await stop(fleet, idle.id)
+    await fleet.look()
+    stopped = await fleet.world.workspace(idle.id)
+    assert (stopped.status, stopped.host, stopped.agent_address) == (STOPPED, None, None)
+    assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}"]
+    assert await fleet.world.event_types(idle.id) == ["workspace_stopped"]
+
+
+async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    await stop(fleet, made.id)
+    await fleet.look()
+    assert (await fleet.world.workspace(made.id)).status is STOPPED
+    assert "start 1" not in fleet.pods.done
+
+
+async def test_a_running_task_has_until_its_deadline_to_end_itself(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await stop(fleet, busy.id)
+    fleet.world.clock.now = NOW + timedelta(seconds=lifecycle.STOP_GRACE_SECONDS) + STOP_MARGIN - timedelta(seconds=1)
+    await fleet.look()
+    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (STOPPING, [])
+    fleet.world.clock.advance(1)
+    await fleet.look()
+    assert (await fleet.world.workspace(busy.id)).status is STOPPED
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
+
+
+async def test_a_task_that_has_ended_lets_the_workspace_stop_at_once(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await stop(fleet, busy.id)
+    await fleet.world.end(busy.id, running.id)
+    await fleet.look()
+    assert (await fleet.world.workspace(busy.id)).status is STOPPED
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
+
+
+async def test_an_agent_that_dies_while_stopping_is_not_waited_for(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await stop(fleet, busy.id)
+    fleet.pods.kill(busy)
+    await fleet.look()
+    assert (await fleet.world.workspace(busy.id)).status is STOPPED
+    assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
+
+
+@pytest.mark.parametrize("status", [STOPPED, FAILED])
+async def test_what_has_ended_is_left_alone(fleet: Fleet, status: WorkspaceStatus) -> None:
+    ended = await fleet.add(status)
+    async with fleet.running():
+        fleet.changes.queue.put_nowait({ended.id, "ws_unknown"})
+        await settle()
+    assert fleet.pods.done == []
+    assert await fleet.world.workspace(ended.id) == ended
+
+
+async def test_an_announced_workspace_is_looked_at_before_the_next_scan(fleet: Fleet) -> None:
+    async with fleet.running():
+        made = await fleet.add(PROVISIONING, host=None, pod=False)
+        fleet.changes.queue.put_nowait({made.id})
+        await settle()
+        assert fleet.pods.done == ["end 0", "start 1"]
+
+
+async def test_a_database_that_was_away_is_met_again(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    fleet.world.store.unavailable = True
+    async with fleet.running():
+        assert fleet.pods.done == []
+        fleet.world.store.unavailable = False
+        fleet.changes.queue.put_nowait(set())
+        await settle()
+        assert fleet.pods.done == ["end 0", "start 1"]
+    assert (await fleet.world.workspace(made.id)).host == HOST
+
+
+async def test_a_defect_in_one_workspace_does_not_stop_the_others(fleet: Fleet) -> None:
+    bad = await fleet.add(PROVISIONING, host=None, pod=False)
+    good = await fleet.add(PROVISIONING, host=None, pod=False)
+    start = fleet.pods.start
+
+    async def start_but_one(workspace: Workspace) -> None:
+        if workspace.id == bad.id:
+            raise ZeroDivisionError
+        await start(workspace)
+
+    fleet.pods.start = start_but_one  # type: ignore[method-assign]
+    await fleet.look()
+    assert fleet.pods.is_alive(good) and not fleet.pods.is_alive(bad)
+
+
+async def test_a_late_verdict_on_an_earlier_epoch_changes_nothing(fleet: Fleet) -> None:
+    """The workspace was stopped and resumed while its pod was being ended."""
+    idle = await fleet.add(IDLE)
+    fleet.pods.kill(idle)
+    resumed = replace(idle, epoch=2, status=PROVISIONING, host=None)
+
+    def overtake() -> None:
+        fleet.world.store._workspaces[idle.id] = resumed
+
+    fleet.pods.on_end = overtake
+    await fleet.look()
+    assert await fleet.world.workspace(idle.id) == resumed
