@@ -51,6 +51,22 @@ class LifecycleMachine(RuleBasedStateMachine):
         finish(self.store.create_workspace(created))
 
     @rule()
+    def come_up(self) -> None:
+        """The usual way, without which the rest would seldom have an agent to happen to."""
+        self.resume()
+        self.place(0, 0)
+        self.register(0)
+
+    @rule()
+    def begin(self) -> None:
+        """The usual way of a task, to its first iteration."""
+        self.come_up()
+        self.submit()
+        self.deliver(-1)
+        self.start(-1, 0)
+        self.iterate(-1, 0, 1)
+
+    @rule()
     def submit(self) -> None:
         submitted = task(self.workspace_id)
         if self._change(lambda session: lifecycle.submit(session, submitted, USER, "req")) is not None:

@@ -1,0 +1,117 @@
+"""A controller's surroundings: pods and changes that do as they are told, and the store in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.core import lifecycle
+from server.core.task import Task
+from server.core.workspace import Workspace, WorkspaceStatus
+from server.fleet.controller import Controller
+from tests.core.world import World, intent
+
+HOST = "host_1"
+
+
+@dataclass
+class FakePods:
+    """Implements server.fleet.controller.Pods: notes what was done, in order."""
+
+    done: list[str] = field(default_factory=list)
+    started: set[tuple[str, int]] = field(default_factory=set)
+    alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
+    start_error: OSError | None = None
+    ends_all: bool = True
+    words: str = ""
+    # Called in the middle of each end.
+    on_end: Callable[[], object] = lambda: None
+
+    def add(self, workspace: Workspace) -> None:
+        self.started.add((workspace.id, workspace.epoch))
+        self.alive[workspace.id, workspace.epoch] = asyncio.Event()
+
+    def kill(self, workspace: Workspace) -> None:
+        self.alive.pop((workspace.id, workspace.epoch)).set()
+
+    def was_started(self, workspace: Workspace) -> bool:
+        return (workspace.id, workspace.epoch) in self.started
+
+    async def start(self, workspace: Workspace) -> None:
+        self.done.append(f"start {workspace.epoch}")
+        if self.start_error is not None:
+            raise self.start_error
+        self.add(workspace)
+
+    async def ended(self, workspace: Workspace) -> None:
+        gone = self.alive.get((workspace.id, workspace.epoch))
+        if gone is not None:
+            await gone.wait()
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        return (workspace.id, workspace.epoch) in self.alive
+
+    def last_words(self, workspace_id: str) -> str:
+        return self.words
+
+    async def end(self, workspace_id: str, grace_seconds: float) -> bool:
+        self.done.append(f"end {grace_seconds:g}")
+        self.on_end()
+        await asyncio.sleep(0)
+        for key in [key for key in self.alive if key[0] == workspace_id]:
+            self.alive.pop(key).set()
+        return self.ends_all
+
+
+class FakeChanges:
+    """Implements server.fleet.controller.Changes: nothing, until something is announced."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[set[str]] = asyncio.Queue()
+
+    async def wait(self, timeout_seconds: float) -> set[str]:
+        return await self.queue.get()
+
+
+@dataclass
+class Fleet:
+    world: World = field(default_factory=World)
+    pods: FakePods = field(default_factory=FakePods)
+    changes: FakeChanges = field(default_factory=FakeChanges)
+
+    async def add(self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any) -> Workspace:
+        added = await self.world.add(status, host=host, **fields)
+        if pod:
+            self.pods.add(added)
+        return added
+
+    async def add_busy(self, *, cancelled: bool = False, **fields: Any) -> tuple[Workspace, Task]:
+        idle = await self.add(WorkspaceStatus.IDLE, **fields)
+        running = await self.world.run(idle)
+        if cancelled:
+            await self.world.change(idle.id, lambda session: lifecycle.request_cancel(session, intent()))
+        return await self.world.workspace(idle.id), running
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Leads until the block is left."""
+        controller = Controller(self.world.store, self.pods, HOST, self.world.clock)
+        leading = asyncio.create_task(controller.run(self.changes))
+        try:
+            await settle()
+            yield
+        finally:
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+
+    async def look(self) -> None:
+        """One scan, and all that follows from it at once."""
+        async with self.running():
+            pass
+
+
+async def settle() -> None:
+    """Lets everything run that has something to do."""
+    for _ in range(50):
+        await asyncio.sleep(0)
