@@ -115,6 +115,8 @@ async def _lead(settings: Settings) -> None:
             control_plane_public_key=agent_key,
             files_dir=files_dir,
             model=settings.model,
+            openai_base_url=settings.openai_base_url,
+            openai_api_key=settings.openai_api_key.get_secret_value(),
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
         )

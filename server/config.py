@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -29,6 +29,11 @@ class Settings(BaseSettings):
 
     # `scripted`, or `openai:<model>`.
     model: str = "scripted"
+    # Where `openai:<model>` is served: any OpenAI-compatible endpoint, up to the path that `/chat/completions` follows.
+    # Empty: OpenAI's own.
+    openai_base_url: str = ""
+    # Empty: the endpoint asks for none.
+    openai_api_key: SecretStr = SecretStr("")
     model_timeout_seconds: float = Field(120.0, gt=0)
     tool_timeout_seconds: float = Field(600.0, gt=0)
     # An agent that is not heard of for this long is taken for lost.

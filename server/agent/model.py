@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.agent.tools import ToolCall, ToolResult
@@ -45,6 +45,17 @@ class History:
     iterations: Sequence[Iteration] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where models are served, and how long one call may take."""
+
+    # Up to the path that `/chat/completions` follows. Empty: OpenAI's own.
+    base_url: str = ""
+    # Empty: the endpoint asks for none.
+    api_key: str = field(default="", repr=False)
+    timeout_seconds: float = 120.0
+
+
 class Model(Protocol):
     """Decides what comes next. It keeps nothing between two calls."""
 
@@ -78,11 +89,17 @@ class ScriptedModel:
         )
 
 
-def model_of(name: str) -> Model:
-    """The model of that name. Raises UnknownModelError."""
+def model_of(name: str, endpoint: Endpoint | None = None) -> Model:
+    """The model of that name. Raises UnknownModelError, and ValueError when the endpoint's settings cannot be used."""
     if name == ScriptedModel.name:
         return ScriptedModel()
-    raise UnknownModelError(f"There is no model {name!r}. Use {ScriptedModel.name!r}.")
+    kind, _, hosted = name.partition(":")
+    if kind == "openai" and hosted:
+        # Here, for it is large: an agent that runs scripts does without.
+        from server.agent.openai_model import OpenAIModel
+
+        return OpenAIModel(hosted, endpoint or Endpoint())
+    raise UnknownModelError(f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'.")
 
 
 def _summary(commands: int) -> str:

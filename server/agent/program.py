@@ -21,7 +21,7 @@ from server.agent.committer import Committer
 from server.agent.heartbeat import Heartbeat
 from server.agent.lease import Lease
 from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
-from server.agent.model import Model, UnknownModelError, model_of
+from server.agent.model import Endpoint, Model, UnknownModelError, model_of
 from server.agent.service import AgentService
 from server.agent.session import Session
 from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
@@ -30,6 +30,8 @@ from server.core.lifecycle import Ending
 
 # Whatever hangs while the agent ends is left behind.
 _CLOSING_SECONDS = 3.0
+# A model that keeps the time limit by itself says best why it took so long, so the loop's own limit comes a little later.
+_OVERRUN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class AgentSettings:
     # Where tools run.
     files_dir: Path
     model: str = "scripted"
+    openai_base_url: str = ""
+    openai_api_key: str = field(default="", repr=False)
     model_timeout_seconds: float = 120.0
     tool_timeout_seconds: float = 600.0
     # The address that the agent listens on, and tells the control plane.
@@ -62,13 +66,13 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
     log = _logger(settings)
     shutdown, lease = Shutdown(), Lease()
     try:
-        model = model or model_of(settings.model)
+        model = model or model_of(settings.model, _endpoint(settings))
         verifier = TokenVerifier(settings.control_plane_public_key, settings.workspace_id)
     except (UnknownModelError, ValueError) as error:
         log.error("settings_unusable", reason=str(error))
         return ExitCode.BAD_SETTINGS
     tool = tool or ShellTool(settings.files_dir, settings.workspace_id, settings.epoch, settings.tool_timeout_seconds)
-    limits = Limits(model_timeout_seconds=settings.model_timeout_seconds)
+    limits = Limits(model_timeout_seconds=settings.model_timeout_seconds + _OVERRUN_SECONDS)
 
     async def work(task: TaskInHand) -> Ending | None:
         return await run_task(task, model, tool, committer.commit, limits, heartbeat.hurry)
@@ -104,6 +108,14 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
                 await server.stop(grace=None)
                 await committer.close()
     return shutdown.code
+
+
+def _endpoint(settings: AgentSettings) -> Endpoint:
+    return Endpoint(
+        base_url=settings.openai_base_url,
+        api_key=settings.openai_api_key,
+        timeout_seconds=settings.model_timeout_seconds,
+    )
 
 
 def _guarded(part: Coroutine[Any, Any, None], shutdown: Shutdown, log: FilteringBoundLogger) -> "asyncio.Task[None]":

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -33,6 +33,8 @@ class PodSpec:
     control_plane_public_key: str
     files_dir: str
     model: str
+    openai_base_url: str
+    openai_api_key: str = field(repr=False)
     model_timeout_seconds: float
     tool_timeout_seconds: float
 

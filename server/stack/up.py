@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
+from pydantic import SecretStr
 from ulid import ULID
 
 from server.auth.pod_tokens import new_key
@@ -115,8 +116,8 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The settings, for the programs."""
-    return {name.upper(): str(value) for name, value in settings.model_dump().items()}
+    """The settings, for the programs. Secrets, which show as asterisks, come to them with the rest of this one's environment."""
+    return {name.upper(): str(value) for name, value in settings.model_dump().items() if not isinstance(value, SecretStr)}
 
 
 async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -> None:

@@ -1,0 +1,295 @@
+"""The model behind an endpoint, over real HTTP, in the real loop with the real shell."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agent.loop import Limits, TaskInHand, run_task
+from server.agent.model import Endpoint, History, Iteration, ModelFailure, ModelReply, UnknownModelError, model_of
+from server.agent.openai_model import OpenAIModel
+from server.agent.program import AgentSettings
+from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
+from server.core.lifecycle import AgentEvent, Ending, Iterated
+from server.core.task import TaskStatus
+from tests.model_server import Answer, Gate, ModelServer, answers, calls, calls_tools, completes, model_server, says
+
+KEY = "sk-a-secret-key"
+TASK = History("do it")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with model_server() as running:
+        yield running
+
+
+def _model(server: ModelServer, timeout_seconds: float = 30, **changes: Any) -> OpenAIModel:
+    return OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=KEY, timeout_seconds=timeout_seconds), **changes)
+
+
+async def _next(server: ModelServer, *script: Answer, history: History = TASK, **changes: Any) -> ModelReply:
+    server.script.extend(script)
+    return await _model(server, **changes).next(history)
+
+
+async def _fails(server: ModelServer, *script: Answer, **changes: Any) -> str:
+    """The reason, which names the endpoint and never the key."""
+    with pytest.raises(ModelFailure) as failure:
+        await _next(server, *script, **changes)
+    reason = str(failure.value)
+    assert server.host in reason
+    assert KEY not in reason
+    return reason
+
+
+class Run:
+    """A task in the loop, and what it has put on record."""
+
+    def __init__(self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any) -> None:
+        server.script.extend(script)
+        self.task = TaskInHand(**{"id": "t1", "description": "do it", "max_iterations": 10, **changes})
+        self._model = _model(server)
+        self._tool = ShellTool(files_dir, "ws_1", 1, timeout_seconds=30)
+        self.iterations: list[Any] = []
+
+    async def end(self) -> Ending:
+        async with asyncio.timeout(20):
+            ending = await run_task(self.task, self._model, self._tool, self._commit, Limits(model_timeout_seconds=30))
+        assert ending is not None
+        return ending
+
+    async def _commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
+        self.iterations += [event.payload for event in events if isinstance(event, Iterated)]
+        return True
+
+
+async def test_a_task_with_tool_calls_runs_to_its_answer(server: ModelServer, tmp_path: Path) -> None:
+    run = Run(server, tmp_path, calls("echo one > f"), calls("cat f; exit 3"), says("It says one."))
+    assert await run.end() == Ending(status=TaskStatus.COMPLETED, result="It says one.")
+    assert [each["tool_call"]["result"]["output"] for each in run.iterations[:2]] == ["", "one\n"]
+    assert "tool_call" not in run.iterations[2]
+    call = run.iterations[0]["model_call"]
+    assert (call["model"], call["input_tokens"], call["output_tokens"]) == ("test-0613", 11, 7)
+    system, task, first, first_result, second, second_result = server.requests[2]["messages"]
+    assert (system["role"], task) == ("system", {"role": "user", "content": "do it"})
+    assert first["tool_calls"][0]["function"] == {"name": "shell", "arguments": '{"command": "echo one > f"}'}
+    assert first_result == {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "Exit code 0.\n"}
+    assert second["role"] == "assistant"
+    assert second_result["content"] == "Exit code 3.\none\n"
+
+
+async def test_what_is_asked_for(server: ModelServer) -> None:
+    await _next(server, says("done"))
+    (request,) = server.requests
+    assert (request["path"], request["model"], request["parallel_tool_calls"]) == ("/v1/chat/completions", "test", False)
+    assert not request.get("stream")
+    (tool,) = request["tools"]
+    assert (tool["function"]["name"], list(tool["function"]["parameters"]["properties"])) == ("shell", ["command"])
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+async def test_of_parallel_tool_calls_only_the_first_has_ever_happened(server: ModelServer, tmp_path: Path) -> None:
+    run = Run(server, tmp_path, calls("touch a", "touch b"), says("done"))
+    assert (await run.end()).status is TaskStatus.COMPLETED
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    _, _, assistant, result = server.requests[1]["messages"]
+    assert [call["id"] for call in assistant["tool_calls"]] == [result["tool_call_id"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("shell", "rm -rf", "JSON object"),
+        ("shell", '{"command": 7}', "JSON object"),
+        ("shell", "{}", "JSON object"),
+        ("shell", "[]", "JSON object"),
+        ("shell", None, "JSON object"),
+        ("shell", '{"command": "a\\u0000b"}', "could not be started"),
+        ("shell", '{"command": "\\ud800"}', "could not be started"),
+        ("python!", "{}", "no tool 'python!'"),
+        ("", "{}", "no tool ''"),
+    ],
+)
+async def test_a_malformed_call_is_explained_to_the_model(
+    server: ModelServer, tmp_path: Path, name: str, arguments: Any, told: str
+) -> None:
+    run = Run(server, tmp_path, calls_tools((name, arguments)), says("I give up."))
+    assert (await run.end()).status is TaskStatus.COMPLETED
+    assert run.iterations[0]["tool_call"]["result"]["status"] == "not_run"
+    _, _, assistant, result = server.requests[1]["messages"]
+    assert told in result["content"]
+    function = assistant["tool_calls"][0]["function"]
+    # Endpoints refuse a history with other names, and many parse the arguments.
+    assert function["name"].strip("abcdefghijklmnopqrstuvwxyz_") == "" != function["name"]
+    assert isinstance(json.loads(function["arguments"]), dict)
+
+
+async def test_a_model_that_never_calls_well_ends_at_the_limit(server: ModelServer, tmp_path: Path) -> None:
+    run = Run(server, tmp_path, calls_tools(("shell", "{")), max_iterations=3)
+    ending = await run.end()
+    assert (ending.status, len(run.iterations)) == (TaskStatus.FAILED, 3)
+    assert "3 iterations" in ending.reason
+
+
+async def test_what_some_endpoints_do_differently(server: ModelServer) -> None:
+    odd = completes({"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]}, model=None)
+    history = History("do it", [Iteration(ModelReply(model="m", content="hm"), None)])
+    reply = await _next(server, odd, history=history)
+    assert reply.tool_call == ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')
+    assert reply.model == "test"
+    assert server.requests[0]["messages"][2] == {"role": "assistant", "content": "hm"}
+    server.script.clear()
+    assert (await _next(server, completes({"refusal": "No.", "tool_calls": []}))).content == "No."
+
+
+@pytest.mark.parametrize("status", list(ToolStatus))
+async def test_every_result_can_be_told(server: ModelServer, status: ToolStatus) -> None:
+    call = ToolCall(id="c", name="shell", arguments="{}")
+    history = History("do it", [Iteration(ModelReply(model="m", tool_call=call), ToolResult(status=status, output="so far"))])
+    await _next(server, says("done"), history=history)
+    assert server.requests[0]["messages"][-1]["content"].endswith(".\nso far")
+
+
+@pytest.mark.parametrize("usage", [None, {}, "much", {"prompt_tokens": None, "completion_tokens": -1}, {"prompt_tokens": 1e30}])
+async def test_usage_that_is_not_counted_is_zero(server: ModelServer, usage: Any) -> None:
+    reply = await _next(server, says("done", usage=usage))
+    assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == ("done", True, 0, 0)
+
+
+async def test_too_many_requests_are_repeated_when_the_endpoint_says(server: ModelServer) -> None:
+    began = time.monotonic()
+    reply = await _next(server, Answer(b"{}", 429, {"retry-after": "1"}), says("done"))
+    assert (reply.content, len(server.requests)) == ("done", 2)
+    assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.parametrize("first", [answers({}, status=500), answers({}, status=503), Answer(b'{"choices"', cut=True)])
+async def test_what_passes_is_tried_again(server: ModelServer, first: Answer) -> None:
+    assert (await _next(server, first, says("done"))).content == "done"
+    assert len(server.requests) == 2
+
+
+async def test_what_does_not_pass_ends_after_a_few_tries(server: ModelServer) -> None:
+    reason = await _fails(server, answers({"error": {"message": f"out of\norder for {KEY}."}}, status=500))
+    assert reason == f"The model's endpoint {server.host} answered HTTP 500: out of order for [API key]."
+    assert len(server.requests) == 4
+
+
+async def test_retries_stay_within_the_limit_and_the_reason_says_why(server: ModelServer) -> None:
+    reason = await _fails(server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=0.2)
+    assert reason.endswith("did not answer within 0.2 seconds; the last answer was HTTP 429 (too many requests).")
+
+
+async def test_an_endpoint_that_hangs_fails_at_the_limit(server: ModelServer) -> None:
+    assert "did not answer within 0.2 seconds." in await _fails(server, Answer(gate=Gate()), timeout_seconds=0.2)
+    assert await asyncio.to_thread(server.left.wait, 10)
+
+
+async def test_a_connection_that_is_always_cut(server: ModelServer) -> None:
+    assert "broke the connection (" in await _fails(server, Answer(b"{", cut=True), max_retries=0)
+
+
+async def test_nobody_listens(server: ModelServer) -> None:
+    server.server_close()
+    assert "could not be reached" in await _fails(server, max_retries=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(b"<!DOCTYPE html><html>", headers={"content-type": "text/html"}), "an HTML page"),
+        (Answer(b" <HTML>"), "an HTML page"),
+        (Answer(b"<html>No</html>", 403, {"content-type": "text/html"}), "answered HTTP 403."),
+        (Answer(b""), "did not answer with a chat completion"),
+        (Answer(b'{"choices": ['), "did not answer with a chat completion"),
+        (Answer(b"\xff\xfe"), "did not answer with a chat completion"),
+        (answers({}), "(choices: Field required)"),
+        (answers([]), "did not answer with a chat completion"),
+        (answers({"choices": []}), "choices"),
+        (answers({"choices": None}), "choices"),
+        (answers({"choices": [{}]}), "choices.0.message"),
+        (answers({"choices": [{"message": {"content": 7}}]}), "choices.0.message.content"),
+        (says("x" * 2_000_000), "more than 1,048,576 bytes"),
+        (answers({"error": {"message": "Incorrect API key sk-a***key"}}, status=401), "does not take the API key (HTTP 401)."),
+        (answers({"error": {"message": "no model 'test'"}}, status=404), "answered HTTP 404: no model 'test'."),
+        (answers({"message": "too long " * 100}, status=400), "…"),
+        (answers("no", status=400), "HTTP 400: no."),
+        (answers({"error": [KEY]}, status=422), "answered HTTP 422."),
+        (Answer(status=302), "answered HTTP 302."),
+    ],
+)
+async def test_nonsense_and_refusals_fail_at_once(server: ModelServer, answer: Answer, said: str) -> None:
+    reason = await _fails(server, answer)
+    assert said in reason
+    assert "***" not in reason
+    assert len(reason) < 500
+    assert len(server.requests) == 1
+
+
+async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> None:
+    gate = Gate()
+    run = Run(server, tmp_path, Answer(gate=gate))
+    ending = asyncio.create_task(run.end())
+    await asyncio.to_thread(gate.await_reached)
+    run.task.cancel.request(force_at=time.time())
+    assert await ending == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert run.iterations == []
+    assert await asyncio.to_thread(server.left.wait, 10)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("base_url", ["localhost:1234", "ftp://host/v1", "http:///v1", "http://host:port/v1"])
+def test_a_base_url_that_is_none_is_told_at_the_start(base_url: str) -> None:
+    with pytest.raises(ValueError, match=r"base URL|[Pp]ort"):
+        model_of("openai:test", Endpoint(base_url=base_url))
+
+
+def test_a_key_that_no_header_can_carry_is_told_at_the_start_without_it() -> None:
+    for key in ("sk-\n1", "sk-\N{EURO SIGN}"):
+        with pytest.raises(ValueError, match="characters") as error:
+            model_of("openai:test", Endpoint(api_key=key))
+        assert key not in str(error.value)
+
+
+async def test_no_key_is_needed_and_a_line_end_after_it_does_no_harm(server: ModelServer) -> None:
+    server.script.append(says("done"))
+    for key in ("", f"{KEY}\n"):
+        assert (await OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=key)).next(TASK)).content == "done"
+    assert server.headers[1]["authorization"] == f"Bearer {KEY}"
+
+
+def test_the_model_has_a_name() -> None:
+    with pytest.raises(UnknownModelError, match="openai:<model>"):
+        model_of("openai:")
+
+
+def test_the_key_is_not_shown() -> None:
+    assert KEY not in repr(Endpoint(api_key=KEY))
+    assert KEY not in repr(
+        AgentSettings(
+            workspace_id="w",
+            epoch=1,
+            runtime_addresses=[],
+            runtime_token="",
+            control_plane_public_key="",
+            files_dir=Path(),
+            openai_api_key=KEY,
+        )
+    )
+
+
+def test_an_agent_that_runs_scripts_does_not_load_the_sdk() -> None:
+    program = "import sys, server.agent.program as p; p.model_of('scripted'); sys.exit('openai' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
