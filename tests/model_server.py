@@ -95,7 +95,7 @@ class ModelServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:  # noqa: N802 - the base class finds it by this name
+    def do_POST(self) -> None:
         server = cast(ModelServer, self.server)
         body = self.rfile.read(int(self.headers["content-length"]))
         server.requests.append({"path": self.path} | json.loads(body))

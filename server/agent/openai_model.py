@@ -48,6 +48,8 @@ class OpenAIModel:
             # The limit is on the whole call, see `next`.
             timeout=None,
             max_retries=max_retries,
+            # A connection a call: what a long tool call leaves idle is often cut by the time of the next one.
+            default_headers={"connection": "close"},
             http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._note]}),
         )
         # The first use imports more of the SDK: better here, where nothing waits for the event loop.

@@ -1,0 +1,84 @@
+"""Agents whose model is behind an endpoint, in a stack of their own."""
+
+import json
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.e2e.stack import Stack, Workspace
+from tests.model_server import Answer, Gate, ModelServer, calls, model_server, says
+
+KEY = "sk-only-for-the-endpoint"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ModelServer]:
+    with model_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    state_dir = tmp_path_factory.mktemp("openai") / "state"
+    running = Stack(state_dir, MODEL="openai:test", OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=KEY)
+    try:
+        running.start()
+        yield running
+    finally:
+        assert running.stop() == 0
+
+
+@pytest.fixture(autouse=True)
+def _afresh(server: ModelServer) -> None:
+    server.script.clear()
+    server.requests.clear()
+
+
+def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(workspace: Workspace, server: ModelServer) -> None:
+    server.script.extend((calls("echo 42 > answer"), calls("cat answer; env"), says("It is 42.")))
+    end = workspace.await_end(workspace.submit("find the answer"))
+    assert (end["status"], end["result"], end["iterations"]) == ("completed", "It is 42.", 3)
+    assert end["usage"] == {"input_tokens": "33", "output_tokens": "21", "model_calls": "3", "tool_calls": "2"}
+    assert server.requests[2]["messages"][-1]["content"].startswith("Exit code 0.\n42\n")
+    assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
+
+
+def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(workspace: Workspace, server: ModelServer) -> None:
+    server.script.extend((calls("env; cat /proc/$PPID/environ /proc/$PPID/cmdline"), says("done")))
+    workspace.await_end(workspace.submit("look around"))
+    assert KEY not in json.dumps(workspace.log())
+    assert KEY not in str(psutil.Process(workspace.stack.agent_pid(workspace.id)).environ())
+    logs = [*workspace.stack.state_dir.rglob("*.log"), workspace.stack.files(workspace.id).parent / "log", workspace.stack.output]
+    assert len(logs) > 2
+    for log in logs:
+        assert KEY not in log.read_text()
+
+
+def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(workspace: Workspace, server: ModelServer) -> None:
+    server.script.append(Answer(b"{}", status=401))
+    end = workspace.await_end(workspace.submit("try"))
+    assert (end["status"], end["iterations"]) == ("failed", 0)
+    assert end["reason"] == f"The model's endpoint {server.host} does not take the API key (HTTP 401)."
+
+
+def test_cancelling_in_a_model_call_finishes_the_iteration(workspace: Workspace, server: ModelServer) -> None:
+    gate = Gate()
+    server.script.extend((Answer(calls("echo finished").body, gate=gate), says("never asked for")))
+    task_id = workspace.submit("begin")
+    gate.await_reached()
+    workspace.await_phase(task_id, "model_call")
+    assert workspace.cancel()["outcome"] == "accepted"
+    assert workspace.task(task_id)["status"] == "running"
+    gate.opened.set()
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", False, 1, "finished\n")
+    assert len(server.requests) == 1
+
+
+# Last, for the endpoint does not come back.
+def test_an_endpoint_that_is_down_ends_the_task_with_the_reason(workspace: Workspace, server: ModelServer) -> None:
+    server.server_close()
+    end = workspace.await_end(workspace.submit("try"))
+    assert end["status"] == "failed"
+    assert f"endpoint {server.host} could not be reached" in end["reason"]
