@@ -69,7 +69,7 @@ class PodTokens:
     def _verify(self, token: str) -> AgentIdentity:
         try:
             claims = jwt.decode(token, self._key, algorithms=["Ed25519"]).claims
-        except (JoseError, ValueError, RecursionError) as error:
+        except (JoseError, ValueError) as error:
             raise errors.unauthenticated("The runtime token is not valid.") from error
         if claims.get("iss") != ISSUER or claims.get("aud") != RUNTIME_AUDIENCE:
             raise errors.unauthenticated("The token is not a runtime token.")
