@@ -1,6 +1,6 @@
 """Pods on this machine: an agent's process with a folder of its own.
 
-`<pods>/<workspace id>/` holds `pid`, `epoch`, `log` and, as the agent's working directory, `files/`, which outlives the pod.
+`<pods>/<workspace id>/` holds `pid`, `created`, `epoch`, `log` and, as the agent's working directory, `files/`, which outlives it.
 What is on disk is enough for another controller to take over: the processes do not end with the one that started them.
 """
 
@@ -77,6 +77,7 @@ class LocalPods:
                 env=environment,
                 start_new_session=True,
             )
+        (folder / "created").write_text(_created(process.pid))
         (folder / "pid").write_text(str(process.pid))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -111,17 +112,23 @@ class LocalPods:
         return stopped
 
     def _pid(self, workspace: Workspace) -> int | None:
+        folder = self._folder(workspace.id)
         try:
-            pid = int((self._folder(workspace.id) / "pid").read_text())
+            pid = int((folder / "pid").read_text())
             process = psutil.Process(pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
+            # The number may have been given to another process since. (Its environment could not tell: a process that is just being
+            # started shows none for a moment.)
+            if process.status() == psutil.STATUS_ZOMBIE or _created(pid) != (folder / "created").read_text():
                 return None
-            environment = process.environ()
         except (OSError, ValueError, psutil.Error):
             return None
-        # The number may have been given to another process since.
-        mine = environment.get(processes.WORKSPACE_MARKER) == workspace.id
-        return pid if mine and environment.get(processes.EPOCH_MARKER) == str(workspace.epoch) else None
+        return pid if self.was_started(workspace) else None
 
     def _folder(self, workspace_id: str) -> Path:
         return self._root / workspace_id
+
+
+def _created(pid: int) -> str:
+    """When the process was made, in clock ticks since the machine's start (proc_pid_stat(5)). With its number, it names it."""
+    behind_the_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return behind_the_name[19]

@@ -27,9 +27,10 @@ async def end_all(workspace_id: str, grace_seconds: float) -> bool:
     processes = find(workspace_id)
     _signal(processes, signal.SIGTERM)
     await _wait_gone(processes, grace_seconds)
-    # What was started meanwhile by what was ending is found by looking again.
+    # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
+    # environment for a moment, so one look that finds nothing is not enough.
     for _ in range(10):
-        processes = find(workspace_id)
+        processes = find(workspace_id) or find(workspace_id)
         if not processes:
             return True
         _signal(processes, signal.SIGKILL)

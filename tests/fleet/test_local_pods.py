@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from server.core.runtime import AgentIdentity
@@ -38,6 +39,8 @@ def spec_for(agent: AgentIdentity, files_dir: str) -> PodSpec:
         model="scripted",
         model_timeout_seconds=1,
         tool_timeout_seconds=1,
+        openai_base_url="",
+        openai_api_key="",
     )
 
 
@@ -140,3 +143,14 @@ async def test_a_program_that_cannot_be_started_is_an_error_of_the_system(
     with pytest.raises(OSError, match="missing"):
         await pods.start(at)
     assert not pods.is_alive(at)
+
+
+async def test_a_pod_is_alive_from_the_moment_it_was_started(
+    pods: LocalPods, at: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is just being started shows no environment for a moment: it must not be taken for another's."""
+    await pods.start(at)
+    with monkeypatch.context() as loading:
+        loading.setattr(psutil.Process, "environ", lambda process: {})
+        assert pods.is_alive(at)
+    await pods.end(at.id, grace_seconds=0)
