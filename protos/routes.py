@@ -62,6 +62,7 @@ class Rule:
     grpc: int
     http: int
     edge_only: bool
+    fallback: bool
     message: str
 
 
@@ -100,9 +101,10 @@ class Protos:
         for value in enum.values:
             rule = self.option(value.GetOptions(), f"{PACKAGE}.rule")
             if rule.http:
-                sentence = comments.get(value.index, "").split(". ")[0].rstrip(".") + "."
-                message = MESSAGES.get(value.name, sentence)
-                found.append(Rule(value.name, rule.grpc, rule.http, rule.edge_only, message))
+                if value.index not in comments:
+                    raise ValueError(f"ErrorCode.{value.name} needs a comment: its first sentence is what the edge tells people")
+                message = MESSAGES.get(value.name, comments[value.index].split(". ")[0].rstrip(".") + ".")
+                found.append(Rule(value.name, rule.grpc, rule.http, rule.edge_only, rule.fallback, message))
         return found
 
     def _error_comments(self) -> dict[int, str]:
@@ -113,7 +115,7 @@ class Protos:
         return {
             location.path[5]: " ".join(location.leading_comments.split())
             for location in file.source_code_info.location
-            if len(location.path) == 6 and list(location.path[:5]) == place
+            if len(location.path) == 6 and list(location.path[:5]) == place and location.leading_comments.strip()
         }
 
 
@@ -226,10 +228,11 @@ def _local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
 
 
 def _plainest(candidates: list[Rule]) -> Rule | None:
-    """The edge's own code, or the one named as its gRPC code, or the only one; of several others, none."""
+    """The edge's own code, or the one named as its gRPC code, or the fallback, or the only one; of several others, none."""
     own = [rule for rule in candidates if rule.edge_only]
     same = [rule for rule in candidates if rule.code.upper() == code_pb2.Code.Name(rule.grpc)]
-    chosen = own or same or candidates
+    fallback = [rule for rule in candidates if rule.fallback]
+    chosen = own or same or fallback or candidates
     return chosen[0] if len(chosen) == 1 else None
 
 

@@ -20,6 +20,7 @@ def up() -> None:
     """See server.stack.up."""
     from server.bootstrap import configure_log
     from server.commands.environment import read_settings
+    from server.stack.envoy import EdgeConfigurationError
     from server.stack.up import CannotStartError
     from server.stack.up import up as run
 
@@ -27,7 +28,7 @@ def up() -> None:
     configure_log("up", settings.log_level)
     try:
         asyncio.run(run(settings))
-    except CannotStartError as error:
+    except (CannotStartError, EdgeConfigurationError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -97,6 +97,9 @@ async def fleet(settings: Settings) -> None:
     leading = asyncio.create_task(_lead(settings))
     stopping = asyncio.create_task(stop_signal())
     await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if leading.done():
+        # It only ever ends by a defect, or for lack of its key: whoever started this process is to see it fail.
+        leading.result()
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
 
@@ -132,11 +135,13 @@ async def _lead(settings: Settings) -> None:
                 await _until(lost, controller.run(changes))
 
 
-async def _until(lost: asyncio.Event, work: Any) -> None:
-    """Runs the work until the event is set."""
+async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Runs the work until the event is set. Raises what the work raises."""
     working, losing = asyncio.create_task(work), asyncio.create_task(lost.wait())
     try:
         await asyncio.wait((working, losing), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
     finally:
         for task in (working, losing):
             task.cancel()

@@ -280,9 +280,7 @@ def _told_in_stream(error: error_pb2.Error) -> WorkspaceServiceError:
 
 
 def _slug_of(code: grpc.StatusCode) -> str:
-    """The slug for a bare gRPC code: of the same name, else the most general one that has this code, which comes last."""
+    """The slug for a bare gRPC code: of the same name, else its fallback."""
     if code.name.lower() in _RULES:
         return code.name.lower()
-    having = [slug for slug, rule in _RULES.items() if rule.grpc == code.value[0]]
-    from_service = [slug for slug in having if not _RULES[slug].edge_only]
-    return (from_service or having or ["internal"])[-1]
+    return next((slug for slug, rule in _RULES.items() if rule.grpc == code.value[0] and rule.fallback), "internal")

@@ -1,7 +1,7 @@
 """The settings: one frozen object, read from the environment once and validated then."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
 
     # Connections to the database, a worker.
     pool_size: int = Field(10, ge=1)
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.
     stack_id: str = "standalone"

@@ -1,4 +1,4 @@
-"""What happens around every call: log, errors, authentication; each once, and in the order that `server.py` lists."""
+"""What happens around every call: log, errors, authentication, decoding; each once, and in the order that `server.py` lists."""
 
 import asyncio
 import math
@@ -155,7 +155,10 @@ async def _fail(context: Context, failure: Failure) -> None:
 
 
 class Authentication(Interceptor):
-    """Innermost: finds out who calls. Which kind of credential opens which service is one table; what is not in it is closed."""
+    """Finds out who calls, before the request is even parsed.
+
+    Which kind of credential opens which service is one table; what is not in it is closed.
+    """
 
     def __init__(self, authenticator: Authenticator, pod_tokens: PodTokens, host_binding: HostBinding | None) -> None:
         self._authenticator = authenticator

@@ -42,8 +42,11 @@ def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Messa
             ]
             found.append(error_details_pb2.BadRequest(field_violations=violations))
         case code_pb2.NOT_FOUND:
-            resource = error_details_pb2.ResourceInfo(resource_type=facts["resource_type"], resource_name=facts["resource_name"])
-            resource.description = failure.message
+            resource = error_details_pb2.ResourceInfo(
+                resource_type=facts.get("resource_type", ""),
+                resource_name=facts.get("resource_name", ""),
+                description=failure.message,
+            )
             found.append(resource)
         case code_pb2.FAILED_PRECONDITION:
             violation = error_details_pb2.PreconditionFailure.Violation(

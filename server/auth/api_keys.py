@@ -12,7 +12,7 @@ from server.core.caller import Caller
 
 PREFIX = "sk_"
 _RANDOM_BYTES = 32
-# A revoked key stops working within this long on every worker; the contract allows 10 s.
+# A revoked key stops working within this long on every worker; 10 s are promised.
 CACHE_SECONDS = 5.0
 
 FindKey = Callable[[bytes], Awaitable[ApiKey | None]]

@@ -1,16 +1,17 @@
 """Cancel the task that runs in a workspace: what this service exists for.
 
 The order is the promise. The intent is committed before the agent is signalled and before anyone is told `accepted`; from then on
-every end of the task is `cancelled` (lifecycle._end), whatever becomes of the signal, the agent, the caller or this process.
+every end of the task is `cancelled` (lifecycle.py), whatever becomes of the signal, the agent, the caller or this process.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
 from server.core import errors
 from server.core.caller import Caller, Permission
-from server.core.errors import AgentUnreachableError
+from server.core.errors import AgentUnreachableError, UnavailableError
 from server.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
 from server.core.task import CancelIntent, Task
 from server.core.validation import MAX_REASON_CHARACTERS, Fields
@@ -93,7 +94,7 @@ async def cancel_task(
 
 
 def _judge(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
-    """What the call comes to. The order of the checks is part of the contract."""
+    """Names what the store did under the lock, or says why it did nothing. The order of the checks is part of the promise."""
     workspace = permission.check(found.workspace, request.workspace_id)
     task = found.task
     if request.task_id and task is None:
@@ -118,8 +119,13 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
             f"not answer in time. Do not repeat the call; follow the task with GetTask or WatchEvents."
         )
         raise errors.agent_unreachable(workspace.id, task.id, message, intent_recorded=True) from error
-    # An agent that does not have the task has just ended it, or has not been given it yet: the database knows.
-    return task if known else await store.get_task(workspace.id, task.id)
+    if known:
+        return task
+    # An agent that does not have the task has just ended it, or has not been given it yet: the database knows. Should it not answer
+    # now, the recorded intent still stands, and `unavailable` would invite a retry that could meet the next task.
+    with suppress(UnavailableError):
+        return await store.get_task(workspace.id, task.id)
+    return task
 
 
 def _patience_seconds(request: CancelTask) -> float:
@@ -135,7 +141,8 @@ async def _await_end(task: Task, patience_seconds: float, store: Store, wakeups:
     # Subscribed before the first read, so that no commit falls between a read and the wait.
     async with wakeups.subscribe(task.workspace_id) as wakeup:
         while True:
-            task = await store.get_task(task.workspace_id, task.id) or task
+            with suppress(UnavailableError):
+                task = await store.get_task(task.workspace_id, task.id) or task
             left_seconds = until - time.monotonic()
             if task.status.is_terminal or left_seconds <= 0 or not await wakeup.wait(left_seconds):
                 return task

@@ -83,7 +83,10 @@ def fail_delivery(session: Session, task_id: str, reason: str, now: datetime) ->
 
 
 def request_cancel(session: Session, intent: CancelIntent) -> Change:
-    """Records the intent to cancel the current task. The first intent stays, but for the earliest `force_at`."""
+    """Records the intent to cancel the current task. The first intent stays, but for the earliest `force_at`.
+
+    CancelTask does the same in one statement of SQL (migrations/0002); the store's contract suite holds both against each other.
+    """
     task = session.task
     if task is None:
         return unchanged(session)

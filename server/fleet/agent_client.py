@@ -20,7 +20,7 @@ from server.wire import encode_assignment, encode_cancellation
 
 log = structlog.get_logger("agents")
 
-# All attempts together; the contract allows 2 s.
+# All attempts together; callers are promised an answer within 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8
 _ATTEMPT_SECONDS = 0.6
 _MAX_BACKOFF_SECONDS = 0.3

@@ -35,7 +35,7 @@ class Demo:
 
     org_id: str
     workspace_id: str
-    # See section 7 of the contract for the names.
+    # By name: an API key of each template, and session tokens of the owner, a member, one expired, one of another organization.
     tokens: dict[str, str]
 
 

@@ -90,3 +90,16 @@ async def test_an_end_between_the_signal_and_the_wait_is_not_missed(world: World
     async with asyncio.timeout(LIMIT_SECONDS):
         result = await world.cancel(busy.id, wait_seconds=30)
     assert result.saw_end
+
+
+async def test_a_database_that_goes_away_after_the_record_does_not_turn_an_accepted_call_into_a_failure(world: World) -> None:
+    busy, _ = await world.add_busy()
+
+    async def go_away(workspace: Workspace, task: Task) -> None:
+        world.store.unavailable = True
+
+    world.agents.meanwhile, world.agents.known = go_away, False
+    async with asyncio.timeout(LIMIT_SECONDS):
+        result = await world.cancel(busy.id, wait_seconds=0.01)
+    assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
+    assert result.task is not None and result.task.cancel is not None

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import code_pb2 as google_dot_rpc_dot_code__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/error.proto\x12\x16\x65vershell.workspace.v1\x1a google/protobuf/descriptor.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\"\xb3\x07\n\x05\x45rror\x12\x35\n\x04\x63ode\x18\x01 \x01(\x0e\x32\'.evershell.workspace.v1.Error.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xa3\x06\n\tErrorCode\x12\x1a\n\x16\x65rror_code_unspecified\x10\x00\x12\x1f\n\x10validation_error\x10\x01\x1a\t\x8a\xb5\x18\x05\x08\x03\x10\x90\x03\x12\x1e\n\x0funauthenticated\x10\x02\x1a\t\x8a\xb5\x18\x05\x08\x10\x10\x91\x03\x12 \n\x11permission_denied\x10\x03\x1a\t\x8a\xb5\x18\x05\x08\x07\x10\x93\x03\x12\"\n\x13workspace_not_found\x10\x04\x1a\t\x8a\xb5\x18\x05\x08\x05\x10\x94\x03\x12\x1d\n\x0etask_not_found\x10\x05\x1a\t\x8a\xb5\x18\x05\x08\x05\x10\x94\x03\x12 \n\x11workspace_stopped\x10\x06\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1f\n\x10workspace_failed\x10\x07\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12%\n\x16workspace_provisioning\x10\x08\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1d\n\x0eworkspace_busy\x10\t\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1c\n\rinvalid_state\x10\n\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1b\n\x0crate_limited\x10\x0b\x1a\t\x8a\xb5\x18\x05\x08\x08\x10\xad\x03\x12 \n\x11\x61gent_unreachable\x10\x0c\x1a\t\x8a\xb5\x18\x05\x08\x0e\x10\xf7\x03\x12\x1a\n\x0bunavailable\x10\r\x1a\t\x8a\xb5\x18\x05\x08\x0e\x10\xf7\x03\x12 \n\x11\x64\x65\x61\x64line_exceeded\x10\x0e\x1a\t\x8a\xb5\x18\x05\x08\x04\x10\xf8\x03\x12\x17\n\x08internal\x10\x0f\x1a\t\x8a\xb5\x18\x05\x08\r\x10\xf4\x03\x12\x1a\n\tnot_found\x10\x10\x1a\x0b\x8a\xb5\x18\x07\x08\x05\x10\x94\x03\x18\x01\x12#\n\x12method_not_allowed\x10\x11\x1a\x0b\x8a\xb5\x18\x07\x08\x0c\x10\x95\x03\x18\x01\x12 \n\x0frequest_timeout\x10\x12\x1a\x0b\x8a\xb5\x18\x07\x08\x04\x10\x98\x03\x18\x01\x12\"\n\x11payload_too_large\x10\x13\x1a\x0b\x8a\xb5\x18\x07\x08\x08\x10\x9d\x03\x18\x01\x12\'\n\x16unsupported_media_type\x10\x14\x1a\x0b\x8a\xb5\x18\x07\x08\x03\x10\x9f\x03\x18\x01\x12!\n\x10upgrade_required\x10\x15\x1a\x0b\x8a\xb5\x18\x07\x08\t\x10\xaa\x03\x18\x01\x12 \n\x0fupgrade_refused\x10\x16\x1a\x0b\x8a\xb5\x18\x07\x08\x07\x10\x93\x03\x18\x01\x12\"\n\x11headers_too_large\x10\x17\x1a\x0b\x8a\xb5\x18\x07\x08\x08\x10\xaf\x03\x18\x01\"L\n\tErrorRule\x12\x1e\n\x04grpc\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0c\n\x04http\x18\x02 \x01(\x05\x12\x11\n\tedge_only\x18\x03 \x01(\x08:T\n\x04rule\x12!.google.protobuf.EnumValueOptions\x18\xd1\x86\x03 \x01(\x0b\x32!.evershell.workspace.v1.ErrorRuleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/error.proto\x12\x16\x65vershell.workspace.v1\x1a google/protobuf/descriptor.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\"\xbb\x07\n\x05\x45rror\x12\x35\n\x04\x63ode\x18\x01 \x01(\x0e\x32\'.evershell.workspace.v1.Error.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xab\x06\n\tErrorCode\x12\x1a\n\x16\x65rror_code_unspecified\x10\x00\x12!\n\x10validation_error\x10\x01\x1a\x0b\x8a\xb5\x18\x07\x08\x03\x10\x90\x03 \x01\x12\x1e\n\x0funauthenticated\x10\x02\x1a\t\x8a\xb5\x18\x05\x08\x10\x10\x91\x03\x12 \n\x11permission_denied\x10\x03\x1a\t\x8a\xb5\x18\x05\x08\x07\x10\x93\x03\x12\"\n\x13workspace_not_found\x10\x04\x1a\t\x8a\xb5\x18\x05\x08\x05\x10\x94\x03\x12\x1d\n\x0etask_not_found\x10\x05\x1a\t\x8a\xb5\x18\x05\x08\x05\x10\x94\x03\x12 \n\x11workspace_stopped\x10\x06\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1f\n\x10workspace_failed\x10\x07\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12%\n\x16workspace_provisioning\x10\x08\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1d\n\x0eworkspace_busy\x10\t\x1a\t\x8a\xb5\x18\x05\x08\t\x10\x99\x03\x12\x1e\n\rinvalid_state\x10\n\x1a\x0b\x8a\xb5\x18\x07\x08\t\x10\x99\x03 \x01\x12\x1d\n\x0crate_limited\x10\x0b\x1a\x0b\x8a\xb5\x18\x07\x08\x08\x10\xad\x03 \x01\x12 \n\x11\x61gent_unreachable\x10\x0c\x1a\t\x8a\xb5\x18\x05\x08\x0e\x10\xf7\x03\x12\x1a\n\x0bunavailable\x10\r\x1a\t\x8a\xb5\x18\x05\x08\x0e\x10\xf7\x03\x12 \n\x11\x64\x65\x61\x64line_exceeded\x10\x0e\x1a\t\x8a\xb5\x18\x05\x08\x04\x10\xf8\x03\x12\x17\n\x08internal\x10\x0f\x1a\t\x8a\xb5\x18\x05\x08\r\x10\xf4\x03\x12\x1a\n\tnot_found\x10\x10\x1a\x0b\x8a\xb5\x18\x07\x08\x05\x10\x94\x03\x18\x01\x12%\n\x12method_not_allowed\x10\x11\x1a\r\x8a\xb5\x18\t\x08\x0c\x10\x95\x03\x18\x01 \x01\x12 \n\x0frequest_timeout\x10\x12\x1a\x0b\x8a\xb5\x18\x07\x08\x04\x10\x98\x03\x18\x01\x12\"\n\x11payload_too_large\x10\x13\x1a\x0b\x8a\xb5\x18\x07\x08\x08\x10\x9d\x03\x18\x01\x12\'\n\x16unsupported_media_type\x10\x14\x1a\x0b\x8a\xb5\x18\x07\x08\x03\x10\x9f\x03\x18\x01\x12!\n\x10upgrade_required\x10\x15\x1a\x0b\x8a\xb5\x18\x07\x08\t\x10\xaa\x03\x18\x01\x12 \n\x0fupgrade_refused\x10\x16\x1a\x0b\x8a\xb5\x18\x07\x08\x07\x10\x93\x03\x18\x01\x12\"\n\x11headers_too_large\x10\x17\x1a\x0b\x8a\xb5\x18\x07\x08\x08\x10\xaf\x03\x18\x01\"^\n\tErrorRule\x12\x1e\n\x04grpc\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0c\n\x04http\x18\x02 \x01(\x05\x12\x11\n\tedge_only\x18\x03 \x01(\x08\x12\x10\n\x08\x66\x61llback\x18\x04 \x01(\x08:T\n\x04rule\x12!.google.protobuf.EnumValueOptions\x18\xd1\x86\x03 \x01(\x0b\x32!.evershell.workspace.v1.ErrorRuleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.workspace.v1.erro
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["validation_error"]._loaded_options = None
-  _globals['_ERROR_ERRORCODE'].values_by_name["validation_error"]._serialized_options = b'\212\265\030\005\010\003\020\220\003'
+  _globals['_ERROR_ERRORCODE'].values_by_name["validation_error"]._serialized_options = b'\212\265\030\007\010\003\020\220\003 \001'
   _globals['_ERROR_ERRORCODE'].values_by_name["unauthenticated"]._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["unauthenticated"]._serialized_options = b'\212\265\030\005\010\020\020\221\003'
   _globals['_ERROR_ERRORCODE'].values_by_name["permission_denied"]._loaded_options = None
@@ -53,9 +53,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERROR_ERRORCODE'].values_by_name["workspace_busy"]._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["workspace_busy"]._serialized_options = b'\212\265\030\005\010\t\020\231\003'
   _globals['_ERROR_ERRORCODE'].values_by_name["invalid_state"]._loaded_options = None
-  _globals['_ERROR_ERRORCODE'].values_by_name["invalid_state"]._serialized_options = b'\212\265\030\005\010\t\020\231\003'
+  _globals['_ERROR_ERRORCODE'].values_by_name["invalid_state"]._serialized_options = b'\212\265\030\007\010\t\020\231\003 \001'
   _globals['_ERROR_ERRORCODE'].values_by_name["rate_limited"]._loaded_options = None
-  _globals['_ERROR_ERRORCODE'].values_by_name["rate_limited"]._serialized_options = b'\212\265\030\005\010\010\020\255\003'
+  _globals['_ERROR_ERRORCODE'].values_by_name["rate_limited"]._serialized_options = b'\212\265\030\007\010\010\020\255\003 \001'
   _globals['_ERROR_ERRORCODE'].values_by_name["agent_unreachable"]._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["agent_unreachable"]._serialized_options = b'\212\265\030\005\010\016\020\367\003'
   _globals['_ERROR_ERRORCODE'].values_by_name["unavailable"]._loaded_options = None
@@ -67,7 +67,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERROR_ERRORCODE'].values_by_name["not_found"]._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["not_found"]._serialized_options = b'\212\265\030\007\010\005\020\224\003\030\001'
   _globals['_ERROR_ERRORCODE'].values_by_name["method_not_allowed"]._loaded_options = None
-  _globals['_ERROR_ERRORCODE'].values_by_name["method_not_allowed"]._serialized_options = b'\212\265\030\007\010\014\020\225\003\030\001'
+  _globals['_ERROR_ERRORCODE'].values_by_name["method_not_allowed"]._serialized_options = b'\212\265\030\t\010\014\020\225\003\030\001 \001'
   _globals['_ERROR_ERRORCODE'].values_by_name["request_timeout"]._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["request_timeout"]._serialized_options = b'\212\265\030\007\010\004\020\230\003\030\001'
   _globals['_ERROR_ERRORCODE'].values_by_name["payload_too_large"]._loaded_options = None
@@ -81,9 +81,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERROR_ERRORCODE'].values_by_name["headers_too_large"]._loaded_options = None
   _globals['_ERROR_ERRORCODE'].values_by_name["headers_too_large"]._serialized_options = b'\212\265\030\007\010\010\020\257\003\030\001'
   _globals['_ERROR']._serialized_start=150
-  _globals['_ERROR']._serialized_end=1097
+  _globals['_ERROR']._serialized_end=1105
   _globals['_ERROR_ERRORCODE']._serialized_start=294
-  _globals['_ERROR_ERRORCODE']._serialized_end=1097
-  _globals['_ERRORRULE']._serialized_start=1099
-  _globals['_ERRORRULE']._serialized_end=1175
+  _globals['_ERROR_ERRORCODE']._serialized_end=1105
+  _globals['_ERRORRULE']._serialized_start=1107
+  _globals['_ERRORRULE']._serialized_end=1201
 # @@protoc_insertion_point(module_scope)
