@@ -69,7 +69,8 @@ class LocalPods:
         }
         with (folder / "log").open("ab") as log:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
-                [sys.executable, "-m", "server", "agent"],
+                # -P: the working directory is full of what tools have written, and no module is to be taken from there.
+                [sys.executable, "-P", "-m", "server", "agent"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
