@@ -50,7 +50,7 @@ class LocalPods:
         """Whether a pod of this epoch was started, by whichever controller."""
         try:
             return (self._folder(workspace.id) / "epoch").read_text() == str(workspace.epoch)
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     async def start(self, workspace: Workspace) -> None:
@@ -109,7 +109,9 @@ class LocalPods:
     async def end(self, workspace_id: str, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended."""
         stopped = await processes.end_all(workspace_id, grace_seconds)
-        (self._folder(workspace_id) / "pid").unlink(missing_ok=True)
+        # A tool may have put anything in its place; a file that stays names a process that has ended.
+        with contextlib.suppress(OSError):
+            (self._folder(workspace_id) / "pid").unlink()
         return stopped
 
     def _pid(self, workspace: Workspace) -> int | None:
