@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ _MAX_CONNECTIONS = 200
 # A Unix socket's path has at most 107 bytes; this is the longest name that PostgreSQL puts behind the folder.
 _MAX_SOCKET_PATH_BYTES = 107
 _SOCKET_NAME = "/.s.PGSQL.5432.lock"
+# Any other character means something else in a URL, or in PostgreSQL's list of socket folders.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 _FALLBACK_USER = "nobody"
 # What ids without a mapping look like within a user namespace.
 _OVERFLOW_ID = 65534
@@ -49,7 +52,8 @@ def places(state_dir: Path) -> Places:
     home = state_dir / "pg" if _prefix() is not None else _private(Path("/var/tmp"), state_dir)  # noqa: S108
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket_dir = home
-    if len(os.fsencode(f"{home}{_SOCKET_NAME}")) > _MAX_SOCKET_PATH_BYTES:
+    too_long = len(os.fsencode(f"{home}{_SOCKET_NAME}")) > _MAX_SOCKET_PATH_BYTES
+    if too_long or _PLAIN_PATH.fullmatch(str(home)) is None:
         socket_dir = _private(Path("/tmp"), state_dir)  # noqa: S108
     if _prefix() is None:
         _give_away(home)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from server.stack import postgres
 from server.stack.postgres import Places
@@ -28,6 +29,13 @@ def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
     if started.poll() is None:
         started.send_signal(postgres.STOP_SIGNAL)
     started.wait(20)
+
+
+@pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
+def test_its_socket_is_found_whatever_the_state_folder_is_called(tmp_path: Path, name: str) -> None:
+    made = postgres.places(tmp_path / name)
+    assert name not in str(made.socket_dir)
+    assert conninfo_to_dict(postgres.database_url(made.socket_dir))["host"] == str(made.socket_dir)
 
 
 def test_it_serves_utf8_on_a_socket_alone_and_stops_cleanly(places: Places, process: subprocess.Popen[bytes]) -> None:
