@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
+import psycopg
 from pydantic import SecretStr
 from ulid import ULID
 
 from server.auth.pod_tokens import new_key
 from server.bootstrap import now, stop_signal
 from server.config import Settings
+from server.core.errors import UnavailableError
 from server.fleet import processes
 from server.stack import demo, envoy, postgres
 from server.stack.demo import Demo
@@ -70,7 +72,14 @@ async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, 
     """Starts everything and waits until it serves; the settings then name the database."""
     _say("PostgreSQL")
     settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
-    await asyncio.to_thread(migrate, settings.database_url)
+    try:
+        await asyncio.to_thread(migrate, settings.database_url)
+    except UnavailableError as error:
+        raise CannotStartError(f"{error} Check DATABASE_URL.") from error
+    except psycopg.ProgrammingError as error:
+        # What is wrong with a URL would be told with its password in it.
+        problem = str(error).strip() if error.sqlstate else "DATABASE_URL is not a valid URL of PostgreSQL"
+        raise CannotStartError(f"The database cannot be used: {problem}.") from None
     if not settings.signing_key_path.exists():
         demo.write_private(settings.signing_key_path, new_key())
     async with open_pool(settings.database_url, max_size=2) as pool:

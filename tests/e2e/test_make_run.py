@@ -99,6 +99,14 @@ def test_a_second_run_on_the_same_state_or_port_says_what_to_do(stack: Stack, tm
     assert stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"] == "idle"
 
 
+@pytest.mark.parametrize("url", ["postgresql://user:secret@127.0.0.1:1/none", "user:secret", "mysql://user:secret@127.0.0.1/none"])
+def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(tmp_path: Path, url: str) -> None:
+    said = Stack(tmp_path / "state", DATABASE_URL=url).refuses_to_start()
+    assert "DATABASE_URL" in said
+    assert "Traceback" not in said
+    assert "secret" not in said
+
+
 def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> None:
     own_stack.start()
     try:
