@@ -73,7 +73,7 @@ async def test_an_agent_is_given_its_secrets_on_standard_input_alone(pods: Local
     await pods.start(at)
     told = await given(tmp_path, at)
     files = str(tmp_path / "pods" / at.id / "files")
-    assert told["argv"] == ["-m", "server", "agent"]
+    assert told["argv"] == ["-P", "-m", "server", "agent"]
     assert json.loads(str(told["stdin"])) == asdict(spec_for(AgentIdentity(at.id, 3), files))
     environment = told["environment"]
     assert isinstance(environment, dict)
