@@ -128,6 +128,10 @@ async def _workspace(kept: _Kept, store: Store, clock: Clock) -> str:
                 updated_at=now,
             )
         )
-    elif workspace.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED):
+    elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED):
+        # It was still stopping when the last run ended, or was killed: then nobody knows what of it may still run.
+        await store.transition(
+            workspace_id, lambda session: lifecycle.finish_stop(session, session.workspace.epoch, clock(), work_stopped=False)
+        )
         await store.transition(workspace_id, lambda session: lifecycle.resume(session, clock()))
     return workspace_id

@@ -107,6 +107,19 @@ def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(t
     assert "secret" not in said
 
 
+def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(own_stack: Stack) -> None:
+    own_stack.start()
+    demo = own_stack.ready["demo"]["workspace_id"]
+    own_stack.rest().post(f"/v1/workspaces/{demo}/tasks", {"description": "sleep 60"})
+    own_stack.rest().post(f"/v1/workspaces/{demo}/stop")
+    assert own_stack.stop() == 0
+    own_stack.start()
+    try:
+        assert own_stack.rest().get(f"/v1/workspaces/{demo}")["status"] == "idle"
+    finally:
+        assert own_stack.stop() == 0
+
+
 def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> None:
     own_stack.start()
     try:
