@@ -17,7 +17,7 @@ run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
 	@exec $(BIN)/python -m pytest
 
-check: $(READY) ## lint, types, floors, protos, drift of gen/
+check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

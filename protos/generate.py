@@ -15,6 +15,8 @@ from routes import edge
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
+# The descriptor set of the last release: callers have code that was made from it.
+RELEASED = PROTOS / "released.binpb"
 DESCRIPTOR_SET = "workspace.binpb"
 ROUTES = "routes.json"
 
@@ -59,7 +61,7 @@ def generated_files(directory: Path) -> dict[str, bytes]:
 
 
 def check() -> list[str]:
-    """Generates into a temporary directory; what differs from gen/, and whether the linter complains, as lines to print."""
+    """Generates into a temporary directory; what differs from gen/, is badly made or breaks callers, as lines to print."""
     with tempfile.TemporaryDirectory() as temporary:
         fresh_directory = Path(temporary)
         generate(fresh_directory)
@@ -68,20 +70,22 @@ def check() -> list[str]:
         problems += [f"gen/{name} is left over; run `make gen`" for name in sorted(committed.keys() - fresh.keys())]
         both = sorted(fresh.keys() & committed.keys())
         problems += [f"gen/{name} has drifted; run `make gen`" for name in both if fresh[name] != committed[name]]
-        buf = Path(sys.executable).parent / "buf"
-        command = [
-            str(buf),
-            "lint",
-            str(fresh_directory / DESCRIPTOR_SET),
-            "--config",
-            str(PROTOS / "buf.yaml"),
-            "--path",
-            "evershell",
-        ]
-        lint = subprocess.run(command, check=False, capture_output=True, text=True)
-        if lint.returncode:
-            problems += [f"buf lint: {line}" for line in (lint.stdout + lint.stderr).splitlines()]
+        image = str(fresh_directory / DESCRIPTOR_SET)
+        problems += buf("lint", image, "--path", "evershell")
+        problems += buf("breaking", image, "--against", str(RELEASED))
     return problems
+
+
+def buf(command: str, image: str, *arguments: str) -> list[str]:
+    """What buf has to say against a descriptor set, as lines to print."""
+    program = Path(sys.executable).parent / "buf"
+    ran = subprocess.run(
+        [str(program), command, image, "--config", str(PROTOS / "buf.yaml"), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return [f"buf {command}: {line}" for line in (ran.stdout + ran.stderr).splitlines()] if ran.returncode else []
 
 
 def main() -> None:
