@@ -109,7 +109,8 @@ class ShellTool:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=asyncio.subprocess.STDOUT,
-                    start_new_session=True,
+                    # A group of its own, to end it by. The session stays the agent's: the fleet finds by it what is left of a pod.
+                    process_group=0,
                 )
             except (OSError, ValueError) as error:
                 return ToolResult(status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}")

@@ -108,11 +108,7 @@ class LocalPods:
 
     async def end(self, workspace_id: str, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended."""
-        stopped = await processes.end_all(workspace_id, grace_seconds)
-        # A tool may have put anything in its place; a file that stays names a process that has ended.
-        with contextlib.suppress(OSError):
-            (self._folder(workspace_id) / "pid").unlink()
-        return stopped
+        return await end_pod(self._folder(workspace_id), grace_seconds)
 
     def _pid(self, workspace: Workspace) -> int | None:
         folder = self._folder(workspace.id)
@@ -129,6 +125,31 @@ class LocalPods:
 
     def _folder(self, workspace_id: str) -> Path:
         return self._root / workspace_id
+
+
+async def end_pod(folder: Path, grace_seconds: float) -> bool:
+    """Ends everything that runs in the pod of this folder. False: not all of it is known to have ended."""
+    stopped = await processes.end_all(folder.name, grace_seconds, _session(folder))
+    # A tool may have put anything in its place; a file that stays names a process that has ended.
+    with contextlib.suppress(OSError):
+        (folder / "pid").unlink()
+    return stopped
+
+
+def _session(folder: Path) -> int | None:
+    """The session of the pod's agent, which outlives it while a tool is in it; None when it is known to be over.
+
+    The kernel gives a session's number to no other process while the session has a member.
+    """
+    try:
+        pid = int((folder / "pid").read_text())
+        created = (folder / "created").read_text()
+    except (OSError, ValueError):
+        return None
+    try:
+        return pid if _created(pid) == created else None
+    except OSError:
+        return pid
 
 
 def _created(pid: int) -> str:

@@ -1,4 +1,7 @@
-"""Processes of a pod, told by a marker in their environment that every descendant inherits, whatever its session or parent."""
+"""Processes of a pod: those of its agent's session, and those with a marker in their environment that every descendant inherits.
+
+A process that has left the session and cleared its environment too is not found; a pod that may hold such ones needs a container.
+"""
 
 import asyncio
 import contextlib
@@ -12,25 +15,27 @@ WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
 
 
-def find(workspace_id: str) -> list[psutil.Process]:
-    """Every process of the workspace's pod, of any epoch. A process that has cleared its environment is not found."""
+def find(workspace_id: str, session_id: int | None = None) -> list[psutil.Process]:
+    """Every process of the workspace's pod, of any epoch; `session_id` is its agent's session, where that is known."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(WORKSPACE_MARKER) == workspace_id:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if os.getsid(process.pid) == session_id or process.environ().get(WORKSPACE_MARKER) == workspace_id:
                 found.append(process)
     return found
 
 
-async def end_all(workspace_id: str, grace_seconds: float) -> bool:
+async def end_all(workspace_id: str, grace_seconds: float, session_id: int | None = None) -> bool:
     """Ends every process of the pod: first asked, then killed. False: some were still there after all."""
-    processes = find(workspace_id)
+    processes = find(workspace_id, session_id)
     _signal(processes, signal.SIGTERM)
     await _wait_gone(processes, grace_seconds)
     # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
     # environment for a moment, so one look that finds nothing is not enough.
     for _ in range(10):
-        processes = find(workspace_id) or find(workspace_id)
+        processes = find(workspace_id, session_id) or find(workspace_id, session_id)
         if not processes:
             return True
         _signal(processes, signal.SIGKILL)

@@ -353,7 +353,9 @@ class Gate:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; the last two are neighbours of each other."""
+    """Ports nobody listens on; of several, the last two are neighbours of each other."""
+    if count == 1:
+        return free_ports(2)[:1]
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets[:-1]:

@@ -1,15 +1,18 @@
 """The stack itself: how it starts, stops and comes back."""
 
+import asyncio
 import os
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.e2e.stack import Gate, Stack, Workspace, eventually
+from server.stack import postgres
+from tests.e2e.stack import Gate, Stack, Workspace, eventually, free_ports
 
 
 def processes_of(state_dir: Path) -> list[str]:
@@ -139,3 +142,36 @@ def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> No
     finally:
         assert own_stack.stop() == 0
     assert processes_of(own_stack.state_dir) == []
+
+
+@pytest.fixture
+def database_over_tcp(tmp_path: Path) -> Iterator[str]:
+    """A PostgreSQL that is not the stack's own, and the URL at which it listens."""
+    places = postgres.places(tmp_path / "database")
+    postgres.initialise(places.data_dir)
+    with (places.data_dir / "pg_hba.conf").open("w") as access:
+        access.write("host all all 127.0.0.1/32 trust\n")
+    (port,) = free_ports(1)
+    command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "listen_addresses=127.0.0.1", "-c", f"port={port}"]
+    with (tmp_path / "database.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    url = f"postgresql://{postgres.USER}@127.0.0.1:{port}/{postgres.DATABASE}"
+    try:
+        asyncio.run(postgres.wait_ready(url, 20))
+        yield url
+    finally:
+        server.send_signal(postgres.STOP_SIGNAL)
+        server.wait(20)
+
+
+def test_a_database_of_ones_own_over_tcp(database_over_tcp: str, tmp_path: Path) -> None:
+    own = Stack(tmp_path / "state", DATABASE_URL=database_over_tcp, WORKERS="1")
+    try:
+        own.start()
+        assert own.ready["database_url"] == database_over_tcp
+        assert not (own.state_dir / "pg" / "data").exists()
+        workspace = Workspace(own)
+        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()

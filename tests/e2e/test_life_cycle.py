@@ -1,0 +1,45 @@
+"""Stopping a workspace that is busy, and the end of everything that runs in a pod."""
+
+import time
+
+import psutil
+
+from tests.e2e.stack import Stack, Workspace, eventually
+
+# Told apart from every other sleep on the machine by their numbers.
+STUBBORN, HIDDEN = "86400.125", "86400.375"
+
+
+def running(argument: str) -> list[int]:
+    """Processes with this argument."""
+    processes = [process for process in psutil.process_iter(["cmdline", "status"]) if argument in (process.info["cmdline"] or [])]
+    return [process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(workspace: Workspace) -> None:
+    task_id = workspace.submit(f"sleep {STUBBORN}", "touch never")
+    workspace.await_phase(task_id, "tool_call")
+    eventually(lambda: running(STUBBORN))
+    began = time.monotonic()
+    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
+    # Asked again, it goes on stopping; the grace period does not begin anew.
+    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 1)
+    assert (end["cancel"]["reason"], end["work_stopped"]) == ("workspace stopped", "yes")
+    assert 9.5 < time.monotonic() - began < 13
+    assert workspace.await_status("stopped")["status_reason"] == "workspace stopped"
+    assert running(STUBBORN) == []
+    (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
+    assert iteration["tool_call"]["result"]["status"] == "interrupted"
+    assert [entry["type"] for entry in workspace.log()][-2:] == ["task_completed", "workspace_stopped"]
+
+
+def test_a_tool_that_hides_its_environment_ends_with_its_pod_too(stack: Stack, workspace: Workspace) -> None:
+    task_id = workspace.submit(f"env -i sleep {HIDDEN}")
+    eventually(lambda: running(HIDDEN))
+    stack.kill(stack.agent_pid(workspace.id))
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["work_stopped"]) == ("failed", "yes")
+    # It had ended before that was said.
+    assert running(HIDDEN) == []
