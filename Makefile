@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check gen format lock clean
+.PHONY: help run test check bench gen format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+
+bench: $(READY) ## measure a cancellation beside an empty call, in one run
+	@$(BIN)/python -m tests.bench.latency
 
 gen: $(READY) ## write gen/ from protos/
 	$(BIN)/python protos/generate.py

@@ -1,0 +1,139 @@
+"""`make bench`: how long a cancellation takes at one caller, beside an empty call on the same server in the same run.
+
+Every round arms one running task for each row and measures the rows in turn, so that a machine whose speed drifts does not favour
+one. Each cancellation is a whole one: authenticated, its intent committed, its agent signalled. Then: how long after its time an
+event reaches a watcher, and the end of a task a waiter, on the other worker. Prints a table and writes bench.json.
+"""
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import grpc
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.client import WorkspaceClient
+from tests.e2e.stack import Stack, Workspace
+
+ROUNDS = 60
+FLOOR = "empty unary RPC, worker"
+
+
+def main() -> None:
+    """Measures on a stack of its own, within two minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        stack = Stack(Path(folder) / "state", LOG_LEVEL="WARNING")
+        stack.start()
+        try:
+            figures = measure(stack)
+            arrivals = measure_arrivals(stack)
+            memory = {program: memory_mb(stack.pids(program)) for program in ("serve", "fleet")}
+            memory["agent"] = memory_mb([stack.agent_pid(stack.ready["demo"]["workspace_id"])])
+        finally:
+            stack.kill_if_running()
+    show(figures, arrivals, memory)
+
+
+def measure(stack: Stack) -> dict[str, list[float]]:
+    """Row → seconds, one of each a round."""
+    worker = stack.worker_addresses()[0]
+    health = health_pb2_grpc.HealthStub(grpc.insecure_channel(worker))
+    workspaces = {name: Workspace(stack) for name in ("gRPC, worker", "gRPC, through the edge", "REST, through the edge")}
+    grpc_worker, grpc_edge, rest = stack.grpc(address=worker), stack.grpc(), stack.rest()
+    ids = {name: workspace.id for name, workspace in workspaces.items()}
+    rows: dict[str, Callable[[], object]] = {
+        FLOOR: lambda: health.Check(health_pb2.HealthCheckRequest()),
+        "gRPC, worker": lambda: grpc_worker.call("CancelTask", workspace_id=ids["gRPC, worker"]),
+        "gRPC, through the edge": lambda: grpc_edge.call("CancelTask", workspace_id=ids["gRPC, through the edge"]),
+        "REST, through the edge": lambda: rest.post(f"/v1/workspaces/{ids['REST, through the edge']}/task/cancel"),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(ROUNDS):
+        tasks = {name: workspace.submit("sleep 0.3", "sleep 0.3") for name, workspace in workspaces.items()}
+        for name, call in rows.items():
+            began = time.perf_counter()
+            answer = call()
+            figures[name].append(time.perf_counter() - began)
+            assert not isinstance(answer, dict) or answer["outcome"] == "accepted", answer
+        for name, workspace in workspaces.items():
+            assert workspace.await_end(tasks[name])["status"] == "cancelled"
+    return figures
+
+
+def measure_arrivals(stack: Stack) -> dict[str, list[float]]:
+    """Row → seconds from the time that an event or an end bears, which is just before its commit, to its arrival at a client."""
+    first, other = stack.worker_addresses()
+    workspace = Workspace(stack)
+    canceller, waiter = stack.grpc(address=first), stack.grpc(address=other)
+    figures: dict[str, list[float]] = {"an event at a watcher": [], "the end at a waiter": []}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(ROUNDS):
+            task_id = workspace.submit("sleep 0.1", "sleep 0.1")
+            watching = pool.submit(arrival, stack, other, workspace.id, task_id)
+            workspace.await_phase(task_id, "tool_call")
+            canceller.call("CancelTask", workspace_id=workspace.id)
+            figures["an event at a watcher"].append(watching.result())
+            ended = waiter.call("CancelTask", workspace_id=workspace.id, task_id=task_id, wait={"seconds": 30})
+            figures["the end at a waiter"].append(time.time() - seconds_of(ended["task"]["completed_at"]))
+    return figures
+
+
+def arrival(stack: Stack, address: str, workspace_id: str, task_id: str) -> float:
+    """Watches for the cancellation of the task, and returns how late it came."""
+    with WorkspaceClient(address, stack.tokens["full_access"]) as client:
+        for event in client.watch_events(workspace_id):
+            if event.task_id == task_id and event.HasField("task_cancel_requested"):
+                return time.time() - event.time.ToNanoseconds() / 1e9
+    raise AssertionError("the stream ended")
+
+
+def seconds_of(moment: str) -> float:
+    """Of a time as JSON shows it."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def memory_mb(pids: list[int]) -> float:
+    """The largest resident set."""
+    return max(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
+
+
+def show(figures: dict[str, list[float]], arrivals: dict[str, list[float]], memory: dict[str, float]) -> None:
+    """The table, and bench.json."""
+    latency = {name: {**summary(seconds), "ratio": ratio(seconds, figures[FLOOR])} for name, seconds in figures.items()}
+    late = {name: summary(seconds) for name, seconds in arrivals.items()}
+    lines = [f"{'CancelTask at one caller':28} runs  p50 ms     min     p99     max  ÷ empty"]
+    lines += [f"{name:28} {columns(row)} {row['ratio']:8.2f}" for name, row in latency.items()]
+    lines += ["", f"{'At the other worker':28} runs  p50 ms     min     p99     max"]
+    lines += [f"{name:28} {columns(row)}" for name, row in late.items()]
+    lines += ["", *(f"memory of one {program}: {megabytes:.0f} MB" for program, megabytes in memory.items())]
+    sys.stdout.write("\n".join(lines) + "\n")
+    Path("bench.json").write_text(json.dumps({"cancel": latency, "arrival": late, "memory_mb": memory}, indent=2))
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """In milliseconds."""
+    ordered = sorted(each * 1000 for each in seconds)
+    p99 = ordered[math.ceil(len(ordered) * 0.99) - 1]
+    return {"runs": len(ordered), "p50": statistics.median(ordered), "min": ordered[0], "p99": p99, "max": ordered[-1]}
+
+
+def ratio(seconds: list[float], floor: list[float]) -> float:
+    """The median of the ratios, round by round."""
+    return statistics.median(each / empty for each, empty in zip(seconds, floor, strict=True))
+
+
+def columns(row: dict[str, float]) -> str:
+    """As the head of the table has them."""
+    return f"{row['runs']:4.0f} {row['p50']:7.2f} {row['min']:7.2f} {row['p99']:7.2f} {row['max']:7.2f}"
+
+
+if __name__ == "__main__":
+    main()
