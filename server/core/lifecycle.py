@@ -246,13 +246,18 @@ def _end(session: Session, ending: Ending, now: datetime) -> Change:
     """The one way in which a task ends: a recorded intent makes it `cancelled`, whatever was proposed."""
     workspace, task = session.workspace, session.task
     assert task is not None
-    status = TaskStatus.CANCELLED if task.cancel is not None else ending.status
+    status, reason = ending.status, ending.reason
+    if task.cancel is not None:
+        status, reason = TaskStatus.CANCELLED, reason or task.cancel.reason
+    elif status is TaskStatus.CANCELLED:
+        # Nobody is told of a cancellation that nobody asked for.
+        status, reason = TaskStatus.FAILED, reason or "its agent ended it, and no cancellation was recorded"
     ended = replace(
         task,
         status=status,
         phase=Phase.NONE,
         completed_at=now,
-        reason=ending.reason or (task.cancel.reason if task.cancel is not None else ""),
+        reason=reason,
         result=ending.result or task.result,
         forced=ending.forced,
     )

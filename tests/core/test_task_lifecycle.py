@@ -165,7 +165,7 @@ def test_a_commit_of_another_epoch_changes_nothing(epoch: int) -> None:
     assert commit(session, iteration(1), Ending(status=TaskStatus.COMPLETED), epoch=epoch) == lifecycle.unchanged(session)
 
 
-@pytest.mark.parametrize("proposed", PROPOSALS)
+@pytest.mark.parametrize("proposed", [TaskStatus.COMPLETED, TaskStatus.FAILED])
 def test_an_end_is_what_the_agent_proposes(proposed: TaskStatus) -> None:
     change = commit(busy_session(), iteration(1), Ending(status=proposed, reason="why", result="what"))
     assert change.task is not None
@@ -190,6 +190,15 @@ def test_a_recorded_intent_decides_over_every_proposal(status: TaskStatus, propo
 def test_a_task_cut_short_keeps_what_it_had() -> None:
     change = commit(busy_session(cancel=intent()), iteration(1, "partial"), Ending(status=TaskStatus.CANCELLED))
     assert change.task is not None and change.task.result == "partial"
+
+
+def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
+    change = commit(busy_session(), Ending(status=TaskStatus.CANCELLED))
+    assert change.task is not None
+    assert (change.task.status, change.task.reason) == (
+        TaskStatus.FAILED,
+        "its agent ended it, and no cancellation was recorded",
+    )
 
 
 def test_a_forced_end_says_so() -> None:
