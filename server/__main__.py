@@ -43,7 +43,10 @@ def serve(port: int | None) -> None:
 
     settings = read_settings()
     bootstrap.configure_log("serve", settings.log_level)
-    uvloop.run(bootstrap.serve(settings, port or settings.server_port))
+    try:
+        uvloop.run(bootstrap.serve(settings, port or settings.server_port))
+    except bootstrap.NotSetUpError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command(help="Run one fleet controller, which leads or stands by.")
@@ -54,7 +57,10 @@ def fleet() -> None:
 
     settings = read_settings()
     bootstrap.configure_log("fleet", settings.log_level)
-    asyncio.run(bootstrap.fleet(settings))
+    try:
+        asyncio.run(bootstrap.fleet(settings))
+    except bootstrap.NotSetUpError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command(help="Run one agent; what it is to know comes as JSON on standard input.", hidden=True)

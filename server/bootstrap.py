@@ -33,6 +33,10 @@ from server.store.wakeups import PostgresWakeups
 DRAIN_SECONDS = 5.0
 
 
+class NotSetUpError(Exception):
+    """A program cannot run as it was started; the message says what it lacks."""
+
+
 def now() -> datetime:
     """The clock of every program."""
     return datetime.now(UTC)
@@ -57,13 +61,14 @@ def configure_log(program: str, level: str) -> None:
 
 @asynccontextmanager
 async def control_plane(settings: Settings) -> AsyncIterator[Server]:
-    """One worker, all of it but its address."""
+    """One worker, all of it but its address. Raises NotSetUpError."""
+    signing_key = _signing_key(settings)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.database_url, max_size=settings.pool_size))
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
         store = PostgresStore(pool, wakeups.announce)
         keys = PostgresKeys(pool)
-        pod_tokens = PodTokens(settings.signing_key_path.read_text())
+        pod_tokens = PodTokens(signing_key)
         agents = AgentClient(pod_tokens)
         stack.push_async_callback(agents.close)
         sessions = Sessions(JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience)
@@ -85,7 +90,7 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 
 
 async def serve(settings: Settings, port: int) -> None:
-    """Runs one control-plane worker until SIGTERM or SIGINT, then drains it."""
+    """Runs one control-plane worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
     async with control_plane(settings) as server:
         await server.start(f"{settings.listen_host}:{port}")
         await stop_signal()
@@ -93,7 +98,7 @@ async def serve(settings: Settings, port: int) -> None:
 
 
 async def fleet(settings: Settings) -> None:
-    """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive it."""
+    """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive it. Raises NotSetUpError."""
     leading = asyncio.create_task(_lead(settings))
     stopping = asyncio.create_task(stop_signal())
     await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -105,9 +110,9 @@ async def fleet(settings: Settings) -> None:
 
 
 async def _lead(settings: Settings) -> None:
+    signing_key = _signing_key(settings)
     leadership = Leadership(settings.database_url)
-    pod_tokens = PodTokens(settings.signing_key_path.read_text())
-    agent_key = public_key(settings.signing_key_path.read_text())
+    pod_tokens, agent_key = PodTokens(signing_key), public_key(signing_key)
 
     def spec_for(agent: AgentIdentity, files_dir: str) -> PodSpec:
         return PodSpec(
@@ -133,6 +138,17 @@ async def _lead(settings: Settings) -> None:
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
                 await _until(lost, controller.run(changes))
+
+
+def _signing_key(settings: Settings) -> str:
+    """The control plane's key, for a program that has a database to go with it."""
+    if not settings.database_url:
+        raise NotSetUpError("DATABASE_URL is not set. `python -m server up` starts everything, a database included.")
+    try:
+        return settings.signing_key_path.read_text()
+    except OSError as error:
+        message = f"{settings.signing_key_path} cannot be read ({error.strerror}). `python -m server up` makes it."
+        raise NotSetUpError(message) from error
 
 
 async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

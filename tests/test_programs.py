@@ -1,0 +1,39 @@
+"""What the long-running programs say when they cannot run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(program: str, state_dir: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    given = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "server", program],
+        env={**given, "STATE_DIR": str(state_dir), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("program", ["serve", "fleet"])
+def test_a_program_without_its_key_or_its_database_says_so_and_fails(program: str, tmp_path: Path) -> None:
+    without_database = run(program, tmp_path)
+    assert (without_database.returncode, without_database.stdout) == (1, "")
+    assert without_database.stderr.startswith("Error: DATABASE_URL is not set.")
+    without_key = run(program, tmp_path, DATABASE_URL="postgresql:///nowhere")
+    assert without_key.returncode == 1
+    assert without_key.stderr.startswith(f"Error: {tmp_path / 'control-plane.jwk'} cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("LOG_LEVEL", "loud"), ("REST_PORT", "eighty"), ("WORKERS", "0"), ("LEASE_SECONDS", "0")]
+)
+def test_a_setting_that_is_wrong_is_named(tmp_path: Path, name: str, value: str) -> None:
+    failed = run("up", tmp_path, **{name: value})
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
