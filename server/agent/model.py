@@ -12,10 +12,6 @@ class ModelFailure(Exception):
     """The model cannot go on. Its text says why, for people, and becomes the reason of the task's end."""
 
 
-class UnknownModelError(Exception):
-    """The settings name a model that there is none of."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
     """What the model said. A final reply's content is the task's result, once its tool call, if it has one, is over."""
@@ -87,19 +83,6 @@ class ScriptedModel:
             tool_call=ToolCall(id=f"call_{position + 1}", name="shell", arguments=json.dumps({"command": line})),
             final=is_last,
         )
-
-
-def model_of(name: str, endpoint: Endpoint | None = None) -> Model:
-    """The model of that name. Raises UnknownModelError, and ValueError when the endpoint's settings cannot be used."""
-    if name == ScriptedModel.name:
-        return ScriptedModel()
-    kind, _, hosted = name.partition(":")
-    if kind == "openai" and hosted:
-        # Here, for it is large: an agent that runs scripts does without.
-        from server.agent.openai_model import OpenAIModel
-
-        return OpenAIModel(hosted, endpoint or Endpoint())
-    raise UnknownModelError(f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'.")
 
 
 def _summary(commands: int) -> str:

@@ -21,7 +21,8 @@ from server.agent.committer import Committer
 from server.agent.heartbeat import Heartbeat
 from server.agent.lease import Lease
 from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
-from server.agent.model import Endpoint, Model, UnknownModelError, model_of
+from server.agent.model import Endpoint, Model
+from server.agent.models import UnknownModelError, model_of
 from server.agent.service import AgentService
 from server.agent.session import Session
 from server.agent.shutdown import AgentOverError, ExitCode, Shutdown

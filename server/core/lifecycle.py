@@ -274,30 +274,18 @@ def _end_open_task(session: Session, reason: str, now: datetime, *, forced: bool
 
 
 def _without_agent(change: Change, status: WorkspaceStatus, reason: str, now: datetime, happened: NewEvent) -> Change:
-    workspace = replace(
-        change.workspace,
-        status=status,
-        status_reason=reason,
-        updated_at=now,
-        agent_address=None,
-        lease_expires_at=None,
-        host=None,
-    )
-    return Change(workspace, change.task, (*change.events, happened))
+    return Change(_bare(change.workspace, status, reason, now), change.task, (*change.events, happened))
 
 
 def _new_epoch(workspace: Workspace, reason: str, now: datetime) -> Workspace:
-    return replace(
-        workspace,
-        status=WorkspaceStatus.PROVISIONING,
-        status_reason=reason,
-        updated_at=now,
-        epoch=workspace.epoch + 1,
-        current_task_id=None,
-        agent_address=None,
-        lease_expires_at=None,
-        host=None,
-    )
+    bare = _bare(workspace, WorkspaceStatus.PROVISIONING, reason, now)
+    return replace(bare, epoch=workspace.epoch + 1, current_task_id=None)
+
+
+def _bare(workspace: Workspace, status: WorkspaceStatus, reason: str, now: datetime) -> Workspace:
+    """Without an agent, and with no host on which one would be."""
+    without = replace(workspace, agent_address=None, lease_expires_at=None, host=None)
+    return replace(without, status=status, status_reason=reason, updated_at=now)
 
 
 def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:

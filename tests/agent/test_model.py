@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.agent.model import History, Iteration, ModelFailure, ModelReply, UnknownModelError, model_of
+from server.agent.model import History, Iteration, ModelFailure, ModelReply
+from server.agent.models import UnknownModelError, model_of
 from server.agent.tools import ToolResult, ToolStatus
 
 

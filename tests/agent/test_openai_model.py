@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from server.agent.loop import Limits, TaskInHand, run_task
-from server.agent.model import Endpoint, History, Iteration, ModelFailure, ModelReply, UnknownModelError, model_of
+from server.agent.model import Endpoint, History, Iteration, ModelFailure, ModelReply
+from server.agent.models import UnknownModelError, model_of
 from server.agent.openai_model import OpenAIModel
 from server.agent.program import AgentSettings
 from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
