@@ -1,0 +1,197 @@
+"""Every field of every message that the service answers with is seen over REST: a new field needs a line here to be met."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from tests.e2e.stack import Gate, Stack, Workspace
+
+PACKAGE = "evershell.workspace.v1"
+SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+REPLIES = {method.name: method.output_type for method in SERVICE.methods}
+STREAMED = workspace_service_pb2.WatchEventsResponse.DESCRIPTOR
+# These come on a stream that is quiet for 15 s, or breaks; the tests of the use case and of the waits meet them.
+ELSEWHERE = {f"{STREAMED.full_name}.heartbeat", f"{STREAMED.full_name}.error"}
+
+
+class Seen:
+    """The fields that answers had."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, set[str]] = defaultdict(set)
+        self.absent: dict[str, set[str]] = defaultdict(set)
+
+    def note(self, message: Descriptor, answer: dict[str, Any]) -> dict[str, Any]:
+        """Checks one answer: it has nothing unknown, and every field that is not a message, zero or not."""
+        assert set(answer) <= set(message.fields_by_name), (message.full_name, answer)
+        self._fields[message.full_name] |= set(answer)
+        for field in message.fields:
+            if field.name not in answer:
+                assert field.has_presence, f"{message.full_name}.{field.name} is not in {answer}"
+                self.absent[message.full_name].add(field.name)
+            elif (message_type := ours(field)) is not None:
+                of_field = answer[field.name]
+                for each in of_field if isinstance(of_field, list) else [of_field]:
+                    self.note(message_type, each)
+            else:
+                assert answer[field.name] is not None
+        return answer
+
+    def missing(self) -> set[str]:
+        """The fields that no answer had."""
+        every = {f"{message.full_name}.{field.name}" for message in reachable() for field in message.fields}
+        return every - {f"{message}.{name}" for message, names in self._fields.items() for name in names}
+
+
+def ours(field: FieldDescriptor) -> Descriptor | None:
+    """The message of this API that it holds; None for a scalar, a map and what Google defines."""
+    message = field.message_type
+    return message if message is not None and message.file.package == PACKAGE and not message.GetOptions().map_entry else None
+
+
+def reachable() -> list[Descriptor]:
+    """Every message that an answer may hold, and the one that a failure is."""
+    found: dict[str, Descriptor] = {}
+    left = [*REPLIES.values(), error_pb2.Error.DESCRIPTOR]
+    while left:
+        message = left.pop()
+        if message.full_name not in found:
+            found[message.full_name] = message
+            fields = [field for field in message.fields if f"{message.full_name}.{field.name}" not in ELSEWHERE]
+            left += [inner for field in fields if (inner := ours(field)) is not None]
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def seen() -> Seen:
+    return Seen()
+
+
+def pages(stack: Stack, seen: Seen, rpc: str, path: str, items: str, size: int) -> Iterator[list[dict[str, Any]]]:
+    """All pages of a list."""
+    token = ""
+    while True:
+        page = seen.note(REPLIES[rpc], stack.rest("owner").get(path, params={"page_size": size, "page_token": token}))
+        yield page[items]
+        token = page["next_page_token"]
+        if not token:
+            return
+        assert len(page[items]) == size
+
+
+def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
+    workspace = Workspace(stack, "owner")
+    gate, rest, path = Gate(workspace), workspace.rest, workspace.path
+
+    created = seen.note(REPLIES["CreateWorkspace"], rest.post("/v1/workspaces", {"name": "named"}, status=201))
+    assert (created["name"], created["created_by_user_id"], created["epoch"]) == ("named", "user_owner", "1")
+    assert (created["current_task_id"], created["status_reason"]) == ("", "")
+    by_key = seen.note(REPLIES["CreateWorkspace"], stack.rest().post("/v1/workspaces", {}, status=201))
+    assert (by_key["created_by_user_id"], by_key["name"]) == ("", "")
+
+    idle = seen.note(REPLIES["CancelTask"], workspace.cancel())
+    assert (idle["outcome"], idle["task_id"], idle["requested_by"], idle["reason"]) == ("no_active_task", "", "", "")
+    assert not {"task", "requested_at"} & set(idle)
+
+    order = {"description": f"echo hi\n{gate.command}\ntrue", "metadata": {"ticket": "42"}, "max_iterations": 7}
+    submitted = seen.note(REPLIES["SubmitTask"], rest.post(f"{path}/tasks", order))
+    task_id = submitted["task_id"]
+    assert submitted["workspace_id"] == workspace.id
+    workspace.await_event("iteration_completed", task_id)
+    workspace.await_phase(task_id, "tool_call")
+    running = seen.note(REPLIES["GetTask"], workspace.task(task_id))
+    assert {name: running[name] for name in order} == order
+    assert (running["status"], running["forced"], running["iterations"]) == ("running", False, 1)
+    assert running["started_at"] and not {"completed_at", "cancel_requested_at"} & set(running)
+    assert (running["cancel_requested_by"], running["cancel_reason"], running["reason"]) == ("", "", "")
+    busy = seen.note(REPLIES["GetWorkspace"], workspace.get())
+    assert (busy["status"], busy["current_task_id"]) == ("busy", task_id)
+    accepted = seen.note(REPLIES["CancelTask"], workspace.cancel(reason="enough"))
+    assert (accepted["outcome"], accepted["reason"], accepted["requested_by"]) == ("accepted", "enough", "user_owner")
+    assert accepted["requested_at"] == accepted["task"]["cancel_requested_at"]
+    gate.open()
+    workspace.await_end(task_id)
+    ended = seen.note(REPLIES["GetTask"], workspace.task(task_id))
+    assert ended["status"] == "cancelled" and ended["completed_at"]
+    assert (ended["usage"]["model_calls"], ended["usage"]["tool_calls"]) == ("2", "2")
+
+    refused = rest.call("GET", f"{path}/tasks/task_unknown").json()["error"]
+    seen.note(error_pb2.Error.DESCRIPTOR, refused)
+
+    stopping = seen.note(REPLIES["StopWorkspace"], rest.post(f"{path}/stop"))
+    assert stopping["status"] == "stopping"
+    workspace.await_status("stopped")
+    resumed = seen.note(REPLIES["ResumeWorkspace"], rest.post(f"{path}/resume"))
+    assert (resumed["status"], resumed["epoch"]) == ("provisioning", "2")
+    workspace.await_event("workspace_resumed")
+    stack.kill(stack.agent_pid(workspace.id))
+    assert workspace.await_status("failed")["status_reason"]
+
+    check_events(workspace, seen)
+    (tasks,) = pages(stack, seen, "ListTasks", f"{path}/tasks", "tasks", 5)
+    assert tasks == [workspace.task(task_id)]
+    list(pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 50))
+
+    assert seen.missing() == ELSEWHERE
+    # What is not set and has a presence of its own was absent at least once: it is never made up.
+    assert seen.absent[task_pb2.Task.DESCRIPTOR.full_name] >= {"completed_at", "cancel_requested_at"}
+    assert seen.absent[workspace_pb2.Workspace.DESCRIPTOR.full_name] == set()
+
+
+def check_events(workspace: Workspace, seen: Seen) -> None:
+    """The whole log over REST: every type there is, each with the one payload that is named after it."""
+    payloads = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+    last = workspace.log()[-1]["seq"]
+    events: list[dict[str, Any]] = []
+    for message in workspace.rest.events(workspace.id):
+        events.append(seen.note(STREAMED, message)["event"])
+        if events[-1]["seq"] == str(last):
+            break
+    assert [event["seq"] for event in events] == [str(seq) for seq in range(1, last + 1)]
+    assert {event["type"] for event in events} == payloads
+    for event in events:
+        assert payloads & set(event) == {event["type"]}
+        assert bool(event["task_id"]) == (not event["type"].startswith("workspace_"))
+        assert event["time"] and event["workspace_id"] == workspace.id
+    by_type = {event["type"]: event for event in events}
+    assert by_type["workspace_provisioned"]["workspace_provisioned"] == {"epoch": "1"}
+    assert by_type["workspace_resumed"]["workspace_resumed"] == {"epoch": "2"}
+    assert by_type["task_started"]["task_started"] == {"epoch": "1"}
+    assert by_type["task_submitted"]["task_submitted"]["submitted_by"] == "user_owner"
+    assert by_type["workspace_failed"]["workspace_failed"]["reason"]
+    assert (
+        by_type["task_completed"]["task_completed"]["cancel"] == by_type["task_cancel_requested"]["task_cancel_requested"]["cancel"]
+    )
+    assert by_type["iteration_completed"]["iteration_completed"]["tool_call"]["result"]["exit_code"] == 0
+
+
+def test_a_list_of_tasks_is_paged_newest_first(stack: Stack, seen: Seen) -> None:
+    workspace = Workspace(stack, "owner")
+    submitted = []
+    for _ in range(5):
+        submitted.append(workspace.submit("true"))
+        workspace.await_end(submitted[-1])
+    found = list(pages(stack, seen, "ListTasks", f"{workspace.path}/tasks", "tasks", 2))
+    assert [len(page) for page in found] == [2, 2, 1]
+    assert [task["id"] for page in found for task in page] == submitted[::-1]
+    (whole,) = pages(stack, seen, "ListTasks", f"{workspace.path}/tasks", "tasks", 5)
+    assert len(whole) == 5
+
+
+def test_a_list_of_workspaces_is_paged_newest_first(stack: Stack, seen: Seen) -> None:
+    made = [stack.rest("owner").post("/v1/workspaces", {}, status=201)["id"] for _ in range(3)]
+    found = [each for page in pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 2) for each in page]
+    ids = [each["id"] for each in found]
+    assert ids[:3] == made[::-1]
+    assert ids == sorted(set(ids), reverse=True)
+    assert stack.ready["demo"]["workspace_id"] in ids
+
+
+@pytest.mark.parametrize("page", [{"page_size": 201}, {"page_size": -1}, {"page_token": "no good"}])
+def test_a_page_that_is_none_is_refused(stack: Stack, page: dict[str, object]) -> None:
+    failed = stack.rest().fails("GET", "/v1/workspaces", params=page)
+    assert (failed.status, failed.slug, set(failed.details["fields"])) == (400, "validation_error", set(page))
