@@ -165,12 +165,12 @@ def expected_facts(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 def check_failure(failed: Failed, cell: Cell, place: Place) -> None:
-    assert (failed.slug, failed.status) == (cell.answer, STATUSES[cell.answer][cell.wire == "grpc"])
-    assert facts(failed, cell) == expected_facts(cell, place)
+    assert (failed.slug, failed.status) == (cell.answer, STATUSES[cell.answer][cell.wire == "grpc"]), cell
+    assert facts(failed, cell) == expected_facts(cell, place), cell
 
 
 def check_reply(reply: dict[str, Any], cell: Cell, place: Place) -> None:
-    assert (reply["outcome"], reply["workspace_id"]) == (cell.answer, place.workspace.id)
+    assert (reply["outcome"], reply["workspace_id"]) == (cell.answer, place.workspace.id), cell
     if cell.answer == "no_active_task":
         assert reply["task_id"] == ""
         assert not {"task", "requested_at"} & set(reply)
