@@ -2,17 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where Python finds its base, so that a moved or upgraded interpreter makes a new environment.
+# Newer than the lock when the environment is as the lock says.
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench gen format lock clean
+.PHONY: help run demo test check bench gen format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
+
+demo: $(READY) ## show a cancellation and check each promise, on the running stack or one of its own
+	@exec $(BIN)/python -m server demo
 
 test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
 	@exec $(BIN)/python -m pytest

@@ -32,6 +32,14 @@ def up() -> None:
         raise click.ClickException(str(error)) from error
 
 
+@main.command(help="Show a cancellation, and check each promise: on the stack that runs here, else on one of its own.")
+def demo() -> None:
+    """See server.commands.demo."""
+    from server.commands.demo import run
+
+    run()
+
+
 @main.command(help="Run one control-plane worker.")
 @click.option("--port", type=int, help="The port it listens on; SERVER_PORT when absent.")
 def serve(port: int | None) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -59,6 +60,38 @@ def test_cancelling_and_what_comes_after(run: Run, workspace: Workspace, gate: G
     idle = run("cancel", workspace.id)
     assert (idle.returncode, idle.stderr) == (3, "")
     assert idle.stdout.startswith(f"no_active_task: nothing runs in workspace {workspace.id}")
+
+
+def test_a_wait_that_is_over_before_the_end(run: Run, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+
+    early = run("cancel", workspace.id, "--wait", "100ms")
+
+    assert (early.returncode, early.stderr) == (7, "")
+    assert early.stdout.startswith(f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n")
+    assert "\n  task       running, 0 iterations completed, now in a tool call\n" in early.stdout
+    assert "\n  waited     0.1 s; the task has not ended yet.\n" in early.stdout
+    assert "\n  follow     grpcurl " in early.stdout
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def test_a_wait_that_sees_the_end(run: Run, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(run, "cancel", workspace.id, "--wait", "25s")
+        workspace.await_event("task_cancel_requested", task_id)
+        gate.open()
+        waited = waiting.result()
+
+    assert (waited.returncode, waited.stderr) == (0, "")
+    assert waited.stdout.startswith(f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n")
+    assert "\n  task       cancelled, 1 iteration completed\n" in waited.stdout
+    assert waited.stdout.endswith("\n  next       The workspace takes its next task.\n")
+    assert workspace.task(task_id)["status"] == "cancelled"
 
 
 def test_what_is_refused(run: Run, stack: Stack, workspace: Workspace) -> None:
