@@ -206,3 +206,26 @@ def test_a_key_of_an_organization_that_is_new(run: Run, stack: Stack) -> None:
     assert run(*arguments, "--create-org", "new").returncode == 0
     renamed = run(*arguments, "--create-org", "newer")
     assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)
+
+
+def test_the_demo_keeps_every_promise_on_a_stack_that_runs(run: Run, stack: Stack) -> None:
+    shown = run("demo")
+    assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout
+    assert re.search(r"POST …/task/cancel → accepted \(task running, \d iteration", shown.stdout)
+    assert re.search(r"task_completed +cancelled, not forced, \d iterations\n", shown.stdout)
+    assert re.search(r"\d+ ms from the signal to the end: \d+ ms until ", shown.stdout)
+    assert re.search(r"task_completed +completed, not forced, 2 iterations\n", shown.stdout)
+    assert shown.stdout.endswith("\nAll promises were kept.\n")
+    assert stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"] == "idle"
+
+
+def test_the_demo_leaves_a_task_of_others_alone(run: Run, stack: Stack) -> None:
+    rest, workspace_id = stack.rest(), stack.ready["demo"]["workspace_id"]
+    path, done = f"/v1/workspaces/{workspace_id}", stack.files(workspace_id) / "done"
+    task_id = rest.post(f"{path}/tasks", {"description": "until [ -e done ]; do sleep 0.05; done"})["task_id"]
+    try:
+        refused = run("demo")
+    finally:
+        done.touch()
+    assert (refused.returncode, "is busy; the demo needs it idle" in refused.stderr) == (1, True), refused.stderr
+    eventually(lambda: rest.get(f"{path}/tasks/{task_id}")["status"] == "completed")
