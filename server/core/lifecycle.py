@@ -60,7 +60,7 @@ def submit(session: Session, task: Task, submitted_by: str, request_id: str) -> 
     workspace = session.workspace
     workspace.require_up()
     if session.task is not None:
-        message = f"Workspace {workspace.id} runs task {session.task.id}. Wait for its end, or cancel it."
+        message = f"Workspace {workspace.id} is busy with {session.task.id}. Wait for its end, or cancel it."
         raise Failure("workspace_busy", message, workspace_id=workspace.id, task_id=session.task.id, status="busy")
     busy = replace(workspace, status=WorkspaceStatus.BUSY, current_task_id=task.id, updated_at=task.created_at)
     return Change(busy, task, (event.task_submitted(task, submitted_by, request_id),))

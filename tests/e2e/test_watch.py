@@ -1,0 +1,48 @@
+"""Follow a workspace's log through Envoy."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import pytest
+
+from server.client import WorkspaceClient
+from tests.e2e.stack import Stack, Workspace
+
+
+def test_a_stream_that_is_quiet_says_that_it_lives(workspace: Workspace) -> None:
+    last = workspace.log()[-1]["seq"]
+    (message,) = islice(workspace.rest.events(workspace.id, after=last), 1)
+    assert set(message) == {"heartbeat"}
+    assert set(message["heartbeat"]) == {"time", "seq"}
+    assert message["heartbeat"]["seq"] == str(last)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_stream_goes_on_behind_any_seq(workspace: Workspace, after: int) -> None:
+    workspace.await_end(workspace.submit("true", "true"))
+    log = [(str(entry["seq"]), entry["type"]) for entry in workspace.log()][after:]
+    seen = [message["event"] for message in islice(workspace.rest.events(workspace.id, after), len(log))]
+    assert [(event["seq"], event["type"]) for event in seen] == log
+
+
+def test_a_watcher_of_each_worker_sees_all_that_any_of_them_commits(stack: Stack, workspace: Workspace) -> None:
+    def watched(address: str) -> list[int]:
+        with WorkspaceClient(address, stack.tokens["full_access"]) as client:
+            seqs = []
+            for event in client.watch_events(workspace.id, timeout_seconds=20):
+                seqs.append(event.seq)
+                if event.HasField("task_completed"):
+                    break
+            return seqs
+
+    with ThreadPoolExecutor(2) as pool:
+        watching = [pool.submit(watched, address) for address in stack.worker_addresses()]
+        workspace.await_end(workspace.submit("true", "true", "true"))
+        seqs = [each.result() for each in watching]
+    assert seqs[0] == seqs[1] == list(range(1, seqs[0][-1] + 1))
+
+
+def test_a_watcher_whose_position_is_none_is_refused(workspace: Workspace) -> None:
+    for after in ("-1", "x", "9223372036854775808"):
+        failed = workspace.rest.fails("GET", f"{workspace.path}/events", params={"after": after})
+        assert (failed.status, failed.slug) == (400, "validation_error")
