@@ -111,4 +111,5 @@ async def list_tasks(caller: Caller, workspace_id: str, page: Page, store: Store
     fields.check()
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id), workspace_id)
-    return page.cut(await store.list_tasks(workspace_id, page.before_id, page.size + 1))
+    found = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
+    return page.cut(found, lambda task: len(task.description) + len(task.result))

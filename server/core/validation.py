@@ -1,7 +1,7 @@
 """The rules for the fields of a request. A request object that exists has passed them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -12,6 +12,8 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 MAX_REASON_CHARACTERS = 500
 MAX_PAGE_SIZE = 200
 DEFAULT_PAGE_SIZE = 50
+# gRPC clients take messages of 4 MiB unless told otherwise, and a character may take four bytes.
+MAX_PAGE_CHARACTERS = 900_000
 
 
 class Fields:
@@ -78,7 +80,16 @@ class Page:
         fields.check()
         return cls(page_size or DEFAULT_PAGE_SIZE, page_token or None)
 
-    def cut(self, found: Sequence[Listed]) -> tuple[Sequence[Listed], str]:
-        """The page and the token of the next one, from a list that was asked for one more than the page holds."""
-        page = found[: self.size]
-        return page, page[-1].id if len(found) > self.size else ""
+    def cut(self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0) -> tuple[Sequence[Listed], str]:
+        """The page and the token of the next one, from a list that was asked for one more than the page holds.
+
+        `weigh` tells what an item is worth in characters; a page that would get too heavy for one message ends early.
+        """
+        page: list[Listed] = []
+        characters = 0
+        for item in found[: self.size]:
+            characters += weigh(item)
+            if page and characters > MAX_PAGE_CHARACTERS:
+                break
+            page.append(item)
+        return page, page[-1].id if len(found) > len(page) else ""

@@ -4,7 +4,7 @@ import pytest
 
 from server.core.errors import Failure
 from server.core.tasks import SubmitTask
-from server.core.validation import Fields, Page
+from server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
 from tests.core.world import workspace
 
 
@@ -92,5 +92,8 @@ def test_a_page_has_50_entries_unless_asked_otherwise() -> None:
 def test_a_token_leads_to_the_next_page_until_the_last() -> None:
     found = [workspace() for _ in range(3)]
     assert Page(2, None).cut(found) == (found[:2], found[1].id)
+    # One that would be too heavy for a message ends early, but holds one item at least.
+    assert Page(3, None).cut(found, lambda _: MAX_PAGE_CHARACTERS // 2) == (found[:2], found[1].id)
+    assert Page(3, None).cut(found, lambda _: MAX_PAGE_CHARACTERS * 2) == (found[:1], found[0].id)
     assert Page(3, None).cut(found) == (found, "")
     assert Page(3, None).cut([]) == ([], "")
