@@ -57,8 +57,11 @@ def measure(stack: Stack) -> dict[str, list[float]]:
     }
     figures: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(ROUNDS):
-        tasks = {name: workspace.submit("sleep 0.3", "sleep 0.3") for name, workspace in workspaces.items()}
+        tasks = {name: workspace.submit("sleep 0.5", "sleep 0.5") for name, workspace in workspaces.items()}
+        for name, workspace in workspaces.items():
+            workspace.await_phase(tasks[name], "tool_call")
         for name, call in rows.items():
+            rows[FLOOR]()  # not counted: every row begins with the processor awake
             began = time.perf_counter()
             answer = call()
             figures[name].append(time.perf_counter() - began)
@@ -76,8 +79,8 @@ def measure_arrivals(stack: Stack) -> dict[str, list[float]]:
     figures: dict[str, list[float]] = {"an event at a watcher": [], "the end at a waiter": []}
     with ThreadPoolExecutor(2) as pool:
         for _ in range(ROUNDS):
-            task_id = workspace.submit("sleep 0.1", "sleep 0.1")
-            watching = pool.submit(arrival, stack, other, workspace.id, task_id)
+            task_id = workspace.submit("sleep 0.2", "sleep 0.2")
+            watching = pool.submit(arrival, stack, other, workspace.id, task_id, after=workspace.log()[-1]["seq"])
             workspace.await_phase(task_id, "tool_call")
             canceller.call("CancelTask", workspace_id=workspace.id)
             figures["an event at a watcher"].append(watching.result())
@@ -86,10 +89,10 @@ def measure_arrivals(stack: Stack) -> dict[str, list[float]]:
     return figures
 
 
-def arrival(stack: Stack, address: str, workspace_id: str, task_id: str) -> float:
+def arrival(stack: Stack, address: str, workspace_id: str, task_id: str, after: int) -> float:
     """Watches for the cancellation of the task, and returns how late it came."""
     with WorkspaceClient(address, stack.tokens["full_access"]) as client:
-        for event in client.watch_events(workspace_id):
+        for event in client.watch_events(workspace_id, after):
             if event.task_id == task_id and event.HasField("task_cancel_requested"):
                 return time.time() - event.time.ToNanoseconds() / 1e9
     raise AssertionError("the stream ended")
