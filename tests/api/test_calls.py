@@ -1,5 +1,7 @@
 """Calls over the wire: cancellations, and the stream of a workspace's log."""
 
+from collections.abc import Sequence
+
 import grpc
 import pytest
 from evershell.workspace.v1 import task_pb2
@@ -7,6 +9,7 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.json_format import MessageToDict
 
 from server.core.errors import UnavailableError
+from server.core.event import Event
 from tests.api.running import Failed, FailingStore, Running, bearer
 from tests.core.world import World, iteration
 
@@ -108,3 +111,33 @@ async def test_a_stream_that_fails_later_says_so_in_its_last_message(
     assert "hunter2" not in str(error) and "10.0.0.7" not in str(error)
     seen = Failed.of(raised.value)
     assert (seen.slug, seen.message) == (slug, error["message"])
+
+
+async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing(
+    server: Running, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, running = await world.add_busy()
+    await world.commit(busy.id, running.id, *(iteration(number, "x" * 60_000) for number in range(1, 401)))
+    reads: list[int] = []
+    read = world.store.list_events
+
+    async def noted(workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        reads.append(after_seq)
+        return await read(workspace_id, after_seq, limit)
+
+    monkeypatch.setattr(world.store, "list_events", noted)
+    request = messages.WatchEventsRequest(workspace_id=busy.id)
+    call = server.stub.WatchEvents(request, metadata=bearer())
+    stream = aiter(call)
+    seqs = [(await anext(stream)).event.seq]
+    # The server has every opportunity to read on, and 24 MB to read.
+    for _ in range(50):
+        await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=busy.id), metadata=bearer())
+    assert len(reads) <= 2
+    async for message in stream:
+        seqs.append(message.event.seq)
+        if len(seqs) == 402:
+            break
+    call.cancel()
+    assert seqs == list(range(1, 403))
+    assert len(reads) >= 5

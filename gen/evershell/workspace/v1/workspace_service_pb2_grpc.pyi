@@ -77,6 +77,7 @@ class WorkspaceServiceStub:
     """Follows a workspace's log: what it holds after `after`, then what comes, with a heartbeat when it is quiet for 15 s.
 
     Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
+    A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
     Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
@@ -165,6 +166,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Follows a workspace's log: what it holds after `after`, then what comes, with a heartbeat when it is quiet for 15 s.
 
     Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
+    A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
     Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
@@ -280,6 +282,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Follows a workspace's log: what it holds after `after`, then what comes, with a heartbeat when it is quiet for 15 s.
 
         Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
+        A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
         Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
