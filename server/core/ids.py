@@ -16,8 +16,3 @@ def new_task_id() -> str:
 def new_key_id() -> str:
     """`key_` and a ULID."""
     return f"key_{ULID()}"
-
-
-def new_org_id() -> str:
-    """`org_` and a ULID."""
-    return f"org_{ULID()}"
