@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from server.agent.cancellation import CancelFlag
 from server.agent.model import History, Iteration, Model, ModelFailure, ModelReply
 from server.agent.output import storable
-from server.agent.tools import Tool, ToolCall, ToolResult, ToolStatus
+from server.agent.tools import Tool, ToolCall, ToolFailure, ToolResult, ToolStatus
 from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 from server.core.task import Phase, TaskStatus
 
@@ -100,7 +100,7 @@ async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending 
             record = await calls.iterate(History(task.description, history))
         except _BrokenOff:
             return await _end(task, commit, Ending(status=TaskStatus.CANCELLED, forced=True))
-        except ModelFailure as failure:
+        except (ModelFailure, ToolFailure) as failure:
             return await _end(task, commit, _failed(str(failure)))
         except Exception as error:  # noqa: BLE001  a model or a tool may raise anything, and the agent must outlive it
             return await _end(task, commit, _failed(f"The iteration failed: {type(error).__name__}: {error}"))

@@ -16,6 +16,7 @@ import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from structlog.typing import FilteringBoundLogger
 
+from server.agent import descendants
 from server.agent.authorization import TokenVerifier
 from server.agent.committer import Committer
 from server.agent.heartbeat import Heartbeat
@@ -65,6 +66,7 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
     model and the shell are replaced by `model` and `tool`, if given.
     """
     log = _logger(settings)
+    descendants.adopt()
     shutdown, lease = Shutdown(), Lease()
     try:
         model = model or model_of(settings.model, _endpoint(settings))

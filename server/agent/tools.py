@@ -9,24 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Protocol
 
-import psutil
-
+from server.agent.descendants import Descendants
 from server.agent.output import BoundedOutput
 
 # Whoever ends a pod finds what runs in it by these, even when it has left its session.
 WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
-# One value a tool call, so that its end never touches anything else.
-_TOOL_CALL_MARKER = "EVERSHELL_TOOL_CALL"
 # How long output may still come when the shell itself has exited.
 _LATE_OUTPUT_SECONDS = 0.2
 # How long a process that was killed is waited for; one that hangs in the kernel must not hold the agent.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-_MAX_SWEEPS = 10
 
 
 class ToolStatus(StrEnum):
@@ -57,11 +52,15 @@ class ToolResult:
     truncated_bytes: int = 0
 
 
+class ToolFailure(Exception):
+    """No tool can be run here any more; the text says why, for people."""
+
+
 class Tool(Protocol):
     """Does what models ask for."""
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """Runs the call to its end; what goes wrong in it is a result, too.
+        """Runs the call to its end; what goes wrong in it is a result, too. Raises ToolFailure.
 
         Once `interrupt` is set, everything it started is ended and the result, `interrupted`, holds the output so far. The same
         when it is cancelled, but without a result.
@@ -72,8 +71,9 @@ class ShellTool:
     """Runs `/bin/sh -c command` in a session of its own, in the workspace's files, with an environment that holds no secret.
 
     Standard input is empty; standard output and error are one text. Nothing outlives its tool call: when the shell has exited,
-    output of processes that it left behind is awaited for 0.2 s, then the process group and every process with this call's
-    environment marker are killed. A descendant that left the session *and* cleared its environment is not found.
+    output of processes that it left behind is awaited for 0.2 s, then the process group and every other descendant are killed, in
+    whichever session and with whatever environment. What the command had another program start (a container engine, a job
+    scheduler) is no descendant and goes on.
     """
 
     name = "shell"
@@ -90,12 +90,14 @@ class ShellTool:
         }
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """See Tool. Whatever cannot be started is `not_run`, and the output says why."""
+        """See Tool. Whatever cannot be started is `not_run`, and the output says why; without the files nothing ever could."""
         try:
             command = _command(call)
         except ValueError as error:
             return ToolResult(status=ToolStatus.NOT_RUN, output=str(error))
-        marker = token_hex(16)
+        if not self._files_dir.is_dir():
+            raise ToolFailure("The workspace's folder was deleted.")
+        descendants = Descendants()
         read_end, write_end = os.pipe()
         # The pipe is ours, not asyncio's: its `wait` would last until the last holder of the pipe is gone.
         with os.fdopen(read_end, "rb", buffering=0) as reader:
@@ -105,7 +107,7 @@ class ShellTool:
                     "-c",
                     command,
                     cwd=self._files_dir,
-                    env={**self._environment, _TOOL_CALL_MARKER: marker},
+                    env=self._environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=asyncio.subprocess.STDOUT,
@@ -115,11 +117,11 @@ class ShellTool:
             except (OSError, ValueError) as error:
                 return ToolResult(status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}")
             except asyncio.CancelledError:
-                _kill_bearing(marker)
+                descendants.kill()
                 raise
             finally:
                 os.close(write_end)
-            return await self._follow(_Running(process, marker, reader.fileno()), interrupt)
+            return await self._follow(_Running(process, descendants, reader.fileno()), interrupt)
 
     async def _follow(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
         exited = asyncio.ensure_future(running.process.wait())
@@ -143,6 +145,7 @@ class ShellTool:
                 running.kill()
                 await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
                 exited.cancel()
+            await running.wait_gone(_KILLED_SECONDS)
         output, truncated_bytes = running.output.finish()
         # None: killed, and hanging in the kernel.
         exit_code = running.process.returncode if running.process.returncode is not None else -signal.SIGKILL
@@ -152,10 +155,10 @@ class ShellTool:
 class _Running:
     """A shell that was started, and its output."""
 
-    def __init__(self, process: asyncio.subprocess.Process, marker: str, read_end: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, descendants: Descendants, read_end: int) -> None:
         self.process = process
         self.output = BoundedOutput()
-        self._marker = marker
+        self._descendants = descendants
         self._read_end = read_end
         self._ended = asyncio.Event()
 
@@ -185,12 +188,15 @@ class _Running:
         finally:
             ended.cancel()
 
+    async def wait_gone(self, timeout_seconds: float) -> None:
+        await self._descendants.gone(self.process.pid, timeout_seconds)
+
     def kill(self) -> None:
-        """Ends the process group, and what has left it but still bears the marker."""
+        """Ends the process group, and what has left it."""
         # The kernel gives the shell's number to no other process while its group has a member.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        _kill_bearing(self._marker)
+        self._descendants.kill()
 
 
 def _command(call: ToolCall) -> str:
@@ -205,25 +211,3 @@ def _command(call: ToolCall) -> str:
     if not isinstance(command, str):
         raise ValueError('The arguments must be a JSON object with the text "command".')
     return command
-
-
-def _kill_bearing(marker: str) -> None:
-    """Kills every process that bears the marker."""
-    killed: set[int] = set()
-    # A process may fork while the others are looked for, so look until there is none that was not there before.
-    for _ in range(_MAX_SWEEPS):
-        found = {pid for pid in psutil.pids() if pid not in killed and _bears(pid, marker)}
-        for pid in found:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        if not found:
-            return
-        killed |= found
-
-
-def _bears(pid: int, marker: str) -> bool:
-    try:
-        return psutil.Process(pid).environ().get(_TOOL_CALL_MARKER) == marker
-    except (psutil.Error, OSError):
-        # It has ended, or is another user's.
-        return False

@@ -10,10 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from server.agent import descendants
 from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
-from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
+from server.agent.tools import ShellTool, ToolCall, ToolFailure, ToolResult, ToolStatus
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.fixture(autouse=True)
+def as_in_an_agent() -> None:
+    descendants.adopt()
 
 
 async def _run(files_dir: Path, command: str, timeout_seconds: float = 60, interrupt: asyncio.Event | None = None) -> ToolResult:
@@ -58,7 +64,6 @@ async def test_the_environment_holds_nothing_of_the_agents(tmp_path: Path, monke
         "LANG",
         "EVERSHELL_WORKSPACE_ID",
         "EVERSHELL_EPOCH",
-        "EVERSHELL_TOOL_CALL",
     }
     assert names["HOME"] == f"HOME={tmp_path}"
     assert names["EVERSHELL_WORKSPACE_ID"] == "EVERSHELL_WORKSPACE_ID=ws_1"
@@ -96,8 +101,10 @@ async def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
-async def test_broken_off_nothing_is_left_not_even_in_another_session(tmp_path: Path, how: str) -> None:
-    line = "echo so far; setsid sh -c 'echo $$ > own.new; mv own.new own; exec sleep 600' & exec sleep 600"
+@pytest.mark.parametrize("start", ["setsid sh", "cd /; exec env -i setsid sh"])
+async def test_broken_off_nothing_is_left_whatever_it_has_left(tmp_path: Path, start: str, how: str) -> None:
+    own = tmp_path / "own"
+    line = f"echo so far; ({start} -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' &) ; exec sleep 600"
     interrupt = asyncio.Event()
     running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
     await _until((tmp_path / "own").exists)
@@ -122,6 +129,30 @@ async def test_what_has_cleared_its_environment_ends_with_its_group(tmp_path: Pa
     await _until(lambda: not _lives(tmp_path / "own"))
 
 
+@pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
+async def test_a_process_that_has_left_everything_ends_with_its_call(tmp_path: Path, end: str) -> None:
+    own = tmp_path / "own"
+    left = f"(cd /; env -i setsid sh -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' > /dev/null 2>&1 &)"
+    await _run(tmp_path, f"{left}; while [ ! -e {own} ]; do :; done; {end}")
+    await _until(lambda: not _lives(own))
+
+
+async def test_what_was_adopted_is_cleared_away(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    await _run(tmp_path, "(sh -c 'exit 0' &); (sh -c 'exit 0' &); sleep 0.1; (sleep 600 &)")
+    assert set(psutil.Process().children()) <= before
+
+
+async def test_what_was_there_before_the_call_is_left_alone(tmp_path: Path) -> None:
+    other = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        await _run(tmp_path, "true")
+        assert psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+    finally:
+        other.kill()
+        await other.wait()
+
+
 async def test_a_tool_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
     result = await _run(tmp_path, "trap '' TERM INT HUP; while :; do sleep 1; done", timeout_seconds=0.1)
     assert result.status is ToolStatus.TIMED_OUT
@@ -140,10 +171,9 @@ async def test_late_output_of_a_pipeline_is_waited_for(tmp_path: Path) -> None:
     assert (await _run(tmp_path, "(sleep 0.02; echo late) & echo early")).output == "early\nlate\n"
 
 
-async def test_without_its_folder_it_is_not_run(tmp_path: Path) -> None:
-    result = await _run(tmp_path / "gone", "true")
-    assert result.status is ToolStatus.NOT_RUN
-    assert "gone" in result.output
+async def test_without_its_folder_there_is_nothing_to_be_done(tmp_path: Path) -> None:
+    with pytest.raises(ToolFailure, match="folder was deleted"):
+        await _run(tmp_path / "gone", "true")
 
 
 @pytest.mark.parametrize("command", ["x\0y", "x" * 3_000_000, "\ud800"])
