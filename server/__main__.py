@@ -102,21 +102,38 @@ Exit codes:
 @click.option("--task", default="", metavar="ID", help="Cancel only this task.")
 @click.option("--reason", default="", metavar="TEXT", help="Shown on the task and on its events; at most 500 characters.")
 @click.option("--wait", metavar="DURATION", help="Answer when the task has ended, or when this is over: 500ms, 10s; at most 30s.")
+@click.option("--force-after", metavar="DURATION", help="Break the iteration off if it still runs then: 0s, 30s; at most 24 h.")
 @click.option("--address", envvar="GRPC_ADDR", default="", metavar="HOST:PORT", help="GRPC_ADDR when absent; https://… for TLS.")
 @click.option("--token-file", type=click.File(), help="Holds the token (- for standard input); the variable TOKEN when absent.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reply, or the error, as REST shows it.")
 def cancel(
-    workspace: str, task: str, reason: str, wait: str | None, address: str, token_file: TextIO | None, as_json: bool
+    workspace: str,
+    task: str,
+    reason: str,
+    wait: str | None,
+    force_after: str | None,
+    address: str,
+    token_file: TextIO | None,
+    as_json: bool,
 ) -> None:
     """See server.commands.cancel."""
     from server.client import WorkspaceClient
     from server.commands.cancel import Cancel, find_endpoint, parse_seconds, run
 
-    try:
-        wait_seconds = None if wait is None else parse_seconds(wait)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--wait") from error
-    command = Cancel(workspace_id=workspace, task_id=task, reason=reason, wait_seconds=wait_seconds, as_json=as_json)
+    def seconds(option: str, given: str | None) -> float | None:
+        try:
+            return None if given is None else parse_seconds(given)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint=option) from error
+
+    command = Cancel(
+        workspace_id=workspace,
+        task_id=task,
+        reason=reason,
+        wait_seconds=seconds("--wait", wait),
+        force_after_seconds=seconds("--force-after", force_after),
+        as_json=as_json,
+    )
     endpoint = find_endpoint(address, os.environ.get("TOKEN", ""), token_file)
     with WorkspaceClient(endpoint.address, endpoint.token) as client:
         sys.exit(run(command, endpoint, client))

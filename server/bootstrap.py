@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -69,8 +69,7 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
         store = PostgresStore(pool, wakeups.announce)
         keys = PostgresKeys(pool)
         pod_tokens = PodTokens(signing_key)
-        agents = AgentClient(pod_tokens)
-        stack.push_async_callback(agents.close)
+        agents = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
         sessions = Sessions(JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience)
         authentication = Authentication(
             Authenticator(ApiKeys(keys.find_key), sessions),
@@ -79,7 +78,19 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
         )
         public = WorkspaceServicer(store, agents, wakeups, now)
         internal = RuntimeServicer(Runtime(store, now, settings.lease_seconds))
-        yield Server(public, internal, authentication, wakeups.drain)
+        server = Server(public, internal, authentication, wakeups.drain)
+        following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
+        stack.callback(following.cancel)
+        yield server
+
+
+async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
+    """The worker's health is its database's: whoever balances load over several is not to send calls that can only fail."""
+    while True:
+        await wakeups.listening()
+        await server.set_serving(serving=True)
+        await wakeups.deaf()
+        await server.set_serving(serving=False)
 
 
 @asynccontextmanager
@@ -92,7 +103,7 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 async def serve(settings: Settings, port: int) -> None:
     """Runs one control-plane worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
     async with control_plane(settings) as server:
-        await server.start(f"{settings.listen_host}:{port}")
+        await server.start(f"{settings.listen_host}:{port}", serving=False)
         await stop_signal()
         await server.drain(DRAIN_SECONDS)
 
@@ -130,11 +141,13 @@ async def _lead(settings: Settings) -> None:
         )
 
     pods = LocalPods(settings.pods_dir, spec_for)
+    agents = AgentClient(pod_tokens)
     async with (
         open_pool(settings.database_url, max_size=settings.pool_size) as pool,
         PostgresWakeups(pool, settings.database_url) as wakeups,
+        aclosing(agents),
     ):
-        controller = Controller(PostgresStore(pool, wakeups.announce), pods, settings.stack_id, now)
+        controller = Controller(PostgresStore(pool, wakeups.announce), pods, agents, settings.stack_id, now)
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
                 await _until(lost, controller.run(changes))

@@ -92,6 +92,11 @@ class FakeStore:
         self._answer()
         return sorted((each for each in self._workspaces.values() if each.status in _WANTED), key=lambda each: each.id)
 
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        """See the port."""
+        open_tasks = [(each, self._task_of(each, each.current_task_id)) for each in await self.list_wanted_pods()]
+        return [(each, task) for each, task in open_tasks if task is not None and task.cancel is not None]
+
     def _answer(self) -> None:
         if self.unavailable:
             raise UnavailableError("the fake database is down")

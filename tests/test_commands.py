@@ -68,7 +68,7 @@ def reply(outcome: "Reply.Outcome.ValueType", status: "Task.Status.ValueType", *
 def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = reply(Reply.accepted, Task.running, iterations=1, phase=Task.tool_call)
     result, played = cancel(monkeypatch, answer, "--task", "task_1", "--reason", "why", "--wait", "500ms")
-    assert played.asked == ("127.0.0.1:8081", "sk_secret", "ws_1", "task_1", "why", 0.5)
+    assert played.asked == ("127.0.0.1:8081", "sk_secret", "ws_1", "task_1", "why", 0.5, None)
     # The wait was over before the task had ended.
     assert result.exit_code == 7
     assert result.stdout.splitlines() == [

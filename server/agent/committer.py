@@ -34,7 +34,15 @@ MAX_BACKOFF_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.05
 _UNAUTHORIZED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 # What will not be taken however often it is sent.
-_REJECTED = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.OUT_OF_RANGE})
+_REJECTED = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        # Larger than what a worker's gRPC library lets in.
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 _CHANNEL_OPTIONS = (
     # A worker that comes back is found within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -87,7 +87,11 @@ class Session:
     def cancel(self, task_id: str, cancellation: Cancellation) -> bool:
         """Flags a task; False: the agent does not have it, and will run no iteration of it should it come."""
         self._flag(task_id).request(_force_at(cancellation))
-        return task_id in (self.task_id, self._next_id)
+        is_known = task_id in (self.task_id, self._next_id)
+        if not is_known and task_id not in self._finished:
+            # If the database holds it for this agent's, the next directive says so, and its end is committed.
+            self._changed()
+        return is_known
 
     def apply(self, directive: Directive, sent_at: int, committed_task_id: str = "") -> None:
         """Does what the database holds. `sent_at` is the mark of the call that it is the reply to.

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
@@ -13,7 +14,6 @@ from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 from server.core.runtime import Directive
 from server.core.task import Task, TaskStatus, Usage
 from server.core.tasks import SubmitTask
-from server.core.validation import Fields
 from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace
 from server.wire import encode_assignment, timestamp
@@ -22,20 +22,20 @@ from server.wire import encode_assignment, timestamp
 _PROPOSABLE = {str(status): status for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)}
 
 
-def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str, deadline_seconds: float | None) -> CancelTask:
+def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str) -> CancelTask:
     """Raises Failure validation_error."""
-    fields = Fields()
-    if request.HasField("force_after"):
-        fields.reject("force_after", "is not supported yet; leave it out")
-    fields.check()
     return CancelTask(
         workspace_id=request.workspace_id,
         task_id=request.task_id,
         reason=request.reason,
-        wait_seconds=request.wait.seconds + request.wait.nanos / 1e9 if request.HasField("wait") else None,
-        deadline_seconds=deadline_seconds,
+        wait_seconds=_seconds(request.wait) if request.HasField("wait") else None,
+        force_after_seconds=_seconds(request.force_after) if request.HasField("force_after") else None,
         request_id=request_id,
     )
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:
@@ -80,6 +80,7 @@ def encode_task(task: Task) -> task_pb2.Task:
         cancel_requested_at=timestamp(intent.requested_at) if intent is not None else None,
         cancel_requested_by=intent.requested_by if intent is not None else "",
         cancel_reason=intent.reason if intent is not None else "",
+        cancel_force_at=timestamp(intent.force_at) if intent is not None else None,
         reason=task.reason,
         result=task.result,
         usage=_encode_usage(task.usage),

@@ -18,7 +18,7 @@ from server.api import status
 from server.api.call import STATUS_HEADER, Call
 from server.auth.authenticator import Authenticator, HostBinding, bearer_token
 from server.auth.pod_tokens import PodTokens
-from server.core import errors
+from server.core import deadline, errors
 from server.core.errors import Failure, UnavailableError
 
 log = structlog.get_logger("call")
@@ -128,11 +128,30 @@ class Errors(Interceptor):
             await _fail(context, failure)
         except UnavailableError:
             await _fail(context, errors.unavailable())
-        except (asyncio.CancelledError, grpc.aio.AbortError):
+        except grpc.aio.AbortError:
             raise
-        except Exception:
-            log.exception("a defect", method=details.method, request_id=calls.current().request_id)
-            await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
+        except asyncio.CancelledError:
+            # The caller's doing, or the server's; else something further in has let it slip, which would end the call mutely.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            await _fail_by_defect(context, details)
+        except Exception:  # noqa: BLE001 - logged, with its traceback
+            await _fail_by_defect(context, details)
+
+
+class Deadline(Interceptor):
+    """Notes how long the caller still waits, for whatever waits further in."""
+
+    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """See Interceptor."""
+        deadline.begin(context.time_remaining())
+        return await proceed()
+
+
+async def _fail_by_defect(context: Context, details: grpc.HandlerCallDetails) -> None:
+    log.exception("a defect", method=details.method, request_id=calls.current().request_id)
+    await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
 
 
 async def _fail(context: Context, failure: Failure) -> None:

@@ -8,7 +8,7 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from server.api.interceptors import Authentication, Decoding, Errors, RequestLog
+from server.api.interceptors import Authentication, Deadline, Decoding, Errors, RequestLog
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.workspace_servicer import WorkspaceServicer
 
@@ -43,6 +43,7 @@ class Server:
         interceptors = [
             RequestLog(),  # outermost, so that every call has an id and a line in the log
             Errors(),  # inside the log, which shows the slug; around all that may fail
+            Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls
             Decoding(),  # innermost, so that a request which cannot be read is told like any other failure
         ]
@@ -60,11 +61,11 @@ class Server:
             self._server,
         )
 
-    async def start(self, address: str) -> int:
+    async def start(self, address: str, *, serving: bool = True) -> int:
         """Serves on host:port and returns the port (the system chooses for 0). Raises RuntimeError when it is taken."""
         port = self._server.add_insecure_port(address)
+        await self.set_serving(serving=serving)
         await self._server.start()
-        await self.set_serving(serving=True)
         return port
 
     async def set_serving(self, *, serving: bool) -> None:

@@ -29,7 +29,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTask(  # noqa: N802
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
-        wanted = codec.decode_cancel(request, current().request_id, context.time_remaining())
+        wanted = codec.decode_cancel(request, current().request_id)
         result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock)
         if wanted.wait_seconds is not None and result.saw_end:
             await say_ok(context)

@@ -49,12 +49,13 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """The command line. `wait_seconds` None: answer at once."""
+    """The command line. `wait_seconds` None: answer at once; `force_after_seconds` None: break nothing off."""
 
     workspace_id: str
     task_id: str
     reason: str
     wait_seconds: float | None
+    force_after_seconds: float | None
     as_json: bool
 
 
@@ -101,7 +102,9 @@ def find_endpoint(address: str, token: str, token_file: TextIO | None) -> Endpoi
 def run(command: Cancel, endpoint: Endpoint, client: WorkspaceClient) -> ExitCode:
     """Makes the call, prints what came of it, and returns the exit code."""
     try:
-        reply = client.cancel_task(command.workspace_id, command.task_id, command.reason, command.wait_seconds)
+        reply = client.cancel_task(
+            command.workspace_id, command.task_id, command.reason, command.wait_seconds, command.force_after_seconds
+        )
     except WorkspaceServiceError as error:
         _print_error(command, endpoint, error)
         return _code_of_error(error)
@@ -153,6 +156,8 @@ def _print_reply(command: Cancel, endpoint: Endpoint, reply: _Reply) -> None:
     if command.wait_seconds is not None:
         click.echo(f"  waited     {command.wait_seconds:g} s; the task has not ended yet.")
     click.echo("  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.")
+    if reply.task.HasField("cancel_force_at"):
+        click.echo(f"  force      An iteration that still runs at {_time(reply.task.cancel_force_at)} is broken off.")
     click.echo(f"  follow     {_how_to_follow(endpoint, reply.workspace_id, reply.task_id)}")
 
 

@@ -7,9 +7,10 @@ every end of the task is `cancelled` (lifecycle.py), whatever becomes of the sig
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 
-from server.core import errors
+from server.core import deadline, errors
 from server.core.caller import Caller, Permission
 from server.core.errors import AgentUnreachableError, UnavailableError
 from server.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
@@ -17,8 +18,7 @@ from server.core.task import CancelIntent, Task
 from server.core.validation import MAX_REASON_CHARACTERS, Fields
 
 MAX_WAIT_SECONDS = 30
-# What is kept of the caller's deadline, so that the answer arrives within it.
-_ANSWER_SECONDS = 0.25
+MAX_FORCE_AFTER_SECONDS = 86_400
 
 
 class Outcome(StrEnum):
@@ -32,14 +32,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelTask:
-    """The request. `task_id` empty: whichever task runs. `wait_seconds` None: the answer does not wait for the end."""
+    """The request. `task_id` empty: whichever task runs. `wait_seconds` None: the answer does not wait for the end.
+
+    `force_after_seconds` None: the iteration in flight is not broken off, however long it takes.
+    """
 
     workspace_id: str
     task_id: str = ""
     reason: str = ""
     wait_seconds: float | None = None
-    # What is left of the caller's own time; None: no limit.
-    deadline_seconds: float | None = None
+    force_after_seconds: float | None = None
     request_id: str
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class CancelTask:
         fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
         if self.wait_seconds is not None and not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
             fields.reject("wait", f"must be 0 to {MAX_WAIT_SECONDS} s")
+        if self.force_after_seconds is not None and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS:
+            fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
         fields.check()
 
 
@@ -76,21 +80,28 @@ async def cancel_task(
     workspace_failed; agent_unreachable when the intent is recorded and the signal did not arrive in time.
     """
     permission = caller.permission("workspace:write")
-    intent = CancelIntent(
-        requested_by=caller.actor_id,
-        credential_kind=caller.credential_kind,
-        requested_at=clock(),
-        reason=request.reason,
-        request_id=request.request_id,
-    )
+    intent = _intent(caller, request, clock)
     found = await store.record_cancellation(permission, request.workspace_id, request.task_id or None, intent)
     outcome = _judge(permission, request, found)
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
         task = await _signal(found, store, agents)
         if task is not None and request.wait_seconds:
-            task = await _await_end(task, _patience_seconds(request), store, wakeups)
+            task = await _await_end(task, deadline.bounded(request.wait_seconds), store, wakeups)
     return CancelResult(request.workspace_id, outcome, task)
+
+
+def _intent(caller: Caller, request: CancelTask, clock: Clock) -> CancelIntent:
+    now, force_after_seconds = clock(), request.force_after_seconds
+    return CancelIntent(
+        requested_by=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        requested_at=now,
+        reason=request.reason,
+        request_id=request.request_id,
+        force_at=None if force_after_seconds is None else now + timedelta(seconds=force_after_seconds),
+        force_requested_by=None if force_after_seconds is None else caller.actor_id,
+    )
 
 
 def _judge(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
@@ -126,13 +137,6 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
     with suppress(UnavailableError):
         return await store.get_task(workspace.id, task.id)
     return task
-
-
-def _patience_seconds(request: CancelTask) -> float:
-    assert request.wait_seconds is not None
-    if request.deadline_seconds is None:
-        return request.wait_seconds
-    return min(request.wait_seconds, request.deadline_seconds - _ANSWER_SECONDS)
 
 
 async def _await_end(task: Task, patience_seconds: float, store: Store, wakeups: Wakeups) -> Task:

@@ -44,12 +44,16 @@ class Event(NewEvent):
 
 def cancel_payload(intent: CancelIntent) -> dict[str, Any]:
     """CancelIntent as the message of that name."""
-    return {
+    payload = {
         "requested_by": intent.requested_by,
         "credential_kind": intent.credential_kind,
         "requested_at": intent.requested_at.isoformat(),
         "reason": intent.reason,
     }
+    if intent.force_at is not None:
+        payload["force_at"] = intent.force_at.isoformat()
+        payload["force_requested_by"] = intent.force_requested_by or ""
+    return payload
 
 
 def task_submitted(task: Task, submitted_by: str, request_id: str) -> NewEvent:

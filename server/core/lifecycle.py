@@ -83,7 +83,7 @@ def fail_delivery(session: Session, task_id: str, reason: str, now: datetime) ->
 
 
 def request_cancel(session: Session, intent: CancelIntent) -> Change:
-    """Records the intent to cancel the current task. The first intent stays, but for the earliest `force_at`.
+    """Records the intent to cancel the current task. The first intent stays, but for the earliest `force_at` and who asked for it.
 
     CancelTask does the same in one statement of SQL (migrations/0002); the store's contract suite holds both against each other.
     """
@@ -92,8 +92,10 @@ def request_cancel(session: Session, intent: CancelIntent) -> Change:
         return unchanged(session)
     if task.cancel is None:
         return Change(session.workspace, replace(task, cancel=intent), (event.task_cancel_requested(task, intent),))
-    earliest = _earliest(task.cancel.force_at, intent.force_at)
-    return Change(session.workspace, replace(task, cancel=replace(task.cancel, force_at=earliest)))
+    if intent.force_at is None or (task.cancel.force_at is not None and task.cancel.force_at <= intent.force_at):
+        return unchanged(session)
+    sooner = replace(task.cancel, force_at=intent.force_at, force_requested_by=intent.force_requested_by)
+    return Change(session.workspace, replace(task, cancel=sooner))
 
 
 def request_stop(session: Session, intent: CancelIntent) -> Change:
@@ -104,7 +106,8 @@ def request_stop(session: Session, intent: CancelIntent) -> Change:
     if workspace.status is WorkspaceStatus.FAILED:
         workspace.require_up()
     now = intent.requested_at
-    cancelled = request_cancel(session, replace(intent, force_at=now + timedelta(seconds=STOP_GRACE_SECONDS)))
+    forced = replace(intent, force_at=now + timedelta(seconds=STOP_GRACE_SECONDS), force_requested_by=intent.requested_by)
+    cancelled = request_cancel(session, forced)
     stopping = replace(workspace, status=WorkspaceStatus.STOPPING, status_reason=intent.reason, updated_at=now)
     return Change(stopping, cancelled.task, cancelled.events)
 
@@ -286,7 +289,3 @@ def _bare(workspace: Workspace, status: WorkspaceStatus, reason: str, now: datet
     """Without an agent, and with no host on which one would be."""
     without = replace(workspace, agent_address=None, lease_expires_at=None, host=None)
     return replace(without, status=status, status_reason=reason, updated_at=now)
-
-
-def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
-    return min((moment for moment in (one, other) if moment is not None), default=None)

@@ -67,6 +67,9 @@ class Store(Protocol):
     async def list_wanted_pods(self) -> Sequence[Workspace]:
         """All workspaces that have, or are to have, a pod: provisioning, idle, busy, stopping."""
 
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        """All tasks that have not ended and are to be cancelled, each with its workspace."""
+
 
 class Wakeups(Protocol):
     """Tells that a workspace has changed, on whichever process it was committed."""

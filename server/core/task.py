@@ -59,8 +59,9 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When to break off the iteration; None: never.
+    # When to break off the iteration, and who asked for that, maybe in a later call; None: never.
     force_at: datetime | None = None
+    force_requested_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

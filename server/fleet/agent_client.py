@@ -4,15 +4,17 @@ Every call is repeated within one budget, so that a caller waits two seconds at 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
 from evershell.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from server.auth.pod_tokens import PodTokens
+from server.core import deadline
 from server.core.errors import AgentUnreachableError
 from server.core.task import Task
 from server.core.workspace import Workspace
@@ -20,7 +22,7 @@ from server.wire import encode_assignment, encode_cancellation
 
 log = structlog.get_logger("agents")
 
-# All attempts together; callers are promised an answer within 2 s.
+# All attempts together, or less when the caller's time is over sooner; callers are promised an answer within 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8
 _ATTEMPT_SECONDS = 0.6
 _MAX_BACKOFF_SECONDS = 0.3
@@ -33,10 +35,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
-Metadata = tuple[tuple[str, str], ...]
 # Of this name in the stubs' eyes only: asynchronous calls are made through the one class that there is.
 Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
-Attempt = Callable[["Stub", Metadata], Awaitable[object]]
+# Makes the call once, with these options.
+Attempt = Callable[..., Awaitable[object]]
 
 
 class AgentClient:
@@ -50,20 +52,18 @@ class AgentClient:
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         """See ports.Agents. An agent that refuses is as good as unreachable: it is busy with what the database does not know of."""
         request = agent_service_pb2.StartTaskRequest(workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task))
-        await self._call(workspace, lambda stub, metadata: stub.StartTask(request, timeout=_ATTEMPT_SECONDS, metadata=metadata))
+        await self._call(workspace, lambda stub, **options: stub.StartTask(request, **options))
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         """See ports.Agents."""
         request = agent_service_pb2.CancelTaskRequest(
             workspace_id=workspace.id, epoch=workspace.epoch, task_id=task.id, cancellation=encode_cancellation(task)
         )
-        answer = await self._call(
-            workspace, lambda stub, metadata: stub.CancelTask(request, timeout=_ATTEMPT_SECONDS, metadata=metadata)
-        )
+        answer = await self._call(workspace, lambda stub, **options: stub.CancelTask(request, **options))
         assert isinstance(answer, agent_service_pb2.CancelTaskResponse)
         return answer.known
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Closes every channel."""
         await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._closing)
         self._channels.clear()
@@ -72,26 +72,25 @@ class AgentClient:
         address = workspace.agent_address
         if address is None:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
-        metadata = (("authorization", f"Bearer {self._pod_tokens.signal_token(workspace.id)}"),)
+        until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
+        options = {"metadata": (("authorization", f"Bearer {self._pod_tokens.signal_token(workspace.id)}"),)}
         try:
             # Nearly every call ends here; the machinery of retrying is not set up for it.
-            return await attempt(self._stub(address), metadata)
+            return await attempt(self._stub(address), timeout=_attempt_seconds(until), **options)
         except grpc.aio.AioRpcError:
-            return await self._retry(address, attempt, metadata)
+            return await self._retry(address, attempt, until, options)
 
-    async def _retry(self, address: str, attempt: Attempt, metadata: Metadata) -> object:
+    async def _retry(self, address: str, attempt: Attempt, until: float, options: dict[str, Any]) -> object:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(grpc.aio.AioRpcError),
             wait=wait_random_exponential(multiplier=0.05, max=_MAX_BACKOFF_SECONDS),
-            # The first attempt is over, and the last may take its full time.
-            stop=stop_after_delay(SIGNAL_BUDGET_SECONDS - 2 * _ATTEMPT_SECONDS),
+            stop=stop_before_delay(until - time.monotonic()),
         )
         try:
-            async with asyncio.timeout(SIGNAL_BUDGET_SECONDS - _ATTEMPT_SECONDS):
-                async for again in retrying:
-                    with again:
-                        return await attempt(self._stub(address), metadata)
-        except (RetryError, TimeoutError) as error:
+            async for again in retrying:
+                with again:
+                    return await attempt(self._stub(address), timeout=_attempt_seconds(until), **options)
+        except RetryError as error:
             log.warning("agent unreachable", address=address, error=repr(error.__cause__ or error))
             self._forget(address)
             raise AgentUnreachableError(f"the agent at {address} does not answer") from error
@@ -111,3 +110,7 @@ class AgentClient:
             closing = asyncio.create_task(channel.close(SIGNAL_BUDGET_SECONDS))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def _attempt_seconds(until: float) -> float:
+    return max(0.0, min(_ATTEMPT_SECONDS, until - time.monotonic()))

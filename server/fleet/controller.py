@@ -15,8 +15,9 @@ import structlog
 from server.core import lifecycle
 from server.core.errors import UnavailableError
 from server.core.lifecycle import Change, Session
-from server.core.ports import Clock, Store
+from server.core.ports import Agents, Clock, Store
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from server.fleet.redelivery import Redelivery
 
 log = structlog.get_logger("fleet")
 
@@ -37,6 +38,7 @@ class Pods(Protocol):
     async def start(self, workspace: Workspace) -> None: ...
     async def ended(self, workspace: Workspace) -> None: ...
     def is_alive(self, workspace: Workspace) -> bool: ...
+    def has_files(self, workspace_id: str) -> bool: ...
     def last_words(self, workspace_id: str) -> str: ...
     async def end(self, workspace_id: str, grace_seconds: float) -> bool: ...
 
@@ -51,9 +53,10 @@ class Changes(Protocol):
 class Controller:
     """One run of the leader. `host` names this run of the machine: pods of an earlier one are gone."""
 
-    def __init__(self, store: Store, pods: Pods, host: str, clock: Clock) -> None:
+    def __init__(self, store: Store, pods: Pods, agents: Agents, host: str, clock: Clock) -> None:
         self._store = store
         self._pods = pods
+        self._redelivery = Redelivery(agents)
         self._host = host
         self._clock = clock
         # One step at a time for a workspace; steps of different workspaces do not wait for each other.
@@ -67,11 +70,13 @@ class Controller:
                 try:
                     for workspace in await self._store.list_wanted_pods():
                         self._take_step(workspace)
+                    self._redelivery.follow(await self._store.list_cancellations(), self._clock())
                     await self._follow(changes)
                 except UnavailableError:
                     log.warning("the database does not answer")
                     await changes.wait(SCAN_SECONDS)
         finally:
+            self._redelivery.stop()
             for task in (*self._steps.values(), *self._watched.values()):
                 task.cancel()
 
@@ -137,6 +142,8 @@ class Controller:
             self._watch(workspace)
 
     def _epitaph(self, workspace: Workspace) -> str:
+        if not self._pods.has_files(workspace.id):
+            return "its folder was deleted"
         last_words = self._pods.last_words(workspace.id)
         if workspace.status is WorkspaceStatus.PROVISIONING and last_words:
             return f"its agent ended before it had registered: {last_words[:300]}"

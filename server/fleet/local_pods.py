@@ -92,8 +92,12 @@ class LocalPods:
             await processes.gone(pid)
 
     def is_alive(self, workspace: Workspace) -> bool:
-        """Whether the agent's process of this epoch is there, and its folder too."""
-        return self._pid(workspace) is not None
+        """Whether the agent's process of this epoch is there, and its files too."""
+        return self._pid(workspace) is not None and self.has_files(workspace.id)
+
+    def has_files(self, workspace_id: str) -> bool:
+        """Whether the agent's working directory is there; a tool may have deleted it, and the pod's whole folder with it."""
+        return (self._folder(workspace_id) / "files").is_dir()
 
     def last_words(self, workspace_id: str) -> str:
         """The last line of the pod's log; empty when there is none."""

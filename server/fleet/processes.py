@@ -1,6 +1,7 @@
-"""Processes of a pod: those of its agent's session, and those with a marker in their environment that every descendant inherits.
+"""Processes of a pod: those of its agent's session, those with a marker in their environment, and whatever descends from these.
 
-A process that has left the session and cleared its environment too is not found; a pod that may hold such ones needs a container.
+While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). Once it has been killed, a process
+that had left its session and cleared its environment too is not found any more; a pod that may hold such ones needs a container.
 """
 
 import asyncio
@@ -17,14 +18,19 @@ EPOCH_MARKER = "EVERSHELL_EPOCH"
 
 def find(workspace_id: str, session_id: int | None = None) -> list[psutil.Process]:
     """Every process of the workspace's pod, of any epoch; `session_id` is its agent's session, where that is known."""
-    found = []
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
             if os.getsid(process.pid) == session_id or process.environ().get(WORKSPACE_MARKER) == workspace_id:
-                found.append(process)
-    return found
+                found |= {process, *process.children(recursive=True)}
+    return [process for process in found if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 async def end_all(workspace_id: str, grace_seconds: float, session_id: int | None = None) -> bool:

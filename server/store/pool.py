@@ -1,8 +1,12 @@
 """Connections, and the one place where PostgreSQL's failures become the core's."""
 
+import asyncio
+import os
 import select
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
@@ -10,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from server.core import deadline
 from server.core.errors import UnavailableError
 
 Connection = AsyncConnection[TupleRow]
@@ -19,11 +24,14 @@ Pool = AsyncConnectionPool[Connection]
 # that hangs within a transaction holds the lock of a workspace, so the server ends it.
 _SESSION_OPTIONS = (
     r"-c TimeZone=UTC -c default_transaction_isolation=read\ committed "
-    "-c statement_timeout=10s -c idle_in_transaction_session_timeout=10s"
+    "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s"
 )
 # How long one attempt to connect may take, and how long data may stay unacknowledged, before the connection is given up.
 _CONNECT_TIMEOUT_SECONDS = 5
 _TCP_USER_TIMEOUT_MILLISECONDS = 5_000
+# How long a call waits for a connection, and then for the server's answers; less when its caller's time is over sooner.
+ACQUIRE_TIMEOUT_SECONDS = 1.5
+ANSWER_TIMEOUT_SECONDS = 3.0
 # After this the pool stops trying by itself; the next request for a connection tries again, without a backoff grown long.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
 
@@ -55,7 +63,7 @@ def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
 
 @asynccontextmanager
 async def open_pool(
-    database_url: str, *, min_size: int = 2, max_size: int = 10, acquire_timeout_seconds: float = 2.0
+    database_url: str, *, min_size: int = 2, max_size: int = 10, acquire_timeout_seconds: float = ACQUIRE_TIMEOUT_SECONDS
 ) -> AsyncIterator[Pool]:
     """A pool of connections, closed when the context is left. It opens without a database and finds it once it is there.
 
@@ -82,9 +90,10 @@ async def connected(pool: Pool) -> AsyncIterator[Connection]:
     """A connection of the pool. Raises UnavailableError for all that says that the database is not there."""
     try:
         while True:
-            async with pool.connection() as connection:
+            async with pool.connection(timeout=deadline.bounded(pool.timeout)) as connection:
                 if not _has_ended(connection):
-                    yield connection
+                    with answered_within(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
+                        yield connection
                     return
                 # The pool makes a new one in its place.
                 await connection.close()
@@ -92,10 +101,23 @@ async def connected(pool: Pool) -> AsyncIterator[Connection]:
         raise UnavailableError(str(error)) from error
 
 
-async def ping(pool: Pool) -> None:
-    """Asks the database for an answer. Raises UnavailableError."""
-    async with connected(pool) as connection:
-        await connection.execute("SELECT 1")
+@contextmanager
+def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> Iterator[None]:
+    """Hangs up when the block takes longer; what waits for the server there then raises psycopg.OperationalError.
+
+    The server's own limits are of no use when it is frozen. Nor is cancelling the wait: psycopg answers that by asking the server.
+    """
+    timer = asyncio.get_running_loop().call_later(limit_seconds, _hang_up, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _hang_up(connection: AsyncConnection[Any]) -> None:
+    # The descriptor stays psycopg's to close.
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _has_ended(connection: Connection) -> bool:

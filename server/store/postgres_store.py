@@ -43,6 +43,10 @@ _LIST_OWN_WORKSPACES = (
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
 _LIST_WANTED_PODS = f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"  # noqa: S608
+_LIST_CANCELLATIONS = (
+    f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, {', '.join(f't.{column}' for column in TASK_COLUMNS)} "  # noqa: S608
+    "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
+)
 _GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"  # noqa: S608
 _LIST_TASKS = f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
 _LIST_EVENTS = f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"  # noqa: S608
@@ -155,6 +159,11 @@ class PostgresStore:
     async def list_wanted_pods(self) -> Sequence[Workspace]:
         """See the port."""
         return [workspace_of(row) for row in await self._all(_LIST_WANTED_PODS, ())]
+
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        """See the port."""
+        width = len(WORKSPACE_COLUMNS)
+        return [(workspace_of(row[:width]), task_of(row[width:])) for row in await self._all(_LIST_CANCELLATIONS, ())]
 
     async def _one(self, query: str, parameters: Row) -> Row | None:
         async with connected(self._pool) as connection:

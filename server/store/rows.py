@@ -46,6 +46,7 @@ TASK_COLUMNS = (
     "cancel_reason",
     "cancel_request_id",
     "cancel_force_at",
+    "cancel_force_requested_by",
     "reason",
     "result",
     "forced",
@@ -96,11 +97,11 @@ def task_of(row: Row) -> Task:
         created_at=row[8],
         started_at=row[9],
         completed_at=row[10],
-        cancel=None if row[13] is None else _intent_of(row[11:17]),
-        reason=row[17],
-        result=row[18],
-        forced=row[19],
-        usage=Usage(input_tokens=row[20], output_tokens=row[21], model_calls=row[22], tool_calls=row[23]),
+        cancel=None if row[13] is None else _intent_of(row[11:18]),
+        reason=row[18],
+        result=row[19],
+        forced=row[20],
+        usage=Usage(input_tokens=row[21], output_tokens=row[22], model_calls=row[23], tool_calls=row[24]),
     )
 
 
@@ -112,6 +113,7 @@ def _intent_of(row: Row) -> CancelIntent:
         reason=row[3],
         request_id=row[4],
         force_at=row[5],
+        force_requested_by=row[6],
     )
 
 
@@ -119,7 +121,7 @@ def task_values(task: Task) -> Row:
     """A task as TASK_COLUMNS; the metadata as it is, for `json_value` to wrap."""
     cancel, usage = task.cancel, task.usage
     intent = (
-        (None,) * 6
+        (None,) * 7
         if cancel is None
         else (
             cancel.requested_by,
@@ -128,6 +130,7 @@ def task_values(task: Task) -> Row:
             cancel.reason,
             cancel.request_id,
             cancel.force_at,
+            cancel.force_requested_by,
         )
     )
     values = (

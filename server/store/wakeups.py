@@ -19,14 +19,15 @@ import structlog
 from psycopg import AsyncConnection
 
 from server.core.errors import UnavailableError
-from server.store.pool import Pool, connected, conninfo
+from server.store.pool import Pool, answered_within, connected, conninfo
 
 _CHANNEL = "evershell_changes"
 # PostgreSQL takes payloads of less than 8000 bytes.
 _MAX_PAYLOAD_BYTES = 7_900
 _RETRY_SECONDS = 0.25
-# A listener that hears nothing asks this often whether its server is still there.
-_LISTENER_CHECK_SECONDS = 5.0
+# A listener that hears nothing asks this often whether its server is still there, and takes it for gone after this.
+_LISTENER_CHECK_SECONDS = 1.0
+_LISTENER_ANSWER_SECONDS = 1.5
 
 _log = structlog.get_logger()
 
@@ -94,6 +95,7 @@ class PostgresWakeups:
         self._queue: set[str] = set()
         self._queued = asyncio.Event()
         self._listening = asyncio.Event()
+        self._deaf = asyncio.Event()
         self._draining = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -122,6 +124,10 @@ class PostgresWakeups:
     async def listening(self) -> None:
         """Returns once changes of other processes arrive without the poll."""
         await self._listening.wait()
+
+    async def deaf(self) -> None:
+        """Returns once the database does not answer: within 3 s, also when it is frozen."""
+        await self._deaf.wait()
 
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator[ChangeWakeup]:
@@ -163,7 +169,9 @@ class PostgresWakeups:
         while True:
             try:
                 async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
-                    await connection.execute(f"LISTEN {_CHANNEL}")
+                    with answered_within(connection, _LISTENER_ANSWER_SECONDS):
+                        await connection.execute(f"LISTEN {_CHANNEL}")
+                    self._deaf.clear()
                     self._listening.set()
                     # What was committed while nobody listened is not told again.
                     self._wake_all()
@@ -171,6 +179,7 @@ class PostgresWakeups:
             except psycopg.Error as error:
                 _log.warning("wakeups_listener_lost", error=str(error).strip())
             self._listening.clear()
+            self._deaf.set()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _receive(self, connection: AsyncConnection[Any]) -> None:
@@ -180,7 +189,8 @@ class PostgresWakeups:
                 if origin != self._origin:
                     for workspace_id in ids:
                         self._wake(workspace_id)
-            await connection.execute("SELECT 1")
+            with answered_within(connection, _LISTENER_ANSWER_SECONDS):
+                await connection.execute("SELECT 1")
 
     async def _send(self) -> None:
         while True:

@@ -24,7 +24,11 @@ class Runs:
         self.tasks: dict[str, TaskInHand] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.shutdown = Shutdown()
-        self.session = Session(self.run, self.shutdown, lambda: None, structlog.get_logger())
+        self.hurried = 0
+        self.session = Session(self.run, self.shutdown, self._hurry, structlog.get_logger())
+
+    def _hurry(self) -> None:
+        self.hurried += 1
 
     async def run(self, task: TaskInHand) -> Ending | None:
         self.begun.append(task.id)
@@ -177,3 +181,21 @@ async def test_the_lease_ends_a_margin_before_the_database_thinks_so(length: flo
     now = 100.0 + length
     async with asyncio.timeout(1):
         await lease.wait_over()
+
+
+async def test_a_cancellation_of_a_task_it_does_not_have_has_it_ask_what_it_is_to_do(runs: Runs) -> None:
+    assert runs.session.cancel("t1", Cancellation()) is False
+    assert runs.hurried == 1
+    # The database holds it for this agent's after all: its end is committed, with no iteration begun.
+    runs.session.apply(_names("t1"), runs.session.mark())
+    await settle()
+    assert runs.tasks["t1"].cancel.is_requested
+
+
+async def test_a_late_cancellation_of_what_it_has_ended_is_nothing_new(runs: Runs) -> None:
+    runs.session.start(Assignment(task_id="t1", max_iterations=5))
+    await settle()
+    await runs.end("t1")
+    hurried = runs.hurried
+    assert runs.session.cancel("t1", Cancellation()) is False
+    assert runs.hurried == hurried

@@ -131,7 +131,7 @@ class Running:
 class FailingStore(FakeStore):
     """Raises what it is told, from any method that reads a workspace or makes one."""
 
-    error: Callable[[], Exception] | None = field(default=None)
+    error: Callable[[], BaseException] | None = field(default=None)
 
     def __post_init__(self) -> None:
         FakeStore.__init__(self)

@@ -24,6 +24,7 @@ from server.core.workspace import Workspace, WorkspaceStatus
 from tests.core.world import NOW, intent
 
 USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
+INTENT = intent(force_at=NOW + timedelta(seconds=4), force_requested_by="user_8")
 TASK = Task(
     id="task_1",
     workspace_id="ws_1",
@@ -36,7 +37,7 @@ TASK = Task(
     created_at=NOW,
     started_at=NOW + timedelta(seconds=1),
     completed_at=NOW + timedelta(seconds=2),
-    cancel=intent(force_at=NOW),
+    cancel=INTENT,
     reason="why",
     result="what",
     forced=True,
@@ -80,6 +81,7 @@ def test_every_field_of_a_task_is_shown() -> None:
         "cancel_requested_at": "2026-01-02T03:04:06Z",
         "cancel_requested_by": "user_9",
         "cancel_reason": "enough",
+        "cancel_force_at": "2026-01-02T03:04:09Z",
         "reason": "why",
         "result": "what",
         "usage": {"input_tokens": "1099511627776", "output_tokens": "2", "model_calls": "3", "tool_calls": "4"},
@@ -136,7 +138,7 @@ PAYLOADS: dict[EventType, NewEvent] = {
     EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1", "req_1"),
     EventType.TASK_STARTED: event.task_started(TASK, 2, NOW),
     EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, ITERATION, NOW),
-    EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, intent()),
+    EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, INTENT),
     EventType.TASK_COMPLETED: event.task_completed(TASK, NOW, work_stopped=False),
 }
 
@@ -165,6 +167,8 @@ def test_the_end_of_a_task_tells_all_of_it() -> None:
         "credential_kind": "session",
         "requested_at": "2026-01-02T03:04:06Z",
         "reason": "enough",
+        "force_at": "2026-01-02T03:04:09Z",
+        "force_requested_by": "user_8",
     }
 
 
@@ -184,20 +188,27 @@ def test_a_cancellations_reply_names_the_first_requester() -> None:
     assert (seen["outcome"], seen["requested_by"], seen["reason"]) == ("already_requested", "user_9", "enough")
 
 
-def test_what_is_not_supported_is_refused_not_ignored() -> None:
-    request = messages.CancelTaskRequest(workspace_id="ws_1", force_after=Duration(seconds=1))
+@pytest.mark.parametrize("field", ["wait", "force_after"])
+def test_a_duration_of_nothing_is_not_the_same_as_none(field: str) -> None:
+    def decoded(**fields: Duration) -> float | None:
+        seconds: float | None = getattr(
+            codec.decode_cancel(messages.CancelTaskRequest(workspace_id="ws_1", **fields), "req_1"),  # type: ignore[arg-type]
+            f"{field}_seconds",
+        )
+        return seconds
+
+    assert decoded() is None
+    assert decoded(**{field: Duration()}) == 0
+    assert decoded(**{field: Duration(seconds=2, nanos=500_000_000)}) == 2.5
+
+
+@pytest.mark.parametrize("field", ["wait", "force_after"])
+@pytest.mark.parametrize("seconds", [-1, 86_401, 2**62])
+def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
+    request = messages.CancelTaskRequest(workspace_id="ws_1", **{field: Duration(seconds=seconds)})  # type: ignore[arg-type]
     with pytest.raises(Failure) as raised:
-        codec.decode_cancel(request, "req_1", None)
-    assert set(raised.value.details["fields"]) == {"force_after"}
-
-
-def test_a_wait_of_nothing_is_not_the_same_as_none() -> None:
-    assert codec.decode_cancel(messages.CancelTaskRequest(workspace_id="ws_1"), "req_1", None).wait_seconds is None
-    request = messages.CancelTaskRequest(workspace_id="ws_1", wait=Duration())
-    assert codec.decode_cancel(request, "req_1", None).wait_seconds == 0
-    request = messages.CancelTaskRequest(workspace_id="ws_1", wait=Duration(seconds=2, nanos=500_000_000))
-    decoded = codec.decode_cancel(request, "req_1", 9.5)
-    assert (decoded.wait_seconds, decoded.deadline_seconds) == (2.5, 9.5)
+        codec.decode_cancel(request, "req_1")
+    assert set(raised.value.details["fields"]) == {field}
 
 
 def test_an_iteration_comes_back_from_the_log_as_the_agent_told_it() -> None:
@@ -241,5 +252,5 @@ def test_a_directive_holds_the_task_and_its_intent() -> None:
     seen = codec.encode_directive(Directive(fenced=False, task=TASK), 1.5)
     assert (seen.fenced, seen.lease_ms) == (False, 1500)
     assert (seen.task.task_id, seen.task.description, seen.task.max_iterations, seen.task.iterations) == ("task_1", "ls", 7, 5)
-    assert (seen.task.cancellation.reason, seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo)) == ("enough", NOW)
+    assert (seen.task.cancellation.reason, seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo)) == ("enough", INTENT.force_at)
     assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")

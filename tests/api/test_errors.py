@@ -1,6 +1,7 @@
 """Every error code, as each wire shows it."""
 
 import ast
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -145,6 +146,13 @@ async def test_nothing_of_an_unforeseen_exception_gets_out(server: Running, stor
     everything = f"{seen.message} {seen.trailers} {seen.status}"
     assert "hunter2" not in everything and "ZeroDivision" not in everything
     assert seen.details["RequestInfo"].request_id == "req_7"
+
+
+async def test_a_cancellation_that_slips_from_within_is_a_defect_not_silence(server: Running, store: FailingStore) -> None:
+    store.error = asyncio.CancelledError
+    async with asyncio.timeout(10):
+        seen = await failed(server)
+    assert (seen.code, seen.slug) == (grpc.StatusCode.INTERNAL, "internal")
 
 
 async def test_a_database_that_is_away_is_unavailable(server: Running, store: FailingStore) -> None:

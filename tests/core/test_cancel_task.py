@@ -1,6 +1,7 @@
 """What a cancellation comes to, once it may be done."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -165,3 +166,23 @@ async def test_a_database_that_is_away_promises_nothing(world: World) -> None:
     with pytest.raises(UnavailableError):
         await world.cancel(busy.id)
     assert world.agents.cancelled == []
+
+
+async def test_a_force_deadline_counts_from_the_call_that_carries_it_and_names_who_asked(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.cancel(busy.id)
+    world.clock.advance(60)
+    result = await world.cancel(busy.id, caller(actor_id="user_2"), force_after_seconds=2.5)
+    assert result.outcome is Outcome.ALREADY_REQUESTED
+    stored = await world.task(busy.id, running.id)
+    assert stored.cancel is not None and result.task == stored
+    assert (stored.cancel.force_at, stored.cancel.force_requested_by) == (world.clock() + timedelta(seconds=2.5), "user_2")
+    assert (stored.cancel.requested_by, stored.cancel.requested_at) == (USER, world.clock() - timedelta(seconds=60))
+    assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
+
+
+async def test_without_being_asked_for_nothing_is_forced(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.cancel(busy.id)
+    stored = await world.task(busy.id, running.id)
+    assert stored.cancel is not None and (stored.cancel.force_at, stored.cancel.force_requested_by) == (None, None)

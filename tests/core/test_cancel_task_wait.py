@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from server.core import deadline
 from server.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, Outcome
 from server.core.errors import Failure
 from server.core.task import Task, TaskStatus
@@ -51,8 +52,9 @@ async def test_a_wait_of_nothing_does_not_wait(world: World) -> None:
 
 async def test_the_callers_own_deadline_ends_the_wait_before_it_passes(world: World) -> None:
     busy, _ = await world.add_busy()
+    deadline.begin(0.26)
     async with asyncio.timeout(LIMIT_SECONDS):
-        assert not (await world.cancel(busy.id, wait_seconds=30, deadline_seconds=0.26)).saw_end
+        assert not (await world.cancel(busy.id, wait_seconds=30)).saw_end
 
 
 async def test_a_server_that_drains_answers_early(world: World) -> None:
@@ -71,6 +73,13 @@ async def test_an_agent_that_does_not_answer_is_told_at_once(world: World) -> No
         with pytest.raises(Failure) as raised:
             await world.cancel(busy.id, wait_seconds=30)
     assert raised.value.code == "agent_unreachable"
+
+
+@pytest.mark.parametrize("seconds", [-0.001, 86_401, float("nan")])
+async def test_a_force_deadline_out_of_bounds_is_refused(world: World, seconds: float) -> None:
+    with pytest.raises(Failure) as raised:
+        await world.cancel("ws_1", force_after_seconds=seconds)
+    assert set(raised.value.details["fields"]) == {"force_after"}
 
 
 @pytest.mark.parametrize("seconds", [-0.5, MAX_WAIT_SECONDS + 0.5])

@@ -221,9 +221,11 @@ def test_of_deadlines_the_earliest_stands(stood: int | None, asked: int | None, 
     def at(seconds: int | None) -> object:
         return None if seconds is None else NOW + timedelta(seconds=seconds)
 
-    session = busy_session(cancel=intent(force_at=at(stood)))
-    change = lifecycle.request_cancel(session, intent(reason="other", force_at=at(asked)))
-    assert change.task is not None and change.task.cancel == intent(force_at=at(stands))
+    session = busy_session(cancel=intent(force_at=at(stood), force_requested_by=stood and "user_9"))
+    asked_for = intent(reason="other", requested_by="user_8", force_at=at(asked), force_requested_by=asked and "user_8")
+    change = lifecycle.request_cancel(session, asked_for)
+    whose = stands and ("user_9" if stands == stood else "user_8")
+    assert change.task is not None and change.task.cancel == intent(force_at=at(stands), force_requested_by=whose)
     assert change.events == ()
 
 

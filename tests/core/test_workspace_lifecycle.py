@@ -122,7 +122,7 @@ def test_a_stop_of_a_cancelled_task_brings_its_deadline_and_keeps_its_intent() -
     first = intent(reason="first")
     change = lifecycle.request_stop(busy_session(cancel=first), intent(reason="workspace stopped"))
     assert change.task is not None
-    assert change.task.cancel == replace(first, force_at=intent().requested_at + timedelta(seconds=10))
+    assert change.task.cancel == replace(first, force_at=intent().requested_at + timedelta(seconds=10), force_requested_by="user_9")
     assert change.events == ()
 
 

@@ -76,6 +76,18 @@ def test_cancelling_in_a_model_call_finishes_the_iteration(workspace: Workspace,
     assert len(server.requests) == 1
 
 
+def test_a_model_call_that_takes_too_long_is_aborted_by_force(workspace: Workspace, server: ModelServer) -> None:
+    gate = Gate()
+    server.script.append(Answer(says("too late").body, gate=gate))
+    task_id = workspace.submit("begin")
+    gate.await_reached()
+    assert workspace.cancel(force_after="0.2s")["outcome"] == "accepted"
+    end = workspace.await_end(task_id)
+    gate.opened.set()
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 0, "")
+    assert [entry["type"] for entry in workspace.log()].count("iteration_completed") == 0
+
+
 # Last, for the endpoint does not come back.
 def test_an_endpoint_that_is_down_ends_the_task_with_the_reason(workspace: Workspace, server: ModelServer) -> None:
     server.server_close()

@@ -25,6 +25,7 @@ class FakePods:
     start_error: OSError | None = None
     ends_all: bool = True
     words: str = ""
+    files_are_there: bool = True
     # Called in the middle of each end.
     on_end: Callable[[], object] = lambda: None
 
@@ -50,7 +51,10 @@ class FakePods:
             await gone.wait()
 
     def is_alive(self, workspace: Workspace) -> bool:
-        return (workspace.id, workspace.epoch) in self.alive
+        return (workspace.id, workspace.epoch) in self.alive and self.files_are_there
+
+    def has_files(self, workspace_id: str) -> bool:
+        return self.files_are_there
 
     def last_words(self, workspace_id: str) -> str:
         return self.words
@@ -96,7 +100,7 @@ class Fleet:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Leads until the block is left."""
-        controller = Controller(self.world.store, self.pods, HOST, self.world.clock)
+        controller = Controller(self.world.store, self.pods, self.world.agents, HOST, self.world.clock)
         leading = asyncio.create_task(controller.run(self.changes))
         try:
             await settle()

@@ -11,6 +11,7 @@ from evershell.agent.v1 import agent_service_pb2 as messages
 from evershell.agent.v1 import agent_service_pb2_grpc
 
 from server.auth.pod_tokens import PodTokens, new_key
+from server.core import deadline
 from server.core.errors import AgentUnreachableError
 from server.fleet import agent_client
 from server.fleet.agent_client import AgentClient
@@ -76,7 +77,7 @@ async def agent() -> AsyncIterator[FakeAgent]:
 async def client() -> AsyncIterator[AgentClient]:
     client = AgentClient(PodTokens(new_key()))
     yield client
-    await client.close()
+    await client.aclose()
 
 
 def at(address: str | None) -> Any:
@@ -160,6 +161,12 @@ async def test_an_agent_that_never_answers_or_refuses_is_given_up_within_two_sec
 async def test_an_agent_that_is_gone_is_given_up_within_two_seconds(client: AgentClient, agent: FakeAgent) -> None:
     await agent.stop()
     assert await unreachable(client, agent.address) < 2
+
+
+async def test_a_caller_with_less_time_is_answered_within_it(client: AgentClient, agent: FakeAgent) -> None:
+    agent.before = never
+    deadline.begin(1.0)
+    assert await unreachable(client, agent.address) < 1.0
 
 
 async def test_an_agent_that_has_not_registered_is_not_tried(client: AgentClient) -> None:

@@ -56,6 +56,16 @@ async def test_a_pod_that_ends_before_it_registers_has_its_last_words_told(fleet
     assert "ended before it had registered: ImportError" in failed.status_reason and len(failed.status_reason) < 400
 
 
+async def test_a_pod_whose_folder_was_deleted_fails_with_that_reason(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    fleet.pods.files_are_there = False
+    await fleet.look()
+    assert fleet.pods.done == ["end 0"]
+    assert (await fleet.world.workspace(busy.id)).status_reason == "its folder was deleted"
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.reason) == (TaskStatus.FAILED, "its folder was deleted")
+
+
 @pytest.mark.parametrize(("seconds", "status"), [(0, PROVISIONING), (1, FAILED)])
 async def test_a_pod_that_does_not_register_in_time_fails(fleet: Fleet, seconds: int, status: WorkspaceStatus) -> None:
     made = await fleet.add(PROVISIONING)

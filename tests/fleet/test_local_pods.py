@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
@@ -119,6 +120,21 @@ async def test_a_dead_agent_is_not_alive_though_nobody_has_waited_for_it(pods: L
     process.kill()
     await asyncio.wait_for(pods.ended(at), 10)
     assert not pods.is_alive(at)
+
+
+@pytest.mark.parametrize("what", ["files", "."])
+async def test_a_pod_whose_folder_was_deleted_is_not_alive_and_still_ends(
+    pods: LocalPods, at: Workspace, tmp_path: Path, what: str
+) -> None:
+    await pods.start(at)
+    await given(tmp_path, at)
+    assert pods.has_files(at.id)
+    shutil.rmtree(tmp_path / "pods" / at.id / what)
+    assert not pods.has_files(at.id) and not pods.is_alive(at)
+    assert await pods.end(at.id, 5) is True
+    assert processes.find(at.id) == []
+    await pods.start(at)
+    assert pods.is_alive(at)
 
 
 async def test_a_number_that_was_given_to_another_process_is_not_the_agents(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ async def test_a_descendant_in_a_session_of_its_own_ends_too(start: Start, works
     assert pids(workspace_id) == set()
 
 
+async def test_a_descendant_that_has_cleared_its_environment_ends_too(start: Start, workspace_id: str) -> None:
+    start(workspace_id, CHILD_IN_A_SESSION_OF_ITS_OWN.replace("start_new_session", "env={}, start_new_session"))
+    assert len(pids(workspace_id)) == 2
+    everything = processes.find(workspace_id)
+    assert await processes.end_all(workspace_id, 0) is True
+    assert not any(process.is_running() and process.status() != "zombie" for process in everything)
+
+
 async def test_what_is_started_while_ending_is_ended_too(start: Start, workspace_id: str) -> None:
     again = f"def again(*_):\n {CHILD_IN_A_SESSION_OF_ITS_OWN.replace(chr(10), chr(10) + ' ')}\n os._exit(0)\n"
     start(workspace_id, again + "signal.signal(signal.SIGTERM, again)")

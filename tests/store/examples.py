@@ -21,15 +21,18 @@ def permission(*, org_id: str = ORG, user_id: str | None = USER, own_only: bool 
     return Permission(Caller(org_id, user_id or "key_1", kind, frozenset()), "workspace:write", own_only)
 
 
-def intent(reason: str = "because", *, force_after_seconds: float | None = None, request_id: str = "req_1") -> CancelIntent:
+def intent(
+    reason: str = "because", *, force_after_seconds: float | None = None, request_id: str = "req_1", requested_by: str = USER
+) -> CancelIntent:
     force_at = None if force_after_seconds is None else NOW + timedelta(seconds=force_after_seconds)
     return CancelIntent(
-        requested_by=USER,
+        requested_by=requested_by,
         credential_kind="session",
         requested_at=NOW,
         reason=reason,
         request_id=request_id,
         force_at=force_at,
+        force_requested_by=None if force_at is None else requested_by,
     )
 
 

@@ -1,20 +1,23 @@
 """What only the real database can show: its own guards, locks and failures."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from server.core import lifecycle
+from server.core import deadline, lifecycle
 from server.core.errors import UnavailableError
 from server.core.lifecycle import Iterated, Started
 from server.core.task import TaskStatus
 from server.core.workspace import WorkspaceStatus
-from server.store.pool import Pool, open_pool, ping
+from server.store.pool import Pool, answered_within, connected, open_pool
 from server.store.postgres_store import PostgresStore
 from tests.store.examples import NOW, complete, intent, permission, set_status, task, with_task, workspace
 
@@ -157,10 +160,75 @@ async def test_without_a_server_everything_is_unavailable() -> None:
             store.list_tasks("ws_1", None, 1),
             store.list_events("ws_1", 0, 1),
             store.list_wanted_pods(),
-            ping(pool),
+            store.list_cancellations(),
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [UnavailableError] * len(calls)
+
+
+async def ping(pool: Pool) -> None:
+    async with connected(pool) as connection:
+        await connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_a_server_that_never_answers_is_unavailable(pool: Pool, pipelined: bool) -> None:
+    """The server is at it for longer than it is waited for, as one that is frozen would be."""
+
+    async def ask_too_much() -> None:
+        async with connected(pool) as connection, AsyncExitStack() as stack:
+            if pipelined:
+                await stack.enter_async_context(connection.pipeline())
+                await stack.enter_async_context(connection.transaction())
+            with answered_within(connection, 0.05):
+                await connection.execute("SELECT pg_sleep(60)")
+                await connection.execute("SELECT 1")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError):
+            await ask_too_much()
+        await ping(pool)
+
+
+@pytest.mark.parametrize("what", ["postmaster", "sessions"])
+async def test_a_frozen_server_is_unavailable_within_the_callers_time(database_url: str, what: str) -> None:
+    async with open_pool(database_url, min_size=1, max_size=1) as pool:
+        await pool.wait()
+        store = PostgresStore(pool)
+        pids = await _pids_of(database_url, what)
+        if what == "postmaster":
+            # So that a new session is needed.
+            await _end_sessions(database_url, "application_name = 'evershell'")
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            deadline.begin(0.6)
+            async with asyncio.timeout(10):
+                began = time.monotonic()
+                with pytest.raises(UnavailableError):
+                    await store.get_workspace("ws_1")
+                assert time.monotonic() - began < 0.6
+        finally:
+            deadline.begin(None)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+        async def answers() -> bool:
+            with suppress(UnavailableError):
+                return await store.get_workspace("ws_1") is None
+            return False
+
+        await until(answers)
+
+
+async def _pids_of(url: str, what: str) -> list[int]:
+    async with await AsyncConnection.connect(url) as connection:
+        query = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'evershell'"
+            if what == "sessions"
+            else "SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)::int"
+        )
+        return [row[0] for row in await (await connection.execute(query)).fetchall()]
 
 
 async def test_a_closed_pool_is_unavailable(database_url: str) -> None:

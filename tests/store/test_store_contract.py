@@ -46,12 +46,19 @@ async def test_the_first_intent_stays(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("stood", "asked", "then"), [(None, 9, 9), (9, 5, 5), (5, 9, 5), (5, None, 5), (None, None, None)])
-async def test_the_earliest_deadline_wins(store: Store, stood: float | None, asked: float | None, then: float | None) -> None:
+async def test_the_earliest_deadline_wins_with_whoever_asked_for_it(
+    store: Store, stood: float | None, asked: float | None, then: float | None
+) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent("first", force_after_seconds=stood))
-    found = await store.record_cancellation(permission(), busy.id, None, intent("second", force_after_seconds=asked))
+    found = await store.record_cancellation(
+        permission(), busy.id, None, intent("second", force_after_seconds=asked, requested_by="user_2")
+    )
     assert not found.recorded
-    assert found.task == replace(submitted, cancel=intent("first", force_after_seconds=then))
+    whose = "user_1" if then == stood else "user_2"
+    forced = intent(force_after_seconds=then, requested_by=whose)
+    stands = replace(intent("first"), force_at=forced.force_at, force_requested_by=forced.force_requested_by)
+    assert found.task == replace(submitted, cancel=stands)
     assert await store.get_task(busy.id, submitted.id) == found.task
 
 

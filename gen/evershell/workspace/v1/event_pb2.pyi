@@ -467,13 +467,21 @@ class CancelIntent(_message.Message):
     CREDENTIAL_KIND_FIELD_NUMBER: _builtins.int
     REQUESTED_AT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FORCE_AT_FIELD_NUMBER: _builtins.int
+    FORCE_REQUESTED_BY_FIELD_NUMBER: _builtins.int
     requested_by: _builtins.str
     """A user id or an API key id."""
     credential_kind: _builtins.str
     """`session` or `api_key`."""
     reason: _builtins.str
+    force_requested_by: _builtins.str
+    """Who asked for that, maybe in a later call: a user id or an API key id."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def force_at(self) -> _timestamp_pb2.Timestamp:
+        """When the iteration is broken off if it still runs then; absent: never."""
+
     def __init__(
         self,
         *,
@@ -481,10 +489,12 @@ class CancelIntent(_message.Message):
         credential_kind: _builtins.str = ...,
         requested_at: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
+        force_at: _timestamp_pb2.Timestamp | None = ...,
+        force_requested_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["requested_at", b"requested_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["force_at", b"force_at", "requested_at", b"requested_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_kind", b"credential_kind", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_kind", b"credential_kind", "force_at", b"force_at", "force_requested_by", b"force_requested_by", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

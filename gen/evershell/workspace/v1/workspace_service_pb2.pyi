@@ -69,7 +69,9 @@ class CancelTaskRequest(_message.Message):
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
-        """Break off an iteration that still runs this long after the signal. Without it, nothing is broken off."""
+        """Break off an iteration that still runs this long after this call: 0 to 86,400 s. Without it, nothing is broken off. It may come
+        in a later call than the first; of several deadlines the earliest holds.
+        """
 
     def __init__(
         self,

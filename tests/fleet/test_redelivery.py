@@ -1,0 +1,123 @@
+"""Cancellations whose signal did not arrive: delivered again until they are acknowledged, or their task has ended."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from server.core import lifecycle
+from server.core.task import CancelIntent, Task
+from server.core.workspace import Workspace
+from server.fleet import redelivery
+from server.fleet.redelivery import FIRST_AFTER, Redelivery
+from tests.core.world import NOW, World, intent
+from tests.fleet.surroundings import Fleet, settle
+
+LATER = NOW + timedelta(seconds=1) + FIRST_AFTER
+
+
+@pytest.fixture(autouse=True)
+def without_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redelivery, "_FIRST_BACKOFF_SECONDS", 0)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def cancelled(world: World, asked: CancelIntent | None = None) -> Workspace:
+    busy, _ = await world.add_busy()
+    await world.change(busy.id, lambda session: lifecycle.request_cancel(session, asked or intent()))
+    return busy
+
+
+async def follow(world: World, deliveries: Redelivery, after: timedelta = timedelta()) -> None:
+    deliveries.follow(await world.store.list_cancellations(), LATER + after)
+    await settle()
+
+
+async def test_what_was_acknowledged_is_not_delivered_again(world: World) -> None:
+    await cancelled(world)
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries)
+    await follow(world, deliveries)
+    assert len(world.agents.cancelled) == 1
+
+
+async def test_the_call_that_recorded_it_has_its_time_first(world: World) -> None:
+    await cancelled(world)
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries, -timedelta(milliseconds=1))
+    assert world.agents.cancelled == []
+
+
+@pytest.mark.parametrize("trouble", ["unreachable", "unknown"])
+async def test_it_is_delivered_until_the_agent_has_it(world: World, trouble: str) -> None:
+    await cancelled(world)
+    world.agents.reachable, world.agents.known = trouble != "unreachable", trouble != "unknown"
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries)
+    assert len(world.agents.cancelled) > 1
+    world.agents.reachable = world.agents.known = True
+    await settle()
+    attempts = len(world.agents.cancelled)
+    await follow(world, deliveries)
+    assert len(world.agents.cancelled) == attempts
+
+
+async def test_it_is_over_with_its_task(world: World) -> None:
+    busy = await cancelled(world)
+    world.agents.reachable = False
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries)
+    await world.change(
+        busy.id, lambda session: lifecycle.lose_agent(session, 1, "its agent died", world.clock(), work_stopped=True)
+    )
+    await follow(world, deliveries)
+    attempts = len(world.agents.cancelled)
+    await settle()
+    assert len(world.agents.cancelled) == attempts
+
+
+async def test_an_earlier_deadline_is_delivered_anew(world: World) -> None:
+    told: list[datetime | None] = []
+
+    async def note(_: Workspace, task: Task) -> None:
+        assert task.cancel is not None
+        told.append(task.cancel.force_at)
+
+    busy = await cancelled(world)
+    world.agents.meanwhile = note
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries)
+    force_at = NOW + timedelta(seconds=9)
+    await world.change(busy.id, lambda session: lifecycle.request_cancel(session, intent(force_at=force_at)))
+    await follow(world, deliveries)
+    assert told == [None, force_at]
+
+
+async def test_a_defect_of_one_delivery_ends_no_other(world: World) -> None:
+    delivered: list[str] = []
+
+    async def fail(workspace: Workspace, _: Task) -> None:
+        if workspace.id == first.id:
+            raise RuntimeError("a defect")
+        delivered.append(workspace.id)
+
+    first, second = await cancelled(world), await cancelled(world)
+    world.agents.meanwhile = fail
+    await follow(world, Redelivery(world.agents))
+    assert delivered == [second.id]
+
+
+async def test_the_leader_delivers_and_stops_when_it_leads_no_more() -> None:
+    fleet = Fleet()
+    await fleet.add_busy(cancelled=True)
+    fleet.world.clock.now = LATER
+    fleet.world.agents.reachable = False
+    async with fleet.running():
+        await settle()
+        assert fleet.world.agents.cancelled
+    attempts = len(fleet.world.agents.cancelled)
+    await settle()
+    assert len(fleet.world.agents.cancelled) == attempts
