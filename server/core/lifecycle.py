@@ -85,7 +85,7 @@ def fail_delivery(session: Session, task_id: str, reason: str, now: datetime) ->
 def request_cancel(session: Session, intent: CancelIntent) -> Change:
     """Records the intent to cancel the current task. The first intent stays, but for the earliest `force_at` and who asked for it.
 
-    CancelTask does the same in one statement of SQL (migrations/0002); the store's contract suite holds both against each other.
+    CancelTask does the same in one statement of SQL (migrations/0003); the store's contract suite holds both against each other.
     """
     task = session.task
     if task is None:

@@ -130,7 +130,11 @@ async def test_what_has_cleared_its_environment_ends_with_its_group(tmp_path: Pa
 
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
-async def test_a_process_that_has_left_everything_ends_with_its_call(tmp_path: Path, end: str) -> None:
+@pytest.mark.parametrize("kernel_lists_children", [True, False])
+async def test_a_process_that_has_left_everything_ends_with_its_call(
+    tmp_path: Path, end: str, kernel_lists_children: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descendants, "_KERNEL_LISTS_CHILDREN", kernel_lists_children)
     own = tmp_path / "own"
     left = f"(cd /; env -i setsid sh -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' > /dev/null 2>&1 &)"
     await _run(tmp_path, f"{left}; while [ ! -e {own} ]; do :; done; {end}")
