@@ -9,15 +9,15 @@ import psycopg
 import structlog
 from psycopg import AsyncConnection
 
-from server.store.pool import conninfo
+from server.store.pool import answered_within, conninfo
 
 # Any number of our own; the same in every process that wants to lead.
 _LOCK_KEY = 0x6576_6C64
-# The server drops a leader whose machine has gone silent, and with it the lock, after 4 s: later than that leader itself has
-# noticed (_CHECK_SECONDS and _CHECK_TIMEOUT_SECONDS), and early enough for a standby.
+# The server drops a leader whose machine or process has gone silent, and with it the lock, after 4 s: later than that leader itself
+# would have noticed (_CHECK_SECONDS and _CHECK_TIMEOUT_SECONDS), and early enough for a standby.
 _SESSION_OPTIONS = (
     "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 -c tcp_user_timeout=4000 "
-    "-c statement_timeout=5s"
+    "-c idle_session_timeout=4s -c statement_timeout=5s"
 )
 _POLL_SECONDS = 0.5
 _CHECK_SECONDS = 0.5
@@ -87,17 +87,9 @@ async def _watch(connection: AsyncConnection[Any], lost: asyncio.Event) -> None:
 
 
 async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
-    check = asyncio.create_task(_check(connection), name="leadership-check")
     try:
-        await asyncio.wait([check], timeout=_CHECK_TIMEOUT_SECONDS)
-        return check.done() and check.result()
-    finally:
-        await _abandon(check)
-
-
-async def _check(connection: AsyncConnection[Any]) -> bool:
-    try:
-        await connection.execute("SELECT 1")
+        with answered_within(connection, _CHECK_TIMEOUT_SECONDS):
+            await connection.execute("SELECT 1")
     except psycopg.Error:
         return False
     return True

@@ -1,5 +1,9 @@
 import asyncio
+import signal
+import subprocess
+import sys
 
+import pytest
 from psycopg import AsyncConnection
 
 from server.store.leadership import Leadership
@@ -66,6 +70,43 @@ async def test_a_leader_notices_that_its_session_has_ended(database_url: str) ->
     for each in (first, second):
         each.stop.set()
         await each.task
+
+
+# Leads, says so, and goes on until its leadership is lost.
+LEADER = """
+import asyncio, sys
+from server.store.leadership import Leadership
+
+async def lead():
+    async with Leadership(sys.argv[1]).acquired() as lost:
+        print("leads", flush=True)
+        await lost.wait()
+
+asyncio.run(lead())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(database_url: str, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", LEADER, database_url]
+    leader = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220 - its first line is waited for
+    assert leader.stdout is not None
+    try:
+        assert leader.stdout.readline() == b"leads\n"
+        standby = Candidate(database_url)
+        leader.send_signal(number)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await standby.leads.wait()
+        if number is signal.SIGSTOP:
+            # Alive again, it learns at once that it leads no more.
+            leader.send_signal(signal.SIGCONT)
+            assert leader.wait(LIMIT_SECONDS) == 0
+        standby.stop.set()
+        await standby.task
+    finally:
+        leader.kill()
+        leader.wait()
+        leader.stdout.close()
 
 
 async def test_a_candidate_may_give_up(database_url: str) -> None:
