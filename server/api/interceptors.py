@@ -86,6 +86,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
 class RequestLog(Interceptor):
     """Outermost: gives the call its request id, and writes its one log line, whatever becomes of it."""
 
+    def __init__(self) -> None:
+        # Calls of our own services that were taken so far.
+        self.taken = 0
+
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """See Interceptor."""
         metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
@@ -96,6 +100,7 @@ class RequestLog(Interceptor):
             metadata=metadata,
         )
         calls.begin(call)
+        self.taken += details.method.startswith("/evershell.")
         context.set_trailing_metadata((("x-request-id", call.request_id),))
         began = time.perf_counter()
         ended = "cancelled by its caller"

@@ -1,5 +1,7 @@
 """The gRPC server of one control-plane worker."""
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -26,6 +28,10 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
+# A draining server takes calls until none has come for so long, since their callers could not know yet ...
+_QUIET_SECONDS = 0.1
+# ... or until this is over: the edge asks for the health of a worker every second.
+_ARRIVALS_SECONDS = 2.0
 
 
 class Server:
@@ -40,8 +46,9 @@ class Server:
     ) -> None:
         """`end_waits` has every call that waits for something answer with what there is."""
         self._end_waits = end_waits
+        self._log = RequestLog()
         interceptors = [
-            RequestLog(),  # outermost, so that every call has an id and a line in the log
+            self._log,  # outermost, so that every call has an id and a line in the log
             Errors(),  # inside the log, which shows the slug; around all that may fail
             Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls
@@ -74,7 +81,19 @@ class Server:
         await self._health.set("", serving_status)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Says NOT_SERVING, takes no new calls, has waits and streams answer, and ends what is left when the grace is over."""
+        """Says NOT_SERVING, takes the calls that are on their way, has waits and streams answer, and ends what is left.
+
+        All of that within the grace.
+        """
+        until = time.monotonic() + grace_seconds
         await self._health.enter_graceful_shutdown()
         self._end_waits()
-        await self._server.stop(grace_seconds)
+        await self._take_arrivals(min(_ARRIVALS_SECONDS, grace_seconds))
+        await self._server.stop(max(0.0, until - time.monotonic()))
+
+    async def _take_arrivals(self, limit_seconds: float) -> None:
+        """What gRPC has received but not handed over yet when it stops, it breaks off with a status that says nothing."""
+        until, taken = time.monotonic() + limit_seconds, -1
+        while taken < self._log.taken and time.monotonic() < until:
+            taken = self._log.taken
+            await asyncio.sleep(_QUIET_SECONDS)

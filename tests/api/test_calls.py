@@ -1,5 +1,6 @@
 """Calls over the wire: cancellations, and the stream of a workspace's log."""
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc
@@ -10,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from server.core.errors import UnavailableError
 from server.core.event import Event
-from tests.api.running import Failed, FailingStore, Running, bearer
+from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
 from tests.core.world import World, iteration
 
 Outcome = messages.CancelTaskResponse.Outcome
@@ -141,3 +142,11 @@ async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing
     call.cancel()
     assert seqs == list(range(1, 403))
     assert len(reads) >= 5
+
+
+async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(server: Running) -> None:
+    calls = [asyncio.create_task(server.raw(f"{PUBLIC}ListWorkspaces", bearer())) for _ in range(200)]
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    await server.server.drain(10)
+    answers = await asyncio.gather(*calls)
+    assert [answer for answer in answers if isinstance(answer, Failed)] == []
