@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import httpx
 from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.stack.envoy import Edge, command, render
 
@@ -35,6 +35,12 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     def __init__(self) -> None:
         self.seen: list[tuple[Any, dict[str, str]]] = []
         self.release = threading.Event()
+        self.health = health.aio.HealthServicer()
+
+    def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        """What its health is from here on."""
+        # There are no watchers, so it needs no loop of its server's.
+        asyncio.run(self.health.set("", status))
 
     async def _act(self, request: Any, context: Any) -> None:
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
@@ -116,7 +122,7 @@ def serving(stub: Stub) -> Iterator[str]:
     async def start() -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server()
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(stub, server)
-        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(stub.health, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port

@@ -1,0 +1,30 @@
+"""How soon calls follow the health of the workers."""
+
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2
+
+from .conftest import short_directory
+from .stub import Stub, running_edge, serving, until
+
+Health = health_pb2.HealthCheckResponse
+
+
+def test_calls_follow_what_is_known_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    stub = Stub()
+    with serving(stub) as address, running_edge(short_directory(tmp_path_factory), address) as edge:
+
+        def known(flags: str) -> bool:
+            return f"{address}::health_flags::{flags}" in edge.admin("/clusters")
+
+        def status() -> int:
+            return httpx.get(f"{edge.rest_url}/v1/workspaces/ws_1", trust_env=False).status_code
+
+        # Each change comes within a second of the one before.
+        for _ in range(3):
+            assert status() == 200
+            stub.set_serving(Health.NOT_SERVING)
+            until(lambda: known("/failed_active_hc"))
+            assert status() == 503
+            stub.set_serving(Health.SERVING)
+            until(lambda: known("healthy"))
