@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench gen format lock clean
+.PHONY: help run demo test check bench chaos gen format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes
 
 bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency
+
+chaos: $(READY) ## cancel while what runs is frozen, killed and restarted at random (SECONDS=60 SEED=n)
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 gen: $(READY) ## write gen/ from protos/
 	$(BIN)/python protos/generate.py

@@ -352,6 +352,19 @@ class Gate:
         os.close(descriptor)
 
 
+def processes_of(state_dir: Path) -> list[str]:
+    """Whatever still runs on behalf of a stack: it has the state folder in its command, its environment or as working folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.Error, OSError):
+            continue
+        if process.pid != os.getpid() and any(str(state_dir) in text for text in told):
+            found.append(f"{process.pid} {process.cmdline()}")
+    return found
+
+
 def free_ports(count: int) -> list[int]:
     """Ports nobody listens on; of several, the last two are neighbours of each other."""
     if count == 1:

@@ -1,31 +1,16 @@
 """The stack itself: how it starts, stops and comes back."""
 
 import asyncio
-import os
 import signal
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from server.stack import postgres
-from tests.e2e.stack import Gate, Stack, Workspace, eventually, free_ports
-
-
-def processes_of(state_dir: Path) -> list[str]:
-    """Whatever still runs on behalf of a stack: it has the state folder in its command, its environment or as working folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
-        except (psutil.Error, OSError):
-            continue
-        if process.pid != os.getpid() and any(str(state_dir) in text for text in told):
-            found.append(f"{process.pid} {process.cmdline()}")
-    return found
+from tests.e2e.stack import Gate, Stack, Workspace, eventually, free_ports, processes_of
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""`make chaos`: cancellations while everything around them is frozen, killed and restarted. Exits 1 when a promise was broken."""
+
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from tests.chaos import report
+from tests.chaos.plan import draw
+from tests.chaos.run import run
+
+
+@click.command()
+@click.option("--seconds", default=60.0, show_default=True, help="How long things go wrong.")
+@click.option("--seed", type=int, help="Of an earlier run, to have its faults and calls again.")
+@click.option("--workspaces", default=20, show_default=True)
+def main(seconds: float, seed: int | None, workspaces: int) -> None:
+    """Plays a plan on a stack of its own. The state is kept when something did not hold."""
+    plan = draw(random.randrange(10**6) if seed is None else seed, seconds, workspaces)
+    _print(*report.plan_lines(plan), "")
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    outcome = run(plan, folder / "state")
+    _print(*report.lines(outcome), "")
+    if outcome.violations:
+        _print(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs are in {folder}", *outcome.violations)
+        sys.exit(1)
+    shutil.rmtree(folder)
+    _print("everything holds")
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The callers, one of each wire. Whatever happens to a call comes back as a Reply."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+from evershell.workspace.v1 import error_pb2, workspace_service_pb2, workspace_service_pb2_grpc
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tests.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Reply
+from tests.chaos.plan import Wire
+from tests.e2e.stack import Stack
+
+RULES: dict[str, error_pb2.ErrorRule] = {
+    value.name: value.GetOptions().Extensions[error_pb2.rule]
+    for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
+    if value.number
+}
+
+_ROUTES = {
+    "CreateWorkspace": ("POST", "/v1/workspaces"),
+    "GetWorkspace": ("GET", "/v1/workspaces/{workspace_id}"),
+    "StopWorkspace": ("POST", "/v1/workspaces/{workspace_id}/stop"),
+    "ResumeWorkspace": ("POST", "/v1/workspaces/{workspace_id}/resume"),
+    "SubmitTask": ("POST", "/v1/workspaces/{workspace_id}/tasks"),
+    "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}"),
+    "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/task/cancel"),
+}
+_CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Callers:
+    """Calls over any wire, with full access."""
+
+    def __init__(self, stack: Stack) -> None:
+        token = stack.tokens["full_access"]
+        self._rest = httpx.AsyncClient(
+            base_url=stack.ready["rest_url"],
+            headers={"authorization": f"Bearer {token}"},
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,
+        )
+        first, other = stack.worker_addresses()
+        addresses = {Wire.GRPC: stack.ready["grpc_addr"], Wire.WORKER_0: first, Wire.WORKER_1: other}
+        self._channels = {wire: grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS) for wire, address in addresses.items()}
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    async def close(self) -> None:
+        await self._rest.aclose()
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def call(self, wire: Wire, rpc: str, limit_seconds: float, fields: Mapping[str, Any]) -> Reply:
+        """The fields as the JSON of the request's message."""
+        if wire is Wire.REST:
+            return await self._call_rest(rpc, limit_seconds, dict(fields))
+        return await self._call_grpc(self._channels[wire], rpc, limit_seconds, fields)
+
+    async def _call_rest(self, rpc: str, limit_seconds: float, fields: dict[str, Any]) -> Reply:
+        method, path = _ROUTES[rpc]
+        if rpc == "CancelTask" and "task_id" in fields:
+            path = _CANCEL_OF_A_NAMED_TASK
+        url = path.format(**fields)
+        body = {name: value for name, value in fields.items() if f"{{{name}}}" not in path} if method == "POST" else None
+        try:
+            async with asyncio.timeout(limit_seconds):
+                response = await self._rest.request(method, url, json=body or None, timeout=None)
+        except TimeoutError:
+            return Reply("", NO_ANSWER, {})
+        except httpx.TransportError as error:
+            return Reply("", NO_CONNECTION, {"said": repr(error)})
+        return rest_reply(response.status_code, response.headers, response.text)
+
+    async def _call_grpc(self, channel: grpc.aio.Channel, rpc: str, limit_seconds: float, fields: Mapping[str, Any]) -> Reply:
+        request = ParseDict(dict(fields), getattr(workspace_service_pb2, f"{rpc}Request")())
+        method = getattr(workspace_service_pb2_grpc.WorkspaceServiceStub(channel), rpc)
+        try:
+            reply = await method(request, metadata=self._metadata, timeout=limit_seconds)
+        except grpc.aio.AioRpcError as error:
+            return _grpc_failure(error)
+        return Reply("OK", "", MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+
+
+def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
+    """Reads an answer of the edge: a message, or the envelope with a slug of the closed set."""
+    try:
+        body = json.loads(text)
+        if status < 400:
+            return Reply(str(status), "", body)
+        error = body["error"]
+        slug, request_id = error["code"], error["request_id"]
+    except (ValueError, KeyError, TypeError):
+        return Reply(str(status), BARE, {}, f"{status} has neither a message nor the envelope: {text[:200]!r}")
+    problem = ""
+    if slug not in RULES:
+        problem = f"the slug {slug!r} is not of the closed set"
+    elif RULES[slug].http != status:
+        problem = f"{slug} came with status {status}"
+    elif request_id != headers.get("x-request-id"):
+        problem = f"the request id {request_id} is not that of the header"
+    return Reply(str(status), slug, error.get("details", {}), problem)
+
+
+def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
+    code = error.code()
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError as mismatch:
+        return Reply(code.name, BARE, {}, f"the status and its details differ: {mismatch}")
+    info = error_details_pb2.ErrorInfo()
+    if status is None or not any(detail.Unpack(info) for detail in status.details):
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Reply(code.name, NO_ANSWER, {})
+        problem = "" if code is grpc.StatusCode.UNAVAILABLE else f"bare {code.name}: {error.details()}"
+        return Reply(code.name, BARE, {"said": error.details()}, problem)
+    slug = info.reason.lower()
+    problem = "" if slug in RULES and RULES[slug].grpc == code.value[0] else f"{slug!r} came with {code.name}"
+    return Reply(code.name, slug, dict(info.metadata), problem)

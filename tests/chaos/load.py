@@ -1,0 +1,131 @@
+"""The load: each workspace lives through its rounds, whatever goes wrong meanwhile."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tests.chaos.answers import Answer
+from tests.chaos.callers import Callers
+from tests.chaos.plan import Cancel, Plan, Round, Wire
+
+# No fault lasts longer than a few seconds, so each call has an answer by then; a cancellation that waits, that much later.
+ANSWER_SECONDS = 15.0
+_PAUSE_SECONDS = 0.15
+
+
+class Load:
+    """Makes the calls of a plan and keeps all answers."""
+
+    def __init__(self, callers: Callers, workspace_ids: list[str]) -> None:
+        self._callers = callers
+        self._workspace_ids = workspace_ids
+        self.answers: list[Answer] = []
+        self._over = asyncio.Event()
+
+    async def run(self, plan: Plan) -> None:
+        """Until the plan's time is over and the calls that were made by then are answered."""
+        async with asyncio.TaskGroup() as lives:
+            for workspace_id, rounds in zip(self._workspace_ids, plan.rounds, strict=True):
+                lives.create_task(self._live(workspace_id, rounds))
+            await asyncio.sleep(plan.seconds)
+            self._over.set()
+
+    async def settle(self, limit_seconds: float) -> list[str]:
+        """Brings every workspace back and has it complete one more task. Returns what stands against that."""
+        self._over.clear()
+
+        async def one(workspace_id: str) -> str:
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    await self._bring_up(workspace_id, Wire.REST)
+                    submitted = await self._call(Wire.REST, "SubmitTask", workspace_id, description="true")
+                    if submitted.slug:
+                        return f"{workspace_id}: its last task was not taken: {submitted.slug} {dict(submitted.body)}"
+                    return await self._last_task(workspace_id, submitted.body["task_id"])
+            except TimeoutError:
+                last = next(answer for answer in reversed(self.answers) if answer.workspace_id == workspace_id)
+                return f"{workspace_id}: it was not idle again within {limit_seconds:g} s; last seen: {dict(last.body)}"
+
+        return [problem for problem in await asyncio.gather(*(one(each) for each in self._workspace_ids)) if problem]
+
+    async def _last_task(self, workspace_id: str, task_id: str) -> str:
+        while True:
+            task = await self._call(Wire.REST, "GetTask", workspace_id, task_id)
+            if task.body.get("completed_at"):
+                return "" if task.body["status"] == "completed" else f"{workspace_id}: its last task ended {task.body['status']}"
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _live(self, workspace_id: str, rounds: tuple[Round, ...]) -> None:
+        for each in rounds:
+            if not await self._bring_up(workspace_id, each.control_wire):
+                return
+            await self._play(workspace_id, each)
+
+    async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
+        """Until the workspace is idle; one that has stopped or failed is resumed. False: the time was over first."""
+        while not self._over.is_set():
+            workspace = await self._call(wire, "GetWorkspace", workspace_id)
+            status = workspace.body.get("status")
+            if status == "idle":
+                return True
+            if status in ("stopped", "failed"):
+                await self._call(wire, "ResumeWorkspace", workspace_id)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return False
+
+    async def _play(self, workspace_id: str, each: Round) -> None:
+        submitted = await self._call(
+            each.submit_wire,
+            "SubmitTask",
+            workspace_id,
+            description="\n".join([f"sleep {each.iteration_seconds}"] * each.iterations),
+            metadata={"iteration_seconds": str(each.iteration_seconds)},
+        )
+        # Also told by agent_unreachable, and by workspace_busy of the task that was there before. Else not known.
+        task_id = str(submitted.body.get("task_id", ""))
+        calls = [self._cancel(workspace_id, task_id, cancel) for cancel in each.cancels]
+        if each.stop_after_seconds is not None:
+            calls.append(self._stop(workspace_id, each))
+        await asyncio.gather(*calls)
+        if task_id:
+            await self._call(each.control_wire, "GetTask", workspace_id, task_id)
+
+    async def _cancel(self, workspace_id: str, task_id: str, cancel: Cancel) -> None:
+        await asyncio.sleep(cancel.after_seconds)
+        fields = {} if cancel.wait_seconds is None else {"wait": f"{cancel.wait_seconds}s"}
+        named = task_id if cancel.names_task else ""
+        await self._call(cancel.wire, "CancelTask", workspace_id, named, cancel.wait_seconds or 0, **fields)
+
+    async def _stop(self, workspace_id: str, each: Round) -> None:
+        await asyncio.sleep(each.stop_after_seconds or 0)
+        await self._call(each.control_wire, "StopWorkspace", workspace_id)
+
+    async def _call(
+        self, wire: Wire, rpc: str, workspace_id: str, task_id: str = "", wait_seconds: float = 0, **fields: Any
+    ) -> Answer:
+        call = f"call {len(self.answers)} at {time.time():.6f}"
+        request: Mapping[str, Any] = {
+            "workspace_id": workspace_id,
+            **({"task_id": task_id} if task_id else {}),
+            **({"reason": call} if rpc == "CancelTask" else {}),
+            **fields,
+        }
+        sent = time.time()
+        reply = await self._callers.call(wire, rpc, ANSWER_SECONDS + wait_seconds, request)
+        answer = Answer(
+            call=call,
+            rpc=rpc,
+            wire=wire,
+            workspace_id=workspace_id,
+            task_id=task_id,
+            waits=wait_seconds > 0,
+            sent=sent,
+            answered=time.time(),
+            status=reply.status,
+            slug=reply.slug,
+            body=reply.body,
+            problem=reply.problem,
+        )
+        self.answers.append(answer)
+        return answer

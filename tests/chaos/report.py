@@ -1,0 +1,73 @@
+"""The table that a run prints."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from tests.chaos.answers import Answer
+from tests.chaos.plan import Plan, Wire
+from tests.chaos.run import WORKERS, Outcome
+from tests.chaos.sightings import allowed_connections
+from tests.chaos.verdict import TaskRow
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """What is going to happen."""
+    yield f"seed {plan.seed}: {plan.seconds:g} s, {len(plan.rounds)} workspaces, {len(plan.faults)} faults"
+
+
+def lines(outcome: Outcome) -> Iterator[str]:
+    """What has happened."""
+    evidence = outcome.evidence
+    yield from _cancels(outcome)
+    yield ""
+    hits = Counter((f"{hit.fault.kind} {hit.fault.target}", hit.missed) for hit in evidence.hits)
+    yield f"{'fault':24}    hit  missed"
+    for name in sorted({name for name, _ in hits}):
+        yield f"{name:24} {hits[name, False]:6} {hits[name, True]:7}"
+    yield ""
+    slugs = Counter((answer.slug or answer.outcome or "success", answer.rpc == "CancelTask") for answer in evidence.answers)
+    yield f"{'answer':24} cancel  others"
+    for slug in sorted({slug for slug, _ in slugs}):
+        yield f"{slug:24} {slugs[slug, True]:6} {slugs[slug, False]:7}"
+    yield ""
+    ended = Counter(task.status for task in evidence.tasks.values())
+    yield f"tasks: {len(evidence.tasks)}, " + ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
+    yield f"events: {len(evidence.events)}; quiet {outcome.settled_seconds:.1f} s after the last fault and call"
+    late = max((task.late_seconds or 0 for task in evidence.tasks.values()), default=0)
+    yield f"longest from a recorded cancellation to its end, beyond the natural end of an iteration: {late:.2f} s"
+    at_once = [answer for answer in evidence.answers if answer.is_cancel and not answer.waits]
+    yield f"longest answer to a cancellation that does not wait: {_longest(at_once):.2f} s"
+    yield from _holdings(outcome)
+
+
+def _cancels(outcome: Outcome) -> Iterator[str]:
+    """By wire: a task counts once for each wire over which its cancellation was promised."""
+    tasks = outcome.evidence.tasks
+    yield f"{'cancellations':24}   sent  accepted  ended cancelled  promised (tasks)  ended cancelled"
+    for wire in [*Wire, None]:
+        sent = [answer for answer in outcome.evidence.answers if answer.is_cancel and wire in (None, answer.wire)]
+        accepted = [answer.body["task_id"] for answer in sent if answer.outcome == "accepted"]
+        promised = {answer.promised_task_id for answer in sent} - {""}
+        yield (
+            f"{wire or 'all':24} {len(sent):6} {len(accepted):9} {_cancelled(tasks, accepted):16} "
+            f"{len(promised):17} {_cancelled(tasks, promised):16}"
+        )
+
+
+def _cancelled(tasks: Mapping[str, TaskRow], ids: Iterable[str]) -> int:
+    return sum(task_id in tasks and tasks[task_id].status == "cancelled" for task_id in ids)
+
+
+def _longest(answers: Sequence[Answer]) -> float:
+    return max((answer.answered - answer.sent for answer in answers), default=0.0)
+
+
+def _holdings(outcome: Outcome) -> Iterator[str]:
+    before, after = outcome.before, outcome.after
+    if after is None:
+        return
+    allowed = allowed_connections(WORKERS)
+    yield f"connections to the database: {before.connections} before, {after.connections} after, {allowed} allowed"
+    yield f"processes: {before.processes} before, {after.processes} after"
+    open_files = ", ".join(f"{program} {count} → {after.descriptors[program]}" for program, count in before.descriptors.items())
+    yield f"open files, the most of one process: {open_files}"

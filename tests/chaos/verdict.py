@@ -1,0 +1,247 @@
+"""What has to hold at the end, as pure functions over what was answered, what is in the database and what was seen of processes.
+
+Each check yields a line for each violation.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tests.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Answer
+from tests.chaos.faults import Hit
+from tests.chaos.plan import Target, Wire
+
+TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
+# What a stack in trouble may answer to these callers; another slug would mean that it has taken one for someone else.
+EXPECTED_SLUGS = frozenset(
+    {
+        "workspace_stopped",
+        "workspace_failed",
+        "workspace_provisioning",
+        "workspace_busy",
+        "invalid_state",
+        "agent_unreachable",
+        "unavailable",
+        "deadline_exceeded",
+    }
+)
+# From the natural end of the iteration on: the longest faults one after the other, and a heartbeat.
+LATE_SECONDS = 20.0
+# An agent that cannot be reached is told within 2 s; on two busy cores, and with what was frozen meanwhile, later.
+# The clients' own connections need as long to come back after the service has.
+RECONNECT_SECONDS = 2.0
+STOP_REASON = "workspace stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """A task in the database. Times in seconds since 1970."""
+
+    id: str
+    workspace_id: str
+    status: str
+    iteration_seconds: float = 0.0
+    cancel_requested_at: float | None = None
+    cancel_reason: str | None = None
+    completed_at: float | None = None
+
+    @property
+    def late_seconds(self) -> float | None:
+        """From the natural end of the iteration in which it was cancelled to its end."""
+        if self.cancel_requested_at is None or self.completed_at is None:
+            return None
+        return max(0.0, self.completed_at - self.cancel_requested_at - self.iteration_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """An entry of a log in the database."""
+
+    workspace_id: str
+    seq: int
+    type: str
+    task_id: str | None = None
+    # Of a task's end.
+    status: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that is judged."""
+
+    tasks: Mapping[str, TaskRow] = field(default_factory=dict)
+    events: Sequence[EventRow] = ()
+    # Workspace → its last `seq`, as its row has it.
+    last_seqs: Mapping[str, int] = field(default_factory=dict)
+    answers: Sequence[Answer] = ()
+    hits: Sequence[Hit] = ()
+    # Found while it ran: processes, connections, lines of logs, workspaces that did not come back.
+    seen: Sequence[str] = ()
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """Everything that does not hold."""
+    return [violation for check in CHECKS for violation in check(evidence)]
+
+
+def all_ended(evidence: Evidence) -> Iterator[str]:
+    for task in evidence.tasks.values():
+        if task.status not in TERMINAL:
+            yield f"{task.id} of {task.workspace_id} has not ended: {task.status}"
+
+
+def promises_kept(evidence: Evidence) -> Iterator[str]:
+    for answer in evidence.answers:
+        task_id = answer.promised_task_id
+        if task_id and (task_id not in evidence.tasks or evidence.tasks[task_id].status != "cancelled"):
+            status = evidence.tasks[task_id].status if task_id in evidence.tasks else "missing"
+            yield f"{task_id}: {answer.outcome or answer.slug} was answered to {answer.call} ({answer.wire}), and it is {status}"
+
+
+def accepted_once(evidence: Evidence) -> Iterator[str]:
+    accepted = Counter(answer.body["task_id"] for answer in evidence.answers if answer.outcome == "accepted")
+    yield from (f"{task_id} was answered accepted {count} times" for task_id, count in accepted.items() if count > 1)
+
+
+def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
+    """A call cancels one task, of its workspace, the one that it names; and whoever is told `accepted` is whom the task names."""
+    calls = {answer.call: answer for answer in evidence.answers if answer.is_cancel}
+    used: dict[str, str] = {}
+    for task in evidence.tasks.values():
+        reason = task.cancel_reason
+        if reason is None:
+            if task.status == "cancelled":
+                yield f"{task.id} is cancelled, and nobody asked for it"
+            continue
+        if reason == STOP_REASON:
+            continue
+        call = calls.get(reason)
+        if call is None or call.workspace_id != task.workspace_id or call.task_id not in ("", task.id):
+            yield f"{task.id} was cancelled by {reason!r}, which did not ask for that"
+        if reason in used:
+            yield f"{reason} cancelled both {used[reason]} and {task.id}"
+        used[reason] = task.id
+    for answer in calls.values():
+        accepted = evidence.tasks.get(answer.body["task_id"]) if answer.outcome == "accepted" else None
+        if accepted is not None and accepted.cancel_reason != answer.call:
+            yield f"{accepted.id}: accepted was answered to {answer.call}, and it names {accepted.cancel_reason!r}"
+
+
+def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
+    submitted = {
+        answer.body["task_id"]: answer.answered for answer in evidence.answers if answer.rpc == "SubmitTask" and not answer.slug
+    }
+    for answer in evidence.answers:
+        told = answer.told_task
+        task = evidence.tasks.get(str(told.get("id")))
+        if told and task is None:
+            yield f"{answer.call} was shown a task that is not there: {told.get('id')}"
+        if task is not None and told["status"] in TERMINAL:
+            if told["status"] != task.status:
+                yield f"{task.id}: {answer.call} was told that it had ended {told['status']}, and it is {task.status}"
+            if task.completed_at is not None and task.completed_at > answer.answered:
+                yield f"{task.id}: {answer.call} was told its end before it was"
+        if answer.outcome == "already_finished" and told.get("status") not in TERMINAL:
+            yield f"{answer.call} was told already_finished of {answer.task_id}, which is {told.get('status')}"
+        if answer.is_cancel and answer.status == "200" and told.get("status") not in TERMINAL:
+            yield f"{answer.call} was answered 200 while its task had not ended: {told.get('status')}"
+        if answer.outcome == "no_active_task":
+            for other in evidence.tasks.values():
+                ran_from = submitted.get(other.id, float("inf"))
+                if (
+                    other.workspace_id == answer.workspace_id
+                    and ran_from < answer.sent
+                    and (other.completed_at or 0) > answer.answered
+                ):
+                    yield f"{answer.call} was told no_active_task, and {other.id} ran all the while"
+
+
+def logs_are_whole(evidence: Evidence) -> Iterator[str]:
+    logs: dict[str, list[EventRow]] = defaultdict(list)
+    for event in sorted(evidence.events, key=lambda event: (event.workspace_id, event.seq)):
+        logs[event.workspace_id].append(event)
+    for workspace_id, last_seq in evidence.last_seqs.items():
+        seqs = [event.seq for event in logs[workspace_id]]
+        if seqs != list(range(1, last_seq + 1)):
+            yield f"the log of {workspace_id} is not 1 to {last_seq} without gaps: {seqs}"
+
+
+def tasks_have_their_events(evidence: Evidence) -> Iterator[str]:
+    of_tasks: dict[str, list[EventRow]] = defaultdict(list)
+    for event in sorted(evidence.events, key=lambda event: event.seq):
+        if event.task_id is not None:
+            of_tasks[event.task_id].append(event)
+    for task in evidence.tasks.values():
+        log = of_tasks[task.id]
+        types = [event.type for event in log]
+        ends = [event.status for event in log if event.type == "task_completed"]
+        if ends != [task.status]:
+            yield f"{task.id} is {task.status}, and its ends in the log are {ends}"
+        elif types[-1] != "task_completed":
+            yield f"{task.id} goes on behind its end: {types}"
+        if types[:1] != ["task_submitted"] or types.count("task_submitted") > 1 or types.count("task_started") > 1:
+            yield f"{task.id} did not begin once: {types}"
+        if types.count("task_cancel_requested") != (task.cancel_requested_at is not None):
+            yield f"{task.id} was {'not ' * (task.cancel_requested_at is None)}asked to end, and its log says {types}"
+        if "task_cancel_requested" in types:
+            further = types[types.index("task_cancel_requested") :].count("iteration_completed")
+            if further > 1:
+                yield f"{task.id} went through {further} iterations after it was cancelled: {types}"
+
+
+def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
+    for task in evidence.tasks.values():
+        if (task.late_seconds or 0) > LATE_SECONDS:
+            yield f"{task.id} of {task.workspace_id} ended {task.late_seconds:.1f} s after its iteration's natural end"
+
+
+def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
+    for answer in evidence.answers:
+        if answer.problem:
+            yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.problem}"
+        elif answer.slug == NO_ANSWER:
+            yield f"{answer.call} ({answer.rpc} over {answer.wire}) was not answered in {answer.answered - answer.sent:.1f} s"
+        elif answer.slug in (NO_CONNECTION, BARE):
+            if not any(_overlap(answer, hit) for hit in evidence.hits if hit.fault.target in _between(answer.wire)):
+                yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.slug} with nothing killed: {dict(answer.body)}"
+        elif answer.slug and answer.slug not in EXPECTED_SLUGS:
+            yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.status} {answer.slug} {dict(answer.body)}"
+
+
+def _between(wire: str) -> tuple[Target, ...]:
+    """Whose trouble a caller may see as it is: over REST the edge alone, which hides the workers'."""
+    return {
+        Wire.REST: (Target.ENVOY,),
+        Wire.GRPC: (Target.ENVOY, Target.WORKER_0, Target.WORKER_1),
+        Wire.WORKER_0: (Target.WORKER_0,),
+        Wire.WORKER_1: (Target.WORKER_1,),
+    }[Wire(wire)]
+
+
+def _overlap(answer: Answer, hit: Hit) -> bool:
+    return answer.sent < hit.ended + RECONNECT_SECONDS and hit.began < answer.answered
+
+
+def all_came_back(evidence: Evidence) -> Iterator[str]:
+    for hit in evidence.hits:
+        if not hit.came_back:
+            yield f"{hit.fault.target} did not come back after {hit.fault.kind} at {hit.fault.at_seconds} s"
+
+
+def nothing_was_seen(evidence: Evidence) -> Iterator[str]:
+    yield from evidence.seen
+
+
+CHECKS = (
+    all_ended,
+    promises_kept,
+    accepted_once,
+    intents_are_of_their_calls,
+    answers_told_the_truth,
+    logs_are_whole,
+    tasks_have_their_events,
+    ends_are_in_time,
+    answers_are_in_form,
+    all_came_back,
+    nothing_was_seen,
+)
