@@ -8,6 +8,8 @@ from typing import Any
 NO_CONNECTION = "(no connection)"
 # The caller's own time was over.
 NO_ANSWER = "(no answer)"
+# The caller went away before the answer, as it was meant to.
+HUNG_UP = "(hung up)"
 # A gRPC status without details, as the edge and the client's own library make it.
 BARE = "(bare status)"
 

@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count, cycle
 from typing import Any
 
-from tests.chaos.answers import Answer
+from tests.chaos.answers import HUNG_UP, Answer, Reply
 from tests.chaos.callers import Callers
 from tests.chaos.plan import Cancel, Plan, Round, Wire
 
@@ -22,6 +24,7 @@ class Load:
         self._workspace_ids = workspace_ids
         self.answers: list[Answer] = []
         self._over = asyncio.Event()
+        self._numbers = count(1)
 
     async def run(self, plan: Plan) -> None:
         """Until the plan's time is over and the calls that were made by then are answered."""
@@ -64,11 +67,14 @@ class Load:
 
     async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
         """Until the workspace is idle; one that has stopped or failed is resumed. False: the time was over first."""
+        wires = cycle([wire, *(other for other in Wire if other is not wire)])
         while not self._over.is_set():
             workspace = await self._call(wire, "GetWorkspace", workspace_id)
             status = workspace.body.get("status")
             if status == "idle":
                 return True
+            if workspace.slug:
+                wire = next(wires)
             if status in ("stopped", "failed"):
                 await self._call(wire, "ResumeWorkspace", workspace_id)
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -95,7 +101,10 @@ class Load:
         await asyncio.sleep(cancel.after_seconds)
         fields = {} if cancel.wait_seconds is None else {"wait": f"{cancel.wait_seconds}s"}
         named = task_id if cancel.names_task else ""
-        await self._call(cancel.wire, "CancelTask", workspace_id, named, cancel.wait_seconds or 0, **fields)
+        # Who goes away is none the wiser; that it did is among the answers.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(cancel.hangs_up_seconds):
+                await self._call(cancel.wire, "CancelTask", workspace_id, named, cancel.wait_seconds or 0, **fields)
 
     async def _stop(self, workspace_id: str, each: Round) -> None:
         await asyncio.sleep(each.stop_after_seconds or 0)
@@ -104,28 +113,31 @@ class Load:
     async def _call(
         self, wire: Wire, rpc: str, workspace_id: str, task_id: str = "", wait_seconds: float = 0, **fields: Any
     ) -> Answer:
-        call = f"call {len(self.answers)} at {time.time():.6f}"
+        """Makes a call and keeps what came of it, also when the caller goes away."""
+        call = f"call {next(self._numbers)}"
         request: Mapping[str, Any] = {
             "workspace_id": workspace_id,
             **({"task_id": task_id} if task_id else {}),
             **({"reason": call} if rpc == "CancelTask" else {}),
             **fields,
         }
-        sent = time.time()
-        reply = await self._callers.call(wire, rpc, ANSWER_SECONDS + wait_seconds, request)
-        answer = Answer(
-            call=call,
-            rpc=rpc,
-            wire=wire,
-            workspace_id=workspace_id,
-            task_id=task_id,
-            waits=wait_seconds > 0,
-            sent=sent,
-            answered=time.time(),
-            status=reply.status,
-            slug=reply.slug,
-            body=reply.body,
-            problem=reply.problem,
-        )
-        self.answers.append(answer)
+        sent, reply = time.time(), Reply("", HUNG_UP, {})
+        try:
+            reply = await self._callers.call(wire, rpc, ANSWER_SECONDS + wait_seconds, request)
+        finally:
+            answer = Answer(
+                call=call,
+                rpc=rpc,
+                wire=wire,
+                workspace_id=workspace_id,
+                task_id=task_id,
+                waits=wait_seconds > 0,
+                sent=sent,
+                answered=time.time(),
+                status=reply.status,
+                slug=reply.slug,
+                body=reply.body,
+                problem=reply.problem,
+            )
+            self.answers.append(answer)
         return answer

@@ -85,6 +85,8 @@ class Cancel:
     wire: Wire
     names_task: bool
     wait_seconds: float | None
+    # When the caller goes away, if the answer has not come by then; None: it stays.
+    hangs_up_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ def _round(chance: random.Random) -> Round:
                 wire=chance.choice(wires),
                 names_task=chance.random() < 0.5,
                 wait_seconds=chance.choice((None, None, None, 0.2, 2.0)),
+                hangs_up_seconds=round(chance.uniform(0, 0.05), 4) if chance.random() < 0.1 else None,
             )
         )
         # Half of those that follow come at the same moment.

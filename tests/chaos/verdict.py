@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Answer
+from tests.chaos.answers import BARE, HUNG_UP, NO_ANSWER, NO_CONNECTION, Answer
 from tests.chaos.faults import Hit
 from tests.chaos.plan import Target, Wire
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
 # What a stack in trouble may answer to these callers; another slug would mean that it has taken one for someone else.
-EXPECTED_SLUGS = frozenset(
+ALLOWED_SLUGS = frozenset(
     {
+        "",
+        HUNG_UP,
         "workspace_stopped",
         "workspace_failed",
         "workspace_provisioning",
@@ -27,7 +29,6 @@ EXPECTED_SLUGS = frozenset(
 )
 # From the natural end of the iteration on: the longest faults one after the other, and a heartbeat.
 LATE_SECONDS = 20.0
-# An agent that cannot be reached is told within 2 s; on two busy cores, and with what was frozen meanwhile, later.
 # The clients' own connections need as long to come back after the service has.
 RECONNECT_SECONDS = 2.0
 STOP_REASON = "workspace stopped"
@@ -204,7 +205,7 @@ def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
         elif answer.slug in (NO_CONNECTION, BARE):
             if not any(_overlap(answer, hit) for hit in evidence.hits if hit.fault.target in _between(answer.wire)):
                 yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.slug} with nothing killed: {dict(answer.body)}"
-        elif answer.slug and answer.slug not in EXPECTED_SLUGS:
+        elif answer.slug not in ALLOWED_SLUGS:
             yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.status} {answer.slug} {dict(answer.body)}"
 
 
