@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import psycopg
 
 from tests.chaos.plan import Fault, Kind, Target
 from tests.e2e.stack import Stack
@@ -123,15 +124,16 @@ class Faults:
         until = time.monotonic() + BACK_SECONDS
         while target not in (Target.AGENT, Target.BACKEND) and time.monotonic() < until:
             programs = await asyncio.to_thread(self._program, target)
-            if any(program.pid != pid for program in programs) and self._serves(target):
+            if any(program.pid != pid for program in programs) and await asyncio.to_thread(self._serves, target):
                 return True
             await asyncio.sleep(_POLL_SECONDS)
         return time.monotonic() < until
 
     def _serves(self, target: Target) -> bool:
         if target is Target.DATABASE:
-            with suppress(Exception):
-                self._stack.database().close()
+            # Until it has recovered it refuses; one that is frozen meanwhile does not answer.
+            with suppress(psycopg.OperationalError):
+                psycopg.connect(self._stack.ready["database_url"], connect_timeout=2).close()
                 return True
             return False
         if target is Target.FLEET:

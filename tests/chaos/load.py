@@ -41,23 +41,25 @@ class Load:
         async def one(workspace_id: str) -> str:
             try:
                 async with asyncio.timeout(limit_seconds):
-                    await self._bring_up(workspace_id, Wire.REST)
-                    submitted = await self._call(Wire.REST, "SubmitTask", workspace_id, description="true")
-                    if submitted.slug:
-                        return f"{workspace_id}: its last task was not taken: {submitted.slug} {dict(submitted.body)}"
-                    return await self._last_task(workspace_id, submitted.body["task_id"])
+                    return await self._complete_one(workspace_id)
             except TimeoutError:
                 last = next(answer for answer in reversed(self.answers) if answer.workspace_id == workspace_id)
-                return f"{workspace_id}: it was not idle again within {limit_seconds:g} s; last seen: {dict(last.body)}"
+                return f"{workspace_id} took no task within {limit_seconds:g} s; last: {last.rpc} {last.slug} {dict(last.body)}"
 
         return [problem for problem in await asyncio.gather(*(one(each) for each in self._workspace_ids)) if problem]
 
-    async def _last_task(self, workspace_id: str, task_id: str) -> str:
-        while True:
-            task = await self._call(Wire.REST, "GetTask", workspace_id, task_id)
-            if task.body.get("completed_at"):
-                return "" if task.body["status"] == "completed" else f"{workspace_id}: its last task ended {task.body['status']}"
+    async def _complete_one(self, workspace_id: str) -> str:
+        # An agent that is gone may not have been found missing yet.
+        while (task_id := await self._submit_last(workspace_id)) is None:
             await asyncio.sleep(_PAUSE_SECONDS)
+        while not (task := await self._call(Wire.REST, "GetTask", workspace_id, task_id)).body.get("completed_at"):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return "" if task.body["status"] == "completed" else f"{workspace_id}: its last task ended {task.body['status']}"
+
+    async def _submit_last(self, workspace_id: str) -> str | None:
+        await self._bring_up(workspace_id, Wire.REST)
+        submitted = await self._call(Wire.REST, "SubmitTask", workspace_id, description="true")
+        return None if submitted.slug else submitted.body["task_id"]
 
     async def _live(self, workspace_id: str, rounds: tuple[Round, ...]) -> None:
         for each in rounds:
