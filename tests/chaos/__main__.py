@@ -17,7 +17,8 @@ from tests.chaos.run import run
 @click.option("--seconds", default=60.0, show_default=True, help="How long things go wrong.")
 @click.option("--seed", type=int, help="Of an earlier run, to have its faults and calls again.")
 @click.option("--workspaces", default=20, show_default=True)
-def main(seconds: float, seed: int | None, workspaces: int) -> None:
+@click.option("--keep", is_flag=True, help="Keep the state in any case.")
+def main(seconds: float, seed: int | None, workspaces: int, *, keep: bool) -> None:
     """Plays a plan on a stack of its own. The state is kept when something did not hold."""
     plan = draw(random.randrange(10**6) if seed is None else seed, seconds, workspaces)
     _print(*report.plan_lines(plan), "")
@@ -27,8 +28,9 @@ def main(seconds: float, seed: int | None, workspaces: int) -> None:
     if outcome.violations:
         _print(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs are in {folder}", *outcome.violations)
         sys.exit(1)
-    shutil.rmtree(folder)
-    _print("everything holds")
+    _print("everything holds" + (f"; the logs are in {folder}" if keep else ""))
+    if not keep:
+        shutil.rmtree(folder)
 
 
 def _print(*lines: str) -> None:

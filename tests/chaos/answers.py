@@ -26,6 +26,8 @@ class Reply:
     body: Mapping[str, Any]
     # What is wrong with its form.
     problem: str = ""
+    # Finds the call in the logs; empty: it did not get so far.
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Answer:
     # The task that was asked for; empty: whichever runs.
     task_id: str = ""
     waits: bool = False
+    forces: bool = False
     # Seconds since 1970.
     sent: float
     answered: float
@@ -47,6 +50,10 @@ class Answer:
     slug: str = ""
     body: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    request_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.call} ({self.rpc} over {self.wire}, request {self.request_id or 'unknown'})"
 
     @property
     def is_cancel(self) -> bool:

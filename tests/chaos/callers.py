@@ -97,19 +97,19 @@ def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
     try:
         body = json.loads(text)
         if status < 400:
-            return Reply(str(status), "", body)
+            return Reply(str(status), "", body, request_id=headers.get("x-request-id", ""))
         error = body["error"]
         slug, request_id = error["code"], error["request_id"]
     except (ValueError, KeyError, TypeError):
         return Reply(str(status), BARE, {}, f"{status} has neither a message nor the envelope: {text[:200]!r}")
-    problem = ""
+    problem, seen_id = "", headers.get("x-request-id", "")
     if slug not in RULES:
         problem = f"the slug {slug!r} is not of the closed set"
     elif RULES[slug].http != status:
         problem = f"{slug} came with status {status}"
-    elif request_id != headers.get("x-request-id"):
+    elif request_id != seen_id:
         problem = f"the request id {request_id} is not that of the header"
-    return Reply(str(status), slug, error.get("details", {}), problem)
+    return Reply(str(status), slug, error.get("details", {}), problem, seen_id)
 
 
 def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
@@ -126,4 +126,5 @@ def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
         return Reply(code.name, BARE, {"said": error.details()}, problem)
     slug = info.reason.lower()
     problem = "" if slug in RULES and RULES[slug].grpc == code.value[0] else f"{slug!r} came with {code.name}"
-    return Reply(code.name, slug, dict(info.metadata), problem)
+    request_id = str(dict(error.trailing_metadata() or ()).get("x-request-id", ""))
+    return Reply(code.name, slug, dict(info.metadata), problem, request_id)

@@ -101,7 +101,8 @@ class Load:
 
     async def _cancel(self, workspace_id: str, task_id: str, cancel: Cancel) -> None:
         await asyncio.sleep(cancel.after_seconds)
-        fields = {} if cancel.wait_seconds is None else {"wait": f"{cancel.wait_seconds}s"}
+        durations = {"wait": cancel.wait_seconds, "force_after": cancel.force_after_seconds}
+        fields = {name: f"{seconds}s" for name, seconds in durations.items() if seconds is not None}
         named = task_id if cancel.names_task else ""
         # Who goes away is none the wiser; that it did is among the answers.
         with suppress(TimeoutError):
@@ -134,12 +135,14 @@ class Load:
                 workspace_id=workspace_id,
                 task_id=task_id,
                 waits=wait_seconds > 0,
+                forces="force_after" in fields,
                 sent=sent,
                 answered=time.time(),
                 status=reply.status,
                 slug=reply.slug,
                 body=reply.body,
                 problem=reply.problem,
+                request_id=reply.request_id,
             )
             self.answers.append(answer)
         return answer

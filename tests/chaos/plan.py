@@ -85,6 +85,8 @@ class Cancel:
     wire: Wire
     names_task: bool
     wait_seconds: float | None
+    # Counted from the call: when the iteration is broken off; None: never.
+    force_after_seconds: float | None
     # When the caller goes away, if the answer has not come by then; None: it stays.
     hangs_up_seconds: float | None
 
@@ -143,6 +145,7 @@ def _round(chance: random.Random) -> Round:
                 wire=chance.choice(wires),
                 names_task=chance.random() < 0.5,
                 wait_seconds=chance.choice((None, None, None, 0.2, 2.0)),
+                force_after_seconds=round(chance.uniform(0, 0.3), 3) if chance.random() < 0.15 else None,
                 hangs_up_seconds=round(chance.uniform(0, 0.05), 4) if chance.random() < 0.1 else None,
             )
         )

@@ -33,8 +33,9 @@ def lines(outcome: Outcome) -> Iterator[str]:
     ended = Counter(task.status for task in evidence.tasks.values())
     yield f"tasks: {len(evidence.tasks)}, " + ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
     yield f"events: {len(evidence.events)}; quiet {outcome.settled_seconds:.1f} s after the last fault and call"
-    late = max((task.late_seconds or 0 for task in evidence.tasks.values()), default=0)
-    yield f"longest from a recorded cancellation to its end, beyond the natural end of an iteration: {late:.2f} s"
+    latest = max(evidence.tasks.values(), key=lambda task: task.late_seconds or 0)
+    late = f"{latest.late_seconds or 0:.2f} s ({latest.id})"
+    yield f"longest from a recorded cancellation to its end, beyond the natural end of an iteration: {late}"
     at_once = [answer for answer in evidence.answers if answer.is_cancel and not answer.waits]
     yield f"longest answer to a cancellation that does not wait: {_longest(at_once):.2f} s"
     yield from _holdings(outcome)

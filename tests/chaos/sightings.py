@@ -88,7 +88,8 @@ def tasks(stack: Stack) -> dict[str, TaskRow]:
     with stack.database() as connection:
         rows = connection.execute(
             "SELECT id, workspace_id, status, coalesce(metadata ->> 'iteration_seconds', '0')::float, "
-            "extract(epoch FROM cancel_requested_at)::float, cancel_reason, extract(epoch FROM completed_at)::float FROM tasks"
+            "extract(epoch FROM cancel_requested_at)::float, cancel_reason, extract(epoch FROM completed_at)::float, forced "
+            "FROM tasks"
         ).fetchall()
     return {
         row[0]: TaskRow(
@@ -99,6 +100,7 @@ def tasks(stack: Stack) -> dict[str, TaskRow]:
             cancel_requested_at=row[4],
             cancel_reason=row[5],
             completed_at=row[6],
+            forced=row[7],
         )
         for row in rows
     }

@@ -34,4 +34,6 @@ def test_rounds_are_of_every_sort_and_more_than_the_time_allows() -> None:
     assert {each.stop_after_seconds is None for each in rounds} == {True, False}
     assert {cancel.names_task for cancel in cancels} == {True, False}
     assert {cancel.wait_seconds for cancel in cancels} == {None, 0.2, 2.0}
+    assert {cancel.force_after_seconds is None for cancel in cancels} == {True, False}
+    assert {cancel.hangs_up_seconds is None for cancel in cancels} == {True, False}
     assert any(one.after_seconds == other.after_seconds for each in rounds for one, other in pairwise(each.cancels))

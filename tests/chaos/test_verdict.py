@@ -150,6 +150,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "a bare status of a worker that nothing befell": (with_answer("bare", wire=Wire.WORKER_0), "with nothing killed"),
     "a defect": (with_answer("unreachable", slug="internal", status="500"), "500 internal"),
     "taken for someone else": (with_answer("unreachable", slug="unauthenticated", status="401"), "401 unauthenticated"),
+    "broken off unasked": (with_task(CANCELLED, forced=True), "was broken off, and nobody asked"),
     "one that stayed away": (replace(WHOLE, hits=[replace(ENVOY_KILLED, came_back=False)]), "envoy did not come back"),
     "something that was seen": (replace(WHOLE, seen=["left behind: 77"]), "left behind: 77"),
 }

@@ -45,6 +45,7 @@ class TaskRow:
     cancel_requested_at: float | None = None
     cancel_reason: str | None = None
     completed_at: float | None = None
+    forced: bool = False
 
     @property
     def late_seconds(self) -> float | None:
@@ -96,7 +97,7 @@ def promises_kept(evidence: Evidence) -> Iterator[str]:
         task_id = answer.promised_task_id
         if task_id and (task_id not in evidence.tasks or evidence.tasks[task_id].status != "cancelled"):
             status = evidence.tasks[task_id].status if task_id in evidence.tasks else "missing"
-            yield f"{task_id}: {answer.outcome or answer.slug} was answered to {answer.call} ({answer.wire}), and it is {status}"
+            yield f"{task_id}: {answer.outcome or answer.slug} was answered to {answer}, and it is {status}"
 
 
 def accepted_once(evidence: Evidence) -> Iterator[str]:
@@ -125,7 +126,7 @@ def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
     for answer in calls.values():
         accepted = evidence.tasks.get(answer.body["task_id"]) if answer.outcome == "accepted" else None
         if accepted is not None and accepted.cancel_reason != answer.call:
-            yield f"{accepted.id}: accepted was answered to {answer.call}, and it names {accepted.cancel_reason!r}"
+            yield f"{accepted.id}: accepted was answered to {answer}, and it names {accepted.cancel_reason!r}"
 
 
 def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
@@ -136,16 +137,16 @@ def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
         told = answer.told_task
         task = evidence.tasks.get(str(told.get("id")))
         if told and task is None:
-            yield f"{answer.call} was shown a task that is not there: {told.get('id')}"
+            yield f"{answer} was shown a task that is not there: {told.get('id')}"
         if task is not None and told["status"] in TERMINAL:
             if told["status"] != task.status:
-                yield f"{task.id}: {answer.call} was told that it had ended {told['status']}, and it is {task.status}"
+                yield f"{task.id}: {answer} was told that it had ended {told['status']}, and it is {task.status}"
             if task.completed_at is not None and task.completed_at > answer.answered:
-                yield f"{task.id}: {answer.call} was told its end before it was"
+                yield f"{task.id}: {answer} was told its end before it was"
         if answer.outcome == "already_finished" and told.get("status") not in TERMINAL:
-            yield f"{answer.call} was told already_finished of {answer.task_id}, which is {told.get('status')}"
+            yield f"{answer} was told already_finished of {answer.task_id}, which is {told.get('status')}"
         if answer.is_cancel and answer.status == "200" and told.get("status") not in TERMINAL:
-            yield f"{answer.call} was answered 200 while its task had not ended: {told.get('status')}"
+            yield f"{answer} was answered 200 while its task had not ended: {told.get('status')}"
         if answer.outcome == "no_active_task":
             for other in evidence.tasks.values():
                 ran_from = submitted.get(other.id, float("inf"))
@@ -154,7 +155,7 @@ def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
                     and ran_from < answer.sent
                     and (other.completed_at or 0) > answer.answered
                 ):
-                    yield f"{answer.call} was told no_active_task, and {other.id} ran all the while"
+                    yield f"{answer} was told no_active_task, and {other.id} ran all the while"
 
 
 def logs_are_whole(evidence: Evidence) -> Iterator[str]:
@@ -199,14 +200,14 @@ def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
 def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
     for answer in evidence.answers:
         if answer.problem:
-            yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.problem}"
+            yield f"{answer}: {answer.problem}"
         elif answer.slug == NO_ANSWER:
-            yield f"{answer.call} ({answer.rpc} over {answer.wire}) was not answered in {answer.answered - answer.sent:.1f} s"
+            yield f"{answer} was not answered in {answer.answered - answer.sent:.1f} s"
         elif answer.slug in (NO_CONNECTION, BARE):
             if not any(_overlap(answer, hit) for hit in evidence.hits if hit.fault.target in _between(answer.wire)):
-                yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.slug} with nothing killed: {dict(answer.body)}"
+                yield f"{answer}: {answer.slug} with nothing killed: {dict(answer.body)}"
         elif answer.slug not in ALLOWED_SLUGS:
-            yield f"{answer.call} ({answer.rpc} over {answer.wire}): {answer.status} {answer.slug} {dict(answer.body)}"
+            yield f"{answer}: {answer.status} {answer.slug} {dict(answer.body)}"
 
 
 def _between(wire: str) -> tuple[Target, ...]:
@@ -221,6 +222,15 @@ def _between(wire: str) -> tuple[Target, ...]:
 
 def _overlap(answer: Answer, hit: Hit) -> bool:
     return answer.sent < hit.ended + RECONNECT_SECONDS and hit.began < answer.answered
+
+
+def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
+    """By a cancellation that may have met the task, or by the end of its workspace."""
+    for task in evidence.tasks.values():
+        calls = [answer for answer in evidence.answers if answer.workspace_id == task.workspace_id]
+        forcing = [answer for answer in calls if answer.forces and answer.task_id in ("", task.id)]
+        if task.forced and not forcing and not any(answer.rpc == "StopWorkspace" for answer in calls):
+            yield f"{task.id} of {task.workspace_id} was broken off, and nobody asked for that"
 
 
 def all_came_back(evidence: Evidence) -> Iterator[str]:
@@ -243,6 +253,7 @@ CHECKS = (
     tasks_have_their_events,
     ends_are_in_time,
     answers_are_in_form,
+    force_was_asked_for,
     all_came_back,
     nothing_was_seen,
 )
