@@ -15,7 +15,7 @@ import psycopg
 from tests.chaos.plan import Fault, Kind, Target
 from tests.e2e.stack import Stack
 
-# What the supervisor starts again serves by then.
+# What the supervisor starts again serves by then, if it is left alone.
 BACK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _SIGNALS = {Kind.FREEZE: signal.SIGSTOP, Kind.KILL: signal.SIGKILL, Kind.RESTART: signal.SIGTERM}
@@ -41,6 +41,8 @@ class Faults:
         self._stack = stack
         self._workspace_ids = workspace_ids
         self._frozen: list[psutil.Process] = []
+        # When each was last hit, or went on.
+        self._last: dict[Target, float] = {}
         self.hits: list[Hit] = []
 
     async def run(self, faults: Sequence[Fault]) -> None:
@@ -56,15 +58,16 @@ class Faults:
     async def _inflict(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_seconds)
         victims = await asyncio.to_thread(self._victims, fault)
-        began = time.time()
+        began, came_back = time.time(), True
+        self._last[fault.target] = time.monotonic()
         for victim in victims:
             _send(victim, _SIGNALS[fault.kind])
-        came_back = True
         if fault.kind is Kind.FREEZE:
             self._frozen += victims
             await asyncio.sleep(fault.seconds)
             for victim in victims:
                 _send(victim, signal.SIGCONT)
+            self._last[fault.target] = time.monotonic()
         elif victims:
             came_back = await self._back(fault.target, victims[0].pid)
         self.hits.append(Hit(fault, not victims, began, time.time(), came_back))
@@ -120,14 +123,15 @@ class Faults:
         return int(self._stack.worker_addresses()[index].rpartition(":")[2])
 
     async def _back(self, target: Target, pid: int) -> bool:
-        """Waits until another one serves. The load brings agents back, and clients their connections."""
-        until = time.monotonic() + BACK_SECONDS
-        while target not in (Target.AGENT, Target.BACKEND) and time.monotonic() < until:
+        """Waits until another one serves, which may be hit too meanwhile. The load brings agents back, clients their connections."""
+        if target in (Target.AGENT, Target.BACKEND):
+            return True
+        while time.monotonic() < self._last[target] + BACK_SECONDS:
             programs = await asyncio.to_thread(self._program, target)
             if any(program.pid != pid for program in programs) and await asyncio.to_thread(self._serves, target):
                 return True
             await asyncio.sleep(_POLL_SECONDS)
-        return time.monotonic() < until
+        return False
 
     def _serves(self, target: Target) -> bool:
         if target is Target.DATABASE:

@@ -211,10 +211,13 @@ def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
 
 
 def _between(wire: str) -> tuple[Target, ...]:
-    """Whose trouble a caller may see as it is: over REST the edge alone, which hides the workers'."""
+    """Whose trouble a caller may see as it is. Over REST that of the edge alone; the workers' comes in the envelope.
+
+    Over gRPC the edge says itself that no worker serves, which workers do not without their database.
+    """
     return {
         Wire.REST: (Target.ENVOY,),
-        Wire.GRPC: (Target.ENVOY, Target.WORKER_0, Target.WORKER_1),
+        Wire.GRPC: (Target.ENVOY, Target.WORKER_0, Target.WORKER_1, Target.DATABASE, Target.BACKEND),
         Wire.WORKER_0: (Target.WORKER_0,),
         Wire.WORKER_1: (Target.WORKER_1,),
     }[Wire(wire)]
