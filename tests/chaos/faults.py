@@ -123,7 +123,10 @@ class Faults:
         return int(self._stack.worker_addresses()[index].rpartition(":")[2])
 
     async def _back(self, target: Target, pid: int) -> bool:
-        """Waits until another one serves, which may be hit too meanwhile. The load brings agents back, clients their connections."""
+        """Waits until another one serves, which may be hit meanwhile too.
+
+        The load brings agents back, and clients their connections.
+        """
         if target in (Target.AGENT, Target.BACKEND):
             return True
         while time.monotonic() < self._last[target] + BACK_SECONDS:

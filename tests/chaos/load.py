@@ -69,7 +69,7 @@ class Load:
 
     async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
         """Until the workspace is idle; one that has stopped or failed is resumed. False: the time was over first."""
-        wires = cycle([wire, *(other for other in Wire if other is not wire)])
+        wires = cycle([*(other for other in Wire if other is not wire), wire])
         while not self._over.is_set():
             workspace = await self._call(wire, "GetWorkspace", workspace_id)
             status = workspace.body.get("status")
