@@ -254,6 +254,8 @@ def _grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     for rule in rules:
         if not rule.edge_only:
             by_status[rule.grpc].append(rule)
+    # A worker that ends cancels what it has not taken yet; a caller that cancels does not wait for an answer.
+    by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
     chosen = {grpc: _plainest(candidates) for grpc, candidates in sorted(by_status.items())}
     return {
         str(grpc): {

@@ -112,7 +112,7 @@ def test_every_error_of_the_service(rest: httpx.Client, stub: Stub, slug: str) -
     ("workspace", "slug"),
     [
         ("raise", "internal"),
-        ("bare_1", "internal"),
+        ("bare_1", "unavailable"),
         ("bare_2", "internal"),
         ("bare_4", "deadline_exceeded"),
         ("bare_5", "internal"),
