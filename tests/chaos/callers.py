@@ -122,7 +122,9 @@ def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reply(code.name, NO_ANSWER, {})
-        problem = "" if code is grpc.StatusCode.UNAVAILABLE else f"bare {code.name}: {error.details()}"
+        # A worker that ends answers CANCELLED to what it has received and not taken.
+        expected = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        problem = "" if expected else f"bare {code.name}: {error.details()}"
         return Reply(code.name, BARE, {"said": error.details()}, problem)
     slug = info.reason.lower()
     problem = "" if slug in RULES and RULES[slug].grpc == code.value[0] else f"{slug!r} came with {code.name}"

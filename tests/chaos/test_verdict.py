@@ -148,6 +148,10 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "no connection, with nothing killed": (with_answer("broken", sent=104.0, answered=104.1), "with nothing killed"),
     "a bare status, with nothing killed": (with_answer("bare", sent=111.5, answered=111.6), "with nothing killed"),
     "a bare status of a worker that nothing befell": (with_answer("bare", wire=Wire.WORKER_0), "with nothing killed"),
+    "a bare status of a worker that was not asked to end": (
+        with_answer("bare", status="CANCELLED"),
+        "CANCELLED with nothing killed",
+    ),
     "a defect": (with_answer("unreachable", slug="internal", status="500"), "500 internal"),
     "taken for someone else": (with_answer("unreachable", slug="unauthenticated", status="401"), "401 unauthenticated"),
     "broken off unasked": (with_task(CANCELLED, forced=True), "was broken off, and nobody asked"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.chaos.answers import BARE, HUNG_UP, NO_ANSWER, NO_CONNECTION, Answer
 from tests.chaos.faults import Hit
-from tests.chaos.plan import Target, Wire
+from tests.chaos.plan import Kind, Target, Wire
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
 # What a stack in trouble may answer to these callers; another slug would mean that it has taken one for someone else.
@@ -204,8 +204,8 @@ def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
         elif answer.slug == NO_ANSWER:
             yield f"{answer} was not answered in {answer.answered - answer.sent:.1f} s"
         elif answer.slug in (NO_CONNECTION, BARE):
-            if not any(_overlap(answer, hit) for hit in evidence.hits if hit.fault.target in _between(answer.wire)):
-                yield f"{answer}: {answer.slug} with nothing killed: {dict(answer.body)}"
+            if not any(_may_show(answer, hit) for hit in evidence.hits):
+                yield f"{answer}: {answer.slug} {answer.status} with nothing killed: {dict(answer.body)}"
         elif answer.slug not in ALLOWED_SLUGS:
             yield f"{answer}: {answer.status} {answer.slug} {dict(answer.body)}"
 
@@ -223,8 +223,11 @@ def _between(wire: str) -> tuple[Target, ...]:
     }[Wire(wire)]
 
 
-def _overlap(answer: Answer, hit: Hit) -> bool:
-    return answer.sent < hit.ended + RECONNECT_SECONDS and hit.began < answer.answered
+def _may_show(answer: Answer, hit: Hit) -> bool:
+    if answer.status == "CANCELLED" and (hit.fault.kind is not Kind.RESTART or hit.fault.target is Target.ENVOY):
+        return False
+    is_between = hit.fault.target in _between(answer.wire)
+    return is_between and answer.sent < hit.ended + RECONNECT_SECONDS and hit.began < answer.answered
 
 
 def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
