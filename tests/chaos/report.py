@@ -32,7 +32,8 @@ def lines(outcome: Outcome) -> Iterator[str]:
     yield ""
     ended = Counter(task.status for task in evidence.tasks.values())
     yield f"tasks: {len(evidence.tasks)}, " + ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
-    yield f"events: {len(evidence.events)}; quiet {outcome.settled_seconds:.1f} s after the last fault and call"
+    yield f"events: {len(evidence.events)}"
+    yield f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; the stack stopped in {outcome.stop_seconds:.1f} s"
     latest = max(evidence.tasks.values(), key=lambda task: task.late_seconds or 0)
     late = f"{latest.late_seconds or 0:.2f} s ({latest.id})"
     yield f"longest from a recorded cancellation to its end, beyond the natural end of an iteration: {late}"

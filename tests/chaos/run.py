@@ -34,6 +34,7 @@ class Outcome:
     before: Figures
     after: Figures | None
     settled_seconds: float
+    stop_seconds: float
     violations: list[str]
 
 
@@ -60,10 +61,12 @@ def _judged(stack: Stack, plan: Plan, workspace_ids: list[str]) -> Outcome:
     except (RetryError, OSError, ValueError) as error:
         seen += [*sightings.strays(stack, workspace_ids)] if isinstance(error, RetryError) else [f"an agent is missing: {error}"]
     rows = sightings.tasks(stack), sightings.events(stack), sightings.last_seqs(stack)
+    began = time.monotonic()
     seen += _stopped(stack)
+    stop_seconds = time.monotonic() - began
     seen += sightings.defects(stack)
     evidence = Evidence(tasks=rows[0], events=rows[1], last_seqs=rows[2], answers=played.answers, hits=played.hits, seen=seen)
-    return Outcome(plan, evidence, played.before, after, played.settled_seconds, violations(evidence))
+    return Outcome(plan, evidence, played.before, after, played.settled_seconds, stop_seconds, violations(evidence))
 
 
 @dataclass(frozen=True, slots=True)
