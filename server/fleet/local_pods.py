@@ -18,6 +18,7 @@ import psutil
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
 from server.fleet import processes
+from server.fleet.processes import Pod
 
 _LOG_TAIL_BYTES = 2_000
 
@@ -112,7 +113,7 @@ class LocalPods:
 
     async def end(self, workspace_id: str, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended."""
-        return await end_pod(self._folder(workspace_id), grace_seconds)
+        return await end_pods(self._folder(workspace_id), grace_seconds=grace_seconds)
 
     def _pid(self, workspace: Workspace) -> int | None:
         folder = self._folder(workspace.id)
@@ -131,12 +132,14 @@ class LocalPods:
         return self._root / workspace_id
 
 
-async def end_pod(folder: Path, grace_seconds: float) -> bool:
-    """Ends everything that runs in the pod of this folder. False: not all of it is known to have ended."""
-    stopped = await processes.end_all(folder.name, grace_seconds, _session(folder))
-    # A tool may have put anything in its place; a file that stays names a process that has ended.
-    with contextlib.suppress(OSError):
-        (folder / "pid").unlink()
+async def end_pods(*folders: Path, grace_seconds: float) -> bool:
+    """Ends everything that runs in the pods of these folders. False: not all of it is known to have ended."""
+    pods = [Pod(folder.name, _session(folder)) for folder in folders]
+    stopped = await processes.end_all(*pods, grace_seconds=grace_seconds)
+    for folder in folders:
+        # A tool may have put anything in its place; a file that stays names a process that has ended.
+        with contextlib.suppress(OSError):
+            (folder / "pid").unlink()
     return stopped
 
 

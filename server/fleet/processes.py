@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import psutil
 
@@ -16,12 +17,22 @@ WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
 
 
-def find(workspace_id: str, session_id: int | None = None) -> list[psutil.Process]:
-    """Every process of the workspace's pod, of any epoch; `session_id` is its agent's session, where that is known."""
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What tells its processes: they belong to this workspace, or to its agent's session, where that is known."""
+
+    workspace_id: str
+    session_id: int | None = None
+
+
+def find(*pods: Pod) -> list[psutil.Process]:
+    """Every process of these pods, of any epoch. Each process of the machine is looked at once, however many pods they are."""
+    workspace_ids = {pod.workspace_id for pod in pods}
+    session_ids = {pod.session_id for pod in pods if pod.session_id is not None}
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == session_id or process.environ().get(WORKSPACE_MARKER) == workspace_id:
+            if os.getsid(process.pid) in session_ids or process.environ().get(WORKSPACE_MARKER) in workspace_ids:
                 found |= {process, *process.children(recursive=True)}
     return [process for process in found if _lives(process)]
 
@@ -33,15 +44,15 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-async def end_all(workspace_id: str, grace_seconds: float, session_id: int | None = None) -> bool:
-    """Ends every process of the pod: first asked, then killed. False: some were still there after all."""
-    processes = find(workspace_id, session_id)
+async def end_all(*pods: Pod, grace_seconds: float) -> bool:
+    """Ends every process of these pods: first asked, then killed. False: some were still there after all."""
+    processes = find(*pods)
     _signal(processes, signal.SIGTERM)
     await _wait_gone(processes, grace_seconds)
     # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
     # environment for a moment, so one look that finds nothing is not enough.
     for _ in range(10):
-        processes = find(workspace_id, session_id) or find(workspace_id, session_id)
+        processes = find(*pods) or find(*pods)
         if not processes:
             return True
         _signal(processes, signal.SIGKILL)

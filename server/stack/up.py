@@ -21,7 +21,7 @@ from server.auth.pod_tokens import new_key
 from server.bootstrap import now, stop_signal
 from server.config import Settings
 from server.core.errors import UnavailableError
-from server.fleet.local_pods import end_pod
+from server.fleet.local_pods import end_pods
 from server.stack import demo, envoy, postgres
 from server.stack.demo import Demo
 from server.stack.supervisor import Program, Supervisor
@@ -164,7 +164,7 @@ async def _stop(settings: Settings, supervisor: Supervisor) -> None:
 
 async def _end_pods(pods_dir: Path) -> None:
     with suppress(FileNotFoundError):
-        await asyncio.gather(*(end_pod(folder, _POD_GRACE_SECONDS) for folder in pods_dir.iterdir()))
+        await end_pods(*pods_dir.iterdir(), grace_seconds=_POD_GRACE_SECONDS)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from server.fleet import processes
+from server.fleet.processes import Pod
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -182,7 +183,7 @@ class Stack:
 
     def pod_processes(self, workspace_id: str) -> list[int]:
         """Whatever runs in the workspace's pod."""
-        return [process.pid for process in processes.find(workspace_id)]
+        return [process.pid for process in processes.find(Pod(workspace_id))]
 
     def files(self, workspace_id: str) -> Path:
         return self.state_dir / "pods" / workspace_id / "files"

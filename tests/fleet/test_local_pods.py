@@ -15,6 +15,7 @@ from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.local_pods import LocalPods, PodSpec
+from server.fleet.processes import Pod
 from tests.core.world import workspace
 
 # Writes down what it was given, says so, and waits.
@@ -57,7 +58,7 @@ async def pods(tmp_path: Path, at: Workspace, monkeypatch: pytest.MonkeyPatch) -
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     yield LocalPods(tmp_path / "pods", spec_for)
-    await processes.end_all(at.id, 0)
+    await processes.end_all(Pod(at.id), grace_seconds=0)
 
 
 async def given(tmp_path: Path, at: Workspace) -> dict[str, object]:
@@ -89,7 +90,7 @@ async def test_what_is_on_disk_is_enough_for_another_controller(pods: LocalPods,
     other = LocalPods(tmp_path / "pods", spec_for)
     assert other.was_started(at) and other.is_alive(at)
     pid = int((tmp_path / "pods" / at.id / "pid").read_text())
-    assert [process.pid for process in processes.find(at.id)] == [pid]
+    assert [process.pid for process in processes.find(Pod(at.id))] == [pid]
     for epoch in (2, 4):
         assert not other.was_started(replace(at, epoch=epoch)) and not other.is_alive(replace(at, epoch=epoch))
 
@@ -116,7 +117,7 @@ async def test_a_pod_that_is_not_there_has_ended(pods: LocalPods, at: Workspace)
 async def test_a_dead_agent_is_not_alive_though_nobody_has_waited_for_it(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
     await pods.start(at)
     await given(tmp_path, at)
-    (process,) = processes.find(at.id)
+    (process,) = processes.find(Pod(at.id))
     process.kill()
     await asyncio.wait_for(pods.ended(at), 10)
     assert not pods.is_alive(at)
@@ -132,7 +133,7 @@ async def test_a_pod_whose_folder_was_deleted_is_not_alive_and_still_ends(
     shutil.rmtree(tmp_path / "pods" / at.id / what)
     assert not pods.has_files(at.id) and not pods.is_alive(at)
     assert await pods.end(at.id, 5) is True
-    assert processes.find(at.id) == []
+    assert processes.find(Pod(at.id)) == []
     await pods.start(at)
     assert pods.is_alive(at)
 

@@ -12,6 +12,7 @@ import pytest
 
 from server.core.ids import new_workspace_id
 from server.fleet import processes
+from server.fleet.processes import Pod
 
 # Says when it is ready, then waits; `{prelude}` is what it does before.
 WAIT = "import os, signal, subprocess, sys, time\n{prelude}\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
@@ -49,25 +50,35 @@ def start() -> Iterator[Start]:
 
 
 def pids(workspace_id: str) -> set[int]:
-    return {process.pid for process in processes.find(workspace_id)}
+    return {process.pid for process in processes.find(Pod(workspace_id))}
 
 
 async def test_only_the_pods_own_processes_are_found(start: Start, workspace_id: str) -> None:
     mine, other = start(workspace_id), start(new_workspace_id())
     assert pids(workspace_id) == {mine.pid}
-    assert await processes.end_all(workspace_id, 5) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=5) is True
     assert pids(workspace_id) == set()
     assert other.poll() is None
 
 
+async def test_many_pods_end_together(start: Start) -> None:
+    ids = [new_workspace_id() for _ in range(3)]
+    for each in ids:
+        start(each, DEAF)
+    other = start(new_workspace_id())
+    assert await processes.end_all(*map(Pod, ids), grace_seconds=0.3) is True
+    assert processes.find(*map(Pod, ids)) == []
+    assert other.poll() is None
+
+
 async def test_a_pod_without_processes_has_ended(workspace_id: str) -> None:
-    assert await processes.end_all(workspace_id, 5) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=5) is True
 
 
 async def test_what_ends_when_asked_is_not_killed(start: Start, workspace_id: str) -> None:
     process = start(workspace_id, "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))")
     began = time.monotonic()
-    assert await processes.end_all(workspace_id, 30) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=30) is True
     assert time.monotonic() - began < 10
     with_status = process.wait(10)
     # It was waited for by the one who ended it, or is now.
@@ -77,7 +88,7 @@ async def test_what_ends_when_asked_is_not_killed(start: Start, workspace_id: st
 async def test_what_does_not_hear_is_killed_after_the_grace(start: Start, workspace_id: str) -> None:
     process = start(workspace_id, DEAF)
     began = time.monotonic()
-    assert await processes.end_all(workspace_id, 0.2) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=0.2) is True
     assert 0.2 <= time.monotonic() - began < 5
     assert pids(workspace_id) == set()
     assert process.wait(10) in (0, -signal.SIGKILL)
@@ -85,7 +96,7 @@ async def test_what_does_not_hear_is_killed_after_the_grace(start: Start, worksp
 
 async def test_without_a_grace_it_is_killed_at_once(start: Start, workspace_id: str) -> None:
     start(workspace_id, DEAF)
-    assert await processes.end_all(workspace_id, 0) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is True
     assert pids(workspace_id) == set()
 
 
@@ -95,22 +106,22 @@ async def test_a_descendant_in_a_session_of_its_own_ends_too(start: Start, works
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait(10)
     assert len(pids(workspace_id)) == 1
-    assert await processes.end_all(workspace_id, 5) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=5) is True
     assert pids(workspace_id) == set()
 
 
 async def test_a_descendant_that_has_cleared_its_environment_ends_too(start: Start, workspace_id: str) -> None:
     start(workspace_id, CHILD_IN_A_SESSION_OF_ITS_OWN.replace("start_new_session", "env={}, start_new_session"))
     assert len(pids(workspace_id)) == 2
-    everything = processes.find(workspace_id)
-    assert await processes.end_all(workspace_id, 0) is True
+    everything = processes.find(Pod(workspace_id))
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is True
     assert not any(process.is_running() and process.status() != "zombie" for process in everything)
 
 
 async def test_what_is_started_while_ending_is_ended_too(start: Start, workspace_id: str) -> None:
     again = f"def again(*_):\n {CHILD_IN_A_SESSION_OF_ITS_OWN.replace(chr(10), chr(10) + ' ')}\n os._exit(0)\n"
     start(workspace_id, again + "signal.signal(signal.SIGTERM, again)")
-    assert await processes.end_all(workspace_id, 10) is True
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=10) is True
     assert pids(workspace_id) == set()
 
 
@@ -118,7 +129,7 @@ async def test_what_survives_everything_is_told(start: Start, workspace_id: str,
     start(workspace_id, DEAF)
     monkeypatch.setattr(processes, "_signal", lambda *_: None)
     monkeypatch.setattr(processes, "_wait_gone", lambda *_: asyncio.sleep(0))
-    assert await processes.end_all(workspace_id, 0) is False
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is False
 
 
 async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(start: Start, workspace_id: str) -> None:
