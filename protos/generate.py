@@ -1,4 +1,4 @@
-"""Writes gen/ from protos/: Python, stubs, the descriptor set and the edge's routes. Run by `make gen`; `--check` finds drift."""
+"""Writes gen/ from protos/: Python, stubs, descriptor set, the edge's routes, OpenAPI. Run by `make gen`; `--check` finds drift."""
 
 import argparse
 import importlib.resources
@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 
 from google.rpc import code_pb2
+from openapi import document
 from routes import edge
+from source import Protos
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
@@ -19,6 +21,7 @@ GEN = PROTOS.parent / "gen"
 RELEASED = PROTOS / "released.binpb"
 DESCRIPTOR_SET = "workspace.binpb"
 ROUTES = "routes.json"
+OPENAPI = "openapi.yaml"
 
 
 def proto_files() -> list[str]:
@@ -50,8 +53,9 @@ def generate(out: Path) -> None:
     descriptor_set = out / DESCRIPTOR_SET
     details = "google/rpc/error_details.proto"
     protoc(f"--descriptor_set_out={descriptor_set}", "--include_imports", "--include_source_info", details)
-    routes = json.dumps(edge(descriptor_set.read_bytes()), indent=2)
-    (out / ROUTES).write_text(routes + "\n")
+    protos = Protos(descriptor_set.read_bytes())
+    (out / ROUTES).write_text(json.dumps(edge(protos), indent=2) + "\n")
+    (out / OPENAPI).write_text(document(protos))
 
 
 def generated_files(directory: Path) -> dict[str, bytes]:

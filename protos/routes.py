@@ -1,19 +1,12 @@
-"""Derives what the edge must know from the descriptor set: routes, and how its own errors look. Written to gen/routes.json.
-
-The sources are the `google.api.http` annotations, the `edge` option of each RPC and the `rule` option of each error code, so that a
-path or a slug is written in the protos and nowhere else.
-"""
+"""Derives what the edge must know from the protos: routes, and how its own errors look. Written to gen/routes.json."""
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.rpc import code_pb2
+from source import Binding, Protos, Rule
 
-PACKAGE = "evershell.workspace.v1"
-SERVICE = f"{PACKAGE}.WorkspaceService"
 CLUSTER = "control_plane"
 
 # A call may wait for a task for 30 s; beyond 35 s nothing is coming. A stream has no end: 0 turns the limit off.
@@ -28,6 +21,9 @@ CONTENT = "x-evershell-content"
 READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|application/x-www-form-urlencoded\|.*|text/plain.*\|0"
 GRPC_BODY = r"(?i)application/grpc.*"
 
+# The edge's reader says what it does not like about a request; every other message is the first sentence of its code's comment.
+MESSAGES = {"validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%"}
+
 # A browser asks before it sends a token to another site. Envoy's own filter for this leaves out the paths that the edge answers
 # itself; every site may call, with a token of its own, so that the answer is the same for all (see also envoy.yaml).
 PREFLIGHT = [
@@ -39,89 +35,9 @@ PREFLIGHT_ANSWER = {"access-control-allow-headers": "authorization, content-type
 BODY_FILTERS = ("envoy.filters.http.buffer", "envoy.filters.http.grpc_json_transcoder")
 FILTER_CONFIG = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 
-# The edge's reader says what it does not like about a request; every other message is the first sentence of its code's comment.
-MESSAGES = {"validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%"}
 
-
-@dataclass(frozen=True)
-class Binding:
-    """One method on one path, and the RPC behind it."""
-
-    method: str
-    path: str
-    has_body: bool
-    streams: bool
-    success_status: int
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One error code: how it looks on each wire, and its text."""
-
-    code: str
-    grpc: int
-    http: int
-    edge_only: bool
-    fallback: bool
-    message: str
-
-
-class Protos:
-    """A descriptor set whose custom options can be read, whatever generated code is installed."""
-
-    def __init__(self, descriptor_set: bytes) -> None:
-        self.files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
-        self.pool = descriptor_pool.DescriptorPool()
-        for file in self.files:
-            self.pool.Add(file)
-
-    def option(self, options: Any, extension: str) -> Any:
-        """The value of a custom option."""
-        known = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(options.DESCRIPTOR.full_name))
-        return known.FromString(options.SerializeToString()).Extensions[self.pool.FindExtensionByName(extension)]
-
-    def bindings(self) -> list[Binding]:
-        """Every method and path, additional bindings too; of two paths that match, the one with the literal comes first."""
-        found = []
-        for method in self.pool.FindServiceByName(SERVICE).methods:
-            http = self.option(method.GetOptions(), "google.api.http")
-            success = self.option(method.GetOptions(), f"{PACKAGE}.edge").success_status
-            for rule in (http, *http.additional_bindings):
-                verb = rule.WhichOneof("pattern")
-                if verb in (None, "custom") or not success:
-                    raise ValueError(f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status")
-                found.append(Binding(verb.upper(), getattr(rule, verb), bool(rule.body), method.server_streaming, success))
-        return sorted(found, key=lambda binding: [(segment.startswith("{"), segment) for segment in binding.path.split("/")])
-
-    def rules(self) -> list[Rule]:
-        """Every error code that has a rule."""
-        enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
-        comments = self._error_comments()
-        found = []
-        for value in enum.values:
-            rule = self.option(value.GetOptions(), f"{PACKAGE}.rule")
-            if rule.http:
-                if value.index not in comments:
-                    raise ValueError(f"ErrorCode.{value.name} needs a comment: its first sentence is what the edge tells people")
-                message = MESSAGES.get(value.name, comments[value.index].split(". ")[0].rstrip(".") + ".")
-                found.append(Rule(value.name, rule.grpc, rule.http, rule.edge_only, rule.fallback, message))
-        return found
-
-    def _error_comments(self) -> dict[int, str]:
-        """The comment above each value of ErrorCode, by the value's index."""
-        file = next(file for file in self.files if file.name.endswith("workspace/v1/error.proto"))
-        message = next(index for index, message in enumerate(file.message_type) if message.name == "Error")
-        place = [4, message, 4, 0, 2]  # the file's message, its first enum, the enum's values
-        return {
-            location.path[5]: " ".join(location.leading_comments.split())
-            for location in file.source_code_info.location
-            if len(location.path) == 6 and list(location.path[:5]) == place and location.leading_comments.strip()
-        }
-
-
-def edge(descriptor_set: bytes) -> dict[str, Any]:
+def edge(protos: Protos) -> dict[str, Any]:
     """What gen/routes.json holds."""
-    protos = Protos(descriptor_set)
     rules = protos.rules()
     return {
         "routes": _routes(protos.bindings()),
@@ -236,11 +152,15 @@ def _plainest(candidates: list[Rule]) -> Rule | None:
     return chosen[0] if len(chosen) == 1 else None
 
 
+def _message(rule: Rule) -> str:
+    return MESSAGES.get(rule.code, rule.message)
+
+
 def _mapper(comparison: str, status: int, rule: Rule) -> dict[str, Any]:
     threshold = {"default_value": status, "runtime_key": f"evershell.local_reply.{comparison.lower()}_{status}"}
     # A request that could not be read has no id yet. It gets one here, once, for the header and for the body.
     request_id = '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
-    envelope = {"error": {"code": rule.code, "message": rule.message, "request_id": "%RESP(x-request-id)%"}}
+    envelope = {"error": {"code": rule.code, "message": _message(rule), "request_id": "%RESP(x-request-id)%"}}
     return {
         "filter": {"status_code_filter": {"comparison": {"op": comparison, "value": threshold}}},
         "headers_to_add": [_header("x-request-id", request_id)],
@@ -261,7 +181,7 @@ def _grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
         str(grpc): {
             "code": rule.code,
             "status": str(rule.http),
-            "message": rule.message.split(": %")[0] + "." * (": %" in rule.message),
+            "message": _message(rule).split(": %")[0] + "." * (": %" in _message(rule)),
         }
         for grpc, rule in chosen.items()
         if rule

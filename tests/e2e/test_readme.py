@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evershell.workspace.v1 import workspace_service_pb2
+from evershell.workspace.v1 import error_pb2, workspace_service_pb2
 from google.api import annotations_pb2
 
 from tests.e2e.stack import ROOT, Stack
 
+SLUGS = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_number
 README = (ROOT / "README.md").read_text()
 # Between what one block prints and what the next does.
 MARK = "\x1e"
@@ -127,15 +128,24 @@ def test_a_link_leads_somewhere(link: str) -> None:
 
 def test_the_table_of_calls_is_that_of_the_protos() -> None:
     table = set()
-    for row in re.findall(r"^\| (\w+) \| (.*) \| (\d+)[^|]*\|$", section("Calls"), re.MULTILINE):
+    for row in re.findall(r"^\| (\w+) \| (.*) \| (\d+)[^|]*\|([^|]*)\|$", section("Calls"), re.MULTILINE):
         for method, path in re.findall(r"([A-Z]+) `([^`?]+)[^`]*`", row[1]):
-            table.add((row[0], method, path, int(row[2])))
+            table.add((row[0], method, path, int(row[2]), *re.findall(r"`(\w+)`", row[3])))
     bindings = set()
     for rpc in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods:
         options = rpc.GetOptions()
         http = options.Extensions[annotations_pb2.http]
         for rule in (http, *http.additional_bindings):
             verb = rule.WhichOneof("pattern")
-            success = options.Extensions[workspace_service_pb2.edge].success_status
-            bindings.add((rpc.name, verb.upper(), getattr(rule, verb), success))
+            edge = options.Extensions[workspace_service_pb2.edge]
+            slugs = [SLUGS[number].name for number in edge.errors]
+            bindings.add((rpc.name, verb.upper(), getattr(rule, verb), edge.success_status, *slugs))
     assert table == bindings
+
+
+def test_the_errors_of_every_call_are_those_of_the_protos() -> None:
+    (sentence,) = re.findall(r"^Every call may also answer (.*?), or what", section("Calls"), re.MULTILINE | re.DOTALL)
+    service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+    slugs = {SLUGS[number] for number in service.GetOptions().Extensions[workspace_service_pb2.every_call].errors}
+    of_the_service = {slug.name for slug in slugs if not slug.GetOptions().Extensions[error_pb2.rule].edge_only}
+    assert set(re.findall(r"`(\w+)`", sentence)) == of_the_service

@@ -88,7 +88,7 @@ class Error(_message.Message):
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
         """The closed set of slugs. This is the only place where a slug is bound to its gRPC code and its HTTP status: the service, the
-        edge, the client and the documents read the options below. To add one, add one line here, with its comment, and run `make gen`.
+        edge, the client and the documents read the options below. To add one, add one entry here, with its comment, and run `make gen`.
         """
 
     error_code_unspecified: Error.ErrorCode.ValueType  # 0
@@ -181,6 +181,7 @@ class ErrorRule(_message.Message):
     HTTP_FIELD_NUMBER: _builtins.int
     EDGE_ONLY_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     grpc: _code_pb2.Code.ValueType
     http: _builtins.int
     """HTTP status."""
@@ -188,6 +189,8 @@ class ErrorRule(_message.Message):
     """Only the edge answers with it."""
     fallback: _builtins.bool
     """Stands for its gRPC code, and its HTTP status, where an answer names no slug and none is named like the code."""
+    details: _builtins.str
+    """The `details` of the example in the documents, as JSON; empty where it has none."""
     def __init__(
         self,
         *,
@@ -195,10 +198,11 @@ class ErrorRule(_message.Message):
         http: _builtins.int = ...,
         edge_only: _builtins.bool = ...,
         fallback: _builtins.bool = ...,
+        details: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,20 +34,58 @@ class EdgeRule(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
+    SUCCESS_STATUS_AFTER_WAIT_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    EXAMPLE_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
+    success_status_after_wait: _builtins.int
+    """HTTP status of a success that came after a `wait`; zero where there is no such field."""
+    example: _builtins.str
+    """A body for the documents, as JSON."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
+        """What it may answer with beyond the errors of every call."""
+
     def __init__(
         self,
         *,
         success_status: _builtins.int = ...,
+        success_status_after_wait: _builtins.int = ...,
+        errors: _abc.Iterable[_error_pb2.Error.ErrorCode.ValueType] | None = ...,
+        example: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["success_status", b"success_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EdgeRule: _TypeAlias = EdgeRule  # noqa: Y015
+
+@_typing.final
+class ServiceRule(_message.Message):
+    """What all RPCs of a service have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERRORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
+        """What any call may be answered with; the edge's own over REST alone."""
+
+    def __init__(
+        self,
+        *,
+        errors: _abc.Iterable[_error_pb2.Error.ErrorCode.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceRule: _TypeAlias = ServiceRule  # noqa: Y015
 
 @_typing.final
 class CancelTaskRequest(_message.Message):
@@ -519,4 +557,6 @@ class ResumeWorkspaceRequest(_message.Message):
 Global___ResumeWorkspaceRequest: _TypeAlias = ResumeWorkspaceRequest  # noqa: Y015
 
 EDGE_FIELD_NUMBER: _builtins.int
+EVERY_CALL_FIELD_NUMBER: _builtins.int
 edge: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___EdgeRule]
+every_call: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.ServiceOptions, Global___ServiceRule]

@@ -30,8 +30,7 @@ if _version_not_supported:
 class WorkspaceServiceStub:
     """Runs agents in workspaces, and stops what they do.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>` and may answer with validation_error, unauthenticated,
-    permission_denied, rate_limited, unavailable, deadline_exceeded and internal; each comment below names the errors beyond these.
+    Every RPC takes `authorization: Bearer <API key or session JWT>`.
     """
 
     def __init__(self, channel):
@@ -95,8 +94,7 @@ class WorkspaceServiceStub:
 class WorkspaceServiceServicer:
     """Runs agents in workspaces, and stops what they do.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>` and may answer with validation_error, unauthenticated,
-    permission_denied, rate_limited, unavailable, deadline_exceeded and internal; each comment below names the errors beyond these.
+    Every RPC takes `authorization: Bearer <API key or session JWT>`.
     """
 
     def CancelTask(self, request, context):
@@ -108,8 +106,8 @@ class WorkspaceServiceServicer:
         processes are ended, and `task_completed` says `forced` and who asked for it.
         Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
         deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
-        Errors: workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped, workspace_failed, and
-        agent_unreachable, whose details say that the intent is recorded: it is delivered as soon as the agent can be reached.
+        Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
+        Success: 200 when `wait` saw the task end.
         Needs workspace:write, or workspace:write:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -121,8 +119,7 @@ class WorkspaceServiceServicer:
 
         Effect: the task is recorded and handed to the agent. Follow it with WatchEvents or GetTask.
         Idempotency: none; each call that succeeds makes a task.
-        Errors: workspace_not_found, workspace_provisioning, workspace_stopped, workspace_failed, workspace_busy (one task at a time),
-        and agent_unreachable: the task has then ended `delivery_failed`.
+        Errors: workspace_busy, since a workspace has one task at a time; after agent_unreachable the task has ended `delivery_failed`.
         Needs tasks:write, or tasks:write:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -133,7 +130,6 @@ class WorkspaceServiceServicer:
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found, task_not_found.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -144,7 +140,6 @@ class WorkspaceServiceServicer:
         """Lists a workspace's tasks, newest first.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -156,7 +151,7 @@ class WorkspaceServiceServicer:
 
         Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
         A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
-        Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
+        Errors: what goes wrong after the first message is the stream's last message.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -178,7 +173,6 @@ class WorkspaceServiceServicer:
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -201,7 +195,6 @@ class WorkspaceServiceServicer:
         Effect: a running task is cancelled with the reason `workspace stopped`; its iteration is broken off after 10 s. The workspace
         is `stopping`, then `stopped`.
         Idempotency: a workspace that is stopping or stopped stays as it is, and the call succeeds.
-        Errors: workspace_not_found, workspace_failed.
         Needs workspace:write, or workspace:write:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -213,7 +206,7 @@ class WorkspaceServiceServicer:
 
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a workspace that is up or coming up stays as it is, and the call succeeds.
-        Errors: workspace_not_found, invalid_state (while it is stopping).
+        Errors: invalid_state while it is stopping.
         Needs workspace:write, or workspace:write:own and to be the workspace's creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -284,8 +277,7 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
 class WorkspaceService:
     """Runs agents in workspaces, and stops what they do.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>` and may answer with validation_error, unauthenticated,
-    permission_denied, rate_limited, unavailable, deadline_exceeded and internal; each comment below names the errors beyond these.
+    Every RPC takes `authorization: Bearer <API key or session JWT>`.
     """
 
     @staticmethod

@@ -31,8 +31,7 @@ GRPC_VERSION: str
 class WorkspaceServiceStub:
     """Runs agents in workspaces, and stops what they do.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>` and may answer with validation_error, unauthenticated,
-    permission_denied, rate_limited, unavailable, deadline_exceeded and internal; each comment below names the errors beyond these.
+    Every RPC takes `authorization: Bearer <API key or session JWT>`.
     """
 
     @_typing.overload
@@ -48,8 +47,8 @@ class WorkspaceServiceStub:
     processes are ended, and `task_completed` says `forced` and who asked for it.
     Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
     deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
-    Errors: workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped, workspace_failed, and
-    agent_unreachable, whose details say that the intent is recorded: it is delivered as soon as the agent can be reached.
+    Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
+    Success: 200 when `wait` saw the task end.
     Needs workspace:write, or workspace:write:own and to be the workspace's creator.
     """
     SubmitTask: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.SubmitTaskRequest, _workspace_service_pb2.SubmitTaskResponse]
@@ -57,22 +56,19 @@ class WorkspaceServiceStub:
 
     Effect: the task is recorded and handed to the agent. Follow it with WatchEvents or GetTask.
     Idempotency: none; each call that succeeds makes a task.
-    Errors: workspace_not_found, workspace_provisioning, workspace_stopped, workspace_failed, workspace_busy (one task at a time),
-    and agent_unreachable: the task has then ended `delivery_failed`.
+    Errors: workspace_busy, since a workspace has one task at a time; after agent_unreachable the task has ended `delivery_failed`.
     Needs tasks:write, or tasks:write:own and to be the workspace's creator.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]
     """Reads one task.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found, task_not_found.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
     """Lists a workspace's tasks, newest first.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.WatchEventsRequest, _workspace_service_pb2.WatchEventsResponse]
@@ -80,7 +76,7 @@ class WorkspaceServiceStub:
 
     Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
     A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
-    Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
+    Errors: what goes wrong after the first message is the stream's last message.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     CreateWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWorkspaceRequest, _workspace_pb2.Workspace]
@@ -94,7 +90,6 @@ class WorkspaceServiceStub:
     """Reads one workspace.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     ListWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWorkspacesRequest, _workspace_service_pb2.ListWorkspacesResponse]
@@ -109,7 +104,6 @@ class WorkspaceServiceStub:
     Effect: a running task is cancelled with the reason `workspace stopped`; its iteration is broken off after 10 s. The workspace
     is `stopping`, then `stopped`.
     Idempotency: a workspace that is stopping or stopped stays as it is, and the call succeeds.
-    Errors: workspace_not_found, workspace_failed.
     Needs workspace:write, or workspace:write:own and to be the workspace's creator.
     """
     ResumeWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspaceRequest, _workspace_pb2.Workspace]
@@ -117,7 +111,7 @@ class WorkspaceServiceStub:
 
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a workspace that is up or coming up stays as it is, and the call succeeds.
-    Errors: workspace_not_found, invalid_state (while it is stopping).
+    Errors: invalid_state while it is stopping.
     Needs workspace:write, or workspace:write:own and to be the workspace's creator.
     """
 
@@ -125,8 +119,7 @@ class WorkspaceServiceStub:
 class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Runs agents in workspaces, and stops what they do.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>` and may answer with validation_error, unauthenticated,
-    permission_denied, rate_limited, unavailable, deadline_exceeded and internal; each comment below names the errors beyond these.
+    Every RPC takes `authorization: Bearer <API key or session JWT>`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -139,8 +132,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     processes are ended, and `task_completed` says `forced` and who asked for it.
     Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
     deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
-    Errors: workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped, workspace_failed, and
-    agent_unreachable, whose details say that the intent is recorded: it is delivered as soon as the agent can be reached.
+    Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
+    Success: 200 when `wait` saw the task end.
     Needs workspace:write, or workspace:write:own and to be the workspace's creator.
     """
     SubmitTask: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.SubmitTaskRequest, _workspace_service_pb2.SubmitTaskResponse]  # type: ignore[assignment]
@@ -148,22 +141,19 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: the task is recorded and handed to the agent. Follow it with WatchEvents or GetTask.
     Idempotency: none; each call that succeeds makes a task.
-    Errors: workspace_not_found, workspace_provisioning, workspace_stopped, workspace_failed, workspace_busy (one task at a time),
-    and agent_unreachable: the task has then ended `delivery_failed`.
+    Errors: workspace_busy, since a workspace has one task at a time; after agent_unreachable the task has ended `delivery_failed`.
     Needs tasks:write, or tasks:write:own and to be the workspace's creator.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Reads one task.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found, task_not_found.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists a workspace's tasks, newest first.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.WatchEventsRequest, _workspace_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
@@ -171,7 +161,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
     A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
-    Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
+    Errors: what goes wrong after the first message is the stream's last message.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     CreateWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -185,7 +175,6 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Reads one workspace.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found.
     Needs workspace:read, or workspace:read:own and to be the workspace's creator.
     """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWorkspacesRequest, _workspace_service_pb2.ListWorkspacesResponse]  # type: ignore[assignment]
@@ -200,7 +189,6 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: a running task is cancelled with the reason `workspace stopped`; its iteration is broken off after 10 s. The workspace
     is `stopping`, then `stopped`.
     Idempotency: a workspace that is stopping or stopped stays as it is, and the call succeeds.
-    Errors: workspace_not_found, workspace_failed.
     Needs workspace:write, or workspace:write:own and to be the workspace's creator.
     """
     ResumeWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -208,15 +196,14 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a workspace that is up or coming up stays as it is, and the call succeeds.
-    Errors: workspace_not_found, invalid_state (while it is stopping).
+    Errors: invalid_state while it is stopping.
     Needs workspace:write, or workspace:write:own and to be the workspace's creator.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs agents in workspaces, and stops what they do.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>` and may answer with validation_error, unauthenticated,
-    permission_denied, rate_limited, unavailable, deadline_exceeded and internal; each comment below names the errors beyond these.
+    Every RPC takes `authorization: Bearer <API key or session JWT>`.
     """
 
     @_abc_1.abstractmethod
@@ -233,8 +220,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         processes are ended, and `task_completed` says `forced` and who asked for it.
         Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
         deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
-        Errors: workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped, workspace_failed, and
-        agent_unreachable, whose details say that the intent is recorded: it is delivered as soon as the agent can be reached.
+        Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
+        Success: 200 when `wait` saw the task end.
         Needs workspace:write, or workspace:write:own and to be the workspace's creator.
         """
 
@@ -248,8 +235,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: the task is recorded and handed to the agent. Follow it with WatchEvents or GetTask.
         Idempotency: none; each call that succeeds makes a task.
-        Errors: workspace_not_found, workspace_provisioning, workspace_stopped, workspace_failed, workspace_busy (one task at a time),
-        and agent_unreachable: the task has then ended `delivery_failed`.
+        Errors: workspace_busy, since a workspace has one task at a time; after agent_unreachable the task has ended `delivery_failed`.
         Needs tasks:write, or tasks:write:own and to be the workspace's creator.
         """
 
@@ -262,7 +248,6 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found, task_not_found.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
 
@@ -275,7 +260,6 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists a workspace's tasks, newest first.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
 
@@ -289,7 +273,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
         A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
-        Errors: workspace_not_found. What goes wrong after the first message is the stream's last message.
+        Errors: what goes wrong after the first message is the stream's last message.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
 
@@ -315,7 +299,6 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found.
         Needs workspace:read, or workspace:read:own and to be the workspace's creator.
         """
 
@@ -342,7 +325,6 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: a running task is cancelled with the reason `workspace stopped`; its iteration is broken off after 10 s. The workspace
         is `stopping`, then `stopped`.
         Idempotency: a workspace that is stopping or stopped stays as it is, and the call succeeds.
-        Errors: workspace_not_found, workspace_failed.
         Needs workspace:write, or workspace:write:own and to be the workspace's creator.
         """
 
@@ -356,7 +338,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a workspace that is up or coming up stays as it is, and the call succeeds.
-        Errors: workspace_not_found, invalid_state (while it is stopping).
+        Errors: invalid_state while it is stopping.
         Needs workspace:write, or workspace:write:own and to be the workspace's creator.
         """
 

@@ -1,0 +1,154 @@
+"""What the protos say, read from their descriptor set: options, bindings, error codes and comments.
+
+The sources are the `google.api.http` annotations, the `edge` option of each RPC, the `every_call` option of the service and the
+`rule` option of each error code, so that a path, a status or a slug is written in the protos and nowhere else.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+PACKAGE = "evershell.workspace.v1"
+SERVICE = f"{PACKAGE}.WorkspaceService"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One method on one path, and the RPC behind it."""
+
+    rpc: Any
+    method: str
+    path: str
+    has_body: bool
+    # The `edge` option of the RPC.
+    edge: Any
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream of messages."""
+        return bool(self.rpc.server_streaming)
+
+    @property
+    def success_status(self) -> int:
+        """HTTP status of a success."""
+        return int(self.edge.success_status)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One error code: how it looks on each wire, and its text."""
+
+    code: str
+    grpc: int
+    http: int
+    edge_only: bool
+    fallback: bool
+    # The first sentence of its comment.
+    message: str
+    # The comment's example of when it comes.
+    example: str
+    # The details of an example, as JSON.
+    details: str
+
+
+class Protos:
+    """A descriptor set whose custom options and comments can be read, whatever generated code is installed."""
+
+    def __init__(self, descriptor_set: bytes) -> None:
+        files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
+        self.pool = descriptor_pool.DescriptorPool()
+        self._comments: dict[str, str] = {}
+        for file in files:
+            self.pool.Add(file)
+            self._comments |= _comments(file)
+
+    @property
+    def service(self) -> Any:
+        """The descriptor of the public service."""
+        return self.pool.FindServiceByName(SERVICE)
+
+    def comment(self, full_name: str) -> str:
+        """The comment above a thing, without the space that its lines begin with; empty where there is none."""
+        return "\n".join(line.removeprefix(" ") for line in self._comments.get(full_name, "").splitlines()).strip()
+
+    def option(self, options: Any, extension: str) -> Any:
+        """The value of a custom option."""
+        known = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(options.DESCRIPTOR.full_name))
+        return known.FromString(options.SerializeToString()).Extensions[self.pool.FindExtensionByName(extension)]
+
+    def bindings(self) -> list[Binding]:
+        """Every method and path, additional bindings too; of two paths that match, the one with the literal comes first."""
+        found = []
+        for method in self.service.methods:
+            http = self.option(method.GetOptions(), "google.api.http")
+            edge = self.option(method.GetOptions(), f"{PACKAGE}.edge")
+            for rule in (http, *http.additional_bindings):
+                verb = rule.WhichOneof("pattern")
+                if verb in (None, "custom") or not edge.success_status:
+                    raise ValueError(f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status")
+                found.append(Binding(method, verb.upper(), getattr(rule, verb), bool(rule.body), edge))
+        return sorted(found, key=lambda binding: [(segment.startswith("{"), segment) for segment in binding.path.split("/")])
+
+    def rules(self) -> list[Rule]:
+        """Every error code that has a rule."""
+        enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
+        found = []
+        for value in enum.values:
+            rule = self.option(value.GetOptions(), f"{PACKAGE}.rule")
+            if rule.http:
+                comment = " ".join(self.comment(f"{enum.full_name}.{value.name}").split())
+                message, _, example = comment.partition(" Example: ")
+                if not message or not example:
+                    raise ValueError(
+                        f"ErrorCode.{value.name} needs a comment that says what it means, then 'Example: ' and when it comes"
+                    )
+                message = message.split(". ")[0].rstrip(".") + "."
+                found.append(Rule(value.name, rule.grpc, rule.http, rule.edge_only, rule.fallback, message, example, rule.details))
+        return found
+
+    def errors(self, binding: Binding) -> list[Rule]:
+        """What a call of this RPC may be answered with over REST, in the order of the enum."""
+        every = self.option(self.service.GetOptions(), f"{PACKAGE}.every_call").errors
+        names = binding.edge.DESCRIPTOR.fields_by_name["errors"].enum_type.values_by_number
+        slugs = {names[number].name for number in (*every, *binding.edge.errors)}
+        return [rule for rule in self.rules() if rule.code in slugs]
+
+
+def _comments(file: Any) -> dict[str, str]:
+    """The comment above each message, field, enum, value, service and RPC of a file, by full name; a value's is within its enum."""
+    texts = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
+    named = dict(_names(file))
+    return {named[path]: text for path, text in texts.items() if path in named and text.strip()}
+
+
+def _names(file: Any) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Each thing of a file: its path in the file's descriptor, as the compiler counts it, and its full name."""
+    for index, message in enumerate(file.message_type):
+        yield from _names_within(message, (4, index), file.package)
+    for index, enum in enumerate(file.enum_type):
+        yield from _names_of_enum(enum, (5, index), file.package)
+    for index, service in enumerate(file.service):
+        name = f"{file.package}.{service.name}"
+        yield (6, index), name
+        for number, method in enumerate(service.method):
+            yield (6, index, 2, number), f"{name}.{method.name}"
+
+
+def _names_within(message: Any, path: tuple[int, ...], scope: str) -> Iterator[tuple[tuple[int, ...], str]]:
+    name = f"{scope}.{message.name}"
+    yield path, name
+    for index, field in enumerate(message.field):
+        yield (*path, 2, index), f"{name}.{field.name}"
+    for index, nested in enumerate(message.nested_type):
+        yield from _names_within(nested, (*path, 3, index), name)
+    for index, enum in enumerate(message.enum_type):
+        yield from _names_of_enum(enum, (*path, 4, index), name)
+
+
+def _names_of_enum(enum: Any, path: tuple[int, ...], scope: str) -> Iterator[tuple[tuple[int, ...], str]]:
+    name = f"{scope}.{enum.name}"
+    yield path, name
+    for index, value in enumerate(enum.value):
+        yield (*path, 2, index), f"{name}.{value.name}"

@@ -1,0 +1,121 @@
+"""The OpenAPI document, and what it says about an answer."""
+
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
+
+from server.stack.envoy import ROOT
+
+URI = "urn:openapi"
+PATH = ROOT / "gen" / "openapi.yaml"
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The document as it is served."""
+    loaded: dict[str, Any] = yaml.safe_load(PATH.read_text())
+    return loaded
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method on one path."""
+
+    method: str
+    path: str
+    described: dict[str, Any]
+
+    def slugs(self) -> dict[str, int]:
+        """Every slug it may answer with, and the HTTP status of each."""
+        found = {}
+        for status, response in self.described["responses"].items():
+            for example in resolved(response)["content"].get("application/json", {}).get("examples", {}).values():
+                found[resolved(example)["value"]["error"]["code"]] = int(status)
+        return found
+
+    def check(self, status: int, content_type: str, body: Any) -> None:
+        """The answer is one that the document describes, and has nothing that the document does not name."""
+        responses = self.described["responses"]
+        assert str(status) in responses, f"{self.method} {self.path} is not said to answer {status}: {body}"
+        content = resolved(responses[str(status)])["content"]
+        assert content_type in content, f"{self.method} {self.path} is not said to answer {content_type}"
+        validate(body, content[content_type]["schema"])
+
+
+@cache
+def operations() -> list[Operation]:
+    """Every operation of the document."""
+    return [
+        Operation(method.upper(), path, described)
+        for path, item in document()["paths"].items()
+        for method, described in item.items()
+    ]
+
+
+def operation(method: str, path: str) -> Operation | None:
+    """The operation of a request; None when there is none."""
+    for each in operations():
+        if each.method == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", each.path), path):
+            return each
+    return None
+
+
+def resolved(value: dict[str, Any]) -> dict[str, Any]:
+    """What a reference refers to, or the value itself."""
+    while "$ref" in value:
+        found: Any = document()
+        for name in value["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        value = found
+    return value
+
+
+def validate(instance: Any, schema: dict[str, Any]) -> None:
+    """Raises jsonschema.ValidationError."""
+    absolute = _walked(schema, lambda each: {**each, "$ref": URI + each["$ref"]} if "$ref" in each else each)
+    _format_checking(absolute).validate(instance)
+
+
+def _format_checking(schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator(schema, registry=_registry(), format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+@cache
+def _registry() -> Registry[Any]:
+    """The document's schemas, closed: a field that they do not name is an error here, though callers are to ignore it."""
+
+    def closed(schema: Any) -> Any:
+        return {**schema, "additionalProperties": False} if schema.get("type") == "object" and "properties" in schema else schema
+
+    strict = {"components": {"schemas": _walked(deepcopy(document()["components"]["schemas"]), closed)}}
+    empty: Registry[Any] = Registry()
+    return empty.with_resource(URI, DRAFT202012.create_resource(strict))
+
+
+def _walked(value: Any, change: Any) -> Any:
+    """Changes every mapping, the inner ones first."""
+    if isinstance(value, dict):
+        return change({name: _walked(each, change) for name, each in value.items()})
+    if isinstance(value, list):
+        return [_walked(each, change) for each in value]
+    return value
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every reference in a part of the document."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from references(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from references(each)

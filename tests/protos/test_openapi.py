@@ -1,0 +1,110 @@
+"""The OpenAPI document is valid and says all that the protos say."""
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_service_pb2
+from google.api import annotations_pb2
+from google.protobuf import json_format
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from tests.openapi import Operation, document, operation, operations, references, resolved, validate
+
+SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+CODES = error_pb2.Error.ErrorCode.DESCRIPTOR
+RULES = {value.name: value.GetOptions().Extensions[error_pb2.rule] for value in CODES.values if value.number}
+# What no path that exists, called with its method, answers.
+ELSEWHERE = {"not_found", "method_not_allowed"}
+
+
+def of_rpc(rpc: Any) -> list[Operation]:
+    """The operations of an RPC: one for each of its bindings."""
+    http = rpc.GetOptions().Extensions[annotations_pb2.http]
+    found = []
+    for rule in (http, *http.additional_bindings):
+        verb = rule.WhichOneof("pattern")
+        assert verb, f"{rpc.name} has no route"
+        described = operation(verb.upper(), getattr(rule, verb))
+        assert described is not None, f"{rpc.name} is not in the document"
+        found.append(described)
+    return found
+
+
+def test_the_document_is_valid() -> None:
+    OpenAPIV31SpecValidator(document()).validate()
+
+
+def test_there_is_no_operation_that_no_rpc_has() -> None:
+    assert {each.path for rpc in SERVICE.methods for each in of_rpc(rpc)} == set(document()["paths"])
+    assert sum(len(of_rpc(rpc)) for rpc in SERVICE.methods) == len(operations())
+    names = [each.described["operationId"] for each in operations()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("rpc", list(SERVICE.methods), ids=lambda rpc: rpc.name)
+def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
+    edge = rpc.GetOptions().Extensions[workspace_service_pb2.edge]
+    every = SERVICE.GetOptions().Extensions[workspace_service_pb2.every_call].errors
+    slugs = {CODES.values_by_number[number].name: 0 for number in (*every, *edge.errors)}
+    for each in of_rpc(rpc):
+        assert each.slugs() == {slug: RULES[slug].http for slug in slugs}
+        successes = {int(status) for status in each.described["responses"] if status < "400"}
+        assert successes == {edge.success_status, edge.success_status_after_wait} - {0}
+        assert each.described["summary"] and each.described["description"]
+    # An RPC that takes an id can meet one that is unknown.
+    names = set(rpc.input_type.fields_by_name)
+    assert ("workspace_not_found" in slugs) == ("workspace_id" in names)
+    assert ("task_not_found" in slugs) == ("task_id" in names)
+    if rpc.server_streaming:
+        assert "text/event-stream" in of_rpc(rpc)[0].described["responses"]["200"]["content"]
+
+
+def test_every_slug_has_an_example_and_an_operation_or_none_at_all() -> None:
+    examples = document()["components"]["examples"]
+    assert examples.keys() == RULES.keys()
+    envelope = {"$ref": "#/components/schemas/ErrorEnvelope"}
+    for slug, example in examples.items():
+        validate(example["value"], envelope)
+        assert example["value"]["error"]["code"] == slug
+        assert example["description"]
+    assert {slug for each in operations() for slug in each.slugs()} == RULES.keys() - ELSEWHERE
+    assert resolved(envelope)["properties"]["error"]["$ref"] == "#/components/schemas/Error"
+    assert document()["components"]["schemas"]["Error.ErrorCode"]["enum"] == list(RULES)
+
+
+def test_every_field_and_every_value_is_described_as_in_the_protos() -> None:
+    for path in (each.described for each in operations()):
+        for reference in references(path):
+            assert resolved({"$ref": reference})
+    for message in (task_pb2.Task, event_pb2.Event, error_pb2.Error):
+        schema = document()["components"]["schemas"][message.DESCRIPTOR.name]
+        assert list(schema["properties"]) == [field.name for field in message.DESCRIPTOR.fields]
+    status = document()["components"]["schemas"]["Task.Status"]
+    assert status["enum"] == task_pb2.Task.Status.keys()[1:]
+    assert "`cancelled`: Ended: a cancellation was recorded before its end." in status["description"]
+    # A zero that means something is one of the values.
+    assert "phase_unspecified" in document()["components"]["schemas"]["Task.Phase"]["enum"]
+
+
+def test_an_example_of_a_body_is_one() -> None:
+    for each in operations():
+        if "requestBody" in each.described:
+            content = each.described["requestBody"]["content"]["application/json"]
+            validate(content["example"], content["schema"])
+            in_path = set(re.findall(r"\{(\w+)\}", each.path))
+            assert in_path == {parameter["name"] for parameter in each.described["parameters"]}
+            assert not in_path & set(content["schema"]["properties"])
+
+
+def test_what_protobuf_makes_of_a_message_is_what_the_schema_says() -> None:
+    task = task_pb2.Task(
+        id="task_1", status=task_pb2.Task.running, metadata={"a": "b"}, usage=task_pb2.Usage(input_tokens=2**53 + 1)
+    )
+    task.created_at.FromDatetime(datetime.now(UTC))
+    text = json_format.MessageToJson(task, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    validate(json.loads(text), {"$ref": "#/components/schemas/Task"})
+    shown = json.loads(text)
+    assert isinstance(shown["usage"]["input_tokens"], str)
