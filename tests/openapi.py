@@ -96,8 +96,8 @@ def _registry() -> Registry[Any]:
         return {**schema, "additionalProperties": False} if schema.get("type") == "object" and "properties" in schema else schema
 
     strict = {"components": {"schemas": _walked(deepcopy(document()["components"]["schemas"]), closed)}}
-    empty: Registry[Any] = Registry()
-    return empty.with_resource(URI, DRAFT202012.create_resource(strict))
+    registry: Registry[Any] = Registry().with_resource(URI, DRAFT202012.create_resource(strict))
+    return registry
 
 
 def _walked(value: Any, change: Any) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.stack import documents
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # What the kernel allows for a socket's path, with the final NUL.
@@ -51,6 +53,8 @@ def render(edge: Edge, config_path: Path) -> None:
         "descriptor_set": str(ROOT / "gen" / "workspace.binpb"),
         "envelope_lua": str(ROOT / "envoy" / "envelope.lua"),
         **generated,
+        "routes": [*documents.routes(), *generated["routes"]],
+        "max_document_bytes": documents.MAX_FILE_BYTES,
     }
     template = string.Template((ROOT / "envoy" / "envoy.yaml").read_text())
     config_path.write_text(template.substitute({name: json.dumps(value) for name, value in values.items()}))

@@ -1,0 +1,53 @@
+"""The edge serves the OpenAPI document and the page that shows it, without a worker and without a token."""
+
+import re
+
+import httpx
+import pytest
+
+from server.stack.documents import FILES
+from tests.openapi import PATH
+
+from .stub import Stub
+from .test_rest import envelope
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_document(rest: httpx.Client, stub: Stub, path: str) -> None:
+    file, kind = FILES[path]
+    answer = rest.get(path)
+    assert (answer.status_code, answer.content) == (200, file.read_bytes())
+    assert answer.headers["content-type"] == kind
+    assert answer.headers["cache-control"] == "public, max-age=300"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    assert not [name for name in answer.headers if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))]
+    head = rest.head(path)
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(answer.content)))
+    assert stub.seen == []
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_document_is_only_read(rest: httpx.Client, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        answer = rest.request(method, path)
+        envelope(answer, "method_not_allowed")
+        assert answer.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    "path", ["/docs/", "/docs/../gen/workspace.binpb", "/docs/swagger-ui.js", "/openapi.yml", "/openapi.yaml/"]
+)
+def test_nothing_else_is_served(rest: httpx.Client, path: str) -> None:
+    envelope(rest.get(path), "not_found")
+
+
+def test_the_document_is_that_of_the_protos(rest: httpx.Client) -> None:
+    assert rest.get("/openapi.yaml").text == PATH.read_text()
+
+
+def test_the_page_names_nothing_that_is_not_served() -> None:
+    page, script = (FILES[path][0].read_text() for path in ("/docs", "/docs/start.js"))
+    named = set(re.findall(r'(?:href|src|url)[=:] ?"([^"]*)"', page + script))
+    assert named | {"/docs"} == FILES.keys()
