@@ -25,6 +25,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from server.fleet import processes
 from server.fleet.processes import Pod
+from tests.openapi import operation
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -200,7 +201,12 @@ class Rest:
         self.client.close()
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return self.client.request(method, path, **arguments)
+        """Makes a call, and checks that the OpenAPI document describes the answer."""
+        response = self.client.request(method, path, **arguments)
+        described = operation(method, response.request.url.path)
+        if described is not None:
+            described.check(response.status_code, response.headers["content-type"], response.json())
+        return response
 
     def get(self, path: str, **arguments: Any) -> dict[str, Any]:
         return _succeeded(self.call("GET", path, **arguments), 200)
@@ -219,12 +225,17 @@ class Rest:
         return Failed(response.status_code, error["code"], error["message"], error["request_id"], error.get("details", {}))
 
     def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Follows the log, as Server-Sent Events."""
-        with self.client.stream("GET", f"/v1/workspaces/{workspace_id}/events", params={"after": after}) as response:
+        """Follows the log, as Server-Sent Events that the OpenAPI document describes."""
+        path = f"/v1/workspaces/{workspace_id}/events"
+        watch = operation("GET", path)
+        assert watch is not None
+        with self.client.stream("GET", path, params={"after": after}) as response:
             assert response.status_code == 200
             for line in response.iter_lines():
                 if line.startswith("data: "):
-                    yield json.loads(line.removeprefix("data: "))
+                    message = json.loads(line.removeprefix("data: "))
+                    watch.check(200, response.headers["content-type"], message)
+                    yield message
 
 
 def _succeeded(response: httpx.Response, status: int) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""The answers of a real stack are those that the OpenAPI document describes; that `Rest.call` looks is seen here."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from jsonschema import ValidationError
+
+from tests.e2e.stack import Gate, Rest, Stack, Workspace
+from tests.openapi import Operation, document, operation, operations
+
+
+def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:
+    """Calls every operation once, from a workspace's beginning to its end: operation id and answer."""
+    rest, path = workspace.rest, workspace.path
+    yield "CreateWorkspace", rest.post("/v1/workspaces", example("CreateWorkspace"), status=201)
+    yield "ListWorkspaces", rest.get("/v1/workspaces")
+    yield "GetWorkspace", rest.get(path)
+    submitted = rest.post(f"{path}/tasks", example("SubmitTask") | {"description": gate.command})
+    yield "SubmitTask", submitted
+    task_id = submitted["task_id"]
+    workspace.await_phase(task_id, "tool_call")
+    yield "GetTask", workspace.task(task_id)
+    yield "CancelTask", workspace.cancel(**example("CancelTask"))
+    yield "CancelTaskByTaskId", rest.post(f"{path}/tasks/{task_id}/cancel", example("CancelTaskByTaskId"))
+    gate.open()
+    workspace.await_end(task_id)
+    yield "CancelTask", workspace.cancel(200, task_id=task_id, wait="1s")
+    yield "ListTasks", rest.get(f"{path}/tasks")
+    yield "WatchEvents", next(rest.events(workspace.id))
+    yield "StopWorkspace", rest.post(f"{path}/stop")
+    workspace.await_status("stopped")
+    yield "ResumeWorkspace", rest.post(f"{path}/resume")
+    workspace.await_event("workspace_resumed")
+
+
+def example(name: str) -> dict[str, Any]:
+    """The document's example of a body."""
+    body: dict[str, Any] = named(name).described["requestBody"]["content"]["application/json"]["example"]
+    return dict(body)
+
+
+def named(name: str) -> Operation:
+    (found,) = [each for each in operations() if each.described["operationId"] == name]
+    return found
+
+
+def test_every_operation_answers_as_it_is_described(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    called = set()
+    for name, answer in answers(stack, workspace, gate):
+        called.add(name)
+        # What nobody described is noticed: a field too many, and one too few.
+        successes = named(name).described["responses"].items()
+        status, response = next((int(status), response) for status, response in successes if status < "400")
+        (kind,) = response["content"]
+        named(name).check(status, kind, answer)
+        for wrong in (answer | {"surprise": 1}, dict(list(answer.items())[1:])):
+            with pytest.raises(ValidationError):
+                named(name).check(status, kind, wrong)
+    assert called == {each.described["operationId"] for each in operations()}
+
+
+FAILURES: dict[str, Callable[[Stack, Rest, str], Any]] = {
+    "validation_error": lambda stack, rest, path: rest.fails("POST", f"{path}/task/cancel", json={"reason": "x" * 612}),
+    "unauthenticated": lambda stack, rest, path: stack.rest("").fails("GET", path),
+    "permission_denied": lambda stack, rest, path: stack.rest("read_only").fails("POST", f"{path}/task/cancel"),
+    "workspace_not_found": lambda stack, rest, path: rest.fails("GET", "/v1/workspaces/ws_unknown"),
+    "task_not_found": lambda stack, rest, path: rest.fails("GET", f"{path}/tasks/task_unknown"),
+    "workspace_busy": lambda stack, rest, path: rest.fails("POST", f"{path}/tasks", json={"description": "true"}),
+    "unsupported_media_type": lambda stack, rest, path: rest.fails(
+        "POST", f"{path}/task/cancel", content=b"x", headers={"content-type": "text/csv"}
+    ),
+    "payload_too_large": lambda stack, rest, path: rest.fails("POST", f"{path}/tasks", content=b"x" * 2**21),
+}
+
+
+@pytest.mark.parametrize("slug", FAILURES)
+def test_a_failure_has_the_shape_of_its_example(stack: Stack, workspace: Workspace, gate: Gate, slug: str) -> None:
+    task_id = workspace.submit(gate.command)
+    failed = FAILURES[slug](stack, workspace.rest, workspace.path)
+    shown = document()["components"]["examples"][slug]["value"]["error"]
+    assert failed.slug == slug
+    assert failed.details.keys() == shown.get("details", {}).keys()
+    assert {name: type(value) for name, value in failed.details.items()} == {
+        name: type(value) for name, value in shown.get("details", {}).items()
+    }
+    gate.open()
+    workspace.await_end(task_id)
+
+
+def test_an_error_that_an_operation_is_not_said_to_answer_is_noticed() -> None:
+    error = {"code": "task_not_found", "message": "m", "request_id": "r"}
+    described = operation("GET", "/v1/workspaces/ws_1")
+    assert described is not None
+    with pytest.raises(ValidationError):
+        described.check(404, "application/json", {"error": error})
+    described.check(404, "application/json", {"error": error | {"code": "workspace_not_found"}})
+    with pytest.raises(AssertionError, match="409"):
+        described.check(409, "application/json", {"error": error})
