@@ -215,7 +215,8 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
 
 
 _CALLS = """
-Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything. In another terminal:
+Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything. {rest_url}/docs is a page to call from.
+In another terminal:
 
   . {state_dir}/demo.env
   # give the agent ten seconds of work, a second a step
