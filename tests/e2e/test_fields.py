@@ -110,9 +110,9 @@ def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
     assert (running["cancel_requested_by"], running["cancel_reason"], running["reason"]) == ("", "", "")
     busy = seen.note(REPLIES["GetWorkspace"], workspace.get())
     assert (busy["status"], busy["current_task_id"]) == ("busy", task_id)
-    accepted = seen.note(REPLIES["CancelTask"], workspace.cancel(reason="enough"))
+    accepted = seen.note(REPLIES["CancelTask"], workspace.cancel(reason="enough", force_after="600s"))
     assert (accepted["outcome"], accepted["reason"], accepted["requested_by"]) == ("accepted", "enough", "user_owner")
-    assert accepted["requested_at"] == accepted["task"]["cancel_requested_at"]
+    assert accepted["requested_at"] == accepted["task"]["cancel_requested_at"] < accepted["task"]["cancel_force_at"]
     gate.open()
     workspace.await_end(task_id)
     ended = seen.note(REPLIES["GetTask"], workspace.task(task_id))
