@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from server.auth.pod_tokens import PodTokens, public_key
 from server.auth.sessions import JwkSet, Sessions
 from server.config import Settings
 from server.core.runtime import AgentIdentity, Runtime
+from server.crash_points import CrashPoints, kind_of, replaced
 from server.fleet.agent_client import AgentClient
 from server.fleet.controller import Controller
 from server.fleet.local_pods import LocalPods, PodSpec
@@ -76,12 +78,23 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
             pod_tokens,
             HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None,
         )
+        runtime = Runtime(store, now, settings.lease_seconds)
         public = WorkspaceServicer(store, agents, wakeups, now)
-        internal = RuntimeServicer(Runtime(store, now, settings.lease_seconds))
-        server = Server(public, internal, authentication, wakeups.drain)
+        if settings.crash_points_dir is not None:
+            points = CrashPoints(settings.crash_points_dir)
+            runtime = points.armed(runtime, commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction")
+            public = _with_crash_points(public, points)
+        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain)
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
         yield server
+
+
+def _with_crash_points(public: WorkspaceServicer, points: CrashPoints) -> WorkspaceServicer:
+    store = points.armed(public.store, record_cancellation="intent")
+    agents = points.armed(public.agents, cancel_task="signal")
+    armed = replace(public, store=store, agents=agents)
+    return replaced(armed, CancelTask=points.around_reply("reply", armed.CancelTask))
 
 
 async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
@@ -138,6 +151,7 @@ async def _lead(settings: Settings) -> None:
             openai_api_key=settings.openai_api_key.get_secret_value(),
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
+            crash_points_dir=str(settings.crash_points_dir or ""),
         )
 
     pods = LocalPods(settings.pods_dir, spec_for)

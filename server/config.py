@@ -52,6 +52,8 @@ class Settings(BaseSettings):
 
     # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.
     stack_id: str = "standalone"
+    # For tests: where files arm the points of crash_points.py. None, as ever in production: there are no such points.
+    crash_points_dir: Path | None = None
 
     @field_validator("state_dir")
     @classmethod

@@ -29,6 +29,7 @@ from server.agent.session import Session
 from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
 from server.agent.tools import ShellTool, Tool
 from server.core.lifecycle import Ending
+from server.crash_points import CrashPoints, kind_of
 
 # Whatever hangs while the agent ends is left behind.
 _CLOSING_SECONDS = 3.0
@@ -57,6 +58,8 @@ class AgentSettings:
     tool_timeout_seconds: float = 600.0
     # The address that the agent listens on, and tells the control plane.
     listen_host: str = "127.0.0.1"
+    # For tests: where files arm the points of crash_points.py. Empty: there are no such points.
+    crash_points_dir: str = ""
 
 
 async def run_agent(settings: AgentSettings, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
@@ -82,9 +85,14 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
 
     session = Session(work, shutdown, lambda: heartbeat.hurry(), log)
     committer = Committer(settings.runtime_addresses, settings.runtime_token, lease, shutdown, session.mark, session.apply, log)
+    service = AgentService(session, verifier, settings.workspace_id, settings.epoch)
+    if settings.crash_points_dir:
+        points = CrashPoints(Path(settings.crash_points_dir))
+        service = points.armed(service, CancelTask="ack")
+        committer = points.armed(committer, commit=lambda _, events: f"{kind_of(events)}_commit")
     heartbeat = Heartbeat(committer, lease, session)
     server = grpc.aio.server()
-    add_AgentServiceServicer_to_server(AgentService(session, verifier, settings.workspace_id, settings.epoch), server)
+    add_AgentServiceServicer_to_server(service, server)
     port = server.add_insecure_port(f"{settings.listen_host}:0")
 
     async def live() -> None:

@@ -38,6 +38,8 @@ class PodSpec:
     openai_api_key: str = field(repr=False)
     model_timeout_seconds: float
     tool_timeout_seconds: float
+    # Empty: no crash points.
+    crash_points_dir: str = ""
 
 
 class LocalPods:

@@ -126,7 +126,8 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings, for the programs. Secrets, which show as asterisks, come to them with the rest of this one's environment."""
-    return {name.upper(): str(value) for name, value in settings.model_dump().items() if not isinstance(value, SecretStr)}
+    given = settings.model_dump(exclude_none=True).items()
+    return {name.upper(): str(value) for name, value in given if not isinstance(value, SecretStr)}
 
 
 async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -> None:

@@ -1,0 +1,107 @@
+"""The hook by which tests kill a program at a point: what it does where it is armed, and that it is nothing where it is not."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import bootstrap
+from server.agent import program
+from server.api.server import Server
+from server.auth.pod_tokens import new_key, public_key
+from server.config import Settings
+from server.core.lifecycle import Ending, Iterated, Started
+from server.core.task import TaskStatus
+from server.crash_points import CrashPoints, kind_of
+
+ITERATED, ENDING = Iterated(number=1, payload={}), Ending(status=TaskStatus.COMPLETED)
+
+
+async def _double(number: int) -> int:
+    return 2 * number
+
+
+CALLING = """
+import asyncio, pathlib, sys
+from server.crash_points import CrashPoints
+
+async def call():
+    print("called")
+
+asyncio.run(CrashPoints(pathlib.Path(sys.argv[1])).around("call", call)())
+"""
+
+
+@pytest.mark.parametrize(("point", "said"), [("before_call", ""), ("after_call", "called\n")])
+def test_an_armed_point_kills_once(tmp_path: Path, point: str, said: str) -> None:
+    (tmp_path / point).touch()
+    command = [sys.executable, "-u", "-c", CALLING, str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (first.returncode, first.stdout) == (-signal.SIGKILL, said)
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (second.returncode, second.stdout) == (0, "called\n")
+
+
+async def test_where_no_point_is_armed_the_call_is_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "before_another").touch()
+    assert await CrashPoints(tmp_path).around("call", _double)(21) == 42
+
+
+@pytest.mark.parametrize(
+    ("events", "kind"),
+    [([Started()], "start"), ([ITERATED], "iteration"), ([ITERATED, ENDING], "terminal"), ([ENDING], "terminal")],
+)
+def test_a_commit_is_named_after_what_it_ends(events: list[Any], kind: str) -> None:
+    assert kind_of(events) == kind
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
+) -> None:
+    wrapped = _note_wrapped(monkeypatch, bootstrap)
+    settings = Settings(state_dir=tmp_path, database_url="postgresql:///nowhere", crash_points_dir=tmp_path if is_set else None)
+    settings.signing_key_path.write_text(new_key())
+    async with bootstrap.control_plane(settings) as server:
+        assert isinstance(server, Server)
+    assert wrapped == ({"commit_events", "record_cancellation", "cancel_task"} if is_set else set())
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
+) -> None:
+    wrapped = _note_wrapped(monkeypatch, program)
+    settings = program.AgentSettings(
+        workspace_id="ws_1",
+        epoch=1,
+        runtime_addresses=["127.0.0.1:1"],
+        runtime_token="",
+        control_plane_public_key=public_key(new_key()),
+        files_dir=tmp_path,
+        crash_points_dir=str(tmp_path) if is_set else "",
+    )
+    agent = asyncio.create_task(program.run_agent(settings))
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        await asyncio.sleep(0.001)
+    signal.raise_signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        await agent
+    assert wrapped == ({"CancelTask", "commit"} if is_set else set())
+
+
+def _note_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
+    """The methods around which the module puts points from here on."""
+    wrapped: set[str] = set()
+
+    class Noting(CrashPoints):
+        def armed(self, target: Any, **names: Any) -> Any:
+            wrapped.update(names)
+            return super().armed(target, **names)
+
+    monkeypatch.setattr(module, "CrashPoints", Noting)
+    return wrapped
