@@ -24,7 +24,9 @@ Pool = AsyncConnectionPool[Connection]
 # that hangs within a transaction holds the lock of a workspace, so the server ends it.
 _SESSION_OPTIONS = (
     r"-c TimeZone=UTC -c default_transaction_isolation=read\ committed "
-    "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s"
+    "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s "
+    # A session whose client has hung up (answered_within) gives up its wait for a lock, and its connection, by itself.
+    "-c client_connection_check_interval=500ms"
 )
 # How long one attempt to connect may take, and how long data may stay unacknowledged, before the connection is given up.
 _CONNECT_TIMEOUT_SECONDS = 5
