@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from http import HTTPStatus
 from typing import Any
 
 from google.rpc import code_pb2
@@ -161,9 +162,13 @@ def _mapper(comparison: str, status: int, rule: Rule) -> dict[str, Any]:
     # A request that could not be read has no id yet. It gets one here, once, for the header and for the body.
     request_id = '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
     envelope = {"error": {"code": rule.code, "message": _message(rule), "request_id": "%RESP(x-request-id)%"}}
+    headers = {"x-request-id": request_id}
+    if rule.http == HTTPStatus.SERVICE_UNAVAILABLE:
+        # As the service says it when its database is away.
+        headers["retry-after"] = "1"
     return {
         "filter": {"status_code_filter": {"comparison": {"op": comparison, "value": threshold}}},
-        "headers_to_add": [_header("x-request-id", request_id)],
+        "headers_to_add": [_header(name, value) for name, value in headers.items()],
         "body_format_override": {"json_format": envelope},
     }
 

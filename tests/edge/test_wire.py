@@ -62,7 +62,9 @@ def test_slow_control_plane(hasty_edge: RunningEdge, stub: Stub) -> None:
 
 def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
     for path in (CANCEL, "/v1/workspaces/ws_1/tasks/task_1/cancel"):
-        envelope(httpx.post(f"{lonely_edge.rest_url}{path}", trust_env=False), "unavailable")
+        answer = httpx.post(f"{lonely_edge.rest_url}{path}", trust_env=False)
+        envelope(answer, "unavailable")
+        assert answer.headers["retry-after"] == "1"
     envelope(httpx.get(f"{lonely_edge.rest_url}/v1/workspaces/ws_1/events", trust_env=False), "unavailable")
 
 
