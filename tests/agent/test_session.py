@@ -166,7 +166,7 @@ async def test_fenced_ends_the_agent_and_nothing_is_taken_any_more(runs: Runs) -
     assert (runs.shutdown.code, runs.begun) == (ExitCode.FENCED, [])
 
 
-@pytest.mark.parametrize(("length", "over_after"), [(30, 24), (5, 4), (3, 2), (1, 0.5), (0.2, 0.1)])
+@pytest.mark.parametrize(("length", "over_after"), [(30, 24), (8, 6), (5, 3), (3, 1.5), (1, 0.5), (0.2, 0.1)])
 async def test_the_lease_ends_a_margin_before_the_database_thinks_so(length: float, over_after: float) -> None:
     now = 100.0
     lease = Lease(lambda: now)
