@@ -60,7 +60,8 @@ class Stack:
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
         self.state_dir = state_dir
-        ports = free_ports(4)
+        workers = int(environment.get("WORKERS", "2"))
+        ports = free_ports(2 + workers, in_a_row=workers)
         self._environment = {
             **{name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS")},
             "STATE_DIR": str(state_dir),
@@ -261,6 +262,11 @@ class Grpc:
         reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
         return MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
+    def begin(self, rpc: str, timeout: float = 20, **fields: Any) -> Any:
+        """Makes the call and does not wait for it: a grpc.Future, which can be cancelled."""
+        request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
+        return getattr(self._stub, rpc).future(request, metadata=self._metadata, timeout=timeout)
+
     def fails(self, rpc: str, **fields: Any) -> Failed:
         """Makes a call that is to fail, and checks that it does so as every gRPC failure does."""
         with pytest.raises(grpc.RpcError) as raised:
@@ -346,7 +352,9 @@ class Gate:
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.stack.files(workspace.id) / "gate"
-        os.mkfifo(self._path)
+        # It serves one task of the workspace after the other.
+        if not self._path.exists():
+            os.mkfifo(self._path)
 
     def open(self, timeout_seconds: float = 15.0) -> None:
         """Lets the command end; waits for it to have begun."""
@@ -377,19 +385,21 @@ def processes_of(state_dir: Path) -> list[str]:
     return found
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; of several, the last two are neighbours of each other."""
+def free_ports(count: int, in_a_row: int = 2) -> list[int]:
+    """Ports nobody listens on; of several, the last ones follow each other."""
     if count == 1:
         return free_ports(2)[:1]
     sockets = [socket.socket() for _ in range(count)]
+    first_in_row = count - in_a_row
     try:
-        for each in sockets[:-1]:
+        for each in sockets[: first_in_row + 1]:
             each.bind(("127.0.0.1", 0))
-        last = sockets[-2].getsockname()[1] + 1
+        first = sockets[first_in_row].getsockname()[1]
         try:
-            sockets[-1].bind(("127.0.0.1", last))
+            for port, each in enumerate(sockets[first_in_row + 1 :], first + 1):
+                each.bind(("127.0.0.1", port))
         except (OSError, OverflowError):
-            return free_ports(count)
+            return free_ports(count, in_a_row)
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:
