@@ -1,6 +1,5 @@
 """Every error that the service makes for a cancellation, for real: the same over gRPC and REST, with its facts."""
 
-import time
 from typing import Any
 
 import grpc
@@ -131,33 +130,6 @@ def test_a_workspace_whose_agent_has_died(stack: Stack, workspace: Workspace, ga
 
     workspace.await_event("workspace_resumed")
     assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
-
-
-@pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_an_agent_that_does_not_answer(stack: Stack, workspace: Workspace, gate: Gate, wire: str) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-    with stack.frozen_process(stack.agent_pid(workspace.id)):
-        began = time.monotonic()
-        if wire == "rest":
-            failed = stack.rest().fails("POST", f"{workspace.path}/task/cancel")
-            facts = failed.details
-            assert (failed.status, facts["intent_recorded"]) == (503, True)
-        else:
-            failed = stack.grpc().fails("CancelTask", workspace_id=workspace.id)
-            facts = failed.details["ErrorInfo"]["metadata"]
-            assert (failed.status, facts["intent_recorded"]) == (grpc.StatusCode.UNAVAILABLE, "true")
-        assert time.monotonic() - began < 2.5
-        assert failed.slug == "agent_unreachable"
-        assert facts["task_id"] == task_id
-        assert "RetryInfo" not in failed.details
-        assert "will be delivered" in failed.message
-        assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
-        # Other workspaces are not hurt.
-        assert stack.rest().post(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")["outcome"] == "no_active_task"
-    gate.open()
-    end = workspace.await_end(task_id)
-    assert (end["status"], end["iterations"]) == ("cancelled", 1)
 
 
 def test_a_second_task_while_one_runs(stack: Stack, workspace: Workspace, gate: Gate) -> None:
