@@ -4,7 +4,8 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -25,6 +26,9 @@ log = structlog.get_logger("call")
 
 # Set by the REST listener of the edge, and stripped by its gRPC listener: the answer then carries the envelope too.
 EDGE_HEADER = "x-evershell-edge"
+# A stream may outlive its credential, which is looked at again this often. With the time for which a key is remembered, it stays
+# within the 10 s that are promised.
+RECHECK_SECONDS = 3.0
 # The host that the client asked for, as the edge saw it.
 HOST_HEADER = "x-evershell-host"
 ENVELOPE_TRAILER = "x-evershell-error"
@@ -41,6 +45,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """Awaits `proceed` and returns what it returned."""
         raise NotImplementedError
+
+    async def around_stream(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """The same for a stream of answers, where that differs."""
+        return await self.around(details, context, proceed)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -68,13 +76,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
             async def run() -> None:
                 produced = behavior(request, context)
                 if hasattr(produced, "__aiter__"):
-                    async for message in cast(AsyncIterator[Any], produced):
-                        await context.write(message)
-                        calls.current().has_streamed = True
+                    # Closed here and now: else a watcher that has stopped reading keeps it, and all that it holds.
+                    async with aclosing(cast(AsyncGenerator[Any, None], produced)):
+                        async for message in produced:
+                            await context.write(message)
+                            calls.current().has_streamed = True
                 else:
                     await produced
 
-            await self.around(details, context, run)
+            await self.around_stream(details, context, run)
 
         return grpc.unary_stream_rpc_method_handler(
             stream,
@@ -199,6 +209,19 @@ class Authentication(Interceptor):
         """See Interceptor."""
         await self._by_service[details.method.split("/")[1]](calls.current())
         return await proceed()
+
+    async def around_stream(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """See Interceptor. A stream ends when its credential does: when the key is revoked, or the session has expired."""
+        streaming = asyncio.ensure_future(self.around(details, context, proceed))
+        try:
+            while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:
+                # What cannot be asked now is asked the next time.
+                with suppress(UnavailableError):
+                    await self._by_service[details.method.split("/")[1]](calls.current())
+            return streaming.result()
+        finally:
+            streaming.cancel()
+            await asyncio.gather(streaming, return_exceptions=True)
 
     async def _caller(self, call: Call) -> None:
         call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))

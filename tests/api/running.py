@@ -143,8 +143,10 @@ class FailingStore(FakeStore):
 
 
 @asynccontextmanager
-async def running(world: World, host_binding: HostBinding | None = None) -> AsyncIterator[Running]:
-    authenticator = Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
+async def running(
+    world: World, host_binding: HostBinding | None = None, authenticator: Authenticator | None = None
+) -> AsyncIterator[Running]:
+    authenticator = authenticator or Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
     server = Server(
         WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +180,33 @@ def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(run: Run, stac
     again = run("keys", "revoke", key_id)
     assert again.returncode == 1
     assert f"no valid key {key_id}" in again.stderr
+
+
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
+def test_a_key_that_is_revoked_ends_the_streams_that_it_has_opened(run: Run, stack: Stack, workspace: Workspace, wire: str) -> None:
+    made = run("keys", "create", "--org", "org_demo", "--template", "read_only")
+    secret = made.stdout.strip()
+    (key_id,) = re.findall(r"key_\w+", made.stderr)
+    last = workspace.log()[-1]["seq"]
+
+    def revoke() -> float:
+        assert run("keys", "revoke", key_id).returncode == 0
+        return time.monotonic()
+
+    if wire == "rest":
+        messages = stack.rest(secret).events(workspace.id, after=last - 1)
+        assert "event" in next(messages)
+        revoked_at = revoke()
+        slug = [message["error"]["code"] for message in messages if "error" in message][-1]
+    else:
+        with WorkspaceClient(stack.ready["grpc_addr"], secret) as client:
+            events = client.watch_events(workspace.id, after=last - 1, timeout_seconds=30)
+            next(events)
+            revoked_at = revoke()
+            with pytest.raises(WorkspaceServiceError) as raised:
+                list(events)
+        slug = raised.value.slug
+    assert (slug, time.monotonic() - revoked_at < REVOKED_SECONDS) == ("unauthenticated", True)
 
 
 def _refused(stack: Stack, secret: str, address: str, workspace: Workspace) -> bool:

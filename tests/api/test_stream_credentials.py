@@ -1,0 +1,134 @@
+"""A stream ends when its credential does."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from evershell.workspace.v1 import error_pb2
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+
+from server.auth.api_keys import ApiKeys
+from server.auth.authenticator import Authenticator
+from server.auth.sessions import JwkSet, Sessions
+from server.core.api_key import ApiKey
+from server.core.errors import UnavailableError
+from tests.api.running import Failed, Running, bearer, find_key, running
+from tests.auth.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
+from tests.core.world import NOW, World, iteration
+
+
+class Keys:
+    """Where API keys are found, until they are revoked or the database goes away."""
+
+    def __init__(self) -> None:
+        self.revoked = False
+        self.away = False
+        self.asked = 0
+
+    async def find(self, digest: bytes) -> ApiKey | None:
+        self.asked += 1
+        if self.away:
+            raise UnavailableError("10.0.0.7")
+        key = await find_key(digest)
+        return replace(key, revoked_at=NOW) if key is not None and self.revoked else key
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+async def server(world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Running]:
+    """One that asks again soon."""
+    monkeypatch.setattr("server.api.interceptors.RECHECK_SECONDS", 0.02)
+    monkeypatch.setattr("server.auth.api_keys.CACHE_SECONDS", 0.01)
+    (tmp_path / "jwks.json").write_text(jwk_set(EC))
+    authenticator = Authenticator(ApiKeys(keys.find), Sessions(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE))
+    async with running(world, authenticator=authenticator) as started:
+        yield started
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
+async def last_message(stream: "AsyncIterator[messages.WatchEventsResponse]") -> tuple[messages.WatchEventsResponse | None, Failed]:
+    """What comes last, and how the stream ends."""
+    last: messages.WatchEventsResponse | None = None
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        async for message in stream:
+            last = message
+    return last, Failed.of(raised.value)
+
+
+async def test_a_key_that_is_revoked_ends_its_streams_in_band(server: Running, world: World, keys: Keys) -> None:
+    busy, _ = await world.add_busy()
+    stream = aiter(
+        server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer(), timeout=10)
+    )
+    assert (await anext(stream)).event.seq == 2
+    keys.revoked = True
+    last, failed = await last_message(stream)
+    assert last is not None and last.error.code == error_pb2.Error.unauthenticated
+    assert (failed.slug, failed.message) == ("unauthenticated", last.error.message)
+    assert not world.wakeups.is_awaited(busy.id)
+
+
+async def test_a_stream_that_has_told_nothing_yet_ends_as_an_ordinary_error(server: Running, world: World, keys: Keys) -> None:
+    busy, _ = await world.add_busy()
+    request = messages.WatchEventsRequest(workspace_id=busy.id, after=2)
+    stream = aiter(server.stub.WatchEvents(request, metadata=bearer(x_evershell_edge="rest"), timeout=10))
+    keys.revoked = True
+    last, failed = await last_message(stream)
+    assert last is None
+    assert (failed.slug, failed.trailers["x-evershell-status"]) == ("unauthenticated", "401")
+
+
+async def test_a_session_that_expires_ends_its_streams(server: Running, world: World) -> None:
+    """It expires with the leeway that is given to clocks: in a second or two from now."""
+    busy, _ = await world.add_busy()
+    session = token(key=EC, algorithm="ES256", exp=int(time.time()) - 3)
+    request = messages.WatchEventsRequest(workspace_id=busy.id, after=1)
+    stream = aiter(server.stub.WatchEvents(request, metadata=bearer(session), timeout=10))
+    assert (await anext(stream)).event.seq == 2
+    last, _ = await last_message(stream)
+    assert last is not None and last.error.code == error_pb2.Error.unauthenticated
+
+
+async def test_a_stream_lives_on_while_its_credential_does(server: Running, world: World, keys: Keys) -> None:
+    """Through many checks, and while they cannot be made."""
+    busy, running_ = await world.add_busy()
+    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10)
+    stream = aiter(call)
+    seqs = [(await anext(stream)).event.seq for _ in range(2)]
+    for number in range(1, 11):
+        keys.away = number > 5
+        before = keys.asked
+        await until(lambda: keys.asked > before)  # noqa: B023 - awaited at once
+        await world.commit(busy.id, running_.id, iteration(number))
+        seqs.append((await anext(stream)).event.seq)
+    call.cancel()
+    assert seqs == list(range(1, 13))
+
+
+async def test_a_watcher_that_reads_nothing_is_ended_too(server: Running, world: World, keys: Keys) -> None:
+    busy, running_ = await world.add_busy()
+    await world.commit(busy.id, running_.id, *(iteration(number, "x" * 60_000) for number in range(1, 401)))
+    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10)
+    stream = aiter(call)
+    await anext(stream)
+    keys.revoked = True
+    await until(lambda: not world.wakeups.is_awaited(busy.id))
+    count = 1
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        async for _ in stream:
+            count += 1
+    assert count < 402
+    assert Failed.of(raised.value).slug == "unauthenticated"
