@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from server.api.interceptors import Authentication
+from server.api.rate_limits import Rate, RateLimits
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.server import Server
 from server.api.workspace_servicer import WorkspaceServicer
@@ -79,12 +80,13 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
             HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None,
         )
         runtime = Runtime(store, now, settings.lease_seconds)
-        public = WorkspaceServicer(store, agents, wakeups, now)
+        limits = _rate_limits(settings)
+        public = WorkspaceServicer(store, agents, wakeups, now, *([limits.spend_cancel] if limits is not None else []))
         if settings.crash_points_dir is not None:
             points = CrashPoints(settings.crash_points_dir)
             runtime = points.armed(runtime, commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction")
             public = _with_crash_points(public, points)
-        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain)
+        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits)
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
         yield server
@@ -95,6 +97,15 @@ def _with_crash_points(public: WorkspaceServicer, points: CrashPoints) -> Worksp
     agents = points.armed(public.agents, cancel_task="signal")
     armed = replace(public, store=store, agents=agents)
     return replaced(armed, CancelTask=points.around_reply("reply", armed.CancelTask))
+
+
+def _rate_limits(settings: Settings) -> RateLimits | None:
+    if not settings.rate_limit:
+        return None
+    return RateLimits(
+        Rate(settings.rate_limit_per_second, settings.rate_limit_burst),
+        Rate(settings.cancel_limit_per_second, settings.cancel_limit_burst),
+    )
 
 
 async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:

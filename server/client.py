@@ -34,6 +34,9 @@ _RULES: dict[str, error_pb2.ErrorRule] = {
     if value.number
 }
 
+# What passes by itself. Not `agent_unreachable`: that cancellation is recorded.
+_TRY_AGAIN = ("unavailable", "rate_limited")
+
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
@@ -64,8 +67,8 @@ class WorkspaceClient:
 
     `address` is host:port, in plain text, or https://host:port. A channel that is passed is used instead and not closed.
     `timeout_seconds` limits each call, all its attempts together. Reads, and a cancellation that names its task, are repeated when
-    the service is unavailable; no other call is, since it may have taken effect: a CancelTask without a task id could meet the next
-    task. Safe for use by several threads.
+    the service is unavailable or has had too many calls, not before the time that it names; no other call is, since it may have
+    taken effect, and a CancelTask without a task id could meet the next task. Safe for use by several threads.
     """
 
     def __init__(
@@ -203,7 +206,7 @@ class WorkspaceClient:
         if not repeatable:
             return attempt()
         attempts = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, WorkspaceServiceError) and error.slug == "unavailable"),
+            retry=retry_if_exception(lambda error: isinstance(error, WorkspaceServiceError) and error.slug in _TRY_AGAIN),
             stop=lambda state: (
                 stop_after_attempt(ATTEMPTS)(state) or self._monotonic() + state.upcoming_sleep >= deadline  # no time for another
             ),

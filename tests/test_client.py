@@ -190,6 +190,21 @@ def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_li
     assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 1]
 
 
+def test_too_many_calls_are_a_reason_to_wait_as_long_as_told(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1", "task_1")
+    service.take("CancelTask")[1].fail(errors.rate_limited("Too many.", 2))
+    service.take("CancelTask")[1].answer(Reply(outcome=Reply.accepted))
+    assert call.result(5).outcome == Reply.accepted
+    assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 2]
+
+
+def test_a_cancellation_of_whatever_runs_is_not_repeated_when_there_were_too_many_calls(service: Service) -> None:
+    call = start(service.client.cancel_task, "ws_1")
+    service.take("CancelTask")[1].fail(errors.rate_limited("Too many.", 2))
+    assert (failed(call).slug, failed(call).details["retry_after_seconds"]) == ("rate_limited", 2)
+    assert len(service.channel.timeouts) == 1
+
+
 def test_an_unreachable_agent_is_no_reason_to_repeat(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1", "task_1")
     service.take("CancelTask")[1].fail(UNREACHABLE)

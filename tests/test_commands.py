@@ -131,6 +131,12 @@ def test_the_exit_code_of_each_failure(monkeypatch: pytest.MonkeyPatch, slug: st
     assert ("safe to repeat" in result.stderr) == (slug in ("unavailable", "deadline_exceeded"))
 
 
+def test_too_many_calls_are_told_with_when_to_call_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = WorkspaceServiceError("rate_limited", "Too many.", "request_1", {"retry_after_seconds": 1.0})
+    result, _ = cancel(monkeypatch, error)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (6, "  recorded?  No. Call again after 1 s.")
+
+
 def test_json_is_what_rest_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = cancel(monkeypatch, reply(Reply.accepted, Task.running), "--json")
     shown = json.loads(result.stdout)

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from server.api.interceptors import Authentication, Deadline, Decoding, Errors, RequestLog
+from server.api.rate_limits import RateLimits
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.workspace_servicer import WorkspaceServicer
 
@@ -43,6 +44,7 @@ class Server:
         internal: RuntimeServicer,
         authentication: Authentication,
         end_waits: Callable[[], None] = lambda: None,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         """`end_waits` has every call that waits for something answer with what there is."""
         self._end_waits = end_waits
@@ -52,6 +54,7 @@ class Server:
             Errors(),  # inside the log, which shows the slug; around all that may fail
             Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls
+            *([rate_limits] if rate_limits is not None else []),  # once it is known whose call it is, and before it costs anything
             Decoding(),  # innermost, so that a request which cannot be read is told like any other failure
         ]
         self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)

@@ -11,7 +11,7 @@ from server.api import codec
 from server.api.call import caller, current, say_ok
 from server.core import tasks, watch_events, workspaces
 from server.core.cancel_task import cancel_task
-from server.core.ports import Agents, Clock, Store, Wakeups
+from server.core.ports import Agents, CancelLimit, Clock, Store, Wakeups
 from server.core.validation import Page
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -25,12 +25,13 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     agents: Agents
     wakeups: Wakeups
     clock: Clock
+    cancel_limit: CancelLimit = lambda permission, workspace_id: None
 
     async def CancelTask(  # noqa: N802
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
         wanted = codec.decode_cancel(request, current().request_id)
-        result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock)
+        result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock, self.cancel_limit)
         if wanted.wait_seconds is not None and result.saw_end:
             await say_ok(context)
         return codec.encode_cancel(result)

@@ -174,6 +174,9 @@ def _print_error(command: Cancel, endpoint: Endpoint, error: WorkspaceServiceErr
     task_id = str(error.details.get("task_id", ""))
     if error.slug == "agent_unreachable" and task_id:
         click.echo(f"  follow     {_how_to_follow(endpoint, command.workspace_id, task_id)}", err=True)
+    elif error.slug == "rate_limited":
+        seconds = error.details.get("retry_after_seconds", 1)
+        click.echo(f"  recorded?  No. Call again after {seconds:g} s.", err=True)
     elif error.slug in ("unavailable", "deadline_exceeded"):
         click.echo(f"  called     {endpoint.address}", err=True)
         again = "Not known. With --task it is safe to repeat the call; without, look first which task runs."

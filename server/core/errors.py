@@ -58,6 +58,12 @@ def task_not_found(workspace_id: str, task_id: str) -> Failure:
     return Failure("task_not_found", message, resource_type="task", resource_name=task_id, workspace_id=workspace_id)
 
 
+def rate_limited(message: str, retry_after_seconds: int, **facts: Any) -> Failure:
+    """Too many calls; this one has had no effect."""
+    message = f"{message} This call has changed nothing; make it again after {retry_after_seconds} s."
+    return Failure("rate_limited", message, retry_after_seconds=retry_after_seconds, **facts)
+
+
 def agent_unreachable(workspace_id: str, task_id: str, message: str, *, intent_recorded: bool) -> Failure:
     """The agent did not answer in time."""
     return Failure("agent_unreachable", message, workspace_id=workspace_id, task_id=task_id, intent_recorded=intent_recorded)

@@ -11,6 +11,7 @@ from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from server.api.interceptors import Authentication
+from server.api.rate_limits import RateLimits
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.server import Server
 from server.api.workspace_servicer import WorkspaceServicer
@@ -27,6 +28,8 @@ PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
 INTERNAL = "/evershell.agent.v1.RuntimeService/"
 SECRET = "sk_test"
 READER = "sk_reader"
+OBSERVER = "sk_observer"
+TEMPLATES = {SECRET: KeyTemplate.FULL_ACCESS, READER: KeyTemplate.READ_ONLY, OBSERVER: KeyTemplate.SUBMIT_OBSERVE}
 POD_TOKENS = PodTokens(new_key())
 Metadata = tuple[tuple[str, str], ...]
 DETAILS = (
@@ -49,7 +52,7 @@ def agent_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
 
 
 async def find_key(digest: bytes) -> ApiKey | None:
-    for secret, template in ((SECRET, KeyTemplate.FULL_ACCESS), (READER, KeyTemplate.READ_ONLY)):
+    for secret, template in TEMPLATES.items():
         if digest == fingerprint(secret):
             return ApiKey(id=f"key_{template}", org_id=ORG, name="", template=template, created_at=NOW)
     return None
@@ -144,13 +147,18 @@ class FailingStore(FakeStore):
 
 @asynccontextmanager
 async def running(
-    world: World, host_binding: HostBinding | None = None, authenticator: Authenticator | None = None
+    world: World,
+    host_binding: HostBinding | None = None,
+    rate_limits: RateLimits | None = None,
+    authenticator: Authenticator | None = None,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
+    cancel_limit = [rate_limits.spend_cancel] if rate_limits is not None else []
     server = Server(
-        WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
+        WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock, *cancel_limit),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
         Authentication(authenticator, POD_TOKENS, host_binding),
+        rate_limits=rate_limits,
     )
     port = await server.start("127.0.0.1:0")
     try:

@@ -69,6 +69,8 @@ class Stack:
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
             "WORKERS": "2",
+            # Tests are faster than any customer, and share their credentials.
+            "RATE_LIMIT": "off",
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -220,10 +222,7 @@ class Rest:
         response = self.call(method, path, **arguments)
         assert response.status_code >= 400, response.text
         assert response.headers["content-type"] == "application/json"
-        assert set(response.json()) == {"error"}
-        error = response.json()["error"]
-        assert error["request_id"] == response.headers["x-request-id"]
-        return Failed(response.status_code, error["code"], error["message"], error["request_id"], error.get("details", {}))
+        return rest_failure(response)
 
     def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """Follows the log, as Server-Sent Events that the OpenAPI document describes."""
@@ -237,6 +236,14 @@ class Rest:
                     message = json.loads(line.removeprefix("data: "))
                     watch.check(200, response.headers["content-type"], message)
                     yield message
+
+
+def rest_failure(response: httpx.Response) -> Failed:
+    """What a failed call over REST has told."""
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert error["request_id"] == response.headers["x-request-id"]
+    return Failed(response.status_code, error["code"], error["message"], error["request_id"], error.get("details", {}))
 
 
 def _succeeded(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -271,16 +278,20 @@ class Grpc:
         """Makes a call that is to fail, and checks that it does so as every gRPC failure does."""
         with pytest.raises(grpc.RpcError) as raised:
             self.call(rpc, **fields)
-        error = raised.value
-        assert isinstance(error, grpc.Call)
-        status = rpc_status.from_call(error)
-        assert status is not None, error
-        details = {detail.TypeName().rpartition(".")[2]: _unpacked(detail) for detail in status.details}
-        info = details["ErrorInfo"]
-        assert info["domain"] == "evershell.ai"
-        request_id = details["RequestInfo"]["request_id"]
-        assert dict(error.trailing_metadata())["x-request-id"] == request_id
-        return Failed(error.code(), info["reason"].lower(), status.message, request_id, details)
+        return grpc_failure(raised.value)
+
+
+def grpc_failure(error: grpc.RpcError) -> Failed:
+    """What a failed call over gRPC has told."""
+    assert isinstance(error, grpc.Call)
+    status = rpc_status.from_call(error)
+    assert status is not None, error
+    details = {detail.TypeName().rpartition(".")[2]: _unpacked(detail) for detail in status.details}
+    info = details["ErrorInfo"]
+    assert info["domain"] == "evershell.ai"
+    request_id = details["RequestInfo"]["request_id"]
+    assert dict(error.trailing_metadata())["x-request-id"] == request_id
+    return Failed(error.code(), info["reason"].lower(), status.message, request_id, details)
 
 
 def _unpacked(detail: Any) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Limits on calls, through Envoy, over two workers that each count for themselves."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from tests.e2e.stack import Failed, Stack, Workspace, grpc_failure, rest_failure
+
+BURST, CANCEL_BURST, WORKERS = 20, 10, 2
+# Slow enough that the bucket does not fill while a test empties it.
+ENVIRONMENT = {
+    "RATE_LIMIT": "on",
+    "RATE_LIMIT_PER_SECOND": "2",
+    "RATE_LIMIT_BURST": str(BURST),
+    "CANCEL_LIMIT_PER_SECOND": "2",
+    "CANCEL_LIMIT_BURST": str(CANCEL_BURST),
+}
+
+# A call; what it failed with, or None.
+Call = Callable[[], Failed | None]
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def wire(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("limited") / "state", **ENVIRONMENT)
+    try:
+        stack.start()
+        yield stack
+        assert stack.stop() == 0
+    finally:
+        stack.kill_if_running()
+
+
+def read(stack: Stack, wire: str, token: str) -> Call:
+    return calling(stack, wire, token, "GetWorkspace", "GET", "", stack.ready["demo"]["workspace_id"])
+
+
+def cancel(stack: Stack, wire: str, token: str, workspace_id: str) -> Call:
+    return calling(stack, wire, token, "CancelTask", "POST", "/task/cancel", workspace_id)
+
+
+def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: str, workspace_id: str) -> Call:
+    def over_rest() -> Failed | None:
+        response = stack.rest(token).call(method, f"/v1/workspaces/{workspace_id}{suffix}")
+        failed = rest_failure(response) if response.status_code >= 400 else None
+        if failed is not None and failed.slug == "rate_limited":
+            assert response.headers["retry-after"] == str(failed.details["retry_after_seconds"])
+        return failed
+
+    def over_grpc() -> Failed | None:
+        try:
+            stack.grpc(token).call(rpc, workspace_id=workspace_id)
+        except grpc.RpcError as error:
+            return grpc_failure(error)
+        return None
+
+    return over_rest if wire == "rest" else over_grpc
+
+
+def spend(call: Call, least: int) -> Failed:
+    """Makes calls until one is refused: not before as many as are promised, and not long after those of all workers."""
+    for served in range(least * WORKERS + 10):
+        failed = call()
+        if failed is not None and failed.slug == "rate_limited":
+            assert served >= least
+            return failed
+    raise AssertionError("no call was refused")
+
+
+def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(limited: Stack, wire: str) -> None:
+    """Each wire has a credential of its own, whose bucket is full."""
+    looping = {"rest": "owner", "grpc": "submit_observe"}[wire]
+    failed = spend(read(limited, wire, looping), BURST)
+    assert failed.status == {"rest": 429, "grpc": grpc.StatusCode.RESOURCE_EXHAUSTED}[wire]
+    assert "Your credential" in failed.message and "has changed nothing" in failed.message
+    if wire == "grpc":
+        assert failed.details["RetryInfo"] == {"retry_delay": "1s"}
+    # Another credential of the same organization is unhurt, and spent reads do not block a cancellation.
+    assert read(limited, wire, "read_only")() is None
+    assert cancel(limited, wire, looping, limited.ready["demo"]["workspace_id"])() is None
+    # What was said is true.
+    time.sleep(1)
+    assert read(limited, wire, looping)() is None
+
+
+def test_a_loop_of_cancellations_leaves_reads_and_other_workspaces_alone(limited: Stack, wire: str) -> None:
+    looping, other = {"rest": ("member", "full_access"), "grpc": ("other_org", "owner")}[wire]
+    failed = spend(cancel(limited, wire, looping, f"ws_{wire}"), CANCEL_BURST)
+    assert "CancelTask" in failed.message
+    # Whatever else it is told: the demo workspace is not every credential's to read.
+    unread = read(limited, wire, looping)()
+    assert unread is None or unread.slug != "rate_limited"
+    # It was not there to be cancelled, and whoever guessed at it spent nothing of those who could have.
+    seen = cancel(limited, wire, other, f"ws_{wire}")()
+    assert seen is not None and seen.slug == "workspace_not_found"
+
+
+def test_a_stack_without_limits_has_none(stack: Stack, workspace: Workspace) -> None:
+    for _ in range(250):
+        assert stack.rest("read_only").call("GET", workspace.path).status_code == 200
