@@ -3,8 +3,8 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ from server.crash_points import CrashPoints, kind_of, replaced
 from server.fleet.agent_client import AgentClient
 from server.fleet.controller import Controller
 from server.fleet.local_pods import LocalPods, PodSpec
+from server.metrics import MeasuredAgents, Metrics, served
 from server.store.keys import PostgresKeys
 from server.store.leadership import Leadership
 from server.store.pool import open_pool
@@ -63,16 +64,17 @@ def configure_log(program: str, level: str) -> None:
 
 
 @asynccontextmanager
-async def control_plane(settings: Settings) -> AsyncIterator[Server]:
+async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
     """One worker, all of it but its address. Raises NotSetUpError."""
     signing_key = _signing_key(settings)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(settings.database_url, max_size=settings.pool_size))
+        metrics.watch_pool(pool.get_stats)
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
-        store = PostgresStore(pool, wakeups.announce)
+        store = PostgresStore(pool, wakeups.announce, metrics.committed)
         keys = PostgresKeys(pool)
         pod_tokens = PodTokens(signing_key)
-        agents = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
+        agents = MeasuredAgents(await stack.enter_async_context(aclosing(AgentClient(pod_tokens))), metrics)
         sessions = Sessions(JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience)
         authentication = Authentication(
             Authenticator(ApiKeys(keys.find_key), sessions),
@@ -86,7 +88,7 @@ async def control_plane(settings: Settings) -> AsyncIterator[Server]:
             points = CrashPoints(settings.crash_points_dir)
             runtime = points.armed(runtime, commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction")
             public = _with_crash_points(public, points)
-        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits)
+        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits, metrics)
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
         yield server
@@ -126,17 +128,21 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 
 async def serve(settings: Settings, port: int) -> None:
     """Runs one control-plane worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
-    async with control_plane(settings) as server:
-        await server.start(f"{settings.listen_host}:{port}", serving=False)
-        await stop_signal()
-        await server.drain(DRAIN_SECONDS)
+    metrics = Metrics()
+    async with control_plane(settings, metrics) as server:
+        with _shown(metrics, settings.metrics_port):
+            await server.start(f"{settings.listen_host}:{port}", serving=False)
+            await stop_signal()
+            await server.drain(DRAIN_SECONDS)
 
 
 async def fleet(settings: Settings) -> None:
     """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive it. Raises NotSetUpError."""
-    leading = asyncio.create_task(_lead(settings))
+    metrics = Metrics()
+    leading = asyncio.create_task(_lead(settings, metrics))
     stopping = asyncio.create_task(stop_signal())
-    await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    with _shown(metrics, settings.metrics_port):
+        await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
     if leading.done():
         # It only ever ends by a defect, or for lack of its key: whoever started this process is to see it fail.
         leading.result()
@@ -144,7 +150,18 @@ async def fleet(settings: Settings) -> None:
     await asyncio.gather(leading, return_exceptions=True)
 
 
-async def _lead(settings: Settings) -> None:
+@contextmanager
+def _shown(metrics: Metrics, port: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(served(metrics, port))
+        except OSError as error:
+            message = f"Metrics cannot be served on port {port} ({error.strerror}). Set METRICS_PORT to another one."
+            raise NotSetUpError(message) from error
+        yield
+
+
+async def _lead(settings: Settings, metrics: Metrics) -> None:
     signing_key = _signing_key(settings)
     leadership = Leadership(settings.database_url)
     pod_tokens, agent_key = PodTokens(signing_key), public_key(signing_key)
@@ -172,7 +189,9 @@ async def _lead(settings: Settings) -> None:
         PostgresWakeups(pool, settings.database_url) as wakeups,
         aclosing(agents),
     ):
-        controller = Controller(PostgresStore(pool, wakeups.announce), pods, agents, settings.stack_id, now)
+        metrics.watch_pool(pool.get_stats)
+        store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        controller = Controller(store, pods, MeasuredAgents(agents, metrics), settings.stack_id, now)
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
                 await _until(lost, controller.run(changes))

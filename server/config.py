@@ -57,6 +57,9 @@ class Settings(BaseSettings):
 
     # Connections to the database, a worker.
     pool_size: int = Field(10, ge=1)
+    # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the ports from here on, and the fleet
+    # controller the one behind theirs.
+    metrics_port: int = Field(0, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.

@@ -31,9 +31,23 @@ def test_a_program_without_its_key_or_its_database_says_so_and_fails(program: st
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("LOG_LEVEL", "loud"), ("REST_PORT", "eighty"), ("WORKERS", "0"), ("LEASE_SECONDS", "0")]
+    ("name", "value"),
+    [
+        ("LOG_LEVEL", "loud"),
+        ("REST_PORT", "eighty"),
+        ("WORKERS", "0"),
+        ("RATE_LIMIT", "maybe"),
+        ("RATE_LIMIT_BURST", "0"),
+        ("LEASE_SECONDS", "0"),
+    ],
 )
 def test_a_setting_that_is_wrong_is_named(tmp_path: Path, name: str, value: str) -> None:
     failed = run("up", tmp_path, **{name: value})
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
+
+
+def test_ports_that_are_used_twice_are_refused(tmp_path: Path) -> None:
+    failed = run("up", tmp_path, METRICS_PORT="50052")
+    assert failed.returncode == 1
+    assert "METRICS_PORT" in failed.stderr and "must differ" in failed.stderr

@@ -11,9 +11,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from server.api.interceptors import Authentication, Deadline, Decoding, Errors, RequestLog
+from server.api.measuring import Measuring
 from server.api.rate_limits import RateLimits
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.workspace_servicer import WorkspaceServicer
+from server.metrics import Metrics
 
 _MAX_METADATA_BYTES = 64 * 1024
 # Committed iterations carry up to 64 KiB of tool output, which JSON and Unicode may widen; the edge allows bodies of 1 MiB.
@@ -45,12 +47,14 @@ class Server:
         authentication: Authentication,
         end_waits: Callable[[], None] = lambda: None,
         rate_limits: RateLimits | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`end_waits` has every call that waits for something answer with what there is."""
         self._end_waits = end_waits
         self._log = RequestLog()
         interceptors = [
             self._log,  # outermost, so that every call has an id and a line in the log
+            Measuring(metrics or Metrics()),  # as near to the outside as the slug is known
             Errors(),  # inside the log, which shows the slug; around all that may fail
             Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls

@@ -88,8 +88,10 @@ async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, 
     environment = _environment(settings)
     for index, address in enumerate(settings.worker_addresses):
         command = [sys.executable, "-m", "server", "serve", "--port", address.rpartition(":")[2]]
-        await supervisor.start(Program(f"worker-{index}", command, environment, stop_seconds=5.0))
-    await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], environment, stop_seconds=2.0))
+        own = environment | _metrics_port(settings, index)
+        await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
+    own = environment | _metrics_port(settings, settings.workers)
+    await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0))
     config_path = settings.state_dir / "envoy.yaml"
     envoy.render(
         envoy.Edge(
@@ -128,6 +130,10 @@ def _environment(settings: Settings) -> dict[str, str]:
     """The settings, for the programs. Secrets, which show as asterisks, come to them with the rest of this one's environment."""
     given = settings.model_dump(exclude_none=True).items()
     return {name.upper(): str(value) for name, value in given if not isinstance(value, SecretStr)}
+
+
+def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
+    return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}
 
 
 async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -> None:
@@ -183,8 +189,13 @@ def _alone(state_dir: Path) -> Iterator[None]:
 def _check_ports(settings: Settings) -> None:
     ports = {"REST_PORT": settings.rest_port, "GRPC_PORT": settings.grpc_port}
     ports |= {f"SERVER_PORT + {index}": settings.server_port + index for index in range(settings.workers)}
+    if settings.metrics_port:
+        ports |= {f"METRICS_PORT + {index}": settings.metrics_port + index for index in range(settings.workers + 1)}
     if len(set(ports.values())) < len(ports):
-        raise CannotStartError("REST_PORT, GRPC_PORT and the WORKERS ports from SERVER_PORT on must differ from each other.")
+        message = (
+            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from METRICS_PORT on must differ."
+        )
+        raise CannotStartError(message)
     for name, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

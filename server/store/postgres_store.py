@@ -67,11 +67,20 @@ def _update(table: str, columns: tuple[str, ...]) -> str:
 
 
 class PostgresStore:
-    """Implements server.core.ports.Store. It calls `announce` with the workspace's id after each commit that others wait for."""
+    """Implements server.core.ports.Store.
 
-    def __init__(self, pool: Pool, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
+    It calls `announce` with the workspace's id after each commit that others wait for, and `committed` after each transition.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        announce: Callable[[str], None] = lambda workspace_id: None,
+        committed: Callable[[Change], None] = lambda change: None,
+    ) -> None:
         self._pool = pool
         self._announce = announce
+        self._committed = committed
 
     async def record_cancellation(
         self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
@@ -120,6 +129,7 @@ class PostgresStore:
         # A heartbeat writes too, and is of no interest to anyone who waits.
         if change.events or change.workspace.status is not session.workspace.status:
             self._announce(workspace_id)
+        self._committed(change)
         return change
 
     async def create_workspace(self, workspace: Workspace) -> None:

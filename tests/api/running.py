@@ -21,6 +21,7 @@ from server.auth.pod_tokens import PodTokens, new_key
 from server.auth.sessions import JwkSet, Sessions
 from server.core.api_key import ApiKey, KeyTemplate
 from server.core.runtime import AgentIdentity, Runtime
+from server.metrics import Metrics
 from tests.core.world import NOW, ORG, World
 from tests.fakes import FakeStore
 
@@ -151,6 +152,7 @@ async def running(
     host_binding: HostBinding | None = None,
     rate_limits: RateLimits | None = None,
     authenticator: Authenticator | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
     cancel_limit = [rate_limits.spend_cancel] if rate_limits is not None else []
@@ -159,6 +161,7 @@ async def running(
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
         Authentication(authenticator, POD_TOKENS, host_binding),
         rate_limits=rate_limits,
+        metrics=metrics,
     )
     port = await server.start("127.0.0.1:0")
     try:

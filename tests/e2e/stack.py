@@ -138,6 +138,11 @@ class Stack:
             self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
         return self._grpc[key]
 
+    @property
+    def metrics_port(self) -> int:
+        """Of the first worker; 0 when metrics are not served."""
+        return int(self._environment.get("METRICS_PORT", "0"))
+
     def worker_addresses(self) -> list[str]:
         host, _, port = self.ready["server_addr"].rpartition(":")
         return [f"{host}:{int(port) + index}" for index in range(int(self._environment["WORKERS"]))]
