@@ -175,7 +175,9 @@ async def _fail(context: Context, failure: Failure) -> None:
     if call.has_streamed:
         # The edge ends a broken stream with a clean 200, so the last message has to tell.
         error = status.stream_error(failure, call.request_id)
-        await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
+        # A watcher that has not taken the message before cannot be sent another: it is told by the status alone.
+        with suppress(grpc.aio.InternalError):
+            await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
     rich = rpc_status.to_status(status.rich_status(failure, call.request_id))
     trailers = [*rich.trailing_metadata, ("x-request-id", call.request_id)]
     if call.is_rest:
