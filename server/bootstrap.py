@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from structlog.typing import EventDict
 
-from server.api.interceptors import Authentication
+from server.api.interceptors import Authentication, Interceptor
 from server.api.rate_limits import Rate, RateLimits
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.server import Server
@@ -21,6 +22,7 @@ from server.auth.authenticator import Authenticator, HostBinding
 from server.auth.pod_tokens import PodTokens, public_key
 from server.auth.sessions import JwkSet, Sessions
 from server.config import Settings
+from server.core import trace
 from server.core.runtime import AgentIdentity, Runtime
 from server.crash_points import CrashPoints, kind_of, replaced
 from server.fleet.agent_client import AgentClient
@@ -52,6 +54,7 @@ def configure_log(program: str, level: str) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            _add_trace,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
@@ -61,6 +64,12 @@ def configure_log(program: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(program=program)
+
+
+def _add_trace(logger: Any, method: str, event: EventDict) -> EventDict:
+    if trace_id := trace.current_id():
+        event.setdefault("trace_id", trace_id)
+    return event
 
 
 @asynccontextmanager
@@ -81,6 +90,16 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             pod_tokens,
             HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None,
         )
+        traced_calls: Interceptor | None = None
+        if settings.otel_exporter_otlp_endpoint:
+            # What is not configured costs nothing, not even memory.
+            from server.api.traced_calls import TracedCalls
+            from server.tracing import Tracing
+
+            tracing = Tracing("control-plane")
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+            traced_calls = TracedCalls(tracing)
+            store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
         runtime = Runtime(store, now, settings.lease_seconds)
         limits = _rate_limits(settings)
         public = WorkspaceServicer(store, agents, wakeups, now, *([limits.spend_cancel] if limits is not None else []))
@@ -88,7 +107,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             points = CrashPoints(settings.crash_points_dir)
             runtime = points.armed(runtime, commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction")
             public = _with_crash_points(public, points)
-        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits, metrics)
+        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits, metrics, traced_calls)
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
         yield server

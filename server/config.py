@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the ports from here on, and the fleet
     # controller the one behind theirs.
     metrics_port: int = Field(0, ge=0, le=65535)
+    # Where traces are sent, by OTLP over HTTP; empty: nowhere. OpenTelemetry itself reads the other standard variables (OTEL_…).
+    otel_exporter_otlp_endpoint: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.

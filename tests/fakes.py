@@ -126,6 +126,7 @@ def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
         payload=new.payload,
         task_id=new.task_id,
         request_id=new.request_id,
+        trace_id=new.trace_id,
     )
 
 

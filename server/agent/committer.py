@@ -26,8 +26,10 @@ from server.agent.encoding import task_event
 from server.agent.lease import HEARTBEATS_A_LEASE, Lease
 from server.agent.loop import RejectedError
 from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
+from server.core import trace
 from server.core.lifecycle import AgentEvent
 from server.core.task import Phase
+from server.core.trace import TraceContext
 
 MAX_ATTEMPT_SECONDS = 3.0
 MAX_BACKOFF_SECONDS = 1.0
@@ -75,6 +77,7 @@ class Committer:
         shutdown: Shutdown,
         mark: Callable[[], int],
         apply: ApplyDirective,
+        find_trace: Callable[[], TraceContext | None],
         log: FilteringBoundLogger,
     ) -> None:
         self._addresses = addresses
@@ -87,6 +90,7 @@ class Committer:
         self._shutdown = shutdown
         self._mark = mark
         self._apply = apply
+        self._find_trace = find_trace
         self._log = log
 
     async def register(self, address: str, pid: int) -> None:
@@ -113,7 +117,10 @@ class Committer:
 
         async def attempt(stub: "RuntimeServiceAsyncStub") -> tuple[int, CommitEventsResponse]:
             sent_at = self._mark()
-            return sent_at, await stub.CommitEvents(request, **self._call_options)
+            context, options = self._find_trace(), self._call_options
+            if context is not None:
+                options["metadata"] = (*self._metadata, (trace.HEADER, context.traceparent))
+            return sent_at, await stub.CommitEvents(request, **options)
 
         sent_at, response = await self._until_acknowledged(attempt)
         self._apply(response.directive, sent_at, task_id)

@@ -84,7 +84,16 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
         return await run_task(task, model, tool, committer.commit, limits, heartbeat.hurry)
 
     session = Session(work, shutdown, lambda: heartbeat.hurry(), log)
-    committer = Committer(settings.runtime_addresses, settings.runtime_token, lease, shutdown, session.mark, session.apply, log)
+    committer = Committer(
+        settings.runtime_addresses,
+        settings.runtime_token,
+        lease,
+        shutdown,
+        session.mark,
+        session.apply,
+        lambda: session.trace,
+        log,
+    )
     service = AgentService(session, verifier, settings.workspace_id, settings.epoch)
     if settings.crash_points_dir:
         points = CrashPoints(Path(settings.crash_points_dir))

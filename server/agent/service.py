@@ -16,6 +16,7 @@ from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 
 from server.agent.authorization import InvalidTokenError, TokenVerifier
 from server.agent.session import Session, WrongTaskError
+from server.core.trace import HEADER, TraceContext
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,7 +37,7 @@ class AgentService(AgentServiceServicer):
         if not request.task.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
         try:
-            self._session.start(request.task)
+            self._session.start(request.task, _trace(context))
         except WrongTaskError as error:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return StartTaskResponse()
@@ -47,7 +48,7 @@ class AgentService(AgentServiceServicer):
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
-        return CancelTaskResponse(known=self._session.cancel(request.task_id, request.cancellation))
+        return CancelTaskResponse(known=self._session.cancel(request.task_id, request.cancellation, _trace(context)))
 
     async def GetSession(self, request: GetSessionRequest, context: Context) -> GetSessionResponse:  # noqa: N802  named by the protos
         """What the agent does right now."""
@@ -75,6 +76,11 @@ class AgentService(AgentServiceServicer):
         if workspace_id != self._workspace_id or epoch != self._epoch:
             message = f"This is the agent of workspace {self._workspace_id} in epoch {self._epoch}."
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def _trace(context: Context) -> TraceContext | None:
+    metadata = dict(context.invocation_metadata() or ())
+    return TraceContext.parse(str(metadata.get(HEADER, "")))
 
 
 async def _abort(context: Context, code: grpc.StatusCode, message: str) -> NoReturn:

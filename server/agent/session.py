@@ -15,6 +15,7 @@ from server.agent.loop import RejectedError, TaskInHand
 from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
 from server.core.lifecycle import Ending
 from server.core.task import Phase
+from server.core.trace import TraceContext
 
 # Task ids that are remembered after their end, or before their start. What is late comes seconds late, not a thousand tasks late.
 _REMEMBERED_TASKS = 1_000
@@ -49,6 +50,8 @@ class Session:
         # Flags by task id, also of tasks that have not come yet.
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
         self._finished: OrderedDict[str, None] = OrderedDict()
+        # By task id: the trace of the call that last said something of it. Who follows that trace sees what came of the call.
+        self._traces: OrderedDict[str, TraceContext] = OrderedDict()
 
     @property
     def task(self) -> TaskInHand | None:
@@ -65,12 +68,18 @@ class Session:
         """Where in its iteration the agent is."""
         return self._task.phase if self._task is not None else Phase.NONE
 
+    @property
+    def trace(self) -> TraceContext | None:
+        """The trace that the task in hand is part of."""
+        return self._traces.get(self.task_id)
+
     def mark(self) -> int:
         """A moment, to compare with others of this session. Taken before a call is sent."""
         return next(self._marks)
 
-    def start(self, assignment: Assignment) -> None:
+    def start(self, assignment: Assignment, trace: TraceContext | None = None) -> None:
         """Takes a task into hand, if that has not been done already. Raises WrongTaskError while it works on another one."""
+        self._note_trace(assignment.task_id, trace)
         self._note_cancellation(assignment)
         if assignment.task_id in (self.task_id, self._next_id) or assignment.task_id in self._finished:
             return
@@ -84,8 +93,9 @@ class Session:
             self._changed()
             raise WrongTaskError(f"The agent works on task {self._task.id}.")
 
-    def cancel(self, task_id: str, cancellation: Cancellation) -> bool:
+    def cancel(self, task_id: str, cancellation: Cancellation, trace: TraceContext | None = None) -> bool:
         """Flags a task; False: the agent does not have it, and will run no iteration of it should it come."""
+        self._note_trace(task_id, trace)
         self._flag(task_id).request(_force_at(cancellation))
         is_known = task_id in (self.task_id, self._next_id)
         if not is_known and task_id not in self._finished:
@@ -126,6 +136,13 @@ class Session:
     @property
     def _next_id(self) -> str:
         return self._next.task_id if self._next is not None else ""
+
+    def _note_trace(self, task_id: str, trace: TraceContext | None) -> None:
+        if trace is not None and task_id not in self._finished:
+            self._traces[task_id] = trace
+            self._traces.move_to_end(task_id)
+            if len(self._traces) > _REMEMBERED_TASKS:
+                self._traces.popitem(last=False)
 
     def _note_cancellation(self, assignment: Assignment) -> None:
         if assignment.HasField("cancellation"):
@@ -176,6 +193,7 @@ class Session:
         if len(self._finished) > _REMEMBERED_TASKS:
             self._finished.popitem(last=False)
         self._flags.pop(self._task.id, None)
+        self._traces.pop(self._task.id, None)
         self._task = self._runner = None
         following, self._next = self._next, None
         if following is not None and following.task_id not in self._finished:

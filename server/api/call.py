@@ -24,6 +24,8 @@ class Call:
     # Whether it came through the REST listener.
     is_rest: bool
     metadata: dict[str, str]
+    # Of the trace that it is part of; empty for none.
+    trace_id: str = ""
     # The slug it failed with; empty for a success.
     slug: str = ""
     # Whether a stream has sent a message: from then on an error can only be told in the stream.

@@ -127,6 +127,7 @@ def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEvents
         workspace_id=item.workspace_id,
         task_id=item.task_id or "",
         request_id=item.request_id or "",
+        trace_id=item.trace_id,
     )
     payload: Message = getattr(event, item.type)
     payload.SetInParent()

@@ -19,8 +19,9 @@ from server.api import status
 from server.api.call import STATUS_HEADER, Call
 from server.auth.authenticator import Authenticator, HostBinding, bearer_token
 from server.auth.pod_tokens import PodTokens
-from server.core import deadline, errors
+from server.core import deadline, errors, trace
 from server.core.errors import Failure, UnavailableError
+from server.core.trace import TraceContext
 
 log = structlog.get_logger("call")
 
@@ -111,6 +112,8 @@ class RequestLog(Interceptor):
         )
         calls.begin(call)
         self.taken += details.method.startswith("/evershell.")
+        trace.begin(TraceContext.parse(metadata.get(trace.HEADER)))
+        call.trace_id = trace.current_id()
         context.set_trailing_metadata((("x-request-id", call.request_id),))
         began = time.perf_counter()
         ended = "cancelled by its caller"
@@ -123,6 +126,8 @@ class RequestLog(Interceptor):
             raise
         finally:
             facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
+            if call.trace_id:
+                facts["trace_id"] = call.trace_id
             if call.slug:
                 facts["slug"] = call.slug
             if call.caller is not None:

@@ -10,7 +10,7 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from server.api.interceptors import Authentication, Deadline, Decoding, Errors, RequestLog
+from server.api.interceptors import Authentication, Deadline, Decoding, Errors, Interceptor, RequestLog
 from server.api.measuring import Measuring
 from server.api.rate_limits import RateLimits
 from server.api.runtime_servicer import RuntimeServicer
@@ -48,12 +48,14 @@ class Server:
         end_waits: Callable[[], None] = lambda: None,
         rate_limits: RateLimits | None = None,
         metrics: Metrics | None = None,
+        traced_calls: Interceptor | None = None,
     ) -> None:
         """`end_waits` has every call that waits for something answer with what there is."""
         self._end_waits = end_waits
         self._log = RequestLog()
         interceptors = [
             self._log,  # outermost, so that every call has an id and a line in the log
+            *([traced_calls] if traced_calls is not None else []),  # inside the log, which names the trace; around what takes time
             Measuring(metrics or Metrics()),  # as near to the outside as the slug is known
             Errors(),  # inside the log, which shows the slug; around all that may fail
             Deadline(),  # before anything that waits for others

@@ -1,11 +1,12 @@
 """The entries of a workspace's log. Each payload is what the message of the same name in event.proto holds, as plain data."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from server.core import trace
 from server.core.task import CancelIntent, Task
 
 
@@ -32,6 +33,8 @@ class NewEvent:
     payload: Mapping[str, Any]
     task_id: str | None = None
     request_id: str | None = None
+    # Of the call in whose course it happened; empty for none.
+    trace_id: str = field(default_factory=trace.current_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

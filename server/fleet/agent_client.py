@@ -14,7 +14,7 @@ from evershell.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from server.auth.pod_tokens import PodTokens
-from server.core import deadline
+from server.core import deadline, trace
 from server.core.errors import AgentUnreachableError
 from server.core.task import Task
 from server.core.workspace import Workspace
@@ -73,7 +73,10 @@ class AgentClient:
         if address is None:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
         until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
-        options = {"metadata": (("authorization", f"Bearer {self._pod_tokens.signal_token(workspace.id)}"),)}
+        metadata = [("authorization", f"Bearer {self._pod_tokens.signal_token(workspace.id)}")]
+        if (context := trace.current()) is not None:
+            metadata.append((trace.HEADER, context.traceparent))
+        options = {"metadata": tuple(metadata)}
         try:
             # Nearly every call ends here; the machinery of retrying is not set up for it.
             return await attempt(self._stub(address), timeout=_attempt_seconds(until), **options)

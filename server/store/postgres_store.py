@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
+from server.core import trace
 from server.core.caller import Permission
 from server.core.event import Event, cancel_payload
 from server.core.lifecycle import Change, Session
@@ -17,6 +18,7 @@ from server.store.rows import (
     WORKSPACE_COLUMNS,
     Row,
     event_of,
+    event_payload,
     event_values,
     json_value,
     task_of,
@@ -101,7 +103,7 @@ class PostgresStore:
                 intent.reason,
                 intent.request_id,
                 intent.force_at,
-                json_value({"cancel": cancel_payload(intent)}),
+                event_payload({"cancel": cancel_payload(intent)}, trace.current_id()),
             ),
         )
         assert row is not None

@@ -55,6 +55,8 @@ TASK_COLUMNS = (
     "model_calls",
     "tool_calls",
 )
+# Lies beside the payload's own fields, none of which has this name.
+_TRACE_ID = "trace_id"
 EVENT_COLUMNS = ("workspace_id", "seq", "type", "time", "task_id", "request_id", "payload")
 
 
@@ -159,6 +161,8 @@ def task_values(task: Task) -> Row:
 
 def event_of(row: Row) -> Event:
     """An event from EVENT_COLUMNS."""
+    payload = dict(row[6])
+    trace_id = payload.pop(_TRACE_ID, "")
     return Event(
         workspace_id=row[0],
         seq=row[1],
@@ -166,13 +170,27 @@ def event_of(row: Row) -> Event:
         time=row[3],
         task_id=row[4],
         request_id=row[5],
-        payload=row[6],
+        payload=payload,
+        trace_id=trace_id,
     )
 
 
 def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
     """An event as EVENT_COLUMNS."""
-    return (workspace_id, seq, str(event.type), event.time, event.task_id, event.request_id, json_value(event.payload))
+    return (
+        workspace_id,
+        seq,
+        str(event.type),
+        event.time,
+        event.task_id,
+        event.request_id,
+        event_payload(event.payload, event.trace_id),
+    )
+
+
+def event_payload(payload: Mapping[str, Any], trace_id: str) -> Jsonb:
+    """The payload's column, with the trace's id if there is one."""
+    return json_value({**payload, _TRACE_ID: trace_id} if trace_id else payload)
 
 
 def json_value(value: Mapping[str, Any]) -> Jsonb:

@@ -45,6 +45,8 @@ class ControlPlane(RuntimeServiceServicer):
         self.log: list[tuple[str, TaskEvent]] = []
         self.calls: list[str] = []
         self.heartbeats: list[HeartbeatRequest] = []
+        # Each event that was sent, with the trace that it was part of.
+        self.traces: list[tuple[str, str]] = []
         self.address = ""
         self.fenced = False
         # Answers every call with this.
@@ -92,6 +94,8 @@ class ControlPlane(RuntimeServiceServicer):
 
     async def CommitEvents(self, request: CommitEventsRequest, context: Context) -> CommitEventsResponse:  # noqa: N802
         await self._enter("CommitEvents", context)
+        traceparent = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+        self.traces += [(str(event.WhichOneof("event")), traceparent) for event in request.events]
         for event in request.events:
             self._commit(request.task_id, event)
         directive = await self._reply("CommitEvents")
@@ -160,11 +164,13 @@ class ControlPlane(RuntimeServiceServicer):
     def metadata(self, token: str | None = None) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {token or self.token()}"),)
 
-    async def start_task(self, agent: "AgentServiceAsyncStub", task: Assignment, epoch: int = EPOCH) -> None:
+    async def start_task(self, agent: "AgentServiceAsyncStub", task: Assignment, epoch: int = EPOCH, traceparent: str = "") -> None:
         request = StartTaskRequest(workspace_id=WORKSPACE_ID, epoch=epoch, task=task)
-        await agent.StartTask(request, metadata=self.metadata())
+        await agent.StartTask(request, metadata=(*self.metadata(), ("traceparent", traceparent)))
 
-    async def cancel_task(self, agent: "AgentServiceAsyncStub", task_id: str, force_after_seconds: float | None = None) -> bool:
+    async def cancel_task(
+        self, agent: "AgentServiceAsyncStub", task_id: str, force_after_seconds: float | None = None, traceparent: str = ""
+    ) -> bool:
         """The intent is recorded first, then the agent is signalled."""
         cancellation = Cancellation(reason="enough")
         if force_after_seconds is not None:
@@ -172,7 +178,7 @@ class ControlPlane(RuntimeServiceServicer):
         if self.task is not None and self.task.task_id == task_id:
             self.task.cancellation.CopyFrom(cancellation)
         request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id=task_id, cancellation=cancellation)
-        return (await agent.CancelTask(request, metadata=self.metadata())).known
+        return (await agent.CancelTask(request, metadata=(*self.metadata(), ("traceparent", traceparent)))).known
 
 
 def sign(key: OKPKey, claims: dict[str, Any], algorithm: str = "EdDSA") -> str:

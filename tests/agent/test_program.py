@@ -77,6 +77,36 @@ async def test_cancel_lets_the_iteration_finish_and_the_next_task_run(
     assert control_plane.end("t2").status == Task.completed
 
 
+async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_heard_of_the_task(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
+    await started(control_plane, start)
+    agent = control_plane.agent()
+    first, second, third = (f"00-{digit * 32}-{digit * 16}-01" for digit in "abc")
+    wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done"
+    await control_plane.start_task(agent, control_plane.submit("t1", f"true\n{wait}\necho never"), traceparent=first)
+    await _exists(tmp_path / "begun")
+    await control_plane.cancel_task(agent, "t1", traceparent=second)
+    # One that belongs to no trace, and one that is for another task, take nothing over.
+    await control_plane.cancel_task(agent, "t1")
+    await control_plane.cancel_task(agent, "t9", traceparent=third)
+    (tmp_path / "go").touch()
+    await control_plane.until(lambda: control_plane.end("t1"))
+    # Handed over at once, the acknowledgement of the end perhaps still under way.
+    await control_plane.start_task(agent, control_plane.submit("t2", "true"), traceparent=third)
+    await control_plane.until(lambda: control_plane.end("t2"))
+    await control_plane.start_task(agent, control_plane.submit("t3", "true"))
+    await control_plane.until(lambda: control_plane.end("t3"))
+    assert control_plane.traces == [
+        ("task_started", first),
+        ("iteration_completed", first),
+        ("iteration_completed", second),
+        ("task_ended", second),
+        *((kind, third) for kind in ("task_started", "iteration_completed", "task_ended")),
+        *((kind, "") for kind in ("task_started", "iteration_completed", "task_ended")),
+    ]
+
+
 async def test_force_breaks_the_tool_off(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
     await started(control_plane, start)
     agent = control_plane.agent()

@@ -11,8 +11,9 @@ from evershell.agent.v1 import agent_service_pb2 as messages
 from evershell.agent.v1 import agent_service_pb2_grpc
 
 from server.auth.pod_tokens import PodTokens, new_key
-from server.core import deadline
+from server.core import deadline, trace
 from server.core.errors import AgentUnreachableError
+from server.core.trace import TraceContext
 from server.fleet import agent_client
 from server.fleet.agent_client import AgentClient
 from tests.core.world import NOW, busy_session, intent
@@ -35,6 +36,7 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         self.known = True
         self.requests: list[Any] = []
         self.authorizations: list[str] = []
+        self.traceparents: list[str] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
@@ -62,6 +64,7 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
     async def _note(self, request: Any, context: Context) -> None:
         self.requests.append(request)
         self.authorizations += [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
+        self.traceparents += [str(value) for name, value in context.invocation_metadata() or () if name == "traceparent"]
         await self.before(len(self.requests), context)
 
 
@@ -228,3 +231,12 @@ async def test_a_caller_that_goes_away_is_not_told_that_the_agent_is_gone(client
 
 def test_the_budget_is_below_two_seconds() -> None:
     assert agent_client.SIGNAL_BUDGET_SECONDS < 2
+
+
+async def test_the_agent_is_told_of_which_trace_a_signal_is_part(agent: FakeAgent, client: AgentClient) -> None:
+    assert TASK is not None
+    await client.start_task(at(agent.address), TASK)
+    with trace.within(TraceContext("a" * 32, "b" * 16)):
+        await client.start_task(at(agent.address), TASK)
+        await client.cancel_task(at(agent.address), TASK)
+    assert agent.traceparents == [f"00-{'a' * 32}-{'b' * 16}-01"] * 2

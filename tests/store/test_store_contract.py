@@ -6,13 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import lifecycle
+from server.core import lifecycle, trace
 from server.core.errors import Failure
 from server.core.event import EventType, cancel_payload
 from server.core.ids import new_task_id
 from server.core.lifecycle import Change, Iterated, Session, Started
 from server.core.ports import Store
 from server.core.task import Phase, TaskStatus, Usage
+from server.core.trace import TraceContext
 from server.core.workspace import WorkspaceStatus
 from tests.store.examples import NOW, complete, intent, permission, set_status, task, with_task, workspace
 
@@ -274,3 +275,14 @@ async def test_wanted_pods_are_those_that_have_not_ended(store: Store) -> None:
         await store.create_workspace(workspace(status))
     wanted = {each.status for each in await store.list_wanted_pods()}
     assert wanted == set(WorkspaceStatus) - {WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED}
+
+
+async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    with trace.within(TraceContext("a" * 32, "b" * 16)):
+        await store.record_cancellation(permission(), busy.id, None, intent())
+    with trace.within(TraceContext("c" * 32, "b" * 16)):
+        await store.transition(busy.id, lambda session: lifecycle.commit(session, busy.epoch, submitted.id, [Started()], NOW))
+    events = await store.list_events(busy.id, 0, 10)
+    assert [event.trace_id for event in events] == ["", "a" * 32, "c" * 32]
+    assert not any("trace_id" in event.payload for event in events)

@@ -31,6 +31,7 @@ class Event(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     WORKSPACE_PROVISIONED_FIELD_NUMBER: _builtins.int
     WORKSPACE_STOPPED_FIELD_NUMBER: _builtins.int
     WORKSPACE_FAILED_FIELD_NUMBER: _builtins.int
@@ -48,6 +49,10 @@ class Event(_message.Message):
     """Empty for events of the workspace itself."""
     request_id: _builtins.str
     """The call that caused it; empty when the agent or the fleet did."""
+    trace_id: _builtins.str
+    """The W3C trace that the call was part of, 32 hex digits; empty when it was part of none. What an agent does with a task is part of
+    the trace of the SubmitTask that gave it, and from a cancellation on, of the CancelTask that signalled it.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -77,6 +82,7 @@ class Event(_message.Message):
         workspace_id: _builtins.str = ...,
         task_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
         workspace_provisioned: Global___WorkspaceProvisioned | None = ...,
         workspace_stopped: Global___WorkspaceStopped | None = ...,
         workspace_failed: Global___WorkspaceFailed | None = ...,
@@ -89,7 +95,7 @@ class Event(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "workspace_failed", b"workspace_failed", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "request_id", b"request_id", "seq", b"seq", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_id", b"task_id", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "type", b"type", "workspace_failed", b"workspace_failed", "workspace_id", b"workspace_id", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "request_id", b"request_id", "seq", b"seq", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_id", b"task_id", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "trace_id", b"trace_id", "type", b"type", "workspace_failed", b"workspace_failed", "workspace_id", b"workspace_id", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["workspace_provisioned", "workspace_stopped", "workspace_failed", "workspace_resumed", "task_submitted", "task_started", "iteration_completed", "task_cancel_requested", "task_completed"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015

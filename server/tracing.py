@@ -1,0 +1,99 @@
+"""Spans, sent by OTLP over HTTP. Imported only when there is somewhere to send them.
+
+The exporter, the sampler and the resource take their settings from the standard environment variables (OTEL_…).
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
+
+from server.core import trace
+from server.core.errors import AgentUnreachableError, UnavailableError
+from server.core.trace import TraceContext
+
+# What the end of a program may wait for spans to be taken: a collector that is away delays no drain.
+_FLUSH_MILLISECONDS = 1_000
+
+Inner = TypeVar("Inner")
+
+
+class Tracing:
+    """Makes spans. Each is a child of `trace.current()`, and is that itself while it lasts."""
+
+    def __init__(self, program: str) -> None:
+        own = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"evershell-{program}"}
+        # The program closes it itself, within its time.
+        self._provider = TracerProvider(resource=Resource.create(own), shutdown_on_exit=False)
+        self._processor = BatchSpanProcessor(OTLPSpanExporter(timeout=_FLUSH_MILLISECONDS / 1000))
+        self._provider.add_span_processor(self._processor)
+        self._tracer = self._provider.get_tracer("evershell")
+
+    @contextmanager
+    def span(self, name: str, kind: SpanKind, **attributes: str) -> Iterator[Span]:
+        """A span. What is raised within is its end all the same."""
+        span = self._tracer.start_span(name, _parent(trace.current()), kind, attributes)
+        made = span.get_span_context()
+        context = trace.current()
+        # It is not where OTEL_SDK_DISABLED is set.
+        if made.is_valid:
+            context = TraceContext(f"{made.trace_id:032x}", f"{made.span_id:016x}", f"{made.trace_flags:02x}")
+        try:
+            with trace.within(context):
+                yield span
+        finally:
+            span.end()
+
+    def traced(self, inner: Inner, prefix: str, kind: SpanKind = SpanKind.CLIENT) -> Inner:
+        """The same port with a span around each call, if that is part of a trace."""
+        return cast(Inner, _Traced(inner, self, prefix, kind))
+
+    def close(self) -> None:
+        """Sends what is left, if it is taken soon. Blocks that long."""
+        self._provider.force_flush(_FLUSH_MILLISECONDS)
+        self._provider.shutdown()
+
+
+class _Traced:
+    def __init__(self, inner: object, tracing: Tracing, prefix: str, kind: SpanKind) -> None:
+        self._inner = inner
+        self._tracing = tracing
+        self._prefix = prefix
+        self._kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
+        traced = self._around(name, method)
+        setattr(self, name, traced)
+        return traced
+
+    def _around(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        async def traced(*arguments: Any, **named: Any) -> Any:
+            if trace.current() is None:
+                return await method(*arguments, **named)
+            with self._tracing.span(f"{self._prefix}.{name}", self._kind) as span:
+                try:
+                    return await method(*arguments, **named)
+                except (UnavailableError, AgentUnreachableError) as error:
+                    span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+                    raise
+
+        return traced
+
+
+def _parent(context: TraceContext | None) -> Context:
+    if context is None:
+        return Context()
+    flags = TraceFlags(int(context.flags, 16))
+    remote = SpanContext(int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags)
+    return set_span_in_context(NonRecordingSpan(remote), Context())

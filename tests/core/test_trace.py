@@ -1,0 +1,58 @@
+"""The W3C trace context: what is read of it, and what is not."""
+
+import pytest
+
+from server.core import lifecycle, trace
+from server.core.trace import TraceContext
+from tests.core.world import busy_session, intent
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+VALID = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "flags"),
+    [
+        (VALID, "01"),
+        (f" 00-{TRACE}-{SPAN}-00 ", "00"),
+        (f"cc-{TRACE}-{SPAN}-01", "01"),
+        (f"cc-{TRACE}-{SPAN}-01-what-a-later-version-adds", "01"),
+    ],
+)
+def test_what_is_valid_is_read(traceparent: str, flags: str) -> None:
+    assert TraceContext.parse(traceparent) == TraceContext(TRACE, SPAN, flags)
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        None,
+        "",
+        "nonsense",
+        VALID.upper(),
+        VALID + "-more",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE[:-1]}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}",
+        f"00-{TRACE}-{SPAN}-1",
+        f"00-{TRACE}-{SPAN}-0g",
+        f"{VALID}, {VALID}",
+        "٠٠-" + VALID[3:],
+    ],
+)
+def test_what_is_not_is_no_trace(traceparent: str | None) -> None:
+    assert TraceContext.parse(traceparent) is None
+
+
+def test_it_is_passed_on_as_it_came() -> None:
+    assert TraceContext(TRACE, SPAN, "00").traceparent == f"00-{TRACE}-{SPAN}-00"
+
+
+def test_what_happens_in_a_traced_call_is_part_of_its_trace() -> None:
+    session = busy_session()
+    (untraced,) = lifecycle.request_cancel(session, intent()).events
+    with trace.within(TraceContext(TRACE, SPAN)):
+        (traced,) = lifecycle.request_cancel(session, intent()).events
+    assert (untraced.trace_id, traced.trace_id, trace.current()) == ("", TRACE, None)

@@ -1,0 +1,64 @@
+"""Where spans are sent to in tests: OTLP over HTTP."""
+
+import gzip
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+
+class Receiver:
+    """Keeps the spans that it is sent."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[str, Span]] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def spans(self, trace_id: str) -> list[Span]:
+        """Those of a trace."""
+        return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
+
+    def services(self) -> set[str]:
+        """Who sent any."""
+        return {service for service, _ in self._spans}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                assert self.path == "/v1/traces"
+                receiver._take(ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.end_headers()
+                self.wfile.write(ExportTraceServiceResponse().SerializeToString())
+
+            def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - named by the library
+                pass
+
+        return Handler
+
+    def _take(self, request: ExportTraceServiceRequest) -> None:
+        for resource in request.resource_spans:
+            names = [each.value.string_value for each in resource.resource.attributes if each.key == "service.name"]
+            for scope in resource.scope_spans:
+                self._spans += [(names[0], span) for span in scope.spans]

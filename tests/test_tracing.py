@@ -1,0 +1,69 @@
+"""Spans, and where they are not wanted after all."""
+
+import time
+
+import pytest
+from opentelemetry.trace import SpanKind
+
+from server.core import trace
+from server.core.errors import UnavailableError
+from server.core.trace import TraceContext
+from server.tracing import Tracing
+from tests.otlp import Receiver
+
+CALLER = TraceContext("a" * 32, "b" * 16)
+UNRECORDED = TraceContext("c" * 32, "b" * 16, "00")
+
+
+class Port:
+    """Something to put spans around."""
+
+    async def succeed(self) -> str:
+        return trace.current_id()
+
+    async def fail(self) -> None:
+        raise UnavailableError("10.0.0.7")
+
+
+async def test_a_port_has_a_span_around_each_call_that_is_part_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = Receiver()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+    with receiver.running():
+        tracing = Tracing("test")
+        port = tracing.traced(Port(), "port")
+        assert await port.succeed() == ""
+        with trace.within(CALLER):
+            assert await port.succeed() == CALLER.trace_id
+            with pytest.raises(UnavailableError):
+                await port.fail()
+            assert trace.current() == CALLER
+        with trace.within(UNRECORDED):
+            assert await port.succeed() == UNRECORDED.trace_id
+        tracing.close()
+    spans = {span.name: span for span in receiver.spans(CALLER.trace_id)}
+    assert set(spans) == {"port.succeed", "port.fail"}
+    assert {span.parent_span_id.hex() for span in spans.values()} == {CALLER.span_id}
+    # The text of an error names what lies behind, and stays inside.
+    assert (spans["port.fail"].status.code, spans["port.fail"].status.message) == (2, "UnavailableError")
+    assert receiver.spans(UNRECORDED.trace_id) == []
+    assert receiver.services() == {"evershell-test"}
+
+
+async def test_a_disabled_sdk_passes_the_callers_trace_on_and_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    tracing = Tracing("test")
+    with tracing.span("call", SpanKind.SERVER):
+        assert trace.current() is None
+    with trace.within(CALLER), tracing.span("call", SpanKind.SERVER):
+        assert trace.current() == CALLER
+    tracing.close()
+
+
+def test_a_collector_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    tracing = Tracing("test")
+    with trace.within(CALLER), tracing.span("call", SpanKind.SERVER):
+        pass
+    began = time.monotonic()
+    tracing.close()
+    assert time.monotonic() - began < 4
