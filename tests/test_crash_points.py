@@ -17,6 +17,7 @@ from server.config import Settings
 from server.core.lifecycle import Ending, Iterated, Started
 from server.core.task import TaskStatus
 from server.crash_points import CrashPoints, kind_of
+from server.metrics import Metrics
 
 ITERATED, ENDING = Iterated(number=1, payload={}), Ending(status=TaskStatus.COMPLETED)
 
@@ -66,7 +67,7 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
     wrapped = _note_wrapped(monkeypatch, bootstrap)
     settings = Settings(state_dir=tmp_path, database_url="postgresql:///nowhere", crash_points_dir=tmp_path if is_set else None)
     settings.signing_key_path.write_text(new_key())
-    async with bootstrap.control_plane(settings) as server:
+    async with bootstrap.control_plane(settings, Metrics()) as server:
         assert isinstance(server, Server)
     assert wrapped == ({"commit_events", "record_cancellation", "cancel_task"} if is_set else set())
 

@@ -11,7 +11,7 @@ from server.api import codec
 from server.api.call import caller, current, say_ok
 from server.core import tasks, watch_events, workspaces
 from server.core.cancel_task import cancel_task
-from server.core.ports import Agents, CancelLimit, Clock, Store, Wakeups
+from server.core.ports import Agents, CancelLimit, Clock, Store, Wakeups, unlimited
 from server.core.validation import Page
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -25,7 +25,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     agents: Agents
     wakeups: Wakeups
     clock: Clock
-    cancel_limit: CancelLimit = lambda permission, workspace_id: None
+    cancel_limit: CancelLimit = unlimited
 
     async def CancelTask(  # noqa: N802
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context

@@ -13,7 +13,7 @@ from enum import StrEnum
 from server.core import deadline, errors
 from server.core.caller import Caller, Permission
 from server.core.errors import AgentUnreachableError, UnavailableError
-from server.core.ports import Agents, CancelLimit, Clock, RecordedCancellation, Store, Wakeups
+from server.core.ports import Agents, CancelLimit, Clock, RecordedCancellation, Store, Wakeups, unlimited
 from server.core.task import CancelIntent, Task
 from server.core.validation import MAX_REASON_CHARACTERS, Fields
 
@@ -78,7 +78,7 @@ async def cancel_task(
     agents: Agents,
     wakeups: Wakeups,
     clock: Clock,
-    limit: CancelLimit = lambda permission, workspace_id: None,
+    limit: CancelLimit = unlimited,
 ) -> CancelResult:
     """Records the cancellation, then signals the agent, then waits for the end if that was asked for.
 

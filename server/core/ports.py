@@ -17,6 +17,10 @@ Clock = Callable[[], datetime]
 CancelLimit = Callable[[Permission, str], None]
 
 
+def unlimited(permission: Permission, workspace_id: str) -> None:
+    """The limit that is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedCancellation:
     """What record_cancellation found, and whether it recorded the intent."""
