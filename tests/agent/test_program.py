@@ -92,9 +92,18 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
     await control_plane.cancel_task(agent, "t9", traceparent=third)
     (tmp_path / "go").touch()
     await control_plane.until(lambda: control_plane.end("t1"))
+    # It is to learn of the next task from the call that has the trace, not from the reply to a heartbeat.
+    heartbeats = asyncio.Event()
+
+    async def hold(call: str) -> None:
+        if call == "Heartbeat":
+            await heartbeats.wait()
+
+    control_plane.before_reply = hold
     # Handed over at once, the acknowledgement of the end perhaps still under way.
     await control_plane.start_task(agent, control_plane.submit("t2", "true"), traceparent=third)
     await control_plane.until(lambda: control_plane.end("t2"))
+    heartbeats.set()
     await control_plane.start_task(agent, control_plane.submit("t3", "true"))
     await control_plane.until(lambda: control_plane.end("t3"))
     assert control_plane.traces == [
