@@ -95,7 +95,13 @@ async def connected(pool: Pool) -> AsyncIterator[Connection]:
             async with pool.connection(timeout=deadline.bounded(pool.timeout)) as connection:
                 if not _has_ended(connection):
                     with answered_within(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
-                        yield connection
+                        try:
+                            yield connection
+                        except asyncio.CancelledError:
+                            # A pipeline that is cancelled may never be left (psycopg 3.3), and the pool takes its connection for
+                            # idle: what is written on it next would be answered, and not be committed.
+                            await connection.close()
+                            raise
                     return
                 # The pool makes a new one in its place.
                 await connection.close()

@@ -1,5 +1,6 @@
 """The Store of the core, on PostgreSQL."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -119,15 +120,20 @@ class PostgresStore:
 
     async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
         """See the port."""
-        async with connected(self._pool) as connection, connection.pipeline(), connection.transaction():
-            locked = await connection.execute(_LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True)
-            current = await connection.execute(_CURRENT_TASK, (workspace_id,), prepare=True, binary=True)
-            workspace_row, task_row = await locked.fetchone(), await current.fetchone()
-            if workspace_row is None:
-                return None
-            session = Session(workspace_of(workspace_row), None if task_row is None else task_of(task_row))
-            change = decide(session)
-            change = await _write(connection, session, change)
+        try:
+            async with connected(self._pool) as connection, connection.pipeline(), connection.transaction():
+                locked = await connection.execute(_LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True)
+                current = await connection.execute(_CURRENT_TASK, (workspace_id,), prepare=True, binary=True)
+                workspace_row, task_row = await locked.fetchone(), await current.fetchone()
+                if workspace_row is None:
+                    return None
+                session = Session(workspace_of(workspace_row), None if task_row is None else task_of(task_row))
+                change = decide(session)
+                change = await _write(connection, session, change)
+        except asyncio.CancelledError:
+            # It may have been committed by then, and whoever waits is to know.
+            self._announce(workspace_id)
+            raise
         # A heartbeat writes too, and is of no interest to anyone who waits.
         if change.events or change.workspace.status is not session.workspace.status:
             self._announce(workspace_id)

@@ -291,3 +291,38 @@ async def _end_sessions(url: str, which: str) -> None:
     async with await AsyncConnection.connect(url, autocommit=True) as connection:
         query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
         await connection.execute(f"{query} AND pid <> pg_backend_pid() AND {which}")
+
+
+@pytest.mark.parametrize("turns", range(1, 40, 3))
+async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_that_commits(database_url: str, turns: int) -> None:
+    """Cancelled wherever it is: what is written next on the same connection is there for others to see."""
+    async with open_pool(database_url, min_size=1, max_size=1) as pool, open_pool(database_url, min_size=1, max_size=1) as other:
+        store = PostgresStore(pool)
+        busy, running = await with_task(store)
+        starting = asyncio.create_task(
+            store.transition(busy.id, lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW))
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait({starting})
+        assert (await store.record_cancellation(permission(), busy.id, None, intent())).recorded
+        seen = await PostgresStore(other).get_task(busy.id, running.id)
+        assert seen is not None and seen.cancel is not None
+
+
+async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url: str) -> None:
+    announced: list[str] = []
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, announced.append)
+        busy, running = await with_task(store)
+        announced.clear()
+        async with held(database_url, busy.id) as queued:
+            starting = asyncio.create_task(
+                store.transition(busy.id, lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW))
+            )
+            await queued(1)
+            starting.cancel()
+            await asyncio.wait({starting})
+        # Whether it was committed is not known.
+        assert announced == [busy.id]
