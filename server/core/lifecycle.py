@@ -232,7 +232,7 @@ def finish_stop(session: Session, epoch: int, now: datetime, *, work_stopped: bo
     return _without_agent(change, WorkspaceStatus.STOPPED, workspace.status_reason, now, stopped)
 
 
-def place(session: Session, epoch: int, host: str, now: datetime) -> Change:
+def place(session: Session, epoch: int, host: str, now: datetime, *, work_stopped: bool) -> Change:
     """A host takes it on itself to start the epoch's pod. What an earlier run of the host had is gone and gets a new epoch."""
     workspace = session.workspace
     if is_fenced(workspace, epoch) or workspace.host == host:
@@ -240,8 +240,8 @@ def place(session: Session, epoch: int, host: str, now: datetime) -> Change:
     if workspace.host is None:
         return Change(replace(workspace, host=host, updated_at=now), session.task)
     if workspace.status is WorkspaceStatus.STOPPING:
-        return finish_stop(session, epoch, now, work_stopped=True)
-    change = _end_open_task(session, "the host was restarted", now, forced=False, work_stopped=True)
+        return finish_stop(session, epoch, now, work_stopped=work_stopped)
+    change = _end_open_task(session, "the host was restarted", now, forced=False, work_stopped=work_stopped)
     return Change(replace(_new_epoch(change.workspace, "the host was restarted", now), host=host), change.task, change.events)
 
 

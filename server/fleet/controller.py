@@ -115,9 +115,10 @@ class Controller:
 
     async def _place(self, workspace: Workspace) -> Workspace:
         """Takes over what no host has, or what an earlier run of this host had: its processes end before its task does."""
-        if workspace.host is not None:
-            await self._pods.end(workspace.id, END_GRACE_SECONDS)
-        return await self._apply(workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now))
+        stopped = workspace.host is None or await self._pods.end(workspace.id, END_GRACE_SECONDS)
+        return await self._apply(
+            workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now, work_stopped=stopped)
+        )
 
     async def _start(self, workspace: Workspace) -> None:
         await self._pods.end(workspace.id, grace_seconds=0)

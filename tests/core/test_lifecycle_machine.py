@@ -142,7 +142,7 @@ class LifecycleMachine(RuleBasedStateMachine):
     def place(self, behind: int, restarted: int) -> None:
         self.host_number += restarted
         epoch = self._workspace().epoch - behind
-        self._change(lambda session: lifecycle.place(session, epoch, f"host_{self.host_number}", self.clock()))
+        self._change(lambda session: lifecycle.place(session, epoch, f"host_{self.host_number}", self.clock(), work_stopped=True))
 
     @invariant()
     def the_log_has_no_gaps(self) -> None:

@@ -62,7 +62,7 @@ def test_an_agent_of_another_epoch_changes_nothing(epoch: int) -> None:
         lifecycle.commit(session, epoch, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER),
         lifecycle.lose_agent(session, epoch, "gone", LATER, work_stopped=True),
         lifecycle.finish_stop(stopping(session), epoch, LATER, work_stopped=True),
-        lifecycle.place(session, epoch, "host_2", LATER),
+        lifecycle.place(session, epoch, "host_2", LATER, work_stopped=True),
     ):
         assert change.events == ()
         assert change.workspace in (session.workspace, stopping(session).workspace)
@@ -76,7 +76,7 @@ def test_the_agent_of_a_workspace_that_has_ended_changes_nothing(status: Workspa
         lifecycle.heartbeat(session, 1, "", Phase.NONE, 30, LATER),
         lifecycle.lose_agent(session, 1, "gone", LATER, work_stopped=True),
         lifecycle.finish_stop(session, 1, LATER, work_stopped=True),
-        lifecycle.place(session, 1, "host_2", LATER),
+        lifecycle.place(session, 1, "host_2", LATER, work_stopped=True),
     ):
         assert change == lifecycle.unchanged(session)
     assert lifecycle.is_fenced(session.workspace, 1)
@@ -207,16 +207,16 @@ def test_an_agent_lost_while_stopping_has_stopped() -> None:
 
 def test_a_host_takes_what_no_host_has() -> None:
     session = Session(workspace(PROVISIONING), None)
-    change = lifecycle.place(session, 1, "host_1", LATER)
+    change = lifecycle.place(session, 1, "host_1", LATER, work_stopped=True)
     assert change == Change(replace(session.workspace, host="host_1", updated_at=LATER), None)
     placed = Session(change.workspace, None)
-    assert lifecycle.place(placed, 1, "host_1", LATER) == lifecycle.unchanged(placed)
+    assert lifecycle.place(placed, 1, "host_1", LATER, work_stopped=True) == lifecycle.unchanged(placed)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_host_that_was_restarted_ends_the_task_and_begins_a_new_epoch(cancelled: bool) -> None:
     session = busy_session(cancel=intent() if cancelled else None)
-    change = lifecycle.place(session, 1, "host_2", LATER)
+    change = lifecycle.place(session, 1, "host_2", LATER, work_stopped=True)
     assert change.task is not None
     assert change.task.status is (TaskStatus.CANCELLED if cancelled else TaskStatus.FAILED)
     assert types(change) == ["task_completed"]
@@ -227,5 +227,5 @@ def test_a_host_that_was_restarted_ends_the_task_and_begins_a_new_epoch(cancelle
 
 
 def test_a_host_that_was_restarted_while_stopping_has_stopped() -> None:
-    change = lifecycle.place(stopping(busy_session()), 1, "host_2", LATER)
+    change = lifecycle.place(stopping(busy_session()), 1, "host_2", LATER, work_stopped=True)
     assert (change.workspace.status, types(change)) == (STOPPED, ["task_completed", "workspace_stopped"])

@@ -126,6 +126,14 @@ async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(fleet: Fleet, ca
     assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}", "end 0", "start 2"]
 
 
+async def test_after_a_restart_what_could_not_be_ended_is_not_said_to_have_stopped(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(host="host_0")
+    fleet.pods.ends_all = False
+    await fleet.look()
+    (end,) = [event for event in await fleet.world.events(busy.id) if event.type == "task_completed"]
+    assert end.payload["work_stopped"] == "unknown"
+
+
 async def test_after_a_restart_of_the_host_what_was_stopping_has_stopped(fleet: Fleet) -> None:
     stopping = await fleet.add(STOPPING, host="host_0")
     await fleet.look()

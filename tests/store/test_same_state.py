@@ -57,8 +57,10 @@ _STEPS: dict[str, Step] = {
     "stopped": lambda _: lambda session: lifecycle.finish_stop(session, session.workspace.epoch, NOW, work_stopped=True),
     "lose": lambda _: lambda session: lifecycle.lose_agent(session, session.workspace.epoch, "gone", NOW, work_stopped=False),
     "resume": lambda _: lambda session: lifecycle.resume(session, NOW),
-    "place": lambda _: lambda session: lifecycle.place(session, session.workspace.epoch, "host_1", NOW),
-    "place_elsewhere": lambda _: lambda session: lifecycle.place(session, session.workspace.epoch, "host_2", NOW),
+    "place": lambda _: lambda session: lifecycle.place(session, session.workspace.epoch, "host_1", NOW, work_stopped=True),
+    "place_elsewhere": lambda _: (
+        lambda session: lifecycle.place(session, session.workspace.epoch, "host_2", NOW, work_stopped=True)
+    ),
     **{f"end_{status}": _end(status) for status in _END_STATUSES},
 }
 _CANCEL = st.tuples(st.just("cancel"), st.none() | st.integers(1, 9), st.booleans())
