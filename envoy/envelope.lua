@@ -1,6 +1,7 @@
 -- Turns the answer of the control plane, as the transcoder leaves it, into what the public API promises.
 --
--- A success costs one look for `grpc-status` (a success has it in its trailers, which do not pass here) and one for the status.
+-- A success costs one look for `grpc-status` (a success has it in its trailers, which do not pass here), one for the status and one
+-- for whether the caller wants the headers alone.
 -- An error arrives as headers alone: the server has put the whole envelope and its HTTP status into two of them. The headers that
 -- are read here are removed by the header_mutation filter, which runs after this one on the way out.
 
@@ -8,7 +9,8 @@
 local function refused(handle, headers, grpc_status, status)
   if status ~= nil then
     -- Envoy refused a request that called itself application/grpc: the envelope is in grpc-message, escaped as gRPC does it.
-    local envelope = headers:get("grpc-message"):gsub("%%(%x%x)", function(hex)
+    -- To HEAD there is none.
+    local envelope = (headers:get("grpc-message") or ""):gsub("%%(%x%x)", function(hex)
       return string.char(tonumber(hex, 16))
     end)
     return status, envelope
@@ -16,8 +18,27 @@ local function refused(handle, headers, grpc_status, status)
   -- A worker's gRPC library refused the call before the service could say anything; its text stays inside.
   local errors = handle:virtualHost():metadata()
   local rule = errors:get(grpc_status) or errors:get("13")
+  if rule.retry_after ~= "" then
+    headers:replace("retry-after", rule.retry_after)
+  end
   local envelope = '{"error":{"code":"%s","message":"%s","request_id":"%s"}}'
   return rule.status, envelope:format(rule.code, rule.message, headers:get("x-request-id") or "")
+end
+
+local NAMESPACE = "evershell.edge"
+
+-- The transcoder binds no HEAD: the control plane is asked as with GET, and what it says is left out of the answer.
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  if headers:get(":method") == "HEAD" and handle:metadata():get("has_head") then
+    headers:replace(":method", "GET")
+    handle:streamInfo():dynamicMetadata():set(NAMESPACE, "head", true)
+  end
+end
+
+local function wants_headers_alone(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
+  return noted ~= nil and noted["head"]
 end
 
 function envoy_on_response(handle)
@@ -33,6 +54,12 @@ function envoy_on_response(handle)
         headers:replace(":status", status)
       end
     end
+    if wants_headers_alone(handle) then
+      -- The headers go out as they are, the content length too.
+      for chunk in handle:bodyChunks() do
+        chunk:setBytes("")
+      end
+    end
     return
   end
 
@@ -45,5 +72,9 @@ function envoy_on_response(handle)
   if status == "401" then
     headers:replace("www-authenticate", "Bearer")
   end
-  handle:body(true):setBytes(envelope)
+  if wants_headers_alone(handle) then
+    headers:replace("content-length", tostring(#envelope))
+  elseif envelope ~= "" then
+    handle:body(true):setBytes(envelope)
+  end
 end

@@ -105,6 +105,9 @@ Exit codes:
 @click.option("--force-after", metavar="DURATION", help="Break the iteration off if it still runs then: 0s, 30s; at most 24 h.")
 @click.option("--address", envvar="GRPC_ADDR", default="", metavar="HOST:PORT", help="GRPC_ADDR when absent; https://… for TLS.")
 @click.option("--token-file", type=click.File(), help="Holds the token (- for standard input); the variable TOKEN when absent.")
+@click.option("--ca-file", type=Path, metavar="FILE", help="TLS: trust these authorities, in place of the system's.")
+@click.option("--cert-file", type=Path, metavar="FILE", help="TLS: a client certificate, for a service that asks for one.")
+@click.option("--key-file", type=Path, metavar="FILE", help="TLS: the client certificate's key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reply, or the error, as REST shows it.")
 def cancel(
     workspace: str,
@@ -115,10 +118,11 @@ def cancel(
     address: str,
     token_file: TextIO | None,
     as_json: bool,
+    **files: Path | None,
 ) -> None:
     """See server.commands.cancel."""
     from server.client import WorkspaceClient
-    from server.commands.cancel import Cancel, find_endpoint, parse_seconds, run
+    from server.commands.cancel import Cancel, Identity, find_endpoint, parse_seconds, run
 
     def seconds(option: str, given: str | None) -> float | None:
         try:
@@ -134,8 +138,8 @@ def cancel(
         force_after_seconds=seconds("--force-after", force_after),
         as_json=as_json,
     )
-    endpoint = find_endpoint(address, os.environ.get("TOKEN", ""), token_file)
-    with WorkspaceClient(endpoint.address, endpoint.token) as client:
+    endpoint = find_endpoint(address, os.environ.get("TOKEN", ""), token_file, Identity(**files))
+    with WorkspaceClient(endpoint.address, endpoint.token, credentials=endpoint.identity.credentials()) as client:
         sys.exit(run(command, endpoint, client))
 
 

@@ -65,7 +65,8 @@ class WorkspaceServiceError(Exception):
 class WorkspaceClient:
     """Calls WorkspaceService. Every method raises WorkspaceServiceError.
 
-    `address` is host:port, in plain text, or https://host:port. A channel that is passed is used instead and not closed.
+    `address` is host:port, in plain text, or https://host:port. `credentials` are for the latter, where the system's certificates
+    are not enough: authorities of one's own, a client certificate. A channel that is passed is used instead and not closed.
     `timeout_seconds` limits each call, all its attempts together. Reads, and a cancellation that names its task, are repeated when
     the service is unavailable or has had too many calls, not before the time that it names; no other call is, since it may have
     taken effect, and a CancelTask without a task id could meet the next task. Safe for use by several threads.
@@ -76,12 +77,13 @@ class WorkspaceClient:
         address: str,
         token: str,
         *,
+        credentials: grpc.ChannelCredentials | None = None,
         channel: grpc.Channel | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._channel = open_channel(address) if channel is None else channel
+        self._channel = open_channel(address, credentials) if channel is None else channel
         self._owns_channel = channel is None
         self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
@@ -217,10 +219,11 @@ class WorkspaceClient:
         return attempts(attempt)
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to host:port in plain text, or to https://host:port with the system's certificates."""
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """A channel to host:port in plain text, or to https://host:port with these credentials, else the system's certificates."""
     if address.startswith(_TLS):
-        return grpc.secure_channel(address.removeprefix(_TLS).rstrip("/"), grpc.ssl_channel_credentials(), options=_OPTIONS)
+        target = address.removeprefix(_TLS).rstrip("/")
+        return grpc.secure_channel(target, credentials or grpc.ssl_channel_credentials(), options=_OPTIONS)
     return grpc.insecure_channel(address.removeprefix("http://").rstrip("/"), options=_OPTIONS)
 
 

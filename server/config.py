@@ -1,9 +1,10 @@
 """The settings: one frozen object, read from the environment once and validated then."""
 
+import ssl
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -55,6 +56,12 @@ class Settings(BaseSettings):
     cancel_limit_per_second: int = Field(50, ge=1)
     cancel_limit_burst: int = Field(100, ge=1)
 
+    # TLS on both ports of the edge: the certificate with its chain, and its key, as PEM files. Empty: plain text.
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = Field(None, validate_default=True)
+    # When set, callers of gRPC need a certificate that one of these authorities has signed.
+    tls_client_ca_file: Path | None = None
+
     # Connections to the database, a worker.
     pool_size: int = Field(10, ge=1)
     # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the ports from here on, and the fleet
@@ -73,6 +80,30 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.absolute()
+
+    @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("tls_cert_file") is None):
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE are set together or not at all")
+        return value
+
+    @field_validator("tls_client_ca_file")
+    @classmethod
+    def _with_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("tls_cert_file") is None:
+            raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE: without TLS nobody shows a certificate")
+        return value
+
+    @property
+    def rest_url(self) -> str:
+        """REST through the edge."""
+        return f"{'https' if self.tls_cert_file else 'http'}://{self.listen_host}:{self.rest_port}"
 
     @property
     def worker_addresses(self) -> list[str]:
@@ -98,3 +129,11 @@ class Settings(BaseSettings):
     def read(cls) -> Self:
         """From the environment. Raises pydantic.ValidationError, which names each variable that is wrong."""
         return cls()
+
+
+def trust(cert_file: str | Path) -> ssl.SSLContext:
+    """Trusts this one certificate, whoever signed it: for calls to a stack of one's own, by whatever address."""
+    context = ssl.create_default_context(cafile=str(cert_file))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context

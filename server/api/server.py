@@ -20,7 +20,7 @@ from server.metrics import Metrics
 _MAX_METADATA_BYTES = 64 * 1024
 # Committed iterations carry up to 64 KiB of tool output, which JSON and Unicode may widen; the edge allows bodies of 1 MiB.
 _MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-_OPTIONS: Sequence[tuple[str, int]] = (
+OPTIONS: Sequence[tuple[str, int]] = (
     # Metadata above 8 KiB would be refused at random: tokens may be long, and an error's envelope travels in the trailers.
     ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
@@ -29,7 +29,8 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),
     # A peer that vanished is noticed, so that its streams end.
     ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # The edge pings each second, so that a worker which is frozen is noticed at once; gRPC would take that for an attack.
+    ("grpc.http2.max_ping_strikes", 0),
 )
 # A draining server takes calls until none has come for so long, since their callers could not know yet ...
 _QUIET_SECONDS = 0.1
@@ -63,7 +64,7 @@ class Server:
             *([rate_limits] if rate_limits is not None else []),  # once it is known whose call it is, and before it costs anything
             Decoding(),  # innermost, so that a request which cannot be read is told like any other failure
         ]
-        self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)
         runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, self._server)
         self._health = health.aio.HealthServicer()

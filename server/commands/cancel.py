@@ -15,12 +15,14 @@ Exit codes, for scripts:
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
+import grpc
 from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -60,11 +62,34 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """PEM files for TLS: whom to trust beside the system's authorities, and as whom to show oneself to a service that asks."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For a channel; None when there is nothing to say. Raises click.ClickException."""
+        if not any((self.ca_file, self.cert_file, self.key_file)):
+            return None
+        if (self.cert_file is None) != (self.key_file is None):
+            raise click.ClickException("A client certificate and its key go together: --cert-file and --key-file.")
+        return grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
+
+    def of_grpcurl(self) -> str:
+        """The same, as options of grpcurl."""
+        options = {"-cacert": self.ca_file, "-cert": self.cert_file, "-key": self.key_file}
+        return "".join(f"{option} {shlex.quote(str(path))} " for option, path in options.items() if path)
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Whom to call, and as whom."""
 
     address: str
     token: str
+    identity: Identity = field(default_factory=Identity)
 
 
 def parse_seconds(text: str) -> float:
@@ -75,28 +100,50 @@ def parse_seconds(text: str) -> float:
     return float(found[1]) * _UNITS_SECONDS[found[2]]
 
 
-def find_endpoint(address: str, token: str, token_file: TextIO | None) -> Endpoint:
+def find_endpoint(address: str, token: str, token_file: TextIO | None, identity: Identity | None = None) -> Endpoint:
     """From what is given, else from the stack that runs on this machine. Raises click.ClickException."""
+    identity = identity or Identity()
     if token_file is not None:
         token = token_file.read().strip()
-    if not address or not token:
-        settings = read_settings()
-        ready = read_ready(settings.state_dir)
-        local = str(ready.get("grpc_addr", ""))
-        address = address or local
+    ready = _local_stack(needed=not address or not token)
+    local = str(ready.get("grpc_addr", ""))
+    address = address or local
+    if address and address == local:
         # The demo's credential is for its own stack, and is shown to no one else.
-        if not token and token_file is None and address == local and ready:
+        if not token and token_file is None:
             token = ready["demo"]["tokens"]["full_access"]
+        if "tls_cert_file" in ready:
+            address = f"https://{address}"
+            identity = replace(identity, ca_file=identity.ca_file or Path(ready["tls_cert_file"]))
     if not address:
         raise click.ClickException(
-            f"There is no service to call: no stack runs in {settings.state_dir}. Start one with `make run`, or say where the "
-            "service is with --address or GRPC_ADDR."
+            f"There is no service to call: no stack runs in {read_settings().state_dir}. Start one with `make run`, or say where "
+            "the service is with --address or GRPC_ADDR."
         )
     if not token:
         raise click.ClickException("There is no credential. Export TOKEN, or name a file that holds it with --token-file.")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise click.ClickException("The credential is not valid: it holds characters that no token has.")
-    return Endpoint(address, token)
+    return Endpoint(address, token, identity)
+
+
+def _local_stack(*, needed: bool) -> dict[str, Any]:
+    """What the stack on this machine says of itself; who has named all does without, whatever is wrong with it."""
+    try:
+        return read_ready(read_settings().state_dir)
+    except click.ClickException:
+        if needed:
+            raise
+        return {}
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def run(command: Cancel, endpoint: Endpoint, client: WorkspaceClient) -> ExitCode:
@@ -193,7 +240,7 @@ def _standing(task: task_pb2.Task) -> str:
 def _how_to_follow(endpoint: Endpoint, workspace_id: str, task_id: str) -> str:
     """A call to paste; it takes the token from the environment, so that none is printed."""
     host = endpoint.address.removeprefix("https://").removeprefix("http://")
-    tls = "" if endpoint.address.startswith("https://") else "-plaintext "
+    tls = endpoint.identity.of_grpcurl() if endpoint.address.startswith("https://") else "-plaintext "
     request = shlex.quote(json.dumps({"workspace_id": workspace_id, "task_id": task_id}))
     header = '-H "authorization: Bearer $TOKEN"'
     return f"grpcurl {tls}{header} -d {request} {host} evershell.workspace.v1.WorkspaceService/GetTask"

@@ -16,6 +16,7 @@ import click
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from server.commands.environment import read_ready
+from server.config import trust
 
 _CALL_SECONDS = 10.0
 # A quiet stream says something every 15 s.
@@ -33,6 +34,7 @@ class Api:
         self.rest_url: str = ready["rest_url"]
         self.workspace_id: str = ready["demo"]["workspace_id"]
         self._token: str = ready["demo"]["tokens"]["full_access"]
+        self._tls = trust(ready["tls_cert_file"]) if "tls_cert_file" in ready else None
 
     def call(self, method: str, path: str = "", body: Any = None) -> dict[str, Any]:
         """Makes a call below the workspace. Raises OSError, or ClickException for an answer that is an error."""
@@ -60,7 +62,7 @@ class Api:
         headers = {"authorization": f"Bearer {self._token}", "content-type": "application/json"}
         url = f"{self.rest_url}/v1/workspaces/{self.workspace_id}{path}"
         request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - of ready.json
-        return urllib.request.urlopen(request, timeout=timeout_seconds)  # noqa: S310 - as above
+        return urllib.request.urlopen(request, timeout=timeout_seconds, context=self._tls)  # noqa: S310 - as above
 
 
 def find_stack(state_dir: Path) -> Api | None:

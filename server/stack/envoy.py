@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import resource
 import string
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What the kernel allows for a socket's path, with the final NUL.
 SOCKET_PATH_BYTES = 108
+MAX_CONNECTIONS = 10_000
+# Files that Envoy needs for other things than its callers.
+_OTHER_FILES = 100
 
 
 class EdgeConfigurationError(Exception):
@@ -21,11 +25,23 @@ class EdgeConfigurationError(Exception):
 
 
 @dataclass(frozen=True)
+class Tls:
+    """A certificate with its chain, and its key, as PEM files.
+
+    With `client_ca_file`, callers of gRPC need a certificate of their own that it has signed.
+    """
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+
+@dataclass(frozen=True)
 class Edge:
     """Where the edge listens, and what is behind it.
 
     `workers` are the gRPC addresses of the control plane's workers, one of each: `host:port`, with the host a numeric address, or
-    `unix:/absolute/path`.
+    `unix:/absolute/path`. Without `tls` both listeners speak plain text.
     """
 
     rest_port: int
@@ -33,12 +49,14 @@ class Edge:
     workers: Sequence[str]
     admin_socket: Path
     host: str = "127.0.0.1"
+    tls: Tls | None = None
 
 
 def render(edge: Edge, config_path: Path) -> None:
     """Writes Envoy's configuration.
 
-    Raises EdgeConfigurationError when the admin socket's path is too long for the kernel, or a worker's address is malformed.
+    Raises EdgeConfigurationError when the admin socket's path is too long for the kernel, a worker's address is malformed, or a
+    file of the TLS settings cannot be read.
     """
     if len(bytes(edge.admin_socket)) >= SOCKET_PATH_BYTES:
         raise EdgeConfigurationError(f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}")
@@ -46,6 +64,9 @@ def render(edge: Edge, config_path: Path) -> None:
     # JSON is YAML: what is filled in needs no indentation and no quoting of its own.
     values = {
         "host": edge.host,
+        "max_connections": min(MAX_CONNECTIONS, _open_files_limit() - _OTHER_FILES),
+        "rest_transport_socket": _transport_socket(edge.tls, None),
+        "grpc_transport_socket": _transport_socket(edge.tls, edge.tls.client_ca_file if edge.tls else None),
         "rest_port": edge.rest_port,
         "grpc_port": edge.grpc_port,
         "admin_socket": str(edge.admin_socket),
@@ -66,6 +87,11 @@ def command(config_path: Path, *, concurrency: int = 1, log_level: str = "warnin
     One thread is plenty for what the workers can serve, and means one connection to each of them, so that calls are spread evenly.
     """
     return [
+        # Each connection is an open file, and what a login allows by default is a tenth of what the machine does.
+        "/bin/sh",
+        "-c",
+        'ulimit -S -n "$(ulimit -H -n)" && exec "$@"',
+        "envoy",
         # The program itself, not the launcher that the wheel also brings.
         str(importlib.resources.files("envoy") / "_bin" / "envoy"),
         "--config-path",
@@ -87,9 +113,50 @@ def validate(config_path: Path) -> None:
 
     Raises EdgeConfigurationError with what Envoy says against it.
     """
-    result = subprocess.run([*command(config_path), "--mode", "validate"], check=False, capture_output=True, text=True)
+    check = [*command(config_path), "--mode", "validate", "--log-format", "%v"]
+    result = subprocess.run(check, check=False, capture_output=True, text=True)
     if result.returncode:
-        raise EdgeConfigurationError(f"Envoy refuses its configuration:\n{result.stderr}{result.stdout}")
+        # The last line of its log is the reason; a defect of Envoy's would leave none.
+        reason = (result.stderr.strip().splitlines() or [f"it ended with {result.returncode}"])[-1]
+        reason = reason.rpartition(f"'{config_path}': ")[2]
+        if "KEY_VALUES_MISMATCH" in reason:
+            reason = f"TLS_KEY_FILE does not belong to TLS_CERT_FILE. {reason}"
+        raise EdgeConfigurationError(f"Envoy refuses its configuration: {reason}")
+
+
+def _open_files_limit() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return MAX_CONNECTIONS + _OTHER_FILES if hard == resource.RLIM_INFINITY else hard
+
+
+def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str, object] | None:
+    """What a listener speaks below HTTP."""
+    if tls is None:
+        return None
+    for path in filter(None, (tls.cert_file, tls.key_file, client_ca_file)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise EdgeConfigurationError(f"A file of the TLS settings cannot be read: {path}: {error.strerror}.") from error
+    common: dict[str, object] = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        # Stops clients from falling back to what can be broken.
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [
+            {
+                "certificate_chain": {"filename": str(tls.cert_file.absolute())},
+                "private_key": {"filename": str(tls.key_file.absolute())},
+            }
+        ],
+    }
+    if client_ca_file is not None:
+        common["validation_context"] = {"trusted_ca": {"filename": str(client_ca_file.absolute())}}
+    context = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": common,
+        "require_client_certificate": client_ca_file is not None,
+    }
+    return {"name": "envoy.transport_sockets.tls", "typed_config": context}
 
 
 def _endpoint(address: str) -> dict[str, object]:

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import shlex
 import socket
 import sys
 import urllib.error
@@ -19,7 +20,7 @@ from ulid import ULID
 
 from server.auth.pod_tokens import new_key
 from server.bootstrap import now, stop_signal
-from server.config import Settings
+from server.config import Settings, trust
 from server.core.errors import UnavailableError
 from server.fleet.local_pods import end_pods
 from server.stack import demo, envoy, postgres
@@ -70,6 +71,7 @@ async def up(settings: Settings) -> None:
 
 async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, Demo]:
     """Starts everything and waits until it serves; the settings then name the database."""
+    config_path = await asyncio.to_thread(_configure_edge, settings)
     _say("PostgreSQL")
     settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
     try:
@@ -92,21 +94,29 @@ async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, 
         await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
     own = environment | _metrics_port(settings, settings.workers)
     await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0))
-    config_path = settings.state_dir / "envoy.yaml"
-    envoy.render(
-        envoy.Edge(
-            rest_port=settings.rest_port,
-            grpc_port=settings.grpc_port,
-            workers=settings.worker_addresses,
-            admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
-            host=settings.listen_host,
-        ),
-        config_path,
-    )
     await supervisor.start(Program("envoy", envoy.command(config_path), stop_seconds=2.0))
     _say("the demo workspace's agent")
     await _wait_ready(settings, shown, supervisor)
     return settings, shown
+
+
+def _configure_edge(settings: Settings) -> Path:
+    """Envoy's configuration, which Envoy has agreed to. Raises EdgeConfigurationError."""
+    tls = None
+    if settings.tls_cert_file and settings.tls_key_file:
+        tls = envoy.Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    edge = envoy.Edge(
+        rest_port=settings.rest_port,
+        grpc_port=settings.grpc_port,
+        workers=settings.worker_addresses,
+        admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
+        host=settings.listen_host,
+        tls=tls,
+    )
+    config_path = settings.state_dir / "envoy.yaml"
+    envoy.render(edge, config_path)
+    envoy.validate(config_path)
+    return config_path
 
 
 async def _database(settings: Settings, supervisor: Supervisor) -> str:
@@ -138,12 +148,14 @@ def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
 
 async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -> None:
     """Until the demo workspace is seen idle through the edge: then every part serves."""
-    url = f"http://{settings.listen_host}:{settings.rest_port}/v1/workspaces/{shown.workspace_id}"
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {shown.tokens['read_only']}"})
+    url = f"{settings.rest_url}/v1/workspaces/{shown.workspace_id}"
+    context = trust(settings.tls_cert_file) if settings.tls_cert_file else None
+    headers = {"authorization": f"Bearer {shown.tokens['read_only']}"}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the edge's own URL
 
     def status() -> str:
         try:
-            with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - http, above
+            with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310 - as above
                 workspace = json.load(response)
         except (OSError, ValueError) as error:
             return str(error)
@@ -207,7 +219,7 @@ def _check_ports(settings: Settings) -> None:
 
 def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
     """Writes ready.json and demo.env, and prints the first calls to make."""
-    rest_url = f"http://{settings.listen_host}:{settings.rest_port}"
+    rest_url = settings.rest_url
     grpc_addr = f"{settings.listen_host}:{settings.grpc_port}"
     demo.write_private(
         settings.state_dir / "demo.env",
@@ -219,11 +231,23 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
         "grpc_addr": grpc_addr,
         "server_addr": settings.worker_addresses[0],
         "database_url": settings.database_url,
+        **({"tls_cert_file": str(settings.tls_cert_file.absolute())} if settings.tls_cert_file else {}),
         "demo": {"org_id": shown.org_id, "workspace_id": shown.workspace_id, "tokens": shown.tokens},
     }
     demo.write_private(ready_path, json.dumps(ready, indent=2))
     state_dir = os.path.relpath(settings.state_dir)
-    click.echo(_CALLS.format(state_dir=state_dir, rest_url=rest_url, grpc_addr=grpc_addr, workspace_id=shown.workspace_id))
+    # Whoever signed the certificate, these calls trust it.
+    trusted = shlex.quote(os.path.relpath(settings.tls_cert_file)) if settings.tls_cert_file else ""
+    click.echo(
+        _CALLS.format(
+            state_dir=state_dir,
+            rest_url=rest_url,
+            grpc_addr=grpc_addr,
+            workspace_id=shown.workspace_id,
+            curl=f"curl --cacert {trusted}" if trusted else "curl",
+            grpcurl=f"grpcurl -cacert {trusted}" if trusted else "grpcurl -plaintext",
+        )
+    )
 
 
 _CALLS = """
@@ -232,14 +256,14 @@ In another terminal:
 
   . {state_dir}/demo.env
   # give the agent ten seconds of work, a second a step
-  curl -s -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
+  {curl} -s -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
     -d '{{"description": "sleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1"}}'
   # cancel it
-  curl -s -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
+  {curl} -s -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
   # watch what happened (Ctrl-C ends it)
-  curl -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" -H "Authorization: Bearer $TOKEN"
+  {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" -H "Authorization: Bearer $TOKEN"
   # the same over gRPC
-  grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}"}}' \\
+  {grpcurl} -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}"}}' \\
     {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
 """
 
