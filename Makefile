@@ -20,12 +20,13 @@ demo: $(READY) ## show a cancellation and check each promise, on the running sta
 test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
 	@exec $(BIN)/python -m pytest
 
-check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes
+check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes, Envoy's configuration
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python -m tests.edge.validate
 
 bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency

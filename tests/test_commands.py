@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner, Result
 from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +14,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server import client
 from server.__main__ import main
 from server.client import WorkspaceClient, WorkspaceServiceError
-from server.commands.cancel import find_endpoint, parse_seconds
+from server.commands.cancel import Identity, find_endpoint, parse_seconds
+from server.commands.environment import read_settings
 
 Reply = workspace_service_pb2.CancelTaskResponse
 Task = task_pb2.Task
@@ -27,7 +29,7 @@ class PlayedClient:
         self._answer = answer
         self.asked: tuple[Any, ...] = ()
 
-    def __call__(self, address: str, token: str) -> WorkspaceClient:
+    def __call__(self, address: str, token: str, *, credentials: object) -> WorkspaceClient:
         self.asked = (address, token)
         return cast("WorkspaceClient", self)
 
@@ -173,6 +175,55 @@ def test_the_demo_credential_goes_to_its_own_stack_alone(monkeypatch: pytest.Mon
     assert find_endpoint("127.0.0.1:8081", "", None).token == "sk_demo"
     result = CliRunner().invoke(main, ["cancel", "ws_1", "--address", "elsewhere:443"], env={"TOKEN": "", "GRPC_ADDR": ""})
     assert (result.exit_code, "no credential" in result.stderr) == (1, True)
+
+
+def test_a_stack_with_tls_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    ready = {"grpc_addr": "127.0.0.1:8081", "tls_cert_file": "/etc/edge.pem", "demo": {"tokens": {"full_access": "sk_demo"}}}
+    (tmp_path / "ready.json").write_text(json.dumps(ready))
+    mine = Identity(cert_file=Path("me.pem"), key_file=Path("me.key"))
+    found = find_endpoint("127.0.0.1:8081", "sk_mine", None, mine)
+    assert (found.address, found.identity.of_grpcurl()) == (
+        "https://127.0.0.1:8081",
+        "-cacert /etc/edge.pem -cert me.pem -key me.key ",
+    )
+    elsewhere = find_endpoint("https://elsewhere:443", "sk_mine", None)
+    assert (elsewhere.address, elsewhere.identity) == ("https://elsewhere:443", Identity())
+
+
+def test_a_call_that_names_all_is_not_hindered_by_the_stack_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    (tmp_path / "ready.json").write_text("{")
+    assert find_endpoint("elsewhere:443", "sk_mine", None).address == "elsewhere:443"
+    with pytest.raises(ClickException, match="cannot be read"):
+        find_endpoint("elsewhere:443", "", None)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"cert_file": Path("me.pem")}, "go together"),
+        ({"ca_file": Path("/nowhere/ca.pem")}, "/nowhere/ca.pem cannot be read: No such"),
+    ],
+)
+def test_files_that_cannot_be_used(files: dict[str, Path], said: str) -> None:
+    with pytest.raises(ClickException, match=said):
+        Identity(**files).credentials()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"TLS_CERT_FILE": "edge.pem"}, "TLS_KEY_FILE: Value error, TLS_CERT_FILE and TLS_KEY_FILE are set together"),
+        ({"TLS_KEY_FILE": "edge.key"}, "are set together or not at all"),
+        ({"TLS_CLIENT_CA_FILE": "ca.pem"}, "TLS_CLIENT_CA_FILE: Value error, needs TLS_CERT_FILE"),
+    ],
+)
+def test_tls_settings_that_are_half(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ClickException, match=said):
+        read_settings()
 
 
 @pytest.mark.parametrize("command", [["cancel", "ws_1"], ["keys", "list", "--org", "org_1"]])

@@ -27,10 +27,11 @@ def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
 
 @pytest.fixture(scope="session")
 def edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
-    """The edge as it is shipped. No test may leave a Lua error behind."""
+    """The edge as it is shipped. No test may leave a Lua error behind, nor a worker that took the edge's pings for an attack."""
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1]) as running:
         yield running
-        assert "lua.errors: 0" in running.admin("/stats?filter=lua.errors")
+        assert running.stat("http.rest.lua.errors") == 0
+        assert running.stat("cluster.control_plane.upstream_cx_close_notify") == 0
 
 
 @pytest.fixture(scope="session")

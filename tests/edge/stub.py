@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -16,23 +17,21 @@ import httpx
 from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.stack.envoy import Edge, command, render
+from server.api.server import OPTIONS
+from server.stack.envoy import Edge, Tls, command, render
+
+from .answers import rule
 
 START_SECONDS = 15
 CODES = {status.value[0]: status for status in grpc.StatusCode}
 AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
 
 
-def rule(slug: str) -> error_pb2.ErrorRule:
-    """The options of an error code."""
-    value = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_name[slug]
-    return value.GetOptions().Extensions[error_pb2.rule]
-
-
 class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     """`error_<slug>`: that error. `bare_<n>`: gRPC status n as the library sends it. Others: see below."""
 
-    def __init__(self) -> None:
+    def __init__(self, slow_seconds: float = 10.0) -> None:
+        self._slow_seconds = slow_seconds
         self.seen: list[tuple[Any, dict[str, str]]] = []
         self.release = threading.Event()
         self.health = health.aio.HealthServicer()
@@ -58,7 +57,9 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         if name == "raise":
             raise RuntimeError("a secret of the code")
         if name == "slow":
-            await asyncio.sleep(10)
+            await asyncio.sleep(self._slow_seconds)
+        if name == "waits":
+            await asyncio.to_thread(self.release.wait, START_SECONDS)
 
     async def CancelTask(self, request: Any, context: Any) -> workspace_service_pb2.CancelTaskResponse:  # noqa: N802
         await self._act(request, context)
@@ -110,8 +111,8 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
 
 @contextmanager
-def serving(stub: Stub) -> Iterator[str]:
-    """Serves the stub from an event loop in a thread of its own; yields its address."""
+def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
+    """Serves the stub from an event loop in a thread of its own; yields its address. Ends as the control plane does."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -120,7 +121,7 @@ def serving(stub: Stub) -> Iterator[str]:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(START_SECONDS)
 
     async def start() -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=OPTIONS)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(stub, server)
         health_pb2_grpc.add_HealthServicer_to_server(stub.health, server)
         port = server.add_insecure_port("127.0.0.1:0")
@@ -131,7 +132,8 @@ def serving(stub: Stub) -> Iterator[str]:
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        run(server.stop(0))
+        run(stub.health.enter_graceful_shutdown())
+        run(server.stop(grace_seconds))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -147,9 +149,10 @@ def free_port() -> int:
 class RunningEdge:
     """A started Envoy and how to reach it."""
 
-    def __init__(self, settings: Edge) -> None:
+    def __init__(self, settings: Edge, verify: ssl.SSLContext | bool = True) -> None:
         self.settings = settings
-        self.rest_url = f"http://127.0.0.1:{settings.rest_port}"
+        self.verify = verify
+        self.rest_url = f"{'https' if settings.tls else 'http'}://127.0.0.1:{settings.rest_port}"
         self.grpc_address = f"127.0.0.1:{settings.grpc_port}"
 
     def admin(self, path: str) -> str:
@@ -157,10 +160,14 @@ class RunningEdge:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False) as client:
             return client.get(f"http://admin{path}").text
 
+    def stat(self, name: str) -> int:
+        """A counter or gauge of Envoy's."""
+        return int(self.admin(f"/stats?filter=^{name}$").rpartition(": ")[2])
+
     def answers(self, status: int) -> bool:
         """Whether /healthz answers with this status."""
         try:
-            return httpx.get(f"{self.rest_url}/healthz", trust_env=False).status_code == status
+            return httpx.get(f"{self.rest_url}/healthz", verify=self.verify, trust_env=False).status_code == status
         except httpx.TransportError:
             return False
 
@@ -183,9 +190,16 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def running_edge(directory: Path, worker: str, *, healthz: int = 200, hurry: dict[str, str] | None = None) -> Iterator[RunningEdge]:
-    """Envoy in front of a worker; `hurry` shortens time limits in the rendered configuration."""
-    settings = Edge(free_port(), free_port(), [worker], directory / "admin.sock")
+def running_edge(
+    directory: Path,
+    *workers: str,
+    healthz: int = 200,
+    hurry: dict[str, str] | None = None,
+    tls: Tls | None = None,
+    verify: ssl.SSLContext | bool = True,
+) -> Iterator[RunningEdge]:
+    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is how callers trust it."""
+    settings = Edge(free_port(), free_port(), workers, directory / "admin.sock", tls=tls)
     config = directory / "envoy.yaml"
     render(settings, config)
     text = config.read_text()
@@ -193,9 +207,11 @@ def running_edge(directory: Path, worker: str, *, healthz: int = 200, hurry: dic
         assert long in text
         text = text.replace(long, short)
     config.write_text(text)
-    edge = RunningEdge(settings)
+    edge = RunningEdge(settings, verify)
+    # Tests wait for lines of the log.
+    at_once = ["20" if argument == "1000" else argument for argument in command(config)]
     with (directory / "envoy.log").open("w") as log:
-        process = subprocess.Popen(command(config), stdout=log, stderr=log)
+        process = subprocess.Popen(at_once, stdout=log, stderr=log)
     try:
         until(lambda: edge.answers(healthz))
         yield edge

@@ -6,9 +6,12 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from server.api.status import DOMAIN
 
 from .stub import AWKWARD, RunningEdge, Stub
 
@@ -67,11 +70,35 @@ def test_health(channel: grpc.Channel) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_services_for_agents_are_not_here(channel: grpc.Channel) -> None:
+@pytest.mark.parametrize(
+    "method",
+    ["/evershell.agent.v1.RuntimeService/Heartbeat", "/evershell.workspace.v1.WorkspaceService/Nothing", "/a.b.C/D", "/nothing"],
+)
+def test_a_method_that_there_is_not(channel: grpc.Channel, stub: Stub, method: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
-        runtime_service_pb2_grpc.RuntimeServiceStub(channel).Heartbeat(runtime_service_pb2.HeartbeatRequest(), timeout=10)
+        call(channel, method)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert raised.value.details() == "There is no such service here."
+    status, info, _ = told(raised.value)
+    assert "no such method" in status.message
+    assert info.reason == "METHOD_NOT_ALLOWED"
+    assert not stub.seen
+
+
+def call(channel: Any, method: str) -> None:
+    channel.unary_unary(method)(b"", timeout=10)
+
+
+def told(error: Any) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
+    """The rich status of an error that the edge has made, checked in what is common to them."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert error.details() == status.message
+    assert metadata_of(error)["x-request-id"]
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        assert detail.Unpack(info) or detail.Unpack(retry)
+    assert info.domain == DOMAIN
+    return status, info, retry
 
 
 def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
@@ -79,9 +106,19 @@ def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
         client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert raised.value.details() == "The service cannot answer now; try again."
-    assert metadata_of(raised.value)["x-request-id"]
+    _, info, retry = told(raised.value)
+    assert (info.reason, retry.retry_delay.seconds) == ("UNAVAILABLE", 1)
+
+
+def test_a_path_that_gRPC_has_not(edge: RunningEdge) -> None:  # noqa: N802
+    with grpc.insecure_channel(edge.grpc_address) as channel, pytest.raises(grpc.RpcError) as raised:
+        call(channel, "/a%2Fb")
+    assert raised.value.code() is grpc.StatusCode.INTERNAL
+    assert told(raised.value)[1].reason == "INTERNAL"
 
 
 def test_rest_is_not_here(edge: RunningEdge) -> None:
-    assert httpx.post(f"http://{edge.grpc_address}/v1/workspaces/ws_1/task/cancel", trust_env=False).status_code == 404
+    answer = httpx.post(f"http://{edge.grpc_address}/v1/workspaces/ws_1/task/cancel", trust_env=False)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"
+    assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]

@@ -1,71 +1,37 @@
-"""Requests that no well-behaved client sends, workers that are away or slow, and HTTP/2 frame by frame."""
+"""What the table cannot show: HTTP/2 frame by frame, the log, workers that freeze or end, and an edge that has too much to do."""
 
 import json
+import os
+import signal
 import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import h2.config
 import h2.connection
 import h2.events
 import httpx
+import psutil
 import pytest
 
-from .stub import RunningEdge, Stub, rule, until
-from .test_rest import CANCEL, envelope
+from server.stack.envoy import ROOT
+
+from .answers import Answer, check
+from .cases import CANCEL
+from .conftest import short_directory
+from .stub import RunningEdge, Stub, running_edge, until
+from .worker import Worker, worker
+
+SLOW = "/v1/workspaces/slow/task/cancel"
+# Envoy asks a worker each second, and waits two for the answer; a machine that is busy takes its time.
+NOTICED_SECONDS = 5.0
 
 
-def raw_envelope(received: bytes, slug: str) -> None:
-    head, _, body = received.partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-    assert lines[0].split()[1] == str(rule(slug).http), received
-    error = json.loads(body)["error"]
-    assert error["code"] == slug
-    assert error["request_id"] == headers["x-request-id"]
-
-
-@pytest.mark.parametrize(
-    ("request_text", "slug"),
-    [
-        ("POST {} HTTP/1.0\r\n\r\n", "upgrade_required"),
-        ("POST {} HTTP/1.1\r\nconnection: close\r\n\r\n", "validation_error"),
-        ("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "validation_error"),
-        ("\x16\x03\x01 garbage\r\n\r\n", "validation_error"),
-        ("GET /v1/workspaces HTTP/1.1\r\nhost: x\r\nx-large: " + "x" * 70_000 + "\r\n\r\n", "headers_too_large"),
-        ("GET {} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", "upgrade_refused"),
-    ],
-)
-def test_odd_requests(edge: RunningEdge, request_text: str, slug: str) -> None:
-    raw_envelope(edge.raw(request_text.replace("{}", CANCEL).encode("latin-1")), slug)
-
-
-def test_connect_is_refused(edge: RunningEdge) -> None:
-    with socket.create_connection(("127.0.0.1", edge.settings.rest_port), timeout=15) as wire:
-        wire.sendall(b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n")
-        raw_envelope(wire.recv(65536), "upgrade_refused")
-
-
-@pytest.mark.parametrize(
-    "request_text",
-    [
-        "POST {} HTTP/1.1\r\nhost: x\r\n",
-        "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{{",
-    ],
-)
-def test_slow_clients(hasty_edge: RunningEdge, request_text: str) -> None:
-    raw_envelope(hasty_edge.raw(request_text.format(CANCEL).encode()), "request_timeout")
-
-
-def test_slow_control_plane(hasty_edge: RunningEdge, stub: Stub) -> None:
-    answer = httpx.post(f"{hasty_edge.rest_url}/v1/workspaces/slow/task/cancel", trust_env=False)
-    envelope(answer, "deadline_exceeded")
-
-
-def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
-    for path in (CANCEL, "/v1/workspaces/ws_1/tasks/task_1/cancel"):
-        answer = httpx.post(f"{lonely_edge.rest_url}{path}", trust_env=False)
-        envelope(answer, "unavailable")
-        assert answer.headers["retry-after"] == "1"
-    envelope(httpx.get(f"{lonely_edge.rest_url}/v1/workspaces/ws_1/events", trust_env=False), "unavailable")
+def answered(answer: httpx.Response) -> Answer:
+    return Answer(answer.status_code, answer.headers.multi_items(), answer.content)
 
 
 def test_http2_answers_have_no_internal_headers_or_trailers(edge: RunningEdge, stub: Stub) -> None:
@@ -94,6 +60,20 @@ def http2_names(edge: RunningEdge, path: str) -> list[bytes]:
     raise AssertionError("the answer did not end")
 
 
+def test_what_http2_refuses_ends_its_own_stream_alone(edge: RunningEdge, stub: Stub) -> None:
+    with httpx.Client(base_url=edge.rest_url, http1=False, http2=True, trust_env=False, timeout=15) as client:
+        assert client.post(CANCEL).status_code == 202
+        before = edge.stat("http.rest.downstream_cx_http2_total")
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(client.post, "/v1/workspaces/waits/task/cancel")
+            until(lambda: bool(stub.seen) and stub.seen[-1][0].workspace_id == "waits")
+            with pytest.raises(httpx.RemoteProtocolError):
+                client.post(CANCEL, headers={"x_under": "score"})
+            stub.release.set()
+            assert slow.result().status_code == 202
+        assert edge.stat("http.rest.downstream_cx_http2_total") == before
+
+
 def test_access_log(edge: RunningEdge, stub: Stub) -> None:
     log = edge.settings.admin_socket.parent / "envoy.log"
     answer = httpx.get(f"{edge.rest_url}/v1/workspaces/ws_1/tasks?page_token=private", trust_env=False)
@@ -103,3 +83,89 @@ def test_access_log(edge: RunningEdge, stub: Stub) -> None:
     entry = json.loads(line)
     assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/v1/workspaces/ws_1/tasks", 200)
     assert "private" not in line
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    with ExitStack() as started:
+        yield [started.enter_context(worker()) for _ in range(2)]
+
+
+@pytest.fixture
+def pair(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+    """An edge in front of two workers that are processes."""
+    with running_edge(short_directory(tmp_path_factory), *(each.address for each in workers)) as running:
+        yield running
+
+
+def calls_in_hand(edge: RunningEdge, each: Worker) -> int:
+    """How many calls the edge has at a worker."""
+    line = next(line for line in edge.admin("/clusters").splitlines() if f"::{each.address}::rq_active::" in line)
+    return int(line.rpartition("::")[2])
+
+
+def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> None:
+    """What waits on it is told at once; the other worker's calls go on, and it gets all that comes after."""
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60) for _ in range(2)]
+        until(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
+        os.kill(workers[0].process.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        until(lambda: psutil.Process(workers[0].process.pid).status() == psutil.STATUS_STOPPED)
+        answers = [each.result() for each in slow]
+    assert time.monotonic() - began < 15
+    failed, succeeded = sorted(answers, key=lambda answer: answer.status_code, reverse=True)
+    error = check(answered(failed))
+    assert error is not None
+    assert (error["code"], failed.headers["retry-after"]) == ("unavailable", "1")
+    assert failed.elapsed.total_seconds() < NOTICED_SECONDS
+    assert succeeded.status_code == 202
+    until(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
+    assert [httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)] == [202] * 4
+
+
+def test_a_worker_that_drains_ends_its_calls(workers: list[Worker], pair: RunningEdge) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        slow = [pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60) for _ in range(2)]
+        until(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
+        workers[0].process.terminate()
+        until(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
+        assert [httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)] == [202] * 4
+        assert [each.result().status_code for each in slow] == [202, 202]
+
+
+def test_one_connection_too_many_is_closed(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    limit = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 3"}
+    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=limit) as running, ExitStack() as opened:
+        address = ("127.0.0.1", running.settings.rest_port)
+        until(lambda: running.stat("http.rest.downstream_cx_active") == 0)
+        idle = [opened.enter_context(socket.create_connection(address, timeout=15)) for _ in range(3)]
+        until(lambda: running.stat("http.rest.downstream_cx_active") == 3)
+        assert not running.answers(200)
+        idle[0].close()
+        until(lambda: running.answers(200))
+
+
+def test_too_much_memory_is_told_as_unavailable(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    little = {"max_heap_size_bytes: 1073741824": "max_heap_size_bytes: 1048576"}
+    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=little, healthz=503) as running:
+        until(lambda: running.stat("overload.envoy.overload_actions.stop_accepting_requests.active") == 1)
+        answer = httpx.post(running.rest_url + CANCEL, trust_env=False)
+    error = check(answered(answer))
+    assert error is not None
+    assert (error["code"], answer.headers["retry-after"]) == ("unavailable", "1")
+
+
+def test_a_script_error_is_counted(
+    _stub_and_address: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Envoy then leaves the answer as it is: only the counter, which every other test wants at zero, tells."""
+    script = tmp_path / "envelope.lua"
+    script.write_text("function envoy_on_response(handle)\n  local nothing = nil\n  nothing:headers()\nend\n")
+    broken = {str(ROOT / "envoy" / "envelope.lua"): str(script)}
+    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=broken) as running:
+        before = running.stat("http.rest.lua.errors")
+        assert httpx.post(running.rest_url + CANCEL, trust_env=False).status_code == 200
+        assert running.stat("http.rest.lua.errors") == before + 1

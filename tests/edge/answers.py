@@ -1,0 +1,92 @@
+"""What every answer of the REST listener is like, whatever was sent: the one check that all who send things there use."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evershell.workspace.v1 import error_pb2
+
+CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
+SLUGS = [value.name for value in CODES if value.number]
+# What begins so is between the edge and the control plane, or Envoy's own.
+INTERNAL = ("grpc-", "x-evershell-", "x-envoy-")
+PUBLIC = {"x-request-id", "x-content-type-options"}
+# What the stub's messages, Envoy's own texts and its addresses would show.
+SECRETS = ("secret", "127.0.0.1", "upstream")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+SUCCESSES = {200, 201, 202, 204}
+
+
+def rule(slug: str) -> error_pb2.ErrorRule:
+    """The options of an error code."""
+    value = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_name[slug]
+    return value.GetOptions().Extensions[error_pb2.rule]
+
+
+SERVICE_SLUGS = [slug for slug in SLUGS if not rule(slug).edge_only]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as its client saw it. Names are in lower case; a client that does not show trailers leaves them out."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+    trailers: Sequence[tuple[str, str]] = field(default=())
+
+    def header(self, name: str) -> str | None:
+        """The header's value; None without it. No header comes twice."""
+        values = [value for known, value in self.headers if known == name]
+        assert len(values) <= 1, (name, values)
+        return values[0] if values else None
+
+
+def check(answer: Answer, *, to_head: bool = False) -> dict[str, Any] | None:
+    """Checks all that answers have in common, and returns the error; None for a success. Raises AssertionError."""
+    for name, _ in (*answer.headers, *answer.trailers):
+        assert not name.startswith(INTERNAL), name
+        assert not name.startswith("x-") or name in PUBLIC, name
+    length = answer.header("content-length")
+    if to_head:
+        assert answer.body == b""
+    elif length is not None:
+        assert int(length) == len(answer.body)
+    if answer.status in SUCCESSES:
+        _check_success(answer)
+        return None
+    return _check_error(answer, to_head=to_head)
+
+
+def _check_success(answer: Answer) -> None:
+    kind = answer.header("content-type")
+    if not answer.body:
+        return
+    assert answer.header("x-request-id")
+    if kind == "application/json":
+        assert isinstance(json.loads(answer.body), dict)
+    else:
+        assert kind == "text/event-stream", kind
+
+
+def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
+    assert answer.status >= 400, answer
+    assert answer.header("content-type") == "application/json", answer
+    request_id = answer.header("x-request-id") or ""
+    # Never one that the client has chosen.
+    assert UUID.fullmatch(request_id), request_id
+    if to_head:
+        return {}
+    text = answer.body.decode()
+    assert not [secret for secret in SECRETS if secret in text], text
+    envelope = json.loads(text)
+    assert set(envelope) == {"error"}, text
+    error: dict[str, Any] = envelope["error"]
+    assert {"code", "message", "request_id"} <= set(error) <= {"code", "message", "request_id", "details"}, text
+    assert error["code"] in SLUGS, text
+    assert answer.status == rule(error["code"]).http, text
+    assert error["request_id"] == request_id
+    assert len(error["message"]) > 10
+    return error

@@ -1,0 +1,93 @@
+"""The table of cases: each row with each of its clients."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from .answers import Answer, check
+from .cases import CASES, Case
+from .clients import Client, Node, Request, curl, httpx_client, is_whole, parse
+from .raw_cases import RAW_CASES
+from .stub import START_SECONDS, RunningEdge, Stub, until
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[dict[str, Client]]:
+    """By the names of the table."""
+    node = Node()
+    common: dict[str, Any] = {"trust_env": False, "timeout": START_SECONDS}
+    with httpx.Client(**common) as http1, httpx.Client(http1=False, http2=True, **common) as http2:
+        yield {
+            "curl HTTP/1.1": curl("--http1.1"),
+            "curl HTTP/2": curl("--http2-prior-knowledge"),
+            "httpx HTTP/1.1": httpx_client(http1),
+            "httpx HTTP/2": httpx_client(http2),
+            "fetch": node,
+        }
+    node.close()
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), [pytest.param(case, name, id=f"{case}-{name}") for case in CASES for name in case.clients]
+)
+def test_case(request: pytest.FixtureRequest, clients: dict[str, Client], stub: Stub, case: Case, name: str) -> None:
+    edge: RunningEdge = request.getfixturevalue(case.edge)
+    assert isinstance(case.sent, Request)
+    judge(case, clients[name](edge.rest_url, case.sent), stub, to_head=case.sent.method == "HEAD")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in RAW_CASES])
+def test_raw_case(request: pytest.FixtureRequest, stub: Stub, case: Case) -> None:
+    edge: RunningEdge = request.getfixturevalue(case.edge)
+    assert isinstance(case.sent, bytes)
+    answer = converse(edge, case.sent)
+    judge(case, answer, stub)
+    if case.slug:
+        assert_logged(edge, answer)
+    for _, metadata in stub.seen:
+        assert metadata["x-evershell-edge"] == "rest"
+
+
+def judge(case: Case, answer: Answer, stub: Stub, *, to_head: bool = False) -> None:
+    """Whether the answer is what the row says."""
+    error = check(answer, to_head=to_head)
+    assert answer.status == case.status, answer
+    if error:
+        assert error["code"] == case.slug
+        assert case.says in error["message"]
+        if case.reaches_service and "error_" in str(case.sent):
+            assert error["details"] == {"n": 1}
+    else:
+        assert (error is None) == (case.slug is None)
+        assert case.says in answer.body.decode()
+    for header, value in case.headers.items():
+        assert answer.header(header) == value, header
+    assert case.reaches_service or not stub.seen
+
+
+def converse(edge: RunningEdge, sent: bytes) -> Answer:
+    """What comes back for these bytes; the edge may close the connection before all are sent."""
+    with socket.create_connection(("127.0.0.1", edge.settings.rest_port), timeout=START_SECONDS) as connection:
+        received = b""
+        with contextlib.suppress(OSError):
+            connection.sendall(sent)
+        while True:
+            try:
+                chunk = connection.recv(65536)
+            except ConnectionResetError:
+                return parse(received)
+            received += chunk
+            if not chunk or is_whole(received):
+                return parse(received)
+
+
+def assert_logged(edge: RunningEdge, answer: Answer) -> None:
+    """The request id finds the line in the edge's log, though the request could not even be read."""
+    request_id = answer.header("x-request-id")
+    assert request_id
+    log = edge.settings.admin_socket.parent / "envoy.log"
+    until(lambda: request_id in log.read_text())

@@ -1,0 +1,41 @@
+"""Server-Sent Events through the edge, over both protocols."""
+
+import json
+
+import httpx
+import pytest
+
+from .stub import AWKWARD, Stub
+
+
+def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) -> None:
+    with rest.stream("GET", "/v1/workspaces/ws_1/events?after=4") as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-store"
+        assert not [name for name in answer.headers if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))]
+        lines = answer.iter_lines()
+        # The stub sends the second message when the first has been read, and not before.
+        first = json.loads(next(lines).removeprefix("data: "))
+        assert first["event"]["seq"] == "5"
+        assert not stub.release.is_set()
+        stub.release.set()
+        others = [line for line in lines if line]
+    last = json.loads(others[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "unavailable"
+    assert last["error"]["message"] == AWKWARD
+
+
+@pytest.mark.parametrize("after", [0, 1, 9223372036854775806])
+def test_a_stream_goes_on_behind_any_position(rest: httpx.Client, stub: Stub, after: int) -> None:
+    stub.release.set()
+    answer = rest.get(f"/v1/workspaces/ws_1/events?after={after}")
+    assert json.loads(answer.text.splitlines()[0].removeprefix("data: "))["event"]["seq"] == str(after + 1)
+
+
+def test_stream_that_breaks_ends_without_a_trace(rest: httpx.Client, stub: Stub) -> None:
+    """Why the server says in the stream what went wrong."""
+    answer = rest.get("/v1/workspaces/breaks/events")
+    assert answer.status_code == 200
+    assert answer.text.count("data: ") == 1
+    assert "secret" not in answer.text
