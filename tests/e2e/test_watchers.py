@@ -1,0 +1,82 @@
+"""A thousand watchers who wait: what they cost, and that they hinder nobody."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.stack import Stack, Workspace, eventually
+
+WATCHERS = 1000
+# What one may cost the worker and Envoy; 38 and 69 were measured.
+MOST_KIB = {"worker": 100, "envoy": 150}
+FIRST_EVENT_SECONDS = 30.0
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[Stack]:
+    """A stack of one worker, so that all watchers are its own."""
+    stack = Stack(tmp_path / "state", WORKERS="1", RATE_LIMIT="off")
+    try:
+        stack.start()
+        yield stack
+        assert stack.stop() == 0
+    finally:
+        stack.kill_if_running()
+
+
+async def watch(stack: Stack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Opens a stream, and returns when its first event is there."""
+    url = urlsplit(stack.ready["rest_url"])
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    path = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/events"
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.tokens['full_access']}\r\n\r\n".encode())
+    assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+    assert b"workspace_provisioned" in await reader.readuntil(b"}}\n\n")
+    return reader, writer
+
+
+def kib(stack: Stack) -> dict[str, float]:
+    """Resident memory."""
+    children = psutil.Process(stack.pid).children()
+    envoy = next(child for child in children if child.name() == "envoy")
+    (worker,) = stack.pids("serve")
+    return {"worker": psutil.Process(worker).memory_info().rss / 1024, "envoy": envoy.memory_info().rss / 1024}
+
+
+async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
+    other = await asyncio.to_thread(Workspace, crowded)
+    before = kib(crowded)
+    async with asyncio.timeout(FIRST_EVENT_SECONDS):
+        streams = await asyncio.gather(*(watch(crowded) for _ in range(WATCHERS)))
+    after = kib(crowded)
+    each = {program: round((after[program] - before[program]) / WATCHERS, 1) for program in before}
+    print(f"KiB a watcher: {each}")  # noqa: T201
+    assert all(each[program] < most for program, most in MOST_KIB.items()), each
+
+    # Others are served as if nobody watched.
+    began = time.monotonic()
+    assert other.cancel()["outcome"] == "no_active_task"
+    cancelled_seconds = time.monotonic() - began
+    assert (await asyncio.to_thread(lambda: other.await_end(other.submit("true"))))["status"] == "completed"
+    print(f"a cancellation beside them took {cancelled_seconds * 1000:.0f} ms")  # noqa: T201
+    assert cancelled_seconds < 1
+    assert not any(reader.at_eof() for reader, _ in streams)
+    for _, writer in streams:
+        writer.close()
+        await writer.wait_closed()
+    with httpx.Client(transport=httpx.HTTPTransport(uds=admin_socket(crowded))) as admin:
+        stat = "http://admin/stats?filter=http.rest.downstream_rq_active"
+        eventually(lambda: int(admin.get(stat).text.rpartition(": ")[2]) < WATCHERS / 100)
+
+
+def admin_socket(stack: Stack) -> str:
+    """Envoy's, by its configuration."""
+    path: str = json.loads((stack.state_dir / "envoy.yaml").read_text().split("path: ", 1)[1].split(",", 1)[0])
+    return path
