@@ -27,6 +27,7 @@ from server.store.rows import (
     workspace_of,
     workspace_values,
 )
+from server.store.shared_reads import SharedReads
 
 # Columns are always named: a column that a later migration adds then breaks no statement that is prepared already.
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
@@ -82,6 +83,8 @@ class PostgresStore:
         committed: Callable[[Change], None] = lambda change: None,
     ) -> None:
         self._pool = pool
+        # Watchers, however many, leave half of the connections to others.
+        self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
         self._announce = announce
         self._committed = committed
 
@@ -171,8 +174,11 @@ class PostgresStore:
         return [task_of(row) for row in rows]
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        """See the port."""
-        return [event_of(row) for row in await self._all(_LIST_EVENTS, (workspace_id, after_seq, limit))]
+        """See the port. Watchers who are at the same place share a read."""
+        return await self._event_reads((workspace_id, after_seq, limit))
+
+    async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
+        return [event_of(row) for row in await self._all(_LIST_EVENTS, place)]
 
     async def list_wanted_pods(self) -> Sequence[Workspace]:
         """See the port."""

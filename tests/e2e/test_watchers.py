@@ -67,6 +67,13 @@ async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
     assert (await asyncio.to_thread(lambda: other.await_end(other.submit("true"))))["status"] == "completed"
     print(f"a cancellation beside them took {cancelled_seconds * 1000:.0f} ms")  # noqa: T201
     assert cancelled_seconds < 1
+
+    # So are they in the workspace that all of them watch, and each sees what happens there.
+    path = f"/v1/workspaces/{crowded.ready['demo']['workspace_id']}"
+    task_id = (await asyncio.to_thread(crowded.rest().post, f"{path}/tasks", {"description": "true"}))["task_id"]
+    async with asyncio.timeout(FIRST_EVENT_SECONDS):
+        seen = await asyncio.gather(*(reader.readuntil(b'"task_completed":{') for reader, _ in streams))
+    assert all(task_id.encode() in each for each in seen)
     assert not any(reader.at_eof() for reader, _ in streams)
     for _, writer in streams:
         writer.close()
