@@ -326,3 +326,16 @@ async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url:
             await asyncio.wait({starting})
         # Whether it was committed is not known.
         assert announced == [busy.id]
+
+
+async def test_a_crowd_of_watchers_leaves_connections_to_others(database_url: str) -> None:
+    """The whole log is locked, so that every read of it waits; another workspace is read all the same."""
+    async with open_pool(database_url, min_size=2, max_size=2) as pool, await AsyncConnection.connect(database_url) as holder:
+        store = PostgresStore(pool)
+        busy, _ = await with_task(store)
+        await holder.execute("LOCK TABLE events")
+        watching = [asyncio.create_task(store.list_events(busy.id, seq, 10)) for seq in range(20)]
+        await asyncio.wait(watching, timeout=0.05)
+        assert await store.get_workspace(busy.id) is not None
+        await holder.rollback()
+        assert [len(events) for events in await asyncio.gather(*watching)][:2] == [1, 0]
