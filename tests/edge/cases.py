@@ -257,6 +257,11 @@ SIZES = [
         "headers_too_large",
         clients=HTTP1,
     ),
+    # HTTP allows these in a name, and gRPC does not: they get no further than the edge.
+    *(
+        Case(f"{name!r} as a header", Request("POST", CANCEL, None, {name: "1"}), 202, reaches_service=True)
+        for name in ("|", "x!", "#$%&'*+^`~", "UPPER~case")
+    ),
     Case(
         "an underscore",
         Request("GET", "/v1/workspaces", None, {"x_under": "score"}),
