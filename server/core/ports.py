@@ -90,7 +90,8 @@ class Wakeup(Protocol):
     async def wait(self, timeout_seconds: float) -> bool:
         """Returns once something was committed since the last return, or after the timeout, or now and then for no reason.
 
-        False: this process is about to end, and whoever waits is to answer with what there is.
+        False: this process, or the edge through which the call came, is about to end, and whoever waits is to answer with what
+        there is.
         """
 
 

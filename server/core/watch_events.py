@@ -26,7 +26,7 @@ class Heartbeat:
 async def watch_events(
     caller: Caller, workspace_id: str, after_seq: int, store: Store, wakeups: Wakeups, clock: Clock
 ) -> AsyncIterator[Event | Heartbeat]:
-    """What the log holds behind `after_seq`, then what comes; ends only when its consumer goes.
+    """What the log holds behind `after_seq`, then what comes; ends only when its consumer goes, or the server does.
 
     Each batch is read from the log when the one before has been taken, so a slow watcher holds at most one.
     Raises Failure: permission_denied, workspace_not_found, unavailable (the server drains); UnavailableError.
@@ -54,5 +54,7 @@ async def watch_events(
                 quiet_since = clock()
                 yield Heartbeat(quiet_since, seq)
             elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
-                message = f"This server is about to end. Watch again with after={seq}."
+                # Something has then been sent, so that the failure is told within the stream, as everything about streams is.
+                yield Heartbeat(clock(), seq)
+                message = f"This stream ends, for its server is about to. Watch again with after={seq}."
                 raise Failure("unavailable", message, retry_after_seconds=1)

@@ -38,18 +38,27 @@ class ChangeWakeup:
     def __init__(self, poll_seconds: float, draining: asyncio.Event) -> None:
         self._poll_seconds = poll_seconds
         self._draining = draining
+        self._is_over = False
         self._changed = asyncio.Event()
 
     async def wait(self, timeout_seconds: float) -> bool:
         """See the port. It returns after the poll's time at most."""
-        if not self._draining.is_set():
+        if self._goes_on():
             await _wait(self._changed, min(timeout_seconds, self._poll_seconds))
             self._changed.clear()
-        return not self._draining.is_set()
+        return self._goes_on()
 
     def wake(self) -> None:
         """Ends the wait."""
         self._changed.set()
+
+    def end(self) -> None:
+        """Ends this wait, and every later one."""
+        self._is_over = True
+        self.wake()
+
+    def _goes_on(self) -> bool:
+        return not (self._is_over or self._draining.is_set())
 
 
 class FleetWakeup:
@@ -120,6 +129,12 @@ class PostgresWakeups:
         """Ends every wait, now and from here on: the process is about to end."""
         self._draining.set()
         self._wake_all()
+
+    def end_waits(self) -> None:
+        """Has whoever waits now answer with what there is; whoever comes later waits as ever."""
+        for subscribers in self._subscriptions.values():
+            for wakeup in subscribers:
+                wakeup.end()
 
     async def listening(self) -> None:
         """Returns once changes of other processes arrive without the poll."""

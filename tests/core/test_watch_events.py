@@ -172,6 +172,9 @@ async def test_a_watcher_is_told_that_the_server_is_about_to_end_and_where_to_go
     busy, _ = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     wakeups.draining = True
+    stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock)
+    # Something has come before the failure, which is therefore told within the stream.
+    assert await anext(stream) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:
-        await watch(world, busy.id, wakeups, until=99)
+        await anext(stream)
     assert (raised.value.code, raised.value.details["retry_after_seconds"]) == ("unavailable", 1)

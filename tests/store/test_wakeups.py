@@ -97,3 +97,17 @@ def test_payloads_stay_below_the_limit() -> None:
     payloads = _payloads("origin", ids)
     assert all(len(payload) < 8000 for payload in payloads)
     assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids
+
+
+async def test_waits_are_ended_and_later_ones_are_not(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+    one, _ = wakeups
+    async with one.subscribe("ws_1") as waiting, one.subscribe("ws_1") as not_yet, asyncio.timeout(LIMIT_SECONDS):
+        wait = asyncio.create_task(waiting.wait(60))
+        await asyncio.sleep(0)
+        one.end_waits()
+        assert not await wait
+        assert not await not_yet.wait(60)
+        assert not await waiting.wait(60)
+        async with one.subscribe("ws_1") as later:
+            one.announce("ws_1")
+            assert await later.wait(60)
