@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 from evershell.agent.v1 import runtime_service_pb2_grpc
@@ -32,10 +33,12 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # The edge pings each second, so that a worker which is frozen is noticed at once; gRPC would take that for an attack.
     ("grpc.http2.max_ping_strikes", 0),
 )
-# A draining server takes calls until none has come for so long, since their callers could not know yet ...
+# A draining server takes calls until all who ask for its health have learned of it, and none has come for so long ...
 _QUIET_SECONDS = 0.1
-# ... or until this is over: the edge asks for the health of a worker every second.
+# ... or until this is over ...
 _ARRIVALS_SECONDS = 2.0
+# ... where who has not asked for so long does not ask any more: the edge does so every second.
+_HEALTH_ASKED_SECONDS = 1.5
 
 
 class Server:
@@ -67,7 +70,7 @@ class Server:
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)
         runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, self._server)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             [
@@ -107,5 +110,41 @@ class Server:
         for _ in range(int(limit_seconds / _QUIET_SECONDS)):
             taken = self._log.taken
             await asyncio.sleep(_QUIET_SECONDS)
-            if self._log.taken == taken:
+            if self._log.taken == taken and self._health.is_known():
                 return
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it comes without types
+    """Remembers who asks, so that it can say whether they know of a drain: until then they send calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Peer → when it last asked, of those that have not learned of the drain.
+        self._unaware: dict[str, float] = {}
+        self._is_draining = False
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        """See the protocol of gRPC's health service."""
+        if self._is_draining:
+            self._unaware.pop(context.peer(), None)
+        else:
+            self._forget()
+            self._unaware[context.peer()] = time.monotonic()
+        response: health_pb2.HealthCheckResponse = await super().Check(request, context)
+        return response
+
+    async def enter_graceful_shutdown(self) -> None:
+        """NOT_SERVING, whatever is set later."""
+        self._is_draining = True
+        await super().enter_graceful_shutdown()
+
+    def is_known(self) -> bool:
+        """Whether all that ask regularly have been told of the drain."""
+        self._forget()
+        return not self._unaware
+
+    def _forget(self) -> None:
+        since = time.monotonic() - _HEALTH_ASKED_SECONDS
+        self._unaware = {peer: asked for peer, asked in self._unaware.items() if asked > since}

@@ -8,6 +8,7 @@ import pytest
 from evershell.workspace.v1 import task_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.core.errors import UnavailableError
 from server.core.event import Event
@@ -150,3 +151,22 @@ async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(
     await server.server.drain(10)
     answers = await asyncio.gather(*calls)
     assert [answer for answer in answers if isinstance(answer, Failed)] == []
+
+
+async def test_a_server_drains_until_whoever_asks_for_its_health_knows(server: Running) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    draining = asyncio.create_task(server.server.drain(10))
+    # Longer than it takes to see that no call comes: who does not know of the drain may send one yet.
+    done, _ = await asyncio.wait((draining,), timeout=0.5)
+    assert not done
+    assert await server.raw(f"{PUBLIC}ListWorkspaces", bearer()) == b""
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    async with asyncio.timeout(0.5):
+        await draining
+
+
+async def test_a_server_does_not_wait_for_who_asks_no_more(server: Running) -> None:
+    await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
+    async with asyncio.timeout(3):
+        await server.server.drain(10)
