@@ -38,6 +38,9 @@ from server.store.wakeups import PostgresWakeups
 
 # What a drain may take: the calls in hand are short, and streams are told.
 DRAIN_SECONDS = 5.0
+# Has a worker end its waits and streams, whose callers then come again through another edge. A process that does not know it yet
+# ignores it.
+END_WAITS = signal.SIGURG
 
 
 class NotSetUpError(Exception):
@@ -111,6 +114,9 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits, metrics, traced_calls)
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(END_WAITS, wakeups.end_waits)
+        stack.callback(loop.remove_signal_handler, END_WAITS)
         yield server
 
 

@@ -81,8 +81,10 @@ def render(edge: Edge, config_path: Path) -> None:
     config_path.write_text(template.substitute({name: json.dumps(value) for name, value in values.items()}))
 
 
-def command(config_path: Path, *, concurrency: int = 1, log_level: str = "warning") -> list[str]:
+def command(config_path: Path, *options: str, concurrency: int = 1, log_level: str = "warning") -> list[str]:
     """The command that runs Envoy in the foreground; it ends at once on SIGTERM.
+
+    Without further options nothing else takes part in it: no process of Envoy's before it, and none behind it.
 
     One thread is plenty for what the workers can serve, and means one connection to each of them, so that calls are spread evenly.
     """
@@ -100,11 +102,10 @@ def command(config_path: Path, *, concurrency: int = 1, log_level: str = "warnin
         str(concurrency),
         "--log-level",
         log_level,
-        # Two stacks on one machine share nothing, and Envoy does not end with whoever started its parent.
-        "--disable-hot-restart",
         # Access log lines are seen soon, and still written many at a time.
         "--file-flush-interval-msec",
         "1000",
+        *(options or ["--disable-hot-restart"]),
     ]
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class Program:
     """A program to keep running."""
 
     name: str
-    command: list[str]
+    # One that differs from start to start is asked for before each.
+    command: list[str] | Callable[[], list[str]]
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
     # How long it may take to stop before it is killed.
@@ -43,6 +45,8 @@ class Supervisor:
     def __init__(self, logs_dir: Path) -> None:
         self._logs_dir = logs_dir
         self._programs: list[Program] = []
+        # Processes whose successors run already, and what waits for their end.
+        self._leaving: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
         logs_dir.mkdir(parents=True, exist_ok=True)
         # What a program of ours leaves behind when it dies becomes our child, and is reaped here.
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -50,8 +54,7 @@ class Supervisor:
     async def start(self, program: Program) -> None:
         """Starts the program and keeps it running. Raises OSError when it cannot be started."""
         self._programs.append(program)
-        self._spawn(program)
-        program.keeping = asyncio.create_task(self._keep(program))
+        self._run(program)
 
     async def stop(self, *names: str) -> None:
         """Ends the programs of these names, together: asked first, killed when their time is over."""
@@ -62,6 +65,41 @@ class Supervisor:
         """Ends every program, the last to be started first."""
         for program in list(reversed(self._programs)):
             await self.stop(program.name)
+        leaving = list(self._leaving.items())
+        for process, _ in leaving:
+            process.kill()
+        await asyncio.gather(*(task for _, task in leaving), return_exceptions=True)
+
+    async def restart(self, name: str) -> None:
+        """Ends the program as `stop` does, and starts it again. Raises OSError."""
+        program = self._find(name)
+        await self._stop(program)
+        self._run(program)
+
+    async def replace(self, name: str, command: list[str], leave_seconds: float) -> "subprocess.Popen[bytes]":
+        """Starts the program by this command beside the process that runs, and keeps the new one running from here on.
+
+        Returns the old process. It is to end by itself within that time; then it is asked to, and killed. Raises OSError.
+        """
+        program = self._find(name)
+        await _give_up(program.keeping)
+        old = program.process
+        assert old is not None
+        self._spawn(program, command)
+        program.keeping = asyncio.create_task(self._keep(program))
+        self._leaving[old] = asyncio.create_task(self._see_off(program, old, leave_seconds))
+        return old
+
+    async def left(self) -> None:
+        """Returns when all processes that have been replaced are gone."""
+        await asyncio.gather(*self._leaving.values())
+
+    def send_signal(self, number: signal.Signals, prefix: str) -> None:
+        """Sends the signal to the programs whose name begins with it."""
+        for program in self._programs:
+            if program.name.startswith(prefix) and program.process is not None:
+                # One that has just ended is not sent it.
+                program.process.send_signal(number)
 
     def names(self, prefix: str) -> list[str]:
         """The names of the programs that begin with it."""
@@ -69,7 +107,7 @@ class Supervisor:
 
     def reap(self) -> None:
         """Clears away ended processes that became ours when their parent died; our own programs are waited for elsewhere."""
-        own = set(self.pids().values())
+        own = {*self.pids().values(), *(process.pid for process in self._leaving)}
         for child in psutil.Process().children():
             if child.pid not in own:
                 with contextlib.suppress(ChildProcessError):
@@ -79,10 +117,15 @@ class Supervisor:
         """Program → process id, of those that run."""
         return {program.name: program.process.pid for program in self._programs if program.process is not None}
 
-    def _spawn(self, program: Program) -> None:
+    def _find(self, name: str) -> Program:
+        return next(program for program in self._programs if program.name == name)
+
+    def _spawn(self, program: Program, command: list[str] | None = None) -> None:
+        if command is None:
+            command = program.command if isinstance(program.command, list) else program.command()
         with (self._logs_dir / f"{program.name}.log").open("ab") as output:
             program.process = subprocess.Popen(
-                program.command,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -103,13 +146,26 @@ class Supervisor:
             await asyncio.sleep(_RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)])
             self._spawn(program)
 
+    def _run(self, program: Program) -> None:
+        self._spawn(program)
+        program.keeping = asyncio.create_task(self._keep(program))
+
+    async def _see_off(self, program: Program, process: "subprocess.Popen[bytes]", leave_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(leave_seconds):
+                await ended(process)
+        except TimeoutError:
+            log.warning("the process before it did not leave in time, ending it", name=program.name)
+            await self._end(program, process)
+        finally:
+            del self._leaving[process]
+
     async def _stop(self, program: Program) -> None:
-        if program.keeping is not None:
-            program.keeping.cancel()
-            await asyncio.gather(program.keeping, return_exceptions=True)
-        process = program.process
-        if process is None:
-            return
+        await _give_up(program.keeping)
+        if program.process is not None:
+            await self._end(program, program.process)
+
+    async def _end(self, program: Program, process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(program.stop_signal)
         try:
@@ -119,6 +175,12 @@ class Supervisor:
             log.warning("program did not stop in time, killing it", name=program.name)
             process.kill()
             await ended(process)
+
+
+async def _give_up(task: "asyncio.Task[None] | None") -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def ended(process: subprocess.Popen[bytes]) -> int:

@@ -19,12 +19,14 @@ from pydantic import SecretStr
 from ulid import ULID
 
 from server.auth.pod_tokens import new_key
-from server.bootstrap import now, stop_signal
+from server.bootstrap import END_WAITS, now, stop_signal
 from server.config import Settings, trust
 from server.core.errors import UnavailableError
 from server.fleet.local_pods import end_pods
 from server.stack import demo, envoy, postgres
 from server.stack.demo import Demo
+from server.stack.edge_process import EdgeProcess
+from server.stack.rolling_restart import RollingRestart
 from server.stack.supervisor import Program, Supervisor
 from server.store.keys import PostgresKeys
 from server.store.migrate import migrate
@@ -36,6 +38,8 @@ READY_SECONDS = 60.0
 _POSTGRES_START_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
+# For the calls in hand when the stack stops.
+_DRAIN_SECONDS = 2.0
 _POD_GRACE_SECONDS = 1.5
 
 
@@ -52,7 +56,10 @@ async def up(settings: Settings) -> None:
         ready_path.unlink(missing_ok=True)
         stopping = asyncio.create_task(stop_signal())
         supervisor = Supervisor(settings.state_dir / "logs")
-        starting = asyncio.create_task(_start(settings, supervisor))
+        edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
+        rolling = RollingRestart(supervisor, edge)
+        starting = asyncio.create_task(_start(settings, supervisor, edge))
+        restarting = asyncio.create_task(rolling.whenever_wanted(starting))
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -63,15 +70,16 @@ async def up(settings: Settings) -> None:
                     await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
             click.echo("Stopping.")
         finally:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            for task in (starting, restarting):
+                task.cancel()
+            await asyncio.gather(starting, restarting, return_exceptions=True)
             ready_path.unlink(missing_ok=True)
-            await _stop(settings, supervisor)
+            await _stop(settings, supervisor, edge)
 
 
-async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, Demo]:
+async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> tuple[Settings, Demo]:
     """Starts everything and waits until it serves; the settings then name the database."""
-    config_path = await asyncio.to_thread(_configure_edge, settings)
+    await asyncio.to_thread(edge.configure)
     _say("PostgreSQL")
     settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
     try:
@@ -94,18 +102,17 @@ async def _start(settings: Settings, supervisor: Supervisor) -> tuple[Settings, 
         await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
     own = environment | _metrics_port(settings, settings.workers)
     await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0))
-    await supervisor.start(Program("envoy", envoy.command(config_path), stop_seconds=2.0))
+    await supervisor.start(Program("envoy", edge.first, stop_seconds=2.0))
     _say("the demo workspace's agent")
     await _wait_ready(settings, shown, supervisor)
     return settings, shown
 
 
-def _configure_edge(settings: Settings) -> Path:
-    """Envoy's configuration, which Envoy has agreed to. Raises EdgeConfigurationError."""
+def _edge(settings: Settings) -> envoy.Edge:
     tls = None
     if settings.tls_cert_file and settings.tls_key_file:
         tls = envoy.Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-    edge = envoy.Edge(
+    return envoy.Edge(
         rest_port=settings.rest_port,
         grpc_port=settings.grpc_port,
         workers=settings.worker_addresses,
@@ -113,10 +120,6 @@ def _configure_edge(settings: Settings) -> Path:
         host=settings.listen_host,
         tls=tls,
     )
-    config_path = settings.state_dir / "envoy.yaml"
-    envoy.render(edge, config_path)
-    envoy.validate(config_path)
-    return config_path
 
 
 async def _database(settings: Settings, supervisor: Supervisor) -> str:
@@ -173,9 +176,11 @@ async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -
         raise CannotStartError(message) from error
 
 
-async def _stop(settings: Settings, supervisor: Supervisor) -> None:
+async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
     """What starts others ends first, and the database last: whatever is being committed still can be."""
+    await edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
     await supervisor.stop("envoy", "fleet")
+    edge.clear()
     await asyncio.gather(_end_pods(settings.pods_dir), supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
     supervisor.reap()

@@ -1,0 +1,126 @@
+"""Restarts what a running stack runs, one after another, so that nobody who calls notices."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psutil
+import structlog
+
+from server.bootstrap import END_WAITS
+from server.stack.edge_process import LEAVE_SECONDS, EdgeProcess
+from server.stack.envoy import EdgeConfigurationError
+from server.stack.supervisor import Supervisor
+
+log = structlog.get_logger("rolling-restart")
+
+# Until a program that was started again serves.
+_READY_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+# Envoy ends its predecessor itself, once this long over its time it is ended here.
+_OVERTIME_SECONDS = 2.0
+# When, after the edge has changed, what still waits or streams through the old one is sent to the new one. Again and again, since
+# on a connection that it kept a caller may come back to the old one; the last time just before that ends.
+_END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, LEAVE_SECONDS - 0.3)
+
+
+class RestartError(Exception):
+    """A program does not come back; the message says which. What was to follow it has been left as it was."""
+
+
+class RollingRestart:
+    """Restarts a stack's programs, as often as that is wanted."""
+
+    def __init__(self, supervisor: Supervisor, edge: EdgeProcess) -> None:
+        """From here on a SIGHUP says that it is wanted, unless it says that the terminal is gone: that stops the stack."""
+        self._supervisor = supervisor
+        self._edge = edge
+        self._wanted = asyncio.Event()
+        # Whoever ignores SIGHUP, as nohup does, is not to end with the terminal.
+        self._ends_with_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    async def whenever_wanted(self, started: "asyncio.Task[Any]") -> None:
+        """Goes on until it is cancelled. What is wanted before all has started, or during a restart, is done after that."""
+        await asyncio.wait((started,))
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self.run()
+            except (RestartError, EdgeConfigurationError, OSError) as error:
+                log.error("rolling restart given up", reason=str(error))
+
+    async def run(self) -> None:
+        """Restarts everything but the database and the agents. Raises RestartError, EdgeConfigurationError, OSError."""
+        began = time.monotonic()
+        log.info("rolling restart begins")
+        # Before anything is touched: a configuration that is refused changes nothing.
+        await asyncio.to_thread(self._edge.configure)
+        for index, address in enumerate(self._edge.settings.workers):
+            await self._restart_worker(f"worker-{index}", address)
+        await self._supervisor.restart("fleet")
+        log.info("restarted", name="fleet")
+        await self._replace_edge()
+        log.info("rolling restart is over", seconds=round(time.monotonic() - began, 1))
+
+    def _hang_up(self) -> None:
+        if self._ends_with_terminal and not _has_terminal():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self._wanted.set()
+
+    async def _restart_worker(self, name: str, address: str) -> None:
+        """While it is away, the others have to be there."""
+        await _until(self._all_are_healthy, "the workers that are not restarted")
+        await self._supervisor.restart(name)
+
+        async def is_healthy() -> bool:
+            return address in await self._edge.healthy_workers()
+
+        await _until(is_healthy, name)
+        log.info("restarted", name=name)
+
+    async def _replace_edge(self) -> None:
+        await _until(self._edge.is_live, "envoy")
+        leaving = await self._supervisor.replace("envoy", self._edge.next(), _READY_SECONDS + LEAVE_SECONDS + _OVERTIME_SECONDS)
+        await _until(self._edge.is_live, "envoy")
+        changed = time.monotonic()
+        for seconds in _END_WAITS_SECONDS:
+            await asyncio.sleep(max(0.0, changed + seconds - time.monotonic()))
+            if await asyncio.to_thread(self._has_callers, leaving):
+                self._supervisor.send_signal(END_WAITS, "worker-")
+        await self._supervisor.left()
+        log.info("restarted", name="envoy")
+
+    async def _all_are_healthy(self) -> bool:
+        return await self._edge.healthy_workers() == set(self._edge.settings.workers)
+
+    def _has_callers(self, process: "subprocess.Popen[bytes]") -> bool:
+        try:
+            connections = psutil.Process(process.pid).net_connections("tcp")
+        except psutil.Error:
+            return False
+        ports = (self._edge.settings.rest_port, self._edge.settings.grpc_port)
+        return any(each.laddr.port in ports and each.status == psutil.CONN_ESTABLISHED for each in connections)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+async def _until(holds: Callable[[], Awaitable[bool]], name: str) -> None:
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            while not await holds():
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError as error:
+        raise RestartError(f"{name}: not ready within {_READY_SECONDS:.0f} s") from error

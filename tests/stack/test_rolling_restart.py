@@ -1,0 +1,79 @@
+"""What a SIGHUP means."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+LIMIT_SECONDS = 20
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from server.bootstrap import stop_signal
+from server.stack.edge_process import EdgeProcess
+from server.stack.envoy import Edge, EdgeConfigurationError
+from server.stack.rolling_restart import RollingRestart
+from server.stack.supervisor import Supervisor
+
+async def main():
+    folder = Path(sys.argv[1])
+    rolling = RollingRestart(Supervisor(folder), EdgeProcess(Edge(1, 2, [], folder / "admin.sock"), folder / "envoy.yaml"))
+    async def run():
+        (folder / "said").write_text("restart")
+        stopping.cancel()
+    rolling.run = run
+    stopping = asyncio.create_task(stop_signal())
+    restarting = asyncio.create_task(rolling.whenever_wanted(asyncio.create_task(asyncio.sleep(0))))
+    await asyncio.sleep(0)
+    print("ready", flush=True)
+    await asyncio.wait((stopping,))
+    if not stopping.cancelled():
+        (folder / "said").write_text("stop")
+
+asyncio.run(main())
+"""
+
+
+def take_terminal(terminal: int, *, ignores: bool) -> None:
+    """Makes it the controlling terminal of the process that begins."""
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    if ignores:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("terminal_goes", "ignores", "said"), [(True, False, "stop"), (True, True, "restart"), (False, False, "restart")]
+)
+def test_a_terminal_that_goes_stops_a_stack_and_a_signal_restarts_it(
+    tmp_path: Path, terminal_goes: bool, ignores: bool, said: str
+) -> None:
+    master, terminal = os.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stdin=terminal,
+        preexec_fn=lambda: take_terminal(terminal, ignores=ignores),
+    )
+    os.close(terminal)
+    output = program.stdout
+    assert output is not None
+    try:
+        assert output.readline() == b"ready\n"
+        if terminal_goes:
+            os.close(master)
+        else:
+            program.send_signal(signal.SIGHUP)
+        program.wait(LIMIT_SECONDS)
+        assert (tmp_path / "said").read_text() == said
+    finally:
+        program.kill()
+        program.wait()
+        output.close()
+        if not terminal_goes:
+            os.close(master)
