@@ -1,7 +1,9 @@
 """One process of Envoy follows another: on a restart, behind a crash, and at the end."""
 
 import asyncio
+import shutil
 import signal
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +14,10 @@ import psutil
 import pytest
 
 from server.stack.edge_process import LEAVE_SECONDS, EdgeProcess
-from server.stack.envoy import Edge
+from server.stack.envoy import Edge, EdgeConfigurationError, Tls
 from server.stack.supervisor import Program, Supervisor
 
+from .certificates import Authority
 from .conftest import short_directory
 from .stub import START_SECONDS, Stub, free_port, serving
 
@@ -56,15 +59,16 @@ async def holds(probe: Callable[[], Awaitable[bool]]) -> None:
 
 
 @asynccontextmanager
-async def supervised(directory: Path, worker: str) -> AsyncIterator[Supervised]:
-    settings = Edge(free_port(), free_port(), [worker], directory / "admin.sock")
+async def supervised(directory: Path, worker: str, tls: Tls | None = None) -> AsyncIterator[Supervised]:
+    settings = Edge(free_port(), free_port(), [worker], directory / "admin.sock", tls=tls)
     process = EdgeProcess(settings, directory / "envoy.yaml")
     process.configure()
     supervisor = Supervisor(directory)
     try:
         await supervisor.start(Program("envoy", process.first))
         await holds(process.is_live)
-        yield Supervised(f"http://127.0.0.1:{settings.rest_port}", process, supervisor)
+        scheme = "https" if tls else "http"
+        yield Supervised(f"{scheme}://127.0.0.1:{settings.rest_port}", process, supervisor)
     finally:
         await supervisor.stop_all()
         process.clear()
@@ -154,3 +158,30 @@ async def test_nothing_of_it_stays_in_memory(worker: tuple[Stub, str], tmp_path_
         assert edge.left_in_memory() == second
         assert second.exists()
     assert not second.exists()
+
+
+async def test_the_next_process_has_the_certificates_of_now_and_a_refused_configuration_changes_nothing(
+    worker: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    before, now = Authority(tmp_path, "before"), Authority(tmp_path, "now")
+    old, new = before.issue("old"), now.issue("new")
+
+    async def is_trusted(edge: Supervised, authority: Authority) -> bool:
+        context = ssl.create_default_context(cafile=str(authority.ca_file))
+        try:
+            async with httpx.AsyncClient(verify=context, trust_env=False) as client:
+                return (await client.get(edge.url + CALL)).status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    tls = Tls(old.cert_file, old.key_file)
+    async with supervised(short_directory(tmp_path_factory), worker[1], tls) as edge:
+        assert await is_trusted(edge, before)
+        shutil.copy(new.cert_file, old.cert_file)
+        with pytest.raises(EdgeConfigurationError, match="does not belong"):
+            edge.process.configure()
+        shutil.copy(new.key_file, old.key_file)
+        edge.process.configure()
+        await edge.follow()
+        assert await is_trusted(edge, now)
+        assert not await is_trusted(edge, before)
