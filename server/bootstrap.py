@@ -36,8 +36,8 @@ from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
 
-# What a drain may take: the calls in hand are short, and streams are told.
-DRAIN_SECONDS = 5.0
+# What a drain may take: the calls in hand are short, and streams are told. Less than the stack gives a worker to stop (5 s).
+DRAIN_SECONDS = 4.0
 # Has a worker end its waits and streams, whose callers then come again through another edge. A process that does not know it yet
 # ignores it.
 END_WAITS = signal.SIGURG

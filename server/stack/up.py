@@ -39,7 +39,7 @@ _POSTGRES_START_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # For the calls in hand when the stack stops.
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 1.5
 _POD_GRACE_SECONDS = 1.5
 
 
@@ -178,8 +178,9 @@ async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -
 
 async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
     """What starts others ends first, and the database last: whatever is being committed still can be."""
-    await edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
-    await supervisor.stop("envoy", "fleet")
+    draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
+    await asyncio.gather(draining, supervisor.stop("fleet"))
+    await supervisor.stop("envoy")
     edge.clear()
     await asyncio.gather(_end_pods(settings.pods_dir), supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
