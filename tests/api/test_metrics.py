@@ -17,7 +17,7 @@ from server.core.task import TaskStatus
 from server.metrics import MeasuredAgents, Metrics, served
 from tests.api.running import INTERNAL, PUBLIC, Failed, FailingStore, Running, agent_bearer, bearer, running
 from tests.core.world import NOW, FakeAgents, World, busy_session, intent, task, workspace
-from tests.e2e.stack import free_ports
+from tests.ports import free_ports
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from server.fleet import processes
 from server.fleet.processes import Pod
 from tests.openapi import operation
+from tests.ports import free_ports
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -399,24 +399,3 @@ def processes_of(state_dir: Path) -> list[str]:
         if process.pid != os.getpid() and any(str(state_dir) in text for text in told):
             found.append(f"{process.pid} {process.cmdline()}")
     return found
-
-
-def free_ports(count: int, in_a_row: int = 2) -> list[int]:
-    """Ports nobody listens on; of several, the last ones follow each other."""
-    if count == 1:
-        return free_ports(2)[:1]
-    sockets = [socket.socket() for _ in range(count)]
-    first_in_row = count - in_a_row
-    try:
-        for each in sockets[: first_in_row + 1]:
-            each.bind(("127.0.0.1", 0))
-        first = sockets[first_in_row].getsockname()[1]
-        try:
-            for port, each in enumerate(sockets[first_in_row + 1 :], first + 1):
-                each.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            return free_ports(count, in_a_row)
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -10,7 +10,8 @@ import grpc
 from evershell.agent.v1 import agent_service_pb2 as messages
 from evershell.agent.v1 import agent_service_pb2_grpc
 
-from tests.e2e.stack import Workspace, free_ports
+from tests.e2e.stack import Workspace
+from tests.ports import free_ports
 
 # Given the number of the attempt, from 1, and a call that passes it on to the agent: what is answered.
 Behaviour = Callable[[int, Callable[[], messages.CancelTaskResponse]], messages.CancelTaskResponse]

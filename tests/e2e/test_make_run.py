@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from server.stack import postgres
-from tests.e2e.stack import Gate, Stack, Workspace, eventually, free_ports, processes_of
+from tests.e2e.stack import Gate, Stack, Workspace, eventually, processes_of
+from tests.ports import free_ports
 
 
 @pytest.fixture

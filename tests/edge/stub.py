@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.api.server import OPTIONS
 from server.stack.envoy import Edge, Tls, command, render
+from tests.ports import free_ports
 
 from .answers import rule
 
@@ -139,13 +140,6 @@ def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
         loop.close()
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class RunningEdge:
     """A started Envoy and how to reach it."""
 
@@ -199,7 +193,8 @@ def running_edge(
     verify: ssl.SSLContext | bool = True,
 ) -> Iterator[RunningEdge]:
     """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is how callers trust it."""
-    settings = Edge(free_port(), free_port(), workers, directory / "admin.sock", tls=tls)
+    rest_port, grpc_port = free_ports(2)
+    settings = Edge(rest_port, grpc_port, workers, directory / "admin.sock", tls=tls)
     config = directory / "envoy.yaml"
     render(settings, config)
     text = config.read_text()

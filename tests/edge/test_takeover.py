@@ -16,10 +16,11 @@ import pytest
 from server.stack.edge_process import LEAVE_SECONDS, EdgeProcess
 from server.stack.envoy import Edge, EdgeConfigurationError, Tls
 from server.stack.supervisor import Program, Supervisor
+from tests.ports import free_ports
 
 from .certificates import Authority
 from .conftest import short_directory
-from .stub import START_SECONDS, Stub, free_port, serving
+from .stub import START_SECONDS, Stub, serving
 
 CALL = "/v1/workspaces/ws_1"
 
@@ -60,7 +61,8 @@ async def holds(probe: Callable[[], Awaitable[bool]]) -> None:
 
 @asynccontextmanager
 async def supervised(directory: Path, worker: str, tls: Tls | None = None) -> AsyncIterator[Supervised]:
-    settings = Edge(free_port(), free_port(), [worker], directory / "admin.sock", tls=tls)
+    rest_port, grpc_port = free_ports(2)
+    settings = Edge(rest_port, grpc_port, [worker], directory / "admin.sock", tls=tls)
     process = EdgeProcess(settings, directory / "envoy.yaml")
     process.configure()
     supervisor = Supervisor(directory)
