@@ -1,4 +1,4 @@
-"""What happens around every call: log, errors, authentication, decoding; each once, and in the order that `server.py` lists."""
+"""What happens around every call: log, errors, deadline, authentication, decoding; each once, in the order that server.py lists."""
 
 import asyncio
 import math
@@ -27,12 +27,12 @@ log = structlog.get_logger("call")
 
 # Set by the REST listener of the edge, and stripped by its gRPC listener: the answer then carries the envelope too.
 EDGE_HEADER = "x-evershell-edge"
-# A stream may outlive its credential, which is looked at again this often. With the time for which a key is remembered, it stays
-# within the 10 s that are promised.
-RECHECK_SECONDS = 3.0
 # The host that the client asked for, as the edge saw it.
 HOST_HEADER = "x-evershell-host"
 ENVELOPE_TRAILER = "x-evershell-error"
+# A stream may outlive its credential, which is looked at again this often. With the time for which a key is remembered, it stays
+# within the 10 s that are promised.
+RECHECK_SECONDS = 3.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # grpcio's own class takes no parameters when the program runs; its stubs' does.
@@ -160,15 +160,6 @@ class Errors(Interceptor):
             await _fail_by_defect(context, details)
 
 
-class Deadline(Interceptor):
-    """Notes how long the caller still waits, for whatever waits further in."""
-
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """See Interceptor."""
-        deadline.begin(context.time_remaining())
-        return await proceed()
-
-
 async def _fail_by_defect(context: Context, details: grpc.HandlerCallDetails) -> None:
     log.exception("a defect", method=details.method, request_id=calls.current().request_id)
     await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
@@ -193,6 +184,15 @@ async def _fail(context: Context, failure: Failure) -> None:
     if "retry_after_seconds" in failure.details:
         trailers.append(("retry-after", str(math.ceil(failure.details["retry_after_seconds"]))))
     await context.abort(rich.code, rich.details, tuple(trailers))
+
+
+class Deadline(Interceptor):
+    """Notes how long the caller still waits, for whatever waits further in."""
+
+    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        """See Interceptor."""
+        deadline.begin(context.time_remaining())
+        return await proceed()
 
 
 class Authentication(Interceptor):
