@@ -1,7 +1,6 @@
 """The demo organization: its credentials, and a workspace to cancel something in."""
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from server.core import ids, lifecycle
 from server.core.api_key import ApiKey, KeyTemplate
 from server.core.ports import Clock, Store
 from server.core.workspace import Workspace, WorkspaceStatus
+from server.stack.private_file import write_private
 from server.store.keys import PostgresKeys
 
 ORG_ID = "org_demo"
@@ -64,14 +64,6 @@ class _Kept:
         self._values[name] = value
         write_private(self._path, json.dumps(self._values))
         return value
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replaces a file as a whole; only its owner can read it, at no moment anyone else."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    unfinished.replace(path)
 
 
 async def _api_key(template: KeyTemplate, kept: _Kept, keys: PostgresKeys, clock: Clock) -> str:

@@ -26,6 +26,7 @@ from server.fleet.local_pods import end_pods
 from server.stack import demo, envoy, postgres
 from server.stack.demo import Demo
 from server.stack.edge_process import EdgeProcess
+from server.stack.private_file import write_private
 from server.stack.rolling_restart import RollingRestart
 from server.stack.supervisor import Program, Supervisor
 from server.store.keys import PostgresKeys
@@ -91,7 +92,7 @@ async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) 
         problem = str(error).strip() if error.sqlstate else "DATABASE_URL is not a valid URL of PostgreSQL"
         raise CannotStartError(f"The database cannot be used: {problem}.") from None
     if not settings.signing_key_path.exists():
-        demo.write_private(settings.signing_key_path, new_key())
+        write_private(settings.signing_key_path, new_key())
     async with open_pool(settings.database_url, max_size=2) as pool:
         shown = await demo.ensure(settings, PostgresStore(pool), PostgresKeys(pool), now)
     _say("control plane, fleet, edge")
@@ -227,7 +228,7 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
     """Writes ready.json and demo.env, and prints the first calls to make."""
     rest_url = settings.rest_url
     grpc_addr = f"{settings.listen_host}:{settings.grpc_port}"
-    demo.write_private(
+    write_private(
         settings.state_dir / "demo.env",
         f"export TOKEN={shown.tokens['full_access']}\nexport REST_URL={rest_url}\nexport GRPC_ADDR={grpc_addr}\n"
         f"export WORKSPACE_ID={shown.workspace_id}\n",
@@ -240,7 +241,7 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
         **({"tls_cert_file": str(settings.tls_cert_file.absolute())} if settings.tls_cert_file else {}),
         "demo": {"org_id": shown.org_id, "workspace_id": shown.workspace_id, "tokens": shown.tokens},
     }
-    demo.write_private(ready_path, json.dumps(ready, indent=2))
+    write_private(ready_path, json.dumps(ready, indent=2))
     state_dir = os.path.relpath(settings.state_dir)
     # Whoever signed the certificate, these calls trust it.
     trusted = shlex.quote(os.path.relpath(settings.tls_cert_file)) if settings.tls_cert_file else ""
