@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from server.agent.descendants import Descendants
 from server.agent.output import BoundedOutput
 
-# Whoever ends a pod finds what runs in it by these, even when it has left its session.
+# Named as in fleet/processes.py: whoever ends a pod finds what runs in it by the workspace's id, even when it has left its session.
 WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
 # How long output may still come when the shell itself has exited.
@@ -68,7 +68,7 @@ class Tool(Protocol):
 
 
 class ShellTool:
-    """Runs `/bin/sh -c command` in a session of its own, in the workspace's files, with an environment that holds no secret.
+    """Runs `/bin/sh -c command` in a process group of its own, in the workspace's files, with an environment that holds no secret.
 
     Standard input is empty; standard output and error are one text. Nothing outlives its tool call: when the shell has exited,
     output of processes that it left behind is awaited for 0.2 s, then the process group and every other descendant are killed, in
