@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     # When set, callers of gRPC need a certificate that one of these authorities has signed.
     tls_client_ca_file: Path | None = None
 
-    # Connections to the database, a worker.
+    # Connections to the database, a program.
     pool_size: int = Field(10, ge=1)
     # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the ports from here on, and the fleet
     # controller the one behind theirs.

@@ -1,4 +1,4 @@
-"""What the core needs of the world. Each port has one contract suite in tests/, run on every implementation."""
+"""What the core needs of the world. The Store has a contract suite (tests/store), run on every implementation."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
