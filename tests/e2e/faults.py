@@ -10,9 +10,6 @@ from grpc_status import rpc_status
 
 from tests.e2e.stack import Workspace, eventually
 
-# A caller that was told one of these may rely on it: the task ends `cancelled`.
-PROMISES = ("accepted", "already_requested", "agent_unreachable")
-
 
 def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
     """Cancels over either wire. Returns the outcome, or the slug of the failure."""
