@@ -74,10 +74,10 @@ def events(text: str) -> list[Any]:
 def walk(stack: Stack, folder: Path) -> list[str]:
     """Types all that README.md says, in one shell and in a folder as `make run` leaves it; returns what each block printed."""
     (folder / ".state").symlink_to(stack.state_dir)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
     script = "".join(f"{step.commands}printf '{MARK}'\n" for step in steps())
     names = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID")
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    environment["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
         ["/usr/bin/env", "bash", "-c", script],
         cwd=folder,
