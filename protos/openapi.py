@@ -34,7 +34,7 @@ WELL_KNOWN: dict[str, dict[str, Any]] = {
     "google.protobuf.Struct": {"type": "object"},
 }
 
-# What an answer carries in its headers, and which of the error codes come with it.
+# What answers carry in their headers.
 HEADERS: dict[str, dict[str, Any]] = {
     "x-request-id": {"description": "Finds the call in the log.", "required": True, "schema": {"type": "string"}},
     "retry-after": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}},
