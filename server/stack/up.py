@@ -252,9 +252,15 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
             grpc_addr=grpc_addr,
             workspace_id=shown.workspace_id,
             curl=f"curl --cacert {trusted}" if trusted else "curl",
-            grpcurl=f"grpcurl -cacert {trusted}" if trusted else "grpcurl -plaintext",
+            grpcurl=f"{_grpcurl()} -cacert {trusted}" if trusted else f"{_grpcurl()} -plaintext",
         )
     )
+
+
+def _grpcurl() -> str:
+    """As it is called from here: the environment that runs this may have it where the shell does not look."""
+    beside = Path(sys.executable).with_name("grpcurl")
+    return os.path.relpath(beside) if beside.exists() else "grpcurl"
 
 
 _CALLS = """
