@@ -17,7 +17,7 @@ import psutil
 
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
-from server.fleet import processes
+from server.fleet import pod_files, processes
 from server.fleet.processes import Pod
 
 _LOG_TAIL_BYTES = 2_000
@@ -52,7 +52,7 @@ class LocalPods:
     def was_started(self, workspace: Workspace) -> bool:
         """Whether a pod of this epoch was started, by whichever controller."""
         try:
-            return (self._folder(workspace.id) / "epoch").read_text() == str(workspace.epoch)
+            return pod_files.read(self._folder(workspace.id) / "epoch") == str(workspace.epoch)
         except (OSError, ValueError):
             return False
 
@@ -62,7 +62,7 @@ class LocalPods:
         files = folder / "files"
         files.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Written first: a controller that dies right after the start leaves no second pod behind.
-        (folder / "epoch").write_text(str(workspace.epoch))
+        pod_files.write(folder / "epoch", str(workspace.epoch))
         spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch), str(files))
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
@@ -70,7 +70,7 @@ class LocalPods:
             processes.WORKSPACE_MARKER: workspace.id,
             processes.EPOCH_MARKER: str(workspace.epoch),
         }
-        with (folder / "log").open("ab") as log:
+        with pod_files.open_log(folder / "log") as log:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
                 # -P: the working directory is full of what tools have written, and no module is to be taken from there.
                 [sys.executable, "-P", "-m", "server", "agent"],
@@ -81,8 +81,8 @@ class LocalPods:
                 env=environment,
                 start_new_session=True,
             )
-        (folder / "created").write_text(_created(process.pid))
-        (folder / "pid").write_text(str(process.pid))
+        pod_files.write(folder / "created", _created(process.pid))
+        pod_files.write(folder / "pid", str(process.pid))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(asdict(spec)).encode())
@@ -105,7 +105,7 @@ class LocalPods:
     def last_words(self, workspace_id: str) -> str:
         """The last line of the pod's log; empty when there is none."""
         try:
-            with (self._folder(workspace_id) / "log").open("rb") as log:
+            with pod_files.open_plain(self._folder(workspace_id) / "log", os.O_RDONLY) as log:
                 log.seek(0, os.SEEK_END)
                 log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
                 lines = log.read().decode(errors="replace").strip().splitlines()
@@ -120,11 +120,11 @@ class LocalPods:
     def _pid(self, workspace: Workspace) -> int | None:
         folder = self._folder(workspace.id)
         try:
-            pid = int((folder / "pid").read_text())
+            pid = int(pod_files.read(folder / "pid"))
             process = psutil.Process(pid)
             # The number may have been given to another process since. (Its environment could not tell: a process that is just being
             # started shows none for a moment.)
-            if process.status() == psutil.STATUS_ZOMBIE or _created(pid) != (folder / "created").read_text():
+            if process.status() == psutil.STATUS_ZOMBIE or _created(pid) != pod_files.read(folder / "created"):
                 return None
         except (OSError, ValueError, psutil.Error):
             return None
@@ -151,8 +151,8 @@ def _session(folder: Path) -> int | None:
     The kernel gives a session's number to no other process while the session has a member.
     """
     try:
-        pid = int((folder / "pid").read_text())
-        created = (folder / "created").read_text()
+        pid = int(pod_files.read(folder / "pid"))
+        created = pod_files.read(folder / "created")
     except (OSError, ValueError):
         return None
     try:

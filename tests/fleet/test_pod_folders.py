@@ -1,6 +1,8 @@
 """Pods on this machine, in folders that hold whatever tools have written."""
 
 import asyncio
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,27 @@ async def test_a_pod_ends_also_when_a_tool_has_replaced_its_files(pods: LocalPod
     assert await pods.end(workspace.id, grace_seconds=0)
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
+
+
+# What would hold whoever reads it, or fill its memory, or has it write elsewhere.
+@pytest.mark.parametrize("replace", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "endless"])
+@pytest.mark.parametrize("name", ["pid", "created", "epoch", "log"])
+async def test_a_file_that_a_tool_has_replaced_holds_nobody(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, name: str, replace: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / workspace.id
+    folder.mkdir()
+    (folder / "pid").write_text("1")
+    (folder / name).unlink(missing_ok=True)
+    replace(folder / name)
+
+    assert not pods.is_alive(workspace)
+    assert not pods.was_started(workspace)
+    assert pods.last_words(workspace.id) == ""
+    assert await pods.end(workspace.id, grace_seconds=0)
+
+    await pods.start(workspace)
+    async with asyncio.timeout(30):
+        await pods.ended(workspace)
+    assert pods.was_started(workspace)
+    assert "There is no model" in pods.last_words(workspace.id)
