@@ -40,7 +40,7 @@ class Pods(Protocol):
     def is_alive(self, workspace: Workspace) -> bool: ...
     def has_files(self, workspace_id: str) -> bool: ...
     def last_words(self, workspace_id: str) -> str: ...
-    async def end(self, workspace_id: str, grace_seconds: float) -> bool: ...
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool: ...
 
 
 class Changes(Protocol):
@@ -115,13 +115,17 @@ class Controller:
 
     async def _place(self, workspace: Workspace) -> Workspace:
         """Takes over what no host has, or what an earlier run of this host had: its processes end before its task does."""
-        stopped = workspace.host is None or await self._pods.end(workspace.id, END_GRACE_SECONDS)
+        stopped = workspace.host is None or await self._pods.end(workspace, END_GRACE_SECONDS)
         return await self._apply(
             workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now, work_stopped=stopped)
         )
 
     async def _start(self, workspace: Workspace) -> None:
-        await self._pods.end(workspace.id, grace_seconds=0)
+        await self._pods.end(workspace, grace_seconds=0)
+        current = await self._store.get_workspace(workspace.id)
+        if current is None or current.epoch != workspace.epoch or current.status is not WorkspaceStatus.PROVISIONING:
+            # That took so long that another controller leads by now, and may have started a later pod.
+            return
         try:
             await self._pods.start(workspace)
         except OSError as error:
@@ -152,7 +156,7 @@ class Controller:
 
     async def _fail(self, workspace: Workspace, reason: str) -> None:
         """Everything that runs in the pod ends first; only then is the task said to have ended."""
-        stopped = await self._pods.end(workspace.id, grace_seconds=0)
+        stopped = await self._pods.end(workspace, grace_seconds=0)
         await self._apply(
             workspace, lambda session, now: lifecycle.lose_agent(session, workspace.epoch, reason, now, work_stopped=stopped)
         )
@@ -165,7 +169,7 @@ class Controller:
             open_until = task.cancel.force_at if task is not None and task.cancel is not None else None
             if open_until is not None and self._clock() < open_until + STOP_MARGIN:
                 return
-        stopped = await self._pods.end(workspace.id, END_GRACE_SECONDS)
+        stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
         await self._apply(
             workspace, lambda session, now: lifecycle.finish_stop(session, workspace.epoch, now, work_stopped=stopped)
         )

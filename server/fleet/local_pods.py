@@ -113,9 +113,12 @@ class LocalPods:
             return ""
         return lines[-1] if lines else ""
 
-    async def end(self, workspace_id: str, grace_seconds: float) -> bool:
-        """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended."""
-        return await end_pods(self._folder(workspace_id), grace_seconds=grace_seconds)
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
+        """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended.
+
+        A pod of a later epoch lives on: a controller that was held up may come to this when another one has long started that.
+        """
+        return await end_pods(self._folder(workspace.id), grace_seconds=grace_seconds, last_epoch=workspace.epoch)
 
     def _pid(self, workspace: Workspace) -> int | None:
         folder = self._folder(workspace.id)
@@ -134,15 +137,27 @@ class LocalPods:
         return self._root / workspace_id
 
 
-async def end_pods(*folders: Path, grace_seconds: float) -> bool:
-    """Ends everything that runs in the pods of these folders. False: not all of it is known to have ended."""
-    pods = [Pod(folder.name, _session(folder)) for folder in folders]
+async def end_pods(*folders: Path, grace_seconds: float, last_epoch: int | None = None) -> bool:
+    """Ends everything that runs in the pods of these folders. False: not all of it is known to have ended.
+
+    With `last_epoch`, pods of later epochs are left alone.
+    """
+    pods = [Pod(folder.name, None if _is_later(folder, last_epoch) else _session(folder), last_epoch) for folder in folders]
     stopped = await processes.end_all(*pods, grace_seconds=grace_seconds)
     for folder in folders:
         # A tool may have put anything in its place; a file that stays names a process that has ended.
         with contextlib.suppress(OSError):
-            (folder / "pid").unlink()
+            if not _is_later(folder, last_epoch):
+                (folder / "pid").unlink()
     return stopped
+
+
+def _is_later(folder: Path, epoch: int | None) -> bool:
+    """Whether the pod that was started last is of a later epoch."""
+    try:
+        return epoch is not None and int(pod_files.read(folder / "epoch")) > epoch
+    except (OSError, ValueError):
+        return False
 
 
 def _session(folder: Path) -> int | None:

@@ -7,14 +7,16 @@ that had left its session and cleared its environment too is not found any more;
 import asyncio
 import contextlib
 import os
+import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import psutil
 
 WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
+_EPOCH = re.compile("[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +25,29 @@ class Pod:
 
     workspace_id: str
     session_id: int | None = None
+    # Processes marked with a later epoch are another pod's. None: those of every epoch are meant.
+    last_epoch: int | None = None
 
 
 def find(*pods: Pod) -> list[psutil.Process]:
-    """Every process of these pods, of any epoch. Each process of the machine is looked at once, however many pods they are."""
-    workspace_ids = {pod.workspace_id for pod in pods}
+    """Every process of these pods. Each process of the machine is looked at once, however many pods they are."""
+    last_epochs = {pod.workspace_id: pod.last_epoch for pod in pods}
     session_ids = {pod.session_id for pod in pods if pod.session_id is not None}
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) in session_ids or process.environ().get(WORKSPACE_MARKER) in workspace_ids:
+            if os.getsid(process.pid) in session_ids or _is_marked(process.environ(), last_epochs):
                 found |= {process, *process.children(recursive=True)}
     return [process for process in found if _lives(process)]
+
+
+def _is_marked(environment: Mapping[str, str], last_epochs: Mapping[str, int | None]) -> bool:
+    workspace_id, epoch = environment.get(WORKSPACE_MARKER, ""), environment.get(EPOCH_MARKER, "")
+    if workspace_id not in last_epochs:
+        return False
+    last_epoch = last_epochs[workspace_id]
+    # A tool may have set anything; what is no epoch that a database could hold proves nothing.
+    return last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= last_epoch
 
 
 def _lives(process: psutil.Process) -> bool:

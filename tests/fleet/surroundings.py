@@ -59,11 +59,11 @@ class FakePods:
     def last_words(self, workspace_id: str) -> str:
         return self.words
 
-    async def end(self, workspace_id: str, grace_seconds: float) -> bool:
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         self.done.append(f"end {grace_seconds:g}")
         self.on_end()
         await asyncio.sleep(0)
-        for key in [key for key in self.alive if key[0] == workspace_id]:
+        for key in [key for key in self.alive if key[0] == workspace.id and key[1] <= workspace.epoch]:
             self.alive.pop(key).set()
         return self.ends_all
 

@@ -255,3 +255,16 @@ async def test_a_late_verdict_on_an_earlier_epoch_changes_nothing(fleet: Fleet) 
     fleet.pods.on_end = overtake
     await fleet.look()
     assert await fleet.world.workspace(idle.id) == resumed
+
+
+async def test_a_start_that_was_overtaken_is_given_up(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, pod=False)
+    later = replace(made, epoch=made.epoch + 1)
+
+    def overtake() -> None:
+        fleet.world.store._workspaces[made.id] = later
+        fleet.pods.on_end = lambda: None
+
+    fleet.pods.on_end = overtake
+    await fleet.look()
+    assert f"start {made.epoch}" not in fleet.pods.done

@@ -101,16 +101,26 @@ async def test_the_end_of_a_pod_is_seen_and_its_files_stay(pods: LocalPods, at: 
     waiting = asyncio.create_task(pods.ended(at))
     await asyncio.sleep(0)
     assert not waiting.done()
-    assert await pods.end(at.id, 5) is True
+    assert await pods.end(at, 5) is True
     await asyncio.wait_for(waiting, 10)
     assert not pods.is_alive(at) and pods.was_started(at)
     assert not (tmp_path / "pods" / at.id / "pid").exists()
     assert (tmp_path / "pods" / at.id / "files" / "given.json").exists()
 
 
+async def test_a_controller_that_was_held_up_leaves_a_later_pod_alone(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+    later = replace(at, epoch=at.epoch + 1)
+    await pods.start(later)
+    await given(tmp_path, later)
+    assert await pods.end(at, 0) is True
+    assert pods.is_alive(later)
+    assert await pods.end(later, 0) is True
+    assert not pods.is_alive(later)
+
+
 async def test_a_pod_that_is_not_there_has_ended(pods: LocalPods, at: Workspace) -> None:
     await asyncio.wait_for(pods.ended(at), 10)
-    assert await pods.end(at.id, 5) is True
+    assert await pods.end(at, 5) is True
     assert pods.last_words(at.id) == ""
 
 
@@ -132,7 +142,7 @@ async def test_a_pod_whose_folder_was_deleted_is_not_alive_and_still_ends(
     assert pods.has_files(at.id)
     shutil.rmtree(tmp_path / "pods" / at.id / what)
     assert not pods.has_files(at.id) and not pods.is_alive(at)
-    assert await pods.end(at.id, 5) is True
+    assert await pods.end(at, 5) is True
     assert processes.find(Pod(at.id)) == []
     await pods.start(at)
     assert pods.is_alive(at)
@@ -170,4 +180,4 @@ async def test_a_pod_is_alive_from_the_moment_it_was_started(
     with monkeypatch.context() as loading:
         loading.setattr(psutil.Process, "environ", lambda process: {})
         assert pods.is_alive(at)
-    await pods.end(at.id, grace_seconds=0)
+    await pods.end(at, grace_seconds=0)
