@@ -3,6 +3,8 @@
 import asyncio
 import ctypes
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +12,10 @@ from pathlib import Path
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-_MAX_SWEEPS = 10
+# How long the agent does nothing but kill before it lets others do something.
+_SWEEPING_SECONDS = 0.2
+_LAST_LOOKS = 3
+_POLL_SECONDS = 0.005
 # Where the kernel was built without them, every process of the machine is looked at, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 
@@ -24,49 +29,67 @@ def adopt() -> None:
 
 
 class Descendants:
-    """Those that come into being from here on."""
+    """Those that come into being from here on.
+
+    A child that is killed leaves its own children to this process, so whoever goes on killing its children has in the end ended
+    all that descends from them. And nobody else gets the number of a child that was not waited for, so no stranger is hit.
+    """
 
     def __init__(self) -> None:
-        self._before = _descendants()
-        self._killed: set[psutil.Process] = set()
+        self._before = set(_children())
+        self._killed: set[int] = set()
 
-    def kill(self) -> None:
-        """Ends them all, as far as the kernel lets them end."""
-        # One may fork while the others are looked for, so look until there is none that was not there before.
-        for _ in range(_MAX_SWEEPS):
-            found = _descendants() - self._before - self._killed
-            for process in found:
-                with suppress(psutil.Error):
-                    process.kill()
-            if not found:
-                return
-            self._killed |= found
+    def kill(self, but: int | None = None) -> None:
+        """Ends them all, as far as the kernel lets them end. `but` is waited for elsewhere; None: all of them are."""
+        until = time.monotonic() + _SWEEPING_SECONDS
+        looks = 0
+        # Between finding and killing one there is time for next to nothing: some fork and exit for no other end than to be missed.
+        while looks < _LAST_LOOKS and time.monotonic() < until:
+            found = self._children()
+            for pid in found:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            self._killed.update(found)
+            if but is not None:
+                self.clear_away(but)
+            looks = 0 if any(map(_lives, found)) else looks + 1
+
+    def clear_away(self, but: int) -> None:
+        """Waits for those that have ended: until then each takes one of the machine's process numbers."""
+        for pid in self._children():
+            if pid != but:
+                with suppress(OSError):
+                    os.waitpid(pid, os.WNOHANG)
 
     async def gone(self, but: int, timeout_seconds: float) -> None:
-        """Waits for those that were killed, and clears away whatever was adopted; `but` is waited for elsewhere."""
-        while awaited := [process for process in _descendants() - self._before if process.pid != but]:
-            await asyncio.to_thread(psutil.wait_procs, awaited, timeout_seconds)
-            if not _descendants() - self._before - self._killed:
+        """Ends them and waits for their end, as long as there are new ones; for what hangs in the kernel, no longer than this."""
+        until = time.monotonic() + timeout_seconds
+        while left := [pid for pid in self._children() if pid != but]:
+            if not self._killed.issuperset(left):
+                until = time.monotonic() + timeout_seconds
+            elif time.monotonic() > until:
                 return
-            self.kill()
+            self.kill(but)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _children(self) -> list[int]:
+        """The latest first: those that ended long ago can wait."""
+        return [pid for pid in reversed(list(_children())) if pid not in self._before]
 
 
-def _descendants() -> set[psutil.Process]:
-    if not _KERNEL_LISTS_CHILDREN:
-        return set(psutil.Process().children(recursive=True))
-    found: set[psutil.Process] = set()
-    left = [os.getpid()]
-    while left:
-        for pid in _children(left.pop()):
-            with suppress(psutil.Error):
-                found.add(psutil.Process(pid))
-                left.append(pid)
-    return found
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
-def _children(pid: int) -> Iterator[int]:
+def _children() -> Iterator[int]:
     """See proc_pid_children(5). The list may miss a child while another one ends, so whoever kills looks again afterwards."""
-    with suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):
-                yield from map(int, (thread / "children").read_text().split())
+    if not _KERNEL_LISTS_CHILDREN:
+        yield from (child.pid for child in psutil.Process().children())
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            yield from map(int, (thread / "children").read_text().split())

@@ -22,6 +22,7 @@ _LATE_OUTPUT_SECONDS = 0.2
 # How long a process that was killed is waited for; one that hangs in the kernel must not hold the agent.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
+_CLEARING_SECONDS = 0.2
 
 
 class ToolStatus(StrEnum):
@@ -126,6 +127,7 @@ class ShellTool:
     async def _follow(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
         exited = asyncio.ensure_future(running.process.wait())
         interrupted = asyncio.ensure_future(interrupt.wait())
+        clearing = asyncio.ensure_future(running.clear_away())
         running.start_reading()
         try:
             await asyncio.wait({exited, interrupted}, timeout=self._timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -139,6 +141,7 @@ class ShellTool:
             await running.wait_output(_KILLED_SECONDS)
         finally:
             interrupted.cancel()
+            clearing.cancel()
             running.stop_reading()
             # Also when this call is cancelled: once it is over, nothing of it runs.
             if not exited.done():
@@ -196,7 +199,13 @@ class _Running:
         # The kernel gives the shell's number to no other process while its group has a member.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self._descendants.kill()
+        self._descendants.kill(self.process.pid)
+
+    async def clear_away(self) -> None:
+        """Goes on for ever. A command that leaves many behind must not use up the machine's process numbers while it runs."""
+        while True:
+            await asyncio.sleep(_CLEARING_SECONDS)
+            self._descendants.clear_away(self.process.pid)
 
 
 def _command(call: ToolCall) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,43 @@ async def test_a_process_that_has_left_everything_ends_with_its_call(
 async def test_what_was_adopted_is_cleared_away(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
     await _run(tmp_path, "(sh -c 'exit 0' &); (sh -c 'exit 0' &); sleep 0.1; (sleep 600 &)")
+    assert set(psutil.Process().children()) <= before
+
+
+async def test_what_ends_during_the_call_takes_no_process_number(tmp_path: Path) -> None:
+    interrupt = asyncio.Event()
+    before = set(psutil.Process().children())
+    running = asyncio.create_task(_run(tmp_path, "(exit 0 &); (exit 0 &); echo > begun; exec sleep 600", interrupt=interrupt))
+    await _until((tmp_path / "begun").exists)
+    await _until(lambda: len(set(psutil.Process().children()) - before) == 1)
+    interrupt.set()
+    assert (await running).status is ToolStatus.INTERRUPTED
+
+
+# Each is there for a fraction of a millisecond, in a session of its own, and has a successor then.
+RELAY = """
+import os, time
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.write(os.open("beat", os.O_CREAT | os.O_APPEND | os.O_WRONLY), b".")
+"""
+
+
+async def test_what_flees_by_forking_is_caught(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    (tmp_path / "relay.py").write_text(RELAY)
+    (tmp_path / "beat").touch()
+    interrupt = asyncio.Event()
+    command = f"env -i setsid {sys.executable} relay.py & exec sleep 600"
+    running = asyncio.create_task(_run(tmp_path, command, interrupt=interrupt))
+    await _until(lambda: (tmp_path / "beat").stat().st_size > 1_000)
+    interrupt.set()
+    began = time.monotonic()
+    assert (await running).status is ToolStatus.INTERRUPTED
+    assert time.monotonic() - began < 2
     assert set(psutil.Process().children()) <= before
 
 
