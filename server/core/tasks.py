@@ -112,4 +112,12 @@ async def list_tasks(caller: Caller, workspace_id: str, page: Page, store: Store
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id), workspace_id)
     found = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
-    return page.cut(found, lambda task: len(task.description) + len(task.result))
+    return page.cut(found, _characters)
+
+
+def _characters(task: Task) -> int:
+    """Of all that whoever made the task, or what it did, can make long."""
+    texts = [task.description, task.result, task.reason, *task.metadata, *task.metadata.values()]
+    if task.cancel is not None:
+        texts.append(task.cancel.reason)
+    return sum(map(len, texts))

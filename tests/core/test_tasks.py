@@ -10,9 +10,9 @@ from server.core.errors import Failure
 from server.core.lifecycle import Ending, Started
 from server.core.task import Task, TaskStatus
 from server.core.tasks import SubmitTask
-from server.core.validation import Page
+from server.core.validation import MAX_PAGE_CHARACTERS, Page
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.core.world import World, caller
+from tests.core.world import World, caller, intent
 
 
 async def submit(world: World, workspace_id: str, by: Caller | None = None, **fields: object) -> Task:
@@ -139,6 +139,26 @@ async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> N
     assert ([each.id for each in page], token) == (newest_first[:2], newest_first[1])
     page, token = await tasks.list_tasks(caller(), busy.id, Page.of(2, token), world.store)
     assert ([each.id for each in page], token) == (newest_first[2:], "")
+
+
+async def test_a_page_ends_before_it_is_too_large_for_a_message_whatever_is_long(world: World) -> None:
+    long = "x" * (MAX_PAGE_CHARACTERS // 2 + 1)
+    for fields in (
+        {"description": long},
+        {"result": long},
+        {"reason": long},
+        {"metadata": {"key": long}},
+        {"metadata": {long: ""}},
+        {"cancel": intent(reason=long)},
+    ):
+        idle = await world.add()
+        for _ in range(3):
+            running = await world.run(idle)
+            await world.end(idle.id, running.id)
+        stored = [replace(task, **fields) for task in await world.store.list_tasks(idle.id, None, 3)]
+        world.store._tasks.update({task.id: task for task in stored})
+        page, token = await tasks.list_tasks(caller(), idle.id, Page.of(0, ""), world.store)
+        assert (len(page), token) == (1, page[-1].id)
 
 
 async def test_listing_tasks_checks_in_order(world: World) -> None:
