@@ -7,6 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# No limit or lease is longer: a time without an end would be no limit.
+_DAY_SECONDS = 86_400
+
 
 class Settings(BaseSettings):
     """Every setting is the environment variable of its name in capitals; README.md has the table for people."""
@@ -35,10 +38,10 @@ class Settings(BaseSettings):
     openai_base_url: str = ""
     # Empty: the endpoint asks for none.
     openai_api_key: SecretStr = SecretStr("")
-    model_timeout_seconds: float = Field(120.0, gt=0)
-    tool_timeout_seconds: float = Field(600.0, gt=0)
+    model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
+    tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
     # An agent that is not heard of for this long is taken for lost.
-    lease_seconds: float = Field(30.0, ge=1)
+    lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
 
     # Who issues session tokens, for whom, and where the keys are: a file or an http(s) URL. Empty: the demo's own.
     jwt_issuer: str = "https://auth.evershell.ai"

@@ -39,6 +39,9 @@ def test_a_program_without_its_key_or_its_database_says_so_and_fails(program: st
         ("RATE_LIMIT", "maybe"),
         ("RATE_LIMIT_BURST", "0"),
         ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "inf"),
+        ("MODEL_TIMEOUT_SECONDS", "inf"),
+        ("TOOL_TIMEOUT_SECONDS", "inf"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(tmp_path: Path, name: str, value: str) -> None:
