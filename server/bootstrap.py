@@ -26,6 +26,7 @@ from server.core import trace
 from server.core.ports import unlimited
 from server.core.runtime import AgentIdentity, Runtime
 from server.crash_points import CrashPoints, kind_of, replaced
+from server.fleet import processes
 from server.fleet.agent_client import AgentClient
 from server.fleet.controller import Controller
 from server.fleet.local_pods import LocalPods, PodSpec
@@ -208,7 +209,8 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
             crash_points_dir=str(settings.crash_points_dir or ""),
         )
 
-    pods = LocalPods(settings.pods_dir, spec_for)
+    processes.adopt()
+    pods = LocalPods(settings.pods_dir, spec_for, processes.leftovers)
     agents = AgentClient(pod_tokens)
     async with (
         open_pool(settings.database_url, max_size=settings.pool_size) as pool,

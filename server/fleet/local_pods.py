@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -45,9 +45,18 @@ class PodSpec:
 class LocalPods:
     """Starts and ends pods as processes of this machine."""
 
-    def __init__(self, root: Path, spec_for: Callable[[AgentIdentity, str], PodSpec]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        spec_for: Callable[[AgentIdentity, str], PodSpec],
+        leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
+    ) -> None:
+        """`leftovers` tells what agents that have died left to this process, which has started the others."""
         self._root = root
         self._spec_for = spec_for
+        self._leftovers = leftovers
+        # The agents that this controller has started: workspace id and epoch → process id.
+        self._started: dict[tuple[str, int], int] = {}
 
     def was_started(self, workspace: Workspace) -> bool:
         """Whether a pod of this epoch was started, by whichever controller."""
@@ -81,6 +90,7 @@ class LocalPods:
                 env=environment,
                 start_new_session=True,
             )
+        self._started[workspace.id, workspace.epoch] = process.pid
         pod_files.write(folder / "created", _created(process.pid))
         pod_files.write(folder / "pid", str(process.pid))
         assert process.stdin is not None
@@ -118,7 +128,17 @@ class LocalPods:
 
         A pod of a later epoch lives on: a controller that was held up may come to this when another one has long started that.
         """
-        return await end_pods(self._folder(workspace.id), grace_seconds=grace_seconds, last_epoch=workspace.epoch)
+        folder, pod = self._folder(workspace.id), (workspace.id, workspace.epoch)
+        # What an agent has left that an earlier controller started, and that died by itself, has gone to whoever is above us.
+        is_known = pod in self._started or self._pid(workspace) is not None or not (folder / "pid").exists()
+        stopped = await end_pods(
+            folder,
+            grace_seconds=grace_seconds,
+            last_epoch=workspace.epoch,
+            leftovers=lambda: self._leftovers(self._started.values()),
+        )
+        self._started.pop(pod, None)
+        return stopped and is_known
 
     def _pid(self, workspace: Workspace) -> int | None:
         folder = self._folder(workspace.id)
@@ -137,13 +157,18 @@ class LocalPods:
         return self._root / workspace_id
 
 
-async def end_pods(*folders: Path, grace_seconds: float, last_epoch: int | None = None) -> bool:
+async def end_pods(
+    *folders: Path,
+    grace_seconds: float,
+    last_epoch: int | None = None,
+    leftovers: Callable[[], list[psutil.Process]] = list,
+) -> bool:
     """Ends everything that runs in the pods of these folders. False: not all of it is known to have ended.
 
     With `last_epoch`, pods of later epochs are left alone.
     """
     pods = [Pod(folder.name, None if _is_later(folder, last_epoch) else _session(folder), last_epoch) for folder in folders]
-    stopped = await processes.end_all(*pods, grace_seconds=grace_seconds)
+    stopped = await processes.end_all(*pods, grace_seconds=grace_seconds, leftovers=leftovers)
     for folder in folders:
         # A tool may have put anything in its place; a file that stays names a process that has ended.
         with contextlib.suppress(OSError):

@@ -1,15 +1,16 @@
 """Processes of a pod: those of its agent's session, those with a marker in their environment, and whatever descends from these.
 
-While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). Once it has been killed, a process
-that had left its session and cleared its environment too is not found any more; a pod that may hold such ones needs a container.
+While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). When it dies, that descent passes
+to the controller that started it: whatever becomes this process's child without having been started by it is such a leftover.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -17,6 +18,7 @@ import psutil
 WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
 _EPOCH = re.compile("[0-9]{1,19}")
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,21 @@ def _is_marked(environment: Mapping[str, str], last_epochs: Mapping[str, int | N
     return last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= last_epoch
 
 
+def adopt() -> None:
+    """From here on this process inherits what its agents leave behind when they die (PR_SET_CHILD_SUBREAPER in prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def leftovers(started: Collection[int]) -> list[psutil.Process]:
+    """The children of this process that it has not started itself; those of them that have ended are cleared away."""
+    found = [child for child in psutil.Process().children() if child.pid not in started]
+    for child in found:
+        if not _lives(child):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, os.WNOHANG)
+    return [child for child in found if _lives(child)]
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -57,15 +74,22 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-async def end_all(*pods: Pod, grace_seconds: float) -> bool:
-    """Ends every process of these pods: first asked, then killed. False: some were still there after all."""
-    processes = find(*pods)
+async def end_all(*pods: Pod, grace_seconds: float, leftovers: Callable[[], list[psutil.Process]] = list) -> bool:
+    """Ends every process of these pods: first asked, then killed. False: some were still there after all.
+
+    `leftovers` are of whichever pods, and end with them.
+    """
+
+    def look() -> list[psutil.Process]:
+        return [*find(*pods), *leftovers()]
+
+    processes = look()
     _signal(processes, signal.SIGTERM)
     await _wait_gone(processes, grace_seconds)
     # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
     # environment for a moment, so one look that finds nothing is not enough.
     for _ in range(10):
-        processes = find(*pods) or find(*pods)
+        processes = look() or look()
         if not processes:
             return True
         _signal(processes, signal.SIGKILL)

@@ -112,7 +112,7 @@ async def test_a_controller_that_was_held_up_leaves_a_later_pod_alone(pods: Loca
     later = replace(at, epoch=at.epoch + 1)
     await pods.start(later)
     await given(tmp_path, later)
-    assert await pods.end(at, 0) is True
+    await pods.end(at, 0)
     assert pods.is_alive(later)
     assert await pods.end(later, 0) is True
     assert not pods.is_alive(later)
@@ -122,6 +122,27 @@ async def test_a_pod_that_is_not_there_has_ended(pods: LocalPods, at: Workspace)
     await asyncio.wait_for(pods.ended(at), 10)
     assert await pods.end(at, 5) is True
     assert pods.last_words(at.id) == ""
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_what_a_dead_agent_left_is_known_to_the_controller_that_started_it(
+    pods: LocalPods, at: Workspace, tmp_path: Path, ours: bool
+) -> None:
+    await pods.start(at)
+    await given(tmp_path, at)
+    (process,) = processes.find(Pod(at.id))
+    process.kill()
+    await asyncio.wait_for(pods.ended(at), 10)
+    controller = pods if ours else LocalPods(tmp_path / "pods", spec_for)
+    assert await controller.end(at, 0) is ours
+
+
+async def test_an_agent_that_lives_is_ended_with_all_it_has_by_any_controller(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
+    await pods.start(at)
+    await given(tmp_path, at)
+    assert await LocalPods(tmp_path / "pods", spec_for).end(at, 0) is True
 
 
 async def test_a_dead_agent_is_not_alive_though_nobody_has_waited_for_it(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:

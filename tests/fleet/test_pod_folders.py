@@ -66,7 +66,8 @@ async def test_a_pod_ends_also_when_a_tool_has_replaced_its_files(pods: LocalPod
     (tmp_path / workspace.id / "pid").mkdir(parents=True)
     (tmp_path / workspace.id / "epoch").write_bytes(b"\xff")
 
-    assert await pods.end(workspace, grace_seconds=0)
+    # It ends; whether all that ran there has ended is not known, for what its files say proves nothing.
+    assert await pods.end(workspace, grace_seconds=0) is False
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
 
@@ -86,7 +87,8 @@ async def test_a_file_that_a_tool_has_replaced_holds_nobody(
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
     assert pods.last_words(workspace.id) == ""
-    assert await pods.end(workspace, grace_seconds=0)
+    # It ends; whether all that ran there has ended is not known, for what its files say proves nothing.
+    assert await pods.end(workspace, grace_seconds=0) is False
 
     await pods.start(workspace)
     async with asyncio.timeout(30):
