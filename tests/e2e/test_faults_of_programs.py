@@ -172,7 +172,7 @@ def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
         fragile_stack.kill(leader)
         fragile_stack.kill(fragile_stack.agent_pid(workspace.id))
         end = faults.await_terminal(workspace, task_id, TAKEOVER_SECONDS)
-        assert (end["status"], end["work_stopped"]) == ("cancelled", "yes")
+        assert (end["status"], end["work_stopped"]) == ("cancelled", "unknown")
         faults.await_workspace(workspace, "failed")
         # It starts agents as well.
         faults.resume(workspace)
