@@ -32,7 +32,10 @@ class Pod:
 
 
 def find(*pods: Pod) -> list[psutil.Process]:
-    """Every process of these pods. Each process of the machine is looked at once, however many pods they are."""
+    """Every process of these pods. Each process of the machine is looked at once, however many pods they are.
+
+    Those that started others come before them.
+    """
     last_epochs = {pod.workspace_id: pod.last_epoch for pod in pods}
     session_ids = {pod.session_id for pod in pods if pod.session_id is not None}
     found: set[psutil.Process] = set()
@@ -40,7 +43,11 @@ def find(*pods: Pod) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             if os.getsid(process.pid) in session_ids or _is_marked(process.environ(), last_epochs):
                 found |= {process, *process.children(recursive=True)}
-    return [process for process in found if _lives(process)]
+    return sorted(filter(_lives, found), key=_age)
+
+
+def _age(process: psutil.Process) -> tuple[float, int]:
+    return process.create_time(), process.pid
 
 
 def _is_marked(environment: Mapping[str, str], last_epochs: Mapping[str, int | None]) -> bool:
@@ -67,6 +74,13 @@ def leftovers(started: Collection[int]) -> list[psutil.Process]:
     return [child for child in found if _lives(child)]
 
 
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -80,11 +94,17 @@ async def end_all(*pods: Pod, grace_seconds: float, leftovers: Callable[[], list
     `leftovers` are of whichever pods, and end with them.
     """
 
+    known: set[psutil.Process] = set()
+
     def look() -> list[psutil.Process]:
-        return [*find(*pods), *leftovers()]
+        # What was found once is not lost when that by which it was found has ended.
+        known.update(find(*pods), leftovers())
+        return sorted(filter(_lives, known), key=_age)
 
     processes = look()
-    _signal(processes, signal.SIGTERM)
+    # An agent that is asked ends its tools itself. Were they asked as well, it could take that for their natural end and commit it.
+    own = {process.pid for process in processes}
+    _signal([process for process in processes if _parent(process) not in own], signal.SIGTERM)
     await _wait_gone(processes, grace_seconds)
     # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
     # environment for a moment, so one look that finds nothing is not enough.

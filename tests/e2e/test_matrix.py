@@ -243,7 +243,7 @@ def test_cells_that_record(stack: Stack, places: Places, creator: str) -> None:
         assert requested["cancel"]["credential_kind"] == ("api_key" if reply["requested_by"].startswith("key_") else "session")
         end = place.end()
         assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 1, False), cell
-        assert end["cancel"] == {**requested["cancel"], "requested_at": reply["requested_at"]}
+        assert end["cancel"] == {**requested["cancel"], "requested_at": reply["requested_at"], "force_requested_by": ""}
         since = Counter(entry["type"] for entry in workspace.log()[len(before) :])
         assert since == {"task_cancel_requested": 1, "iteration_completed": 1, "task_completed": 1}
     assert not (stack.files(workspace.id) / "never").exists()

@@ -30,7 +30,7 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         calls = [
             found[1].replace("\\\n", "")
-            for found in re.finditer(r"\n  ((?:curl .*-X POST .*cancel|grpcurl )(?:.*\\\n)*.*)", printed)
+            for found in re.finditer(r"\n  ((?:curl .*-X POST .*cancel|\S*grpcurl )(?:.*\\\n)*.*)", printed)
         ]
         assert len(calls) == 2
         for call in [*calls, f"{sys.executable} -m server cancel {workspace_id}"]:

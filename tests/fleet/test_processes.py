@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,15 @@ async def test_many_pods_end_together(start: Start) -> None:
     assert await processes.end_all(*map(Pod, ids), grace_seconds=0.3) is True
     assert processes.find(*map(Pod, ids)) == []
     assert other.poll() is None
+
+
+async def test_a_tool_is_not_asked_when_its_agent_is(start: Start, workspace_id: str, tmp_path: Path) -> None:
+    """Else the agent could take it for the tool's own end."""
+    asked = tmp_path / "asked"
+    line = f"trap 'touch {asked}' TERM; echo; while :; do sleep 0.01; done"
+    start(workspace_id, f"tool = subprocess.Popen(['sh', '-c', {line!r}], stdout=subprocess.PIPE)\ntool.stdout.readline()")
+    assert await processes.end_all(Pod(workspace_id), grace_seconds=0.3) is True
+    assert not asked.exists()
 
 
 async def test_a_pod_without_processes_has_ended(workspace_id: str) -> None:
