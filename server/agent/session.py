@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -36,11 +37,19 @@ class Session:
     reply, still under way when a new task arrives, does no harm.
     """
 
-    def __init__(self, run_task: RunTask, shutdown: Shutdown, changed: Callable[[], None], log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        run_task: RunTask,
+        shutdown: Shutdown,
+        changed: Callable[[], None],
+        log: FilteringBoundLogger,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._run_task = run_task
         self._shutdown = shutdown
         self._changed = changed
         self._log = log
+        self._clock = clock
         self._marks = itertools.count(1)
         self._taken_at = 0
         self._task: TaskInHand | None = None
@@ -151,7 +160,7 @@ class Session:
     def _flag(self, task_id: str) -> CancelFlag:
         if self._task is not None and self._task.id == task_id:
             return self._task.cancel
-        flag = self._flags.setdefault(task_id, CancelFlag())
+        flag = self._flags.setdefault(task_id, CancelFlag(self._clock))
         self._flags.move_to_end(task_id)
         if len(self._flags) > _REMEMBERED_TASKS:
             self._flags.popitem(last=False)

@@ -1,4 +1,8 @@
-"""Everything that may happen to a workspace, in any order, with stale epochs and repeats: what must always be true stays true."""
+"""Everything that may be said of a workspace, in any order: what must always be true stays true.
+
+Agents here say what no sound agent says: ends before starts, numbers out of order, another task's, another epoch's. What sound
+agents and callers can bring about is in tests/invariants.
+"""
 
 from collections.abc import Callable
 

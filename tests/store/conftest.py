@@ -1,95 +1,13 @@
-"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and an empty migrated database for each test.
+"""A pool for each test, and each implementation of the store."""
 
-The database is emptied, not made anew, for each: copying a template takes a third of a second where files are slow.
-"""
+from collections.abc import AsyncIterator
 
-import asyncio
-import itertools
-import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from server.core.ports import Store
-from server.stack import postgres
-from server.store.migrate import migrate
 from server.store.pool import Pool, open_pool
 from server.store.postgres_store import PostgresStore
 from tests.fakes import FakeStore
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on which databases may be made."""
-    if given := os.environ.get("TEST_DATABASE_URL"):
-        yield given
-        return
-    places = postgres.places(tmp_path_factory.mktemp("postgres"))
-    postgres.initialise(places.data_dir)
-    with _log(places.data_dir.parent).open("wb") as log:
-        # Nothing of a test outlives it, so it need not wait for the disk.
-        command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
-        process = subprocess.Popen(command, stderr=log)
-    try:
-        url = postgres.database_url(places.socket_dir)
-        asyncio.run(postgres.wait_ready(url, 20))
-        yield url
-    finally:
-        process.send_signal(postgres.STOP_SIGNAL)
-        process.wait(20)
-
-
-def _log(folder: Path) -> Path:
-    return folder / "postgres.log"
-
-
-def new_database(server_url: str) -> str:
-    """Makes a database and returns its URL."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    return make_conninfo(server_url, dbname=name)
-
-
-def drop_database(server_url: str, database_url: str) -> None:
-    """Removes a database, whoever is still connected."""
-    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
-
-
-@pytest.fixture(scope="session")
-def migrated_database_url(server_url: str) -> Iterator[str]:
-    url = new_database(server_url)
-    migrate(url)
-    yield url
-    drop_database(server_url, url)
-
-
-@pytest.fixture
-def empty_database_url(server_url: str) -> Iterator[str]:
-    url = new_database(server_url)
-    yield url
-    drop_database(server_url, url)
-
-
-@pytest.fixture
-def database_url(migrated_database_url: str) -> Iterator[str]:
-    """An empty database of this version's schema, with no session left over from another test."""
-    yield migrated_database_url
-    with psycopg.connect(migrated_database_url, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        connection.execute("TRUNCATE orgs, api_keys, workspaces, tasks, events")
 
 
 @pytest.fixture

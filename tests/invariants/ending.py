@@ -1,0 +1,69 @@
+"""How a run ends: everything works again, and what was promised has to come true."""
+
+from server.core.task import TaskStatus
+from server.core.workspace import WorkspaceStatus
+from tests.invariants.agent import Link
+from tests.invariants.wire import Network
+from tests.invariants.world import World
+
+# Longer than a lease, and than what a controller gives an agent to come up or to stop.
+_LIMIT_SECONDS = 60
+
+
+def end_all(world: World) -> None:
+    """What had been asked for comes to pass, and the next task is like the first."""
+    world.run(_repair(world))
+    world.run(_await_ends(world))
+    world.run(_check_next_task(world))
+
+
+async def _repair(world: World) -> None:
+    world.store.hiccups.clear()
+    world.wire.network = Network.GOOD
+    world.pods.are_in_reach = True
+    world.lead()
+    for agent in world.agents:
+        agent.thaw()
+        agent.set_link(Link.GOOD)
+    # Longer than any pause between two attempts, of agents and of the controller.
+    await world.advance(6.0)
+
+
+async def _await_ends(world: World) -> None:
+    """Tasks that are to be cancelled would go on for ever by themselves; the others are done with their next reply."""
+    for _ in range(_LIMIT_SECONDS):
+        await _open_gates(world)
+        tasks, at = await world.tasks(), await world.workspace()
+        has_settled = at.status in (WorkspaceStatus.IDLE, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
+        is_alone = all(agent.is_gone for agent in world.agents if agent.epoch != at.epoch or not at.is_up)
+        has_answered = all(call.runner.done() for call in world.record.calls)
+        if all(task.status.is_terminal for task in tasks) and has_settled and is_alone and has_answered:
+            break
+        await world.advance(1.0)
+    else:
+        raise AssertionError("it does not come to its end", at, [task for task in tasks if not task.status.is_terminal])
+    promised = {call.target_id for call in world.record.calls if call.is_promise}
+    assert all(task.status is TaskStatus.CANCELLED for task in tasks if task.id in promised), (
+        "invariant 2: an accepted one got lost"
+    )
+    # A tool of an agent that crashed out of the controller's reach may be left; nothing says that it has ended.
+
+
+async def _open_gates(world: World) -> None:
+    await world.settle()
+    for agent in world.agents:
+        if agent.gates.is_tool_called:
+            agent.gates.end_tool()
+        elif agent.gates.is_model_called:
+            is_to_end = world.store.intent(agent.session.task_id) is not None
+            agent.gates.reply(final=not is_to_end, tool=False)
+    await world.settle()
+
+
+async def _check_next_task(world: World) -> None:
+    await world.resume()
+    await world.advance(4.0)
+    await world.submit()
+    await _open_gates(world)
+    last = (await world.task(world.task_ids[-1])) if world.task_ids else None
+    assert last is not None and (last.status, last.cancel) == (TaskStatus.COMPLETED, None), ("invariant 5: the next task", last)

@@ -1,0 +1,286 @@
+"""What must always be true of a cancellation, one function an invariant, from what can be seen of it.
+
+Each takes what was seen up to now, and raises AssertionError. What it catches is what it says; the numbers are the contract's.
+"""
+
+from dataclasses import replace
+
+from server.agent.shutdown import ExitCode
+from server.core.event import Event, EventType, cancel_payload
+from server.core.task import CancelIntent, Task, TaskStatus
+from server.core.workspace import WorkspaceStatus
+from tests.invariants.record import Iteration
+from tests.invariants.view import View
+
+# An answer that has to do with an unreachable agent, at most.
+_UNREACHABLE_SECONDS = 2.0
+# What an agent may wait between two attempts of a call, and a little more.
+_BACKOFF_SECONDS = 1.5
+_RECORDED = ("accepted", "already_requested")
+
+
+def nothing_unexpected_is_raised(view: View) -> None:
+    """Neither the database's guards nor any other defect was met; each agent ended for a reason that it has."""
+    assert not view.record.defects, view.record.defects
+
+
+def answers_are_those_of_the_contract(view: View) -> None:
+    """Each outcome and slug is the one that the state before the call makes right."""
+    for call in view.record.calls:
+        assert not call.answer or call.expected is None or call.answer in call.expected, call
+
+
+def invariant_1_durable_first(view: View) -> None:
+    """When an agent is signalled, and when a caller is told, another session of the database sees the intent."""
+    assert all(signal.was_recorded for signal in view.record.signals), view.record.signals
+    for call in view.record.calls:
+        if call.is_promise:
+            assert call.seen_task is not None and call.seen_task.cancel is not None, call
+    for task in view.tasks.values():
+        first = next((call for call in view.calls_for(task.id) if task.cancel and task.cancel.request_id == call.request_id), None)
+        if first is not None and task.cancel is not None:
+            whole = (task.cancel.requested_by, task.cancel.credential_kind, task.cancel.requested_at)
+            assert whole == (first.by.actor_id, first.by.credential_kind, first.asked_at), task.cancel
+
+
+def invariant_2_accepted_means_cancelled(view: View) -> None:
+    """A task that a caller was promised the cancellation of ends so, with its result; no answer says so any earlier."""
+    promised = {call.target_id for call in view.record.calls if call.is_promise}
+    for task in view.tasks.values():
+        if task.id in promised and task.status.is_terminal:
+            assert task.status is TaskStatus.CANCELLED, task
+        iterations = view.events_of(task.id, EventType.ITERATION_COMPLETED)
+        content = iterations[-1].payload["model_call"]["content"] if iterations else ""
+        if content.startswith("final") and task.id in view.record.ended_by_agent:
+            assert task.result == content, task
+    for call in view.record.calls:
+        if call.returned_task is not None and call.returned_task.status.is_terminal:
+            assert call.seen_task is not None and call.seen_task.status is call.returned_task.status, call
+
+
+def invariant_3_one_end(view: View) -> None:
+    """A task has one end, the log agrees with the row, and nothing about it changes after."""
+    for task in view.tasks.values():
+        ends = view.events_of(task.id, EventType.TASK_COMPLETED)
+        assert len(ends) == (1 if task.status.is_terminal else 0), (task, ends)
+        if ends:
+            payload = ends[0].payload
+            said = (payload["status"], payload["forced"], payload["iterations"], payload["result"], payload["reason"])
+            assert said == (task.status, task.forced, task.iterations, task.result, task.reason), (task, payload)
+            assert payload.get("cancel") == (cancel_payload(task.cancel) if task.cancel is not None else None), (task, payload)
+            assert ends[0] == view.log[task.id][-1], "something is in the log behind the end"
+            assert view.record.ends.setdefault(task.id, task) == task, "an end was changed"
+    assert [event.seq for event in view.events] == list(range(1, view.workspace.last_seq + 1))
+    still_open = [task.id for task in view.tasks.values() if not task.status.is_terminal]
+    assert still_open == ([view.workspace.current_task_id] if view.workspace.current_task_id else [])
+
+
+def invariant_4_the_iteration_is_finished(view: View) -> None:
+    """Once told, an agent begins no further iteration; the one in flight is on record with its result, unless it was forced."""
+    for begun in view.record.iterations:
+        assert not begun.was_told, ("began although it had been told", begun)
+        assert begun.may_break_off, ("broken off without right", begun)
+    for task in view.tasks.values():
+        events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
+        assert [event.payload["number"] for event in events] == list(range(1, task.iterations + 1)), events
+        begun_by_number = {begun.number: begun for begun in view.iterations_of(task.id)}
+        tool_calls = [event.payload["tool_call"] for event in events if event.payload.get("tool_call")]
+        for event in events:
+            _check_iteration(event, begun_by_number[event.payload["number"]])
+        usage = (task.usage.model_calls, task.usage.tool_calls, task.usage.input_tokens, task.usage.output_tokens)
+        assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
+        if task.id in view.record.ended_by_agent:
+            to_record = [each for each in begun_by_number.values() if not each.failed and each.broken_off != "model_call"]
+            assert len(events) == len(to_record), ("an iteration is not on record", to_record)
+
+
+def _check_iteration(event: Event, begun: Iteration) -> None:
+    model_call, tool_call = event.payload["model_call"], event.payload.get("tool_call")
+    assert model_call["content"] == begun.content, (event, begun)
+    if begun.tool_output is not None:
+        assert tool_call is not None and begun.tool_output, ("a tool call without its result", event, begun)
+        status = "interrupted" if begun.broken_off else "exited"
+        assert (tool_call["result"]["status"], tool_call["result"]["output"]) == (status, begun.tool_output), (event, begun)
+
+
+def invariant_5_no_leak(view: View) -> None:
+    """An intent is on the task that was asked about, and no other; nothing is cancelled that nobody asked about."""
+    assert not view.record.unasked, view.record.unasked
+    for task in view.tasks.values():
+        assert task.status is not TaskStatus.CANCELLED or task.cancel is not None, task
+        if task.cancel is not None:
+            asked = {call.request_id for call in view.calls_for(task.id)}
+            asked |= {request_id for request_id, task_id in view.record.stops.items() if task_id == task.id}
+            assert task.cancel.request_id in asked, (task, asked)
+
+
+def invariant_6_the_pod_lives(view: View) -> None:
+    """An agent whose task was cancelled goes on in its epoch, and takes the next task."""
+    assert not view.record.refused_submits, view.record.refused_submits
+    for agent in view.world.agents:
+        if not agent.shutdown.is_begun:
+            continue
+        code = agent.shutdown.code
+        assert code in (ExitCode.STOPPED, ExitCode.FENCED, ExitCode.LEASE_OVER), agent.shutdown.reason
+        assert code is not ExitCode.LEASE_OVER or agent.was_disturbed, "its lease was over although it was in touch"
+        assert code is not ExitCode.FENCED or agent.epoch < view.workspace.epoch or not view.workspace.is_up, "fenced without need"
+    last = view.events[-1] if view.events else None
+    if last is not None and last.task_id in view.record.ended_by_agent and view.workspace.is_up:
+        assert view.workspace.status is WorkspaceStatus.IDLE, view.workspace
+        assert view.workspace.epoch == view.record.ended_by_agent[last.task_id], view.workspace
+
+
+def invariant_7_not_lost(view: View) -> None:
+    """An unreachable agent: the caller is told what is recorded. A lost one: its work ends first, and it has no say any more."""
+    for call in view.record.calls:
+        if call.answer == "agent_unreachable":
+            assert (call.details["task_id"], call.details["intent_recorded"]) == (call.target_id, True), call
+            assert "retry_after_seconds" not in call.details, call
+    for epoch, task_id in view.world.shared.tools:
+        end = next(iter(view.events_of(task_id, EventType.TASK_COMPLETED)), None)
+        assert end is None or end.payload["work_stopped"] != "yes", ("a tool outlives its task", epoch, end)
+    assert all(hop.says_fenced for hop in view.record.hops if hop.was_over), "an agent of another epoch is not fenced"
+    is_down = False
+    for event in view.events:
+        assert not is_down or event.task_id is None, ("a task goes on in a workspace without an agent", event)
+        is_down = event.type in (EventType.WORKSPACE_FAILED, EventType.WORKSPACE_STOPPED)
+    for agent in view.world.agents:
+        lease = view.world.store.leases.get(agent.epoch)
+        if lease is not None and lease < view.world.clock() and not agent.is_gone and not agent.is_frozen:
+            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, "an agent works although its lease is over"
+
+
+def invariant_8_idempotent(view: View) -> None:
+    """One call is `accepted`: the one whose intent is recorded. That intent stays, and is in the log once."""
+    for task_id, intent in view.record.intents.items():
+        now = view.tasks[task_id].cancel
+        # Only its deadline may be moved, and that is another invariant's.
+        assert now is not None and _without_force(now) == _without_force(intent), ("an intent was changed", intent, now)
+    for task in view.tasks.values():
+        requests = view.events_of(task.id, EventType.TASK_CANCEL_REQUESTED)
+        assert len(requests) == (1 if task.cancel is not None else 0), (task, requests)
+        accepted = [call for call in view.calls_for(task.id) if call.answer == "accepted"]
+        assert len(accepted) <= 1, accepted
+        if task.cancel is None:
+            continue
+        view.record.intents.setdefault(task.id, task.cancel)
+        first = cancel_payload(_without_force(task.cancel))
+        assert requests[0].payload["cancel"].items() >= first.items(), (task, requests)
+        assert requests[0].request_id == task.cancel.request_id, (task, requests)
+        for call in view.calls_for(task.id):
+            if call.answer in _RECORDED:
+                assert (call.answer == "accepted") == (call.request_id == task.cancel.request_id), (call, task.cancel)
+
+
+def _without_force(intent: CancelIntent) -> CancelIntent:
+    return replace(intent, force_at=None, force_requested_by=None)
+
+
+def invariant_9_every_hop_checks(view: View) -> None:
+    """What the database held when an agent called is in the reply: after the request one iteration ends at most, or none."""
+    for hop in view.record.hops:
+        assert hop.says_cancelled or not hop.was_recorded, ("an agent was not told", hop)
+    for task in view.tasks.values():
+        types = [event.type for event in view.log[task.id]]
+        if EventType.TASK_CANCEL_REQUESTED not in types:
+            continue
+        after = types[types.index(EventType.TASK_CANCEL_REQUESTED) :]
+        at_most = 0 if EventType.TASK_STARTED in after or EventType.TASK_STARTED not in types else 1
+        assert after.count(EventType.ITERATION_COMPLETED) <= at_most, types
+
+
+def invariant_10_bounded(view: View) -> None:
+    """An answer waits for nothing but what it was asked to wait for, and then it is an answer."""
+    now = view.world.clock()
+    for call in view.record.calls:
+        waited_seconds = ((call.answered_at or now) - call.asked_at).total_seconds()
+        wait_seconds = call.wait_seconds or 0
+        target = view.tasks.get(call.target_id or "")
+        if call.answer == "agent_unreachable":
+            assert waited_seconds <= _UNREACHABLE_SECONDS, call
+        if not call.answer and not call.has_left and waited_seconds >= call.signal_seconds:
+            assert waited_seconds < wait_seconds + call.signal_seconds, ("it has no end", call)
+            assert target is not None and not target.status.is_terminal, ("it waits for a task that has ended", call)
+            assert view.record.drains == call.drains_before, ("it waits although the server drains", call)
+        if call.answer in _RECORDED and waited_seconds < wait_seconds and view.record.drains == call.drains_before:
+            assert call.returned_task is not None and call.returned_task.status.is_terminal, ("it did not wait", call)
+
+
+def invariant_11_force_is_asked_for(view: View) -> None:
+    """The earliest deadline that was asked for holds; the call then open is broken off, is recorded so, and no other is."""
+    for task in view.tasks.values():
+        _check_deadline(view, task)
+        if task.forced:
+            is_due = task.cancel is not None and task.cancel.force_at is not None and task.completed_at is not None
+            is_due = is_due and task.cancel.force_at <= task.completed_at  # type: ignore[union-attr,operator]
+            assert is_due or task.id in view.record.stops.values(), ("forced before its time", task)
+        if task.id in view.record.ended_by_agent:
+            events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
+            interrupted = [
+                each for each in events if (each.payload.get("tool_call") or _NO_CALL)["result"]["status"] == "interrupted"
+            ]
+            broken_off = [each for each in view.iterations_of(task.id) if each.broken_off]
+            assert task.forced == bool(interrupted or broken_off), ("forced, or not", task, broken_off)
+            assert len(interrupted) >= sum(each.broken_off == "tool_call" for each in broken_off), (events, broken_off)
+    for agent in view.world.agents:
+        force_at = agent.told.get(agent.session.task_id)
+        if force_at is not None and force_at <= view.world.clock.unix_seconds() and not agent.is_gone:
+            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, "a call goes on behind its deadline"
+
+
+_NO_CALL = {"result": {"status": ""}}
+
+
+def _check_deadline(view: View, task: Task) -> None:
+    calls = view.calls_for(task.id)
+    if any(call.answer in ("unavailable", "internal") for call in calls) or task.id in view.record.stops.values():
+        # Whether these took effect is not known.
+        return
+    asked = [call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None]
+    earliest = min(asked, key=lambda call: str(call.force_at), default=None)
+    kept = (task.cancel.force_at, task.cancel.force_requested_by) if task.cancel is not None else (None, None)
+    if earliest is None:
+        assert kept == (None, None), (task, asked)
+    elif task.cancel is not None:
+        firsts = {call.by.actor_id for call in asked if call.force_at == earliest.force_at}
+        assert kept[0] == earliest.force_at and kept[1] in firsts, (task, asked)
+
+
+def invariant_12_visible(view: View) -> None:
+    """Between request and end the task shows who asked, and the phase of its agent."""
+    for task in view.tasks.values():
+        assert not view.calls_for(task.id) or task.cancel is not None or not any(c.is_promise for c in view.calls_for(task.id)), (
+            task
+        )
+        if task.status is not TaskStatus.RUNNING:
+            continue
+        for agent in view.world.agents:
+            if agent.session.task_id == task.id and _is_in_touch(view, agent.epoch):
+                assert task.phase is agent.session.phase, (task, agent.session.phase)
+
+
+def _is_in_touch(view: View, epoch: int) -> bool:
+    """Whether all that this agent has said has arrived by now."""
+    agent = next(each for each in view.world.agents if each.epoch == epoch)
+    now, hiccup_at = view.world.clock, view.world.store.last_hiccup_at
+    is_mended = now.monotonic() > agent.mended_at + _BACKOFF_SECONDS or not agent.was_disturbed
+    is_past_hiccups = hiccup_at is None or (now() - hiccup_at).total_seconds() > _BACKOFF_SECONDS
+    return agent.is_up and not agent.is_frozen and agent.link.name == "GOOD" and is_mended and is_past_hiccups
+
+
+INVARIANTS = (
+    invariant_1_durable_first,
+    invariant_2_accepted_means_cancelled,
+    invariant_3_one_end,
+    invariant_4_the_iteration_is_finished,
+    invariant_5_no_leak,
+    invariant_6_the_pod_lives,
+    invariant_7_not_lost,
+    invariant_8_idempotent,
+    invariant_9_every_hop_checks,
+    invariant_10_bounded,
+    invariant_11_force_is_asked_for,
+    invariant_12_visible,
+    answers_are_those_of_the_contract,
+    nothing_unexpected_is_raised,
+)

@@ -1,0 +1,273 @@
+"""Whatever may happen, in any order: the rules."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import hypothesis.strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from server.core.workspace import WorkspaceStatus
+from tests.invariants.agent import Agent, Link
+from tests.invariants.ending import end_all
+from tests.invariants.invariants import INVARIANTS
+from tests.invariants.spy_store import Hiccup
+from tests.invariants.view import View
+from tests.invariants.wire import Network
+from tests.invariants.world import CALLERS, STEP_SECONDS, OpenStores, World
+
+# Mostly what makes something happen.
+NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
+# Of those that are about: the last agent mostly.
+WHICH = st.sampled_from([-1, -1, -1, -2])
+
+
+# Of so many steps one is trouble at most, or nothing would ever get far enough for it to matter; and in one time passes.
+_STEPS_A_TROUBLE = 5
+_STEPS_A_PASSING = 4
+
+
+class CancellationMachine(RuleBasedStateMachine):
+    """One workspace, its agents and its callers. After every rule all is at rest, and every invariant is checked."""
+
+    def __init__(self, open_stores: OpenStores) -> None:
+        super().__init__()
+        self.world = World(open_stores)
+        self._steps = 0
+        self._troubles = 0
+        self._passings = 0
+
+    @initialize()
+    def begin_first(self) -> None:
+        self.world.run(self._begin())
+
+    @precondition(lambda self: not self.has_open_task or self.may_be_trouble)
+    @rule(comes_up=st.sampled_from([True, True, True, False]), is_heard=st.sampled_from([True, True, False]), network=NETWORKS)
+    def begin(self, comes_up: bool, is_heard: bool, network: Network) -> None:
+        """A task comes, to a workspace that is up, or is as it is; the agent has it, and may be unable to say so."""
+        self.world.run(self._begin(comes_up=comes_up, is_heard=is_heard, network=network))
+
+    @precondition(lambda self: self.has_open_task)
+    @rule(
+        by=st.sampled_from(sorted(CALLERS)),
+        network=NETWORKS,
+        force_after_seconds=st.sampled_from([None, None, 0.0, 2.0, 5.0]),
+        wait_seconds=st.sampled_from([None, 0.0, 1.0, 10.0, 30.0]),
+        times=st.sampled_from([1, 1, 3]),
+        reason=st.sampled_from(["", "enough"]),
+        hiccup=st.sampled_from([None, None, None, None, *Hiccup]),
+    )
+    def cancel(
+        self,
+        by: str,
+        network: Network,
+        force_after_seconds: float | None,
+        wait_seconds: float | None,
+        times: int,
+        reason: str,
+        hiccup: Hiccup | None,
+    ) -> None:
+        """Callers ask for the end of the task that runs."""
+        self.world.wire.network = network
+        if hiccup is not None:
+            self.world.store.hiccups.appendleft(hiccup)
+        call = self.world.cancel(
+            CALLERS[by], reason=reason, wait_seconds=wait_seconds, force_after_seconds=force_after_seconds, times=times
+        )
+        self.world.run(call)
+
+    @precondition(lambda self: self.is_deadline_ahead)
+    @rule(by=st.sampled_from(sorted(CALLERS)), network=NETWORKS)
+    def force_sooner(self, by: str, network: Network) -> None:
+        """Somebody cannot wait for the deadline that stands."""
+        self.world.wire.network = network
+        self.world.run(self.world.cancel(CALLERS[by], force_after_seconds=STEP_SECONDS))
+
+    @precondition(lambda self: self.world.task_ids and self.may_be_trouble)
+    @rule(which=st.sampled_from(["first", "last", "unknown", "none"]), wait_seconds=st.sampled_from([None, 10.0]))
+    def cancel_another(self, which: str, wait_seconds: float | None) -> None:
+        """Callers name a task that may have ended, or ask for whichever runs when none may."""
+        self._troubles += 1
+        task_ids = self.world.task_ids
+        named = {"first": task_ids[0], "last": task_ids[-1], "unknown": "task_unknown", "none": None}[which]
+        self.world.wire.network = Network.GOOD
+        self.world.run(self.world.cancel(CALLERS["user"], task_id=named, wait_seconds=wait_seconds))
+
+    @precondition(lambda self: any(agent.gates.is_model_called for agent in self.awake()))
+    @rule(reply=st.sampled_from(["tool", "tool", "final", "final", "final with a tool", "fails"]), which=WHICH)
+    def model_replies(self, reply: str, which: int) -> None:
+        agent = self._one_of([agent for agent in self.awake() if agent.gates.is_model_called], which)
+        if reply == "fails":
+            self._do(agent.gates.fail)
+        else:
+            self._do(lambda: agent.gates.reply(final="final" in reply, tool="tool" in reply))
+
+    @precondition(lambda self: any(agent.gates.is_tool_called for agent in self.awake()))
+    @rule(which=WHICH)
+    def tool_ends(self, which: int) -> None:
+        self._do(self._one_of([agent for agent in self.awake() if agent.gates.is_tool_called], which).gates.end_tool)
+
+    @precondition(lambda self: self._passings * _STEPS_A_PASSING < self._steps)
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 5.0, 15.0]))
+    def time_passes(self, seconds: float) -> None:
+        self._passings += 1
+        self.world.run(self.world.advance(seconds))
+
+    @precondition(lambda self: self.there() and self.may_be_trouble)
+    @rule(what=st.sampled_from(["crash", "crash out of reach", "freeze", "requests lost", "replies lost"]), which=WHICH)
+    def agent_in_trouble(self, what: str, which: int) -> None:
+        self._troubles += 1
+        agent = self._one_of(self.there(), which)
+        if "crash" in what:
+            self.world.pods.are_in_reach &= what == "crash"
+            self.world.run(agent.crash())
+        elif what == "freeze":
+            self._do(agent.freeze)
+        else:
+            self._do(lambda: agent.set_link(Link.REQUESTS_LOST if what == "requests lost" else Link.REPLIES_LOST))
+
+    @precondition(lambda self: any(agent.is_frozen or agent.link is not Link.GOOD for agent in self.there()))
+    @rule()
+    def agents_are_well(self) -> None:
+        """What is frozen comes alive, and is heard again."""
+
+        def mend() -> None:
+            for agent in self.there():
+                agent.thaw()
+                agent.set_link(Link.GOOD)
+
+        self._do(mend)
+
+    @precondition(lambda self: self.may_be_trouble)
+    @rule(hiccup=st.sampled_from(Hiccup))
+    def database_fails_once(self, hiccup: Hiccup) -> None:
+        self._troubles += 1
+        self.world.store.hiccups.append(hiccup)
+
+    @precondition(lambda self: self.may_be_trouble)
+    @rule(what=st.sampled_from(["looks", "redelivers", "ends", "cannot end pods", "can end pods"]), network=NETWORKS)
+    def controller(self, what: str, network: Network) -> None:
+        self._troubles += 1
+        self.world.wire.network = network
+        match what:
+            case "looks":
+                self.world.run(self._look())
+            case "redelivers":
+                self.world.run(self._redeliver())
+            case "ends":
+                self.world.run(self.world.follow())
+            case _:
+                self.world.pods.are_in_reach = what == "can end pods"
+
+    @precondition(lambda self: self.may_be_trouble)
+    @rule(what=st.sampled_from(["stop", "stop", "resume", "fence", "cut off", "restart"]), network=NETWORKS)
+    def upheaval(self, what: str, network: Network) -> None:
+        """The workspace stops or comes back, its agent is lost, or goes on beside the next one, or its host is started again."""
+        self._troubles += 1
+        self.world.wire.network = network
+        steps = {
+            "stop": self.world.stop,
+            "resume": self._come_up,
+            "fence": self._fence,
+            "cut off": self._cut_off,
+            "restart": self.world.restart_host,
+        }
+        self.world.run(steps[what]())
+
+    @precondition(lambda self: any(not call.runner.done() for call in self.world.record.calls))
+    @rule(what=st.sampled_from(["goes away", "drain"]))
+    def while_a_caller_waits(self, what: str) -> None:
+        """It goes away, or the server is about to end."""
+        if what == "drain":
+            self._do(self.world.drain)
+            return
+        call = next(call for call in self.world.record.calls if not call.runner.done())
+        call.has_left = True
+        self._do(call.runner.cancel)
+
+    @invariant()
+    def all_invariants(self) -> None:
+        self._steps += 1
+        view = self.world.run(View.of(self.world))
+        for check in INVARIANTS:
+            check(view)
+
+    def teardown(self) -> None:
+        """All is well again: everything comes to its end, each accepted cancellation to the right one."""
+        try:
+            end_all(self.world)
+            self.all_invariants()
+        finally:
+            self.world.close()
+
+    def awake(self) -> list[Agent]:
+        """The agents that go on."""
+        return [agent for agent in self.world.agents if agent.is_up and not agent.is_frozen]
+
+    def _do(self, act: Callable[[], object]) -> None:
+        """Within the event loop, and then what follows from it."""
+
+        async def step() -> None:
+            act()
+
+        self.world.run(step())
+
+    def there(self) -> list[Agent]:
+        """The agents whose process is there."""
+        return [agent for agent in self.world.agents if not agent.is_gone]
+
+    @property
+    def may_be_trouble(self) -> bool:
+        """Whether it is time for some."""
+        return self._troubles * _STEPS_A_TROUBLE < self._steps
+
+    @property
+    def has_open_task(self) -> bool:
+        """Whether a task has not ended, as far as is known."""
+        return any(self.world.store.is_open(task_id) for task_id in self.world.task_ids[-1:])
+
+    @property
+    def is_deadline_ahead(self) -> bool:
+        """Whether the open task is to be broken off, but not soon."""
+        intent = self.world.store.intent(self.world.task_ids[-1]) if self.has_open_task else None
+        soon = self.world.clock() + timedelta(seconds=STEP_SECONDS)
+        return intent is not None and intent.force_at is not None and intent.force_at > soon
+
+    async def _come_up(self) -> None:
+        await self.world.resume()
+        await self._look()
+
+    async def _begin(self, *, comes_up: bool = True, is_heard: bool = True, network: Network = Network.GOOD) -> None:
+        if comes_up:
+            await self._come_up()
+        if not is_heard:
+            for agent in self.awake():
+                agent.set_link(Link.REQUESTS_LOST)
+        self.world.wire.network = network
+        await self.world.submit()
+
+    async def _look(self) -> None:
+        self.world.lead()
+        self.world.changes.announce(self.world.workspace_id)
+        await self.world.settle()
+        if (await self.world.workspace()).status is WorkspaceStatus.PROVISIONING:
+            self.world.changes.announce(self.world.workspace_id)
+            await self.world.settle()
+
+    async def _redeliver(self) -> None:
+        self.world.lead()
+        await self.world.advance(3.0)
+
+    async def _fence(self) -> None:
+        """Another epoch begins, and what ran in this one is out of reach."""
+        self.world.pods.are_in_reach = False
+        await self.world.restart_host()
+        await self._look()
+
+    async def _cut_off(self) -> None:
+        """The agents are not heard of for longer than their lease."""
+        for agent in self.awake():
+            agent.set_link(Link.REQUESTS_LOST)
+        await self.world.advance(15.0)
+
+    def _one_of(self, agents: list[Agent], which: int) -> Agent:
+        return agents[max(which, -len(agents))]

@@ -1,0 +1,94 @@
+"""RuntimeService as an agent calls it, in this process: the messages are the real ones, the network does what rules say."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from evershell.agent.v1.runtime_service_pb2 import (
+    CommitEventsRequest,
+    CommitEventsResponse,
+    Directive,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    RegisterRequest,
+    RegisterResponse,
+)
+from evershell.workspace.v1.task_pb2 import Task
+
+from server.api import codec
+from server.core.errors import Failure, UnavailableError
+from server.core.lifecycle import Ending
+from server.core.runtime import AgentIdentity, Runtime
+from server.core.runtime import Directive as CoreDirective
+from server.core.task import Phase, TaskStatus
+from tests.invariants.record import Hop, Record
+from tests.invariants.spy_store import SpyStore
+
+if TYPE_CHECKING:
+    from tests.invariants.agent import Agent
+
+
+class RuntimeStub:
+    """One agent's. It does what server/api/runtime_servicer.py does, and notes what went by."""
+
+    def __init__(self, identity: AgentIdentity, agent: "Agent", runtime: Runtime, store: SpyStore, record: Record) -> None:
+        self._identity = identity
+        self._agent = agent
+        self._runtime = runtime
+        self._store = store
+        self._record = record
+
+    async def Register(self, request: RegisterRequest, **_: Any) -> RegisterResponse:  # noqa: N802
+        directive = await self._call("", lambda: self._runtime.register(self._identity, request.address))
+        return RegisterResponse(directive=directive)
+
+    async def Heartbeat(self, request: HeartbeatRequest, **_: Any) -> HeartbeatResponse:  # noqa: N802
+        phase = Phase(Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
+        directive = await self._call(request.task_id, lambda: self._runtime.heartbeat(self._identity, request.task_id, phase))
+        return HeartbeatResponse(directive=directive)
+
+    async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:  # noqa: N802
+        task_id, events = request.task_id, codec.decode_agent_events(request.events)
+        ending = next((event for event in events if isinstance(event, Ending)), None)
+
+        async def commit() -> CoreDirective:
+            directive = await self._runtime.commit_events(self._identity, task_id, events)
+            if ending is not None and not directive.fenced:
+                self._record.ended_by_agent.setdefault(task_id, self._identity.epoch)
+                if ending.status is TaskStatus.CANCELLED and self._store.intent(task_id) is None:
+                    self._record.unasked.append(task_id)
+            return directive
+
+        return CommitEventsResponse(directive=await self._call(task_id, commit))
+
+    async def _call(self, task_id: str, apply: Callable[[], Awaitable[CoreDirective]]) -> Directive:
+        agent = self._agent
+        await agent.thawed.wait()
+        if agent.link.name == "REQUESTS_LOST":
+            raise _error(grpc.StatusCode.UNAVAILABLE)
+        was_recorded = self._store.intent(task_id) is not None
+        was_over = self._store.workspace is not None and self._store.workspace.epoch != agent.epoch
+        try:
+            directive = codec.encode_directive(await apply(), self._runtime.lease_seconds)
+        except UnavailableError:
+            raise _error(grpc.StatusCode.UNAVAILABLE) from None
+        except Failure as failure:
+            self._record.defects.append(failure)
+            raise _error(grpc.StatusCode.FAILED_PRECONDITION) from failure
+        if agent.link.name == "REPLIES_LOST":
+            raise _error(grpc.StatusCode.UNAVAILABLE)
+        await agent.thawed.wait()
+        hop = Hop(
+            epoch=agent.epoch,
+            was_over=was_over,
+            was_recorded=was_recorded and directive.task.task_id == task_id,
+            says_fenced=directive.fenced,
+            says_cancelled=directive.task.HasField("cancellation"),
+        )
+        self._record.hops.append(hop)
+        return directive
+
+
+def _error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "as a rule wants it")

@@ -1,0 +1,148 @@
+"""The store under test, watched: what is committed is known the moment it is, and it can be out of reach for a while."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from enum import Enum
+from typing import TypeVar
+
+from server.core.caller import Permission
+from server.core.errors import Failure, UnavailableError
+from server.core.event import Event
+from server.core.lifecycle import Change, Session
+from server.core.ports import Clock, RecordedCancellation, Store
+from server.core.task import CancelIntent, Task
+from server.core.workspace import Workspace
+from tests.invariants.record import Record
+
+Returned = TypeVar("Returned")
+
+
+class Hiccup(Enum):
+    """How a write fails that gets no answer."""
+
+    BEFORE = "before it is done"
+    AFTER = "when it is done"
+
+
+class SpyStore:
+    """Implements server.core.ports.Store, with another one."""
+
+    def __init__(self, store: Store, record: Record, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._record = record
+        # How each of the next writes fails.
+        self.hiccups: deque[Hiccup] = deque()
+        # When a write last failed.
+        self.last_hiccup_at: datetime | None = None
+        # Calls that are not over.
+        self._in_flight = 0
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+        self.workspace: Workspace | None = None
+        # By epoch, until when its agent is taken for alive.
+        self.leases: dict[int, datetime] = {}
+        # Each task as it was last seen committed.
+        self.tasks: dict[str, Task] = {}
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no call is under way."""
+        return self._at_rest.is_set()
+
+    async def rest(self) -> None:
+        """Returns once no call is under way."""
+        await self._at_rest.wait()
+
+    def intent(self, task_id: str) -> CancelIntent | None:
+        """What is known to be recorded."""
+        task = self.tasks.get(task_id)
+        return task.cancel if task is not None else None
+
+    def is_open(self, task_id: str) -> bool:
+        """Whether the task is not known to have ended."""
+        task = self.tasks.get(task_id)
+        return task is None or not task.status.is_terminal
+
+    async def record_cancellation(
+        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+    ) -> RecordedCancellation:
+        async def write() -> RecordedCancellation:
+            found = await self._store.record_cancellation(permission, workspace_id, task_id, intent)
+            self._note(found.workspace, found.task)
+            return found
+
+        return await self._write(write)
+
+    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
+        async def write() -> Change | None:
+            change = await self._store.transition(workspace_id, decide)
+            if change is not None:
+                self._note(change.workspace, change.task)
+            return change
+
+        return await self._write(write)
+
+    async def create_workspace(self, workspace: Workspace) -> None:
+        await self._read(self._store.create_workspace(workspace))
+        self.workspace = workspace
+
+    async def get_workspace(self, workspace_id: str) -> Workspace | None:
+        return await self._read(self._store.get_workspace(workspace_id))
+
+    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
+        return await self._read(self._store.list_workspaces(permission, before_id, limit))
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
+        return await self._read(self._store.get_task(workspace_id, task_id))
+
+    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+        return await self._read(self._store.list_tasks(workspace_id, before_id, limit))
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        return await self._read(self._store.list_events(workspace_id, after_seq, limit))
+
+    async def list_wanted_pods(self) -> Sequence[Workspace]:
+        return await self._read(self._store.list_wanted_pods())
+
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        return await self._read(self._store.list_cancellations())
+
+    async def _write(self, write: Callable[[], Awaitable[Returned]]) -> Returned:
+        hiccup = self.hiccups.popleft() if self.hiccups else None
+        if hiccup is not None:
+            self.last_hiccup_at = self._clock()
+        if hiccup is Hiccup.BEFORE:
+            raise UnavailableError("the database is out of reach")
+        written = await self._read(write())
+        if hiccup is Hiccup.AFTER:
+            raise UnavailableError("the database's answer is lost")
+        return written
+
+    async def _read(self, call: Awaitable[Returned]) -> Returned:
+        self._in_flight += 1
+        self._at_rest.clear()
+        try:
+            return await call
+        except Failure:
+            raise
+        except Exception as error:
+            self._record.defects.append(error)
+            raise
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._at_rest.set()
+
+    def _note(self, workspace: Workspace | None, task: Task | None) -> None:
+        """Two replies may come in another order than their commits."""
+        known = self.workspace
+        if workspace is None or (known is not None and (workspace.epoch, workspace.last_seq) < (known.epoch, known.last_seq)):
+            return
+        self.workspace = workspace
+        if workspace.lease_expires_at is not None:
+            self.leases[workspace.epoch] = workspace.lease_expires_at
+        if task is not None:
+            self.tasks[task.id] = task

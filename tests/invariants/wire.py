@@ -1,0 +1,113 @@
+"""How the control plane reaches agents: ports.Agents in this process, with a network that does what rules say."""
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeVar
+
+from evershell.agent.v1.agent_service_pb2 import Cancellation
+
+from server.agent.session import WrongTaskError
+from server.core.errors import AgentUnreachableError
+from server.core.ports import Store
+from server.core.task import Task
+from server.core.workspace import Workspace
+from server.wire import encode_assignment, encode_cancellation
+from tests.invariants.agent import Agent
+from tests.invariants.record import Record, Signal
+
+Answer = TypeVar("Answer")
+
+# Slower than a rule's step, faster than the limit of 2 s.
+SLOW_SECONDS = 1.0
+# A message that nobody waits for any more.
+LATE_SECONDS = 2.0
+
+
+class Network(Enum):
+    """How calls to agents fare."""
+
+    GOOD = "good"
+    SLOW = "slow"
+    # The caller gives up; the message arrives all the same, when much else may have happened.
+    LATE = "late"
+    ANSWER_LOST = "answer lost"
+    LOST = "lost"
+
+
+class Wire:
+    """Implements server.core.ports.Agents."""
+
+    def __init__(self, agents: list[Agent], observer: Store, record: Record) -> None:
+        self.network = Network.GOOD
+        self._agents = agents
+        # Another session of the database: it sees what is committed, and nothing else.
+        self._observer = observer
+        self._record = record
+        self._late: set[asyncio.Task[None]] = set()
+
+    def reaches(self, workspace: Workspace) -> bool:
+        """Whether a call arrives at once, and its answer too."""
+        agent = self._agent_of(workspace)
+        return self.network is Network.GOOD and agent is not None and not agent.is_frozen
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        """See the port."""
+        assignment = encode_assignment(task)
+        try:
+            await self._call(workspace, lambda agent: agent.start(workspace.epoch, assignment))
+        except WrongTaskError as error:
+            raise AgentUnreachableError(str(error)) from error
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        """See the port."""
+        seen = await self._observer.get_task(workspace.id, task.id)
+        self._record.signals.append(Signal(task_id=task.id, was_recorded=seen is not None and seen.cancel is not None))
+        cancellation = encode_cancellation(task) or Cancellation()
+        return await self._call(workspace, lambda agent: agent.cancel(workspace.epoch, task.id, cancellation))
+
+    async def close(self) -> None:
+        """What is still under way is lost."""
+        for late in self._late:
+            late.cancel()
+
+    async def _call(self, workspace: Workspace, deliver: Callable[[Agent], Answer]) -> Answer:
+        network = self.network
+        if network is Network.SLOW:
+            await asyncio.sleep(SLOW_SECONDS)
+        agent = self._agent_of(workspace)
+        if agent is None or network is Network.LOST:
+            raise AgentUnreachableError("nobody is there")
+        if network is Network.LATE:
+            late = asyncio.create_task(self._arrive_late(agent, deliver))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+            raise AgentUnreachableError("it does not answer in time")
+        if agent.is_frozen:
+            agent.when_thawed(lambda: _delivered(agent, deliver))
+            raise AgentUnreachableError("it does not answer")
+        try:
+            answer = deliver(agent)
+        except ValueError as error:
+            raise AgentUnreachableError(str(error)) from error
+        if network is Network.ANSWER_LOST:
+            raise AgentUnreachableError("its answer is lost")
+        return answer
+
+    async def _arrive_late(self, agent: Agent, deliver: Callable[[Agent], object]) -> None:
+        await asyncio.sleep(LATE_SECONDS)
+        await agent.thawed.wait()
+        _delivered(agent, deliver)
+
+    def _agent_of(self, workspace: Workspace) -> Agent | None:
+        return next((agent for agent in self._agents if agent.address == workspace.agent_address and not agent.is_gone), None)
+
+
+def _delivered(agent: Agent, deliver: Callable[[Agent], object]) -> None:
+    """Nobody waits for the answer."""
+    if agent.is_gone:
+        return
+    try:
+        deliver(agent)
+    except (ValueError, WrongTaskError):
+        return

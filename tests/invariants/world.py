@@ -1,0 +1,278 @@
+"""All of the product that runs in one process, wired as in production, between a database and a network that do what rules say."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from itertools import count
+from typing import Any, TypeVar
+
+from server.core import tasks, workspaces
+from server.core.caller import Caller, CredentialKind
+from server.core.cancel_task import CancelResult, CancelTask, cancel_task
+from server.core.errors import AgentUnreachableError, Failure, UnavailableError
+from server.core.event import Event
+from server.core.ports import Store
+from server.core.runtime import Runtime
+from server.core.task import Task
+from server.core.workspace import Workspace, WorkspaceStatus
+from server.fleet.controller import Controller
+from tests.fakes import FakeWakeups
+from tests.invariants.agent import Agent, Surrounded
+from tests.invariants.clock import Clock
+from tests.invariants.pods import Changes, Pods
+from tests.invariants.record import Call, Record
+from tests.invariants.spy_store import SpyStore
+from tests.invariants.stage import Stage
+from tests.invariants.wire import SLOW_SECONDS, Network, Wire
+
+LEASE_SECONDS = 12.0
+# Fine enough that a heartbeat, a third of which may fail, is never due twice in a step.
+STEP_SECONDS = 0.5
+_SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write"})
+CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
+CALLERS = {"user": CALLER, "program": Caller("org_a", "key_1", CredentialKind.API_KEY, _SCOPES)}
+_STATE_SLUGS = {
+    WorkspaceStatus.PROVISIONING: "workspace_provisioning",
+    WorkspaceStatus.STOPPING: "workspace_stopped",
+    WorkspaceStatus.STOPPED: "workspace_stopped",
+    WorkspaceStatus.FAILED: "workspace_failed",
+}
+
+Returned = TypeVar("Returned")
+# Opens the store under test and another session of its database, given what to call after each commit.
+OpenStores = Callable[[AsyncExitStack, Callable[[str], None]], Coroutine[Any, Any, tuple[Store, Store]]]
+
+
+class World:
+    """One workspace, all its agents, one controller, and the callers. Made and used within its own event loop, see `run`."""
+
+    def __init__(self, open_stores: OpenStores) -> None:
+        self.clock = Clock()
+        self.record = Record()
+        self.wakeups = FakeWakeups()
+        self.agents: list[Agent] = []
+        self.workspace_id = ""
+        self._request_numbers = count(1)
+        self._host_numbers = count(1)
+        self._going_on: set[asyncio.Task[None]] = set()
+        self._leading: asyncio.Task[None] | None = None
+        self._resources = AsyncExitStack()
+        self._stage = Stage(self.clock)
+        self._stage.open(self._open(open_stores))
+
+    def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
+        """Takes a step, and lets everything run that follows from it without the clock's moving or a gate's opening."""
+        return self._stage.run(step)
+
+    async def settle(self) -> None:
+        """Returns once every task waits for a rule."""
+        await self._stage.settle()
+
+    async def _open(self, open_stores: OpenStores) -> None:
+        store, observer = await open_stores(self._resources, lambda workspace_id: self.wakeups.announce(workspace_id))
+        self.observer = SpyStore(observer, self.record, self.clock)
+        self.store = SpyStore(store, self.record, self.clock)
+        self._stage.stores += [self.store, self.observer]
+        runtime = Runtime(self.store, self.clock, LEASE_SECONDS)
+        self.shared = Surrounded(runtime=runtime, store=self.store, record=self.record, clock=self.clock)
+        self.wire = Wire(self.agents, self.observer, self.record)
+        self.pods = Pods(self.agents, self.shared)
+        self.host = f"host_{next(self._host_numbers)}"
+        self.workspace_id = (await workspaces.create_workspace(CALLER, "", self.store, self.clock)).id
+        self.lead()
+
+    def close(self) -> None:
+        """Leaves nothing behind."""
+
+        async def close() -> None:
+            await self.follow()
+            await self.wire.close()
+            for agent in self.agents:
+                if not agent.is_gone:
+                    await agent.crash()
+            for call in self.record.calls:
+                call.runner.cancel()
+            for going_on in self._going_on:
+                going_on.cancel()
+            await self.settle()
+            await self._resources.aclose()
+
+        self._stage.close(close())
+
+    def _go_on(self, call: Coroutine[Any, Any, None]) -> None:
+        """Has a call go on by itself, while other things happen."""
+        going_on = asyncio.create_task(call)
+        self._going_on.add(going_on)
+        going_on.add_done_callback(self._going_on.discard)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """In the order in which they came."""
+        return list(self.store.tasks)
+
+    # What the database holds.
+
+    async def workspace(self) -> Workspace:
+        found = await self.observer.get_workspace(self.workspace_id)
+        assert found is not None
+        return found
+
+    async def tasks(self) -> Sequence[Task]:
+        return await self.observer.list_tasks(self.workspace_id, None, 1_000)
+
+    async def events(self) -> Sequence[Event]:
+        return await self.observer.list_events(self.workspace_id, 0, 10_000)
+
+    async def task(self, task_id: str | None) -> Task | None:
+        return await self.observer.get_task(self.workspace_id, task_id) if task_id is not None else None
+
+    # What callers do.
+
+    async def submit(self) -> None:
+        """Whether it works depends on much; that an idle agent in good order takes it is noted for the check."""
+        before = await self.workspace()
+        is_free = before.status is WorkspaceStatus.IDLE and self.wire.network is Network.GOOD and self._agent_is_free(before)
+        due = is_free and self.wire.reaches(before) and not self.store.hiccups
+        number = next(self._request_numbers)
+        request = tasks.SubmitTask(workspace_id=before.id, description=f"task {number}", request_id=f"submit_{number}")
+
+        async def call() -> None:
+            try:
+                await tasks.submit_task(CALLER, request, self.store, self.wire, self.clock)
+            except (Failure, UnavailableError) as failure:
+                if due:
+                    self.record.refused_submits.append(f"{request.request_id}: {failure}")
+
+        self._go_on(call())
+
+    def _agent_is_free(self, at: Workspace) -> bool:
+        """Whether its last task was ended by itself, so that it has nothing else in hand."""
+        last = self.task_ids[-1] if self.task_ids else None
+        return last is None or self.record.ended_by_agent.get(last) == at.epoch
+
+    async def cancel(
+        self,
+        by: Caller,
+        *,
+        task_id: str | None = None,
+        reason: str = "",
+        wait_seconds: float | None = None,
+        force_after_seconds: float | None = None,
+        times: int = 1,
+    ) -> None:
+        """So many calls at once; they go on by themselves."""
+        at = await self.workspace()
+        target = await self.task(task_id or at.current_task_id)
+        expected = None if self.store.hiccups else self._expected(at, target, named=task_id is not None)
+        if times > 1 and expected is not None and target is not None:
+            # The first may have brought about the end by the time the last is looked at.
+            expected |= {"no_active_task"}
+        target_id = target.id if target is not None else None
+        now = self.clock()
+        force_at = None if force_after_seconds is None else now + timedelta(seconds=force_after_seconds)
+        for _ in range(times):
+            request_id = f"cancel_{next(self._request_numbers)}"
+            request = CancelTask(
+                workspace_id=at.id,
+                task_id=task_id or "",
+                reason=reason,
+                wait_seconds=wait_seconds,
+                request_id=request_id,
+                force_after_seconds=force_after_seconds,
+            )
+            runner = asyncio.create_task(cancel_task(by, request, self.store, self.wire, self.wakeups, self.clock))
+            call = Call(
+                request_id=request_id,
+                by=by,
+                asked_at=now,
+                target_id=target_id,
+                wait_seconds=wait_seconds,
+                signal_seconds=SLOW_SECONDS if self.wire.network is Network.SLOW else 0.0,
+                force_at=force_at,
+                expected=expected,
+                drains_before=self.record.drains,
+                runner=runner,
+            )
+            self.record.calls.append(call)
+            self._go_on(self._note_answer(call))
+
+    def _expected(self, at: Workspace, target: Task | None, *, named: bool) -> frozenset[str]:
+        """The order of the checks, as the contract has it."""
+        if named and target is None:
+            return frozenset({"task_not_found"})
+        if target is not None and target.status.is_terminal:
+            return frozenset({"already_finished"})
+        if at.status in _STATE_SLUGS:
+            return frozenset({_STATE_SLUGS[at.status]})
+        if target is None:
+            return frozenset({"no_active_task"})
+        outcomes = {"already_requested"} if target.cancel is not None else {"accepted", "already_requested"}
+        return frozenset(outcomes if self.wire.reaches(at) else {*outcomes, "agent_unreachable"})
+
+    async def _note_answer(self, call: Call) -> None:
+        try:
+            result: CancelResult = await call.runner
+        except asyncio.CancelledError:
+            return
+        except Failure as failure:
+            call.answer, call.details = failure.code, dict(failure.details)
+        except UnavailableError:
+            call.answer = "unavailable"
+        except Exception as error:  # noqa: BLE001  noted, and found by the check
+            self.record.defects.append(error)
+            call.answer = "internal"
+        else:
+            call.answer, call.returned_task = str(result.outcome), result.task
+        call.answered_at = self.clock()
+        call.seen_task = await self.task(call.target_id)
+
+    async def stop(self) -> None:
+        at = await self.workspace()
+        request_id = f"stop_{next(self._request_numbers)}"
+        self.record.stops[request_id] = at.current_task_id
+        self._go_on(self._try(workspaces.stop_workspace(CALLER, at.id, request_id, self.store, self.wire, self.clock)))
+
+    async def resume(self) -> None:
+        await self._try(workspaces.resume_workspace(CALLER, self.workspace_id, self.store, self.clock))
+
+    async def _try(self, call: Coroutine[Any, Any, object]) -> None:
+        try:
+            await call
+        except (Failure, UnavailableError, AgentUnreachableError):
+            return
+
+    # What the machines do.
+
+    def lead(self) -> None:
+        """A controller leads from here on."""
+        if self._leading is None:
+            self.changes = Changes()
+            controller = Controller(self.store, self.pods, self.wire, self.host, self.clock)
+            self._leading = asyncio.create_task(controller.run(self.changes))
+
+    async def follow(self) -> None:
+        """No controller leads from here on. Pods live on."""
+        if self._leading is not None:
+            self._leading.cancel()
+            await asyncio.wait({self._leading})
+            self._leading = None
+
+    async def restart_host(self) -> None:
+        """Everything that ran is gone, if it is in reach, and a controller of a new run comes up."""
+        await self.follow()
+        await self.pods.end(await self.workspace(), grace_seconds=0)
+        self.host = f"host_{next(self._host_numbers)}"
+        self.lead()
+
+    def drain(self) -> None:
+        """The server ends its waits, and another takes over."""
+        self.record.drains += 1
+        self.wakeups.drain()
+        self.wakeups = FakeWakeups()
+
+    async def advance(self, seconds: float) -> None:
+        """In steps, so that what is due first happens first."""
+        for _ in range(round(seconds / STEP_SECONDS)):
+            self.clock.advance(STEP_SECONDS)
+            await self.settle()
