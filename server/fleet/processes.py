@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -39,10 +40,17 @@ def find(*pods: Pod) -> list[psutil.Process]:
     last_epochs = {pod.workspace_id: pod.last_epoch for pod in pods}
     session_ids = {pod.session_id for pod in pods if pod.session_id is not None}
     found: set[psutil.Process] = set()
+    children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
+            children[process.ppid()].append(process)
             if os.getsid(process.pid) in session_ids or _is_marked(process.environ(), last_epochs):
-                found |= {process, *process.children(recursive=True)}
+                found.add(process)
+    parents = list(found)
+    while parents:
+        descendants = set(children[parents.pop().pid]) - found
+        found |= descendants
+        parents += descendants
     return sorted(filter(_lives, found), key=_age)
 
 

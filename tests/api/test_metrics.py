@@ -53,6 +53,8 @@ async def test_calls_are_counted_by_what_became_of_them(server: Running, world: 
         await server.fails(server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=workspace_id), metadata=bearer()))
     await server.fails(server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=busy.id)))
     await server.raw(INTERNAL + "Heartbeat", agent_bearer(busy.id))
+    # A call is counted when it is over, which its caller may know a moment before.
+    await until(lambda: calls(metrics, "Heartbeat", "ok") == 1 and in_flight(metrics, "CancelTask") == 0)
     assert calls(metrics, "CancelTask", "ok") == 3
     assert calls(metrics, "CancelTask", "workspace_not_found") == 2
     assert calls(metrics, "CancelTask", "unauthenticated") == 1
@@ -84,6 +86,7 @@ async def test_no_label_grows_with_use(server: Running, world: World, store: Fai
         assert isinstance(await server.raw(f"{PUBLIC}Nope{number}", bearer()), Failed)
     store.error = lambda: ZeroDivisionError("hunter2")
     await server.raw(PUBLIC + "GetWorkspace", bearer(), messages.GetWorkspaceRequest(workspace_id="ws_1").SerializeToString())
+    await until(lambda: calls(metrics, "GetWorkspace", "internal") == 1)
     outcomes = {"ok", "caller_gone", *RULES}
     seen = {
         (sample.labels["rpc"], sample.labels["outcome"])
