@@ -97,7 +97,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 async def end_all(*pods: Pod, grace_seconds: float, leftovers: Callable[[], list[psutil.Process]] = list) -> bool:
-    """Ends every process of these pods: first asked, then killed. False: some were still there after all.
+    """Ends every process of these pods: asked first, unless the grace is 0, then killed. False: some were still there after all.
 
     `leftovers` are of whichever pods, and end with them.
     """
@@ -109,11 +109,12 @@ async def end_all(*pods: Pod, grace_seconds: float, leftovers: Callable[[], list
         known.update(find(*pods), leftovers())
         return sorted(filter(_lives, known), key=_age)
 
-    processes = look()
-    # An agent that is asked ends its tools itself. Were they asked as well, it could take that for their natural end and commit it.
-    own = {process.pid for process in processes}
-    _signal([process for process in processes if _parent(process) not in own], signal.SIGTERM)
-    await _wait_gone(processes, grace_seconds)
+    if grace_seconds:
+        processes = look()
+        # An agent that is asked ends its tools itself. Were they asked too, it could take that for their natural end and commit it.
+        own = {process.pid for process in processes}
+        _signal([process for process in processes if _parent(process) not in own], signal.SIGTERM)
+        await _wait_gone(processes, grace_seconds)
     # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
     # environment for a moment, so one look that finds nothing is not enough.
     for _ in range(10):

@@ -41,7 +41,6 @@ _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # For the calls in hand when the stack stops.
 _DRAIN_SECONDS = 1.5
-_POD_GRACE_SECONDS = 1.5
 
 
 class CannotStartError(Exception):
@@ -190,7 +189,8 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
 
 async def _end_pods(pods_dir: Path) -> None:
     with suppress(FileNotFoundError):
-        await end_pods(*pods_dir.iterdir(), grace_seconds=_POD_GRACE_SECONDS)
+        # Not asked first: an agent that ends has nothing to commit any more, and hundreds that end in good order take their time.
+        await end_pods(*pods_dir.iterdir(), grace_seconds=0)
 
 
 @contextmanager
