@@ -66,4 +66,7 @@ async def _check_next_task(world: World) -> None:
     await world.submit()
     await _open_gates(world)
     last = (await world.task(world.task_ids[-1])) if world.task_ids else None
-    assert last is not None and (last.status, last.cancel) == (TaskStatus.COMPLETED, None), ("invariant 5: the next task", last)
+    assert last is not None and (last.status, last.cancel) == (TaskStatus.COMPLETED, None), (
+        "invariants 5 and 6: the next task",
+        last,
+    )

@@ -101,6 +101,16 @@ class CancellationMachine(RuleBasedStateMachine):
         else:
             self._do(lambda: agent.gates.reply(final="final" in reply, tool="tool" in reply))
 
+    @precondition(lambda self: any(agent.gates.is_model_called for agent in self.awake()))
+    @rule(reply=st.sampled_from(["final", "final", "fails", "tool"]), network=st.sampled_from([Network.LOST, Network.LATE]))
+    def model_replies_before_the_signal_comes(self, reply: str, network: Network) -> None:
+        """The task may end, and the next begin, before its agent hears that it was to be cancelled."""
+        self.world.wire.network = network
+        self.world.run(self.world.cancel(CALLERS["user"]))
+        self.model_replies(reply, -1)
+        if not self.has_open_task:
+            self.world.run(self._begin())
+
     @precondition(lambda self: any(agent.gates.is_tool_called for agent in self.awake()))
     @rule(which=WHICH)
     def tool_ends(self, which: int) -> None:
@@ -264,7 +274,8 @@ class CancellationMachine(RuleBasedStateMachine):
         await self._look()
 
     async def _cut_off(self) -> None:
-        """The agents are not heard of for longer than their lease."""
+        """The agents are not heard of for longer than their lease, and have to end by their own clock: there is no controller."""
+        await self.world.follow()
         for agent in self.awake():
             agent.set_link(Link.REQUESTS_LOST)
         await self.world.advance(15.0)

@@ -147,9 +147,10 @@ class World:
         self._go_on(call())
 
     def _agent_is_free(self, at: Workspace) -> bool:
-        """Whether its last task was ended by itself, so that it has nothing else in hand."""
+        """Whether its last task was ended by itself, and it has nothing else in hand, such as a task that came to it too late."""
         last = self.task_ids[-1] if self.task_ids else None
-        return last is None or self.record.ended_by_agent.get(last) == at.epoch
+        in_hand = [agent.session.task_id for agent in self.agents if agent.epoch == at.epoch]
+        return in_hand in ([""], [last]) and (last is None or self.record.ended_by_agent.get(last) == at.epoch)
 
     async def cancel(
         self,
