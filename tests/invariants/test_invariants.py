@@ -64,7 +64,7 @@ def test_in_memory() -> None:
     run_state_machine_as_test(_machine(_in_memory), settings=_SETTINGS)
 
 
-@pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 6))
+@pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 4))
 def test_on_postgres(database_url: str, number: int) -> None:
     # The first of them is the shortest that there is.
     few = settings(_SETTINGS, max_examples=6, phases=[Phase.generate])
