@@ -33,7 +33,7 @@ class Redelivery:
     def __init__(self, agents: Agents) -> None:
         self._agents = agents
         # Those under way, and those that have been acknowledged.
-        self._deliveries: dict[Delivery, asyncio.Task[None]] = {}
+        self._deliveries: dict[Delivery, asyncio.Task[bool]] = {}
 
     def follow(self, open_cancellations: Sequence[tuple[Workspace, Task]], now: datetime) -> None:
         """Takes up what is new among the cancellations of tasks that have not ended, and drops what is no longer among them."""
@@ -44,7 +44,8 @@ class Redelivery:
                 continue
             delivery = (task.id, task.cancel.force_at)
             current.add(delivery)
-            if delivery not in self._deliveries:
+            under_way = self._deliveries.get(delivery)
+            if under_way is None or _has_failed(under_way):
                 self._deliveries[delivery] = asyncio.create_task(self._deliver(workspace, task))
         for over in self._deliveries.keys() - current:
             self._deliveries.pop(over).cancel()
@@ -55,13 +56,20 @@ class Redelivery:
             delivery.cancel()
         self._deliveries.clear()
 
-    async def _deliver(self, workspace: Workspace, task: Task) -> None:
+    async def _deliver(self, workspace: Workspace, task: Task) -> bool:
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(AgentUnreachableError) | retry_if_result(lambda known: not known),
             wait=wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS),
         )
         try:
             await attempts(self._agents.cancel_task, workspace, task)
-            log.info("cancellation delivered", workspace_id=workspace.id, task_id=task.id)
         except Exception:
             log.exception("a defect", workspace_id=workspace.id, task_id=task.id)
+            return False
+        log.info("cancellation delivered", workspace_id=workspace.id, task_id=task.id)
+        return True
+
+
+def _has_failed(delivery: asyncio.Task[bool]) -> bool:
+    """By a defect, or cancelled from within: it is taken up again at the next look."""
+    return delivery.done() and (delivery.cancelled() or not delivery.result())

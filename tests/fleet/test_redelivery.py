@@ -1,5 +1,6 @@
 """Cancellations whose signal did not arrive: delivered again until they are acknowledged, or their task has ended."""
 
+import asyncio
 from datetime import datetime, timedelta
 
 import pytest
@@ -96,18 +97,25 @@ async def test_an_earlier_deadline_is_delivered_anew(world: World) -> None:
     assert told == [None, force_at]
 
 
-async def test_a_defect_of_one_delivery_ends_no_other(world: World) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
+async def test_a_defect_of_one_delivery_ends_no_other(world: World, kind: type[BaseException]) -> None:
     delivered: list[str] = []
+    error: BaseException | None = kind("from within")
 
     async def fail(workspace: Workspace, _: Task) -> None:
-        if workspace.id == first.id:
-            raise RuntimeError("a defect")
+        if workspace.id == first.id and error is not None:
+            raise error
         delivered.append(workspace.id)
 
     first, second = await cancelled(world), await cancelled(world)
     world.agents.meanwhile = fail
-    await follow(world, Redelivery(world.agents))
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries)
     assert delivered == [second.id]
+    # Nor is it the end of that delivery: it is taken up again at the next look.
+    error = None
+    await follow(world, deliveries)
+    assert delivered == [second.id, first.id]
 
 
 async def test_the_leader_delivers_and_stops_when_it_leads_no_more() -> None:
