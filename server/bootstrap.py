@@ -31,6 +31,7 @@ from server.fleet.agent_client import AgentClient
 from server.fleet.controller import Controller
 from server.fleet.local_pods import LocalPods, PodSpec
 from server.metrics import MeasuredAgents, Metrics, served
+from server.pod_process import adopt
 from server.store.keys import PostgresKeys
 from server.store.leadership import Leadership
 from server.store.pool import open_pool
@@ -209,7 +210,7 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
             crash_points_dir=str(settings.crash_points_dir or ""),
         )
 
-    processes.adopt()
+    adopt()
     pods = LocalPods(settings.pods_dir, spec_for, processes.leftovers)
     agents = AgentClient(pod_tokens)
     async with (

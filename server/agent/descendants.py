@@ -1,7 +1,6 @@
-"""The processes that descend from this one, however they have tried to get away."""
+"""The processes that descend from this one, however they have tried to get away: it has to have adopted them (pod_process.py)."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import time
@@ -11,21 +10,12 @@ from pathlib import Path
 
 import psutil
 
-_PR_SET_CHILD_SUBREAPER = 36
 # How long the agent does nothing but kill before it lets others do something.
 _SWEEPING_SECONDS = 0.2
 _LAST_LOOKS = 3
 _POLL_SECONDS = 0.005
 # Where the kernel was built without them, every process of the machine is looked at, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
-
-
-def adopt() -> None:
-    """From here on a descendant whose parent ends becomes this process's own child, so that none gets out of sight.
-
-    See PR_SET_CHILD_SUBREAPER in prctl(2): a new session, a cleared environment or a double fork change nothing about it.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Descendants:

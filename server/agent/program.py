@@ -16,7 +16,6 @@ import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from structlog.typing import FilteringBoundLogger
 
-from server.agent import descendants
 from server.agent.authorization import TokenVerifier
 from server.agent.committer import Committer
 from server.agent.heartbeat import Heartbeat
@@ -30,6 +29,7 @@ from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
 from server.agent.tools import ShellTool, Tool
 from server.core.lifecycle import Ending
 from server.crash_points import CrashPoints, kind_of
+from server.pod_process import adopt
 
 # Whatever hangs while the agent ends is left behind.
 _CLOSING_SECONDS = 3.0
@@ -69,7 +69,7 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
     model and the shell are replaced by `model` and `tool`, if given.
     """
     log = _logger(settings)
-    descendants.adopt()
+    adopt()
     shutdown, lease = Shutdown(), Lease()
     try:
         model = model or model_of(settings.model, _endpoint(settings))

@@ -13,10 +13,8 @@ from typing import Any, Protocol
 
 from server.agent.descendants import Descendants
 from server.agent.output import BoundedOutput
+from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
 
-# Named as in fleet/processes.py: whoever ends a pod finds what runs in it by the workspace's id, even when it has left its session.
-WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
-EPOCH_MARKER = "EVERSHELL_EPOCH"
 # How long output may still come when the shell itself has exited.
 _LATE_OUTPUT_SECONDS = 0.2
 # How long a process that was killed is waited for; one that hangs in the kernel must not hold the agent.

@@ -19,6 +19,7 @@ from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
 from server.fleet import pod_files, processes
 from server.fleet.processes import Pod
+from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
 
 _LOG_TAIL_BYTES = 2_000
 
@@ -76,8 +77,8 @@ class LocalPods:
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
-            processes.WORKSPACE_MARKER: workspace.id,
-            processes.EPOCH_MARKER: str(workspace.epoch),
+            WORKSPACE_MARKER: workspace.id,
+            EPOCH_MARKER: str(workspace.epoch),
         }
         with pod_files.open_log(folder / "log") as log:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded

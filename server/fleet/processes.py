@@ -1,12 +1,12 @@
 """Processes of a pod: those of its agent's session, those with a marker in their environment, and whatever descends from these.
 
 While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). When it dies, that descent passes
-to the controller that started it: whatever becomes this process's child without having been started by it is such a leftover.
+to the controller that started it, which has to have adopted it (pod_process.py): a child of its own that it has not started is such
+a leftover.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import psutil
 
-WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
-EPOCH_MARKER = "EVERSHELL_EPOCH"
+from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
+
 _EPOCH = re.compile("[0-9]{1,19}")
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,6 @@ def _is_marked(environment: Mapping[str, str], last_epochs: Mapping[str, int | N
     return last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= last_epoch
 
 
-def adopt() -> None:
-    """From here on this process inherits what its agents leave behind when they die (PR_SET_CHILD_SUBREAPER in prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def leftovers(started: Collection[int]) -> list[psutil.Process]:
     """The children of this process that it has not started itself; those of them that have ended are cleared away."""
     found = [child for child in psutil.Process().children() if child.pid not in started]
@@ -101,7 +95,6 @@ async def end_all(*pods: Pod, grace_seconds: float, leftovers: Callable[[], list
 
     `leftovers` are of whichever pods, and end with them.
     """
-
     known: set[psutil.Process] = set()
 
     def look() -> list[psutil.Process]:

@@ -14,13 +14,14 @@ from pathlib import Path
 import psutil
 import structlog
 
+from server.pod_process import adopt
+
 log = structlog.get_logger("supervisor")
 
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran this long before it died starts again at once.
 _STABLE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,7 +50,7 @@ class Supervisor:
         self._leaving: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
         logs_dir.mkdir(parents=True, exist_ok=True)
         # What a program of ours leaves behind when it dies becomes our child, and is reaped here.
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt()
 
     async def start(self, program: Program) -> None:
         """Starts the program and keeps it running. Raises OSError when it cannot be started."""

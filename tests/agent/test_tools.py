@@ -14,13 +14,14 @@ import pytest
 from server.agent import descendants
 from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
 from server.agent.tools import ShellTool, ToolCall, ToolFailure, ToolResult, ToolStatus
+from server.pod_process import adopt
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.fixture(autouse=True)
 def as_in_an_agent() -> None:
-    descendants.adopt()
+    adopt()
 
 
 async def _run(files_dir: Path, command: str, timeout_seconds: float = 60, interrupt: asyncio.Event | None = None) -> ToolResult:

@@ -14,6 +14,7 @@ import pytest
 from server.core.ids import new_workspace_id
 from server.fleet import processes
 from server.fleet.processes import Pod
+from server.pod_process import WORKSPACE_MARKER
 
 # Says when it is ready, then waits; `{prelude}` is what it does before.
 WAIT = "import os, signal, subprocess, sys, time\n{prelude}\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
@@ -35,7 +36,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(workspace_id: str, prelude: str = "") -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, processes.WORKSPACE_MARKER: workspace_id}
+        environment = {**os.environ, WORKSPACE_MARKER: workspace_id}
         command = [sys.executable, "-c", WAIT.format(prelude=prelude)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
         started.append(process)
