@@ -7,6 +7,8 @@ from typing import Any
 from replies import grpc_errors, grpc_local_replies, header, local_replies
 from source import SERVICE, Binding, Protos
 
+from server.stack.documents import WITHOUT_BODY_FILTERS
+
 CLUSTER = "control_plane"
 
 # A call may wait for a task for 30 s; beyond 35 s nothing is coming. A stream has no end: 0 turns the limit off.
@@ -35,9 +37,6 @@ COMMON_METHODS = (
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-
-BODY_FILTERS = ("envoy.filters.http.buffer", "envoy.filters.http.grpc_json_transcoder")
-FILTER_CONFIG = "type.googleapis.com/envoy.config.route.v3.FilterConfig"
 
 
 def edge(protos: Protos) -> dict[str, Any]:
@@ -81,14 +80,14 @@ def _grpc_routes(protos: Protos) -> list[dict[str, Any]]:
 
 
 def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
-    """A route that answers by itself, whatever the body: the filters that read bodies would find fault with it first."""
+    """A route that answers by itself, whatever the body."""
     # Envoy answers a request that calls itself application/grpc in gRPC; by this header the Lua filter finds the status again.
     headers = headers | {"x-evershell-status": str(status)}
     return {
         "match": match,
         "direct_response": {"status": status},
         "response_headers_to_add": [header(name, value) for name, value in headers.items()],
-        "typed_per_filter_config": {name: {"@type": FILTER_CONFIG, "disabled": True} for name in BODY_FILTERS},
+        "typed_per_filter_config": WITHOUT_BODY_FILTERS,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.stack import documents
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = documents.ROOT
 
 # What the kernel allows for a socket's path, with the final NUL.
 SOCKET_PATH_BYTES = 108
