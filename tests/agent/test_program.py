@@ -274,9 +274,7 @@ async def test_sigterm_ends_tools_and_agent_at_once(control_plane: ControlPlane,
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED])
-async def test_a_refused_commit_ends_the_agent_not_in_a_loop(
-    control_plane: ControlPlane, start: Start, code: grpc.StatusCode
-) -> None:
+async def test_a_refused_commit_ends_the_agent(control_plane: ControlPlane, start: Start, code: grpc.StatusCode) -> None:
     agent = await started(control_plane, start)
     control_plane.refusal = code
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"))

@@ -6,7 +6,8 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from tests.e2e.stack import Failed, Gate, Stack, Workspace, eventually
+from tests.e2e.stack import Gate, Stack, Workspace, eventually
+from tests.e2e.wires import Failed
 
 RULES = {value.name: value.GetOptions().Extensions[error_pb2.rule] for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values}
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}

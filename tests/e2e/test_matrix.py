@@ -12,7 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from tests.e2e.cells import MATRIX, PLACES, STATUSES, WIRES, Cell
-from tests.e2e.stack import Failed, Gate, Stack, Workspace
+from tests.e2e.stack import Gate, Stack, Workspace
+from tests.e2e.wires import Failed
 
 MALFORMED = "no good"
 UNKNOWN = "task_01ARZ3NDEKTSV4RRFFQ69G5FAV"

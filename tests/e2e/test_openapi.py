@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError
 
-from tests.e2e.stack import Gate, Rest, Stack, Workspace
+from tests.e2e.stack import Gate, Stack, Workspace
+from tests.e2e.wires import Rest
 from tests.openapi import Operation, document, operation, operations
 
 

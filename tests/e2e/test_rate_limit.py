@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from tests.e2e.stack import Failed, Stack, Workspace, grpc_failure, rest_failure
+from tests.e2e.stack import Stack, Workspace
+from tests.e2e.wires import Failed, grpc_failure, rest_failure
 
 BURST, CANCEL_BURST, WORKERS = 20, 10, 2
+RETRY_AFTER_SECONDS = 1
 # Slow enough that the bucket does not fill while a test empties it.
 ENVIRONMENT = {
     "RATE_LIMIT": "on",
@@ -80,13 +82,15 @@ def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(limited
     failed = spend(read(limited, wire, looping), BURST)
     assert failed.status == {"rest": 429, "grpc": grpc.StatusCode.RESOURCE_EXHAUSTED}[wire]
     assert "Your credential" in failed.message and "has changed nothing" in failed.message
-    if wire == "grpc":
-        assert failed.details["RetryInfo"] == {"retry_delay": "1s"}
+    if wire == "rest":
+        assert failed.details["retry_after_seconds"] == RETRY_AFTER_SECONDS
+    else:
+        assert failed.details["RetryInfo"] == {"retry_delay": f"{RETRY_AFTER_SECONDS}s"}
     # Another credential of the same organization is unhurt, and spent reads do not block a cancellation.
     assert read(limited, wire, "read_only")() is None
     assert cancel(limited, wire, looping, limited.ready["demo"]["workspace_id"])() is None
-    # What was said is true.
-    time.sleep(1)
+    # What was said is true: that long, and no longer, is waited for.
+    time.sleep(RETRY_AFTER_SECONDS)
     assert read(limited, wire, looping)() is None
 
 

@@ -1,0 +1,35 @@
+"""Holds a workspace's lock, so that a test decides in which order others come to it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from psycopg import AsyncConnection
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    """Returns once it holds. Raises TimeoutError after 10 s."""
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def held(url: str, workspace_id: str) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
+    """The workspace's row is locked; gives a wait for so many others to queue up behind the lock."""
+    async with (
+        await AsyncConnection.connect(url) as holder,
+        await AsyncConnection.connect(url, autocommit=True) as observer,
+    ):
+        await holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (workspace_id,))
+
+        async def queued(count: int) -> None:
+            async def reached() -> bool:
+                query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                row = await (await observer.execute(query)).fetchone()
+                return row is not None and row[0] >= count
+
+            await until(reached)
+
+        yield queued
