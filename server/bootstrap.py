@@ -23,6 +23,7 @@ from server.auth.pod_tokens import PodTokens, public_key
 from server.auth.sessions import JwkSet, Sessions
 from server.config import Settings
 from server.core import trace
+from server.core.bounds import Bounds
 from server.core.ports import unlimited
 from server.core.runtime import AgentIdentity, Runtime
 from server.crash_points import CrashPoints, kind_of, replaced
@@ -220,7 +221,12 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
     ):
         metrics.watch_pool(pool.get_stats)
         store = PostgresStore(pool, wakeups.announce, metrics.committed)
-        controller = Controller(store, pods, MeasuredAgents(agents, metrics), settings.stack_id, now)
+        bounds = Bounds(
+            model_timeout_seconds=settings.model_timeout_seconds,
+            tool_timeout_seconds=settings.tool_timeout_seconds,
+            lease_seconds=settings.lease_seconds,
+        )
+        controller = Controller(store, pods, MeasuredAgents(agents, metrics), bounds, settings.stack_id, now)
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
                 await _until(lost, controller.run(changes))

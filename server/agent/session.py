@@ -5,6 +5,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
@@ -52,13 +53,15 @@ class Session:
         self._clock = clock
         self._marks = itertools.count(1)
         self._taken_at = 0
+        self._is_closed = False
         self._task: TaskInHand | None = None
         self._runner: asyncio.Task[None] | None = None
         # What is begun when the task in hand has gone.
         self._next: Assignment | None = None
         # Flags by task id, also of tasks that have not come yet.
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
-        self._finished: OrderedDict[str, None] = OrderedDict()
+        # Tasks that the agent has put down, each with the mark of that moment.
+        self._finished: OrderedDict[str, int] = OrderedDict()
         # By task id: the trace of the call that last said something of it. Who follows that trace sees what came of the call.
         self._traces: OrderedDict[str, TraceContext] = OrderedDict()
 
@@ -117,6 +120,8 @@ class Session:
 
         The loop reads the replies to its own commits, those for `committed_task_id`, itself.
         """
+        if self._is_closed:
+            return
         if directive.fenced:
             self._shutdown.begin(ExitCode.FENCED, "the epoch is over")
             return
@@ -131,11 +136,15 @@ class Session:
             if self._runner is not None and committed_task_id != self._task.id:
                 self._log.info("task_dropped", task_id=self._task.id)
                 self._runner.cancel()
+        elif assignment is not None and self._finished.get(task_id, sent_at) < sent_at:
+            # The database holds a task open that this agent has put down: its end was lost.
+            self._shutdown.begin(ExitCode.CRASHED, f"the end of task {task_id} was not committed")
         elif assignment is not None:
             self.start(assignment)
 
     async def close(self) -> None:
         """Ends the task in hand and all that it has running; nothing is taken into hand any more."""
+        self._is_closed = True
         self._next = None
         runner = self._runner
         if runner is not None:
@@ -178,27 +187,25 @@ class Session:
         )
         self._taken_at = self.mark()
         self._runner = asyncio.create_task(self._run(self._task))
-        self._runner.add_done_callback(lambda _: self._put_down())
+        self._runner.add_done_callback(self._put_down)
 
     async def _run(self, task: TaskInHand) -> None:
         self._log.info("task_taken", task_id=task.id)
-        try:
+        with suppress(AgentOverError):
             ending = await self._run_task(task)
-        except AgentOverError:
-            return
-        except RejectedError as error:
-            self._shutdown.begin(ExitCode.REJECTED, f"the end of task {task.id} was refused: {error}")
-        except Exception as error:  # noqa: BLE001  a bug ends the agent in good order, its tools included
-            self._log.exception("task_crashed", task_id=task.id)
-            self._shutdown.begin(ExitCode.CRASHED, f"task {task.id} crashed the agent: {error!r}")
-        else:
             status = str(ending.status) if ending is not None else "dropped"
             self._log.info("task_over", task_id=task.id, proposed=status, iterations=task.iterations)
 
-    def _put_down(self) -> None:
-        """The runner is over, however it ended."""
+    def _put_down(self, runner: "asyncio.Task[None]") -> None:
+        """Puts the task down when its runner has ended. A runner that raised leaves the end uncommitted, so the agent ends too."""
         assert self._task is not None
-        self._finished[self._task.id] = None
+        error = None if runner.cancelled() else runner.exception()
+        if isinstance(error, RejectedError):
+            self._shutdown.begin(ExitCode.REJECTED, f"the end of task {self._task.id} was refused: {error}")
+        elif error is not None:
+            self._shutdown.begin(ExitCode.CRASHED, f"task {self._task.id} crashed the agent: {error!r}")
+            self._log.error("task_crashed", task_id=self._task.id, exc_info=error)
+        self._finished[self._task.id] = self.mark()
         if len(self._finished) > _REMEMBERED_TASKS:
             self._finished.popitem(last=False)
         self._flags.pop(self._task.id, None)

@@ -62,7 +62,13 @@ def submit(session: Session, task: Task, submitted_by: str, request_id: str) -> 
     if session.task is not None:
         message = f"Workspace {workspace.id} is busy with {session.task.id}. Wait for its end, or cancel it."
         raise Failure("workspace_busy", message, workspace_id=workspace.id, task_id=session.task.id, status="busy")
-    busy = replace(workspace, status=WorkspaceStatus.BUSY, current_task_id=task.id, updated_at=task.created_at)
+    busy = replace(
+        workspace,
+        status=WorkspaceStatus.BUSY,
+        current_task_id=task.id,
+        task_unnamed_since=None,
+        updated_at=task.created_at,
+    )
     return Change(busy, task, (event.task_submitted(task, submitted_by, request_id),))
 
 
@@ -137,13 +143,19 @@ def register(session: Session, epoch: int, address: str, lease_seconds: float, n
 
 
 def heartbeat(session: Session, epoch: int, task_id: str, phase: Phase, lease_seconds: float, now: datetime) -> Change:
-    """Renews the lease, and notes where in its iteration the agent is."""
+    """Renews the lease, and records which task the agent works on and in which phase of its iteration it is."""
     workspace, task = session.workspace, session.task
     if is_fenced(workspace, epoch):
         return unchanged(session)
-    if task is not None and task.id == task_id and task.status is TaskStatus.RUNNING:
+    is_named = task is None or task.id == task_id
+    if task is not None and is_named and task.status is TaskStatus.RUNNING:
         task = replace(task, phase=phase)
-    return Change(replace(workspace, lease_expires_at=now + timedelta(seconds=lease_seconds)), task)
+    renewed = replace(
+        workspace,
+        lease_expires_at=now + timedelta(seconds=lease_seconds),
+        task_unnamed_since=None if is_named else workspace.task_unnamed_since or now,
+    )
+    return Change(renewed, task)
 
 
 def is_fenced(workspace: Workspace, epoch: int) -> bool:
@@ -217,7 +229,7 @@ def lose_agent(session: Session, epoch: int, reason: str, now: datetime, *, work
         return unchanged(session)
     if workspace.status is WorkspaceStatus.STOPPING:
         return finish_stop(session, epoch, now, work_stopped=work_stopped)
-    change = _end_open_task(session, reason, now, forced=False, work_stopped=work_stopped)
+    change = _end_open_task(session, reason, now, work_stopped=work_stopped)
     failed = event.workspace_event(EventType.WORKSPACE_FAILED, now, reason=reason)
     return _without_agent(change, WorkspaceStatus.FAILED, reason, now, failed)
 
@@ -227,7 +239,7 @@ def finish_stop(session: Session, epoch: int, now: datetime, *, work_stopped: bo
     workspace = session.workspace
     if is_fenced(workspace, epoch) or workspace.status is not WorkspaceStatus.STOPPING:
         return unchanged(session)
-    change = _end_open_task(session, workspace.status_reason, now, forced=True, work_stopped=work_stopped)
+    change = _end_open_task(session, workspace.status_reason, now, work_stopped=work_stopped)
     stopped = event.workspace_event(EventType.WORKSPACE_STOPPED, now, reason=workspace.status_reason)
     return _without_agent(change, WorkspaceStatus.STOPPED, workspace.status_reason, now, stopped)
 
@@ -241,7 +253,7 @@ def place(session: Session, epoch: int, host: str, now: datetime, *, work_stoppe
         return Change(replace(workspace, host=host, updated_at=now), session.task)
     if workspace.status is WorkspaceStatus.STOPPING:
         return finish_stop(session, epoch, now, work_stopped=work_stopped)
-    change = _end_open_task(session, "the host was restarted", now, forced=False, work_stopped=work_stopped)
+    change = _end_open_task(session, "the host was restarted", now, work_stopped=work_stopped)
     return Change(replace(_new_epoch(change.workspace, "the host was restarted", now), host=host), change.task, change.events)
 
 
@@ -265,13 +277,16 @@ def _end(session: Session, ending: Ending, now: datetime) -> Change:
         forced=ending.forced,
     )
     idle = WorkspaceStatus.IDLE if workspace.status is WorkspaceStatus.BUSY else workspace.status
-    without_task = replace(workspace, status=idle, current_task_id=None, updated_at=now)
+    without_task = replace(workspace, status=idle, current_task_id=None, task_unnamed_since=None, updated_at=now)
     return Change(without_task, ended, (event.task_completed(ended, now, work_stopped=ending.work_stopped),))
 
 
-def _end_open_task(session: Session, reason: str, now: datetime, *, forced: bool, work_stopped: bool) -> Change:
+def _end_open_task(session: Session, reason: str, now: datetime, *, work_stopped: bool) -> Change:
+    """Ends the task of a pod that has ended. From `force_at` on that breaks the iteration off, as the cancellation asked for."""
     if session.task is None:
         return unchanged(session)
+    force_at = session.task.cancel.force_at if session.task.cancel is not None else None
+    forced = force_at is not None and force_at <= now
     ending = Ending(status=TaskStatus.FAILED, reason=reason, forced=forced, work_stopped=work_stopped)
     return _end(session, ending, now)
 
@@ -287,5 +302,5 @@ def _new_epoch(workspace: Workspace, reason: str, now: datetime) -> Workspace:
 
 def _bare(workspace: Workspace, status: WorkspaceStatus, reason: str, now: datetime) -> Workspace:
     """Without an agent, and with no host on which one would be."""
-    without = replace(workspace, agent_address=None, lease_expires_at=None, host=None)
+    without = replace(workspace, agent_address=None, lease_expires_at=None, task_unnamed_since=None, host=None)
     return replace(without, status=status, status_reason=reason, updated_at=now)

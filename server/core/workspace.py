@@ -44,6 +44,8 @@ class Workspace:
     agent_address: str | None = None
     # The agent of this epoch is taken for lost after this.
     lease_expires_at: datetime | None = None
+    # Since when the agent's heartbeats have not named the current task; None while they do, or when there is no task.
+    task_unnamed_since: datetime | None = None
     # The run of the host on which this epoch's pod was started; None until it was.
     host: str | None = None
 

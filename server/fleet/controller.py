@@ -6,16 +6,18 @@ one next step, so that a controller may die between any two steps and the next o
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
 
 from server.core import lifecycle
+from server.core.bounds import Bounds
 from server.core.errors import UnavailableError
 from server.core.lifecycle import Change, Session
 from server.core.ports import Agents, Clock, Store
+from server.core.task import Task
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from server.fleet.redelivery import Redelivery
 
@@ -27,8 +29,9 @@ SCAN_SECONDS = 1.0
 START_LIMIT = timedelta(seconds=30)
 # How long a pod that is asked to end may take before it is killed.
 END_GRACE_SECONDS = 3.0
-# How long beyond its force deadline an agent may take to end its task itself.
-STOP_MARGIN = timedelta(seconds=2)
+
+
+_NO_TASKS: Mapping[str, Task] = {}
 
 
 class Pods(Protocol):
@@ -53,10 +56,11 @@ class Changes(Protocol):
 class Controller:
     """One run of the leader. `host` names this run of the machine: pods of an earlier one are gone."""
 
-    def __init__(self, store: Store, pods: Pods, agents: Agents, host: str, clock: Clock) -> None:
+    def __init__(self, store: Store, pods: Pods, agents: Agents, bounds: Bounds, host: str, clock: Clock) -> None:
         self._store = store
         self._pods = pods
         self._redelivery = Redelivery(agents)
+        self._bounds = bounds
         self._host = host
         self._clock = clock
         # One step at a time for a workspace; steps of different workspaces do not wait for each other.
@@ -68,9 +72,11 @@ class Controller:
         try:
             while True:
                 try:
+                    cancellations = await self._store.list_cancellations()
+                    cancelled = {workspace.id: task for workspace, task in cancellations}
                     for workspace in await self._store.list_wanted_pods():
-                        self._take_step(workspace)
-                    self._redelivery.follow(await self._store.list_cancellations(), self._clock())
+                        self._take_step(workspace, cancelled)
+                    self._redelivery.follow(cancellations, self._clock())
                     await self._follow(changes)
                 except UnavailableError:
                     log.warning("the database does not answer")
@@ -89,14 +95,15 @@ class Controller:
                 if workspace is not None and workspace.status in WANTS_POD:
                     self._take_step(workspace)
 
-    def _take_step(self, workspace: Workspace) -> None:
+    def _take_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
+        """`cancelled` holds the current task of each workspace whose cancellation is recorded, as of the last scan."""
         if workspace.id in self._steps:
             return
-        step = asyncio.create_task(self._step(workspace))
+        step = asyncio.create_task(self._step(workspace, cancelled.get(workspace.id)))
         self._steps[workspace.id] = step
         step.add_done_callback(lambda _: self._steps.pop(workspace.id, None))
 
-    async def _step(self, workspace: Workspace) -> None:
+    async def _step(self, workspace: Workspace, cancelled: Task | None) -> None:
         try:
             if workspace.host != self._host:
                 workspace = await self._place(workspace)
@@ -107,7 +114,7 @@ class Controller:
             elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(workspace):
                 await self._start(workspace)
             else:
-                await self._check(workspace)
+                await self._check(workspace, cancelled)
         except UnavailableError:
             log.warning("the database does not answer", workspace_id=workspace.id)
         except Exception:
@@ -134,8 +141,8 @@ class Controller:
         log.info("pod started", workspace_id=workspace.id, epoch=workspace.epoch)
         self._watch(workspace)
 
-    async def _check(self, workspace: Workspace) -> None:
-        """An agent that is gone, silent for longer than its lease, or never came up, is lost."""
+    async def _check(self, workspace: Workspace, cancelled: Task | None) -> None:
+        """An agent that is gone, silent for longer than its lease, overdue, or never came up, is lost."""
         now = self._clock()
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._epitaph(workspace))
@@ -143,8 +150,20 @@ class Controller:
             await self._fail(workspace, "its agent was not heard of for longer than its lease")
         elif workspace.status is WorkspaceStatus.PROVISIONING and now > workspace.updated_at + START_LIMIT:
             await self._fail(workspace, f"its agent did not register within {START_LIMIT.seconds} s")
+        elif self._bounds.violation(workspace, cancelled, now) is not None:
+            await self._end_overdue(workspace)
         else:
             self._watch(workspace)
+
+    async def _end_overdue(self, workspace: Workspace) -> None:
+        """Ends the pod of an agent that is overdue, unless the task has ended or the agent has recovered since the scan."""
+        current = await self._store.get_workspace(workspace.id)
+        if current is None or current.epoch != workspace.epoch:
+            return
+        task = await self._store.get_task(current.id, current.current_task_id) if current.current_task_id else None
+        violation = self._bounds.violation(current, task, self._clock())
+        if violation is not None:
+            await self._fail(current, violation)
 
     def _epitaph(self, workspace: Workspace) -> str:
         if not self._pods.has_files(workspace.id):
@@ -166,8 +185,7 @@ class Controller:
         """A task that still runs ends itself, within its force deadline; the pod then ends."""
         if workspace.current_task_id is not None and self._pods.is_alive(workspace):
             task = await self._store.get_task(workspace.id, workspace.current_task_id)
-            open_until = task.cancel.force_at if task is not None and task.cancel is not None else None
-            if open_until is not None and self._clock() < open_until + STOP_MARGIN:
+            if task is not None and not task.status.is_terminal and not self._bounds.violation(workspace, task, self._clock()):
                 return
         stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
         await self._apply(

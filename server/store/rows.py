@@ -27,6 +27,7 @@ WORKSPACE_COLUMNS = (
     "agent_address",
     "lease_expires_at",
     "host",
+    "task_unnamed_since",
 )
 TASK_COLUMNS = (
     "id",
@@ -77,6 +78,7 @@ def workspace_of(row: Row) -> Workspace:
         agent_address=row[11],
         lease_expires_at=row[12],
         host=row[13],
+        task_unnamed_since=row[14],
     )
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -9,7 +11,7 @@ from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 
 from server.agent.lease import Lease
-from server.agent.loop import TaskInHand
+from server.agent.loop import RejectedError, TaskInHand
 from server.agent.session import Session, WrongTaskError
 from server.agent.shutdown import ExitCode, Shutdown
 from server.core.lifecycle import Ending
@@ -25,6 +27,7 @@ class Runs:
         self.ends: dict[str, asyncio.Event] = {}
         self.shutdown = Shutdown()
         self.hurried = 0
+        self.error: Exception | None = None
         self.session = Session(self.run, self.shutdown, self._hurry, structlog.get_logger())
 
     def _hurry(self) -> None:
@@ -33,6 +36,8 @@ class Runs:
     async def run(self, task: TaskInHand) -> Ending | None:
         self.begun.append(task.id)
         self.tasks[task.id] = task
+        if self.error is not None:
+            raise self.error
         await self.ends.setdefault(task.id, asyncio.Event()).wait()
         return Ending(status=TaskStatus.COMPLETED)
 
@@ -65,12 +70,48 @@ async def test_a_task_is_begun_once_however_often_it_comes(runs: Runs) -> None:
         runs.session.start(Assignment(task_id="a"))
         runs.session.apply(_names("a"), runs.session.mark())
     await settle()
+    sent_before_its_end = runs.session.mark()
     await runs.end("a")
     runs.session.start(Assignment(task_id="a"))
-    runs.session.apply(_names("a"), runs.session.mark())
+    runs.session.apply(_names("a"), sent_before_its_end)
     await settle()
     assert runs.begun == ["a"]
     assert runs.session.task_id == ""
+    assert not runs.shutdown.is_begun
+
+
+async def test_an_agent_whose_end_of_a_task_was_lost_ends(runs: Runs) -> None:
+    runs.session.start(Assignment(task_id="a"))
+    await settle()
+    await runs.end("a")
+    runs.session.apply(_names("a"), runs.session.mark())
+    assert (runs.shutdown.code, runs.shutdown.reason) == (ExitCode.CRASHED, "the end of task a was not committed")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(28, "No space left on device"), ExitCode.CRASHED), (RejectedError("too large"), ExitCode.REJECTED)],
+)
+async def test_whatever_ends_the_work_on_a_task_ends_the_agent(runs: Runs, error: Exception, code: ExitCode) -> None:
+    runs.error = error
+    runs.session.start(Assignment(task_id="a"))
+    await settle()
+    assert runs.shutdown.code is code
+    assert error.args[-1] in runs.shutdown.reason
+
+
+async def test_an_agent_whose_log_fails_ends_rather_than_lose_its_task(runs: Runs) -> None:
+    class FullDisk:
+        def info(self, event: str, **facts: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        error = info
+
+    runs.session._log = cast(Any, FullDisk())
+    runs.session.start(Assignment(task_id="a"))
+    with suppress(OSError):
+        await settle()
+    assert runs.shutdown.code is ExitCode.CRASHED
 
 
 async def test_only_a_reply_to_a_call_sent_later_drops_a_task(runs: Runs) -> None:

@@ -74,6 +74,22 @@ def test_a_force_deadline_whose_signal_was_lost_is_delivered(stack: Stack, works
     assert (end["status"], end["forced"]) == ("cancelled", True)
 
 
+def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
+    """A tool stops its agent: the control plane ends the pod 2 s after the deadline, long before the lease of 30 s is over."""
+    task_id = workspace.submit(f"kill -STOP $PPID; sleep {PLAIN}", "touch never")
+    eventually(lambda: running(PLAIN))
+    began = time.monotonic()
+    failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"force_after": "1s"})
+    assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", True)
+    end = workspace.await_end(task_id)
+    assert 3 <= time.monotonic() - began < 15
+    assert not running(PLAIN)
+    assert (end["status"], end["forced"], end["work_stopped"]) == ("cancelled", True, "yes")
+    assert end["reason"] == "its agent did not break off the task in time"
+    assert end["cancel"]["force_requested_by"] == end["cancel"]["requested_by"]
+    assert workspace.await_status("failed")["status_reason"] == end["reason"]
+
+
 @pytest.mark.parametrize("force_after", ["-1s", "86401s", "soon", 5])
 def test_what_is_no_duration_is_refused_and_cancels_nothing(workspace: Workspace, gate: Gate, force_after: object) -> None:
     task_id = workspace.submit(gate.command)

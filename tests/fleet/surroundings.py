@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.core import lifecycle
+from server.core.bounds import Bounds
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
 from tests.core.world import World, intent
 
 HOST = "host_1"
+BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seconds=6.0)
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Fleet:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Leads until the block is left."""
-        controller = Controller(self.world.store, self.pods, self.world.agents, HOST, self.world.clock)
+        controller = Controller(self.world.store, self.pods, self.world.agents, BOUNDS, HOST, self.world.clock)
         leading = asyncio.create_task(controller.run(self.changes))
         try:
             await settle()

@@ -1,17 +1,19 @@
 """The controller against what each workspace wants and what runs: the one next step, and what it leaves behind."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from server.core import lifecycle
+from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
 from server.core.lifecycle import Change, Session
-from server.core.task import TaskStatus
+from server.core.task import Phase, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT, STOP_MARGIN
+from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT
 from tests.core.world import NOW, intent
-from tests.fleet.surroundings import HOST, Fleet, settle
+from tests.fleet.surroundings import BOUNDS, HOST, Fleet, settle
 
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
 STOPPING, STOPPED, FAILED = WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
@@ -169,7 +171,7 @@ async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
 async def test_a_running_task_has_until_its_deadline_to_end_itself(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
-    fleet.world.clock.now = NOW + timedelta(seconds=lifecycle.STOP_GRACE_SECONDS) + STOP_MARGIN - timedelta(seconds=1)
+    fleet.world.clock.now = NOW + timedelta(seconds=lifecycle.STOP_GRACE_SECONDS) + FORCE_MARGIN
     await fleet.look()
     assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (STOPPING, [])
     fleet.world.clock.advance(1)
@@ -177,6 +179,77 @@ async def test_a_running_task_has_until_its_deadline_to_end_itself(fleet: Fleet)
     assert (await fleet.world.workspace(busy.id)).status is STOPPED
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
+
+
+async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await fleet.world.cancel(busy.id, force_after_seconds=1)
+    fleet.world.clock.now = NOW + timedelta(seconds=1) + FORCE_MARGIN
+    await fleet.look()
+    assert fleet.pods.done == []
+    fleet.world.clock.advance(0.1)
+    await fleet.look()
+    ended, failed = await fleet.world.task(busy.id, running.id), await fleet.world.workspace(busy.id)
+    assert (ended.status, ended.forced, ended.reason) == (
+        TaskStatus.CANCELLED,
+        True,
+        "its agent did not break off the task in time",
+    )
+    assert (failed.status, fleet.pods.done) == (FAILED, ["end 0"])
+
+
+async def test_a_cancelled_task_that_outlasts_an_iteration_ends_with_its_pod(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id)
+    limits = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
+    fleet.world.clock.now = NOW + limits + CANCEL_MARGIN
+    await fleet.look()
+    assert fleet.pods.done == []
+    fleet.world.clock.advance(0.1)
+    await fleet.look()
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
+    assert ended.reason == "its agent did not end the cancelled task within the limits of an iteration"
+
+
+@pytest.mark.parametrize(("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)])
+async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(fleet: Fleet, cancelled: bool, status: TaskStatus) -> None:
+    busy, running = await fleet.add_busy(cancelled=cancelled)
+
+    async def beat(task_id: str) -> None:
+        await fleet.world.change(
+            busy.id, lambda session: lifecycle.heartbeat(session, 1, task_id, Phase.NONE, 60, fleet.world.clock())
+        )
+
+    await beat("")
+    fleet.world.clock.advance(BOUNDS.lease_seconds - 1)
+    await beat(running.id)
+    await beat("task_other")
+    fleet.world.clock.advance(BOUNDS.lease_seconds)
+    await beat("")
+    await fleet.look()
+    assert fleet.pods.done == []
+    fleet.world.clock.advance(0.1)
+    await fleet.look()
+    ended, failed = await fleet.world.task(busy.id, running.id), await fleet.world.workspace(busy.id)
+    assert (ended.status, ended.reason) == (status, "its agent did not work on the task that it was given")
+    assert (failed.status, failed.task_unnamed_since) == (FAILED, None)
+
+
+async def test_a_task_that_ended_since_the_scan_leaves_its_pod_alone(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.advance(3)
+    list_wanted = fleet.world.store.list_wanted_pods
+
+    async def list_then_end() -> Sequence[Workspace]:
+        listed = await list_wanted()
+        await fleet.world.end(busy.id, running.id)
+        return listed
+
+    fleet.world.store.list_wanted_pods = list_then_end  # type: ignore[method-assign]
+    await fleet.look()
+    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (IDLE, [])
 
 
 async def test_a_task_that_has_ended_lets_the_workspace_stop_at_once(fleet: Fleet) -> None:

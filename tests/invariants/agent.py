@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, cast
 
 import structlog
@@ -25,20 +24,13 @@ from tests.invariants.gates import Gates, Surroundings
 from tests.invariants.record import Record
 from tests.invariants.runtime_stub import RuntimeStub
 from tests.invariants.spy_store import SpyStore
+from tests.invariants.trouble import Fault, Link
 
 # A gate is opened, or the call is broken off: no call runs into this.
 _NO_LIMITS = Limits(model_timeout_seconds=1e6)
 
 # What agents log is of no interest here.
 _log: FilteringBoundLogger = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-class Link(Enum):
-    """How the agent reaches the control plane."""
-
-    GOOD = "good"
-    REQUESTS_LOST = "requests are lost"
-    REPLIES_LOST = "replies are lost"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +62,7 @@ class Agent:
         self.epoch = epoch
         self.address = f"agent:{epoch}"
         self.link = Link.GOOD
+        self.fault: Fault | None = None
         # Whether its lease may be over through no fault of its own.
         self.was_disturbed = False
         # Since when all calls have got through, in seconds of the clock.
@@ -165,6 +158,8 @@ class Agent:
         await asyncio.wait({self._life})
 
     async def _work(self, task: TaskInHand) -> Ending | None:
+        if self.fault is Fault.BREAKS:
+            raise OSError(28, "No space left on device")
         return await run_task(task, self.gates, self.gates, self._committer.commit, _NO_LIMITS, self._heartbeat.hurry)
 
     async def _live(self) -> None:

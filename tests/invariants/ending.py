@@ -1,13 +1,19 @@
 """How a run ends: everything works again, and what was promised has to come true."""
 
-from server.core.task import TaskStatus
-from server.core.workspace import WorkspaceStatus
-from tests.invariants.agent import Link
-from tests.invariants.wire import Network
-from tests.invariants.world import World
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
-# Longer than a lease, and than what a controller gives an agent to come up or to stop.
-_LIMIT_SECONDS = 60
+from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
+from server.core.task import Task, TaskStatus
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.invariants.trouble import Fault, Link
+from tests.invariants.wire import Network
+from tests.invariants.world import BOUNDS, CALLER, World
+
+# Longer than a lease, than what a controller gives an agent to come up or to stop, and than the bounds of a cancellation.
+_LIMIT_SECONDS = 60 + round(BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds())
+# A heartbeat, a scan of the controller, and the steps between them.
+_SLACK = timedelta(seconds=5)
 
 
 def end_all(world: World) -> None:
@@ -27,13 +33,20 @@ async def _repair(world: World) -> None:
         agent.set_link(Link.GOOD)
     # Longer than any pause between two attempts, of agents and of the controller.
     await world.advance(6.0)
+    if any(agent.fault and not agent.is_gone for agent in world.agents):
+        # Its task would go on for ever.
+        await world.cancel(CALLER)
+        await world.settle()
 
 
 async def _await_ends(world: World) -> None:
     """Tasks that are to be cancelled would go on for ever by themselves; the others are done with their next reply."""
+    due = _due(world, await world.tasks(), await world.workspace())
     for _ in range(_LIMIT_SECONDS):
         await _open_gates(world)
         tasks, at = await world.tasks(), await world.workspace()
+        overdue = [task for task in tasks if not task.status.is_terminal and due.get(task.id, world.clock()) < world.clock()]
+        assert not overdue, ("invariant 2: the control plane does not enforce the bounds", due, overdue)
         has_settled = at.status in (WorkspaceStatus.IDLE, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
         is_alone = all(agent.is_gone for agent in world.agents if agent.epoch != at.epoch or not at.is_up)
         has_answered = all(call.runner.done() for call in world.record.calls)
@@ -49,6 +62,23 @@ async def _await_ends(world: World) -> None:
     # A tool of an agent that crashed out of the controller's reach may be left; nothing says that it has ended.
 
 
+def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
+    """By when each cancelled task that is open has to have ended, although its agent may do nothing for it."""
+    faults = {agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone}
+    due = {}
+    for task in tasks:
+        if task.status.is_terminal or task.cancel is None:
+            continue
+        iteration = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
+        bounds = [task.cancel.requested_at + iteration + CANCEL_MARGIN]
+        if task.cancel.force_at is not None:
+            bounds.append(task.cancel.force_at + FORCE_MARGIN)
+        if faults & {Fault.FORGETS_ITS_TASK, Fault.NAMES_ANOTHER_TASK}:
+            bounds.append(world.clock() + timedelta(seconds=BOUNDS.lease_seconds))
+        due[task.id] = max(min(bounds), world.clock()) + _SLACK
+    return due
+
+
 async def _open_gates(world: World) -> None:
     await world.settle()
     for agent in world.agents:
@@ -61,6 +91,10 @@ async def _open_gates(world: World) -> None:
 
 
 async def _check_next_task(world: World) -> None:
+    for agent in world.agents:
+        if agent.fault and not agent.is_gone:
+            await agent.crash()
+    await world.advance(2.0)
     await world.resume()
     await world.advance(4.0)
     await world.submit()

@@ -10,6 +10,7 @@ from server.core.event import Event, EventType, cancel_payload
 from server.core.task import CancelIntent, Task, TaskStatus
 from server.core.workspace import WorkspaceStatus
 from tests.invariants.record import Iteration
+from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
 
 # An answer that has to do with an unreachable agent, at most.
@@ -121,7 +122,8 @@ def invariant_6_the_pod_lives(view: View) -> None:
         if not agent.shutdown.is_begun:
             continue
         code = agent.shutdown.code
-        assert code in (ExitCode.STOPPED, ExitCode.FENCED, ExitCode.LEASE_OVER), agent.shutdown.reason
+        allowed = (ExitCode.STOPPED, ExitCode.FENCED, ExitCode.LEASE_OVER)
+        assert code in allowed or (code is ExitCode.CRASHED and agent.fault is Fault.BREAKS), agent.shutdown.reason
         assert code is not ExitCode.LEASE_OVER or agent.was_disturbed, "its lease was over although it was in touch"
         assert code is not ExitCode.FENCED or agent.epoch < view.workspace.epoch or not view.workspace.is_up, "fenced without need"
     last = view.events[-1] if view.events else None
@@ -211,9 +213,9 @@ def invariant_11_force_is_asked_for(view: View) -> None:
     for task in view.tasks.values():
         _check_deadline(view, task)
         if task.forced:
-            is_due = task.cancel is not None and task.cancel.force_at is not None and task.completed_at is not None
-            is_due = is_due and task.cancel.force_at <= task.completed_at  # type: ignore[union-attr,operator]
-            assert is_due or task.id in view.record.stops.values(), ("forced before its time", task)
+            assert _was_force_due(task) or task.id in view.record.stops.values(), ("forced before its time", task)
+        if task.status is TaskStatus.CANCELLED and task.id not in view.record.ended_by_agent:
+            assert task.forced == _was_force_due(task), ("the control plane ended it, forced or not", task)
         if task.id in view.record.ended_by_agent:
             events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
             interrupted = [
@@ -226,6 +228,11 @@ def invariant_11_force_is_asked_for(view: View) -> None:
         force_at = agent.told.get(agent.session.task_id)
         if force_at is not None and force_at <= view.world.clock.unix_seconds() and not agent.is_gone:
             assert not agent.gates.is_model_called and not agent.gates.is_tool_called, "a call goes on behind its deadline"
+
+
+def _was_force_due(task: Task) -> bool:
+    force_at = task.cancel.force_at if task.cancel is not None else None
+    return force_at is not None and task.completed_at is not None and force_at <= task.completed_at
 
 
 _NO_CALL = {"result": {"status": ""}}
@@ -265,7 +272,8 @@ def _is_in_touch(view: View, epoch: int) -> bool:
     now, hiccup_at = view.world.clock, view.world.store.last_hiccup_at
     is_mended = now.monotonic() > agent.mended_at + _BACKOFF_SECONDS or not agent.was_disturbed
     is_past_hiccups = hiccup_at is None or (now() - hiccup_at).total_seconds() > _BACKOFF_SECONDS
-    return agent.is_up and not agent.is_frozen and agent.link.name == "GOOD" and is_mended and is_past_hiccups
+    is_well = agent.is_up and not agent.is_frozen and agent.link is Link.GOOD and agent.fault is None
+    return is_well and is_mended and is_past_hiccups
 
 
 INVARIANTS = (

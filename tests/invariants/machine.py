@@ -7,10 +7,11 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.core.workspace import WorkspaceStatus
-from tests.invariants.agent import Agent, Link
+from tests.invariants.agent import Agent
 from tests.invariants.ending import end_all
 from tests.invariants.invariants import INVARIANTS
 from tests.invariants.spy_store import Hiccup
+from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
 from tests.invariants.wire import Network
 from tests.invariants.world import CALLERS, STEP_SECONDS, OpenStores, World
@@ -134,6 +135,13 @@ class CancellationMachine(RuleBasedStateMachine):
             self._do(agent.freeze)
         else:
             self._do(lambda: agent.set_link(Link.REQUESTS_LOST if what == "requests lost" else Link.REPLIES_LOST))
+
+    @precondition(lambda self: self.there() and self.may_be_trouble)
+    @rule(fault=st.sampled_from(Fault), which=WHICH)
+    def agent_is_defective(self, fault: Fault, which: int) -> None:
+        """It renews its lease and does not do its work, until its process ends."""
+        self._troubles += 1
+        self._one_of(self.there(), which).fault = fault
 
     @precondition(lambda self: any(agent.is_frozen or agent.link is not Link.GOOD for agent in self.there()))
     @rule()

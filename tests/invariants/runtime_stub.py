@@ -1,5 +1,6 @@
 """RuntimeService as an agent calls it, in this process: the messages are the real ones, the network does what rules say."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,13 @@ from server.core.runtime import Directive as CoreDirective
 from server.core.task import Phase, TaskStatus
 from tests.invariants.record import Hop, Record
 from tests.invariants.spy_store import SpyStore
+from tests.invariants.trouble import Fault, Link
 
 if TYPE_CHECKING:
     from tests.invariants.agent import Agent
+
+# What the heartbeats of an agent that lies about its task name.
+_NAMED: dict[Fault | None, str] = {Fault.FORGETS_ITS_TASK: "", Fault.NAMES_ANOTHER_TASK: "task_of_earlier"}
 
 
 class RuntimeStub:
@@ -45,12 +50,15 @@ class RuntimeStub:
 
     async def Heartbeat(self, request: HeartbeatRequest, **_: Any) -> HeartbeatResponse:  # noqa: N802
         phase = Phase(Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
-        directive = await self._call(request.task_id, lambda: self._runtime.heartbeat(self._identity, request.task_id, phase))
+        named = _NAMED.get(self._agent.fault, request.task_id)
+        directive = await self._call(request.task_id, lambda: self._runtime.heartbeat(self._identity, named, phase))
         return HeartbeatResponse(directive=directive)
 
     async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:  # noqa: N802
         task_id, events = request.task_id, codec.decode_agent_events(request.events)
         ending = next((event for event in events if isinstance(event, Ending)), None)
+        if self._agent.fault in (Fault.COMMITS_NOTHING, *_NAMED):
+            await asyncio.Event().wait()
 
         async def commit() -> CoreDirective:
             directive = await self._runtime.commit_events(self._identity, task_id, events)
@@ -65,7 +73,7 @@ class RuntimeStub:
     async def _call(self, task_id: str, apply: Callable[[], Awaitable[CoreDirective]]) -> Directive:
         agent = self._agent
         await agent.thawed.wait()
-        if agent.link.name == "REQUESTS_LOST":
+        if agent.link is Link.REQUESTS_LOST:
             raise _error(grpc.StatusCode.UNAVAILABLE)
         was_recorded = self._store.intent(task_id) is not None
         was_over = self._store.workspace is not None and self._store.workspace.epoch != agent.epoch
@@ -76,7 +84,7 @@ class RuntimeStub:
         except Failure as failure:
             self._record.defects.append(failure)
             raise _error(grpc.StatusCode.FAILED_PRECONDITION) from failure
-        if agent.link.name == "REPLIES_LOST":
+        if agent.link is Link.REPLIES_LOST:
             raise _error(grpc.StatusCode.UNAVAILABLE)
         await agent.thawed.wait()
         hop = Hop(

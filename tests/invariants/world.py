@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from server.core import tasks, workspaces
+from server.core.bounds import Bounds
 from server.core.caller import Caller, CredentialKind
 from server.core.cancel_task import CancelResult, CancelTask, cancel_task
 from server.core.errors import AgentUnreachableError, Failure, UnavailableError
@@ -27,6 +28,8 @@ from tests.invariants.stage import Stage
 from tests.invariants.wire import SLOW_SECONDS, Network, Wire
 
 LEASE_SECONDS = 12.0
+# Longer than all the time that passes in a run: an agent here keeps no limits, since its calls last until a rule ends them.
+BOUNDS = Bounds(model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS)
 # Fine enough that a heartbeat, a third of which may fail, is never due twice in a step.
 STEP_SECONDS = 0.5
 _SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write"})
@@ -149,7 +152,10 @@ class World:
     def _agent_is_free(self, at: Workspace) -> bool:
         """Whether its last task was ended by itself, and it has nothing else in hand, such as a task that came to it too late."""
         last = self.task_ids[-1] if self.task_ids else None
-        in_hand = [agent.session.task_id for agent in self.agents if agent.epoch == at.epoch]
+        current = [agent for agent in self.agents if agent.epoch == at.epoch]
+        if any(agent.fault for agent in current):
+            return False
+        in_hand = [agent.session.task_id for agent in current]
         return in_hand in ([""], [last]) and (last is None or self.record.ended_by_agent.get(last) == at.epoch)
 
     async def cancel(
@@ -249,7 +255,7 @@ class World:
         """A controller leads from here on."""
         if self._leading is None:
             self.changes = Changes()
-            controller = Controller(self.store, self.pods, self.wire, self.host, self.clock)
+            controller = Controller(self.store, self.pods, self.wire, BOUNDS, self.host, self.clock)
             self._leading = asyncio.create_task(controller.run(self.changes))
 
     async def follow(self) -> None:

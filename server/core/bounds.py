@@ -1,0 +1,43 @@
+"""The time bounds of a task that the control plane enforces by itself.
+
+An agent keeps every bound on its own. An agent that hangs, was stopped, or has lost its task keeps none of them, so the fleet
+controller ends the pod of an agent that is overdue, and the task with it. Nothing that happens inside a pod can then keep an
+accepted cancellation open.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from server.core.task import Task
+from server.core.workspace import Workspace
+
+# How long after `force_at` an agent may take to break the iteration off and commit the end.
+FORCE_MARGIN = timedelta(seconds=2)
+# How long an agent may take to end a cancelled task, beyond the limits of one model call and one tool call.
+CANCEL_MARGIN = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The limits that agents are started with, in seconds."""
+
+    model_timeout_seconds: float
+    tool_timeout_seconds: float
+    lease_seconds: float
+
+    def violation(self, workspace: Workspace, task: Task | None, now: datetime) -> str | None:
+        """Why the workspace's agent is overdue, as a clause for people; None while it keeps its bounds.
+
+        `task` is the current task. None skips the bounds of a cancellation, which a task without one does not have.
+        """
+        if task is not None and task.cancel is not None and not task.status.is_terminal:
+            force_at = task.cancel.force_at
+            if force_at is not None and now > force_at + FORCE_MARGIN:
+                return "its agent did not break off the task in time"
+            iteration = timedelta(seconds=self.model_timeout_seconds + self.tool_timeout_seconds)
+            if now > task.cancel.requested_at + iteration + CANCEL_MARGIN:
+                return "its agent did not end the cancelled task within the limits of an iteration"
+        unnamed_since = workspace.task_unnamed_since
+        if unnamed_since is not None and now > unnamed_since + timedelta(seconds=self.lease_seconds):
+            return "its agent did not work on the task that it was given"
+        return None
