@@ -214,7 +214,9 @@ def invariant_11_force_is_asked_for(view: View) -> None:
         _check_deadline(view, task)
         if task.forced:
             assert _was_force_due(task) or task.id in view.record.stops.values(), ("forced before its time", task)
-        if task.status is TaskStatus.CANCELLED and task.id not in view.record.ended_by_agent:
+        # A task that was never delivered has no pod to end.
+        is_ended_with_its_pod = task.id not in view.record.ends_proposed and task.reason != "the agent could not be reached"
+        if task.status is TaskStatus.CANCELLED and is_ended_with_its_pod:
             assert task.forced == _was_force_due(task), ("the control plane ended it, forced or not", task)
         if task.id in view.record.ended_by_agent:
             events = view.events_of(task.id, EventType.ITERATION_COMPLETED)

@@ -93,6 +93,8 @@ class Record:
     hops: list[Hop] = field(default_factory=list)
     # Tasks that their own agent has ended, with the epoch.
     ended_by_agent: dict[str, int] = field(default_factory=dict)
+    # Tasks whose end an agent has proposed, committed or not.
+    ends_proposed: set[str] = field(default_factory=set)
     # Tasks that an agent has called cancelled without any intent on record.
     unasked: list[str] = field(default_factory=list)
     # Submits that an idle agent in good order did not take.

@@ -61,6 +61,8 @@ class RuntimeStub:
             await asyncio.Event().wait()
 
         async def commit() -> CoreDirective:
+            if ending is not None:
+                self._record.ends_proposed.add(task_id)
             directive = await self._runtime.commit_events(self._identity, task_id, events)
             if ending is not None and not directive.fenced:
                 self._record.ended_by_agent.setdefault(task_id, self._identity.epoch)
