@@ -1,4 +1,4 @@
-"""API keys: a credential of an organization, for programs."""
+"""API keys: the credential that programs of an organization use."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ TEMPLATE_SCOPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key as the database holds it: all but the key itself, of which only the SHA-256 is stored."""
+    """A key as the database stores it. The secret is not stored, only its SHA-256."""
 
     id: str
     org_id: str
@@ -34,7 +34,7 @@ class ApiKey:
     revoked_at: datetime | None = None
 
     def caller(self) -> Caller:
-        """Who calls with this key."""
+        """The caller that this key authenticates."""
         return Caller(
             org_id=self.org_id, actor_id=self.id, credential_kind=CredentialKind.API_KEY, scopes=TEMPLATE_SCOPES[self.template]
         )

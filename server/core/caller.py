@@ -1,4 +1,4 @@
-"""Who calls, and what they may do."""
+"""The authenticated caller and the permissions of their scopes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from server.core.workspace import Workspace
 
 
 class CredentialKind(StrEnum):
-    """What the caller showed."""
+    """The kind of credential that the caller authenticated with."""
 
     API_KEY = "api_key"
     SESSION = "session"
@@ -27,29 +27,29 @@ class Caller:
 
     @property
     def user_id(self) -> str | None:
-        """The user; None for an API key, which stands for no user."""
+        """The user's id; None for an API key, which belongs to no user."""
         return self.actor_id if self.credential_kind is CredentialKind.SESSION else None
 
     def permission(self, scope: str) -> "Permission":
-        """What `scope` lets this caller do. Raises Failure permission_denied when they hold neither it nor its `:own` form."""
+        """The permission that `scope` grants. Raises Failure permission_denied without the scope and its `:own` form."""
         if scope in self.scopes:
             return Permission(self, scope, own_only=False)
         if f"{scope}:own" in self.scopes:
             return Permission(self, scope, own_only=True)
-        message = f"This needs the scope {scope} or {scope}:own, which your credential does not hold. Use one that does."
+        message = f"This call needs the scope {scope} or {scope}:own. Your credential has neither."
         raise errors.permission_denied(message, [scope, f"{scope}:own"])
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A scope that a caller holds, for every workspace of their organization or for those they created."""
+    """A scope that the caller has, for all workspaces of their organization or only for those they created."""
 
     caller: Caller
     scope: str
     own_only: bool
 
     def covers(self, workspace: Workspace) -> bool:
-        """Whether the creator match holds. An API key has no user, so its `:own` matches nothing."""
+        """Whether the permission includes the workspace. An API key has no user, so its `:own` scopes match none."""
         return not self.own_only or (self.caller.user_id is not None and workspace.created_by_user_id == self.caller.user_id)
 
     def check(self, workspace: Workspace | None, workspace_id: str) -> Workspace:
@@ -57,6 +57,6 @@ class Permission:
         if workspace is None or workspace.org_id != self.caller.org_id:
             raise errors.workspace_not_found(workspace_id)
         if not self.covers(workspace):
-            message = f"Workspace {workspace.id} was created by someone else, and your credential holds only {self.scope}:own."
+            message = f"Workspace {workspace.id} was created by someone else, and your credential has only {self.scope}:own."
             raise errors.permission_denied(message, [self.scope])
         return workspace

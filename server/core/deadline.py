@@ -1,23 +1,23 @@
-"""How long the caller of the call in hand still waits: whatever waits for others within a call asks here how long it may."""
+"""The deadline of the current call. Code that waits for the database or an agent bounds its wait by it."""
 
 import time
 from contextvars import ContextVar
 
-# Kept of the caller's time, so that the answer arrives within it.
+# Reserved for sending the response before the deadline.
 _ANSWER_SECONDS = 0.25
-# What is left to try with even when the caller's time is all but over: an answer in a moment is still worth having.
+# The shortest wait. Even just before the deadline, a fast reply is still worth an attempt.
 _LEAST_SECONDS = 0.1
 
 _until: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def begin(left_seconds: float | None) -> None:
-    """Says what is left of the caller's time; None: it has set no limit."""
+    """Sets the time until the deadline, in seconds; None for a call without a deadline."""
     _until.set(None if left_seconds is None else time.monotonic() + left_seconds)
 
 
 def bounded(limit_seconds: float) -> float:
-    """The limit, or what the caller's time allows if that is less."""
+    """The smaller of `limit_seconds` and the time left until the deadline."""
     until = _until.get()
     if until is None:
         return limit_seconds

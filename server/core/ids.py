@@ -1,18 +1,18 @@
-"""Identifiers: a ULID (https://github.com/ulid/spec) behind a prefix that says of what; they sort by time of creation."""
+"""Identifiers: a prefix that names the kind, then a ULID (https://github.com/ulid/spec). They sort by time of creation."""
 
 from ulid import ULID
 
 
 def new_workspace_id() -> str:
-    """`ws_` and a ULID."""
+    """`ws_` followed by a ULID."""
     return f"ws_{ULID()}"
 
 
 def new_task_id() -> str:
-    """`task_` and a ULID."""
+    """`task_` followed by a ULID."""
     return f"task_{ULID()}"
 
 
 def new_key_id() -> str:
-    """`key_` and a ULID."""
+    """`key_` followed by a ULID."""
     return f"key_{ULID()}"

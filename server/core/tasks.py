@@ -1,4 +1,4 @@
-"""Submit and read tasks."""
+"""Use cases: submit a task, read tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ MAX_METADATA_VALUE_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitTask:
-    """The request. `max_iterations` 0: the default."""
+    """The request. `max_iterations` 0 means the default."""
 
     workspace_id: str
     description: str
@@ -42,10 +42,10 @@ class SubmitTask:
 
 
 async def submit_task(caller: Caller, request: SubmitTask, store: Store, agents: Agents, clock: Clock) -> Task:
-    """Records the task, then hands it to the agent.
+    """Records the task, then delivers it to the agent.
 
     Raises Failure: permission_denied, workspace_not_found, workspace_provisioning, workspace_stopped, workspace_failed,
-    workspace_busy; agent_unreachable when the task could not be handed over and has ended `delivery_failed`.
+    workspace_busy; agent_unreachable when the task could not be delivered and has ended `delivery_failed`.
     """
     permission = caller.permission("tasks:write")
     task = Task(
@@ -73,7 +73,7 @@ async def submit_task(caller: Caller, request: SubmitTask, store: Store, agents:
 
 
 async def _delivery_failed(task: Task, store: Store, clock: Clock, error: AgentUnreachableError) -> Task:
-    """Ends the task `delivery_failed`, unless the agent got it all the same and only its answer was lost."""
+    """Ends the task as `delivery_failed`, unless the agent has started it and only its reply was lost."""
     reason = "the agent could not be reached"
     ended = await store.transition(task.workspace_id, lambda session: lifecycle.fail_delivery(session, task.id, reason, clock()))
     current = await _current(ended, task, store)
@@ -84,7 +84,7 @@ async def _delivery_failed(task: Task, store: Store, clock: Clock, error: AgentU
 
 
 async def _current(change: Change | None, task: Task, store: Store) -> Task:
-    """The task as the change left it; read anew when the change was not about it: it had ended before."""
+    """The task after the change. A task that had already ended is not part of the change, so it is read again."""
     if change is not None and change.task is not None and change.task.id == task.id:
         return change.task
     return await store.get_task(task.workspace_id, task.id) or task
@@ -105,7 +105,7 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
 
 
 async def list_tasks(caller: Caller, workspace_id: str, page: Page, store: Store) -> tuple[Sequence[Task], str]:
-    """A page of the workspace's tasks, newest first, and the token of the next; empty on the last."""
+    """A page of the workspace's tasks, newest first, and the token of the next page; empty on the last page."""
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
     fields.check()
@@ -116,7 +116,7 @@ async def list_tasks(caller: Caller, workspace_id: str, page: Page, store: Store
 
 
 def _characters(task: Task) -> int:
-    """Of all that whoever made the task, or what it did, can make long."""
+    """The size of the fields that a caller or an agent can make long."""
     texts = [task.description, task.result, task.reason, *task.metadata, *task.metadata.values()]
     if task.cancel is not None:
         texts.append(task.cancel.reason)

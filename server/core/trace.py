@@ -1,6 +1,6 @@
-"""Which trace the call in hand is part of (https://www.w3.org/TR/trace-context/). What the call causes is part of it too.
+"""The W3C trace of the current call (https://www.w3.org/TR/trace-context/).
 
-It is passed on, to the agent and into the events that come of the call, whether or not this service sends spans anywhere.
+The service passes the trace on to the agent and records its id in the events that the call causes, even if it exports no spans.
 """
 
 import re
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from typing import Self
 
 HEADER = "traceparent"
-# Later versions than 00 may have more behind it.
+# Versions after 00 may append fields.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A place in a trace: whatever is begun here has the span as its parent."""
+    """A position in a trace. Spans that start here have `span_id` as their parent."""
 
     trace_id: str
     span_id: str
-    # "01": the trace is recorded.
+    # "01" means that the trace is sampled.
     flags: str = "01"
 
     @classmethod
     def parse(cls, traceparent: str | None) -> Self | None:
-        """None for what is absent or not valid: the call then belongs to no trace."""
+        """Parses the header. Returns None if it is absent or not valid; the call then belongs to no trace."""
         found = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
         if found is None or not int(found[2], 16) or not int(found[3], 16) or (found[1] == "00" and found[5]):
             return None
@@ -34,7 +34,7 @@ class TraceContext:
 
     @property
     def traceparent(self) -> str:
-        """As a header."""
+        """The value of the header."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
 
@@ -42,24 +42,24 @@ _current: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
 
 
 def begin(context: TraceContext | None) -> None:
-    """Says of which trace the call in hand is part; None: of none."""
+    """Sets the trace of the current call; None for no trace."""
     _current.set(context)
 
 
 def current() -> TraceContext | None:
-    """Where the call in hand is in its trace."""
+    """The position of the current call in its trace; None for no trace."""
     return _current.get()
 
 
 def current_id() -> str:
-    """The trace's id; empty when there is none."""
+    """The id of the current call's trace; empty for no trace."""
     context = _current.get()
     return context.trace_id if context is not None else ""
 
 
 @contextmanager
 def within(context: TraceContext | None) -> Iterator[None]:
-    """What is done here has another parent."""
+    """Sets the trace for the duration of the context."""
     token = _current.set(context)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Follow a workspace's log."""
+"""Use case: watch the event log of a workspace."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from server.core.ports import Clock, Store, Wakeups
 from server.core.validation import Fields
 
 HEARTBEAT_SECONDS = 15.0
-# How many events are held for a watcher at once; the next are read when it has taken these.
+# Events that are buffered for one watcher. The next batch is read when the watcher has taken this one.
 BATCH_EVENTS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The stream is alive and nothing has happened."""
+    """Sent when the log had no new event for HEARTBEAT_SECONDS."""
 
     time: datetime
     seq: int
@@ -26,9 +26,9 @@ class Heartbeat:
 async def watch_events(
     caller: Caller, workspace_id: str, after_seq: int, store: Store, wakeups: Wakeups, clock: Clock
 ) -> AsyncIterator[Event | Heartbeat]:
-    """What the log holds behind `after_seq`, then what comes; ends only when its consumer goes, or the server does.
+    """Yields the events after `after_seq`, then new events as they are committed, until the consumer or the server stops.
 
-    Each batch is read from the log when the one before has been taken, so a slow watcher holds at most one.
+    A batch is read when the consumer has taken the one before it, so a slow watcher buffers at most one batch.
     Raises Failure: permission_denied, workspace_not_found, unavailable (the server drains); UnavailableError.
     """
     fields = Fields()
@@ -38,7 +38,7 @@ async def watch_events(
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id), workspace_id)
     seq = after_seq
-    # Subscribed before the first read, so that nothing is committed unseen between a read and the wait.
+    # Subscribe before the first read: an event committed between a read and the wait then wakes this watcher.
     async with wakeups.subscribe(workspace_id) as wakeup:
         quiet_since = clock()
         while True:
@@ -54,7 +54,7 @@ async def watch_events(
                 quiet_since = clock()
                 yield Heartbeat(quiet_since, seq)
             elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
-                # Something has then been sent, so that the failure is told within the stream, as everything about streams is.
+                # The heartbeat makes sure that the failure follows a message and is therefore sent within the stream.
                 yield Heartbeat(clock(), seq)
-                message = f"This stream ends, for its server is about to. Watch again with after={seq}."
+                message = f"The server is shutting down. Watch again with after={seq}."
                 raise Failure("unavailable", message, retry_after_seconds=1)

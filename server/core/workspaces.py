@@ -1,4 +1,4 @@
-"""Make, read, stop and resume workspaces."""
+"""Use cases: create, read, stop and resume workspaces."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,11 +18,11 @@ STOP_REASON = "workspace stopped"
 
 
 async def create_workspace(caller: Caller, name: str, store: Store, clock: Clock) -> Workspace:
-    """Records a workspace; the fleet starts its agent. Raises Failure permission_denied."""
+    """Records a workspace. The fleet controller starts its agent. Raises Failure permission_denied."""
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
     fields.check()
-    # A workspace is its creator's own, so `:own` suffices.
+    # The caller becomes the creator, so `:own` is enough.
     caller.permission("workspace:write")
     now = clock()
     workspace = Workspace(
@@ -46,7 +46,7 @@ async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Work
 
 
 async def list_workspaces(caller: Caller, page: Page, store: Store) -> tuple[Sequence[Workspace], str]:
-    """A page of the workspaces the caller may read, newest first, and the token of the next; empty on the last."""
+    """A page of the workspaces that the caller may read, newest first, and the token of the next page; empty on the last page."""
     permission = caller.permission("workspace:read")
     return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
 
@@ -54,7 +54,7 @@ async def list_workspaces(caller: Caller, page: Page, store: Store) -> tuple[Seq
 async def stop_workspace(
     caller: Caller, workspace_id: str, request_id: str, store: Store, agents: Agents, clock: Clock
 ) -> Workspace:
-    """Asks for the end of a workspace's agent. Raises Failure: permission_denied, workspace_not_found, workspace_failed."""
+    """Starts to stop a workspace. Raises Failure: permission_denied, workspace_not_found, workspace_failed."""
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
     intent = CancelIntent(
@@ -66,14 +66,15 @@ async def stop_workspace(
     )
     change = await _change(permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent))
     if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
-        # A hint that makes it fast: an agent that cannot be reached learns of it later, or is ended after the grace period.
+        # Only a latency optimisation: an agent that cannot be reached receives the intent with a later reply, or is ended after
+        # the grace period.
         with suppress(AgentUnreachableError):
             await agents.cancel_task(change.workspace, change.task)
     return change.workspace
 
 
 async def resume_workspace(caller: Caller, workspace_id: str, store: Store, clock: Clock) -> Workspace:
-    """Asks for a new agent. Raises Failure: permission_denied, workspace_not_found, invalid_state."""
+    """Starts a new agent in a new epoch. Raises Failure: permission_denied, workspace_not_found, invalid_state."""
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
     change = await _change(permission, workspace_id, store, lambda session: lifecycle.resume(session, clock()))

@@ -1,4 +1,4 @@
-"""One leader among any number of processes, by an advisory lock of PostgreSQL."""
+"""Leader election among any number of processes, by an advisory lock of PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,10 +11,10 @@ from psycopg import AsyncConnection
 
 from server.store.pool import answered_within, conninfo
 
-# Any number of our own; the same in every process that wants to lead.
+# An arbitrary number, the same in every process that competes.
 _LOCK_KEY = 0x6576_6C64
-# The server drops a leader whose machine or process has gone silent, and with it the lock, after 4 s: later than that leader itself
-# would have noticed (_CHECK_SECONDS and _CHECK_TIMEOUT_SECONDS), and early enough for a standby.
+# PostgreSQL ends the session of a leader that is silent for 4 s, and with it the lock. By then the leader itself has noticed
+# (_CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS) and stopped to lead.
 _SESSION_OPTIONS = (
     "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 -c tcp_user_timeout=4000 "
     "-c idle_session_timeout=4s -c statement_timeout=5s"
@@ -27,19 +27,19 @@ _log = structlog.get_logger()
 
 
 class Leadership:
-    """Lets one process at a time lead."""
+    """Elects one leader at a time."""
 
     def __init__(self, database_url: str, *, key: int = _LOCK_KEY) -> None:
-        """Those with the same `key` on the same database compete."""
+        """Processes with the same `key` on the same database compete."""
         self._conninfo = conninfo(database_url, _SESSION_OPTIONS)
         self._key = key
 
     @asynccontextmanager
     async def acquired(self) -> AsyncIterator[asyncio.Event]:
-        """Waits, through outages of the database too, until this process leads; leaving the context hands over.
+        """Waits until this process leads, also through outages of the database. Leaving the context gives up the leadership.
 
-        The event is set once leadership may be lost: within 2 s after the database has gone. Stop leading then at once and
-        leave the context; enter it again to compete anew. A standby takes over within 5 s.
+        The event is set when the leadership may be lost, at most 2 s after the database stopped to answer. The caller then stops
+        leading at once and leaves the context. A standby takes over within 5 s.
         """
         connection = await self._acquire()
         lost = asyncio.Event()
@@ -48,7 +48,7 @@ class Leadership:
             yield lost
         finally:
             await _abandon(watch)
-            # The end of the session releases the lock.
+            # Ending the session releases the lock.
             await connection.close()
 
     async def _acquire(self) -> AsyncConnection[Any]:
@@ -96,7 +96,7 @@ async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Cancels the task until it ends: psycopg answers the first time by asking the server, which may be what hangs."""
+    """Cancels the task until it ends. psycopg handles the first cancellation by asking the server, which may hang."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.2)

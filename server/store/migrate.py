@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version."""
+"""Migrates a database to the schema of this version."""
 
 from importlib import resources
 from urllib.parse import urlencode
@@ -9,18 +9,18 @@ from psycopg.conninfo import conninfo_to_dict
 
 from server.core.errors import UnavailableError
 
-# Any number of our own; the same in every process that migrates.
+# An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
 
 
 def migrate(database_url: str) -> None:
-    """Applies the migrations that are missing. Blocks; any number of processes may call it at once.
+    """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
-    `database_url` is whatever libpq takes. Raises UnavailableError when the database cannot be reached.
+    `database_url` is a libpq connection URI. Raises UnavailableError when the database cannot be reached.
     """
     try:
-        # yoyo's own lock is a row, which a killed process leaves behind. This one ends with its session, and whoever holds it
-        # knows that a row it finds is such a leftover.
+        # yoyo's own lock is a row, and a killed process leaves it behind. This lock ends with its session, so the process that
+        # holds it may remove such a row.
         with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as guard:
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _apply(database_url)
@@ -37,6 +37,6 @@ def _apply(database_url: str) -> None:
 
 
 def _yoyo_url(database_url: str) -> str:
-    """The same database in yoyo's spelling: it hands every parameter of the query on to psycopg.connect."""
+    """The same database as a URL for yoyo, which passes every query parameter to psycopg.connect."""
     parameters = {key: str(value) for key, value in conninfo_to_dict(database_url).items() if value is not None}
     return f"postgresql+psycopg:///?{urlencode(parameters)}"
