@@ -144,7 +144,7 @@ async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
     while True:
         await wakeups.listening()
         await server.set_serving(serving=True)
-        await wakeups.deaf()
+        await wakeups.disconnected()
         await server.set_serving(serving=False)
 
 

@@ -1,4 +1,4 @@
-"""The entries of a workspace's log. Each payload is what the message of the same name in event.proto holds, as plain data."""
+"""The entries of a workspace's event log. A payload has the fields of the message of the same name in event.proto, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,27 +26,27 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEvent:
-    """An event that has happened; the store gives it its `seq` when it commits it."""
+    """An event to commit. The store assigns its `seq`."""
 
     type: EventType
     time: datetime
     payload: Mapping[str, Any]
     task_id: str | None = None
     request_id: str | None = None
-    # Of the call in whose course it happened; empty for none.
+    # The trace of the call that caused it; empty for no trace.
     trace_id: str = field(default_factory=trace.current_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(NewEvent):
-    """An entry of a workspace's log."""
+    """A committed event."""
 
     workspace_id: str
     seq: int
 
 
 def cancel_payload(intent: CancelIntent) -> dict[str, Any]:
-    """CancelIntent as the message of that name."""
+    """The intent as the fields of the message CancelIntent."""
     payload = {
         "requested_by": intent.requested_by,
         "credential_kind": intent.credential_kind,
@@ -66,12 +66,12 @@ def task_submitted(task: Task, submitted_by: str, request_id: str) -> NewEvent:
 
 
 def task_started(task: Task, epoch: int, now: datetime) -> NewEvent:
-    """The agent began."""
+    """The agent started the task."""
     return NewEvent(type=EventType.TASK_STARTED, time=now, payload={"epoch": epoch}, task_id=task.id)
 
 
 def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -> NewEvent:
-    """One model call and its tool call are over."""
+    """One model call and its tool call have ended."""
     return NewEvent(type=EventType.ITERATION_COMPLETED, time=now, payload=payload, task_id=task.id)
 
 
@@ -87,7 +87,7 @@ def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
 
 
 def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent:
-    """The one end of a task, as `task` now stands."""
+    """The end of a task. `task` is the task after its end."""
     payload: dict[str, Any] = {
         "status": str(task.status),
         "forced": task.forced,

@@ -24,7 +24,7 @@ class TaskStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a task in this status has ended, for good."""
+        """Whether a task in this status has ended."""
         return self in _TERMINAL
 
 
@@ -32,7 +32,7 @@ _TERMINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCE
 
 
 class Phase(StrEnum):
-    """Where in its iteration an agent is."""
+    """The part of the iteration that the agent is in."""
 
     NONE = ""
     MODEL_CALL = "model_call"
@@ -41,7 +41,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a task has used."""
+    """The resources that a task has used."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -51,7 +51,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelIntent:
-    """The recorded will to end a task. It belongs to the task, never to its workspace."""
+    """A recorded cancellation. It belongs to the task, never to the workspace."""
 
     # A user id or an API key id.
     requested_by: str
@@ -59,14 +59,14 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When to break off the iteration, and who asked for that, maybe in a later call; None: never.
+    # When to break off the iteration, and who asked for it, possibly in a later call; None for never.
     force_at: datetime | None = None
     force_requested_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task as the database holds it."""
+    """A task as the database stores it."""
 
     id: str
     workspace_id: str

@@ -1,4 +1,4 @@
-"""The rules for the fields of a request. A request object that exists has passed them."""
+"""The rules for the fields of requests. A request object checks them when it is constructed."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,27 +12,27 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 MAX_REASON_CHARACTERS = 500
 MAX_PAGE_SIZE = 200
 DEFAULT_PAGE_SIZE = 50
-# gRPC clients take messages of 4 MiB unless told otherwise, and a character may take four bytes.
+# The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
 MAX_PAGE_CHARACTERS = 900_000
 
 
 class Fields:
-    """Collects what is wrong with a request, so that a caller learns all of it at once."""
+    """Collects the problems of a request, so that one error reports all of them."""
 
     def __init__(self) -> None:
         self._problems: dict[str, str] = {}
 
     def reject(self, field: str, problem: str) -> None:
-        """Notes a problem; the first one of a field stays."""
+        """Adds a problem. A field keeps its first problem."""
         self._problems.setdefault(field, problem)
 
     def identifier(self, field: str, value: str) -> None:
-        """An id: what does not exist is found out later, what cannot exist is refused here."""
+        """Checks the syntax of an id, not that it exists."""
         if not _ID.fullmatch(value):
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
     def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:
-        """Text for people. PostgreSQL cannot hold NUL, and no text needs it."""
+        """Checks a text for people. PostgreSQL cannot store the character NUL."""
         if required and not value.strip():
             self.reject(field, "must not be empty")
         elif len(value) > max_characters:
@@ -41,18 +41,18 @@ class Fields:
             self.reject(field, "must not hold the character NUL")
 
     def between(self, field: str, value: int, low: int, high: int) -> None:
-        """A whole number within bounds, both included."""
+        """Checks that a number is within the bounds, both included."""
         if not low <= value <= high:
             self.reject(field, f"must be {low:,} to {high:,}")
 
     def check(self) -> None:
-        """Raises Failure validation_error when anything was rejected."""
+        """Raises Failure validation_error if a problem was added."""
         if self._problems:
             raise errors.invalid(self._problems)
 
 
 class HasId(Protocol):
-    """Anything that lists page by id."""
+    """An item of a list that is paged by id."""
 
     @property
     def id(self) -> str:
@@ -64,7 +64,7 @@ Listed = TypeVar("Listed", bound=HasId)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which part of a list, newest first. The token is the id of the last one seen; `size` 0: the default."""
+    """A page of a list, newest first. The page token is the id of the last item of the page before."""
 
     size: int
     before_id: str | None
@@ -81,9 +81,9 @@ class Page:
         return cls(page_size or DEFAULT_PAGE_SIZE, page_token or None)
 
     def cut(self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0) -> tuple[Sequence[Listed], str]:
-        """The page and the token of the next one, from a list that was asked for one more than the page holds.
+        """The items of the page and the token of the next page; `found` has one item more than the page if there is a next page.
 
-        `weigh` tells what an item is worth in characters; a page that would get too heavy for one message ends early.
+        `weigh` returns the size of an item in characters. A page that would exceed the size of a message ends early.
         """
         page: list[Listed] = []
         characters = 0

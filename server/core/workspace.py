@@ -1,4 +1,4 @@
-"""A workspace: a place where one agent works on one task at a time."""
+"""A workspace, in which one agent works on one task at a time."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,13 +18,13 @@ class WorkspaceStatus(StrEnum):
     FAILED = "failed"
 
 
-# In these it has a pod, or is to have one.
+# The statuses in which a workspace has a pod or gets one.
 WANTS_POD = frozenset({WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY, WorkspaceStatus.STOPPING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """A workspace as the database holds it."""
+    """A workspace as the database stores it."""
 
     id: str
     org_id: str
@@ -36,22 +36,22 @@ class Workspace:
     created_at: datetime
     updated_at: datetime
     current_task_id: str | None = None
-    # Counts the starts of its agent; a commit of another epoch is refused (fencing).
+    # Incremented for each new agent. Commits of any other epoch are refused (fencing).
     epoch: int = 1
-    # The `seq` of the last event of its log.
+    # The `seq` of the last event in its log.
     last_seq: int = 0
     # host:port of its agent; None until the agent of this epoch has registered.
     agent_address: str | None = None
-    # The agent of this epoch is taken for lost after this.
+    # The agent of this epoch counts as lost after this time.
     lease_expires_at: datetime | None = None
     # Since when the agent's heartbeats have not named the current task; None while they do, or when there is no task.
     task_unnamed_since: datetime | None = None
-    # The run of the host on which this epoch's pod was started; None until it was.
+    # The run of the stack that started this epoch's pod; None until a pod was started.
     host: str | None = None
 
     @property
     def is_up(self) -> bool:
-        """Whether an agent is there to take tasks and cancellations."""
+        """Whether an agent is there to accept tasks and cancellations."""
         return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
 
     def require_up(self) -> None:

@@ -10,25 +10,25 @@ Result = TypeVar("Result")
 
 
 class SharedReads(Generic[Key, Result]):
-    """Whoever asks for a key is given the result of a read that began after they asked, together with all who asked by then.
+    """Callers that wait for the same key share one read. It starts after all of them have asked, so nobody gets an old result.
 
-    No more than `at_once` reads are under way, so that they leave connections for others.
+    At most `at_once` reads run at a time, which leaves connections for other queries.
     """
 
     def __init__(self, read: Callable[[Key], Awaitable[Result]], at_once: int) -> None:
         self._read = read
         self._slots = asyncio.Semaphore(at_once)
-        # Those that have not begun: they may be joined.
+        # Reads that have not started, which later callers may join.
         self._next: dict[Key, asyncio.Task[Result]] = {}
 
     async def __call__(self, key: Key) -> Result:
         """Raises what the read raises."""
         reading = self._next.get(key)
         if reading is None:
-            # Of no caller's context: the first one's deadline is not the others'.
+            # An empty context: the deadline of the first caller must not apply to the others.
             reading = self._next[key] = asyncio.create_task(self._begin(key), context=Context())
             reading.add_done_callback(_observe)
-        # One that goes away takes the read from nobody.
+        # A caller that is cancelled must not cancel the read of the others.
         return await asyncio.shield(reading)
 
     async def _begin(self, key: Key) -> Result:
@@ -38,6 +38,6 @@ class SharedReads(Generic[Key, Result]):
 
 
 def _observe(reading: "asyncio.Task[Result]") -> None:
-    """Perhaps nobody is left to be told that it failed."""
+    """Marks the exception as retrieved, since all callers may be gone."""
     if not reading.cancelled():
         reading.exception()

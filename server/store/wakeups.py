@@ -1,9 +1,9 @@
-"""Tells every process that a workspace has changed, with PostgreSQL's LISTEN and NOTIFY.
+"""Notifies every process that a workspace has changed, with PostgreSQL's LISTEN and NOTIFY.
 
-The notification is sent behind the commit, by a task of its own, and not within the transaction: PostgreSQL takes a lock on the
-whole cluster while a transaction that has notified commits, so that all such commits would wait for each other. One
-notification carries all ids that came up while the one before was under way. What is lost on the way (a process that dies
-between commit and notification, a listener that is reconnecting) is made good by the poll: no wait is longer than that.
+The notification is sent after the commit, by a task of its own, and not within the transaction: PostgreSQL takes a lock on the
+whole cluster while a transaction that has notified commits, so all such commits would wait for each other. One notification
+carries the ids of all workspaces that changed while the previous one was in flight. A notification can be lost, if a process dies
+between commit and notification or while a listener reconnects. Subscribers therefore also poll.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class ChangeWakeup:
         self._changed = asyncio.Event()
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """See the port. It returns after the poll's time at most."""
+        """See the port. Returns after `poll_seconds` at the latest."""
         if self._goes_on():
             await _wait(self._changed, min(timeout_seconds, self._poll_seconds))
             self._changed.clear()
@@ -53,7 +53,7 @@ class ChangeWakeup:
         self._changed.set()
 
     def end(self) -> None:
-        """Ends this wait, and every later one."""
+        """Ends this wait and every later one."""
         self._is_over = True
         self.wake()
 
@@ -72,7 +72,7 @@ class FleetWakeup:
     async def wait(self, timeout_seconds: float) -> set[str]:
         """The ids of the workspaces that have changed since the last return.
 
-        Empty: the time is over, or changes may have been missed; look at all of them.
+        An empty set means that the timeout has passed or that changes may have been missed.
         """
         await _wait(self._changed, timeout_seconds)
         self._changed.clear()
@@ -81,7 +81,7 @@ class FleetWakeup:
         return set() if missed else ids
 
     def wake(self, workspace_id: str | None) -> None:
-        """Ends the wait; None: changes may have been missed."""
+        """Ends the wait; None means that changes may have been missed."""
         if workspace_id is None:
             self._missed = True
         else:
@@ -93,18 +93,18 @@ class PostgresWakeups:
     """Implements server.core.ports.Wakeups. It works while its context is entered: `async with PostgresWakeups(...)`."""
 
     def __init__(self, pool: Pool, database_url: str, *, poll_seconds: float = 5.0) -> None:
-        """Notifications are sent through the pool, and received on a connection of its own to `database_url`."""
+        """Sends notifications through the pool and receives them on a separate connection to `database_url`."""
         self._pool = pool
         self._conninfo = conninfo(database_url)
         self._poll_seconds = poll_seconds
-        # Marks our own notifications, whose subscribers have been woken directly.
+        # Identifies notifications of this process, whose subscribers are woken directly.
         self._origin = uuid4().hex
         self._subscriptions: defaultdict[str, set[ChangeWakeup]] = defaultdict(set)
         self._fleet: set[FleetWakeup] = set()
         self._queue: set[str] = set()
         self._queued = asyncio.Event()
         self._listening = asyncio.Event()
-        self._deaf = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self._draining = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -120,29 +120,29 @@ class PostgresWakeups:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def announce(self, workspace_id: str) -> None:
-        """Says that a change of the workspace is committed. Returns at once."""
+        """Announces a committed change of the workspace. Returns at once."""
         self._wake(workspace_id)
         self._queue.add(workspace_id)
         self._queued.set()
 
     def drain(self) -> None:
-        """Ends every wait, now and from here on: the process is about to end."""
+        """Ends all waits, and all later ones, because the process is about to end."""
         self._draining.set()
         self._wake_all()
 
     def end_waits(self) -> None:
-        """Has whoever waits now answer with what there is; whoever comes later waits as ever."""
+        """Ends all current waits, so that their calls answer with the current state. Later waits are not affected."""
         for subscribers in self._subscriptions.values():
             for wakeup in subscribers:
                 wakeup.end()
 
     async def listening(self) -> None:
-        """Returns once changes of other processes arrive without the poll."""
+        """Returns when the listener is connected."""
         await self._listening.wait()
 
-    async def deaf(self) -> None:
-        """Returns once the database does not answer: within 3 s, also when it is frozen."""
-        await self._deaf.wait()
+    async def disconnected(self) -> None:
+        """Returns when the listener has lost the database: within 3 s, also if the database is frozen."""
+        await self._disconnected.wait()
 
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator[ChangeWakeup]:
@@ -186,15 +186,15 @@ class PostgresWakeups:
                 async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
                     with answered_within(connection, _LISTENER_ANSWER_SECONDS):
                         await connection.execute(f"LISTEN {_CHANNEL}")
-                    self._deaf.clear()
+                    self._disconnected.clear()
                     self._listening.set()
-                    # What was committed while nobody listened is not told again.
+                    # Notifications sent while the listener was disconnected are lost.
                     self._wake_all()
                     await self._receive(connection)
             except psycopg.Error as error:
                 _log.warning("wakeups_listener_lost", error=str(error).strip())
             self._listening.clear()
-            self._deaf.set()
+            self._disconnected.set()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _receive(self, connection: AsyncConnection[Any]) -> None:
@@ -224,7 +224,7 @@ class PostgresWakeups:
 
 
 def _payloads(origin: str, ids: set[str]) -> list[str]:
-    """The origin and as many ids as fit, a line each."""
+    """Splits the ids into payloads that fit: the origin, then one id a line."""
     payloads, payload = [], origin
     for workspace_id in ids:
         if len(payload) + 1 + len(workspace_id) > _MAX_PAYLOAD_BYTES:
@@ -249,6 +249,6 @@ def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """These tasks end by being cancelled only; anything else is a bug, which must not go unseen."""
+    """Logs an error of a task that should end only by cancellation."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("wakeups_task_failed", task=task.get_name(), exc_info=error)
