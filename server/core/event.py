@@ -1,4 +1,4 @@
-"""The entries of a workspace's event log. A payload has the fields of the message of the same name in event.proto, as plain data."""
+"""The entries of a workspace's event log. A payload is the message of the same name in event.proto, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
