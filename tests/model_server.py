@@ -1,16 +1,20 @@
 """A model's endpoint on loopback that speaks the chat-completions protocol, and answers as the test has said."""
 
 import json
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 MAX_SECONDS = 15.0
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+DONE = b"data: [DONE]\n\n"
+# How many pieces a text is streamed in.
+_PIECES = 4
 
 
 class Gate:
@@ -35,6 +39,8 @@ class Answer:
     gate: Gate | None = None
     # Closes the connection in the middle of the body.
     cut: bool = False
+    # Sent one by one instead of the body, as server-sent events, to a client that asks for a stream. A gate holds back the rest.
+    stream: Sequence[bytes | Gate] = ()
 
 
 def answers(value: Any, status: int = 200, **headers: str) -> Answer:
@@ -45,8 +51,51 @@ def answers(value: Any, status: int = 200, **headers: str) -> Answer:
 
 def completes(message: Mapping[str, Any], **fields: Any) -> Answer:
     """A chat completion with this message."""
+    fields = {"model": "test-0613", "usage": USAGE} | fields
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **message}}
-    return answers({"object": "chat.completion", "model": "test-0613", "choices": [choice], "usage": USAGE} | fields)
+    whole = answers({"object": "chat.completion", "choices": [choice]} | fields)
+    usage = fields.pop("usage")
+    chunks = [event_of(delta, **fields) for delta in _deltas(message)]
+    last = event_of({}, "stop", **fields)
+    return replace(whole, stream=[*chunks, last, event({"choices": [], "usage": usage} | fields), DONE])
+
+
+def streams(*events: bytes | Gate, **changes: Any) -> Answer:
+    """A stream of these events."""
+    return Answer(stream=events, **changes)
+
+
+def event(chunk: Any) -> bytes:
+    """A server-sent event with this JSON."""
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def event_of(delta: Mapping[str, Any], finish_reason: str | None = None, **fields: Any) -> bytes:
+    """A chunk of a chat completion with this part of the message."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return event({"object": "chat.completion.chunk", "model": "test-0613", "choices": [choice]} | fields)
+
+
+def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The message in parts."""
+    yield {"role": "assistant", "content": ""}
+    for name in ("content", "refusal"):
+        for piece in _pieces(message.get(name)):
+            yield {name: piece}
+    for index, call in enumerate(message.get("tool_calls") or []):
+        function = dict(call["function"])
+        first, *rest = _pieces(function.pop("arguments")) or [None]
+        yield {"tool_calls": [{**call, "index": index, "function": function | {"arguments": first}}]}
+        for piece in rest:
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+
+
+def _pieces(text: Any) -> list[Any]:
+    """What is no text comes as it is."""
+    if not text or not isinstance(text, str):
+        return [text] if text else []
+    size = max(len(text) // _PIECES, 1)
+    return [text[at : at + size] for at in range(0, len(text), size)]
 
 
 def says(content: str, **fields: Any) -> Answer:
@@ -72,8 +121,10 @@ class ModelServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, can_stream: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        # Otherwise it ignores that it is asked to.
+        self.can_stream = can_stream
         self.script: deque[Answer] = deque()
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
@@ -88,6 +139,10 @@ class ModelServer(ThreadingHTTPServer):
     def base_url(self) -> str:
         return f"http://{self.host}/v1"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     def next_answer(self) -> Answer:
         return self.script.popleft() if len(self.script) > 1 else self.script[0]
 
@@ -98,10 +153,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = cast(ModelServer, self.server)
         body = self.rfile.read(int(self.headers["content-length"]))
-        server.requests.append({"path": self.path} | json.loads(body))
+        request = json.loads(body)
+        server.requests.append({"path": self.path} | request)
         server.headers.append({name.lower(): value for name, value in self.headers.items()})
         answer = server.next_answer()
         if answer.gate is not None and not self._pass(answer.gate, server):
+            return
+        if answer.stream and server.can_stream and request.get("stream"):
+            self._send_stream(answer, server)
             return
         self.send_response(answer.status)
         for name, value in answer.headers.items():
@@ -110,6 +169,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.body)
         self.close_connection = answer.cut
+
+    def _send_stream(self, answer: Answer, server: ModelServer) -> None:
+        self.send_response(answer.status)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for part in answer.stream:
+            if not isinstance(part, Gate):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+            elif not self._pass(part, server):
+                return
+        self.close_connection = answer.cut
+        if not answer.cut:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _pass(self, gate: Gate, server: ModelServer) -> bool:
         """Waits for the gate; False: the client left first."""
@@ -131,9 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def model_server() -> Iterator[ModelServer]:
+def model_server(*, can_stream: bool = True) -> Iterator[ModelServer]:
     """A server that is listening; it ends with the block."""
-    with ModelServer() as server:
+    with ModelServer(can_stream=can_stream) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         serving.start()
         try:

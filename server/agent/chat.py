@@ -5,8 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
-
+from server.agent.completion import Completion, tokens
 from server.agent.model import History, Iteration, ModelReply
 from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 
@@ -32,40 +31,9 @@ TOOLS: Sequence[dict[str, Any]] = (
     },
 )
 
-# More than any endpoint counts, and less than a message to the control plane can hold.
-_MAX_TOKENS = 2**53
 # What the protocol allows in the name of a function.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_NAME_CHARACTERS = 64
-
-
-class _Function(BaseModel):
-    name: str = ""
-    # Some endpoints send the object itself instead of its text.
-    arguments: str | dict[str, Any] | None = None
-
-
-class _ToolCall(BaseModel):
-    id: str | None = None
-    function: _Function = Field(default_factory=_Function)
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-
-
-class Completion(BaseModel):
-    """What is read of a chat completion. Everything else may be missing or wrong, as it is with many endpoints."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    model: str | None = None
-    usage: Any = None
 
 
 def messages(history: History) -> list[dict[str, Any]]:
@@ -90,19 +58,18 @@ def reply_of(completion: Completion, model: str, position: int) -> ModelReply:
     call = message.tool_calls[0] if message.tool_calls else None
     tool_call = None
     if call is not None:
-        arguments = call.function.arguments
         tool_call = ToolCall(
             id=call.id or f"call_{position + 1}",
-            name=call.function.name,
-            arguments=json.dumps(arguments) if isinstance(arguments, dict) else arguments or "",
+            name=call.function.name or "",
+            arguments=call.function.arguments_text,
         )
     return ModelReply(
         model=completion.model or model,
-        content=message.content or message.refusal or "",
+        content=message.text,
         tool_call=tool_call,
         final=tool_call is None,
-        input_tokens=_tokens(completion.usage, "prompt_tokens"),
-        output_tokens=_tokens(completion.usage, "completion_tokens"),
+        input_tokens=tokens(completion.usage, "prompt_tokens"),
+        output_tokens=tokens(completion.usage, "completion_tokens"),
     )
 
 
@@ -146,9 +113,3 @@ def _told(result: ToolResult) -> str:
         case ToolStatus.NOT_RUN:
             headline = "The command was not run."
     return f"{headline}\n{result.output}"
-
-
-def _tokens(usage: Any, name: str) -> int:
-    """The count; zero when the endpoint does not count, or counts nonsense."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and 0 <= count <= _MAX_TOKENS else 0

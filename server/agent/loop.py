@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from server.agent.cancellation import CancelFlag
-from server.agent.model import History, Iteration, Model, ModelFailure, ModelReply
+from server.agent.model import History, Iteration, Model, ModelFailure, ModelReply, PartialReply
 from server.agent.output import storable
 from server.agent.tools import Tool, ToolCall, ToolFailure, ToolResult, ToolStatus
 from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
@@ -212,7 +212,7 @@ class _Calls:
 
     async def _call_model(self, history: History) -> ModelReply:
         limit_seconds = self._limits.model_timeout_seconds
-        call = asyncio.ensure_future(self._model.next(history))
+        call = asyncio.ensure_future(self._model.next(history, PartialReply(self._model.name)))
         try:
             done = await self._wait(call, timeout_seconds=limit_seconds)
             if call in done:

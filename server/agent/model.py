@@ -21,8 +21,47 @@ class ModelReply:
     tool_call: ToolCall | None = None
     # No further iteration is needed. A chat model is final when it calls no tool.
     final: bool = False
+    # A forced cancellation aborted the call. Holds what was received by then, without a tool call.
+    is_interrupted: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
+
+
+class PartialReply:
+    """What a model call has received so far.
+
+    The model fills it in. The loop records it when it aborts the call.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        # As the endpoint has reported them so far.
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self._texts: list[str] = []
+
+    @property
+    def content(self) -> str:
+        """The text received so far."""
+        return "".join(self._texts)
+
+    def add(self, text: str) -> None:
+        """Appends to the content."""
+        self._texts.append(text)
+
+    def restart(self) -> None:
+        """Discards the content, because the model answers again from the beginning."""
+        self._texts.clear()
+
+    def interrupted(self) -> ModelReply:
+        """The reply of a call that is aborted now."""
+        return ModelReply(
+            model=self.model,
+            content=self.content,
+            is_interrupted=True,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +92,17 @@ class Endpoint:
 
 
 class Model(Protocol):
-    """Decides what comes next. It keeps nothing between two calls."""
+    """Decides what comes next. It keeps nothing of a task between two calls."""
 
-    async def next(self, history: History) -> ModelReply:
-        """The next reply. Raises ModelFailure; a call that is cancelled ends at once."""
+    @property
+    def name(self) -> str:
+        """Recorded as the model of a call that is aborted before the endpoint has named one."""
+
+    async def next(self, history: History, partial: PartialReply) -> ModelReply:
+        """The next reply. A model that streams adds what it receives to `partial`.
+
+        Raises ModelFailure; a call that is cancelled ends at once.
+        """
 
 
 class ScriptedModel:
@@ -67,7 +113,7 @@ class ScriptedModel:
 
     name = "scripted"
 
-    async def next(self, history: History) -> ModelReply:
+    async def next(self, history: History, partial: PartialReply) -> ModelReply:
         """The command of the next line."""
         lines = [line.strip() for line in history.description.splitlines() if line.strip()]
         position = len(history.iterations)

@@ -5,24 +5,29 @@ at its start.
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
-from pydantic import ValidationError
 
-from server.agent.chat import TOOLS, Completion, messages, reply_of
-from server.agent.model import Endpoint, History, ModelFailure, ModelReply
+from server.agent.chat import TOOLS, messages, reply_of
+from server.agent.completion import AnswerError, Completion, quoted, receive
+from server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # Endpoints that check no key are still sent one; the SDK would not start without.
 _NO_KEY = "none"
 # 429, 5xx and connections that fail or break, after 0.5 s and then twice as long each time, or when the endpoint says.
 _MAX_RETRIES = 3
-# An iteration must fit into one message to the control plane.
-_MAX_ANSWER_BYTES = 1024 * 1024
-_MAX_QUOTED_CHARACTERS = 300
+# Forms of the request, in order of preference. An endpoint that refuses one gets the next.
+_STREAMING: Sequence[dict[str, Any]] = (
+    {"stream": True, "stream_options": {"include_usage": True}},
+    {"stream": True},
+    {},
+)
+_STREAM_PARAMETER = re.compile(r"\bstream(ing|_options)?\b", re.IGNORECASE)
 
 
 class OpenAIModel:
@@ -33,15 +38,20 @@ class OpenAIModel:
 
     def __init__(self, model: str, endpoint: Endpoint, max_retries: int = _MAX_RETRIES) -> None:
         """Raises ValueError when the endpoint's settings cannot be used; its text never holds the API key."""
-        self._model = model
+        self.name = model
         self._limit_seconds = endpoint.timeout_seconds
         base_url = endpoint.base_url or _DEFAULT_BASE_URL
         self._host = _host_of(base_url)
         self._api_key = endpoint.api_key.strip()
         if not self._api_key.isascii() or not self._api_key.isprintable():
             raise ValueError("The API key of the model's endpoint holds characters that no header can carry.")
-        # The HTTP status of each answer to the call in hand.
+        # State of the current call: the HTTP status of each answer, the text received so far, and
+        # the completion once it is whole.
         self._statuses: list[int] = []
+        self._partial = PartialReply(model)
+        self._completion: Completion | None = None
+        # The form that this endpoint takes: an index of _STREAMING.
+        self._streaming = 0
         client = AsyncOpenAI(
             base_url=base_url,
             api_key=self._api_key or _NO_KEY,
@@ -50,46 +60,67 @@ class OpenAIModel:
             max_retries=max_retries,
             # A connection a call: what a long tool call leaves idle is often cut by the time of the next one.
             default_headers={"connection": "close"},
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._note]}),
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._receive]}),
         )
         # The first use imports more of the SDK: better here, where nothing waits for the event loop.
-        self._completions = client.chat.completions.with_raw_response
+        # Any, because the SDK types its requests; at run time they are plain dictionaries.
+        self._completions: Any = client.chat.completions.with_streaming_response
 
-    async def next(self, history: History) -> ModelReply:
+    async def next(self, history: History, partial: PartialReply) -> ModelReply:
         """See Model."""
         self._statuses.clear()
+        self._partial, self._completion = partial, None
         try:
             async with asyncio.timeout(self._limit_seconds):
-                response = await self._completions.create(
-                    model=self._model,
-                    messages=_untyped(messages(history)),
-                    tools=_untyped(TOOLS),
-                    parallel_tool_calls=False,
-                )
+                await self._ask(history)
         except TimeoutError:
-            seen = f"; the last answer was {_named(self._statuses[-1])}" if self._statuses else ""
-            raise self._failure(f"did not answer within {self._limit_seconds:g} seconds{seen}") from None
+            raise self._failure(self._delay()) from None
+        except AnswerError as error:
+            raise self._failure(str(error)) from None
         except APIStatusError as error:
             raise self._failure(_refusal(error)) from None
         except APIConnectionError as error:
             # The SDK's own text is the same for all of them; its cause says what happened.
             raise self._failure(f"could not be reached or broke the connection ({error.__cause__ or error.message})") from None
-        return reply_of(self._read(response.http_response.content), self._model, len(history.iterations))
+        assert self._completion is not None
+        return reply_of(self._completion, self.name, len(history.iterations))
 
-    async def _note(self, response: Any) -> None:
+    async def _ask(self, history: History) -> None:
+        """Sends the request; `_receive` has read the answer when it returns."""
+        while True:
+            try:
+                async with self._completions.create(
+                    model=self.name,
+                    messages=messages(history),
+                    tools=TOOLS,
+                    parallel_tool_calls=False,
+                    **_STREAMING[self._streaming],
+                ):
+                    return
+            except APIStatusError as error:
+                if self._streaming == len(_STREAMING) - 1 or not _refuses_to_stream(error):
+                    raise
+                self._streaming += 1
+
+    async def _receive(self, response: Any) -> None:
+        """Reads an answer, as a part of sending the request.
+
+        So the SDK also retries a request whose connection breaks within the answer.
+        """
         self._statuses.append(response.status_code)
+        if response.is_success:
+            content_type = response.headers.get("content-type", "")
+            self._completion = await receive(content_type, response.aiter_bytes(), self._partial)
 
-    def _read(self, body: bytes) -> Completion:
-        if len(body) > _MAX_ANSWER_BYTES:
-            raise self._failure(f"answered with more than {_MAX_ANSWER_BYTES:,} bytes")
-        try:
-            return Completion.model_validate_json(body)
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-        if _is_html(body.decode(errors="replace")):
-            raise self._failure("answered with an HTML page, not with JSON; is its base URL right?")
-        where = ".".join(str(part) for part in problem["loc"])
-        raise self._failure(f"did not answer with a chat completion ({where + ': ' if where else ''}{problem['msg']})")
+    def _delay(self) -> str:
+        """What the endpoint has done within the time limit."""
+        limit = f"within {self._limit_seconds:g} seconds"
+        if not self._statuses:
+            return f"did not answer {limit}"
+        last = self._statuses[-1]
+        if last < 300:
+            return f"did not finish its answer {limit}"
+        return f"did not answer {limit}; the last answer was {_named(last)}"
 
     def _failure(self, what: str) -> ModelFailure:
         reason = f"The model's endpoint {self._host} {what}."
@@ -111,23 +142,14 @@ def _refusal(error: APIStatusError) -> str:
     if error.status_code == 401:
         # Its own text would quote parts of the key.
         return f"does not take the API key ({status})"
-    body = error.body
-    text = body.get("message") if isinstance(body, dict) else body
-    if not isinstance(text, str) or not text.strip() or _is_html(text):
-        return f"answered {status}"
-    text = " ".join(text.split())
-    quoted = text if len(text) <= _MAX_QUOTED_CHARACTERS else text[:_MAX_QUOTED_CHARACTERS] + "…"
-    return f"answered {status}: {quoted.rstrip('.')}"
+    text = quoted(error.body)
+    return f"answered {status}: {text}" if text else f"answered {status}"
+
+
+def _refuses_to_stream(error: APIStatusError) -> bool:
+    """Whether the endpoint does not take one of the parameters in _STREAMING."""
+    return error.status_code in (400, 422) and _STREAM_PARAMETER.search(error.response.text) is not None
 
 
 def _named(status: int) -> str:
     return f"HTTP {status} (too many requests)" if status == 429 else f"HTTP {status}"
-
-
-def _is_html(text: str) -> bool:
-    return text.lstrip()[:15].lower().startswith(("<!doctype html", "<html"))
-
-
-def _untyped(value: Sequence[dict[str, Any]]) -> Any:
-    """The SDK describes its requests in types of its own, which plain dictionaries have at run time."""
-    return value

@@ -16,6 +16,11 @@ from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, Contro
 Start = Callable[..., "asyncio.Task[ExitCode]"]
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture
 async def control_plane() -> AsyncIterator[ControlPlane]:
     plane = ControlPlane()

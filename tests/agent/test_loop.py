@@ -9,7 +9,7 @@ import pytest
 
 from server.agent.encoding import task_event
 from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
-from server.agent.model import History, ModelFailure, ModelReply
+from server.agent.model import History, ModelFailure, ModelReply, PartialReply
 from server.agent.tools import ToolCall, ToolResult, ToolStatus
 from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 from server.core.task import Phase, TaskStatus
@@ -20,6 +20,8 @@ OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
 class World:
     """Model, tool and committer in one. `at` holds what happens at the n-th call of each, before it answers."""
+
+    name = "a model"
 
     def __init__(self, replies: Sequence[ModelReply | BaseException], results: Sequence[ToolResult | BaseException] = ()) -> None:
         self.replies = list(replies)
@@ -36,7 +38,7 @@ class World:
         if (happening := self.at.get(what)) is not None and (pending := happening()) is not None:
             await pending
 
-    async def next(self, history: History) -> ModelReply:
+    async def next(self, history: History, partial: PartialReply) -> ModelReply:
         self.histories.append([iteration.result for iteration in history.iterations])
         await self._happen(f"model {len(history.iterations) + 1}")
         reply = self.replies[len(history.iterations)]

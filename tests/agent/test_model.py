@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.agent.model import History, Iteration, ModelFailure, ModelReply
+from server.agent.model import History, Iteration, ModelFailure, ModelReply, PartialReply
 from server.agent.models import UnknownModelError, model_of
 from server.agent.tools import ToolResult, ToolStatus
 
@@ -11,7 +11,7 @@ async def _replies(description: str) -> list[ModelReply]:
     """All replies up to the final one."""
     iterations: list[Iteration] = []
     while not iterations or not iterations[-1].reply.final:
-        reply = await model_of("scripted").next(History(description, iterations))
+        reply = await model_of("scripted").next(History(description, iterations), PartialReply("scripted"))
         iterations.append(Iteration(reply, ToolResult(status=ToolStatus.EXITED)))
     return [iteration.reply for iteration in iterations]
 

@@ -5,75 +5,28 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.agent.loop import Limits, TaskInHand, run_task
-from server.agent.model import Endpoint, History, Iteration, ModelFailure, ModelReply
+from server.agent.model import Endpoint, History, Iteration, ModelReply, PartialReply
 from server.agent.models import UnknownModelError, model_of
 from server.agent.openai_model import OpenAIModel
 from server.agent.program import AgentSettings
-from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
-from server.core.lifecycle import AgentEvent, Ending, Iterated
+from server.agent.tools import ToolCall, ToolResult, ToolStatus
+from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
+from tests.agent.asking import KEY, TASK, Run, failure, next_reply
 from tests.model_server import Answer, Gate, ModelServer, answers, calls, calls_tools, completes, model_server, says
 
-KEY = "sk-a-secret-key"
-TASK = History("do it")
 
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def server() -> Iterator[ModelServer]:
-    with model_server() as running:
+@pytest.fixture(params=["streams", "whole"])
+def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
+    """An endpoint that streams, or one that does not know what that is."""
+    with model_server(can_stream=request.param == "streams") as running:
         yield running
-
-
-def _model(server: ModelServer, timeout_seconds: float = 30, **changes: Any) -> OpenAIModel:
-    return OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=KEY, timeout_seconds=timeout_seconds), **changes)
-
-
-async def _next(server: ModelServer, *script: Answer, history: History = TASK, **changes: Any) -> ModelReply:
-    server.script.extend(script)
-    return await _model(server, **changes).next(history)
-
-
-async def _fails(server: ModelServer, *script: Answer, **changes: Any) -> str:
-    """The reason, which names the endpoint and never the key."""
-    with pytest.raises(ModelFailure) as failure:
-        await _next(server, *script, **changes)
-    reason = str(failure.value)
-    assert server.host in reason
-    assert KEY not in reason
-    return reason
-
-
-class Run:
-    """A task in the loop, and what it has put on record."""
-
-    def __init__(self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any) -> None:
-        server.script.extend(script)
-        self.task = TaskInHand(**{"id": "t1", "description": "do it", "max_iterations": 10, **changes})
-        self._model = _model(server)
-        self._tool = ShellTool(files_dir, "ws_1", 1, timeout_seconds=30)
-        self.iterations: list[Any] = []
-
-    async def end(self) -> Ending:
-        async with asyncio.timeout(20):
-            ending = await run_task(self.task, self._model, self._tool, self._commit, Limits(model_timeout_seconds=30))
-        assert ending is not None
-        return ending
-
-    async def _commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        self.iterations += [event.payload for event in events if isinstance(event, Iterated)]
-        return True
 
 
 async def test_a_task_with_tool_calls_runs_to_its_answer(server: ModelServer, tmp_path: Path) -> None:
@@ -92,10 +45,10 @@ async def test_a_task_with_tool_calls_runs_to_its_answer(server: ModelServer, tm
 
 
 async def test_what_is_asked_for(server: ModelServer) -> None:
-    await _next(server, says("done"))
+    await next_reply(server, says("done"))
     (request,) = server.requests
     assert (request["path"], request["model"], request["parallel_tool_calls"]) == ("/v1/chat/completions", "test", False)
-    assert not request.get("stream")
+    assert (request["stream"], request["stream_options"]) == (True, {"include_usage": True})
     (tool,) = request["tools"]
     assert (tool["function"]["name"], list(tool["function"]["parameters"]["properties"])) == ("shell", ["command"])
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
@@ -147,64 +100,64 @@ async def test_a_model_that_never_calls_well_ends_at_the_limit(server: ModelServ
 async def test_what_some_endpoints_do_differently(server: ModelServer) -> None:
     odd = completes({"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]}, model=None)
     history = History("do it", [Iteration(ModelReply(model="m", content="hm"), None)])
-    reply = await _next(server, odd, history=history)
+    reply = await next_reply(server, odd, history=history)
     assert reply.tool_call == ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')
     assert reply.model == "test"
     assert server.requests[0]["messages"][2] == {"role": "assistant", "content": "hm"}
     server.script.clear()
-    assert (await _next(server, completes({"refusal": "No.", "tool_calls": []}))).content == "No."
+    assert (await next_reply(server, completes({"refusal": "No.", "tool_calls": []}))).content == "No."
 
 
 @pytest.mark.parametrize("status", list(ToolStatus))
 async def test_every_result_can_be_told(server: ModelServer, status: ToolStatus) -> None:
     call = ToolCall(id="c", name="shell", arguments="{}")
     history = History("do it", [Iteration(ModelReply(model="m", tool_call=call), ToolResult(status=status, output="so far"))])
-    await _next(server, says("done"), history=history)
+    await next_reply(server, says("done"), history=history)
     assert server.requests[0]["messages"][-1]["content"].endswith(".\nso far")
 
 
 @pytest.mark.parametrize("usage", [None, {}, "much", {"prompt_tokens": None, "completion_tokens": -1}, {"prompt_tokens": 1e30}])
 async def test_usage_that_is_not_counted_is_zero(server: ModelServer, usage: Any) -> None:
-    reply = await _next(server, says("done", usage=usage))
+    reply = await next_reply(server, says("done", usage=usage))
     assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == ("done", True, 0, 0)
 
 
 async def test_too_many_requests_are_repeated_when_the_endpoint_says(server: ModelServer) -> None:
     began = time.monotonic()
-    reply = await _next(server, Answer(b"{}", 429, {"retry-after": "1"}), says("done"))
+    reply = await next_reply(server, Answer(b"{}", 429, {"retry-after": "1"}), says("done"))
     assert (reply.content, len(server.requests)) == ("done", 2)
     assert time.monotonic() - began >= 1.0
 
 
 @pytest.mark.parametrize("first", [answers({}, status=500), answers({}, status=503), Answer(b'{"choices"', cut=True)])
 async def test_what_passes_is_tried_again(server: ModelServer, first: Answer) -> None:
-    assert (await _next(server, first, says("done"))).content == "done"
+    assert (await next_reply(server, first, says("done"))).content == "done"
     assert len(server.requests) == 2
 
 
 async def test_what_does_not_pass_ends_after_a_few_tries(server: ModelServer) -> None:
-    reason = await _fails(server, answers({"error": {"message": f"out of\norder for {KEY}."}}, status=500))
+    reason = await failure(server, answers({"error": {"message": f"out of\norder for {KEY}."}}, status=500))
     assert reason == f"The model's endpoint {server.host} answered HTTP 500: out of order for [API key]."
     assert len(server.requests) == 4
 
 
 async def test_retries_stay_within_the_limit_and_the_reason_says_why(server: ModelServer) -> None:
-    reason = await _fails(server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=0.2)
+    reason = await failure(server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=0.2)
     assert reason.endswith("did not answer within 0.2 seconds; the last answer was HTTP 429 (too many requests).")
 
 
 async def test_an_endpoint_that_hangs_fails_at_the_limit(server: ModelServer) -> None:
-    assert "did not answer within 0.2 seconds." in await _fails(server, Answer(gate=Gate()), timeout_seconds=0.2)
+    assert "did not answer within 0.2 seconds." in await failure(server, Answer(gate=Gate()), timeout_seconds=0.2)
     assert await asyncio.to_thread(server.left.wait, 10)
 
 
 async def test_a_connection_that_is_always_cut(server: ModelServer) -> None:
-    assert "broke the connection (" in await _fails(server, Answer(b"{", cut=True), max_retries=0)
+    assert "broke the connection (" in await failure(server, Answer(b"{", cut=True), max_retries=0)
 
 
 async def test_nobody_listens(server: ModelServer) -> None:
     server.server_close()
-    assert "could not be reached" in await _fails(server, max_retries=1)
+    assert "could not be reached" in await failure(server, max_retries=1)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +185,7 @@ async def test_nobody_listens(server: ModelServer) -> None:
     ],
 )
 async def test_nonsense_and_refusals_fail_at_once(server: ModelServer, answer: Answer, said: str) -> None:
-    reason = await _fails(server, answer)
+    reason = await failure(server, answer)
     assert said in reason
     assert "***" not in reason
     assert len(reason) < 500
@@ -267,7 +220,8 @@ def test_a_key_that_no_header_can_carry_is_told_at_the_start_without_it() -> Non
 async def test_no_key_is_needed_and_a_line_end_after_it_does_no_harm(server: ModelServer) -> None:
     server.script.append(says("done"))
     for key in ("", f"{KEY}\n"):
-        assert (await OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=key)).next(TASK)).content == "done"
+        model = OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=key))
+        assert (await model.next(TASK, PartialReply("test"))).content == "done"
     assert server.headers[1]["authorization"] == f"Bearer {KEY}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from server.agent.model import History, ModelFailure, ModelReply
+from server.agent.model import History, ModelFailure, ModelReply, PartialReply
 from server.agent.tools import ToolCall, ToolResult, ToolStatus
 from tests.invariants.record import Iteration, Record
 
@@ -26,6 +26,8 @@ class Surroundings:
 
 class Gates:
     """Implements the agent's Model and Tool. At most one call is open."""
+
+    name = "gated"
 
     def __init__(self, surroundings: Surroundings, record: Record) -> None:
         self._surroundings = surroundings
@@ -52,7 +54,7 @@ class Gates:
         self._iteration.content = content = f"{'final' if final else 'step'} {number}"
         self._iteration.is_final = final
         call = ToolCall(id=f"call_{number}", name="shell", arguments="{}") if tool else None
-        reply = ModelReply(model="gated", content=content, tool_call=call, final=final, input_tokens=3, output_tokens=2)
+        reply = ModelReply(model=self.name, content=content, tool_call=call, final=final, input_tokens=3, output_tokens=2)
         self._reply.set_result(reply)
 
     def fail(self) -> None:
@@ -67,7 +69,7 @@ class Gates:
         output = f"output {self._iteration.number}"
         self._result.set_result(ToolResult(status=ToolStatus.EXITED, output=output))
 
-    async def next(self, history: History) -> ModelReply:
+    async def next(self, history: History, partial: PartialReply) -> ModelReply:
         """See Model."""
         task_id = self._surroundings.task_id()
         self._iteration = Iteration(
@@ -77,6 +79,9 @@ class Gates:
             was_told=self._surroundings.was_told(task_id),
         )
         self._record.iterations.append(self._iteration)
+        self._iteration.content = f"part {self._iteration.number}"
+        partial.add(self._iteration.content)
+        partial.input_tokens, partial.output_tokens = 3, 2
         self._reply = asyncio.get_running_loop().create_future()
         try:
             return await self._reply

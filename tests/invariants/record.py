@@ -59,6 +59,7 @@ class Iteration:
     number: int
     # The agent had been told of the cancellation before it began: by a signal, or by what the database held at its last call.
     was_told: bool
+    # What the model has said so far.
     content: str = ""
     # A final reply, an error, or neither.
     is_final: bool = False

@@ -1,0 +1,68 @@
+"""Calls of a model behind an endpoint of the tests: one by one, or in the real loop with the real shell."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agent.loop import Limits, TaskInHand, run_task
+from server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
+from server.agent.openai_model import OpenAIModel
+from server.agent.tools import ShellTool
+from server.core.lifecycle import AgentEvent, Ending, Iterated
+from tests.model_server import Answer, ModelServer
+
+KEY = "sk-a-secret-key"
+TASK = History("do it")
+
+
+def model_at(server: ModelServer, timeout_seconds: float = 30, **changes: Any) -> OpenAIModel:
+    return OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=KEY, timeout_seconds=timeout_seconds), **changes)
+
+
+async def next_reply(server: ModelServer, *script: Answer, history: History = TASK, **changes: Any) -> ModelReply:
+    server.script.extend(script)
+    return await model_at(server, **changes).next(history, PartialReply("test"))
+
+
+async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
+    """The reason, which names the endpoint and never the key."""
+    with pytest.raises(ModelFailure) as raised:
+        await next_reply(server, *script, **changes)
+    reason = str(raised.value)
+    assert server.host in reason
+    assert KEY not in reason
+    return reason
+
+
+class Run:
+    """A task in the loop, and what it has put on record."""
+
+    def __init__(self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any) -> None:
+        server.script.extend(script)
+        self.task = TaskInHand(**{"id": "t1", "description": "do it", "max_iterations": 10, **changes})
+        self._model = model_at(server)
+        # Of the latest model call.
+        self.partial = PartialReply("")
+        self._tool = ShellTool(files_dir, "ws_1", 1, timeout_seconds=30)
+        self.iterations: list[Any] = []
+
+    async def end(self) -> Ending:
+        async with asyncio.timeout(20):
+            ending = await run_task(self.task, self, self._tool, self._commit, Limits(model_timeout_seconds=30))
+        assert ending is not None
+        return ending
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    async def next(self, history: History, partial: PartialReply) -> ModelReply:
+        self.partial = partial
+        return await self._model.next(history, partial)
+
+    async def _commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
+        self.iterations += [event.payload for event in events if isinstance(event, Iterated)]
+        return True

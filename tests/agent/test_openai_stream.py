@@ -1,0 +1,144 @@
+"""Answers in chunks, and how they are assembled."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from server.agent import completion
+from server.agent.model import PartialReply
+from server.agent.tools import ToolCall
+from tests.agent.asking import KEY, TASK, failure, model_at, next_reply
+from tests.model_server import DONE, Answer, Gate, ModelServer, answers, calls, event, event_of, model_server, says, streams
+
+STOP = event_of({}, "stop")
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with model_server() as running:
+        yield running
+
+
+def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
+    """A chunk with a part of a tool call."""
+    named = {"name": fields.pop("name")} if "name" in fields else {}
+    return event_of({"tool_calls": [{"index": index, "function": named | {"arguments": arguments}} | fields]})
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [event_of({"content": "It is done."}), DONE],
+        [event_of({"content": "It is done."}, "stop")],
+        [event_of({"content": "It is "}), event_of({"refusal": "done."}), STOP],
+        [b": keep alive\n\n", b"event: chunk\nid: 7\n" + event_of({"content": "It is done."}), STOP, DONE],
+        [event_of({"content": "It is done."}).replace(b"\n", b"\r\n"), STOP],
+        [event_of({"content": "It is done."}).replace(b"data: ", b"data:"), STOP.rstrip()],
+        [event_of({"content": "It "}) + event_of({"content": "is "}) + event_of({"content": "done."}), STOP],
+        [*(bytes([each]) for each in event_of({"content": "It is done."})), STOP],
+        [event({"choices": []}), event({"choices": None}), event_of({"content": None}), event_of({"content": "It is done."}), STOP],
+        [event_of({"content": "It is done."}), event({"choices": [{"finish_reason": "stop"}]})],
+        [event_of({"content": "It is "}, ""), event_of({"content": "done."}, "stop")],
+        [event_of({"content": "It is done."}, "stop"), DONE, b"data: nonsense behind the end\n\n"],
+    ],
+)
+async def test_the_chunks_make_up_the_answer(server: ModelServer, events: list[bytes]) -> None:
+    reply = await next_reply(server, streams(*events))
+    assert (reply.content, reply.final, reply.model, reply.is_interrupted) == ("It is done.", True, "test-0613", False)
+
+
+LS = '{"command": "ls"}'
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:])],
+        [_call_part(None, id="a", name="shell"), _call_part(LS)],
+        [_call_part(LS[:5], None, id="a", name="shell"), _call_part(LS[5:], None)],
+        [_call_part({"command": "ls"}, id="a", name="shell")],
+        # Each part with the id and the name, or with an id of its own.
+        [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="a", name="shell")],
+        [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
+        [_call_part("", id="a"), _call_part(LS, name="shell")],
+        # A second call, by its index, or by its id where all have the same index or none.
+        [_call_part(LS, id="a", name="shell"), _call_part("{", 1, id="b", name="shell"), _call_part("}", 1)],
+        [_call_part(LS, 0, id="a", name="shell"), _call_part("{}", 0, id="b", name="shell")],
+        [_call_part(LS, None, id="a", name="shell"), _call_part("{}", None, id="b", name="shell")],
+    ],
+)
+async def test_the_chunks_make_up_the_first_tool_call(server: ModelServer, events: list[bytes]) -> None:
+    reply = await next_reply(server, streams(*events, event_of({}, "tool_calls"), DONE))
+    assert reply.tool_call == ToolCall(id="a", name="shell", arguments=LS)
+    assert not reply.final
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([event_of({"content": "It is"})], "ended its answer in the middle."),
+        ([b": nothing\n\n"], "ended its answer in the middle."),
+        ([DONE], "(the stream has no message)."),
+        ([event({"choices": [{"finish_reason": "stop"}]})], "(the stream has no message)."),
+        ([b"data: {\n\n", DONE], "did not answer with a chat completion ("),
+        ([b"data: []\n\n", DONE], "did not answer with a chat completion ("),
+        ([event_of({"content": 7}), STOP], "(choices.0.delta.content: "),
+        ([event_of({"content": "hm"}), event({"error": {"message": f"no room\nfor {KEY}."}})], ": no room for [API key]."),
+        ([event({"error": "overloaded"})], "broke its answer off: overloaded."),
+        ([event({"error": {"code": 7}})], "broke its answer off with an error."),
+        ([event_of({"content": "ü" * 300_000})] * 2, "more than 1,048,576 bytes."),
+        ([b"data: " + b" " * 2_000_000], "more than 1,048,576 bytes."),
+        ([_call_part("x" * 600_000, id="a", name="shell")] * 2, "more than 1,048,576 bytes."),
+    ],
+)
+async def test_a_stream_that_cannot_be_used_fails_at_once(server: ModelServer, events: list[bytes], said: str) -> None:
+    assert said in await failure(server, streams(*events))
+    assert len(server.requests) == 1
+
+
+async def test_a_stream_is_bounded_also_when_it_says_nothing(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "_MAX_STREAM_BYTES", 100_000)
+    for silence in (b": still here\n\n" * 10_000, b"data: " + b" " * 100_000):
+        assert "a stream of more than 100,000 bytes" in await failure(server, streams(silence, Gate()))
+        server.script.clear()
+
+
+async def test_a_connection_that_breaks_within_an_answer_is_tried_again_from_the_beginning(server: ModelServer) -> None:
+    cut = streams(event_of({"content": "It is not"}), cut=True)
+    assert (await next_reply(server, cut, says("It is done."))).content == "It is done."
+    server.script.clear()
+    assert "broke the connection (" in await failure(server, cut, max_retries=1)
+    assert len(server.requests) == 4
+
+
+async def test_an_answer_that_does_not_end_fails_at_the_limit(server: ModelServer) -> None:
+    reason = await failure(server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=0.3)
+    assert reason.endswith("did not finish its answer within 0.3 seconds.")
+    assert await asyncio.to_thread(server.left.wait, 10)
+
+
+@pytest.mark.parametrize(
+    ("refusals", "last"),
+    [
+        ([answers({"error": {"message": "Unrecognized request argument supplied: stream_options"}}, 400)], {"stream": True}),
+        ([answers({"detail": [{"loc": ["body", "stream_options"]}]}, 422)], {"stream": True}),
+        ([answers({"error": {"message": "You may not stream this model."}}, 400)] * 2, {}),
+    ],
+)
+async def test_an_endpoint_that_refuses_to_stream_is_asked_without_from_then_on(
+    server: ModelServer, refusals: list[Answer], last: dict[str, Any]
+) -> None:
+    server.script.extend([*refusals, calls("ls"), says("done")])
+    model = model_at(server)
+    for _ in range(2):
+        await model.next(TASK, PartialReply("test"))
+    assert len(server.requests) == len(refusals) + 2
+    for request in server.requests[-2:]:
+        assert {name: request[name] for name in request if name.startswith("stream")} == last
+
+
+async def test_a_refusal_that_is_of_something_else_is_not_asked_again(server: ModelServer) -> None:
+    await failure(server, answers({"error": {"message": "the upstream endpoint does not know the model"}}, 400))
+    assert len(server.requests) == 1
