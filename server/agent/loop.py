@@ -72,9 +72,11 @@ async def run_task(
     4. After a final reply and its tool call the task has ended: `completed` with the reply's content as result, or `cancelled` with
        the same result if the flag was set meanwhile. What the model or the tool raises, and too many iterations, end it `failed`,
        with a reason for people; nothing they do ends the process.
-    5. Only when the flag's `force_at` has come is a call broken off, at that moment, also if the time was set or moved meanwhile. A
-       model call that is broken off leaves nothing to record. A tool call is recorded with an `interrupted` result and its output
-       so far. The end is then `cancelled` and forced; an iteration that had ended by itself before is not called forced.
+    5. A call is broken off only when the flag's `force_at` has come, and then at once, also if that
+       time was set or moved during the call. The iteration is recorded: a model call as
+       `interrupted`, with the text and the tokens received so far and without a tool call; a tool
+       call with an `interrupted` result and its output so far. The end is then `cancelled` and
+       forced. An iteration that had ended by itself before is not forced.
     6. The end is the last thing that is committed, together with the last iteration if that is known to be the last by then. When a
        commit's reply no longer names the task, nothing more is done.
     7. If this coroutine is cancelled, the calls in flight are ended first, and nothing more is committed.
@@ -98,8 +100,6 @@ async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending 
             return await _end(task, commit, _failed(f"The task was not done within its limit of {task.max_iterations} iterations."))
         try:
             record = await calls.iterate(History(task.description, history))
-        except _BrokenOff:
-            return await _end(task, commit, Ending(status=TaskStatus.CANCELLED, forced=True))
         except (ModelFailure, ToolFailure) as failure:
             return await _end(task, commit, _failed(str(failure)))
         except Exception as error:  # noqa: BLE001  a model or a tool may raise anything, and the agent must outlive it
@@ -118,7 +118,7 @@ async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending 
 def _ending_after(iteration: Iteration, cancel: CancelFlag) -> Ending | None:
     """The end of the task if this iteration was its last; None: it goes on."""
     reply, result = iteration.reply, iteration.result
-    if result is not None and result.status is ToolStatus.INTERRUPTED:
+    if reply.is_interrupted or (result is not None and result.status is ToolStatus.INTERRUPTED):
         return Ending(status=TaskStatus.CANCELLED, forced=True)
     if reply.final:
         status = TaskStatus.CANCELLED if cancel.is_requested else TaskStatus.COMPLETED
@@ -135,10 +135,6 @@ async def _end(task: TaskInHand, commit: Commit, ending: Ending, *last: Iterated
 
 def _failed(reason: str) -> Ending:
     return Ending(status=TaskStatus.FAILED, reason=storable(reason))
-
-
-class _BrokenOff(Exception):
-    """The model call was aborted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +155,7 @@ class _Record:
                 "input_tokens": reply.input_tokens,
                 "output_tokens": reply.output_tokens,
                 "duration_ms": self.model_call_ms,
+                "status": "interrupted" if reply.is_interrupted else "completed",
             }
         }
         if reply.tool_call is not None and result is not None:
@@ -188,7 +185,7 @@ class _Calls:
         self._phase_changed = phase_changed
 
     async def iterate(self, history: History) -> _Record:
-        """One iteration. Raises _BrokenOff when the model call was aborted, and what the model or the tool raises."""
+        """One iteration. Raises what the model or the tool raises."""
         try:
             began = time.monotonic()
             self._enter(Phase.MODEL_CALL)
@@ -211,20 +208,28 @@ class _Calls:
         self._phase_changed()
 
     async def _call_model(self, history: History) -> ModelReply:
+        """The reply; an interrupted one if force was due before the call had succeeded.
+
+        Raises what the model raises.
+        """
         limit_seconds = self._limits.model_timeout_seconds
-        call = asyncio.ensure_future(self._model.next(history, PartialReply(self._model.name)))
+        partial = PartialReply(self._model.name)
+        call = asyncio.ensure_future(self._model.next(history, partial))
         try:
             done = await self._wait(call, timeout_seconds=limit_seconds)
             if call in done:
                 return _result_of(call)
+            if not done:
+                raise ModelFailure(f"The model did not answer within {limit_seconds:g} seconds.")
+        except Exception:
+            if not self._task.cancel.is_force_due:
+                raise
         finally:
             # Aborted, out of time, or the agent gives the task up.
             if not call.done():
                 call.cancel()
                 await asyncio.wait({call}, timeout=_ABORTED_SECONDS)
-        if done:
-            raise _BrokenOff
-        raise ModelFailure(f"The model did not answer within {limit_seconds:g} seconds.")
+        return partial.interrupted()
 
     async def _call_tool(self, tool_call: ToolCall) -> ToolResult:
         if self._task.cancel.is_force_due:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ class World:
         self.trace: list[str] = []
         self.at: dict[str, Callable[[], Coroutine[Any, Any, object] | None]] = {}
         self.histories: list[list[ToolResult | None]] = []
+        # Of the latest model call.
+        self.partial = PartialReply("")
         self.dropped = False
         self.rejects: type[Any] | None = None
 
@@ -39,6 +42,7 @@ class World:
             await pending
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
+        self.partial = partial
         self.histories.append([iteration.result for iteration in history.iterations])
         await self._happen(f"model {len(history.iterations) + 1}")
         reply = self.replies[len(history.iterations)]
@@ -112,6 +116,7 @@ async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() ->
     assert isinstance(started, Started)
     assert isinstance(iterated, Iterated)
     assert "tool_call" not in iterated.payload
+    assert iterated.payload["model_call"]["status"] == "completed"
 
 
 @pytest.mark.parametrize(
@@ -175,16 +180,73 @@ async def test_a_model_that_does_not_answer_fails_at_its_limit() -> None:
     assert (ending.status, "0.01 seconds" in ending.reason) == (TaskStatus.FAILED, True)
 
 
-async def test_force_breaks_off_the_model_call() -> None:
+async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() -> None:
     world, task = World(STEPS), _task()
 
     async def hang() -> None:
+        for text in ("so ", "far\0"):
+            world.partial.add(text)
+        world.partial.model, world.partial.input_tokens, world.partial.output_tokens = "m-1", 5, 3
         asyncio.get_running_loop().call_soon(task.cancel.request, time.time())
         await _for_ever()
 
     world.at["model 2"] = hang
     assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    _, _, last, _ = world.committed
+    assert isinstance(last, Iterated)
+    call = last.payload["model_call"]
+    assert call.pop("duration_ms") >= 0
+    content = "so far\N{REPLACEMENT CHARACTER}"
+    assert call == {"model": "m-1", "content": content, "input_tokens": 5, "output_tokens": 3, "status": "interrupted"}
+    assert last.payload.keys() == {"model_call"}
+    # In one commit: nothing can come between the two.
+    assert world.trace[-1] == "commit Iterated 2 Ending"
+
+
+@pytest.mark.parametrize("end", ["hangs", "fails", "is cancelled from within", "does not end"])
+async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(end: str) -> None:
+    raised = {"fails": ModelFailure("too late"), "is cancelled from within": asyncio.CancelledError()}.get(end)
+    world, task = World([raised or _step()]), _task()
+
+    async def begin() -> None:
+        task.cancel.request(time.time())
+        if end == "does not end":
+            for _ in range(20):
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.1)
+        elif end == "hangs":
+            await _for_ever()
+
+    world.at["model 1"] = begin
+    began = time.monotonic()
+    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert time.monotonic() - began < 1.9
+    _, iterated, _ = world.committed
+    assert isinstance(iterated, Iterated)
+    assert (iterated.number, task.iterations, list(iterated.payload)) == (1, 1, ["model_call"])
+    call = iterated.payload["model_call"]
+    assert (call["status"], call["model"], call["content"], call["output_tokens"]) == ("interrupted", "a model", "", 0)
+
+
+async def test_force_that_is_due_when_the_model_calls_own_limit_is_over_is_forced() -> None:
+    world, task = World(STEPS), _task()
+
+    async def hang() -> None:
+        # Due while the event loop is held, so that both times have come when it looks.
+        task.cancel.request(time.time() + 0.02)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.05)
+        await _for_ever()
+
+    world.at["model 1"] = hang
+    assert await _run(world, task, timeout_seconds=0.01) == Ending(status=TaskStatus.CANCELLED, forced=True)
     assert [type(event) for event in world.committed] == [Started, Iterated, Ending]
+
+
+async def test_a_model_call_that_fails_before_the_force_is_due_is_a_failure() -> None:
+    world, task = World([ModelFailure("no")]), _task()
+    world.at["model 1"] = lambda: task.cancel.request(time.time() + 3_000)
+    assert await _run(world, task) == Ending(status=TaskStatus.FAILED, reason="no")
+    assert [type(event) for event in world.committed] == [Started, Ending]
 
 
 async def test_force_breaks_off_the_tool_call_and_keeps_its_output() -> None:

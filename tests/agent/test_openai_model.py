@@ -35,7 +35,7 @@ async def test_a_task_with_tool_calls_runs_to_its_answer(server: ModelServer, tm
     assert [each["tool_call"]["result"]["output"] for each in run.iterations[:2]] == ["", "one\n"]
     assert "tool_call" not in run.iterations[2]
     call = run.iterations[0]["model_call"]
-    assert (call["model"], call["input_tokens"], call["output_tokens"]) == ("test-0613", 11, 7)
+    assert (call["status"], call["model"], call["input_tokens"], call["output_tokens"]) == ("completed", "test-0613", 11, 7)
     system, task, first, first_result, second, second_result = server.requests[2]["messages"]
     assert (system["role"], task) == ("system", {"role": "user", "content": "do it"})
     assert first["tool_calls"][0]["function"] == {"name": "shell", "arguments": '{"command": "echo one > f"}'}
@@ -199,7 +199,11 @@ async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> 
     await asyncio.to_thread(gate.await_reached)
     run.task.cancel.request(force_at=time.time())
     assert await ending == Ending(status=TaskStatus.CANCELLED, forced=True)
-    assert run.iterations == []
+    (iteration,) = run.iterations
+    assert iteration.keys() == {"model_call"}
+    call = iteration["model_call"]
+    assert (call["status"], call["model"], call["content"]) == ("interrupted", "test", "")
+    assert (call["input_tokens"], call["output_tokens"]) == (0, 0)
     assert await asyncio.to_thread(server.left.wait, 10)
     assert len(server.requests) == 1
 

@@ -1,7 +1,9 @@
-"""Answers in chunks, and how they are assembled."""
+"""Answers in chunks: how they are assembled, and what is kept when a call is broken off."""
 
 import asyncio
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from server.agent import completion
 from server.agent.model import PartialReply
 from server.agent.tools import ToolCall
-from tests.agent.asking import KEY, TASK, failure, model_at, next_reply
+from server.core.lifecycle import Ending
+from server.core.task import TaskStatus
+from tests.agent.asking import KEY, TASK, Run, failure, model_at, next_reply
 from tests.model_server import DONE, Answer, Gate, ModelServer, answers, calls, event, event_of, model_server, says, streams
 
 STOP = event_of({}, "stop")
@@ -25,6 +29,45 @@ def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
     """A chunk with a part of a tool call."""
     named = {"name": fields.pop("name")} if "name" in fields else {}
     return event_of({"tool_calls": [{"index": index, "function": named | {"arguments": arguments}} | fields]})
+
+
+async def _force(run: Run, content: str) -> Ending:
+    """Breaks the model call off once this much of its answer has been received."""
+    ending = asyncio.create_task(run.end())
+    async with asyncio.timeout(10):
+        while run.partial.content != content:
+            await asyncio.sleep(0.001)
+    run.task.cancel.request(force_at=time.time())
+    return await ending
+
+
+async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(server: ModelServer, tmp_path: Path) -> None:
+    held = streams(event_of({"content": "It is "}), event_of({"content": "nearly\0"}), Gate(), event_of({"content": "done"}), STOP)
+    run = Run(server, tmp_path, held)
+    assert await _force(run, "It is nearly\0") == Ending(status=TaskStatus.CANCELLED, forced=True)
+    (iteration,) = run.iterations
+    call = iteration["model_call"]
+    assert (call["status"], call["model"]) == ("interrupted", "test-0613")
+    assert call["content"] == "It is nearly\N{REPLACEMENT CHARACTER}"
+    assert (call["input_tokens"], call["output_tokens"]) == (0, 0)
+    assert await asyncio.to_thread(server.left.wait, 10)
+    assert len(server.requests) == 1
+
+
+async def test_force_keeps_the_tokens_that_the_endpoint_has_counted_so_far(server: ModelServer, tmp_path: Path) -> None:
+    counts = [event_of({"content": "a"}, usage={"prompt_tokens": 11, "completion_tokens": each}) for each in (1, 2)]
+    run = Run(server, tmp_path, streams(*counts, Gate()))
+    await _force(run, "aa")
+    call = run.iterations[0]["model_call"]
+    assert (call["input_tokens"], call["output_tokens"]) == (11, 2)
+
+
+async def test_force_while_a_tool_call_is_being_written_runs_no_tool(server: ModelServer, tmp_path: Path) -> None:
+    begun = _call_part('{"command": "touch ran"}', id="a", name="shell")
+    run = Run(server, tmp_path, streams(begun, event_of({"content": "hm"}), Gate(), STOP))
+    assert (await _force(run, "hm")).forced
+    assert run.iterations[0].keys() == {"model_call"}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,14 @@ TASK = Task(
 )
 ITERATION = {
     "number": 1,
-    "model_call": {"model": "m", "content": "c", "input_tokens": "1099511627776", "output_tokens": "2", "duration_ms": "3"},
+    "model_call": {
+        "model": "m",
+        "content": "c",
+        "input_tokens": "1099511627776",
+        "output_tokens": "2",
+        "duration_ms": "3",
+        "status": "interrupted",
+    },
     "tool_call": {
         "id": "call_1",
         "name": "shell",
@@ -225,6 +232,13 @@ def test_an_iteration_without_a_tool_call_has_none() -> None:
     told.iteration_completed.model_call.content = "c"
     (decoded,) = codec.decode_agent_events([told])
     assert isinstance(decoded, Iterated) and "tool_call" not in decoded.payload
+
+
+def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
+    earlier = {"number": 1, "model_call": {"model": "m", "content": "c"}}
+    entry = Event(workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=earlier)
+    status = codec.encode_watched(entry).event.iteration_completed.model_call.status
+    assert status == event_pb2.ModelCall.Status.status_unspecified
 
 
 def test_a_start_and_each_end_are_decoded() -> None:

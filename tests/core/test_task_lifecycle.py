@@ -128,6 +128,16 @@ def test_an_iteration_without_a_tool_call_counts_none() -> None:
     assert change.task.result == "an answer"
 
 
+def test_an_interrupted_model_call_is_counted_and_leaves_its_text_as_the_result() -> None:
+    call = {"content": "It is nea", "input_tokens": "7", "status": "interrupted"}
+    forced = lifecycle.Ending(status=TaskStatus.CANCELLED, forced=True)
+    change = commit(busy_session(cancel=intent()), iteration(1, "out"), lifecycle.Iterated(2, {"model_call": call}), forced)
+    assert change.task is not None
+    assert (change.task.status, change.task.forced, change.task.result) == (TaskStatus.CANCELLED, True, "It is nea")
+    assert (change.task.iterations, change.task.usage) == (2, Usage(input_tokens=9, output_tokens=3, model_calls=2, tool_calls=1))
+    assert types(change) == ["iteration_completed", "iteration_completed", "task_completed"]
+
+
 def test_an_iteration_that_says_nothing_keeps_what_there_was() -> None:
     change = commit(busy_session(), iteration(1, "out"), iteration(2, ""))
     assert change.task is not None and change.task.result == "out"

@@ -70,6 +70,9 @@ def assert_story(workspace: Workspace, task_id: str, *, status: str, intent: boo
     numbers = [entry["number"] for entry in story if entry["type"] == "iteration_completed"]
     assert numbers == list(range(1, len(numbers) + 1))
     assert (story[-1]["status"], int(story[-1]["iterations"])) == (status, len(numbers))
+    for entry in story:
+        if entry.get("model_call", {}).get("status") == "interrupted":
+            assert ("tool_call" in entry, entry["number"], story[-1]["forced"]) == (False, len(numbers), True)
     return story
 
 

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
 
+from tests.e2e.faults import assert_story
 from tests.e2e.stack import Stack, Workspace
-from tests.model_server import Answer, Gate, ModelServer, calls, model_server, says
+from tests.model_server import Answer, Gate, ModelServer, calls, event_of, model_server, says, streams
 
 KEY = "sk-only-for-the-endpoint"
 
@@ -33,6 +35,7 @@ def stack(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def _afresh(server: ModelServer) -> None:
     server.script.clear()
     server.requests.clear()
+    server.left.clear()
 
 
 def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(workspace: Workspace, server: ModelServer) -> None:
@@ -64,7 +67,7 @@ def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(workspace: Works
 
 def test_cancelling_in_a_model_call_finishes_the_iteration(workspace: Workspace, server: ModelServer) -> None:
     gate = Gate()
-    server.script.extend((Answer(calls("echo finished").body, gate=gate), says("never asked for")))
+    server.script.extend((replace(calls("echo finished"), gate=gate), says("never asked for")))
     task_id = workspace.submit("begin")
     gate.await_reached()
     workspace.await_phase(task_id, "model_call")
@@ -76,16 +79,43 @@ def test_cancelling_in_a_model_call_finishes_the_iteration(workspace: Workspace,
     assert len(server.requests) == 1
 
 
-def test_a_model_call_that_takes_too_long_is_aborted_by_force(workspace: Workspace, server: ModelServer) -> None:
+def test_force_in_the_middle_of_an_answer_keeps_what_has_come(workspace: Workspace, server: ModelServer) -> None:
     gate = Gate()
-    server.script.append(Answer(says("too late").body, gate=gate))
+    counted = event_of({"content": "nearly "}, usage={"prompt_tokens": 11, "completion_tokens": 4})
+    server.script.append(streams(event_of({"content": "It is "}), counted, gate, event_of({"content": "done."}, "stop")))
     task_id = workspace.submit("begin")
     gate.await_reached()
-    assert workspace.cancel(force_after="0.2s")["outcome"] == "accepted"
+    assert workspace.cancel(force_after="1s")["outcome"] == "accepted"
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 1, "It is nearly ")
+    assert end["usage"] == {"input_tokens": "11", "output_tokens": "4", "model_calls": "1", "tool_calls": "0"}
+    (iteration,) = [entry for entry in assert_story(workspace, task_id, status="cancelled", intent=True) if "model_call" in entry]
+    call = iteration["model_call"]
+    assert (call["status"], call["model"], call["content"]) == ("interrupted", "test-0613", "It is nearly ")
+    assert (call["input_tokens"], call["output_tokens"], int(call["duration_ms"]) >= 1000) == ("11", "4", True)
+    assert server.left.wait(10)
+    # The same agent takes the next task, which begins without what was broken off.
+    server.script.append(says("next"))
+    server.script.popleft()
+    assert workspace.await_end(workspace.submit("go on"))["result"] == "next"
+    assert (workspace.get()["epoch"], len(server.requests[-1]["messages"])) == ("1", 2)
+
+
+def test_force_before_an_answer_has_begun_records_an_empty_one(workspace: Workspace, server: ModelServer) -> None:
+    gate = Gate()
+    server.script.extend((calls("echo so far"), replace(says("too late"), gate=gate)))
+    task_id = workspace.submit("begin")
+    gate.await_reached()
+    assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
     end = workspace.await_end(task_id)
     gate.opened.set()
-    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 0, "")
-    assert [entry["type"] for entry in workspace.log()].count("iteration_completed") == 0
+    # The result stays what the task had by then.
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 2, "so far\n")
+    assert end["usage"] == {"input_tokens": "11", "output_tokens": "7", "model_calls": "2", "tool_calls": "1"}
+    story = assert_story(workspace, task_id, status="cancelled", intent=True)
+    first, last = [entry["model_call"] for entry in story if "model_call" in entry]
+    assert (first["status"], last["status"], last["model"], last["content"]) == ("completed", "interrupted", "test", "")
+    assert (last["input_tokens"], last["output_tokens"]) == ("0", "0")
 
 
 # Last, for the endpoint does not come back.

@@ -91,13 +91,16 @@ def invariant_4_the_iteration_is_finished(view: View) -> None:
         usage = (task.usage.model_calls, task.usage.tool_calls, task.usage.input_tokens, task.usage.output_tokens)
         assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
         if task.id in view.record.ended_by_agent:
-            to_record = [each for each in begun_by_number.values() if not each.failed and each.broken_off != "model_call"]
+            to_record = [each for each in begun_by_number.values() if not each.failed]
             assert len(events) == len(to_record), ("an iteration is not on record", to_record)
 
 
 def _check_iteration(event: Event, begun: Iteration) -> None:
     model_call, tool_call = event.payload["model_call"], event.payload.get("tool_call")
     assert model_call["content"] == begun.content, (event, begun)
+    is_interrupted = begun.broken_off == "model_call"
+    assert model_call["status"] == ("interrupted" if is_interrupted else "completed"), (event, begun)
+    assert not is_interrupted or not tool_call, ("a tool call of a model call that was broken off", event, begun)
     if begun.tool_output is not None:
         assert tool_call is not None and begun.tool_output, ("a tool call without its result", event, begun)
         status = "interrupted" if begun.broken_off else "exited"
@@ -220,12 +223,11 @@ def invariant_11_force_is_asked_for(view: View) -> None:
             assert task.forced == _was_force_due(task), ("the control plane ended it, forced or not", task)
         if task.id in view.record.ended_by_agent:
             events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
-            interrupted = [
-                each for each in events if (each.payload.get("tool_call") or _NO_CALL)["result"]["status"] == "interrupted"
-            ]
+            interrupted = [each for each in events if _is_interrupted(each)]
             broken_off = [each for each in view.iterations_of(task.id) if each.broken_off]
-            assert task.forced == bool(interrupted or broken_off), ("forced, or not", task, broken_off)
-            assert len(interrupted) >= sum(each.broken_off == "tool_call" for each in broken_off), (events, broken_off)
+            assert task.forced == bool(interrupted), ("forced, or not", task, interrupted)
+            assert not interrupted or interrupted == events[-1:], ("it goes on behind what was broken off", events)
+            assert len(interrupted) >= len(broken_off), ("broken off, and not on record", events, broken_off)
     for agent in view.world.agents:
         force_at = agent.told.get(agent.session.task_id)
         if force_at is not None and force_at <= view.world.clock.unix_seconds() and not agent.is_gone:
@@ -237,7 +239,9 @@ def _was_force_due(task: Task) -> bool:
     return force_at is not None and task.completed_at is not None and force_at <= task.completed_at
 
 
-_NO_CALL = {"result": {"status": ""}}
+def _is_interrupted(iteration: Event) -> bool:
+    model_call, tool_call = iteration.payload["model_call"], iteration.payload.get("tool_call")
+    return "interrupted" in (model_call["status"], tool_call and tool_call["result"]["status"])
 
 
 def _check_deadline(view: View, task: Task) -> None:

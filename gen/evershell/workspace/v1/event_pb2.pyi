@@ -283,7 +283,9 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class IterationCompleted(_message.Message):
-    """One model call and its tool call are over. No tool call is ever recorded without its result."""
+    """One model call and its tool call are over. No tool call is ever recorded without its result.
+    An iteration whose model call was interrupted has no tool call and is the last of its task.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -315,20 +317,49 @@ Global___IterationCompleted: _TypeAlias = IterationCompleted  # noqa: Y015
 
 @_typing.final
 class ModelCall(_message.Message):
-    """What the model was asked for and said."""
+    """What the model said."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Status:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ModelCall._Status.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        status_unspecified: ModelCall._Status.ValueType  # 0
+        """Recorded by a release without this field; the model replied."""
+        completed: ModelCall._Status.ValueType  # 1
+        """The model replied."""
+        interrupted: ModelCall._Status.ValueType  # 2
+        """A forced cancellation aborted the call; the other fields hold what had been received by then."""
+
+    class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
+    status_unspecified: ModelCall.Status.ValueType  # 0
+    """Recorded by a release without this field; the model replied."""
+    completed: ModelCall.Status.ValueType  # 1
+    """The model replied."""
+    interrupted: ModelCall.Status.ValueType  # 2
+    """A forced cancellation aborted the call; the other fields hold what had been received by then."""
 
     MODEL_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     content: _builtins.str
+    """What the model wrote. For an interrupted call, the text received so far: empty when the
+    endpoint does not stream.
+    """
     input_tokens: _builtins.int
+    """As reported by the endpoint; 0 when it had not said. Most endpoints report tokens only at the
+    end of an answer.
+    """
     output_tokens: _builtins.int
     duration_ms: _builtins.int
+    status: Global___ModelCall.Status.ValueType
     def __init__(
         self,
         *,
@@ -337,10 +368,11 @@ class ModelCall(_message.Message):
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         duration_ms: _builtins.int = ...,
+        status: Global___ModelCall.Status.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "duration_ms", b"duration_ms", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "duration_ms", b"duration_ms", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

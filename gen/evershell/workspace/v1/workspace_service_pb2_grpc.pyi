@@ -44,7 +44,7 @@ class WorkspaceServiceStub:
     Effect: the cancellation is recorded, then the agent is signalled; it finishes its current iteration (one model call and its
     tool call), starts no other, and the task ends `cancelled`. The agent goes on living and takes the next task.
     With `force_after`, an iteration that still runs that long after the call is broken off: the model call is aborted, the tool's
-    processes are ended, and `task_completed` says `forced` and who asked for it.
+    processes are ended, the iteration is recorded as `interrupted`, and `task_completed` says `forced` and who asked for it.
     Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
     deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
     Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
@@ -129,7 +129,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: the cancellation is recorded, then the agent is signalled; it finishes its current iteration (one model call and its
     tool call), starts no other, and the task ends `cancelled`. The agent goes on living and takes the next task.
     With `force_after`, an iteration that still runs that long after the call is broken off: the model call is aborted, the tool's
-    processes are ended, and `task_completed` says `forced` and who asked for it.
+    processes are ended, the iteration is recorded as `interrupted`, and `task_completed` says `forced` and who asked for it.
     Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
     deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
     Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
@@ -217,7 +217,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the cancellation is recorded, then the agent is signalled; it finishes its current iteration (one model call and its
         tool call), starts no other, and the task ends `cancelled`. The agent goes on living and takes the next task.
         With `force_after`, an iteration that still runs that long after the call is broken off: the model call is aborted, the tool's
-        processes are ended, and `task_completed` says `forced` and who asked for it.
+        processes are ended, the iteration is recorded as `interrupted`, and `task_completed` says `forced` and who asked for it.
         Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
         deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
         Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
