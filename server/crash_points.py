@@ -1,7 +1,7 @@
-"""Points at which a program can be made to die, so that tests see what a crash there leaves behind.
+"""Crash points: places at which tests make a program kill itself.
 
-Only the composition roots use this, and only when the setting `crash_points_dir` is set: else nothing is wrapped, and a
-production path has not so much as a branch for it.
+Only the composition roots use this module, and only if `crash_points_dir` is set. Otherwise nothing is wrapped, and production code
+has no branch for it.
 """
 
 import os
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 class CrashPoints:
-    """A point is armed by a file of its name in the folder. It works once: whatever is started again lives."""
+    """A file in the folder arms the point of its name. A point fires once, so a restarted program survives it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def reach(self, point: str) -> None:
-        """Kills this process if the point is armed. Of several that reach it at once, one dies."""
+        """Kills this process if the point is armed. If several processes reach it at once, one of them is killed."""
         try:
             (self._folder / point).unlink()
         except FileNotFoundError:
@@ -32,7 +32,7 @@ class CrashPoints:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, name: str | Callable[P, str], call: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        """The call, with the points `before_<name>` and, unless it raises, `after_<name>`. The arguments may decide the name."""
+        """Wraps a call in `before_<name>` and, unless it raises, `after_<name>`. A callable computes the name from the arguments."""
 
         async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:
             point = name if isinstance(name, str) else name(*args, **kwargs)
@@ -44,7 +44,7 @@ class CrashPoints:
         return between_points
 
     def around_reply(self, name: str, method: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any], Awaitable[R]]:
-        """A servicer's method, with `before_<name>` when its reply is made, and `after_<name>` when the call is over."""
+        """Wraps a servicer's method: `before_<name>` when its reply is complete, `after_<name>` when the call has ended."""
 
         async def until_replied(request: Any, context: Any) -> R:
             context.add_done_callback(lambda _: self.reach(f"after_{name}"))
@@ -55,12 +55,12 @@ class CrashPoints:
         return until_replied
 
     def armed(self, target: T, **names: str | Callable[..., str]) -> T:
-        """The target, with points around the methods that `names` maps to theirs."""
+        """Wraps the methods of the target that `names` maps to the names of their points."""
         return replaced(target, **{method: self.around(name, getattr(target, method)) for method, name in names.items()})
 
 
 def replaced(target: T, **methods: Callable[..., Awaitable[Any]]) -> T:
-    """What looks like the target, but for these methods."""
+    """A proxy of the target that replaces these methods."""
     return cast(T, _Replaced(target, methods))
 
 
@@ -74,7 +74,7 @@ class _Replaced:
 
 
 def kind_of(events: Sequence[AgentEvent]) -> str:
-    """What an agent commits: `terminal` with the task's end, `iteration` with an iteration alone, else `start`."""
+    """The kind of a commit: `terminal` if it has the end of the task, else `iteration` if it has one, else `start`."""
     if any(isinstance(happened, Ending) for happened in events):
         return "terminal"
     return "iteration" if any(isinstance(happened, Iterated) for happened in events) else "start"
