@@ -32,7 +32,7 @@ class CrashPoints:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, name: str | Callable[P, str], call: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        """Wraps a call in `before_<name>` and, unless it raises, `after_<name>`. A callable computes the name from the arguments."""
+        """Wraps a call in `before_<name>` and, unless it raises, `after_<name>`. A callable computes the name."""
 
         async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:
             point = name if isinstance(name, str) else name(*args, **kwargs)
