@@ -16,6 +16,7 @@ import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from structlog.typing import FilteringBoundLogger
 
+from server.agent.admission import Admission
 from server.agent.authorization import TokenVerifier
 from server.agent.committer import Committer
 from server.agent.heartbeat import Heartbeat
@@ -94,13 +95,13 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
         lambda: session.trace,
         log,
     )
-    service = AgentService(session, verifier, settings.workspace_id, settings.epoch)
+    service = AgentService(session, settings.workspace_id, settings.epoch)
     if settings.crash_points_dir:
         points = CrashPoints(Path(settings.crash_points_dir))
         service = points.armed(service, CancelTask="ack")
         committer = points.armed(committer, commit=lambda _, events: f"{kind_of(events)}_commit")
     heartbeat = Heartbeat(committer, lease, session)
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[Admission(verifier)])
     add_AgentServiceServicer_to_server(service, server)
     port = server.add_insecure_port(f"{settings.listen_host}:0")
 

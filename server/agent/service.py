@@ -14,7 +14,6 @@ from evershell.agent.v1.agent_service_pb2 import (
 )
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 
-from server.agent.authorization import InvalidTokenError, TokenVerifier
 from server.agent.session import Session, WrongTaskError
 from server.core.trace import HEADER, TraceContext
 
@@ -22,17 +21,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AgentService(AgentServiceServicer):
-    """Decodes, calls the session, encodes. See the protos for effects and errors."""
+    """Decodes, calls the session, encodes. See the protos for effects and errors.
 
-    def __init__(self, session: Session, verifier: TokenVerifier, workspace_id: str, epoch: int) -> None:
+    Each call has passed admission.py before.
+    """
+
+    def __init__(self, session: Session, workspace_id: str, epoch: int) -> None:
         self._session = session
-        self._verifier = verifier
         self._workspace_id = workspace_id
         self._epoch = epoch
 
     async def StartTask(self, request: StartTaskRequest, context: Context) -> StartTaskResponse:  # noqa: N802  named by the protos
         """Takes the task into hand; the reply does not wait for its start."""
-        await self._authorize(context)
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
@@ -44,7 +44,6 @@ class AgentService(AgentServiceServicer):
 
     async def CancelTask(self, request: CancelTaskRequest, context: Context) -> CancelTaskResponse:  # noqa: N802  named by the protos
         """Sets the task's cancel flag; the reply does not wait for the iteration."""
-        await self._authorize(context)
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
@@ -52,7 +51,6 @@ class AgentService(AgentServiceServicer):
 
     async def GetSession(self, request: GetSessionRequest, context: Context) -> GetSessionResponse:  # noqa: N802  named by the protos
         """What the agent does right now."""
-        await self._authorize(context)
         await self._check(context, request.workspace_id, self._epoch)
         task = self._session.task
         if task is None:
@@ -64,13 +62,6 @@ class AgentService(AgentServiceServicer):
             iterations=task.iterations,
             cancel_requested=task.cancel.is_requested,
         )
-
-    async def _authorize(self, context: Context) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        try:
-            self._verifier.verify(metadata.get("authorization", ""))
-        except InvalidTokenError as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
 
     async def _check(self, context: Context, workspace_id: str, epoch: int) -> None:
         if workspace_id != self._workspace_id or epoch != self._epoch:

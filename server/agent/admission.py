@@ -1,0 +1,54 @@
+"""What every call of the agent passes first: its token is verified, then its request is parsed."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from server.agent.authorization import InvalidTokenError, TokenVerifier
+
+Context = grpc.aio.ServicerContext[Any, Any]
+# grpcio's own class takes no parameters when the program runs; its stubs' does.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_NO_MESSAGE = "The request is not a message of the kind that this method takes."
+
+
+class Admission(grpc.aio.ServerInterceptor):
+    """Refuses calls without a valid token, and bytes that are no message.
+
+    It takes the deserializer from gRPC, which would parse the request before any check and answer
+    with the exception's text.
+    """
+
+    def __init__(self, verifier: TokenVerifier) -> None:
+        self._verifier = verifier
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wraps the method's handler. All methods of the agent are unary."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        assert handler.unary_unary is not None and handler.request_deserializer is not None
+        parse = handler.request_deserializer
+        serve = cast(Callable[[Any, Context], Awaitable[Any]], handler.unary_unary)
+
+        async def admitted(request: Any, context: Context) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            try:
+                self._verifier.verify(str(metadata.get("authorization", "")))
+            except InvalidTokenError as error:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            try:
+                message = parse(request)
+            except DecodeError:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE)
+            return await serve(message, context)
+
+        return grpc.unary_unary_rpc_method_handler(admitted, response_serializer=handler.response_serializer)
