@@ -50,8 +50,8 @@ class AgentSettings:
     runtime_token: str = field(repr=False)
     # An Ed25519 JWK, as JSON.
     control_plane_public_key: str
-    # Where tools run.
-    files_dir: Path
+    # Where tools run. The default is the working directory, which the controller has opened.
+    files_dir: Path = Path()
     model: str = "scripted"
     openai_base_url: str = ""
     openai_api_key: str = field(default="", repr=False)

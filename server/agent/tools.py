@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from server.agent.descendants import Descendants
 from server.agent.output import BoundedOutput
+from server.agent.working_directory import DirectoryLostError, WorkingDirectory
 from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
 
 # How long output may still come when the shell itself has exited.
@@ -78,11 +79,12 @@ class ShellTool:
     name = "shell"
 
     def __init__(self, files_dir: Path, workspace_id: str, epoch: int, timeout_seconds: float) -> None:
-        self._files_dir = files_dir
+        """Raises OSError when the directory cannot be opened."""
+        self._directory = WorkingDirectory(files_dir)
         self._timeout_seconds = timeout_seconds
         self._environment: Mapping[str, str] = {
             "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(files_dir),
+            "HOME": str(self._directory.path),
             "LANG": "C.UTF-8",
             WORKSPACE_MARKER: workspace_id,
             EPOCH_MARKER: str(epoch),
@@ -94,8 +96,10 @@ class ShellTool:
             command = _command(call)
         except ValueError as error:
             return ToolResult(status=ToolStatus.NOT_RUN, output=str(error))
-        if not self._files_dir.is_dir():
-            raise ToolFailure("The workspace's folder was deleted.")
+        try:
+            self._directory.check()
+        except DirectoryLostError as error:
+            raise ToolFailure(str(error)) from error
         descendants = Descendants()
         read_end, write_end = os.pipe()
         # The pipe is ours, not asyncio's: its `wait` would last until the last holder of the pipe is gone.
@@ -105,12 +109,12 @@ class ShellTool:
                     "/bin/sh",
                     "-c",
                     command,
-                    cwd=self._files_dir,
+                    cwd=self._directory.by_descriptor,
                     env=self._environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=asyncio.subprocess.STDOUT,
-                    # A group of its own, to end it by. The session stays the agent's: the fleet finds by it what is left of a pod.
+                    # A group of its own, to end it by.
                     process_group=0,
                 )
             except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """An agent in this process, with the control plane of the tests."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +12,7 @@ import pytest
 
 from server.agent.program import AgentSettings, run_agent
 from server.agent.shutdown import ExitCode
+from server.agent.tools import ToolCall
 from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane, public_key
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]
@@ -56,3 +58,7 @@ async def started(control_plane: ControlPlane, start: Start, **changes: Any) -> 
     agent = start([await control_plane.serve()], **changes)
     await control_plane.until(lambda: control_plane.address)
     return agent
+
+
+def shell_call(command: str) -> ToolCall:
+    return ToolCall(id="c", name="shell", arguments=json.dumps({"command": command}))

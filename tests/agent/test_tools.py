@@ -1,7 +1,6 @@
 """The shell tool, with real processes."""
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -13,8 +12,9 @@ import pytest
 
 from server.agent import descendants
 from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
-from server.agent.tools import ShellTool, ToolCall, ToolFailure, ToolResult, ToolStatus
+from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 from server.pod_process import adopt
+from tests.agent.conftest import shell_call
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
@@ -26,9 +26,8 @@ def as_in_an_agent() -> None:
 
 async def _run(files_dir: Path, command: str, timeout_seconds: float = 60, interrupt: asyncio.Event | None = None) -> ToolResult:
     tool = ShellTool(files_dir, "ws_1", 7, timeout_seconds)
-    call = ToolCall(id="c", name="shell", arguments=json.dumps({"command": command}))
     async with asyncio.timeout(30):
-        return await tool.run(call, interrupt or asyncio.Event())
+        return await tool.run(shell_call(command), interrupt or asyncio.Event())
 
 
 async def _until(condition: Callable[[], object]) -> None:
@@ -212,11 +211,6 @@ async def test_a_background_child_neither_holds_the_call_nor_outlives_it(tmp_pat
 
 async def test_late_output_of_a_pipeline_is_waited_for(tmp_path: Path) -> None:
     assert (await _run(tmp_path, "(sleep 0.02; echo late) & echo early")).output == "early\nlate\n"
-
-
-async def test_without_its_folder_there_is_nothing_to_be_done(tmp_path: Path) -> None:
-    with pytest.raises(ToolFailure, match="folder was deleted"):
-        await _run(tmp_path / "gone", "true")
 
 
 @pytest.mark.parametrize("command", ["x\0y", "x" * 3_000_000, "\ud800"])
