@@ -76,8 +76,7 @@ def agent() -> None:
     """See server.agent.program."""
     from server.agent.program import AgentSettings, run_agent
 
-    spec = json.load(sys.stdin)
-    sys.exit(asyncio.run(run_agent(AgentSettings(**{**spec, "files_dir": Path(spec["files_dir"])}))))
+    sys.exit(asyncio.run(run_agent(AgentSettings(**json.load(sys.stdin)))))
 
 
 _CANCEL_HELP = """Cancel the task that runs in WORKSPACE: its agent finishes the current iteration and starts no other.

@@ -195,14 +195,13 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
     leadership = Leadership(settings.database_url)
     pod_tokens, agent_key = PodTokens(signing_key), public_key(signing_key)
 
-    def spec_for(agent: AgentIdentity, files_dir: str) -> PodSpec:
+    def spec_for(agent: AgentIdentity) -> PodSpec:
         return PodSpec(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
             runtime_addresses=settings.worker_addresses,
             runtime_token=pod_tokens.runtime_token(agent),
             control_plane_public_key=agent_key,
-            files_dir=files_dir,
             model=settings.model,
             openai_base_url=settings.openai_base_url,
             openai_api_key=settings.openai_api_key.get_secret_value(),
@@ -212,7 +211,7 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
         )
 
     adopt()
-    pods = LocalPods(settings.pods_dir, spec_for, processes.leftovers)
+    pods = LocalPods(settings.state_dir, spec_for, processes.leftovers)
     agents = AgentClient(pod_tokens)
     async with (
         open_pool(settings.database_url, max_size=settings.pool_size) as pool,

@@ -114,11 +114,6 @@ class Settings(BaseSettings):
         return [f"{self.listen_host}:{self.server_port + index}" for index in range(self.workers)]
 
     @property
-    def pods_dir(self) -> Path:
-        """A folder a workspace."""
-        return self.state_dir / "pods"
-
-    @property
     def signing_key_path(self) -> Path:
         """The control plane's private key, as a JWK; agents get only its public half."""
         return self.state_dir / "control-plane.jwk"

@@ -86,3 +86,12 @@ def database_url(migrated_database_url: str) -> Iterator[str]:
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         connection.execute("TRUNCATE orgs, api_keys, workspaces, tasks, events")
+
+
+@pytest.fixture
+def stranger() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of no pod, which leads a session as an agent does."""
+    process = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait(10)

@@ -167,7 +167,7 @@ class Controller:
 
     def _epitaph(self, workspace: Workspace) -> str:
         if not self._pods.has_files(workspace.id):
-            return "its folder was deleted"
+            return "its folder was deleted or replaced"
         last_words = self._pods.last_words(workspace.id)
         if workspace.status is WorkspaceStatus.PROVISIONING and last_words:
             return f"its agent ended before it had registered: {last_words[:300]}"

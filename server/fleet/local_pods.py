@@ -1,7 +1,9 @@
 """Pods on this machine: an agent's process with a folder of its own.
 
-`<pods>/<workspace id>/` holds `pid`, `created`, `epoch`, `log` and, as the agent's working directory, `files/`, which outlives it.
-What is on disk is enough for another controller to take over: the processes do not end with the one that started them.
+Pods outlive the controller that started them: pod_records.py keeps what another one needs to take
+over. A record only says where to look. Tools run as the controller's user and can forge it, so the
+kernel has to confirm it: a process is taken for an agent by its environment, which its parent gave
+it, and by its start time. A controller remembers what it has started itself.
 """
 
 import contextlib
@@ -17,11 +19,10 @@ import psutil
 
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
-from server.fleet import pod_files, processes
-from server.fleet.processes import Pod
-from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
-
-_LOG_TAIL_BYTES = 2_000
+from server.fleet import processes
+from server.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
+from server.fleet.processes import AllPods, Pod, ProcessId
+from server.pod_process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,6 @@ class PodSpec:
     runtime_addresses: list[str]
     runtime_token: str
     control_plane_public_key: str
-    files_dir: str
     model: str
     openai_base_url: str
     openai_api_key: str = field(repr=False)
@@ -48,161 +48,162 @@ class LocalPods:
 
     def __init__(
         self,
-        root: Path,
-        spec_for: Callable[[AgentIdentity, str], PodSpec],
+        state_dir: Path,
+        spec_for: Callable[[AgentIdentity], PodSpec],
         leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
     ) -> None:
-        """`leftovers` tells what agents that have died left to this process, which has started the others."""
-        self._root = root
+        """`leftovers` returns the children of this process that it has not started: of dead agents."""
+        self._state_dir = state_dir
+        self._records = PodRecords(state_dir)
         self._spec_for = spec_for
         self._leftovers = leftovers
-        # The agents that this controller has started: workspace id and epoch → process id.
-        self._started: dict[tuple[str, int], int] = {}
+        # The agents that this controller has started, by workspace id and epoch.
+        self._started: dict[tuple[str, int], ProcessId] = {}
 
     def was_started(self, workspace: Workspace) -> bool:
-        """Whether a pod of this epoch was started, by whichever controller."""
-        try:
-            return pod_files.read(self._folder(workspace.id) / "epoch") == str(workspace.epoch)
-        except (OSError, ValueError):
-            return False
+        """Whether a pod of this epoch was started, by any controller."""
+        record = self._record(workspace.id)
+        is_recorded = record is not None and record.epoch == workspace.epoch
+        return is_recorded or (workspace.id, workspace.epoch) in self._started
 
     async def start(self, workspace: Workspace) -> None:
         """Starts the pod of the workspace's epoch. Raises OSError."""
-        folder = self._folder(workspace.id)
-        files = folder / "files"
-        files.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Written first: a controller that dies right after the start leaves no second pod behind.
-        pod_files.write(folder / "epoch", str(workspace.epoch))
-        spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch), str(files))
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LANG": "C.UTF-8",
-            WORKSPACE_MARKER: workspace.id,
-            EPOCH_MARKER: str(workspace.epoch),
-        }
-        with pod_files.open_log(folder / "log") as log:
+        self._records.write(workspace.id, AgentRecord(workspace.epoch))
+        with (
+            self._records.made_files(workspace.id) as files,
+            self._records.open_log(workspace.id) as log,
+        ):
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
                 # -P: the working directory is full of what tools have written, and no module is to be taken from there.
                 [sys.executable, "-P", "-m", "server", "agent"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                cwd=files,
-                env=environment,
+                # By descriptor: the path could lead elsewhere by now.
+                cwd=f"/proc/self/fd/{files}",
+                env=self._environment(workspace),
                 start_new_session=True,
             )
-        self._started[workspace.id, workspace.epoch] = process.pid
-        pod_files.write(folder / "created", _created(process.pid))
-        pod_files.write(folder / "pid", str(process.pid))
+        agent = ProcessId.of(process.pid)
+        self._started[workspace.id, workspace.epoch] = agent
+        self._records.write(workspace.id, AgentRecord(workspace.epoch, agent))
+        spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(asdict(spec)).encode())
             process.stdin.close()
 
+    def _environment(self, workspace: Workspace) -> dict[str, str]:
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            WORKSPACE_MARKER: workspace.id,
+            EPOCH_MARKER: str(workspace.epoch),
+            STATE_DIR_MARKER: str(self._state_dir),
+        }
+
     async def ended(self, workspace: Workspace) -> None:
         """Returns when the agent's process of this epoch is gone; at once when there is none."""
-        pid = self._pid(workspace)
-        if pid is not None:
-            await processes.gone(pid)
+        agent = self._agent(workspace)
+        if agent is not None:
+            await processes.gone(agent.pid)
 
     def is_alive(self, workspace: Workspace) -> bool:
         """Whether the agent's process of this epoch is there, and its files too."""
-        return self._pid(workspace) is not None and self.has_files(workspace.id)
+        return self._agent(workspace) is not None and self.has_files(workspace.id)
 
     def has_files(self, workspace_id: str) -> bool:
-        """Whether the agent's working directory is there; a tool may have deleted it, and the pod's whole folder with it."""
-        return (self._folder(workspace_id) / "files").is_dir()
+        """Whether the agent's working directory is where it was.
+
+        A tool may have deleted it, or put something in its place.
+        """
+        try:
+            with self._records.files(workspace_id) as files:
+                found = os.fstat(files)
+        except OSError:
+            return False
+        agent = self._last_agent(workspace_id)
+        if agent is None or not agent.is_running():
+            return True
+        try:
+            return os.path.samestat(found, Path(f"/proc/{agent.pid}/cwd").stat())
+        except OSError:
+            # It has just ended.
+            return True
 
     def last_words(self, workspace_id: str) -> str:
         """The last line of the pod's log; empty when there is none."""
-        try:
-            with pod_files.open_plain(self._folder(workspace_id) / "log", os.O_RDONLY) as log:
-                log.seek(0, os.SEEK_END)
-                log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
-                lines = log.read().decode(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return lines[-1] if lines else ""
+        return self._records.last_log_line(workspace_id)
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended.
 
-        A pod of a later epoch lives on: a controller that was held up may come to this when another one has long started that.
+        A pod of a later epoch lives on: a controller that was held up may call this when another one
+        has started that.
         """
-        folder, pod = self._folder(workspace.id), (workspace.id, workspace.epoch)
-        # What an agent has left that an earlier controller started, and that died by itself, has gone to whoever is above us.
-        is_known = pod in self._started or self._pid(workspace) is not None or not (folder / "pid").exists()
-        stopped = await end_pods(
-            folder,
+        is_known = self._is_known(workspace)
+        own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
+        stopped = await processes.end_all(
+            Pod(workspace.id, workspace.epoch, [self._started[key] for key in own]),
             grace_seconds=grace_seconds,
-            last_epoch=workspace.epoch,
-            leftovers=lambda: self._leftovers(self._started.values()),
+            leftovers=lambda: self._leftovers({agent.pid for agent in self._started.values()}),
         )
-        self._started.pop(pod, None)
+        if stopped:
+            for key in own:
+                self._started.pop(key, None)
+            self._records.note_end(workspace.id, workspace.epoch)
         return stopped and is_known
 
-    def _pid(self, workspace: Workspace) -> int | None:
-        folder = self._folder(workspace.id)
+    def _is_known(self, workspace: Workspace) -> bool:
+        """Whether all that runs in the pod can be found.
+
+        What an agent leaves when it dies goes to the controller that started it. Another one cannot
+        find it.
+        """
+        if (workspace.id, workspace.epoch) in self._started or self._agent(workspace) is not None:
+            return True
         try:
-            pid = int(pod_files.read(folder / "pid"))
-            process = psutil.Process(pid)
-            # The number may have been given to another process since. (Its environment could not tell: a process that is just being
-            # started shows none for a moment.)
-            if process.status() == psutil.STATUS_ZOMBIE or _created(pid) != pod_files.read(folder / "created"):
-                return None
-        except (OSError, ValueError, psutil.Error):
+            record = self._records.read(workspace.id)
+        except UnreadableError:
+            return False
+        return record is None or record.process is None
+
+    def _agent(self, workspace: Workspace) -> ProcessId | None:
+        """The agent of this epoch, while it runs."""
+        own = self._started.get((workspace.id, workspace.epoch))
+        if own is not None:
+            return own if own.is_running() else None
+        record = self._record(workspace.id)
+        if record is None or record.process is None or record.epoch != workspace.epoch:
             return None
-        return pid if self.was_started(workspace) else None
-
-    def _folder(self, workspace_id: str) -> Path:
-        return self._root / workspace_id
-
-
-async def end_pods(
-    *folders: Path,
-    grace_seconds: float,
-    last_epoch: int | None = None,
-    leftovers: Callable[[], list[psutil.Process]] = list,
-) -> bool:
-    """Ends everything that runs in the pods of these folders. False: not all of it is known to have ended.
-
-    With `last_epoch`, pods of later epochs are left alone.
-    """
-    pods = [Pod(folder.name, None if _is_later(folder, last_epoch) else _session(folder), last_epoch) for folder in folders]
-    stopped = await processes.end_all(*pods, grace_seconds=grace_seconds, leftovers=leftovers)
-    for folder in folders:
-        # A tool may have put anything in its place; a file that stays names a process that has ended.
-        with contextlib.suppress(OSError):
-            if not _is_later(folder, last_epoch):
-                (folder / "pid").unlink()
-    return stopped
-
-
-def _is_later(folder: Path, epoch: int | None) -> bool:
-    """Whether the pod that was started last is of a later epoch."""
-    try:
-        return epoch is not None and int(pod_files.read(folder / "epoch")) > epoch
-    except (OSError, ValueError):
-        return False
-
-
-def _session(folder: Path) -> int | None:
-    """The session of the pod's agent, which outlives it while a tool is in it; None when it is known to be over.
-
-    The kernel gives a session's number to no other process while the session has a member.
-    """
-    try:
-        pid = int(pod_files.read(folder / "pid"))
-        created = pod_files.read(folder / "created")
-    except (OSError, ValueError):
+        agent = record.process
+        if agent.is_running() and processes.is_of(agent.pid, workspace.id, workspace.epoch):
+            return agent
         return None
-    try:
-        return pid if _created(pid) == created else None
-    except OSError:
-        return pid
+
+    def _last_agent(self, workspace_id: str) -> ProcessId | None:
+        """The agent that was started last."""
+        own = [epoch for started, epoch in self._started if started == workspace_id]
+        if own:
+            return self._started[workspace_id, max(own)]
+        record = self._record(workspace_id)
+        return record.process if record is not None else None
+
+    def _record(self, workspace_id: str) -> AgentRecord | None:
+        try:
+            return self._records.read(workspace_id)
+        except UnreadableError:
+            return None
 
 
-def _created(pid: int) -> str:
-    """When the process was made, in clock ticks since the machine's start (proc_pid_stat(5)). With its number, it names it."""
-    behind_the_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return behind_the_name[19]
+async def end_every_pod(state_dir: Path, leftovers: Callable[[], list[psutil.Process]]) -> None:
+    """Kills all that runs in the pods of the stack.
+
+    Agents are not asked first: they have nothing left to commit. `leftovers` returns what the
+    stack's programs have left to this process.
+    """
+    records = PodRecords(state_dir)
+    if await processes.end_all(AllPods(state_dir), grace_seconds=0, leftovers=leftovers):
+        for workspace_id in records.workspace_ids():
+            records.note_end(workspace_id)

@@ -1,4 +1,7 @@
-"""Processes of a pod: those of its agent's session, those with a marker in their environment, and whatever descends from these.
+"""Processes of a pod: those with its marker in their environment, and all that descend from these.
+
+Only the kernel is believed here. A file that names a process is within the reach of tools, so none
+is ended or spared because of one.
 
 While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). When it dies, that descent passes
 to the controller that started it, which has to have adopted it (pod_process.py): a child of its own that it has not started is such
@@ -11,39 +14,97 @@ import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import psutil
 
-from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
+from server.pod_process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 
 _EPOCH = re.compile("[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessId:
+    """Identifies one process while the machine is up.
+
+    The kernel gives the number of a process that has ended to another one, with a later start time.
+    """
+
+    pid: int
+    # Clock ticks since the machine's start (proc_pid_stat(5)).
+    started_at: int
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId":
+        """The process that has this number now. Raises OSError."""
+        return cls(pid, _stat(pid)[1])
+
+    def is_running(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        try:
+            state, started_at = _stat(self.pid)
+        except OSError:
+            return False
+        return started_at == self.started_at and state not in "ZX"
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State and start time."""
+    behind_the_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return behind_the_name[0], int(behind_the_name[19])
+
+
+class Owner(Protocol):
+    """Tells which processes belong to one pod, or to several."""
+
+    def owns(self, process: psutil.Process) -> bool:
+        """Whether the process belongs to it, and so its descendants. Raises psutil.Error, OSError."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
-    """What tells its processes: they belong to this workspace, or to its agent's session, where that is known."""
+    """Owns the processes of one workspace, by the marker in their environment."""
 
     workspace_id: str
-    session_id: int | None = None
-    # Processes marked with a later epoch are another pod's. None: those of every epoch are meant.
+    # Processes marked with a later epoch belong to another pod. None: every epoch.
     last_epoch: int | None = None
+    # Agents that this very process has started: one that is being started shows no environment.
+    agents: Collection[ProcessId] = ()
+
+    def owns(self, process: psutil.Process) -> bool:
+        """See Owner."""
+        if any(agent.pid == process.pid and agent.is_running() for agent in self.agents):
+            return True
+        environment = process.environ()
+        if environment.get(WORKSPACE_MARKER) != self.workspace_id:
+            return False
+        epoch = environment.get(EPOCH_MARKER, "")
+        # A tool may have set anything; what is no epoch that a database could hold proves nothing.
+        return self.last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= self.last_epoch
 
 
-def find(*pods: Pod) -> list[psutil.Process]:
-    """Every process of these pods. Each process of the machine is looked at once, however many pods they are.
+@dataclass(frozen=True, slots=True)
+class AllPods:
+    """Owns the agents of every workspace of one stack."""
 
-    Those that started others come before them.
-    """
-    last_epochs = {pod.workspace_id: pod.last_epoch for pod in pods}
-    session_ids = {pod.session_id for pod in pods if pod.session_id is not None}
+    state_dir: Path
+
+    def owns(self, process: psutil.Process) -> bool:
+        """See Owner."""
+        return process.environ().get(STATE_DIR_MARKER) == str(self.state_dir)
+
+
+def find(owner: Owner) -> list[psutil.Process]:
+    """Every process of the owner. Those that started others come before them."""
     found: set[psutil.Process] = set()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             children[process.ppid()].append(process)
-            if os.getsid(process.pid) in session_ids or _is_marked(process.environ(), last_epochs):
+            if owner.owns(process):
                 found.add(process)
     parents = list(found)
     while parents:
@@ -53,17 +114,17 @@ def find(*pods: Pod) -> list[psutil.Process]:
     return sorted(filter(_lives, found), key=_age)
 
 
+def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
+    """Whether the environment that the process was started with names this workspace and epoch."""
+    try:
+        environment = psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return False
+    return environment.get(WORKSPACE_MARKER) == workspace_id and environment.get(EPOCH_MARKER) == str(epoch)
+
+
 def _age(process: psutil.Process) -> tuple[float, int]:
     return process.create_time(), process.pid
-
-
-def _is_marked(environment: Mapping[str, str], last_epochs: Mapping[str, int | None]) -> bool:
-    workspace_id, epoch = environment.get(WORKSPACE_MARKER, ""), environment.get(EPOCH_MARKER, "")
-    if workspace_id not in last_epochs:
-        return False
-    last_epoch = last_epochs[workspace_id]
-    # A tool may have set anything; what is no epoch that a database could hold proves nothing.
-    return last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= last_epoch
 
 
 def leftovers(started: Collection[int]) -> list[psutil.Process]:
@@ -90,16 +151,16 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-async def end_all(*pods: Pod, grace_seconds: float, leftovers: Callable[[], list[psutil.Process]] = list) -> bool:
-    """Ends every process of these pods: asked first, unless the grace is 0, then killed. False: some were still there after all.
+async def end_all(owner: Owner, grace_seconds: float, leftovers: Callable[[], list[psutil.Process]] = list) -> bool:
+    """Ends every process of the owner: asks first, unless the grace is 0, then kills. False: some are still there.
 
-    `leftovers` are of whichever pods, and end with them.
+    `leftovers` may be of any pod, and end too.
     """
     known: set[psutil.Process] = set()
 
     def look() -> list[psutil.Process]:
         # What was found once is not lost when that by which it was found has ended.
-        known.update(find(*pods), leftovers())
+        known.update(find(owner), leftovers())
         return sorted(filter(_lives, known), key=_age)
 
     if grace_seconds:

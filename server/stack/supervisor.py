@@ -108,11 +108,24 @@ class Supervisor:
 
     def reap(self) -> None:
         """Clears away ended processes that became ours when their parent died; our own programs are waited for elsewhere."""
-        own = {*self.pids().values(), *(process.pid for process in self._leaving)}
+        own = self.own_pids()
         for child in psutil.Process().children():
             if child.pid not in own:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(child.pid, os.WNOHANG)
+
+    def own_pids(self) -> set[int]:
+        """The children that this process has started: its programs, and what runs in its own session.
+
+        A process that became a child when its parent died comes from a program, so from another
+        session.
+        """
+        own = {*self.pids().values(), *(process.pid for process in self._leaving)}
+        for child in psutil.Process().children():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(child.pid) == os.getsid(0):
+                    own.add(child.pid)
+        return own
 
     def pids(self) -> dict[str, int]:
         """Program → process id, of those that run."""

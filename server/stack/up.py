@@ -10,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -22,7 +22,8 @@ from server.auth.pod_tokens import new_key
 from server.bootstrap import END_WAITS, now, stop_signal
 from server.config import Settings, trust
 from server.core.errors import UnavailableError
-from server.fleet.local_pods import end_pods
+from server.fleet import processes
+from server.fleet.local_pods import end_every_pod
 from server.stack import demo, envoy, postgres
 from server.stack.demo import Demo
 from server.stack.edge_process import EdgeProcess
@@ -182,15 +183,11 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     await asyncio.gather(draining, supervisor.stop("fleet"))
     await supervisor.stop("envoy")
     edge.clear()
-    await asyncio.gather(_end_pods(settings.pods_dir), supervisor.stop(*supervisor.names("worker-")))
+    # When the fleet controller has ended, the agents that it started are children of this process.
+    ending_pods = end_every_pod(settings.state_dir, lambda: processes.leftovers(supervisor.own_pids()))
+    await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
     supervisor.reap()
-
-
-async def _end_pods(pods_dir: Path) -> None:
-    with suppress(FileNotFoundError):
-        # Not asked first: an agent that ends has nothing to commit any more, and hundreds that end in good order take their time.
-        await end_pods(*pods_dir.iterdir(), grace_seconds=0)
 
 
 @contextmanager

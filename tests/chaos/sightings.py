@@ -77,7 +77,7 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
 
 def defects(stack: Stack) -> Iterator[str]:
     """The lines of all its logs that tell of one."""
-    for path in sorted([stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("pods/*/log")]):
+    for path in sorted([stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]):
         for line in path.read_text(errors="replace").splitlines():
             if any(defect in line for defect in _DEFECTS):
                 yield f"{path.relative_to(stack.state_dir.parent)}: {line[:2000]}"

@@ -21,7 +21,7 @@ from server.core.runtime import AgentIdentity
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from tests.e2e import faults
-from tests.e2e.stack import ROOT, STOP_SECONDS, Stack, Workspace, eventually
+from tests.e2e.stack import STOP_SECONDS, Stack, Workspace, eventually
 from tests.e2e.test_life_cycle import running
 
 LEASE_SECONDS = 4
@@ -56,7 +56,7 @@ def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_lea
         end = faults.await_terminal(workspace, task_id)
         assert end["work_stopped"] == "yes"
         faults.assert_story(workspace, task_id, status=status, intent=status == "cancelled")
-        log = (short_leases.state_dir / "pods" / workspace.id / "log").read_text()
+        log = (short_leases.state_dir / "fleet" / workspace.id / "log").read_text()
         assert "the lease could not be renewed in time" in log
     faults.resume(left)
     faults.assert_next_task_works(left)
@@ -101,15 +101,15 @@ def agent_by_hand(workspace: Workspace, epoch: int, folder: Path, *, registers: 
     before = _address(workspace)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "server", "agent"],
-            cwd=ROOT,
+            [sys.executable, "-P", "-m", "server", "agent"],
+            cwd=folder,
             stdin=subprocess.PIPE,
             stderr=log,
             env={"PATH": os.environ["PATH"]},
         )
     try:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(_spec(workspace, epoch, folder)).encode())
+        process.stdin.write(json.dumps(_spec(workspace, epoch)).encode())
         process.stdin.close()
         if registers:
             eventually(lambda: _address(workspace) not in (before, None))
@@ -119,7 +119,7 @@ def agent_by_hand(workspace: Workspace, epoch: int, folder: Path, *, registers: 
         process.wait(STOP_SECONDS)
 
 
-def _spec(workspace: Workspace, epoch: int, folder: Path) -> dict[str, Any]:
+def _spec(workspace: Workspace, epoch: int) -> dict[str, Any]:
     key = (workspace.stack.state_dir / "control-plane.jwk").read_text()
     return {
         "workspace_id": workspace.id,
@@ -127,7 +127,6 @@ def _spec(workspace: Workspace, epoch: int, folder: Path) -> dict[str, Any]:
         "runtime_addresses": workspace.stack.worker_addresses(),
         "runtime_token": PodTokens(key).runtime_token(AgentIdentity(workspace.id, epoch)),
         "control_plane_public_key": public_key(key),
-        "files_dir": str(folder),
     }
 
 

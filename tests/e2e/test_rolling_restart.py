@@ -71,7 +71,7 @@ def restarts(stack: Stack) -> int:
     """How many are over."""
     said = stack.output.read_text()
     assert "given up" not in said, said
-    return said.count("rolling_restart_completed")
+    return said.count("rolling restart is over")
 
 
 def programs(stack: Stack) -> set[int]:
@@ -118,7 +118,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     for number in range(ROUNDS):
         # The next one is wanted while the one before goes on.
         os.kill(stack.pid, signal.SIGHUP)
-        eventually(lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1, ROUND_SECONDS)  # noqa: B023
+        eventually(lambda: stack.output.read_text().count("rolling restart begins") == done + number + 1, ROUND_SECONDS)  # noqa: B023
     eventually(lambda: restarts(stack) == done + ROUNDS, ROUND_SECONDS)
 
     calls, seconds = load.outcomes.calls.total() - calls, time.monotonic() - began

@@ -63,9 +63,9 @@ async def test_a_pod_whose_folder_was_deleted_fails_with_that_reason(fleet: Flee
     fleet.pods.files_are_there = False
     await fleet.look()
     assert fleet.pods.done == ["end 0"]
-    assert (await fleet.world.workspace(busy.id)).status_reason == "its folder was deleted"
+    assert (await fleet.world.workspace(busy.id)).status_reason == "its folder was deleted or replaced"
     ended = await fleet.world.task(busy.id, running.id)
-    assert (ended.status, ended.reason) == (TaskStatus.FAILED, "its folder was deleted")
+    assert (ended.status, ended.reason) == (TaskStatus.FAILED, "its folder was deleted or replaced")
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, PROVISIONING), (1, FAILED)])

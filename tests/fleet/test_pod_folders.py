@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,14 +31,13 @@ def workspace() -> Workspace:
 
 @pytest.fixture
 def pods(tmp_path: Path) -> LocalPods:
-    def spec_for(agent: AgentIdentity, files_dir: str) -> PodSpec:
+    def spec_for(agent: AgentIdentity) -> PodSpec:
         return PodSpec(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
             runtime_addresses=["127.0.0.1:1"],
             runtime_token="token",
             control_plane_public_key=public_key(new_key()),
-            files_dir=files_dir,
             # Ends the agent right after it has read its settings.
             model="none",
             model_timeout_seconds=1,
@@ -51,7 +51,7 @@ def pods(tmp_path: Path) -> LocalPods:
 
 @pytest.mark.parametrize("module", ["server/__init__.py", "select.py"])
 async def test_an_agent_runs_no_module_of_the_workspace(pods: LocalPods, workspace: Workspace, tmp_path: Path, module: str) -> None:
-    written = tmp_path / workspace.id / "files" / module
+    written = tmp_path / "pods" / workspace.id / "files" / module
     written.parent.mkdir(parents=True)
     written.write_text("raise SystemExit('taken from the workspace')")
 
@@ -62,34 +62,84 @@ async def test_an_agent_runs_no_module_of_the_workspace(pods: LocalPods, workspa
     assert "There is no model" in pods.last_words(workspace.id)
 
 
-async def test_a_pod_ends_also_when_a_tool_has_replaced_its_files(pods: LocalPods, workspace: Workspace, tmp_path: Path) -> None:
-    (tmp_path / workspace.id / "pid").mkdir(parents=True)
-    (tmp_path / workspace.id / "epoch").write_bytes(b"\xff")
-
-    # It ends; whether all that ran there has ended is not known, for what its files say proves nothing.
-    assert await pods.end(workspace, grace_seconds=0) is False
-    assert not pods.is_alive(workspace)
-    assert not pods.was_started(workspace)
+def _hard_link(path: Path) -> None:
+    """To a file of someone else's, on the same disk."""
+    secret = path.parents[2] / "secret"
+    secret.write_text("a secret line\n")
+    path.hardlink_to(secret)
 
 
-# What would hold whoever reads it, or fill its memory, or has it write elsewhere.
-@pytest.mark.parametrize("replace", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "endless"])
-@pytest.mark.parametrize("name", ["pid", "created", "epoch", "log"])
-async def test_a_file_that_a_tool_has_replaced_holds_nobody(
+def _folder(path: Path) -> None:
+    (path / "below").mkdir(parents=True)
+
+
+# What would block the reader, fill its memory, or lead it elsewhere.
+_REPLACEMENTS = pytest.mark.parametrize(
+    "replace",
+    [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), _hard_link, _folder],
+    ids=["pipe", "endless", "hard link", "folder"],
+)
+
+
+@_REPLACEMENTS
+@pytest.mark.parametrize("name", ["agent", "log"])
+async def test_a_record_that_was_replaced_blocks_nobody(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, name: str, replace: Callable[[Path], None]
 ) -> None:
-    folder = tmp_path / workspace.id
-    folder.mkdir()
-    (folder / "pid").write_text("1")
-    (folder / name).unlink(missing_ok=True)
+    folder = tmp_path / "fleet" / workspace.id
+    folder.mkdir(parents=True)
     replace(folder / name)
 
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
     assert pods.last_words(workspace.id) == ""
-    # It ends; whether all that ran there has ended is not known, for what its files say proves nothing.
-    assert await pods.end(workspace, grace_seconds=0) is False
+    # It ends. Whether all that ran there has ended is not known without the record of its agent.
+    assert await pods.end(workspace, grace_seconds=0) is (name == "log")
 
+    await _start_and_await_end(pods, workspace)
+    if replace is _hard_link:
+        assert (tmp_path / "secret").read_text() == "a secret line\n"
+
+
+@_REPLACEMENTS
+async def test_the_process_id_for_readers_is_a_plain_file_again(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, replace: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "pods" / workspace.id / "pid"
+    path.parent.mkdir(parents=True)
+    replace(path)
+
+    await _start_and_await_end(pods, workspace)
+
+    assert stat.S_ISREG(path.lstat().st_mode) and int(path.read_text()) > 1
+    if replace is _hard_link:
+        assert (tmp_path / "secret").read_text() == "a secret line\n"
+
+
+@pytest.mark.parametrize("replacement", ["link", "file"])
+@pytest.mark.parametrize("place", ["pods", "pods/{}", "pods/{}/files", "fleet", "fleet/{}"])
+async def test_what_is_in_the_place_of_a_folder_makes_way(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, place: str, replacement: str
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    path = tmp_path / place.format(workspace.id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if replacement == "link":
+        path.symlink_to(target)
+    else:
+        path.write_text("no folder")
+
+    assert not pods.is_alive(workspace) and not pods.was_started(workspace)
+    await pods.end(workspace, grace_seconds=0)
+    await _start_and_await_end(pods, workspace)
+
+    assert list(target.iterdir()) == []
+    assert stat.S_ISDIR(path.lstat().st_mode)
+
+
+async def _start_and_await_end(pods: LocalPods, workspace: Workspace) -> None:
+    """Of an agent that ends by itself; its log says why."""
     await pods.start(workspace)
     async with asyncio.timeout(30):
         await pods.ended(workspace)

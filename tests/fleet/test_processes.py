@@ -13,8 +13,8 @@ import pytest
 
 from server.core.ids import new_workspace_id
 from server.fleet import processes
-from server.fleet.processes import Pod
-from server.pod_process import WORKSPACE_MARKER
+from server.fleet.processes import AllPods, Pod
+from server.pod_process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
 # Says when it is ready, then waits; `{prelude}` is what it does before.
 WAIT = "import os, signal, subprocess, sys, time\n{prelude}\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
@@ -35,8 +35,8 @@ def workspace_id() -> str:
 def start() -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(workspace_id: str, prelude: str = "") -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, WORKSPACE_MARKER: workspace_id}
+    def begin(workspace_id: str, prelude: str = "", state_dir: Path = Path("/nowhere")) -> "subprocess.Popen[bytes]":
+        environment = {**os.environ, WORKSPACE_MARKER: workspace_id, STATE_DIR_MARKER: str(state_dir)}
         command = [sys.executable, "-c", WAIT.format(prelude=prelude)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
         started.append(process)
@@ -63,13 +63,12 @@ async def test_only_the_pods_own_processes_are_found(start: Start, workspace_id:
     assert other.poll() is None
 
 
-async def test_many_pods_end_together(start: Start) -> None:
-    ids = [new_workspace_id() for _ in range(3)]
-    for each in ids:
-        start(each, DEAF)
-    other = start(new_workspace_id())
-    assert await processes.end_all(*map(Pod, ids), grace_seconds=0.3) is True
-    assert processes.find(*map(Pod, ids)) == []
+async def test_all_pods_of_a_stack_end_together(start: Start, tmp_path: Path) -> None:
+    own = [start(new_workspace_id(), DEAF, state_dir=tmp_path) for _ in range(3)]
+    other = start(new_workspace_id(), state_dir=tmp_path / "other")
+    assert await processes.end_all(AllPods(tmp_path), grace_seconds=0.3) is True
+    assert processes.find(AllPods(tmp_path)) == []
+    assert all(process.wait(10) in (0, -signal.SIGKILL) for process in own)
     assert other.poll() is None
 
 

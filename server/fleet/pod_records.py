@@ -1,0 +1,126 @@
+"""What is on disk of each workspace's pods.
+
+`fleet/<workspace id>/` belongs to the controller:
+- `agent` holds the epoch that was started last, and its agent's process until that has ended.
+- `log` is the agents' log.
+
+`pods/<workspace id>/` belongs to tools, and no program of the stack believes what is in it:
+- `files/` is the agent's working directory, which outlives the agent.
+- `pid` holds the agent's process id, for readers.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from server.fleet import pod_files
+from server.fleet.processes import ProcessId
+
+_FLEET, _PODS, _FILES = "fleet", "pods", "files"
+_AGENT, _LOG, _PID = "agent", "log", "pid"
+_AGENT_TEXT = re.compile(r"([0-9]{1,18})(?: ([0-9]{1,9}) ([0-9]{1,18}))?")
+_LOG_TAIL_BYTES = 2_000
+
+
+class UnreadableError(Exception):
+    """There is a record, but not one that a controller has written."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """Which pod of a workspace was started last. It is a hint: tools can forge it."""
+
+    epoch: int
+    # None: not started yet, or known to have ended.
+    process: ProcessId | None = None
+
+
+class PodRecords:
+    """The folders of all workspaces."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._base = state_dir
+
+    def workspace_ids(self) -> list[str]:
+        """The workspaces that have had a pod."""
+        try:
+            with pod_files.opened(self._base, _FLEET) as folder:
+                return pod_files.names(folder)
+        except OSError:
+            return []
+
+    def read(self, workspace_id: str) -> AgentRecord | None:
+        """None: no pod was started. Raises UnreadableError."""
+        try:
+            with pod_files.opened(self._base, _FLEET, workspace_id) as folder:
+                text = pod_files.read(folder, _AGENT)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UnreadableError from error
+        match = _AGENT_TEXT.fullmatch(text)
+        if match is None:
+            raise UnreadableError
+        epoch, pid, started_at = match.groups()
+        return AgentRecord(int(epoch), ProcessId(int(pid), int(started_at)) if pid else None)
+
+    def write(self, workspace_id: str, record: AgentRecord) -> None:
+        """Replaces the record, and the process id that readers see. Raises OSError."""
+        process = record.process
+        with pod_files.made(self._base, _FLEET, workspace_id) as folder:
+            started = f" {process.pid} {process.started_at}" if process is not None else ""
+            pod_files.write(folder, _AGENT, f"{record.epoch}{started}")
+        if process is not None:
+            with pod_files.made(self._base, _PODS, workspace_id) as folder:
+                pod_files.write(folder, _PID, str(process.pid))
+
+    def note_end(self, workspace_id: str, last_epoch: int | None = None) -> None:
+        """Notes that the pod has ended, unless it is of a later epoch. Ignores OSError."""
+        try:
+            record = self.read(workspace_id)
+        except UnreadableError:
+            record = None
+        if record is not None and last_epoch is not None and record.epoch > last_epoch:
+            return
+        with suppress(OSError), pod_files.opened(self._base, _FLEET, workspace_id) as folder:
+            # Removed first: that works on a full disk, too.
+            pod_files.remove(folder, _AGENT)
+            if record is not None:
+                pod_files.write(folder, _AGENT, str(record.epoch))
+        with suppress(OSError), pod_files.opened(self._base, _PODS, workspace_id) as folder:
+            pod_files.remove(folder, _PID)
+
+    @contextmanager
+    def made_files(self, workspace_id: str) -> Iterator[int]:
+        """The descriptor of the agent's working directory; creates what is missing. Raises OSError."""
+        with pod_files.made(self._base, _PODS, workspace_id, _FILES) as files:
+            yield files
+
+    @contextmanager
+    def files(self, workspace_id: str) -> Iterator[int]:
+        """The descriptor of the agent's working directory. Raises OSError when it is no folder."""
+        with pod_files.opened(self._base, _PODS, workspace_id, _FILES) as files:
+            yield files
+
+    def open_log(self, workspace_id: str) -> BinaryIO:
+        """The agents' log, to append to. Raises OSError."""
+        with pod_files.made(self._base, _FLEET, workspace_id) as folder:
+            return pod_files.open_log(folder, _LOG)
+
+    def last_log_line(self, workspace_id: str) -> str:
+        """Empty when there is none."""
+        try:
+            with (
+                pod_files.opened(self._base, _FLEET, workspace_id) as folder,
+                pod_files.open_plain(folder, _LOG, os.O_RDONLY) as log,
+            ):
+                log.seek(0, os.SEEK_END)
+                log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
+                lines = log.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""

@@ -1,0 +1,27 @@
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server.core.workspace import Workspace
+from server.fleet import processes
+from server.fleet.local_pods import LocalPods
+from server.fleet.processes import Pod
+from tests.core.world import workspace
+from tests.fleet.small_agent import AGENT, spec_for
+
+
+@pytest.fixture
+def at() -> Workspace:
+    return workspace(epoch=3)
+
+
+@pytest.fixture
+async def pods(tmp_path: Path, at: Workspace, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalPods]:
+    program = tmp_path / "agent"
+    program.write_text(AGENT)
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    yield LocalPods(tmp_path, spec_for)
+    await processes.end_all(Pod(at.id), grace_seconds=0)
