@@ -24,7 +24,6 @@ from server.auth.sessions import JwkSet, Sessions
 from server.config import Settings
 from server.core import trace
 from server.core.bounds import Bounds
-from server.core.ports import unlimited
 from server.core.runtime import AgentIdentity, Runtime
 from server.crash_points import CrashPoints, kind_of, replaced
 from server.fleet import processes
@@ -109,7 +108,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
         runtime = Runtime(store, now, settings.lease_seconds)
         limits = _rate_limits(settings)
-        public = WorkspaceServicer(store, agents, wakeups, now, limits.spend_cancel if limits is not None else unlimited)
+        public = WorkspaceServicer(store, agents, wakeups, now)
         if settings.crash_points_dir is not None:
             points = CrashPoints(settings.crash_points_dir)
             runtime = points.armed(runtime, commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction")

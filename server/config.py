@@ -50,12 +50,12 @@ class Settings(BaseSettings):
     # When set, a request's host must be `<org slug>.<public domain>` of its credential's organization.
     public_domain: str = ""
 
-    # Whether calls are limited: a credential's, and the cancellations of a workspace. Each worker keeps its own count, so over all
-    # of them up to WORKERS times as much is served; what is within a limit is never refused.
+    # Whether the calls of each credential are limited. Each worker keeps its own count, so all of them together serve up to WORKERS
+    # times as much. A call within the limit is never refused.
     rate_limit: bool = True
     rate_limit_per_second: int = Field(100, ge=1)
     rate_limit_burst: int = Field(200, ge=1)
-    # CancelTask, a credential and a workspace.
+    # CancelTask, a credential.
     cancel_limit_per_second: int = Field(50, ge=1)
     cancel_limit_burst: int = Field(100, ge=1)
 

@@ -1,7 +1,8 @@
-"""How many calls are served: of a credential, and of cancellations in a workspace. Each worker counts for itself.
+"""Limits the calls of each credential. Each worker counts for itself.
 
-A limit is there to keep one customer's runaway loop from slowing everyone else down, so each bucket is spent only by calls that
-could be that customer's own. Cancellations have buckets of their own: a credential that has spent all its reads can still cancel.
+A limit keeps one caller's runaway loop from slowing down everyone else. Every bucket belongs to one credential, so a loop
+spends only its own allowance: the others can still cancel, in the same workspace too. CancelTask has buckets of its own, so a
+credential that has spent its reads can still cancel.
 """
 
 import math
@@ -15,7 +16,6 @@ from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
 from server.api import call as calls
 from server.api.interceptors import Context, Interceptor
 from server.core import errors
-from server.core.caller import Permission
 
 _CANCEL_TASK = "/evershell.workspace.v1.WorkspaceService/CancelTask"
 # More than a worker serves calls in the two seconds in which an empty bucket fills, so that what is forgotten, the longest unused
@@ -42,7 +42,7 @@ class _Buckets:
             store=MemoryStore(options={"MAX_SIZE": _MAX_BUCKETS}),
         )
 
-    def spend(self, key: str, subject: str, **facts: Any) -> None:
+    def spend(self, key: str, subject: str) -> None:
         """Takes one from the bucket. Raises Failure rate_limited when it is empty; nothing is then taken."""
         found = self._throttled.limit(key)
         if found.limited:
@@ -53,7 +53,6 @@ class _Buckets:
                 retry_after_seconds,
                 limit_per_second=self._rate.per_second,
                 limit_burst=self._rate.burst,
-                **facts,
             )
 
 
@@ -63,7 +62,6 @@ class RateLimits(Interceptor):
     def __init__(self, calls_rate: Rate, cancels_rate: Rate) -> None:
         self._calls = _Buckets(calls_rate)
         self._cancels = _Buckets(cancels_rate)
-        self._workspace_cancels = _Buckets(cancels_rate)
 
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """See Interceptor. A stream counts once, when it is opened."""
@@ -76,13 +74,3 @@ class RateLimits(Interceptor):
             else:
                 self._calls.spend(key, "Your credential has called")
         return await proceed()
-
-    def spend_cancel(self, permission: Permission, workspace_id: str) -> None:
-        """Implements ports.CancelLimit.
-
-        Whether the caller may cancel there is known only when it is done, so the bucket is that of the caller's organization and,
-        where they hold `:own` alone, of the caller: guesses at what is not theirs lock nobody out.
-        """
-        owner = permission.caller.actor_id if permission.own_only else ""
-        key = f"{permission.caller.org_id}\n{workspace_id}\n{owner}"
-        self._workspace_cancels.spend(key, f"CancelTask was called for workspace {workspace_id}", workspace_id=workspace_id)

@@ -11,7 +11,7 @@ from server.api import codec
 from server.api.call import caller, current, say_ok
 from server.core import tasks, watch_events, workspaces
 from server.core.cancel_task import cancel_task
-from server.core.ports import Agents, CancelLimit, Clock, Store, Wakeups, unlimited
+from server.core.ports import Agents, Clock, Store, Wakeups
 from server.core.validation import Page
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -25,13 +25,12 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     agents: Agents
     wakeups: Wakeups
     clock: Clock
-    cancel_limit: CancelLimit = unlimited
 
     async def CancelTask(  # noqa: N802
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
         wanted = codec.decode_cancel(request, current().request_id)
-        result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock, self.cancel_limit)
+        result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock)
         if wanted.wait_seconds is not None and result.saw_end:
             await say_ok(context)
         return codec.encode_cancel(result)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from server.core import deadline, errors
 from server.core.caller import Caller, Permission
 from server.core.errors import AgentUnreachableError, UnavailableError
-from server.core.ports import Agents, CancelLimit, Clock, RecordedCancellation, Store, Wakeups, unlimited
+from server.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
 from server.core.task import CancelIntent, Task
 from server.core.validation import MAX_REASON_CHARACTERS, Fields
 
@@ -72,21 +72,14 @@ class CancelResult:
 
 
 async def cancel_task(
-    caller: Caller,
-    request: CancelTask,
-    store: Store,
-    agents: Agents,
-    wakeups: Wakeups,
-    clock: Clock,
-    limit: CancelLimit = unlimited,
+    caller: Caller, request: CancelTask, store: Store, agents: Agents, wakeups: Wakeups, clock: Clock
 ) -> CancelResult:
     """Records the cancellation, then signals the agent, then waits for the end if that was asked for.
 
-    Raises Failure: permission_denied, rate_limited, workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped,
+    Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped,
     workspace_failed; agent_unreachable when the intent is recorded and the signal did not arrive in time.
     """
     permission = caller.permission("workspace:write")
-    limit(permission, request.workspace_id)
     intent = _intent(caller, request, clock)
     found = await store.record_cancellation(permission, request.workspace_id, request.task_id or None, intent)
     outcome = _judge(permission, request, found)

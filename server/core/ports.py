@@ -13,12 +13,6 @@ from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace
 
 Clock = Callable[[], datetime]
-# Counts a cancellation in a workspace, by a caller whom the permission may let cancel there. Raises Failure rate_limited.
-CancelLimit = Callable[[Permission, str], None]
-
-
-def unlimited(permission: Permission, workspace_id: str) -> None:
-    """The limit that is none."""
 
 
 @dataclass(frozen=True, slots=True)

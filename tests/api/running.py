@@ -155,9 +155,8 @@ async def running(
     metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
-    cancel_limit = [rate_limits.spend_cancel] if rate_limits is not None else []
     server = Server(
-        WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock, *cancel_limit),
+        WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
         Authentication(authenticator, POD_TOKENS, host_binding),
         rate_limits=rate_limits,

@@ -1,7 +1,8 @@
 """How many calls are served, by a clock that is set by hand."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -9,11 +10,13 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from grpc_health.v1 import health_pb2
 from throttled import utils
 
+from server.api import call as calls
+from server.api.call import Call
 from server.api.rate_limits import Rate, RateLimits
 from server.core.caller import Caller
 from server.core.errors import Failure
 from tests.api.running import INTERNAL, OBSERVER, PUBLIC, READER, Failed, Running, agent_bearer, bearer, running
-from tests.core.world import ORG, World, caller
+from tests.core.world import World, caller
 
 CALLS, CANCELS = Rate(100, 20), Rate(50, 10)
 
@@ -124,15 +127,26 @@ async def test_a_refused_cancellation_records_nothing(server: Running, world: Wo
     assert world.agents.cancelled == []
 
 
-async def test_the_cancellations_of_a_workspace_are_limited_whoever_makes_them(server: Running, world: World) -> None:
+async def test_a_loop_on_wrong_tasks_takes_nothing_from_others_in_the_same_workspace(server: Running, world: World) -> None:
     busy, running = await world.add_busy()
+    wrong = messages.CancelTaskRequest(workspace_id=busy.id, task_id="task_wrong").SerializeToString()
+    assert await served(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong)) == 10
     assert await served(cancelling(server, busy.id)) == 10
-    seen = await cancelling(server, busy.id, OBSERVER)()
-    assert isinstance(seen, Failed) and seen.slug == "rate_limited"
-    assert (seen.details["ErrorInfo"].metadata["workspace_id"], busy.id in seen.message) == (busy.id, True)
     assert world.agents.cancelled == [running.id] * 10
-    other, _ = await world.add_busy()
-    assert await served(cancelling(server, other.id, OBSERVER)) == 9
+
+
+async def test_a_loop_on_the_right_task_takes_nothing_from_others_either(server: Running, world: World) -> None:
+    busy, running = await world.add_busy()
+    assert await served(cancelling(server, busy.id, OBSERVER)) == 10
+    assert await served(cancelling(server, busy.id)) == 10
+    assert world.agents.cancelled == [running.id] * 20
+
+
+async def test_a_loop_over_workspaces_has_one_allowance(server: Running, world: World) -> None:
+    first, _ = await world.add_busy()
+    second, _ = await world.add_busy()
+    assert await served(cancelling(server, first.id)) == 10
+    assert await served(cancelling(server, second.id)) == 0
 
 
 async def test_what_does_not_authenticate_is_not_counted(server: Running) -> None:
@@ -155,47 +169,37 @@ async def test_a_stream_counts_once(server: Running, world: World) -> None:
     call.cancel()
 
 
-def spent(limits: RateLimits, by: Caller, workspace_id: str = "ws_1") -> int:
-    """How many cancellations in the workspace are let through."""
-    permission = by.permission("workspace:write")
+async def spent(limits: RateLimits, by: Caller) -> int:
+    """How many cancellations of this caller are let through."""
+
+    async def proceed() -> None:
+        pass
+
+    details, context = SimpleNamespace(method=PUBLIC + "CancelTask"), SimpleNamespace()
+    calls.begin(Call(method=details.method, request_id="req_1", is_rest=False, metadata={}, caller=by))
     for count in range(50):
         try:
-            limits.spend_cancel(permission, workspace_id)
+            await limits.around(cast(Any, details), cast(Any, context), proceed)
         except Failure as failure:
-            assert (failure.code, failure.details["workspace_id"]) == ("rate_limited", workspace_id)
+            assert failure.code == "rate_limited"
             return count
     return 50
 
 
-def test_the_cancellations_of_a_workspace_are_limited_over_all_credentials(limits: RateLimits) -> None:
-    assert spent(limits, caller("workspace:write", actor_id="user_1")) == 10
-    assert spent(limits, caller("workspace:write", actor_id="user_2")) == 0
-    assert spent(limits, caller("workspace:write", actor_id="user_2"), "ws_2") == 10
+async def test_each_credential_has_a_bucket_and_a_users_sessions_share_one(limits: RateLimits) -> None:
+    assert await spent(limits, caller("workspace:write", actor_id="user_1")) == 10
+    assert await spent(limits, caller("workspace:write:own", actor_id="user_1")) == 0
+    assert await spent(limits, caller("workspace:write", actor_id="user_2")) == 10
+    assert await spent(limits, caller("workspace:write", org_id="org_b", actor_id="user_1")) == 10
 
 
-def test_whoever_may_not_cancel_there_locks_nobody_out(limits: RateLimits) -> None:
-    """Another organization, and a member who holds `:own` alone and may or may not be the creator."""
-    assert spent(limits, caller("workspace:write", org_id="org_b")) == 10
-    assert spent(limits, caller("workspace:write:own", actor_id="user_2")) == 10
-    assert spent(limits, caller("workspace:write:own", actor_id="user_1")) == 10
-    assert spent(limits, caller("workspace:write", org_id=ORG)) == 10
-
-
-async def test_a_credential_that_may_not_cancel_spends_nothing_of_the_workspaces(server: Running, world: World) -> None:
-    busy, _ = await world.add_busy()
-    for _ in range(10):
-        seen = await cancelling(server, busy.id, READER)()
-        assert isinstance(seen, Failed) and seen.slug == "permission_denied"
-    assert await served(cancelling(server, busy.id)) == 10
-
-
-def test_the_memory_of_many_callers_is_bounded(clock: Monotonic, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_of_many_callers_is_bounded(clock: Monotonic, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was used the longest ago is forgotten; a busy bucket is not."""
     monkeypatch.setattr("server.api.rate_limits._MAX_BUCKETS", 100)
     limits = RateLimits(CALLS, CANCELS)
-    by = caller("workspace:write")
-    assert spent(limits, by, "ws_first") == spent(limits, by, "ws_busy") == 10
+    first, busy = caller("workspace:write", actor_id="first"), caller("workspace:write", actor_id="busy")
+    assert await spent(limits, first) == await spent(limits, busy) == 10
     for number in range(99):
-        limits.spend_cancel(by.permission("workspace:write"), f"ws_{number}")
-        assert spent(limits, by, "ws_busy") == 0
-    assert spent(limits, by, "ws_first") == 10
+        assert await spent(limits, caller("workspace:write", actor_id=f"user_{number}")) == 10
+        assert await spent(limits, busy) == 0
+    assert await spent(limits, first) == 10

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.stack import Stack, Workspace
 from tests.e2e.wires import Failed, grpc_failure, rest_failure
 
-BURST, CANCEL_BURST, WORKERS = 20, 10, 2
+BURST, CANCEL_BURST, WORKERS = 20, 60, 2
 RETRY_AFTER_SECONDS = 1
 # Slow enough that the bucket does not fill while a test empties it.
 ENVIRONMENT = {
@@ -44,11 +44,12 @@ def read(stack: Stack, wire: str, token: str) -> Call:
     return calling(stack, wire, token, "GetWorkspace", "GET", "", stack.ready["demo"]["workspace_id"])
 
 
-def cancel(stack: Stack, wire: str, token: str, workspace_id: str) -> Call:
-    return calling(stack, wire, token, "CancelTask", "POST", "/task/cancel", workspace_id)
+def cancel(stack: Stack, wire: str, token: str, workspace_id: str, task_id: str = "") -> Call:
+    path = f"/tasks/{task_id}/cancel" if task_id else "/task/cancel"
+    return calling(stack, wire, token, "CancelTask", "POST", path, workspace_id, **({"task_id": task_id} if task_id else {}))
 
 
-def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: str, workspace_id: str) -> Call:
+def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: str, workspace_id: str, **fields: str) -> Call:
     def over_rest() -> Failed | None:
         response = stack.rest(token).call(method, f"/v1/workspaces/{workspace_id}{suffix}")
         failed = rest_failure(response) if response.status_code >= 400 else None
@@ -58,7 +59,7 @@ def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: 
 
     def over_grpc() -> Failed | None:
         try:
-            stack.grpc(token).call(rpc, workspace_id=workspace_id)
+            stack.grpc(token).call(rpc, workspace_id=workspace_id, **fields)
         except grpc.RpcError as error:
             return grpc_failure(error)
         return None
@@ -104,6 +105,17 @@ def test_a_loop_of_cancellations_leaves_reads_and_other_workspaces_alone(limited
     # It was not there to be cancelled, and whoever guessed at it spent nothing of those who could have.
     seen = cancel(limited, wire, other, f"ws_{wire}")()
     assert seen is not None and seen.slug == "workspace_not_found"
+
+
+def test_a_loop_on_a_wrong_task_blocks_no_one_elses_cancellation(limited: Stack) -> None:
+    """In the same workspace: the loop has emptied its own buckets on both workers, and 60 calls are within the owner's limit."""
+    workspace_id = limited.ready["demo"]["workspace_id"]
+    loop = cancel(limited, "grpc", "full_access", workspace_id, "task_wrong")
+    seen = loop()
+    assert seen is not None and seen.slug == "task_not_found"
+    spend(loop, CANCEL_BURST - 1)
+    owner = cancel(limited, "rest", "owner", workspace_id)
+    assert [owner() for _ in range(CANCEL_BURST)] == [None] * CANCEL_BURST
 
 
 def test_a_stack_without_limits_has_none(stack: Stack, workspace: Workspace) -> None:

@@ -57,7 +57,7 @@ class Error(_message.Message):
         invalid_state: Error._ErrorCode.ValueType  # 10
         """The thing is not in a state that allows this. Example: ResumeWorkspace while the workspace is still stopping."""
         rate_limited: Error._ErrorCode.ValueType  # 11
-        """The credential or the workspace has used up its calls for now. Example: 300 calls within one second."""
+        """The credential has used up its calls for now. Example: 300 calls within one second."""
         agent_unreachable: Error._ErrorCode.ValueType  # 12
         """The workspace's agent did not answer in time; what was recorded stays and is delivered. Example: the agent's process is frozen."""
         unavailable: Error._ErrorCode.ValueType  # 13
@@ -113,7 +113,7 @@ class Error(_message.Message):
     invalid_state: Error.ErrorCode.ValueType  # 10
     """The thing is not in a state that allows this. Example: ResumeWorkspace while the workspace is still stopping."""
     rate_limited: Error.ErrorCode.ValueType  # 11
-    """The credential or the workspace has used up its calls for now. Example: 300 calls within one second."""
+    """The credential has used up its calls for now. Example: 300 calls within one second."""
     agent_unreachable: Error.ErrorCode.ValueType  # 12
     """The workspace's agent did not answer in time; what was recorded stays and is delivered. Example: the agent's process is frozen."""
     unavailable: Error.ErrorCode.ValueType  # 13
