@@ -56,7 +56,7 @@ class TokenVerifier:
                 warnings.simplefilter("ignore", SecurityWarning)
                 claims = jwt.decode(token, self._key, algorithms=["EdDSA", "Ed25519"]).claims
             self._claims.validate(claims)
-        except (JoseError, ValueError, TypeError) as error:
+        except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidTokenError(f"The token is not valid: {error}.") from error
         if not now < claims["exp"] <= now + MAX_TOKEN_SECONDS + _CLOCK_SKEW_SECONDS:
             raise InvalidTokenError("The token has expired, or lives too long.")

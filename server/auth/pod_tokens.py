@@ -14,12 +14,15 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
 from server.core import errors
+from server.core.caller import is_name
 from server.core.runtime import AgentIdentity
 
 ISSUER = "evershell"
 RUNTIME_AUDIENCE = "runtime"
 AGENT_AUDIENCE = "agent"
 SIGNAL_TOKEN_SECONDS = 60
+# PostgreSQL's bigint.
+_MAX_EPOCH = 2**63 - 1
 _HEADER = {"alg": "Ed25519", "typ": "JWT"}
 
 
@@ -69,8 +72,12 @@ class PodTokens:
     def _verify(self, token: str) -> AgentIdentity:
         try:
             claims = jwt.decode(token, self._key, algorithms=["Ed25519"]).claims
-        except (JoseError, ValueError) as error:
+        except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise errors.unauthenticated("The runtime token is not valid.") from error
         if claims.get("iss") != ISSUER or claims.get("aud") != RUNTIME_AUDIENCE:
             raise errors.unauthenticated("The token is not a runtime token.")
-        return AgentIdentity(str(claims["workspace_id"]), int(claims["epoch"]))
+        workspace_id, epoch = claims.get("workspace_id"), claims.get("epoch")
+        # A bool is an int, too.
+        if not is_name(workspace_id) or type(epoch) is not int or not 1 <= epoch <= _MAX_EPOCH:
+            raise errors.unauthenticated("The runtime token names no workspace or no epoch.")
+        return AgentIdentity(workspace_id, epoch)

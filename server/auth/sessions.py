@@ -1,23 +1,27 @@
 """Session tokens: JWTs (RFC 7519) of the platform's identity provider, verified against its JWK set (RFC 7517)."""
 
 import asyncio
+import hashlib
 import json
+import math
 import time
 import urllib.request
 import warnings
-from base64 import urlsafe_b64decode
 from contextlib import suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from cachetools import TTLCache
-from joserfc import jwt
+from cachetools import LRUCache, TTLCache
+from joserfc import jws, jwt
 from joserfc.errors import ExpiredTokenError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key, KeySet
+from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
 
 from server.core import errors
-from server.core.caller import Caller, CredentialKind
+from server.core.caller import MAX_NAME_BYTES, Caller, CredentialKind, is_name
+from server.core.errors import Failure
 
 # `EdDSA` is what RFC 8037 calls the algorithm that RFC 9864 calls `Ed25519`; providers send either.
 ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
@@ -25,6 +29,15 @@ ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
 LEEWAY_SECONDS = 5
 # A token that was verified is not verified again for this long, nor beyond its `exp`.
 CACHE_SECONDS = 60.0
+# How long a wrong signature is remembered; a key that the provider replaces under its old `kid` may make it right.
+_FORGED_SECONDS = 10.0
+_MAX_CACHED_TOKENS = 10_000
+# Wrong signatures that are verified in a second. One takes up to 130 µs, so they have an eighth of the worker's time at most.
+FORGERIES_PER_SECOND = 1_000
+# There is one bucket for all of them.
+_ALL = "all"
+# The end of the year 9999, the last that RFC 3339 can write.
+_MAX_TIME = 253_402_300_799
 # An unknown `kid` has the set read again, but not more often than this: anyone can send unknown ones.
 _REFRESH_SECONDS = 10.0
 _MAX_AGE_SECONDS = 300.0
@@ -90,8 +103,20 @@ def _import_keys(content: bytes) -> list[Key]:
     return keys
 
 
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A token whose signature was right, and until when that is taken for granted, in seconds since 1970."""
+
+    caller: Caller
+    until: float
+
+
 class Sessions:
-    """Who calls with a session token."""
+    """Who calls with a session token.
+
+    Anyone can send any number of bad tokens. What is cheap to check is checked before the signature, the memory of bad tokens is
+    apart from that of good ones, and wrong signatures get a bounded share of the worker's time.
+    """
 
     def __init__(self, keys: JwkSet, issuer: str, audience: str) -> None:
         # The older name of an algorithm that is accepted on purpose is not worth a warning a process.
@@ -105,41 +130,68 @@ class Sessions:
             sub={"essential": True},
             org_id={"essential": True},
         )
-        self._callers: TTLCache[str, tuple[Caller, float]] = TTLCache(maxsize=10_000, ttl=CACHE_SECONDS)
+        # By SHA-256, so that a long token takes no more memory than a short one.
+        self._verified: LRUCache[bytes, _Verified] = LRUCache(maxsize=_MAX_CACHED_TOKENS)
+        self._forged: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS)
+        self._forgeries = Throttled(
+            using=RateLimiterType.GCRA.value,
+            quota=per_sec(FORGERIES_PER_SECOND, burst=FORGERIES_PER_SECOND),
+            store=MemoryStore(),
+        )
 
     async def authenticate(self, token: str) -> Caller:
-        """The token's caller. Raises Failure unauthenticated; UnavailableError."""
-        cached = self._callers.get(token)
-        if cached is not None and time.time() < cached[1]:
-            return cached[0]
-        claims = await self._verify(token)
-        caller = _caller(claims)
-        self._callers[token] = (caller, float(claims["exp"]))
-        return caller
-
-    async def _verify(self, token: str) -> dict[str, Any]:
+        """The token's caller. Raises Failure unauthenticated, rate_limited; UnavailableError."""
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._verified.get(digest)
+        if known is not None and time.time() < known.until:
+            return known.caller
+        if digest in self._forged:
+            raise _invalid()
         try:
-            kid = json.loads(_first_part(token)).get("kid")
+            signed = jws.extract_compact(token.encode())
+            claims = json.loads(signed.payload)
+            self._claims.validate(claims)
+            caller = _caller(claims)
+            kid = signed.headers().get("kid")
             keys = await self._keys.get(kid if isinstance(kid, str) else None)
-            verified = jwt.decode(token, keys, algorithms=ALGORITHMS)
-            self._claims.validate(verified.claims)
+            # A token that was good before is verified again whatever others send.
+            if known is None:
+                self._check_forgeries()
+            if not jws.validate_compact(signed, keys, ALGORITHMS):
+                self._note_forgery(digest)
+                raise _invalid()
         except ExpiredTokenError as error:
             raise errors.unauthenticated("The session token has expired.") from error
-        except (JoseError, ValueError, AttributeError, RecursionError) as error:
-            # Anyone can send a token that is nested deeper than a parser goes.
-            raise errors.unauthenticated("The session token is not valid.") from error
-        return verified.claims
+        except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            # Among them: what is no JSON object, and what is nested deeper than a parser goes.
+            raise _invalid() from error
+        self._verified[digest] = _Verified(caller, min(float(claims["exp"]), time.time() + CACHE_SECONDS))
+        return caller
+
+    def _check_forgeries(self) -> None:
+        state = self._forgeries.peek(_ALL)
+        if state.remaining == 0:
+            message = "A session token that is new here cannot be verified now: too many with a wrong signature are being sent."
+            raise errors.rate_limited(message, max(1, math.ceil(state.retry_after)))
+
+    def _note_forgery(self, digest: bytes) -> None:
+        self._forgeries.limit(_ALL)
+        self._verified.pop(digest, None)
+        self._forged[digest] = True
 
 
-def _first_part(token: str) -> bytes:
-    head = token.split(".", 1)[0]
-    return urlsafe_b64decode(head + "=" * (-len(head) % 4))
+def _invalid() -> Failure:
+    return errors.unauthenticated("The session token is not valid.")
 
 
 def _caller(claims: dict[str, Any]) -> Caller:
-    subject, org_id, permissions = claims["sub"], claims["org_id"], claims.get("permissions", [])
-    if not isinstance(subject, str) or not subject or not isinstance(org_id, str) or not org_id:
-        raise errors.unauthenticated("The session token names no user or no organization.")
-    if not isinstance(permissions, list) or not all(isinstance(scope, str) for scope in permissions):
+    """The caller that the claims name. Raises Failure unauthenticated."""
+    if not all(0 <= claims[name] <= _MAX_TIME for name in ("exp", "nbf", "iat") if name in claims):
+        raise errors.unauthenticated("The session token's times are not within the years 1970 to 9999.")
+    subject, org_id, scopes = claims["sub"], claims["org_id"], claims.get("permissions", [])
+    if not is_name(subject) or not is_name(org_id):
+        message = f"The session token's `sub` and `org_id` must be 1 to {MAX_NAME_BYTES} bytes of printable text."
+        raise errors.unauthenticated(message)
+    if not isinstance(scopes, list) or not all(is_name(scope) for scope in scopes):
         raise errors.unauthenticated("The session token's `permissions` is not a list of scopes.")
-    return Caller(org_id=org_id, actor_id=subject, credential_kind=CredentialKind.SESSION, scopes=frozenset(permissions))
+    return Caller(org_id=org_id, actor_id=subject, credential_kind=CredentialKind.SESSION, scopes=frozenset(scopes))

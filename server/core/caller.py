@@ -2,9 +2,23 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeGuard
 
 from server.core import errors
 from server.core.workspace import Workspace
+
+# OpenID Connect gives a subject no more, and PostgreSQL indexes a workspace by its organization and its creator.
+MAX_NAME_BYTES = 255
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether a credential may name an organization, a user or a scope so: 1 to 255 bytes of printable text in UTF-8.
+
+    Excludes what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and format characters).
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_BYTES:
+        return False
+    return value.isprintable() and len(value.encode()) <= MAX_NAME_BYTES
 
 
 class CredentialKind(StrEnum):

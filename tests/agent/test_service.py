@@ -23,6 +23,8 @@ async def test_only_the_control_planes_fresh_tokens_open(control_plane: ControlP
         control_plane.token(exp="soon"),
         sign(type(control_plane.key).generate_key("Ed25519"), claims),
         "nonsense",
+        # A header that is a list.
+        "WyJhbGciXQ.e30.AA",
     ]
     request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id="t1")
     for metadata in [(), *(control_plane.metadata(token) for token in refused)]:

@@ -1,5 +1,6 @@
 """Which credential opens which service."""
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,9 +10,12 @@ from evershell.workspace.v1 import workspace_service_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from server.auth.authenticator import HostBinding
+from server.auth.api_keys import ApiKeys
+from server.auth.authenticator import Authenticator, HostBinding
+from server.auth.sessions import JwkSet, Sessions
 from server.core.workspace import WorkspaceStatus
-from tests.api.running import INTERNAL, POD_TOKENS, PUBLIC, READER, Failed, Running, agent_bearer, bearer, running
+from tests.api.running import INTERNAL, POD_TOKENS, PUBLIC, READER, Failed, Running, agent_bearer, bearer, find_key, running
+from tests.auth.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.core.world import ORG, World
 
 PUBLIC_METHODS = [method.name for method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods]
@@ -48,6 +52,22 @@ async def test_a_credential_that_is_not_good_opens_nothing(server: Running, meta
         assert isinstance(seen, Failed)
         # The identity provider cannot be read here, so a session token may be told so.
         assert seen.slug == "unauthenticated" or (seen.slug == "unavailable" and metadata[0][1].startswith("Bearer eyJ"))
+
+
+@pytest.mark.parametrize("claims", [{"exp": 10**400}, {"sub": "a\0"}, {"org_id": "\ud800"}, {"sub": "a" * 3_000}])
+async def test_a_signed_token_whose_claims_cannot_be_is_refused_at_the_door(
+    world: World, tmp_path: Path, claims: dict[str, Any]
+) -> None:
+    jwks = tmp_path / "jwks.json"
+    jwks.write_text(jwk_set(EC))
+    authenticator = Authenticator(ApiKeys(find_key), Sessions(JwkSet(str(jwks)), ISSUER, AUDIENCE))
+    scopes = ["workspace:write", "tasks:write"]
+    async with running(world, authenticator=authenticator) as server:
+        good = await server.raw(PUBLIC + "CreateWorkspace", bearer(token("ES256", permissions=scopes)))
+        assert isinstance(good, bytes)
+        for method in ("CreateWorkspace", "CancelTask"):
+            bad = await unauthenticated(server, PUBLIC + method, bearer(token("ES256", permissions=scopes, **claims)))
+            assert (bad.code, bad.slug) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
 
 
 @pytest.mark.parametrize("method", INTERNAL_METHODS)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from joserfc import jwt
+from joserfc import jws
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
@@ -45,4 +45,5 @@ def token(algorithm: str = "RS256", key: Key | None = None, kid: str | None = ""
         del header["kid"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)
-        return jwt.encode(header, claims(**changes), key, algorithms=[algorithm])
+        # As JSON in ASCII, in which a provider can send what UTF-8 cannot: half of a surrogate pair.
+        return jws.serialize_compact(header, json.dumps(claims(**changes)), key, algorithms=[algorithm])

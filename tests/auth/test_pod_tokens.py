@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cachetools import TTLCache
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import OKPKey
 
 from server.auth import pod_tokens
@@ -29,7 +29,7 @@ def refused(tokens: PodTokens, bad: str) -> None:
 
 
 def signed(claims: dict[str, Any], key: str = KEY, algorithm: str = "Ed25519") -> str:
-    return jwt.encode({"alg": algorithm}, claims, OKPKey.import_key(json.loads(key)), algorithms=[algorithm])
+    return jws.serialize_compact({"alg": algorithm}, json.dumps(claims), OKPKey.import_key(json.loads(key)), algorithms=[algorithm])
 
 
 @pytest.fixture
@@ -66,11 +66,31 @@ def test_a_wrong_claim_is_refused(tokens: PodTokens, changes: dict[str, object])
     refused(tokens, signed({**GOOD, **changes}))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"epoch": epoch} for epoch in (None, "3", "three", 3.0, True, [3], 0, -1, 2**63, 10**400)),
+        *({"workspace_id": workspace_id} for workspace_id in (None, "", 7, ["ws_1"], "ws\0", "\ud800", "w" * 256)),
+    ],
+)
+def test_a_token_without_a_workspace_or_an_epoch_is_refused(tokens: PodTokens, changes: dict[str, object]) -> None:
+    refused(tokens, signed({**GOOD, **changes}))
+
+
+@pytest.mark.parametrize("missing", ["epoch", "workspace_id"])
+def test_a_token_that_lacks_a_claim_is_refused(tokens: PodTokens, missing: str) -> None:
+    refused(tokens, signed({name: value for name, value in GOOD.items() if name != missing}))
+
+
+def test_an_epoch_may_be_as_large_as_the_database_can_hold(tokens: PodTokens) -> None:
+    assert tokens.identify(signed({**GOOD, "epoch": 2**63 - 1})).epoch == 2**63 - 1
+
+
 def test_a_good_claim_is_not(tokens: PodTokens) -> None:
     assert tokens.identify(signed(GOOD)) == AGENT
 
 
-@pytest.mark.parametrize("bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc"])
+@pytest.mark.parametrize("bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc", "WyJhbGciXQ.e30.AA"])
 def test_what_is_no_token_is_refused(tokens: PodTokens, bad: str) -> None:
     refused(tokens, bad)
 

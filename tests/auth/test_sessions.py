@@ -4,25 +4,49 @@ import hmac
 import json
 import time
 from base64 import urlsafe_b64encode
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cachetools import TTLCache
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
+from throttled import utils
 
-from server.auth.sessions import LEEWAY_SECONDS, JwkSet, Sessions
+from server.auth import sessions
+from server.auth.sessions import CACHE_SECONDS, FORGERIES_PER_SECOND, LEEWAY_SECONDS, JwkSet, Sessions
 from server.core.caller import CredentialKind
 from server.core.errors import Failure
 from tests.auth.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, claims, jwk_set, token
+from tests.auth.test_api_keys import FakeTimer
 
 # Nested deeper than a recursive parser may go.
 DEEP_LIST = '{"a":' + "[" * 11_000
 DEEP_OBJECT = '{"a":' * 2_000
 
 
+# What PostgreSQL cannot store or index, and what nobody can see.
+UNSTORABLE = [
+    *("a\0b", "\ud800", "a\udfff", "a\nb", "a\x1b[2Jb", "a\x7f", "a\x9bb", "a\u202eb", "a\u2028b", "\ufeff"),
+    *("a" * 256, "ü" * 128, "𝔘" * 64),
+]
+
+
 @pytest.fixture
-def verifier(tmp_path: Path) -> Sessions:
+def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
+    """The clock by which wrong signatures are forgotten."""
+    timer = FakeTimer()
+    monkeypatch.setattr(sessions, "TTLCache", partial(TTLCache, timer=timer))
+    return timer
+
+
+@pytest.fixture
+def verifier(tmp_path: Path, timer: FakeTimer) -> Sessions:
+    return a_verifier(tmp_path)
+
+
+def a_verifier(tmp_path: Path) -> Sessions:
     path = tmp_path / "jwks.json"
     path.write_text(jwk_set(RSA, EC, ED))
     return Sessions(JwkSet(str(path)), ISSUER, AUDIENCE)
@@ -72,8 +96,20 @@ async def test_a_token_without_permissions_may_nothing(verifier: Sessions) -> No
         {"exp": True},
         {"exp": float("inf")},
         {"exp": float("nan")},
+        {"exp": -1},
+        {"exp": 10**12},
+        {"exp": 1e300},
+        {"exp": 10**400},
+        {"exp": [9_999_999_999]},
         {"nbf": time.time() + 600},
         {"nbf": "now"},
+        {"nbf": True},
+        {"nbf": -1},
+        {"nbf": -(10**400)},
+        {"nbf": float("nan")},
+        {"nbf": float("-inf")},
+        {"iat": -1},
+        {"iat": float("nan")},
         {"sub": None},
         {"sub": ""},
         {"sub": 7},
@@ -81,6 +117,9 @@ async def test_a_token_without_permissions_may_nothing(verifier: Sessions) -> No
         {"org_id": ""},
         {"org_id": 7},
         {"org_id": ["org_a"]},
+        *({name: text} for name in ("sub", "org_id") for text in UNSTORABLE),
+        *({"permissions": ["workspace:read", text]} for text in UNSTORABLE),
+        {"permissions": [""]},
         {"permissions": "workspace:read"},
         {"permissions": {"workspace:read": True}},
         {"permissions": ["workspace:read", 7]},
@@ -89,6 +128,24 @@ async def test_a_token_without_permissions_may_nothing(verifier: Sessions) -> No
 )
 async def test_a_wrong_claim_is_refused(verifier: Sessions, changes: dict[str, Any]) -> None:
     await refused(verifier, token(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": time.time() + 600.5},
+        {"exp": 253_402_300_799},
+        {"nbf": 0, "iat": 1},
+        {"sub": "auth0|5f7c", "org_id": "a" * 255},
+        {"sub": "ü" * 127, "org_id": "Ärzte ohne Grenzen 🐚"},
+        {"permissions": []},
+    ],
+)
+async def test_an_odd_claim_is_good(verifier: Sessions, changes: dict[str, Any]) -> None:
+    caller = await verifier.authenticate(token(**changes))
+    assert {"sub": caller.actor_id, "org_id": caller.org_id}.items() >= {
+        name: value for name, value in changes.items() if name in ("sub", "org_id")
+    }.items()
 
 
 async def test_an_expired_token_is_told_so(verifier: Sessions) -> None:
@@ -180,3 +237,86 @@ async def test_a_token_that_was_verified_serves_until_it_expires(verifier: Sessi
     assert await verifier.authenticate(good) is first
     monkeypatch.setattr(time, "time", lambda: expires_at + LEEWAY_SECONDS + 1)
     assert "expired" in await refused(verifier, good)
+
+
+class CountedSignatures:
+    """Counts the signatures that are verified."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._verify = jws.validate_compact
+        monkeypatch.setattr(jws, "validate_compact", self)
+
+    def __call__(self, *arguments: Any) -> bool:
+        self.count += 1
+        return self._verify(*arguments)
+
+
+@pytest.fixture
+def signatures(monkeypatch: pytest.MonkeyPatch) -> CountedSignatures:
+    return CountedSignatures(monkeypatch)
+
+
+def forged(number: int = 0) -> str:
+    """All is well with it but the signature."""
+    head, body, _ = token("EdDSA").split(".")
+    return f"{head}.{body}.{urlsafe_b64encode(number.to_bytes(64, 'little')).decode().rstrip('=')}"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exp": 1}, {"iss": "other"}, {"aud": "other"}, {"nbf": 9_999_999_999}, {"sub": "a\0"}, {"permissions": 7}]
+)
+async def test_what_is_cheap_to_check_is_checked_before_the_signature(
+    verifier: Sessions, signatures: CountedSignatures, changes: dict[str, Any]
+) -> None:
+    await refused(verifier, token(**changes))
+    assert signatures.count == 0
+
+
+async def test_a_wrong_signature_is_remembered_for_a_while(
+    verifier: Sessions, signatures: CountedSignatures, timer: FakeTimer
+) -> None:
+    for _ in range(3):
+        await refused(verifier, forged())
+    assert signatures.count == 1
+    timer.now = 10
+    await refused(verifier, forged())
+    assert signatures.count == 2
+
+
+async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
+    verifier: Sessions, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(utils, "now_mono_f", lambda: now)
+    good, stranger = token("EdDSA"), token("EdDSA", sub="user_2")
+    caller = await verifier.authenticate(good)
+    for number in range(FORGERIES_PER_SECOND):
+        await refused(verifier, forged(number))
+    assert signatures.count == 1 + FORGERIES_PER_SECOND
+    for unknown in (forged(FORGERIES_PER_SECOND), stranger):
+        with pytest.raises(Failure) as raised:
+            await verifier.authenticate(unknown)
+        assert (raised.value.code, raised.value.details["retry_after_seconds"]) == ("rate_limited", 1)
+    assert signatures.count == 1 + FORGERIES_PER_SECOND
+    # Remembered, and even when it is verified again: its signature was right before.
+    assert await verifier.authenticate(good) is caller
+    much_later = time.time() + CACHE_SECONDS + 1
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: much_later)
+        assert await verifier.authenticate(good) == caller
+    assert signatures.count == 2 + FORGERIES_PER_SECOND
+    now += 1
+    assert (await verifier.authenticate(stranger)).actor_id == "user_2"
+
+
+async def test_bad_tokens_evict_no_good_one(tmp_path: Path, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_MAX_CACHED_TOKENS", 10)
+    verifier = a_verifier(tmp_path)
+    good = token()
+    caller = await verifier.authenticate(good)
+    for number in range(50):
+        await refused(verifier, forged(number))
+    before = signatures.count
+    assert await verifier.authenticate(good) is caller
+    assert signatures.count == before

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -49,7 +50,7 @@ def cancel(stack: Stack, wire: str, token: str, workspace_id: str, task_id: str 
     return calling(stack, wire, token, "CancelTask", "POST", path, workspace_id, **({"task_id": task_id} if task_id else {}))
 
 
-def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: str, workspace_id: str, **fields: str) -> Call:
+def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: str, workspace_id: str, **fields: Any) -> Call:
     def over_rest() -> Failed | None:
         response = stack.rest(token).call(method, f"/v1/workspaces/{workspace_id}{suffix}")
         failed = rest_failure(response) if response.status_code >= 400 else None
