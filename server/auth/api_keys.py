@@ -14,6 +14,7 @@ PREFIX = "sk_"
 _RANDOM_BYTES = 32
 # A revoked key stops working within this long on every worker; 10 s are promised.
 CACHE_SECONDS = 5.0
+_MAX_CACHED_KEYS = 10_000
 
 FindKey = Callable[[bytes], Awaitable[ApiKey | None]]
 
@@ -33,19 +34,25 @@ class ApiKeys:
 
     def __init__(self, find_key: FindKey) -> None:
         self._find_key = find_key
-        # Unknown keys are kept too, as (None,), so that a client that goes on with a bad key costs no query a call.
-        self._callers: TTLCache[bytes, tuple[Caller | None]] = TTLCache(maxsize=10_000, ttl=CACHE_SECONDS)
+        self._callers: TTLCache[bytes, Caller] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
+        # So that a client that goes on with a bad key costs no query a call. Apart from the good keys: unknown ones evict none.
+        self._unknown: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
 
     async def authenticate(self, secret: str) -> Caller:
         """The key's caller. Raises Failure unauthenticated; UnavailableError."""
         digest = fingerprint(secret)
-        # One look: between two, the entry could run out.
-        found = self._callers.get(digest)
-        if found is None:
-            key = await self._find_key(digest)
-            found = (key.caller() if key is not None and key.revoked_at is None else None,)
-            self._callers[digest] = found
-        (caller,) = found
+        # One look at each: between two, the entry could run out.
+        caller = self._callers.get(digest)
+        if caller is None and digest not in self._unknown:
+            caller = await self._look_up(digest)
         if caller is None:
             raise errors.unauthenticated("The API key is not known, or was revoked.")
+        return caller
+
+    async def _look_up(self, digest: bytes) -> Caller | None:
+        key = await self._find_key(digest)
+        if key is None or key.revoked_at is not None:
+            self._unknown[digest] = True
+            return None
+        caller = self._callers[digest] = key.caller()
         return caller

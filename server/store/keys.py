@@ -1,12 +1,18 @@
 """Organizations and their API keys."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from server.core import deadline
 from server.core.api_key import ApiKey, KeyTemplate
-from server.store.pool import Pool, connected
+from server.core.errors import UnavailableError
+from server.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS, Pool, connected
 from server.store.rows import Row
+from server.store.shared_reads import BatchedReads
 
+# Keys that one query looks for; it takes some milliseconds.
+_MAX_BATCH = 500
 _KEY = "id, org_id, name, template, created_at, revoked_at"
 
 
@@ -15,6 +21,8 @@ class PostgresKeys:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        # Anyone can send keys that are not known: however many come, they have one connection.
+        self._key_reads = BatchedReads(self._read_keys, max_batch=_MAX_BATCH)
 
     async def ensure_org(self, org_id: str, slug: str) -> None:
         """Adds the organization, or gives it this slug. Raises ValueError when another one has it."""
@@ -36,12 +44,18 @@ class PostgresKeys:
         return None if row is None else row[0]
 
     async def find_key(self, sha256: bytes) -> ApiKey | None:
-        """The key with this SHA-256, revoked or not."""
+        """The key with this SHA-256, revoked or not. Keys that are asked for at the same time are read together."""
+        try:
+            async with asyncio.timeout(deadline.bounded(ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS)):
+                return await self._key_reads(sha256)
+        except TimeoutError as error:
+            raise UnavailableError("the database does not answer in time") from error
+
+    async def _read_keys(self, hashes: Sequence[bytes]) -> Mapping[bytes, ApiKey]:
         async with connected(self._pool) as connection:
-            query = f"SELECT {_KEY} FROM api_keys WHERE sha256 = %s"  # noqa: S608
-            cursor = await connection.execute(query, (sha256,), prepare=True)
-            row = await cursor.fetchone()
-        return None if row is None else _key_of(row)
+            query = f"SELECT {_KEY}, sha256 FROM api_keys WHERE sha256 = ANY(%s)"  # noqa: S608
+            cursor = await connection.execute(query, (list(hashes),), prepare=True)
+            return {row[-1]: _key_of(row) for row in await cursor.fetchall()}
 
     async def create_key(self, key: ApiKey, sha256: bytes) -> None:
         """Adds a key of an organization that is there."""

@@ -1,8 +1,9 @@
-"""Reads that many want at the same time: a thousand watchers of one workspace are woken together, and all ask for the same."""
+"""Reads that many want at the same time, and how they share what the database does for them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextvars import Context
+from itertools import islice
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -37,7 +38,52 @@ class SharedReads(Generic[Key, Result]):
             return await self._read(key)
 
 
-def _observe(reading: "asyncio.Task[Result]") -> None:
+class BatchedReads(Generic[Key, Result]):
+    """Many want different things: one query reads them together.
+
+    What is asked for while a query is in flight goes into the next one, so there is one query in flight at most, and one
+    connection in use, however many ask.
+    """
+
+    def __init__(self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Result]]], max_batch: int) -> None:
+        self._read = read
+        self._max_batch = max_batch
+        # Those that no query has taken yet.
+        self._waiting: dict[Key, asyncio.Future[Result | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
+
+    async def __call__(self, key: Key) -> Result | None:
+        """What was read for the key; None when the query did not find it. Raises what the query raises."""
+        answer = self._waiting.get(key)
+        if answer is None:
+            answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(_observe)
+        if self._reading is None:
+            # Of no caller's context: the first one's deadline is not the others'.
+            self._reading = asyncio.create_task(self._read_waiting(), context=Context())
+        return await asyncio.shield(answer)
+
+    async def _read_waiting(self) -> None:
+        try:
+            while self._waiting:
+                keys = list(islice(self._waiting, self._max_batch))
+                await self._read_batch({key: self._waiting.pop(key) for key in keys})
+        finally:
+            self._reading = None
+
+    async def _read_batch(self, batch: dict[Key, "asyncio.Future[Result | None]"]) -> None:
+        """Answers all of the batch. A failure is theirs alone: the next batch is read all the same."""
+        try:
+            found = await self._read(list(batch))
+        except Exception as error:  # noqa: BLE001 - raised where it was asked for
+            for answer in batch.values():
+                answer.set_exception(error)
+        else:
+            for key, answer in batch.items():
+                answer.set_result(found.get(key))
+
+
+def _observe(reading: "asyncio.Future[Result]") -> None:
     """Marks the exception as retrieved, since all callers may be gone."""
     if not reading.cancelled():
         reading.exception()

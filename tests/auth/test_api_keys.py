@@ -156,3 +156,14 @@ async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(keys: A
         timer.tick = 0.0
         timer.now += CACHE_SECONDS
         await keys.authenticate(secret)
+
+
+async def test_unknown_keys_evict_no_known_one(monkeypatch: pytest.MonkeyPatch, stored: FakeKeys) -> None:
+    monkeypatch.setattr(api_keys, "_MAX_CACHED_KEYS", 10)
+    keys, secret = ApiKeys(stored.find), stored.add()
+    await keys.authenticate(secret)
+    for _ in range(50):
+        await refused(keys, new_secret())
+    asked = len(stored.asked)
+    await keys.authenticate(secret)
+    assert len(stored.asked) == asked

@@ -1,10 +1,13 @@
+import asyncio
 import hashlib
 from dataclasses import replace
 
 import psycopg
 import pytest
 
+from server.core import deadline
 from server.core.api_key import ApiKey, KeyTemplate
+from server.core.errors import UnavailableError
 from server.core.ids import new_key_id
 from server.store.keys import PostgresKeys
 from server.store.pool import Pool
@@ -41,6 +44,39 @@ async def test_a_key_is_found_by_its_hash_until_it_is_revoked(pool: Pool) -> Non
     assert not await keys.revoke_key(made.id, NOW)
     assert not await keys.revoke_key("key_unknown", NOW)
     assert await keys.find_key(SHA256) == replace(made, revoked_at=NOW)
+
+
+async def test_keys_that_are_looked_for_together_take_one_connection(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    await keys.ensure_org("org_a", "acme")
+    made = key()
+    await keys.create_key(made, SHA256)
+    before = pool.get_stats()["requests_num"]
+    unknown = [hashlib.sha256(str(number).encode()).digest() for number in range(700)]
+    answers = await asyncio.gather(*(keys.find_key(sha256) for sha256 in [*unknown, SHA256, *unknown]))
+    assert answers == [*([None] * 700), made, *([None] * 700)]
+    # 701 keys, 500 a query.
+    assert pool.get_stats()["requests_num"] - before == 2
+
+
+async def test_a_key_is_waited_for_no_longer_than_its_caller_waits(database_url: str, pool: Pool) -> None:
+    """However long others, who came first, still wait."""
+    keys = PostgresKeys(pool)
+    async with await psycopg.AsyncConnection.connect(database_url) as locking:
+        await locking.execute("LOCK TABLE api_keys")
+        others = [asyncio.create_task(keys.find_key(bytes([number]) * 32)) for number in range(3)]
+        await asyncio.sleep(0)
+
+        async def hurried() -> None:
+            deadline.begin(0.5)
+            with pytest.raises(UnavailableError):
+                await keys.find_key(SHA256)
+
+        async with asyncio.timeout(0.5):
+            await asyncio.create_task(hurried())
+        await locking.rollback()
+    assert await asyncio.gather(*others) == [None] * 3
+    assert await keys.find_key(SHA256) is None
 
 
 async def test_keys_are_listed_per_organization(pool: Pool) -> None:

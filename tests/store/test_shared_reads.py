@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from server.store.shared_reads import SharedReads
+from server.store.shared_reads import BatchedReads, SharedReads
 
 
 class Log:
@@ -105,5 +106,94 @@ async def test_a_failure_of_which_nobody_is_left_to_be_told_is_not_unobserved(lo
     await settle()
     log.release.set()
     await settle()
+    gc.collect()
+    assert unobserved == []
+
+
+class Table:
+    """What is read: each query takes until the test lets it end, and finds the keys that are there when it ends."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.queries: list[list[str]] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.may_end = asyncio.Event()
+        self.poison = ""
+
+    async def read(self, keys: Sequence[str]) -> Mapping[str, int]:
+        self.queries.append(list(keys))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await self.may_end.wait()
+        finally:
+            self.in_flight -= 1
+        if self.poison in keys:
+            raise RuntimeError("the database is away")
+        return {key: self.rows[key] for key in keys if key in self.rows}
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_one(table: Table) -> None:
+    reads = BatchedReads(table.read, max_batch=1_000)
+    table.rows = {"0": 0, "57": 57}
+    first = asyncio.create_task(reads("0"))
+    await settle()
+    others = [asyncio.create_task(reads(str(number % 100))) for number in range(300)]
+    await settle()
+    assert table.queries == [["0"]]
+    table.may_end.set()
+    answers = await asyncio.gather(first, *others)
+    assert answers == [0, *(table.rows.get(str(number % 100)) for number in range(300))]
+    assert (len(table.queries), len(table.queries[1]), table.most_in_flight) == (2, 100, 1)
+
+
+async def test_a_query_looks_for_only_so_many(table: Table) -> None:
+    reads = BatchedReads(table.read, max_batch=10)
+    table.may_end.set()
+    assert await asyncio.gather(*(reads(str(number)) for number in range(25))) == [None] * 25
+    assert [len(keys) for keys in table.queries] == [10, 10, 5]
+    assert table.most_in_flight == 1
+
+
+async def test_a_failure_is_told_to_its_batch_alone(table: Table) -> None:
+    reads = BatchedReads(table.read, max_batch=2)
+    table.poison, table.rows = "b", {"c": 3}
+    table.may_end.set()
+    a, b, c = await asyncio.gather(*(reads(key) for key in "abc"), return_exceptions=True)
+    assert isinstance(a, RuntimeError) and a is b
+    assert c == 3
+    table.poison = ""
+    assert await reads("b") is None
+
+
+async def test_one_that_goes_away_takes_the_batch_from_nobody(table: Table) -> None:
+    reads = BatchedReads(table.read, max_batch=10)
+    table.rows = {"a": 1, "b": 2}
+    first, same, other = (asyncio.create_task(reads(key)) for key in "aab")
+    await settle()
+    first.cancel()
+    await settle()
+    table.may_end.set()
+    assert (await same, await other) == (1, 2)
+    assert first.cancelled()
+
+
+async def test_a_batch_of_which_nobody_is_left_does_not_hinder_the_next(table: Table) -> None:
+    unobserved: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unobserved.append(context))
+    reads = BatchedReads(table.read, max_batch=10)
+    table.poison, table.rows = "a", {"b": 2}
+    gone = asyncio.create_task(reads("a"))
+    await settle()
+    gone.cancel()
+    await settle()
+    table.may_end.set()
+    assert await reads("b") == 2
     gc.collect()
     assert unobserved == []
