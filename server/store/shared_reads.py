@@ -41,13 +41,16 @@ class SharedReads(Generic[Key, Result]):
 class BatchedReads(Generic[Key, Result]):
     """Many want different things: one query reads them together.
 
-    What is asked for while a query is in flight goes into the next one, so there is one query in flight at most, and one
-    connection in use, however many ask.
+    There is one query in flight at most, and a pause behind each, so that however many ask, they get one connection and a bounded
+    share of the processor. What is asked for meanwhile goes into the next query. The first one does not wait.
     """
 
-    def __init__(self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Result]]], max_batch: int) -> None:
+    def __init__(
+        self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Result]]], max_batch: int, pause_seconds: float
+    ) -> None:
         self._read = read
         self._max_batch = max_batch
+        self._pause_seconds = pause_seconds
         # Those that no query has taken yet.
         self._waiting: dict[Key, asyncio.Future[Result | None]] = {}
         self._reading: asyncio.Task[None] | None = None
@@ -68,6 +71,7 @@ class BatchedReads(Generic[Key, Result]):
             while self._waiting:
                 keys = list(islice(self._waiting, self._max_batch))
                 await self._read_batch({key: self._waiting.pop(key) for key in keys})
+                await asyncio.sleep(self._pause_seconds)
         finally:
             self._reading = None
 

@@ -140,7 +140,7 @@ def table() -> Table:
 
 
 async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_one(table: Table) -> None:
-    reads = BatchedReads(table.read, max_batch=1_000)
+    reads = BatchedReads(table.read, max_batch=1_000, pause_seconds=0)
     table.rows = {"0": 0, "57": 57}
     first = asyncio.create_task(reads("0"))
     await settle()
@@ -153,8 +153,17 @@ async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_o
     assert (len(table.queries), len(table.queries[1]), table.most_in_flight) == (2, 100, 1)
 
 
+async def test_there_is_a_pause_between_queries_and_none_before_the_first(table: Table) -> None:
+    reads = BatchedReads(table.read, max_batch=10, pause_seconds=60)
+    table.may_end.set()
+    assert await asyncio.wait_for(reads("first"), 10) is None
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reads("second"), 0.05)
+    assert table.queries == [["first"]]
+
+
 async def test_a_query_looks_for_only_so_many(table: Table) -> None:
-    reads = BatchedReads(table.read, max_batch=10)
+    reads = BatchedReads(table.read, max_batch=10, pause_seconds=0)
     table.may_end.set()
     assert await asyncio.gather(*(reads(str(number)) for number in range(25))) == [None] * 25
     assert [len(keys) for keys in table.queries] == [10, 10, 5]
@@ -162,7 +171,7 @@ async def test_a_query_looks_for_only_so_many(table: Table) -> None:
 
 
 async def test_a_failure_is_told_to_its_batch_alone(table: Table) -> None:
-    reads = BatchedReads(table.read, max_batch=2)
+    reads = BatchedReads(table.read, max_batch=2, pause_seconds=0)
     table.poison, table.rows = "b", {"c": 3}
     table.may_end.set()
     a, b, c = await asyncio.gather(*(reads(key) for key in "abc"), return_exceptions=True)
@@ -173,7 +182,7 @@ async def test_a_failure_is_told_to_its_batch_alone(table: Table) -> None:
 
 
 async def test_one_that_goes_away_takes_the_batch_from_nobody(table: Table) -> None:
-    reads = BatchedReads(table.read, max_batch=10)
+    reads = BatchedReads(table.read, max_batch=10, pause_seconds=0)
     table.rows = {"a": 1, "b": 2}
     first, same, other = (asyncio.create_task(reads(key)) for key in "aab")
     await settle()
@@ -187,7 +196,7 @@ async def test_one_that_goes_away_takes_the_batch_from_nobody(table: Table) -> N
 async def test_a_batch_of_which_nobody_is_left_does_not_hinder_the_next(table: Table) -> None:
     unobserved: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unobserved.append(context))
-    reads = BatchedReads(table.read, max_batch=10)
+    reads = BatchedReads(table.read, max_batch=10, pause_seconds=0)
     table.poison, table.rows = "a", {"b": 2}
     gone = asyncio.create_task(reads("a"))
     await settle()
