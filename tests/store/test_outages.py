@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 
@@ -102,6 +103,35 @@ async def _pids_of(url: str, what: str) -> list[int]:
             else "SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)::int"
         )
         return [row[0] for row in await (await connection.execute(query)).fetchall()]
+
+
+async def raise_in_server(pool: Pool, sqlstate: str, *, pipelined: bool) -> None:
+    async with connected(pool) as connection, AsyncExitStack() as stack:
+        if pipelined:
+            await stack.enter_async_context(connection.pipeline())
+            await stack.enter_async_context(connection.transaction())
+        await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}'; END $$")
+        await connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize(
+    "sqlstate",
+    ["53000", "53100", "53200", "53400", "55000", "57P02", "58000", "58030", "58P01", "XX000", "XX001", "XX002", "25P04"],
+)
+async def test_what_the_server_cannot_do_is_unavailable(pool: Pool, sqlstate: str, pipelined: bool) -> None:
+    """Disks that are full or broken, memory, limits, and what PostgreSQL calls internal."""
+    with pytest.raises(UnavailableError):
+        await raise_in_server(pool, sqlstate, pipelined=pipelined)
+    await ping(pool)
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("sqlstate", ["22021", "23505", "25P02", "42501", "42601", "42P01"])
+async def test_what_is_our_own_fault_is_not(pool: Pool, sqlstate: str, pipelined: bool) -> None:
+    with pytest.raises(psycopg.Error):
+        await raise_in_server(pool, sqlstate, pipelined=pipelined)
+    await ping(pool)
 
 
 async def test_a_closed_pool_is_unavailable(database_url: str) -> None:
