@@ -9,8 +9,10 @@ from typing import TextIO
 
 import click
 
+from server.terminal import Commands
 
-@click.group(help="The cancel button of an agent platform.")
+
+@click.group(cls=Commands, help="The cancel button of an agent platform.")
 def main() -> None:
     """The commands' root."""
 

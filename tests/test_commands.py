@@ -76,7 +76,7 @@ def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPat
     assert result.stdout.splitlines() == [
         "accepted: the cancellation of task task_1 in workspace ws_1 is recorded.",
         "  requested  2023-11-14T22:13:20Z by key_1",
-        "  reason     it [2J has gone wrong",
+        r"  reason     it\x1b[2J has gone wrong",
         "  task       running, 1 iteration completed, now in a tool call",
         "  waited     0.5 s; the task has not ended yet.",
         "  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.",
@@ -150,6 +150,31 @@ def test_json_is_what_rest_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.stdout) == {
         "error": {"code": "validation_error", "message": "No.", "request_id": "request_1", "details": details}
     }
+
+
+STEERING = "\x1b[2J\x9b2J\x7f\u202e\r\n"
+
+
+def test_whatever_a_service_answers_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    nasty = Task(id=STEERING, status=Task.running)
+    answer = Reply(
+        workspace_id=STEERING, task_id=STEERING, outcome=Reply.accepted, requested_by=STEERING, reason=STEERING, task=nasty
+    )
+    finished = Reply(task_id=STEERING, outcome=Reply.already_finished, task=Task(status=Task.failed, reason=STEERING))
+    error = WorkspaceServiceError(STEERING, STEERING, STEERING, {"task_id": STEERING})
+    lost = WorkspaceServiceError("agent_unreachable", STEERING, STEERING, {"task_id": STEERING})
+    for each in (answer, finished, Reply(workspace_id=STEERING, outcome=Reply.no_active_task), error, lost):
+        for arguments in ((), ("--json",)):
+            result, _ = cancel(monkeypatch, each, *arguments)
+            shown = result.output.replace("\n", "")
+            assert shown.isprintable(), ascii(shown)
+            assert r"\x1b[2J" in shown or r"\u001b[2J" in shown
+
+
+def test_json_has_an_escape_for_every_character_that_is_not_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = cancel(monkeypatch, Reply(outcome=Reply.accepted, reason=STEERING, task=Task(status=Task.running)), "--json")
+    assert result.stdout.isascii()
+    assert json.loads(result.stdout)["reason"] == STEERING
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)])

@@ -29,6 +29,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.client import WorkspaceClient, WorkspaceServiceError
 from server.commands.environment import read_ready, read_settings
+from server.terminal import say
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|)")
@@ -183,29 +184,29 @@ def _code_of_error(error: WorkspaceServiceError) -> ExitCode:
 def _print_reply(command: Cancel, endpoint: Endpoint, reply: _Reply) -> None:
     outcome = _Reply.Outcome.Name(reply.outcome)
     if reply.outcome == _Reply.no_active_task:
-        click.echo(f"{outcome}: nothing runs in workspace {reply.workspace_id}, so there is nothing to cancel.")
+        say(f"{outcome}: nothing runs in workspace {reply.workspace_id}, so there is nothing to cancel.")
         return
     status = task_pb2.Task.Status.Name(reply.task.status)
     if reply.outcome == _Reply.already_finished:
-        click.echo(f"{outcome}: task {reply.task_id} had ended {status} at {_time(reply.task.completed_at)}.")
+        say(f"{outcome}: task {reply.task_id} had ended {status} at {_time(reply.task.completed_at)}.")
         if reply.task.reason:
-            click.echo(f"  because    {_shown(reply.task.reason)}")
+            say(f"  because    {reply.task.reason}")
         return
     recorded = "is recorded" if reply.outcome == _Reply.accepted else "had been recorded before"
-    click.echo(f"{outcome}: the cancellation of task {reply.task_id} in workspace {reply.workspace_id} {recorded}.")
-    click.echo(f"  requested  {_time(reply.requested_at)} by {_shown(reply.requested_by)}")
+    say(f"{outcome}: the cancellation of task {reply.task_id} in workspace {reply.workspace_id} {recorded}.")
+    say(f"  requested  {_time(reply.requested_at)} by {reply.requested_by}")
     if reply.reason:
-        click.echo(f"  reason     {_shown(reply.reason)}")
-    click.echo(f"  task       {status}, {_standing(reply.task)}")
+        say(f"  reason     {reply.reason}")
+    say(f"  task       {status}, {_standing(reply.task)}")
     if reply.task.status in _ENDED:
-        click.echo("  next       The workspace takes its next task.")
+        say("  next       The workspace takes its next task.")
         return
     if command.wait_seconds is not None:
-        click.echo(f"  waited     {command.wait_seconds:g} s; the task has not ended yet.")
-    click.echo("  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.")
+        say(f"  waited     {command.wait_seconds:g} s; the task has not ended yet.")
+    say("  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.")
     if reply.task.HasField("cancel_force_at"):
-        click.echo(f"  force      An iteration that still runs at {_time(reply.task.cancel_force_at)} is broken off.")
-    click.echo(f"  follow     {_how_to_follow(endpoint, reply.workspace_id, reply.task_id)}")
+        say(f"  force      An iteration that still runs at {_time(reply.task.cancel_force_at)} is broken off.")
+    say(f"  follow     {_how_to_follow(endpoint, reply.workspace_id, reply.task_id)}")
 
 
 def _print_error(command: Cancel, endpoint: Endpoint, error: WorkspaceServiceError) -> None:
@@ -215,19 +216,19 @@ def _print_error(command: Cancel, endpoint: Endpoint, error: WorkspaceServiceErr
             envelope["details"] = dict(error.details)
         _print_json({"error": envelope})
         return
-    click.echo(f"{error.slug}: {_shown(error.message)}", err=True)
+    say(f"{error.slug}: {error.message}", error=True)
     if error.request_id:
-        click.echo(f"  request    {_shown(error.request_id)}", err=True)
+        say(f"  request    {error.request_id}", error=True)
     task_id = str(error.details.get("task_id", ""))
     if error.slug == "agent_unreachable" and task_id:
-        click.echo(f"  follow     {_how_to_follow(endpoint, command.workspace_id, task_id)}", err=True)
+        say(f"  follow     {_how_to_follow(endpoint, command.workspace_id, task_id)}", error=True)
     elif error.slug == "rate_limited":
         seconds = error.details.get("retry_after_seconds", 1)
-        click.echo(f"  recorded?  No. Call again after {seconds:g} s.", err=True)
+        say(f"  recorded?  No. Call again after {seconds:g} s.", error=True)
     elif error.slug in ("unavailable", "deadline_exceeded"):
-        click.echo(f"  called     {endpoint.address}", err=True)
+        say(f"  called     {endpoint.address}", error=True)
         again = "Not known. With --task it is safe to repeat the call; without, look first which task runs."
-        click.echo(f"  recorded?  {again}", err=True)
+        say(f"  recorded?  {again}", error=True)
 
 
 def _standing(task: task_pb2.Task) -> str:
@@ -250,10 +251,6 @@ def _time(moment: Timestamp) -> str:
     return moment.ToJsonString()
 
 
-def _shown(text: str) -> str:
-    """Text that others wrote, without what would steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
 def _print_json(value: Any) -> None:
+    # In ASCII, where every other character has its escape.
     click.echo(json.dumps(value, indent=2))

@@ -10,6 +10,7 @@ import click
 
 from server.commands.demo_stack import Api, eventually, fail, find_stack, own_stack
 from server.commands.environment import read_settings
+from server.terminal import printable
 
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
@@ -116,7 +117,8 @@ def _follow_and_cancel(api: Api, walk: Walk) -> tuple[dict[str, Any], float]:
             answer = api.call("POST", "/task/cancel", {"task_id": walk.task_id, "reason": _REASON})
             answered_at = time.time()
             said = f"task {answer['task']['status']}, {answer['task']['iterations']} iteration(s) completed"
-            click.echo(f"           {click.style('POST …/task/cancel', bold=True)} → {_bold(answer['outcome'], 'yellow')} ({said})")
+            call, outcome = click.style("POST …/task/cancel", bold=True), _bold(answer["outcome"], "yellow")
+            click.echo(f"           {call} → {outcome} ({printable(said)})")
     if answer is None:
         fail("the task ended before its first iteration")
     return answer, answered_at
@@ -164,8 +166,8 @@ def _print_timing(walk: Walk, answered_at: float) -> None:
 
 def _print_event(walk: Walk, seen: Seen) -> None:
     elapsed = seen.at - walk.seen[0].at
-    name = click.style(f"{seen.type:<22}", fg=_COLORS.get(seen.type))
-    click.echo(f"  {elapsed:6.2f} s {name} {_told(walk, seen)}")
+    name = click.style(f"{printable(seen.type):<22}", fg=_COLORS.get(seen.type))
+    click.echo(f"  {elapsed:6.2f} s {name} {printable(_told(walk, seen))}")
 
 
 def _told(walk: Walk, seen: Seen) -> str:
@@ -187,7 +189,7 @@ def _told(walk: Walk, seen: Seen) -> str:
 def _promise(what: str, kept: bool, got: Any) -> None:
     if not kept:
         fail(f"not as promised: {what}. Seen: {got}")
-    click.echo(f"           {_bold('✓', 'green')} {what}")
+    click.echo(f"           {_bold('✓', 'green')} {printable(what)}")
 
 
 def _title(text: str) -> None:
@@ -195,4 +197,4 @@ def _title(text: str) -> None:
 
 
 def _bold(text: str, color: str) -> str:
-    return click.style(text, fg=color, bold=True)
+    return click.style(printable(text), fg=color, bold=True)

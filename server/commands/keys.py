@@ -17,6 +17,7 @@ from server.core.api_key import ApiKey, KeyTemplate
 from server.core.errors import Failure, UnavailableError
 from server.core.validation import Fields
 from server.store.keys import PostgresKeys
+from server.terminal import say
 
 MAX_NAME_CHARACTERS = 200
 # The slug is a part of the organization's host name.
@@ -43,9 +44,9 @@ def create(org_id: str, template: KeyTemplate, name: str, new_org_slug: str) -> 
         await keys.create_key(key, fingerprint(secret))
 
     _with_keys(work)
-    click.echo(f"Key {key.id} of organization {org_id} with the template {template} is made. It works at once.", err=True)
-    click.echo("This is the only time that it is shown:", err=True)
-    click.echo(secret)
+    say(f"Key {key.id} of organization {org_id} with the template {template} is made. It works at once.", error=True)
+    say("This is the only time that it is shown:", error=True)
+    say(secret)
 
 
 def list_(org_id: str) -> None:
@@ -57,10 +58,9 @@ def list_(org_id: str) -> None:
 
     found = _with_keys(work)
     row = "{:<30}  {:<14}  {:<20}  {:<20}  {}"
-    click.echo(row.format("ID", "TEMPLATE", "CREATED", "REVOKED", "NAME").rstrip())
+    say(row.format("ID", "TEMPLATE", "CREATED", "REVOKED", "NAME").rstrip())
     for key in found:
-        shown = row.format(key.id, key.template, _time(key.created_at), _time(key.revoked_at), key.name)
-        click.echo("".join(character if character.isprintable() else " " for character in shown).rstrip())
+        say(row.format(key.id, key.template, _time(key.created_at), _time(key.revoked_at), key.name).rstrip())
 
 
 def revoke(key_id: str) -> None:
@@ -71,7 +71,7 @@ def revoke(key_id: str) -> None:
 
     if not _with_keys(work):
         raise click.ClickException(f"There is no valid key {key_id}: it is not known, or was revoked before.")
-    click.echo(f"Key {key_id} is revoked. Within 10 s no replica takes it any more.", err=True)
+    say(f"Key {key_id} is revoked. Within 10 s no replica takes it any more.", error=True)
 
 
 def _checked(fields: Fields) -> None:

@@ -34,6 +34,7 @@ from server.store.keys import PostgresKeys
 from server.store.migrate import migrate
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
+from server.terminal import printable
 
 # Until everything answers.
 READY_SECONDS = 60.0
@@ -242,16 +243,15 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
     state_dir = os.path.relpath(settings.state_dir)
     # Whoever signed the certificate, these calls trust it.
     trusted = shlex.quote(os.path.relpath(settings.tls_cert_file)) if settings.tls_cert_file else ""
-    click.echo(
-        _CALLS.format(
-            state_dir=state_dir,
-            rest_url=rest_url,
-            grpc_addr=grpc_addr,
-            workspace_id=shown.workspace_id,
-            curl=f"curl --cacert {trusted}" if trusted else "curl",
-            grpcurl=f"{_grpcurl()} -cacert {trusted}" if trusted else f"{_grpcurl()} -plaintext",
-        )
+    calls = _CALLS.format(
+        state_dir=state_dir,
+        rest_url=rest_url,
+        grpc_addr=grpc_addr,
+        workspace_id=shown.workspace_id,
+        curl=f"curl --cacert {trusted}" if trusted else "curl",
+        grpcurl=f"{_grpcurl()} -cacert {trusted}" if trusted else f"{_grpcurl()} -plaintext",
     )
+    click.echo(printable(calls, block=True))
 
 
 def _grpcurl() -> str:
