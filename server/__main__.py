@@ -20,14 +20,14 @@ def main() -> None:
 @main.command(help="Start everything on this machine, in the foreground.")
 def up() -> None:
     """See server.stack.up."""
-    from server.bootstrap import configure_log
+    from server import logs
     from server.commands.environment import read_settings
     from server.stack.envoy import EdgeConfigurationError
     from server.stack.up import CannotStartError
     from server.stack.up import up as run
 
     settings = read_settings()
-    configure_log("up", settings.log_level)
+    logs.configure("up", settings.log_level)
     try:
         asyncio.run(run(settings))
     except (CannotStartError, EdgeConfigurationError) as error:
@@ -52,7 +52,6 @@ def serve(port: int | None) -> None:
     from server.commands.environment import read_settings
 
     settings = read_settings()
-    bootstrap.configure_log("serve", settings.log_level)
     try:
         uvloop.run(bootstrap.serve(settings, port or settings.server_port))
     except bootstrap.NotSetUpError as error:
@@ -66,7 +65,6 @@ def fleet() -> None:
     from server.commands.environment import read_settings
 
     settings = read_settings()
-    bootstrap.configure_log("fleet", settings.log_level)
     try:
         asyncio.run(bootstrap.fleet(settings))
     except bootstrap.NotSetUpError as error:
@@ -76,9 +74,12 @@ def fleet() -> None:
 @main.command(help="Run one agent; what it is to know comes as JSON on standard input.", hidden=True)
 def agent() -> None:
     """See server.agent.program."""
+    from server import logs
     from server.agent.program import AgentSettings, run_agent
 
-    sys.exit(asyncio.run(run_agent(AgentSettings(**json.load(sys.stdin)))))
+    spec = json.load(sys.stdin)
+    logs.configure("agent", "INFO", workspace_id=spec["workspace_id"], epoch=spec["epoch"])
+    sys.exit(asyncio.run(run_agent(AgentSettings(**spec))))
 
 
 _CANCEL_HELP = """Cancel the task that runs in WORKSPACE: its agent finishes the current iteration and starts no other.

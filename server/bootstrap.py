@@ -2,16 +2,13 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
-from structlog.typing import EventDict
-
+from server import logs
 from server.api.interceptors import Authentication, Interceptor
 from server.api.rate_limits import Rate, RateLimits
 from server.api.runtime_servicer import RuntimeServicer
@@ -22,7 +19,6 @@ from server.auth.authenticator import Authenticator, HostBinding
 from server.auth.pod_tokens import PodTokens, public_key
 from server.auth.sessions import JwkSet, Sessions
 from server.config import Settings
-from server.core import trace
 from server.core.bounds import Bounds
 from server.core.runtime import AgentIdentity, Runtime
 from server.crash_points import CrashPoints, kind_of, replaced
@@ -52,30 +48,6 @@ class NotSetUpError(Exception):
 def now() -> datetime:
     """The clock of every program."""
     return datetime.now(UTC)
-
-
-def configure_log(program: str, level: str) -> None:
-    """One JSON object a line, on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            _add_trace,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    structlog.contextvars.bind_contextvars(program=program)
-
-
-def _add_trace(logger: Any, method: str, event: EventDict) -> EventDict:
-    if trace_id := trace.current_id():
-        event.setdefault("trace_id", trace_id)
-    return event
 
 
 @asynccontextmanager
@@ -156,7 +128,7 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 
 async def serve(settings: Settings, port: int) -> None:
     """Runs one control-plane worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
-    metrics = Metrics()
+    metrics = _log_and_metrics("serve", settings)
     async with control_plane(settings, metrics) as server:
         with _shown(metrics, settings.metrics_port):
             await server.start(f"{settings.listen_host}:{port}", serving=False)
@@ -166,7 +138,7 @@ async def serve(settings: Settings, port: int) -> None:
 
 async def fleet(settings: Settings) -> None:
     """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive it. Raises NotSetUpError."""
-    metrics = Metrics()
+    metrics = _log_and_metrics("fleet", settings)
     leading = asyncio.create_task(_lead(settings, metrics))
     stopping = asyncio.create_task(stop_signal())
     with _shown(metrics, settings.metrics_port):
@@ -176,6 +148,12 @@ async def fleet(settings: Settings) -> None:
         leading.result()
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
+
+
+def _log_and_metrics(program: str, settings: Settings) -> Metrics:
+    log, metrics = logs.configure(program, settings.log_level), Metrics()
+    metrics.watch_log(lambda: log.lost_lines)
+    return metrics
 
 
 @contextmanager

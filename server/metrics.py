@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, start_http_server
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.core.errors import AgentUnreachableError
@@ -98,6 +98,10 @@ class Metrics:
         """Shows the database pool, by its own statistics, whenever it is asked."""
         self.registry.register(_PoolCollector(statistics))
 
+    def watch_log(self, lost_lines: Callable[[], int]) -> None:
+        """Shows how many lines the log has lost."""
+        self.registry.register(_LogCollector(lost_lines))
+
 
 class MeasuredCall:
     """A call that is being measured."""
@@ -119,6 +123,14 @@ class _PoolCollector(Collector):
         yield connections
         waiting = found.get("requests_waiting", 0)
         yield GaugeMetricFamily("evershell_database_waiting", "Requests that wait for a connection.", value=waiting)
+
+
+class _LogCollector(Collector):
+    def __init__(self, lost_lines: Callable[[], int]) -> None:
+        self._lost_lines = lost_lines
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily("evershell_log_lines_lost", "Lines that the log could not take.", value=self._lost_lines())
 
 
 class MeasuredAgents:

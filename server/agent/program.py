@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -66,10 +65,10 @@ class AgentSettings:
 async def run_agent(settings: AgentSettings, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
     """Runs until SIGTERM or SIGINT, or until the agent is fenced or its lease is over; the tools have ended when it returns.
 
-    Returns the exit code for the process, see ExitCode; why it ended is in the log, JSON lines on standard error. The settings'
+    Returns the exit code for the process, see ExitCode; why it ended is in the log. The settings'
     model and the shell are replaced by `model` and `tool`, if given.
     """
-    log = _logger(settings)
+    log: FilteringBoundLogger = structlog.get_logger()
     adopt()
     shutdown, lease = Shutdown(), Lease()
     try:
@@ -167,21 +166,3 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def _logger(settings: AgentSettings) -> FilteringBoundLogger:
-    """JSON lines on standard error, each naming the workspace and the epoch."""
-    log: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-        program="agent",
-        workspace_id=settings.workspace_id,
-        epoch=settings.epoch,
-    )
-    return log

@@ -20,7 +20,7 @@ from server.core.task import Task
 from server.core.workspace import Workspace
 from server.wire import encode_assignment, encode_cancellation
 
-log = structlog.get_logger("agents")
+log = structlog.get_logger()
 
 # All attempts together, or less when the caller's time is over sooner; callers are promised an answer within 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8

@@ -21,7 +21,7 @@ from server.core.task import Task
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from server.fleet.redelivery import Redelivery
 
-log = structlog.get_logger("fleet")
+log = structlog.get_logger()
 
 # Every workspace is looked at this often, whether or not anything was announced.
 SCAN_SECONDS = 1.0

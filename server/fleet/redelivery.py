@@ -16,7 +16,7 @@ from server.core.ports import Agents
 from server.core.task import Task
 from server.core.workspace import Workspace
 
-log = structlog.get_logger("fleet")
+log = structlog.get_logger()
 
 # Until then the call that recorded it is still at it.
 FIRST_AFTER = timedelta(seconds=2)

@@ -283,7 +283,7 @@ async def test_a_refused_commit_ends_the_agent(control_plane: ControlPlane, star
 
 async def test_an_unknown_model_is_told_at_the_start(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     assert await _ended(start([], model="oracle")) is ExitCode.BAD_SETTINGS
-    assert "oracle" in capsys.readouterr().err
+    assert "oracle" in capsys.readouterr().out
 
 
 async def _run_for_long(control_plane: ControlPlane, tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""The log of a program: JSON lines on standard error. The code that logs never sees an error of it.
+
+A line that cannot be written, on a full disk for instance, is lost and counted. Every field is cut
+at a bound, and lines that anyone can cause are limited to a rate, so that no caller fills the disk.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+import structlog
+
+from server.core import trace
+
+_FIELD_CHARACTERS = 1_000
+_TRACEBACK_CHARACTERS = 8_000
+# Of one kind. A burst of as many is written at once.
+_LINES_PER_SECOND = 20
+
+_Event = MutableMapping[str, Any]
+_Clock = Callable[[], float]
+_Step = Callable[[Any, str, _Event], Any]
+
+
+class Sink:
+    """Writes lines to a file descriptor, each with one system call. What is lost is counted."""
+
+    def __init__(self, descriptor: int, notice: Callable[[int], str]) -> None:
+        """`notice` makes the line that says how many were lost, once lines can be written again."""
+        self._descriptor = descriptor
+        self._notice = notice
+        self._lock = threading.Lock()
+        self._unreported = 0
+        # The last line was written in part: the next one must not continue it.
+        self._is_torn = False
+        # Since the program started.
+        self.lost_lines = 0
+
+    def msg(self, line: str) -> None:
+        """Writes the line."""
+        with self._lock:
+            if self._unreported and self._put(self._notice(self._unreported)):
+                self._unreported = 0
+            if not self._put(line):
+                self.lost_lines += 1
+                self._unreported += 1
+
+    # structlog calls the method that is named after the level.
+    debug = info = warning = error = critical = msg
+
+    def _put(self, line: str) -> bool:
+        data = (("\n" if self._is_torn else "") + line + "\n").encode(errors="replace")
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError:
+            return False
+        self._is_torn = written < len(data)
+        return not self._is_torn
+
+
+class Sampler:
+    """Limits the lines of each kind to a rate, and counts those that are left out."""
+
+    def __init__(self, per_second: int = _LINES_PER_SECOND, clock: _Clock = time.monotonic) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._kinds: dict[str, _Bucket] = {}
+
+    def admit(self, kind: str) -> dict[str, int] | None:
+        """None: leave the line out. Else the field that says how many were left out since the last.
+
+        Kinds are never forgotten, so they have to be a closed set.
+        """
+        now = self._clock()
+        bucket = self._kinds.setdefault(kind, _Bucket(self._per_second, now))
+        return bucket.take(self._per_second, now)
+
+
+class _Bucket:
+    def __init__(self, tokens: float, at: float) -> None:
+        self._tokens = tokens
+        self._at = at
+        self._left_out = 0
+
+    def take(self, per_second: int, now: float) -> dict[str, int] | None:
+        self._tokens = min(per_second, self._tokens + (now - self._at) * per_second)
+        self._at = now
+        if self._tokens < 1:
+            self._left_out += 1
+            return None
+        self._tokens -= 1
+        left_out, self._left_out = self._left_out, 0
+        return {"repeats_left_out": left_out} if left_out else {}
+
+
+def configure(program: str, level: str, **context: Any) -> Sink:
+    """Sends what this process logs to standard error: its own lines, those of libraries, warnings.
+
+    `context` are fields of every line. Returns the sink, which counts what is lost.
+    """
+    context = {"program": program, **context}
+    line = _line(context)
+    sink = Sink(2, lambda count: line(None, "error", {"event": "log_lines_lost", "count": count}))
+    structlog.configure(
+        processors=[line],
+        wrapper_class=structlog.make_filtering_bound_logger(level.lower()),
+        logger_factory=lambda *_: sink,
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
+    logging.captureWarnings(capture=True)
+    return sink
+
+
+def cut(text: str, limit: int) -> str:
+    """The text, or its two ends and how much was cut out between them."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters cut] {text[-half:]}"
+
+
+class _Libraries(logging.Handler):
+    """Passes on what libraries log, up to a rate: some of it is caused from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = structlog.get_logger()
+        self._sampler = Sampler()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        repeats = self._sampler.admit(record.name)
+        if repeats is None:
+            return
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        facts = {"logger": record.name, "message": _message(record), "exc_info": record.exc_info}
+        write("library_message", **facts, **repeats)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - the arguments do not fit the format, or cannot be printed
+        return str(record.msg)
+
+
+def _line(context: _Event) -> Callable[[Any, str, _Event], str]:
+    """Makes the line of an event, whatever its fields are."""
+    steps: Sequence[_Step] = (
+        structlog.processors.add_log_level,
+        _add_trace,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _bounded,
+    )
+
+    def line(logger: Any, method: str, event: _Event) -> str:
+        name = str(event.get("event"))
+        try:
+            event = {**context, **event}
+            for step in steps:
+                event = step(logger, method, event)
+            return json.dumps(event, default=repr)
+        except Exception as error:  # noqa: BLE001 - logging fails no call
+            failure = {"event": "log_line_unprintable", "error": type(error).__name__}
+            name = cut(name, _FIELD_CHARACTERS)
+            return json.dumps({**context, **failure, "level": "error", "of": name})
+
+    return line
+
+
+def _add_trace(logger: Any, method: str, event: _Event) -> _Event:
+    if trace_id := trace.current_id():
+        event.setdefault("trace_id", trace_id)
+    return event
+
+
+def _bounded(logger: Any, method: str, event: _Event) -> _Event:
+    return {name: _cut_field(name, value) for name, value in event.items()}
+
+
+def _cut_field(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    limit = _TRACEBACK_CHARACTERS if name == "exception" else _FIELD_CHARACTERS
+    if isinstance(value, str):
+        return cut(value, limit)
+    text = json.dumps(value, default=repr)
+    return value if len(text) <= limit else cut(text, limit)

@@ -1,0 +1,193 @@
+"""The log of a program: it never raises, every field has a bound, repeats are counted."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from prometheus_client import generate_latest
+
+from server import logs
+from server.logs import Sampler, Sink
+from server.metrics import Metrics
+from tests.small_disk import fill, free, small_disk
+
+Lines = Callable[[], list[dict[str, Any]]]
+_LIMIT = 1_000
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def written(capfd: pytest.CaptureFixture[str]) -> Iterator[Lines]:
+    """The lines on standard error since the last look."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def notice(count: int) -> str:
+    return f"{count} lost"
+
+
+def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 16):
+        path = tmp_path / "disk" / "log"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        sink = Sink(descriptor, notice)
+        sink.info("first")
+        fill(tmp_path / "disk")
+        for _ in range(3):
+            sink.info("x" * 5000)
+        assert sink.lost_lines == 3
+        free(tmp_path / "disk")
+        sink.info("last")
+        # The first of the three was written in part: what follows begins on a line of its own.
+        assert [line.strip("x") for line in path.read_text().splitlines()] == ["first", "", "3 lost", "last"]
+        sink.info("after")
+        assert path.read_text().endswith("last\nafter\n")
+        assert sink.lost_lines == 3
+        os.close(descriptor)
+
+
+def test_a_reader_that_is_gone_or_does_not_read_costs_lines_only() -> None:
+    gone_reader, gone = os.pipe()
+    os.close(gone_reader)
+    sink = Sink(gone, notice)
+    sink.error("nobody")
+    assert sink.lost_lines == 1
+    os.close(gone)
+    sink.error("a descriptor that is closed")
+    assert sink.lost_lines == 2
+    slow_reader, slow = os.pipe()
+    os.set_blocking(slow, False)
+    sink = Sink(slow, notice)
+    for _ in range(200):
+        sink.info("x" * 1000)
+    assert 0 < sink.lost_lines < 200
+    os.close(slow)
+    os.close(slow_reader)
+
+
+def test_a_line_has_the_fields_of_its_program(written: Lines) -> None:
+    logs.configure("serve", "INFO", epoch=3)
+    structlog.get_logger().info("pod_started", workspace_id="ws_1")
+    structlog.get_logger().debug("too_fine")
+    (line,) = written()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"program": "serve", "epoch": 3, "event": "pod_started", "level": "info", "workspace_id": "ws_1"}
+
+
+def test_every_field_is_cut_at_a_bound(written: Lines) -> None:
+    logs.configure("serve", "INFO")
+    log = structlog.get_logger()
+    log.info("x" * 50_000, path="/" * 50_000, many=list(range(10_000)), short=["a"], number=7, absent=None)
+    try:
+        raise ValueError("y" * 50_000)
+    except ValueError:
+        log.exception("a defect")
+    first, second = written()
+    for field in ("event", "path", "many"):
+        assert len(first[field]) < _LIMIT + 50, field
+        assert "characters cut]" in first[field], field
+    assert "[49000 characters cut]" in first["path"]
+    assert (first["short"], first["number"], first["absent"]) == (["a"], 7, None)
+    # Both ends: where it was raised, and what it says last.
+    assert second["exception"].startswith("Traceback (most recent call last)")
+    assert second["exception"].endswith("yyy")
+    assert len(second["exception"]) < 8 * _LIMIT + 50
+
+
+class _Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("value", [_Unprintable(), {(1, 2): 3}, 10**5_000, "\ud800"], ids=["object", "key", "number", "text"])
+def test_what_cannot_be_printed_raises_nothing(written: Lines, value: object) -> None:
+    logs.configure("serve", "INFO")
+    structlog.get_logger().info("odd", value=value)
+    (line,) = written()
+    assert line["event"] == "odd" or (line["event"], line["of"]) == ("log_line_unprintable", "odd")
+
+
+def test_what_libraries_say_goes_the_same_way(written: Lines) -> None:
+    logs.configure("serve", "INFO")
+    library = logging.getLogger("some.library")
+    library.info("chatter")
+    library.warning("Invalid encoding on %s", "x" * 50_000)
+    library.error("%d", "no number")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    warning, error, deprecation = written()
+    assert (warning["event"], warning["logger"], warning["level"]) == ("library_message", "some.library", "warning")
+    assert len(warning["message"]) < _LIMIT + 50
+    assert (error["level"], error["message"]) == ("error", "%d")
+    assert deprecation["logger"] == "py.warnings"
+
+
+def test_what_a_library_repeats_is_limited_to_a_rate(written: Lines) -> None:
+    logs.configure("serve", "INFO")
+    for _ in range(1_000):
+        logging.getLogger("some.library").warning("again")
+    assert 20 <= len(written()) < 100
+
+
+def test_repeats_are_left_out_and_counted() -> None:
+    clock = Clock()
+    sampler = Sampler(20, clock)
+    assert [sampler.admit("unauthenticated") for _ in range(20)] == [{}] * 20
+    assert {sampler.admit("unauthenticated") is None for _ in range(100)} == {True}
+    # Another kind has a rate of its own.
+    assert sampler.admit("rate_limited") == {}
+    clock.now += 0.1
+    assert sampler.admit("unauthenticated") == {"repeats_left_out": 100}
+    assert sampler.admit("unauthenticated") == {}
+    assert sampler.admit("unauthenticated") is None
+    clock.now += 3600
+    assert sampler.admit("unauthenticated") == {"repeats_left_out": 1}
+    assert sum(sampler.admit("unauthenticated") is not None for _ in range(100)) == 19
+
+
+def test_lost_lines_are_a_metric() -> None:
+    metrics, lost = Metrics(), [3]
+    metrics.watch_log(lambda: lost[0])
+    assert b"evershell_log_lines_lost_total 3.0" in generate_latest(metrics.registry)
+
+
+def test_a_program_whose_log_is_full_goes_on(tmp_path: Path) -> None:
+    """With asyncio's report of a task that failed, which goes to standard error when nothing is configured."""
+    program = """
+import asyncio, structlog
+from server import logs
+sink = logs.configure("serve", "INFO")
+async def main():
+    async def fails(): raise RuntimeError("lost")
+    task = asyncio.create_task(fails())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    del task
+    structlog.get_logger().info("x")
+asyncio.run(main())
+print(sink.lost_lines)
+"""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", program], stderr=full, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n")
