@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from http import HTTPStatus
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -22,8 +23,9 @@ from server.auth.pod_tokens import PodTokens
 from server.core import deadline, errors, trace
 from server.core.errors import Failure, UnavailableError
 from server.core.trace import TraceContext
+from server.logs import Sampler
 
-log = structlog.get_logger("call")
+log = structlog.get_logger()
 
 # Set by the REST listener of the edge, and stripped by its gRPC listener: the answer then carries the envelope too.
 EDGE_HEADER = "x-evershell-edge"
@@ -100,6 +102,7 @@ class RequestLog(Interceptor):
     def __init__(self) -> None:
         # Calls of our own services that were taken so far.
         self.taken = 0
+        self._sampler = Sampler()
 
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """See Interceptor."""
@@ -116,29 +119,45 @@ class RequestLog(Interceptor):
         call.trace_id = trace.current_id()
         context.set_trailing_metadata((("x-request-id", call.request_id),))
         began = time.perf_counter()
-        ended = "cancelled by its caller"
+        outcome = "caller_gone"
         try:
             answer = await proceed()
-            ended = "ok"
+            outcome = "ok"
             return answer
         except grpc.aio.AbortError:
-            ended = "failed"
+            outcome = call.slug or "failed"
             raise
         finally:
-            facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
-            if call.trace_id:
-                facts["trace_id"] = call.trace_id
-            if call.slug:
-                facts["slug"] = call.slug
-            if call.caller is not None:
-                facts |= {"org_id": call.caller.org_id, "actor_id": call.caller.actor_id}
-            if call.agent is not None:
-                facts["workspace_id"] = call.agent.workspace_id
-            log.info(ended, duration_ms=round((time.perf_counter() - began) * 1000, 2), **facts)
+            self._write(call, outcome, time.perf_counter() - began)
+
+    def _write(self, call: Call, outcome: str, seconds: float) -> None:
+        """Calls that anyone can make, and those that are refused, are written up to a rate, each outcome by itself."""
+        facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
+        if call.trace_id:
+            facts["trace_id"] = call.trace_id
+        if call.caller is not None:
+            facts |= {"org_id": call.caller.org_id, "actor_id": call.caller.actor_id}
+        if call.agent is not None:
+            facts["workspace_id"] = call.agent.workspace_id
+        is_authenticated = call.caller is not None or call.agent is not None
+        if not is_authenticated or _is_refusal(call.slug):
+            repeats = self._sampler.admit(outcome)
+            if repeats is None:
+                return
+            facts |= repeats
+        log.info("rpc_completed", outcome=outcome, duration_ms=round(seconds * 1000, 2), **facts)
+
+
+def _is_refusal(slug: str) -> bool:
+    return slug in status.RULES and status.RULES[slug].http < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class Errors(Interceptor):
     """Turns whatever is raised further in into the status and the envelope; nothing of an unforeseen exception gets out."""
+
+    def __init__(self) -> None:
+        # A request that meets a defect can be repeated at will.
+        self._sampler = Sampler()
 
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """See Interceptor."""
@@ -155,14 +174,15 @@ class Errors(Interceptor):
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            await _fail_by_defect(context, details)
+            await self._fail_by_defect(context, details)
         except Exception:  # noqa: BLE001 - logged, with its traceback
-            await _fail_by_defect(context, details)
+            await self._fail_by_defect(context, details)
 
-
-async def _fail_by_defect(context: Context, details: grpc.HandlerCallDetails) -> None:
-    log.exception("a defect", method=details.method, request_id=calls.current().request_id)
-    await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
+    async def _fail_by_defect(self, context: Context, details: grpc.HandlerCallDetails) -> None:
+        repeats = self._sampler.admit("defect")
+        if repeats is not None:
+            log.exception("a defect", method=details.method, request_id=calls.current().request_id, **repeats)
+        await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
 
 
 async def _fail(context: Context, failure: Failure) -> None:

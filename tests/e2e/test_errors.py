@@ -32,7 +32,7 @@ def assert_logged(stack: Stack, failed: Failed) -> None:
 
     def is_logged() -> bool:
         lines = [line for log in logs for line in log.read_text().splitlines() if failed.request_id in line]
-        return any(f'"slug": "{failed.slug}"' in line for line in lines)
+        return any(f'"outcome": "{failed.slug}"' in line for line in lines)
 
     eventually(is_logged)
 

@@ -1,0 +1,129 @@
+"""The line of each call: what it says, what of it can be left out, and that it cannot fail a call."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import LogCapture
+
+from server import logs
+from server.core.errors import UnavailableError
+from tests.api.running import FailingStore, Running, bearer
+from tests.core.world import ORG, World
+
+UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
+
+
+@pytest.fixture
+def log() -> Iterator[LogCapture]:
+    """What is logged in this process."""
+    capture = LogCapture()
+    structlog.configure(processors=[capture])
+    yield capture
+    structlog.reset_defaults()
+
+
+async def of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
+    """Waits for the lines of so many calls: each is written right behind the answer."""
+    async with asyncio.timeout(10):
+        while len(found := [dict(line) for line in log.entries if line["event"] == "rpc_completed"]) < count:
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_a_call_has_one_line(server: Running, world: World, log: LogCapture) -> None:
+    idle = await world.add()
+    await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer(x_request_id="req_1"))
+    await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
+    done, refused = await of_calls(log, 2)
+    assert done.pop("duration_ms") >= 0
+    assert done == {
+        "event": "rpc_completed",
+        "log_level": "info",
+        "outcome": "ok",
+        "method": "/evershell.workspace.v1.WorkspaceService/GetWorkspace",
+        "request_id": "req_1",
+        "org_id": ORG,
+        "actor_id": "key_full_access",
+    }
+    assert refused["outcome"] == "workspace_not_found"
+
+
+async def test_a_caller_that_goes_has_one_too(server: Running, world: World, log: LogCapture) -> None:
+    busy, _ = await world.add_busy()
+    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer())
+    await anext(aiter(call))
+    call.cancel()
+    (line,) = await of_calls(log, 1)
+    assert (line["outcome"], line["actor_id"]) == ("caller_gone", "key_full_access")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "outcome"),
+    [(bearer("sk_bad"), "unauthenticated"), ((), "unauthenticated"), (bearer(), "workspace_not_found")],
+    ids=["bad key", "no key", "a mistake, again and again"],
+)
+async def test_refused_calls_are_left_out_beyond_a_rate(
+    server: Running, log: LogCapture, metadata: tuple[tuple[str, str], ...], outcome: str
+) -> None:
+    began = asyncio.get_running_loop().time()
+    for _ in range(10):
+        await asyncio.gather(*(server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=metadata)) for _ in range(50)))
+    seconds = asyncio.get_running_loop().time() - began
+    found = await of_calls(log, 20)
+    assert {line["outcome"] for line in found} == {outcome}
+    assert len(found) <= 20 * (1 + seconds) + 1
+    # A moment later the next one is written, and says how many were not.
+    await asyncio.sleep(0.1)
+    await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=metadata))
+    found = await of_calls(log, len(found) + 1)
+    assert len(found) + sum(line.get("repeats_left_out", 0) for line in found) == 501
+
+
+async def test_calls_that_need_no_credential_are_left_out_beyond_a_rate(server: Running, log: LogCapture) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+    for _ in range(100):
+        await health.Check(health_pb2.HealthCheckRequest())
+    found = await of_calls(log, 20)
+    assert len(found) < 100
+
+
+async def test_answered_calls_of_callers_are_all_there(server: Running, world: World, log: LogCapture) -> None:
+    idle = await world.add()
+    for _ in range(100):
+        await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer())
+    assert {line["outcome"] for line in await of_calls(log, 100)} == {"ok"}
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")])
+async def test_failures_of_the_service_are_all_there(
+    store: FailingStore, server: Running, log: LogCapture, error: type[Exception], outcome: str
+) -> None:
+    store.error = error
+    for _ in range(100):
+        await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
+    assert {line["outcome"] for line in await of_calls(log, 100)} == {outcome}
+    # A defect's traceback is long, and whoever has found it can repeat it.
+    assert sum(line["event"] == "a defect" for line in log.entries) < 100
+
+
+async def test_a_log_that_takes_nothing_fails_no_call(server: Running, world: World) -> None:
+    idle = await world.add()
+    lost = logs.Sink(-1, str)
+    structlog.configure(
+        processors=[structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        logger_factory=lambda *_: lost,
+    )
+    try:
+        await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer())
+        seen = await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
+    finally:
+        structlog.reset_defaults()
+    assert seen.code is grpc.StatusCode.NOT_FOUND
+    assert lost.lost_lines == 2
