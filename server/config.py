@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     # Where traces are sent, by OTLP over HTTP; empty: nowhere. OpenTelemetry itself reads the other standard variables (OTEL_…).
     otel_exporter_otlp_endpoint: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    # A program's log: the size at which it is rotated, and the number of files, the current one included.
+    log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
+    log_files: int = Field(5, ge=1, le=100)
 
     # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.
     stack_id: str = "standalone"
@@ -112,6 +115,11 @@ class Settings(BaseSettings):
     def worker_addresses(self) -> list[str]:
         """host:port of every worker."""
         return [f"{self.listen_host}:{self.server_port + index}" for index in range(self.workers)]
+
+    @property
+    def logs_dir(self) -> Path:
+        """A file a program."""
+        return self.state_dir / "logs"
 
     @property
     def signing_key_path(self) -> Path:

@@ -15,8 +15,9 @@ import psutil
 import structlog
 
 from server.pod_process import adopt
+from server.stack.log_files import open_log
 
-log = structlog.get_logger("supervisor")
+log = structlog.get_logger()
 
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran this long before it died starts again at once.
@@ -48,7 +49,6 @@ class Supervisor:
         self._programs: list[Program] = []
         # Processes whose successors run already, and what waits for their end.
         self._leaving: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
-        logs_dir.mkdir(parents=True, exist_ok=True)
         # What a program of ours leaves behind when it dies becomes our child, and is reaped here.
         adopt()
 
@@ -137,7 +137,7 @@ class Supervisor:
     def _spawn(self, program: Program, command: list[str] | None = None) -> None:
         if command is None:
             command = program.command if isinstance(program.command, list) else program.command()
-        with (self._logs_dir / f"{program.name}.log").open("ab") as output:
+        with open_log(self._logs_dir / f"{program.name}.log") as output:
             program.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 import psycopg
 from pydantic import SecretStr
 from ulid import ULID
@@ -24,7 +23,8 @@ from server.config import Settings, trust
 from server.core.errors import UnavailableError
 from server.fleet import processes
 from server.fleet.local_pods import end_every_pod
-from server.stack import demo, envoy, postgres
+from server.logs import Sink
+from server.stack import demo, envoy, log_files, postgres
 from server.stack.demo import Demo
 from server.stack.edge_process import EdgeProcess
 from server.stack.private_file import write_private
@@ -57,11 +57,12 @@ async def up(settings: Settings) -> None:
         _check_ports(settings)
         ready_path.unlink(missing_ok=True)
         stopping = asyncio.create_task(stop_signal())
-        supervisor = Supervisor(settings.state_dir / "logs")
+        supervisor = Supervisor(settings.logs_dir)
         edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
         rolling = RollingRestart(supervisor, edge)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
         restarting = asyncio.create_task(rolling.whenever_wanted(starting))
+        rotating = asyncio.create_task(log_files.keep_rotating(settings))
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -70,11 +71,11 @@ async def up(settings: Settings) -> None:
                 while not stopping.done():
                     supervisor.reap()
                     await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
-            click.echo("Stopping.")
+            _say("Stopping.")
         finally:
-            for task in (starting, restarting):
+            for task in (starting, restarting, rotating):
                 task.cancel()
-            await asyncio.gather(starting, restarting, return_exceptions=True)
+            await asyncio.gather(starting, restarting, rotating, return_exceptions=True)
             ready_path.unlink(missing_ok=True)
             await _stop(settings, supervisor, edge)
 
@@ -82,7 +83,7 @@ async def up(settings: Settings) -> None:
 async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> tuple[Settings, Demo]:
     """Starts everything and waits until it serves; the settings then name the database."""
     await asyncio.to_thread(edge.configure)
-    _say("PostgreSQL")
+    _say("Starting PostgreSQL …")
     settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
     try:
         await asyncio.to_thread(migrate, settings.database_url)
@@ -96,7 +97,7 @@ async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) 
         write_private(settings.signing_key_path, new_key())
     async with open_pool(settings.database_url, max_size=2) as pool:
         shown = await demo.ensure(settings, PostgresStore(pool), PostgresKeys(pool), now)
-    _say("control plane, fleet, edge")
+    _say("Starting control plane, fleet, edge …")
     environment = _environment(settings)
     for index, address in enumerate(settings.worker_addresses):
         command = [sys.executable, "-m", "server", "serve", "--port", address.rpartition(":")[2]]
@@ -105,7 +106,7 @@ async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) 
     own = environment | _metrics_port(settings, settings.workers)
     await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0))
     await supervisor.start(Program("envoy", edge.first, stop_seconds=2.0))
-    _say("the demo workspace's agent")
+    _say("Starting the demo workspace's agent …")
     await _wait_ready(settings, shown, supervisor)
     return settings, shown
 
@@ -137,7 +138,7 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
     try:
         await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
     except TimeoutError as error:
-        raise CannotStartError(f"PostgreSQL does not start; see {settings.state_dir}/logs/postgres.log.") from error
+        raise CannotStartError(f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log.") from error
     return url
 
 
@@ -174,7 +175,7 @@ async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -
             while (seen := await asyncio.to_thread(status)) != "idle":
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        message = f"The stack did not get ready within {READY_SECONDS:.0f} s ({seen}); see {settings.state_dir}/logs/."
+        message = f"The stack did not get ready within {READY_SECONDS:.0f} s ({seen}); see {settings.logs_dir}/."
         raise CannotStartError(message) from error
 
 
@@ -251,7 +252,7 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
         curl=f"curl --cacert {trusted}" if trusted else "curl",
         grpcurl=f"{_grpcurl()} -cacert {trusted}" if trusted else f"{_grpcurl()} -plaintext",
     )
-    click.echo(printable(calls, block=True))
+    _say(printable(calls, block=True))
 
 
 def _grpcurl() -> str:
@@ -278,5 +279,9 @@ In another terminal:
 """
 
 
-def _say(what: str) -> None:
-    click.echo(f"Starting {what} …")
+def _say(text: str) -> None:
+    """Prints to the terminal, or where the output goes: a full disk does not stop the stack."""
+    _output.msg(text)
+
+
+_output = Sink(1, lambda count: f"({count} lines could not be written.)")

@@ -1,0 +1,185 @@
+"""Rotation, while programs append; on a full disk too."""
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from server.config import Settings
+from server.stack import log_files
+from server.stack.log_files import LogFile, open_log, rotate
+from server.stack.supervisor import Program, Supervisor, ended
+from tests.edge.stub import until
+from tests.small_disk import fill, small_disk
+
+_SIZE = 1_000
+
+
+@pytest.fixture(autouse=True)
+def _no_disk_counts_as_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".ballast"}
+
+
+def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.log"
+    with open_log(path) as output:
+        for letter in b"abcd":
+            output.write(bytes([letter]) * (_SIZE - 1))
+            output.flush()
+            rotate([LogFile(path, _SIZE, 3)])
+            assert path.stat().st_size == _SIZE - 1
+            output.write(b"\n")
+            output.flush()
+            rotate([LogFile(path, _SIZE, 3)])
+            # The program goes on in the same file, from its beginning.
+            assert path.stat().st_size == 0
+    whole = {letter: letter.encode() * (_SIZE - 1) + b"\n" for letter in "abcd"}
+    assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": whole["d"], "fleet.log.2": whole["c"]}
+    # Fewer are wanted from here on.
+    path.write_bytes(b"e" * _SIZE)
+    rotate([LogFile(path, _SIZE, 1)])
+    assert contents(tmp_path) == {"fleet.log": b""}
+
+
+def test_of_a_file_far_beyond_its_size_the_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.log"
+    path.write_bytes(b"old" * _SIZE + b"n" * _SIZE)
+    rotate([LogFile(path, _SIZE, 2)])
+    assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": b"n" * _SIZE}
+
+
+def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "cat.log"
+    with open_log(path) as output:
+        program = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=output)
+    assert program.stdin is not None
+    for number in range(10):
+        program.stdin.write(f"{number}".encode() * _SIZE)
+        program.stdin.flush()
+        until(lambda: path.stat().st_size == _SIZE)
+        rotate([LogFile(path, _SIZE, 100)])
+        # No hole where the program had been.
+        assert path.stat().st_size == 0
+    program.communicate()
+    copies = contents(tmp_path)
+    assert [copies[f"cat.log.{10 - number}"] for number in range(10)] == [f"{number}".encode() * _SIZE for number in range(10)]
+
+
+def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
+    pod, victims = tmp_path / "pod", [tmp_path / "victim", tmp_path / "other victim"]
+    for victim in victims:
+        victim.write_bytes(b"v" * _SIZE)
+    pod.mkdir()
+    (pod / "link").symlink_to(victims[0])
+    (pod / "hard").hardlink_to(victims[1])
+    os.mkfifo(pod / "pipe")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "log").write_bytes(b"v" * _SIZE)
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    paths = [pod / "link", pod / "hard", pod / "pipe", pod / "absent", tmp_path / "linked" / "log"]
+    rotate([LogFile(path, 1, 2) for path in paths])
+    assert all(victim.read_bytes() == b"v" * _SIZE for victim in [*victims, tmp_path / "elsewhere" / "log"])
+    assert {path.name for path in pod.iterdir()} == {"link", "hard", "pipe"}
+    for path in (pod / "link", pod / "hard", pod / "pipe"):
+        with open_log(path) as output:
+            assert output.name == os.devnull
+
+
+def test_what_lies_in_the_way_of_a_copy_does_not_keep_the_file_from_being_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * _SIZE)
+    (tmp_path / "log.1" / "full").mkdir(parents=True)
+    rotate([LogFile(path, _SIZE, 2)])
+    assert path.read_bytes() == b""
+
+
+async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path) -> None:
+    disk = tmp_path / "another disk"
+    disk.mkdir()
+    settings = Settings(state_dir=tmp_path / "state", log_max_bytes=1 << 16, log_files=4)
+    agents = settings.pods_dir / "ws_1"
+    agents.mkdir(parents=True)
+    # As an operator may have it.
+    settings.logs_dir.symlink_to(disk)
+    for name in ("postgres.log", "worker-0.log"):
+        (settings.logs_dir / name).write_bytes(b"x" * (1 << 16))
+    (agents / "log").write_bytes(b"x" * (1 << 20))
+    rotating = asyncio.create_task(log_files.keep_rotating(settings))
+    names = {"postgres.log.1", "worker-0.log.1", "log.1"}
+    async with asyncio.timeout(10):
+        while not names <= {path.name for path in [*disk.iterdir(), *agents.iterdir()]} or (agents / "log").stat().st_size:
+            await asyncio.sleep(0.01)
+    rotating.cancel()
+
+
+def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
+    block = os.sysconf("SC_PAGE_SIZE")
+    size = 4 * block
+    disk = tmp_path / "disk"
+    with small_disk(disk, 16 * block):
+        path = disk / "envoy.log"
+        for number in (1, 2):
+            path.with_name(f"envoy.log.{number}").write_bytes(str(number).encode() * size)
+        path.write_bytes(b"c" * size)
+        fill(disk)
+        rotate([LogFile(path, size, 4)])
+        # The copy needed the room of the older of the two.
+        assert contents(disk) == {"envoy.log": b"", "envoy.log.1": b"c" * size, "envoy.log.2": b"1" * size}
+        path.write_bytes(b"d" * size)
+        path.with_name("envoy.log.1").unlink()
+        path.with_name("envoy.log.2").unlink()
+        fill(disk)
+        rotate([LogFile(path, size, 4)])
+        # There is no room for a copy, and the file is emptied all the same.
+        assert contents(disk) == {"envoy.log": b""}
+
+
+def test_copies_are_removed_while_a_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 1 << 20):
+        monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 1 << 16)
+        files = [LogFile(disk / name, 1 << 19, 5) for name in ("envoy.log", "fleet.log")]
+        for age, copy in enumerate(("fleet.log.1", "envoy.log.2", "envoy.log.1")):
+            (disk / copy).write_bytes(b"x" * 4096)
+            os.utime(disk / copy, (age, age))
+        for file in files:
+            file.path.write_bytes(b"now\n")
+        rotate(files)
+        assert len(contents(disk)) == 5
+        fill(disk)
+        left = []
+        for _ in range(4):
+            with capture_logs():
+                rotate(files)
+            left.append(sorted(contents(disk)))
+            fill(disk)
+        assert left[0] == ["envoy.log", "envoy.log.1", "envoy.log.2", "fleet.log"]
+        assert left[1] == ["envoy.log", "envoy.log.1", "fleet.log"]
+        assert left[2] == left[3] == ["envoy.log", "fleet.log"]
+        assert files[0].path.read_bytes() == b"now\n"
+
+
+async def test_a_program_starts_without_its_log_and_has_it_again_at_the_next_start(tmp_path: Path) -> None:
+    logs_dir = tmp_path / "logs"
+    logs_dir.write_text("no folder")
+    supervisor = Supervisor(logs_dir)
+    program = Program("echo", ["/bin/sh", "-c", "echo said; exec sleep 600"])
+    with capture_logs() as said:
+        await supervisor.start(program)
+    assert [line["event"] for line in said] == ["log_file_unavailable"]
+    logs_dir.unlink()
+    assert program.process is not None
+    old = program.process
+    await supervisor.restart("echo")
+    assert await ended(old) != 0
+    while not (logs_dir / "echo.log").read_text():
+        assert program.process.poll() is None
+    await supervisor.stop_all()
+    assert (logs_dir / "echo.log").read_text() == "said\n"
