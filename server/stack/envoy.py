@@ -73,6 +73,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "workers": [_endpoint(address) for address in edge.workers],
         "descriptor_set": str(ROOT / "gen" / "workspace.binpb"),
         "envelope_lua": str(ROOT / "envoy" / "envelope.lua"),
+        "unsolicited_calls": str(ROOT / "envoy" / "unsolicited_calls.yaml"),
         **generated,
         "routes": [*documents.routes(), *generated["routes"]],
         "max_document_bytes": documents.MAX_FILE_BYTES,

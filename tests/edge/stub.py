@@ -18,7 +18,7 @@ from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.api.server import OPTIONS
-from server.stack.envoy import Edge, Tls, command, render
+from server.stack.envoy import ROOT, Edge, Tls, command, render
 from tests.ports import free_ports
 
 from .answers import rule
@@ -191,13 +191,22 @@ def running_edge(
     hurry: dict[str, str] | None = None,
     tls: Tls | None = None,
     verify: ssl.SSLContext | bool = True,
+    logs_all: bool = True,
 ) -> Iterator[RunningEdge]:
-    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is how callers trust it."""
+    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is how callers trust it.
+
+    With `logs_all` no call is left out of its log, since tests call faster than it would show.
+    """
     rest_port, grpc_port = free_ports(2)
     settings = Edge(rest_port, grpc_port, workers, directory / "admin.sock", tls=tls)
     config = directory / "envoy.yaml"
     render(settings, config)
     text = config.read_text()
+    if logs_all:
+        shipped = ROOT / "envoy" / "unsolicited_calls.yaml"
+        roomy = directory / shipped.name
+        roomy.write_text(shipped.read_text().replace("max_tokens: 20", "max_tokens: 1000000"))
+        hurry = (hurry or {}) | {str(shipped): str(roomy)}
     for long, short in (hurry or {}).items():
         assert long in text
         text = text.replace(long, short)

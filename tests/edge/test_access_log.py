@@ -1,0 +1,166 @@
+"""The edge's log: what is always in it, and that nobody without a credential can fill it."""
+
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import h2.config
+import h2.connection
+import httpx
+import pytest
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from .conftest import short_directory
+from .stub import RunningEdge, Stub, running_edge, until
+
+# The bucket, and a line with every field at its bound.
+_PER_SECOND = 20
+_LINE_BYTES = 2_000
+CANCEL = "/v1/workspaces/{}/task/cancel"
+
+
+@pytest.fixture(scope="module")
+def quiet_edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+    """An edge whose log nobody else fills."""
+    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False) as running:
+        yield running
+
+
+class Log:
+    """What an edge logs from here on."""
+
+    def __init__(self, edge: RunningEdge) -> None:
+        self._edge = edge
+        self._path: Path = edge.settings.admin_socket.parent / "envoy.log"
+        self._denied = self.denied()
+        self._begin = self._path.stat().st_size
+        self._began = time.monotonic()
+
+    def denied(self) -> int:
+        return self._edge.stat("access_log.process_ratelimit.denied")
+
+    def text(self) -> str:
+        with self._path.open() as log:
+            log.seek(self._begin)
+            return log.read()
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def assert_all(self, calls: int) -> None:
+        """Each of the calls is in the log, or counted among those that were left out."""
+        until(lambda: len(self.lines()) + self.denied() - self._denied >= calls)
+        assert len(self.lines()) + self.denied() - self._denied == calls
+
+    def assert_bounded(self) -> None:
+        most = _PER_SECOND * (2 + time.monotonic() - self._began)
+        assert len(self.lines()) <= most
+        assert len(self.text()) <= most * _LINE_BYTES
+
+
+@pytest.fixture
+def log(quiet_edge: RunningEdge) -> Log:
+    return Log(quiet_edge)
+
+
+@pytest.fixture
+def client(quiet_edge: RunningEdge) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=quiet_edge.rest_url, trust_env=False, timeout=15) as client:
+        yield client
+
+
+def long_paths(edge: RunningEdge, client: httpx.Client) -> int:
+    for _ in range(200):
+        client.get("/" + "x" * 50_000, headers={"user-agent": "u" * 5_000})
+    return 200
+
+
+def bad_keys(edge: RunningEdge, client: httpx.Client) -> int:
+    for _ in range(500):
+        assert client.post(CANCEL.format("error_unauthenticated")).status_code == 401
+    return 500
+
+
+def pages(edge: RunningEdge, client: httpx.Client) -> int:
+    for _ in range(200):
+        assert client.get("/healthz").status_code == client.get("/docs").status_code == 200
+    return 400
+
+
+def health(edge: RunningEdge, client: httpx.Client) -> int:
+    with grpc.insecure_channel(edge.grpc_address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for _ in range(300):
+            stub.Check(health_pb2.HealthCheckRequest())
+    return 300
+
+
+def rapid_reset(edge: RunningEdge, client: httpx.Client) -> int:
+    """Streams that are reset with the packet that opens them. The edge closes each connection after some hundreds."""
+    before = edge.stat("http.rest.downstream_rq_total")
+    for _ in range(10):
+        _reset(edge.settings.rest_port, 2_000)
+    until(lambda: edge.stat("http.rest.downstream_rq_active") == 0)
+    seen = edge.stat("http.rest.downstream_rq_total") - before
+    assert seen >= 1_000
+    return seen
+
+
+def _reset(port: int, streams: int) -> None:
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    connection.initiate_connection()
+    request = [(":method", "POST"), (":path", CANCEL.format("slow")), (":scheme", "http"), (":authority", "x")]
+    for number in range(streams):
+        connection.send_headers(2 * number + 1, request, end_stream=True)
+        connection.reset_stream(2 * number + 1)
+    # The edge may close the connection before all is sent.
+    with socket.create_connection(("127.0.0.1", port), timeout=15) as wire, suppress(ConnectionError):
+        wire.sendall(connection.data_to_send())
+        while wire.recv(65536):
+            pass
+
+
+@pytest.mark.parametrize("flood", [long_paths, bad_keys, pages, health, rapid_reset])
+def test_calls_without_a_credential_do_not_fill_the_log(
+    quiet_edge: RunningEdge, log: Log, client: httpx.Client, flood: Callable[[RunningEdge, httpx.Client], int]
+) -> None:
+    log.assert_all(flood(quiet_edge, client))
+    log.assert_bounded()
+
+
+def test_what_a_worker_answers_is_all_there(quiet_edge: RunningEdge, log: Log, client: httpx.Client) -> None:
+    for _ in range(60):
+        client.post(CANCEL.format("ws_1"))
+        client.post(CANCEL.format("error_unavailable"))
+    with grpc.insecure_channel(quiet_edge.grpc_address) as channel:
+        stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+        for _ in range(60):
+            stub.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"))
+            for failing in ("error_unavailable", "raise"):
+                with suppress(grpc.RpcError):
+                    stub.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id=failing))
+    until(lambda: len(log.lines()) >= 300)
+    assert Counter((line["path"].startswith("/v1"), line["status"], line["grpc_status"]) for line in log.lines()) == {
+        (True, 202, "Unknown"): 60,
+        (True, 503, "Unavailable"): 60,
+        (False, 200, "OK"): 60,
+        (False, 200, "Unavailable"): 60,
+        (False, 200, "Unknown"): 60,
+    }
+
+
+def test_every_field_that_a_caller_chooses_has_a_bound(quiet_edge: RunningEdge, log: Log, client: httpx.Client) -> None:
+    client.get("/" + "x" * 50_000, headers={"user-agent": "u" * 5_000})
+    client.request("M" * 3_000, "/x")
+    client.post(CANCEL.format("ws_1"), json={"reason": {"r" * 30_000: "r" * 30_000}})
+    quiet_edge.raw(b"GET / HTTP/1.1\r\nhost: x\r\nx-request-id: " + b"r" * 3_000 + b"\r\nbad\r\n\r\n")
+    until(lambda: len(log.lines()) == 4)
+    assert max(len(json.dumps(line)) for line in log.lines()) < _LINE_BYTES
+    assert (len(log.lines()[0]["path"]), len(log.lines()[0]["user_agent"])) == (300, 200)
