@@ -104,7 +104,7 @@ async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path)
     disk = tmp_path / "another disk"
     disk.mkdir()
     settings = Settings(state_dir=tmp_path / "state", log_max_bytes=1 << 16, log_files=4)
-    agents = settings.pods_dir / "ws_1"
+    agents = settings.state_dir / "fleet" / "ws_1"
     agents.mkdir(parents=True)
     # As an operator may have it.
     settings.logs_dir.symlink_to(disk)
