@@ -1,10 +1,10 @@
-"""What happens around every call: log, errors, deadline, authentication, decoding; each once, in the order that server.py lists."""
+"""What happens around every call: log, errors, deadline, authentication; each once, in the order that server.py lists."""
 
 import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Any, TypeAlias, cast
@@ -12,7 +12,6 @@ from typing import Any, TypeAlias, cast
 import grpc
 import structlog
 from evershell.workspace.v1 import workspace_service_pb2
-from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from server.api import call as calls
@@ -43,7 +42,10 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """One thing done around every call, unary or streaming alike: `around` is given the rest of the call to await."""
+    """One thing done around every call, unary or streaming alike: `around` is given the rest of the call to await.
+
+    `Reading` is further in, and so every handler takes a stream of requests, as bytes.
+    """
 
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
         """Awaits `proceed` and returns what it returned."""
@@ -58,26 +60,25 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """Wraps the method's handler."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler.unary_stream is not None:
-            return self._wrap_stream(handler, handler_call_details)
-        if handler.unary_unary is None:
+        if handler is None or handler.request_deserializer is not None:
+            # A method that takes a stream by its declaration: reflection.
             return handler
-        behavior = cast(Callable[[Any, Context], Awaitable[Any]], handler.unary_unary)
+        if handler.stream_stream is not None:
+            return self._wrap_stream(handler, handler_call_details)
+        behavior = cast(Callable[[Any, Context], Awaitable[Any]], handler.stream_unary)
 
-        async def unary(request: Any, context: Context) -> Any:
-            return await self.around(handler_call_details, context, lambda: behavior(request, context))
+        async def unary(messages: Any, context: Context) -> Any:
+            return await self.around(handler_call_details, context, lambda: behavior(messages, context))
 
-        return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=handler.response_serializer)
 
     def _wrap_stream(self, handler: "Handler", details: grpc.HandlerCallDetails) -> "Handler":
         """A stream writes its messages itself, so that what goes around it is the same as around a unary call."""
-        behavior = cast(Callable[[Any, Context], Any], handler.unary_stream)
+        behavior = cast(Callable[[Any, Context], Any], handler.stream_stream)
 
-        async def stream(request: Any, context: Context) -> None:
+        async def stream(messages: Any, context: Context) -> None:
             async def run() -> None:
-                produced = behavior(request, context)
+                produced = behavior(messages, context)
                 if hasattr(produced, "__aiter__"):
                     # Closed here and now: else a watcher that has stopped reading keeps it, and all that it holds.
                     async with aclosing(cast(AsyncGenerator[Any, None], produced)):
@@ -89,11 +90,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
             await self.around_stream(details, context, run)
 
-        return grpc.unary_stream_rpc_method_handler(
-            stream,
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        return grpc.stream_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
 
 
 class RequestLog(Interceptor):
@@ -262,35 +259,3 @@ class Authentication(Interceptor):
 
 async def _anyone(call: Call) -> None:
     """Needs no token."""
-
-
-class Decoding(Interceptor):
-    """Parses the request inside of everything else, so that bytes which are no message are an error like any other."""
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Takes the handler's deserializer from gRPC, which would answer with the exception's text and no request id."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.request_deserializer is None:
-            return handler
-        parse = handler.request_deserializer
-        if handler.unary_stream is not None:
-            stream = cast(Callable[[Any, Context], AsyncIterator[Any]], handler.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(
-                lambda request, context: stream(_parsed(parse, request), context),
-                response_serializer=handler.response_serializer,
-            )
-        unary = cast(Callable[[Any, Context], Awaitable[Any]], handler.unary_unary)
-
-        async def decoded(request: Any, context: Context) -> Any:
-            return await unary(_parsed(parse, request), context)
-
-        return grpc.unary_unary_rpc_method_handler(decoded, response_serializer=handler.response_serializer)
-
-
-def _parsed(parse: Callable[[bytes], Any], request: bytes) -> Any:
-    try:
-        return parse(request)
-    except DecodeError as error:
-        raise Failure("validation_error", "The request is not a message of the kind that this method takes.", fields={}) from error

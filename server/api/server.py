@@ -11,21 +11,23 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from server.api.interceptors import Authentication, Deadline, Decoding, Errors, Interceptor, RequestLog
+from server.api.interceptors import Authentication, Deadline, Errors, Interceptor, RequestLog
 from server.api.measuring import Measuring
 from server.api.rate_limits import RateLimits
+from server.api.reading import MAX_MESSAGE_BYTES, Reading
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.workspace_servicer import WorkspaceServicer
 from server.metrics import Metrics
 
 _MAX_METADATA_BYTES = 64 * 1024
-# Committed iterations carry up to 64 KiB of tool output, which JSON and Unicode may widen; the edge allows bodies of 1 MiB.
-_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 OPTIONS: Sequence[tuple[str, int]] = (
     # Metadata above 8 KiB would be refused at random: tokens may be long, and an error's envelope travels in the trailers.
     ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # What a call may have sent before its request is read. gRPC would raise it to megabytes by what the connection allows.
+    ("grpc.http2.lookahead_bytes", 64 * 1024),
+    ("grpc.http2.bdp_probe", 0),
     # A second worker on the same port would share it silently; each has its own.
     ("grpc.so_reuseport", 0),
     # A peer that vanished is noticed, so that its streams end.
@@ -65,7 +67,7 @@ class Server:
             Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls
             *([rate_limits] if rate_limits is not None else []),  # once it is known whose call it is, and before it costs anything
-            Decoding(),  # innermost, so that a request which cannot be read is told like any other failure
+            Reading(),  # innermost: nothing of a request is held before all others have let the call pass
         ]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)
@@ -134,6 +136,13 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it comes witho
             self._unaware[context.peer()] = time.monotonic()
         response: health_pb2.HealthCheckResponse = await super().Check(request, context)
         return response
+
+    async def List(  # noqa: N802
+        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthListResponse:
+        """See the protocol of gRPC's health service; the library leaves this method out."""
+        found = {name: health_pb2.HealthCheckResponse(status=known) for name, known in self._server_status.items()}
+        return health_pb2.HealthListResponse(statuses=found)
 
     async def enter_graceful_shutdown(self) -> None:
         """NOT_SERVING, whatever is set later."""

@@ -76,7 +76,7 @@ class Error(_message.Message):
         request_timeout: Error._ErrorCode.ValueType  # 18
         """The client sent its request too slowly. Example: headers that take longer than ten seconds."""
         payload_too_large: Error._ErrorCode.ValueType  # 19
-        """The body has more than 1 MiB. Example: a task description of 2 MiB."""
+        """The body is larger than this method takes. Example: a task description of 2 MiB, or a body of 20 KiB for CancelTask."""
         unsupported_media_type: Error._ErrorCode.ValueType  # 20
         """The content type is not JSON. Example: application/grpc on the REST port."""
         upgrade_required: Error._ErrorCode.ValueType  # 21
@@ -132,7 +132,7 @@ class Error(_message.Message):
     request_timeout: Error.ErrorCode.ValueType  # 18
     """The client sent its request too slowly. Example: headers that take longer than ten seconds."""
     payload_too_large: Error.ErrorCode.ValueType  # 19
-    """The body has more than 1 MiB. Example: a task description of 2 MiB."""
+    """The body is larger than this method takes. Example: a task description of 2 MiB, or a body of 20 KiB for CancelTask."""
     unsupported_media_type: Error.ErrorCode.ValueType  # 20
     """The content type is not JSON. Example: application/grpc on the REST port."""
     upgrade_required: Error.ErrorCode.ValueType  # 21

@@ -1,0 +1,164 @@
+"""When a request is read, how much of it, and how many at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.api import reading
+from server.metrics import Metrics
+from tests.api.running import (
+    INTERNAL,
+    PUBLIC,
+    READER,
+    Failed,
+    Metadata,
+    Running,
+    agent_bearer,
+    bearer,
+    running,
+)
+from tests.core.world import World
+
+CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
+CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
+PROMPT_SECONDS = 10.0
+
+
+class Incomplete:
+    """A call that sends these messages and leaves its stream open, until it is cancelled."""
+
+    def __init__(self, server: Running, method: str, metadata: Metadata = (), sent: Sequence[bytes] = ()) -> None:
+        self._ending = asyncio.Event()
+
+        async def stream() -> AsyncIterator[bytes]:
+            for message in sent:
+                yield message
+            await self._ending.wait()
+
+        call: Any = server.channel.stream_unary(method)
+        self.call: Any = call(stream(), metadata=metadata)
+
+    def finish(self) -> None:
+        """Ends the stream."""
+        self._ending.set()
+
+    async def failure(self) -> Failed:
+        """What it is answered while its stream is open."""
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async with asyncio.timeout(PROMPT_SECONDS):
+                await self.call
+        return Failed.of(raised.value)
+
+
+@pytest.mark.parametrize("method", [CANCEL, f"{PUBLIC}WatchEvents", f"{INTERNAL}Heartbeat"])
+@pytest.mark.parametrize("metadata", [(), bearer("sk_unknown")])
+async def test_a_bad_credential_is_refused_before_there_is_a_request(server: Running, method: str, metadata: Metadata) -> None:
+    assert (await Incomplete(server, method, metadata).failure()).slug == "unauthenticated"
+
+
+async def test_a_method_takes_one_message(server: Running, world: World) -> None:
+    none = Incomplete(server, CANCEL, bearer())
+    none.finish()
+    two = Incomplete(server, CANCEL, bearer(), [b"", b""])
+    for seen in (await none.failure(), await two.failure()):
+        assert (seen.code, seen.slug) == (grpc.StatusCode.INVALID_ARGUMENT, "validation_error")
+        assert "one message" in seen.message
+
+
+@pytest.mark.parametrize(
+    ("method", "metadata", "limit"),
+    [
+        (CANCEL, bearer(), CANCEL_BYTES),
+        (LIST, bearer(), USUAL_BYTES),
+        (f"{PUBLIC}WatchEvents", bearer(), USUAL_BYTES),
+        ("/grpc.health.v1.Health/Check", (), 4096),
+    ],
+)
+async def test_a_request_has_a_size_limit(server: Running, method: str, metadata: Metadata, limit: int) -> None:
+    too_large = await server.raw(method, metadata, unknown_field(limit + 1))
+    assert isinstance(too_large, Failed)
+    assert (too_large.code, too_large.slug) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "validation_error",
+    )
+    assert f"{limit + 1:,} bytes" in too_large.message and f"{limit:,}" in too_large.message
+    largest = await server.raw(method, metadata, unknown_field(limit))
+    assert not isinstance(largest, Failed) or "bytes" not in largest.message
+
+
+async def test_agents_may_send_what_grpc_itself_allows(server: Running) -> None:
+    request = unknown_field(3 * USUAL_BYTES)
+    seen = await server.raw(f"{INTERNAL}Heartbeat", agent_bearer("ws_1"), request)
+    assert not isinstance(seen, Failed) or "bytes" not in seen.message
+
+
+def unknown_field(size: int) -> bytes:
+    """A message of so many bytes, all of it a field that no message has."""
+    # Field 15, of bytes; their length takes four bytes however small it is.
+    length = size - 5
+    encoded = [length >> shift & 127 | (128 if shift < 21 else 0) for shift in (0, 7, 14, 21)]
+    return bytes([15 << 3 | 2, *encoded]) + bytes(length)
+
+
+async def test_a_request_arrives_in_time(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
+    seen = await Incomplete(server, CANCEL, bearer()).failure()
+    assert (seen.code, seen.slug) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
+    unended = await Incomplete(server, CANCEL, bearer(), [b""]).failure()
+    assert unended.slug == "deadline_exceeded"
+
+
+async def test_slow_requests_of_a_credential_make_room_for_its_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time are read. Of five that do not arrive, two are let wait once nobody else does."""
+    monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
+    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
+    metrics = Metrics()
+    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
+        slow = [Incomplete(server, LIST, bearer()) for _ in range(5)]
+        failures = [asyncio.create_task(each.failure()) for each in slow]
+        while in_flight(metrics) < len(slow):
+            await asyncio.sleep(0.01)
+        assert await server.raw(LIST, bearer(READER)) == b""
+        assert in_flight(metrics) == len(slow), "another credential does not wait for these"
+        assert await server.raw(LIST, bearer()) == b""
+        while in_flight(metrics) > 2:
+            await asyncio.sleep(0.01)
+        for each in failures:
+            if each.done():
+                assert each.result().slug == "deadline_exceeded"
+            each.cancel()
+        await asyncio.gather(*failures, return_exceptions=True)
+
+
+async def test_requests_of_all_callers_make_room_for_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_WORKER_BYTES", USUAL_BYTES)
+    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
+    metrics = Metrics()
+    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
+        slow = asyncio.create_task(Incomplete(server, LIST, bearer()).failure())
+        while in_flight(metrics) < 1:
+            await asyncio.sleep(0.01)
+        assert await server.raw(LIST, bearer(READER)) == b""
+        assert (await slow).slug == "deadline_exceeded"
+
+
+async def test_a_burst_waits_for_its_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
+    async with running(world) as server, asyncio.timeout(PROMPT_SECONDS):
+        calls = [server.raw(LIST, bearer()) for _ in range(200)]
+        assert await asyncio.gather(*calls) == [b""] * 200
+
+
+def in_flight(metrics: Metrics) -> float:
+    labels = {"rpc": "ListWorkspaces"}
+    return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
+
+
+async def test_health_lists_what_it_knows(server: Running) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+    found = await health.List(health_pb2.HealthListRequest())
+    assert dict(found.statuses) == {"": health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)}
