@@ -2,6 +2,7 @@
 
 import base64
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,10 @@ from source import Rule
 
 DOMAIN = "evershell.ai"
 # Every other message is the first sentence of its code's comment. The edge's reader says what it does not like about a request.
-MESSAGES = {"validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%"}
+MESSAGES = {
+    "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
+    "payload_too_large": "The body is larger than the %METADATA(ROUTE:evershell:max_request_bytes)% bytes that this method takes.",
+}
 # The same, where nothing says what it does not like.
 BARE_MESSAGES = {"validation_error": "The request cannot be read."}
 # Of all that the edge answers by itself, this alone passes by waiting.
@@ -129,25 +133,34 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     }
 
 
-def grpc_local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
-    """For callers of gRPC: message and details. What else comes to that listener is answered as on the REST listener."""
+def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
+    """For callers of gRPC: message and details. What else comes to that listener is answered as on the REST listener.
+
+    `size_limits`: the size limit of a request, by the path of the method.
+    """
     by_code = {rule.code: rule for rule in rules}
     mappers = []
+    for path, limit in size_limits.items():
+        text = f"The request is larger than the {limit:,} bytes that this method takes."
+        method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
+        mapper = _grpc_mapper(("EQ", 413), 400, by_code["validation_error"], text, method)
+        # Envoy has no HTTP status that becomes this one.
+        mapper["headers_to_add"].append(header("grpc-status", str(by_code["validation_error"].grpc)))
+        mappers.append(mapper)
     for comparison, status, shown, code, message in GRPC_REPLIES:
-        rule = by_code[code]
-        text = message or rule.message
-        filters = [_status_filter("grpc_reply", comparison, status), GRPC_CALL]
-        request_id = NEW_REQUEST_ID if status == 400 else REQUEST_ID
-        headers = {"grpc-status-details-bin": _rich_status(rule, text)} | request_id | _headers(rule)
-        mappers.append(
-            {
-                "filter": {"and_filter": {"filters": filters}},
-                "status_code": shown,
-                "headers_to_add": [header(name, value) for name, value in headers.items()],
-                "body_format_override": {"text_format_source": {"inline_string": text}},
-            }
-        )
+        mappers.append(_grpc_mapper((comparison, status), shown, by_code[code], message or by_code[code].message))
     return mappers + local_replies(rules)
+
+
+def _grpc_mapper(when: tuple[str, int], shown: int, rule: Rule, text: str, *more: dict[str, Any]) -> dict[str, Any]:
+    request_id = NEW_REQUEST_ID if when[1] == 400 else REQUEST_ID
+    headers = {"grpc-status-details-bin": _rich_status(rule, text)} | request_id | _headers(rule)
+    return {
+        "filter": {"and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *more]}},
+        "status_code": shown,
+        "headers_to_add": [header(name, value) for name, value in headers.items()],
+        "body_format_override": {"text_format_source": {"inline_string": text}},
+    }
 
 
 def _rich_status(rule: Rule, text: str) -> str:

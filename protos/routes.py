@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from replies import grpc_errors, grpc_local_replies, header, local_replies
@@ -9,7 +10,8 @@ from source import SERVICE, Binding, Protos
 
 from server.stack.documents import WITHOUT_BODY_FILTERS
 
-CLUSTER = "control_plane"
+# The workers. The circuit breaker of priority HIGH is for calls whose requests are small, that of DEFAULT for the others.
+ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
 
 # A call may wait for a task for 30 s; beyond 35 s nothing is coming. A stream has no end: 0 turns the limit off.
 CALL_TIMEOUT = "35s"
@@ -21,6 +23,8 @@ STREAM_IDLE_TIMEOUT = "300s"
 CONTENT = "x-evershell-content"
 # JSON, or nothing said; what curl calls any body unless told otherwise; what browsers name by themselves when there is none.
 READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|application/x-www-form-urlencoded\|.*|text/plain.*\|0"
+SMALL_BYTES = 16_384
+SMALL_BODY = r".*\|\d{1,4}"
 GRPC_BODY = r"(?i)application/grpc.*"
 
 # A browser asks before it sends a token to another site. Envoy's own filter for this leaves out the paths that the edge answers
@@ -31,23 +35,42 @@ PREFLIGHT = [
 ]
 PREFLIGHT_ANSWER = {"access-control-allow-headers": "authorization, content-type", "access-control-max-age": "600"}
 
-# Beside the service's own, for probes and for tools.
-COMMON_METHODS = (
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-)
+SIZE_LIMIT = "envoy.filters.http.filter_chain"
+FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
+# In front of each message: whether it is compressed, and its length.
+GRPC_PREFIX_BYTES = 5
+
+# For probes and for tools, beside the service's own. Nobody needs a credential for them, so few are served at a time, by a cluster
+# of their own: the first number of its circuit breaker is for what stays open, the second (priority HIGH) for what ends soon.
+INTROSPECTION = "introspection"
+PROBE = {
+    "cluster": INTROSPECTION,
+    "priority": "HIGH",
+    "timeout": "5s",
+    "max_stream_duration": {"max_stream_duration": "5s"},
+}
+COMMON_METHODS: dict[str, dict[str, Any]] = {
+    "/grpc.health.v1.Health/Check": PROBE,
+    "/grpc.health.v1.Health/List": PROBE,
+    "/grpc.health.v1.Health/Watch": {"cluster": INTROSPECTION, "timeout": STREAM_TIMEOUT},
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": PROBE,
+}
+# Names of services and files.
+COMMON_REQUEST_BYTES = 4096
 
 
 def edge(protos: Protos) -> dict[str, Any]:
     """What gen/routes.json holds."""
     rules = protos.rules()
+    methods = protos.service.methods
+    size_limits = {f"/{SERVICE}/{method.name}": protos.max_request_bytes(method) for method in methods}
+    size_limits |= dict.fromkeys(COMMON_METHODS, COMMON_REQUEST_BYTES)
     return {
         "routes": _routes(protos.bindings()),
         "local_replies": local_replies(rules),
         "grpc_errors": grpc_errors(rules),
-        "grpc_routes": _grpc_routes(protos),
-        "grpc_local_replies": grpc_local_replies(rules),
+        "grpc_routes": _grpc_routes(size_limits),
+        "grpc_local_replies": grpc_local_replies(rules, size_limits),
     }
 
 
@@ -61,7 +84,7 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
         path = {"safe_regex": {"regex": regex}}
         for binding in group:
             refusals = (_unsupported_body(path, binding), _misplaced_query(path, binding))
-            routes += [*filter(None, refusals), _call(path, binding)]
+            routes += [*filter(None, refusals), *_calls(path, binding)]
         methods = {"OPTIONS"} | {binding.method for binding in group} | {"HEAD" for binding in group if _has_head(binding)}
         allow = ", ".join(sorted(methods))
         routes.append(_answer(path | {"headers": PREFLIGHT}, 200, {"access-control-allow-methods": allow} | PREFLIGHT_ANSWER))
@@ -71,12 +94,26 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
     return [*routes, tunnel, _answer({"prefix": "/"}, 404, {})]
 
 
-def _grpc_routes(protos: Protos) -> list[dict[str, Any]]:
+def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
     """Of the gRPC listener: each method by its name, so that the edge can say of any other that there is none."""
-    methods = [f"/{SERVICE}/{method.name}" for method in protos.service.methods]
     # A client's deadline is its own limit, and the workers keep to it.
-    route = {"cluster": CLUSTER, "timeout": STREAM_TIMEOUT}
-    return [{"match": {"path": method, "grpc": {}}, "route": route} for method in [*methods, *COMMON_METHODS]]
+    usual = ROUTE | {"timeout": STREAM_TIMEOUT}
+    return [
+        {
+            "match": {"path": path, "grpc": {}},
+            "route": COMMON_METHODS.get(path, usual),
+            "typed_per_filter_config": _size_limit(limit + GRPC_PREFIX_BYTES),
+        }
+        for path, limit in size_limits.items()
+    ]
+
+
+def _size_limit(max_request_bytes: int) -> dict[str, Any]:
+    """The filter of the size limit has no configuration of a route's own, and so comes in a chain that has."""
+    name = "envoy.filters.http.body_size_limit"
+    config = {"@type": f"{FILTERS}.body_size_limit.v3.BodySizeLimit", "max_request_bytes": max_request_bytes}
+    chain = {"filters": [{"name": name, "typed_config": config}]}
+    return {SIZE_LIMIT: {"@type": f"{FILTERS}.filter_chain.v3.FilterChainConfigPerRoute", "filter_chain": chain}}
 
 
 def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
@@ -146,16 +183,32 @@ def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str
     return route
 
 
-def _call(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
-    action = {"cluster": CLUSTER, "timeout": STREAM_TIMEOUT if binding.streams else CALL_TIMEOUT}
+def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:
+    """The route to the workers; where bodies may be large, one for small bodies and one for all others."""
+    if binding.max_request_bytes <= SMALL_BYTES or not binding.has_body:
+        return [_call(path, binding, [])]
+    is_small = {"name": CONTENT, "string_match": {"safe_regex": {"regex": SMALL_BODY}}}
+    large = _call(path, binding, [])
+    large["route"]["priority"] = "DEFAULT"
+    return [_call(path, binding, [is_small]), large]
+
+
+def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]]) -> dict[str, Any]:
+    action = ROUTE | {"timeout": STREAM_TIMEOUT if binding.streams else CALL_TIMEOUT}
     if binding.streams:
         action["idle_timeout"] = STREAM_IDLE_TIMEOUT
-    route: dict[str, Any] = {"match": path | {"headers": [_method(binding)]}, "route": action}
+    route: dict[str, Any] = {
+        "match": path | {"headers": [_method(binding), *headers]},
+        "route": action,
+        "typed_per_filter_config": _size_limit(binding.max_request_bytes),
+    }
     facts: dict[str, Any] = {}
     if binding.success_status != 200:
         facts["success_status"] = str(binding.success_status)
     if _has_head(binding):
         facts["has_head"] = True
+    metadata: dict[str, Any] = {"evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}}
     if facts:
-        route["metadata"] = {"filter_metadata": {"envoy.filters.http.lua": facts}}
+        metadata["envoy.filters.http.lua"] = facts
+    route["metadata"] = {"filter_metadata": metadata}
     return route

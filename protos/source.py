@@ -24,6 +24,8 @@ class Binding:
     has_body: bool
     # The `edge` option of the RPC.
     edge: Any
+    # Size limit of a request.
+    max_request_bytes: int
 
     @property
     def streams(self) -> bool:
@@ -69,6 +71,10 @@ class Protos:
         """The descriptor of the public service."""
         return self.pool.FindServiceByName(SERVICE)
 
+    @property
+    def _every_call(self) -> Any:
+        return self.option(self.service.GetOptions(), f"{PACKAGE}.every_call")
+
     def comment(self, full_name: str) -> str:
         """The comment above a thing, without the space that its lines begin with; empty where there is none."""
         return "\n".join(line.removeprefix(" ") for line in self._comments.get(full_name, "").splitlines()).strip()
@@ -88,8 +94,14 @@ class Protos:
                 verb = rule.WhichOneof("pattern")
                 if verb in (None, "custom") or not edge.success_status:
                     raise ValueError(f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status")
-                found.append(Binding(method, verb.upper(), getattr(rule, verb), bool(rule.body), edge))
+                path, limit = getattr(rule, verb), self.max_request_bytes(method)
+                found.append(Binding(method, verb.upper(), path, bool(rule.body), edge, limit))
         return sorted(found, key=lambda binding: [(segment.startswith("{"), segment) for segment in binding.path.split("/")])
+
+    def max_request_bytes(self, method: Any) -> int:
+        """Size limit of a request of this RPC: its own, or that of every call."""
+        own = self.option(method.GetOptions(), f"{PACKAGE}.edge").max_request_bytes
+        return int(own or self._every_call.max_request_bytes)
 
     def rules(self) -> list[Rule]:
         """Every error code that has a rule."""
@@ -110,7 +122,7 @@ class Protos:
 
     def errors(self, binding: Binding) -> list[Rule]:
         """What a call of this RPC may be answered with over REST, in the order of the enum."""
-        every = self.option(self.service.GetOptions(), f"{PACKAGE}.every_call").errors
+        every = self._every_call.errors
         names = binding.edge.DESCRIPTOR.fields_by_name["errors"].enum_type.values_by_number
         slugs = {names[number].name for number in (*every, *binding.edge.errors)}
         return [rule for rule in self.rules() if rule.code in slugs]

@@ -36,7 +36,7 @@ METHODS = ("GET", "HEAD")
 # For routes with which the edge answers by itself: the filters that read bodies would find fault with the request first.
 WITHOUT_BODY_FILTERS = {
     name: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
-    for name in ("envoy.filters.http.buffer", "envoy.filters.http.grpc_json_transcoder")
+    for name in ("envoy.filters.http.filter_chain", "envoy.filters.http.grpc_json_transcoder")
 }
 
 

@@ -50,6 +50,8 @@ class Edge:
     admin_socket: Path
     host: str = "127.0.0.1"
     tls: Tls | None = None
+    # Near this much memory Envoy refuses calls.
+    max_heap_bytes: int = 2**30
 
 
 def render(edge: Edge, config_path: Path) -> None:
@@ -67,6 +69,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "max_connections": min(MAX_CONNECTIONS, _open_files_limit() - _OTHER_FILES),
         "rest_transport_socket": _transport_socket(edge.tls, None),
         "grpc_transport_socket": _transport_socket(edge.tls, edge.tls.client_ca_file if edge.tls else None),
+        "max_heap_bytes": edge.max_heap_bytes,
         "rest_port": edge.rest_port,
         "grpc_port": edge.grpc_port,
         "admin_socket": str(edge.admin_socket),

@@ -174,7 +174,7 @@ BODIES = {
     "invalid UTF-8": b'{"reason": "\xff"}',
     "two values": b'{"reason": "x"} {}',
     "trailing data": b'{"reason": "x"} trailing',
-    "deep nesting": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "deep nesting": b'{"a":' * 2500 + b"1" + b"}" * 2500,
     "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
     "another workspace than the path's": b'{"workspace_id": "ws_2"}',
 }
@@ -239,10 +239,27 @@ TYPES = [
     Case("application/grpc with GET", get("/v1/workspaces/ws_1", content_type="application/grpc"), 415, "unsupported_media_type"),
     Case("application/grpc nowhere", post("/nowhere", content_type="application/grpc"), 404, "not_found"),
 ]
-LARGE = json.dumps({"reason": "x" * 1_100_000}).encode()
+
+
+def of_size(size: int, field: str = "description") -> bytes:
+    """A body of so many bytes."""
+    empty = json.dumps({field: ""}).encode()
+    return json.dumps({field: "x" * (size - len(empty))}).encode()
+
+
+CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
 SIZES = [
     # Over HTTP/2 the edge answers alike and then resets the stream: what still sends may take that for a failure.
-    Case("a body that is too large", post(body=LARGE), 413, "payload_too_large", clients=HTTP1),
+    *(
+        Case(f"{size:,} bytes to {sent.path}", sent, 413, "payload_too_large", says=f"{limit:,} bytes", clients=HTTP1)
+        for size, limit, sent in (
+            (CANCEL_BYTES + 1, CANCEL_BYTES, post(body=of_size(CANCEL_BYTES + 1, "reason"))),
+            (USUAL_BYTES, CANCEL_BYTES, post(f"{TASKS}/task_1/cancel", of_size(USUAL_BYTES, "reason"))),
+            (USUAL_BYTES + 1, USUAL_BYTES, post(TASKS, of_size(USUAL_BYTES + 1))),
+        )
+    ),
+    ok("the largest body of a cancel", post(body=of_size(CANCEL_BYTES, "reason"))),
+    ok("the largest body of others", post(TASKS, of_size(USUAL_BYTES))),
     Case("large headers", get("/v1/workspaces", x_large="x" * 70_000), 431, "headers_too_large", clients=("curl HTTP/1.1",)),
     Case("many headers", get("/v1/workspaces", **{f"x-{n}": "1" for n in range(200)}), 431, "headers_too_large", clients=HTTP1),
     # HTTP allows these in a name, and gRPC does not: they get no further than the edge.

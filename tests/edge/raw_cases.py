@@ -19,6 +19,13 @@ def good(name: str, sent: bytes, status: int = 202) -> Case:
     return Case(name, sent, status, reaches_service=True)
 
 
+def chunks(field: str, size: int) -> str:
+    """The begin of a body, in three chunks of so many bytes."""
+    body = f'{{"{field}":"'.ljust(3 * size, "x")
+    return "".join(f"{size:x}\r\n{body[at : at + size]}\r\n" for at in range(0, 3 * size, size))
+
+
+TASKS_LINE = "POST /v1/workspaces/ws_1/tasks HTTP/1.1"
 CHUNKED = "transfer-encoding: chunked\r\n"
 FRAMING = [
     bad("two lengths that differ", raw(headers="content-length: 2\r\ncontent-length: 3\r\n", body="{}")),
@@ -38,9 +45,17 @@ FRAMING = [
     good("expect", raw(headers="expect: 100-continue\r\ncontent-length: 2\r\n" + CLOSE, body="{}")),
     Case(
         "too large in chunks",
-        raw(headers=CHUNKED, body="".join(f"80000\r\n{'x' * 0x80000}\r\n" for _ in range(3))),
+        raw(headers=CHUNKED, body=chunks("reason", 0x2000)),
         413,
         "payload_too_large",
+        says="16,384 bytes",
+    ),
+    Case(
+        "a task too large in chunks",
+        raw(TASKS_LINE, CHUNKED, chunks("description", 0x80000)),
+        413,
+        "payload_too_large",
+        says="1,048,576 bytes",
     ),
 ]
 LINES = [

@@ -70,6 +70,20 @@ def test_health(channel: grpc.Channel) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize(("method", "limit"), [("CancelTask", 16_384), ("SubmitTask", 1_048_576), ("WatchEvents", 1_048_576)])
+def test_a_message_has_a_size_limit(channel: Any, stub: Stub, method: str, limit: int) -> None:
+    path = f"/{workspace_service_pb2.DESCRIPTOR.package}.WorkspaceService/{method}"
+    with pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary(path)(bytes(limit + 1), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    status, info, _ = told(raised.value)
+    assert (info.reason, f"{limit:,} bytes" in status.message) == ("VALIDATION_ERROR", True)
+    assert not stub.seen
+    with pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary(path)(bytes(limit), timeout=10)
+    assert raised.value.code() is not grpc.StatusCode.INVALID_ARGUMENT, "the worker has read it"
+
+
 @pytest.mark.parametrize(
     "method",
     ["/evershell.agent.v1.RuntimeService/Heartbeat", "/evershell.workspace.v1.WorkspaceService/Nothing", "/a.b.C/D", "/nothing"],

@@ -15,7 +15,7 @@ def test_calls_follow_what_is_known_at_once(tmp_path_factory: pytest.TempPathFac
     with serving(stub) as address, running_edge(short_directory(tmp_path_factory), address) as edge:
 
         def known(flags: str) -> bool:
-            return f"{address}::health_flags::{flags}" in edge.admin("/clusters")
+            return f"control_plane::{address}::health_flags::{flags}" in edge.admin("/clusters")
 
         def status() -> int:
             return httpx.get(f"{edge.rest_url}/v1/workspaces/ws_1", trust_env=False).status_code

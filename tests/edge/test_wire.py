@@ -109,7 +109,7 @@ def pair(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def calls_in_hand(edge: RunningEdge, each: Worker) -> int:
     """How many calls the edge has at a worker."""
-    line = next(line for line in edge.admin("/clusters").splitlines() if f"::{each.address}::rq_active::" in line)
+    line = next(line for line in edge.admin("/clusters").splitlines() if f"control_plane::{each.address}::rq_active::" in line)
     return int(line.rpartition("::")[2])
 
 
