@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -77,6 +78,9 @@ def agent() -> None:
     from server import logs
     from server.agent.program import AgentSettings, run_agent
 
+    # The controller's memory limit is for the programs of the stack, and not for what tools run.
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     spec = json.load(sys.stdin)
     logs.configure("agent", "INFO", workspace_id=spec["workspace_id"], epoch=spec["epoch"])
     sys.exit(asyncio.run(run_agent(AgentSettings(**spec))))

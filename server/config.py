@@ -4,11 +4,17 @@ import ssl
 from pathlib import Path
 from typing import Literal, Self
 
+import psutil
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # No limit or lease is longer: a time without an end would be no limit.
 _DAY_SECONDS = 86_400
+
+
+def _program_memory_mb() -> int:
+    """Several times what a program needs, and yet no more than the machine has for all of them."""
+    return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
 class Settings(BaseSettings):
@@ -65,6 +71,8 @@ class Settings(BaseSettings):
     # When set, callers of gRPC need a certificate that one of these authorities has signed.
     tls_client_ca_file: Path | None = None
 
+    # What a program of the stack may take before it is ended and started again.
+    program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
     # Connections to the database, a program.
     pool_size: int = Field(10, ge=1)
     # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the ports from here on, and the fleet

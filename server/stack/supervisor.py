@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -22,6 +23,9 @@ log = structlog.get_logger()
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran this long before it died starts again at once.
 _STABLE_SECONDS = 10.0
+# How often the memory of each program is looked at, and how far beyond its limit the kernel lets it go until then.
+_MEMORY_CHECK_SECONDS = 1.0
+_KERNEL_LIMIT_FACTOR = 1.25
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,10 +46,15 @@ class Program:
 
 
 class Supervisor:
-    """Runs programs as its children, each in a session of its own: a Ctrl-C in the terminal reaches the supervisor alone."""
+    """Runs programs as its children, each in a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
 
-    def __init__(self, logs_dir: Path) -> None:
+    A program that takes more memory than `memory_bytes` is killed, and so starts again. The kernel
+    refuses it more than a quarter beyond that, however fast it grows.
+    """
+
+    def __init__(self, logs_dir: Path, memory_bytes: int | None = None) -> None:
         self._logs_dir = logs_dir
+        self._memory_bytes = memory_bytes
         self._programs: list[Program] = []
         # Processes whose successors run already, and what waits for their end.
         self._leaving: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
@@ -145,16 +154,38 @@ class Supervisor:
                 stderr=output,
                 env={**os.environ, **program.environment},
                 start_new_session=True,
-                # Should the supervisor be killed, nothing of it stays.
-                preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0),
+                preexec_fn=lambda: self._prepare(program),
             )
+
+    def _prepare(self, program: Program) -> None:
+        """Runs in the child, before the program."""
+        # Should the supervisor be killed, nothing of it stays.
+        _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0)
+        if self._memory_bytes is not None:
+            # The soft limit alone: an agent, which comes to be below the controller, lifts it.
+            soft = int(self._memory_bytes * _KERNEL_LIMIT_FACTOR)
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+    async def _ended(self, program: Program) -> int:
+        """Waits for the end of the program, ends it when it takes too much memory, and returns its exit code."""
+        assert program.process is not None
+        process = program.process
+        ending = asyncio.ensure_future(ended(process))
+        try:
+            while not (await asyncio.wait((ending,), timeout=_MEMORY_CHECK_SECONDS))[0]:
+                taken = _memory_bytes(process)
+                if self._memory_bytes is not None and taken > self._memory_bytes:
+                    log.error("program_over_memory_limit", name=program.name, memory_mb=taken >> 20)
+                    process.kill()
+            return ending.result()
+        finally:
+            ending.cancel()
 
     async def _keep(self, program: Program) -> None:
         failures = 0
         while True:
             began = time.monotonic()
-            assert program.process is not None
-            code = await ended(program.process)
+            code = await self._ended(program)
             failures = 0 if time.monotonic() - began > _STABLE_SECONDS else failures + 1
             log.warning("program ended, starting it again", name=program.name, exit_code=code)
             await asyncio.sleep(_RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)])
@@ -189,6 +220,14 @@ class Supervisor:
             log.warning("program did not stop in time, killing it", name=program.name)
             process.kill()
             await ended(process)
+
+
+def _memory_bytes(process: "subprocess.Popen[bytes]") -> int:
+    try:
+        return int(psutil.Process(process.pid).memory_info().rss)
+    except psutil.Error:
+        # It has just ended.
+        return 0
 
 
 async def _give_up(task: "asyncio.Task[None] | None") -> None:

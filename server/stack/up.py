@@ -57,7 +57,7 @@ async def up(settings: Settings) -> None:
         _check_ports(settings)
         ready_path.unlink(missing_ok=True)
         stopping = asyncio.create_task(stop_signal())
-        supervisor = Supervisor(settings.logs_dir)
+        supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
         edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
         rolling = RollingRestart(supervisor, edge)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
@@ -122,6 +122,8 @@ def _edge(settings: Settings) -> envoy.Edge:
         admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
         host=settings.listen_host,
         tls=tls,
+        # Envoy sheds load before it is ended for what it takes.
+        max_heap_bytes=settings.program_memory_mb * 2**20 * 3 // 4,
     )
 
 
