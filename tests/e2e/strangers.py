@@ -1,0 +1,250 @@
+"""Floods of calls that hold memory: raw bytes, since the flood shares the processor with what it floods.
+
+A program of its own, so that it takes no time from the good callers of a test. It begins with a
+line on its output and ends with its input; then it prints what became of the flood, as JSON.
+"""
+
+import json
+import resource
+import selectors
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import cast
+
+import hpack
+
+HELD_STREAMS = 300
+REST_CONNECTIONS = 1100
+WATCHES, WATCHING_CONNECTIONS = 25_000, 25
+_MESSAGE_BYTES = 4 * 1024 * 1024
+_BODY_BYTES = _OWN_MESSAGE_BYTES = 1024 * 1024
+# Between the end of a flood's calls and the next ones.
+_PAUSE_SECONDS = 0.5
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
+_MAX_STREAMS, _INITIAL_WINDOW = 3, 4
+_FRAME_BYTES = 16_384
+
+Told = Counter[str]
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame of HTTP/2."""
+    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
+
+
+class Connection:
+    """A connection of HTTP/2 whose streams all send the same, as far as flow control lets them."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        path: str,
+        body: bytes,
+        told: Told,
+        *,
+        ends: bool,
+        token: str = "",
+    ) -> None:
+        """`ends`: the body is the whole request; else the streams wait for the rest of it."""
+        self._body, self._last_flags, self._told = body, _END_STREAM if ends else 0, told
+        fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
+        fields |= {"te": "trailers", "content-type": "application/grpc"}
+        fields |= {"authorization": f"Bearer {token}"} if token else {}
+        encoder = hpack.Encoder()
+        encoder.header_table_size = 0
+        self._headers = encoder.encode(list(fields.items()), huffman=False)
+        self._window = self._initial_window = 65_535
+        self.max_streams = 0
+        self._next = 1
+        # Stream → what it may send yet, and what it has sent.
+        self.windows: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
+        self._output, self._input = bytearray(_PREFACE + frame(_SETTINGS, 0, 0)), b""
+        self.socket = socket.create_connection(address)
+        self.socket.setblocking(False)
+
+    def open(self, count: int) -> None:
+        """Begins so many streams."""
+        for _ in range(count):
+            self._output += frame(_HEADERS, _END_HEADERS, self._next, self._headers)
+            self.windows[self._next], self._sent[self._next] = self._initial_window, 0
+            self._next += 2
+        self._told["opened"] += count
+
+    def step(self) -> None:
+        """Reads what there is and sends what may be sent. Raises OSError when the connection is over."""
+        with suppress(BlockingIOError):
+            data = self.socket.recv(1 << 20)
+            if not data:
+                raise ConnectionResetError
+            self._read(data)
+        if not self._output:
+            self._fill()
+        with suppress(BlockingIOError):
+            del self._output[: self.socket.send(self._output)]
+
+    def _fill(self) -> None:
+        for stream in list(self.windows):
+            sent = self._sent[stream]
+            size = min(_FRAME_BYTES, self.windows[stream], self._window, len(self._body) - sent)
+            if size <= 0:
+                continue
+            flags = self._last_flags if sent + size == len(self._body) else 0
+            self._output += frame(_DATA, flags, stream, self._body[sent : sent + size])
+            self._sent[stream] += size
+            self.windows[stream] -= size
+            self._window -= size
+            self._told["bytes"] += size
+            if len(self._output) > 1 << 20:
+                return
+
+    def _read(self, data: bytes) -> None:
+        self._input += data
+        at = 0
+        while len(self._input) >= at + 9:
+            first, flags, stream = struct.unpack_from(">IBI", self._input, at)
+            end = at + 9 + (first >> 8)
+            if len(self._input) < end:
+                break
+            self._take(first & 255, flags, stream, self._input[at + 9 : end])
+            at = end
+        self._input = self._input[at:]
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _WINDOW_UPDATE and stream in self.windows:
+            self.windows[stream] += int.from_bytes(payload, "big")
+        elif kind == _WINDOW_UPDATE and not stream:
+            self._window += int.from_bytes(payload, "big")
+        elif kind == _SETTINGS and not flags & _ACK:
+            settings = dict(struct.iter_unpack(">HI", payload))
+            self.max_streams = settings.get(_MAX_STREAMS, 1000)
+            more = settings.get(_INITIAL_WINDOW, self._initial_window) - self._initial_window
+            self._initial_window += more
+            self.windows = {each: window + more for each, window in self.windows.items()}
+            self._output += frame(_SETTINGS, _ACK, 0)
+        elif kind == _PING and not flags & _ACK:
+            self._output += frame(_PING, _ACK, 0, payload)
+        elif kind == _RESET or (kind in (_HEADERS, _DATA) and flags & _END_STREAM):
+            self._told["ended"] += self.windows.pop(stream, None) is not None
+
+
+def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
+    """Streams on one connection, each holding a message that lacks its last byte. What ends is begun again."""
+    method, size = ("SubmitTask", _OWN_MESSAGE_BYTES) if token else ("CancelTask", _MESSAGE_BYTES)
+    path = f"/evershell.workspace.v1.WorkspaceService/{method}"
+    body = struct.pack(">BI", 0, size) + bytes(size - 1)
+    connection = Connection(address, path, body, told, ends=False, token=token)
+    next_round = time.monotonic()
+    while True:
+        connection.step()
+        if connection.max_streams and not connection.windows and time.monotonic() > next_round:
+            connection.open(min(HELD_STREAMS, connection.max_streams))
+            next_round = time.monotonic() + _PAUSE_SECONDS
+        yield
+
+
+def watch_health(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
+    """So many attempts to watch the health, over a few connections."""
+    open_ = [
+        Connection(address, "/grpc.health.v1.Health/Watch", bytes(5), ends=True, told=told) for _ in range(WATCHING_CONNECTIONS)
+    ]
+    while True:
+        for connection in open_:
+            connection.step()
+            free = connection.max_streams - len(connection.windows)
+            connection.open(min(free, 100, WATCHES - told["opened"]))
+        told["held"] = sum(len(connection.windows) for connection in open_)
+        yield
+
+
+def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
+    """Connections, each with a body that lacks its last byte. What ends is begun again."""
+    credential = f"authorization: Bearer {token}\r\n" if token else ""
+    head = f"POST /v1/workspaces/ws_1/tasks HTTP/1.1\r\nhost: x\r\n{credential}content-length: {_BODY_BYTES}\r\n\r\n"
+    request = memoryview(head.encode() + b'{"description":"' + b"x" * (_BODY_BYTES - 17))
+    selector = selectors.DefaultSelector()
+    sent: dict[socket.socket, int] = {}
+    next_round = 0.0
+    while True:
+        if len(sent) < REST_CONNECTIONS and time.monotonic() > next_round:
+            for _ in range(min(100, REST_CONNECTIONS - len(sent))):
+                each = socket.socket()
+                # What waits to be sent is the callers' own memory, which here is the same machine's.
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+                each.connect(address)
+                each.setblocking(False)
+                selector.register(each, selectors.EVENT_READ | selectors.EVENT_WRITE)
+                sent[each] = 0
+                told["opened"] += 1
+            next_round = time.monotonic() + _PAUSE_SECONDS / 10
+        for key, events in selector.select(0.05):
+            each = cast(socket.socket, key.fileobj)
+            try:
+                if events & selectors.EVENT_READ:
+                    answer = each.recv(1 << 16)
+                    told[answer[9:12].decode() or "closed"] += 1
+                    raise ConnectionResetError
+                sent[each] += each.send(request[sent[each] :])
+            except OSError:
+                selector.unregister(each)
+                each.close()
+                told["bytes"] += sent.pop(each)
+                continue
+            if sent[each] == len(request):
+                selector.modify(each, selectors.EVENT_READ)
+        told["held"] = len(sent)
+        yield
+
+
+FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
+    flood.__name__: flood for flood in (hold_messages, watch_health, hold_bodies)
+}
+
+
+@contextmanager
+def flooded(flood: str, address: str, token: str = "") -> Iterator[dict[str, int]]:
+    """The flood goes on within; what became of it is there afterwards. Without a token its callers are strangers."""
+    command = [sys.executable, "-m", __name__, flood, address, token]
+    told: dict[str, int] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        try:
+            yield told
+        finally:
+            output, _ = process.communicate(timeout=30)
+        told |= json.loads(output)
+
+
+def main(flood: str, address: str, token: str) -> None:
+    """Floods the address until the input ends."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    host, _, port = address.rpartition(":")
+    told: Told = Counter()
+    ending = selectors.DefaultSelector()
+    ending.register(sys.stdin, selectors.EVENT_READ)
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
+    while not ending.select(0):
+        try:
+            for _ in FLOODS[flood]((host, int(port)), told, token):
+                if ending.select(0.001):
+                    break
+        except OSError as error:
+            told[type(error).__name__] += 1
+            time.sleep(_PAUSE_SECONDS)
+    sys.stdout.write(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
