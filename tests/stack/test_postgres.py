@@ -1,6 +1,7 @@
 """The embedded PostgreSQL: made, started, stopped, and cleared after it was left behind."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from server.stack import postgres
-from server.stack.postgres import Places
+from server.stack.postgres import STOP_SIGNAL, Places
+from server.stack.supervisor import Program, Supervisor
+from tests.e2e.stack import eventually
+from tests.small_disk import fill, free, small_disk
 
 
 @pytest.fixture
@@ -117,3 +121,33 @@ def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
 async def test_waiting_for_a_server_that_does_not_come_ends(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         await postgres.wait_ready(postgres.database_url(tmp_path), 0.1)
+
+
+def test_a_server_of_which_a_backend_is_killed_exits(places: Places, process: subprocess.Popen[bytes]) -> None:
+    with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
+        psutil.Process(connection.info.backend_pid).kill()
+        assert process.wait(20) != 0
+
+
+async def test_a_server_that_crashed_on_a_full_disk_serves_again_once_there_is_space(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path / "logs")
+    disk = postgres.places(tmp_path).data_dir.parent
+    with small_disk(disk, 100 << 20):
+        made = postgres.places(tmp_path)
+        postgres.initialise(made.data_dir)
+        url = postgres.database_url(made.socket_dir)
+        await supervisor.start(Program("postgres", postgres.command(made.data_dir, made.socket_dir), stop_signal=STOP_SIGNAL))
+        try:
+            await postgres.wait_ready(url, 20)
+            fill(disk)
+            with pytest.raises(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
+                # The file of the write-ahead log that comes next cannot be made.
+                for _ in range(3):
+                    connection.execute("SELECT pg_switch_wal(), txid_current()")
+            # Its recovery has met the full disk too.
+            log = tmp_path / "logs" / "postgres.log"
+            await asyncio.to_thread(eventually, lambda: re.search("FATAL: .*No space left", log.read_text()))
+            free(disk)
+            await postgres.wait_ready(url, 10)
+        finally:
+            await supervisor.stop_all()
