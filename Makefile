@@ -31,7 +31,7 @@ check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes,
 bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency
 
-chaos: $(READY) ## cancel while what runs is frozen, killed and restarted at random (SECONDS=60 SEED=n)
+chaos: $(READY) ## cancel while programs are frozen, killed and restarted and disks are full, at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 gen: $(READY) ## write gen/ from protos/

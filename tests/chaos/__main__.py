@@ -1,4 +1,4 @@
-"""`make chaos`: cancellations while everything around them is frozen, killed and restarted. Exits 1 when a promise was broken."""
+"""`make chaos`: cancellations while programs are frozen, killed and restarted and disks are full. It exits 1 if a promise broke."""
 
 import random
 import shutil
@@ -26,7 +26,8 @@ def main(seconds: float, seed: int | None, workspaces: int, *, keep: bool) -> No
     outcome = run(plan, folder / "state")
     _print(*report.lines(outcome), "")
     if outcome.violations:
-        _print(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs are in {folder}", *outcome.violations)
+        _print(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs are in {folder}")
+        _print(*report.violation_lines(outcome.violations))
         sys.exit(1)
     _print("everything holds" + (f"; the logs are in {folder}" if keep else ""))
     if not keep:

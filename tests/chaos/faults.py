@@ -12,12 +12,16 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from server.store.leadership import _LOCK_KEY
+from tests.chaos.disks import Disks
 from tests.chaos.plan import Fault, Kind, Target
 from tests.e2e.stack import Stack
 
 # What the supervisor starts again serves by then, if it is left alone.
 BACK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
+# How long a probe of the database may take.
+_PROBE_SECONDS = 2
 _SIGNALS = {Kind.FREEZE: signal.SIGSTOP, Kind.KILL: signal.SIGKILL, Kind.RESTART: signal.SIGTERM}
 
 
@@ -26,19 +30,22 @@ class Hit:
     """A fault that took place. Times in seconds since 1970."""
 
     fault: Fault
-    # Nobody was there to be hit: it had just been killed.
+    # Nobody was there to be hit: it had just been killed. Or no disk could be mounted.
     missed: bool
     began: float
     # When it goes on, or serves again.
     ended: float
     came_back: bool = True
+    # Whose agent was hit; empty: not an agent.
+    workspace_id: str = ""
 
 
 class Faults:
     """Does to a stack what the plan says."""
 
-    def __init__(self, stack: Stack, workspace_ids: Sequence[str]) -> None:
+    def __init__(self, stack: Stack, workspace_ids: Sequence[str], disks: Disks) -> None:
         self._stack = stack
+        self._disks = disks
         self._workspace_ids = workspace_ids
         self._frozen: list[psutil.Process] = []
         # When each was last hit, or went on.
@@ -57,9 +64,33 @@ class Faults:
 
     async def _inflict(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_seconds)
+        self._last[fault.target] = time.monotonic()
+        self.hits.append(await (self._fill(fault) if fault.kind is Kind.FILL else self._strike(fault)))
+
+    async def _fill(self, fault: Fault) -> Hit:
+        began = time.time()
+        if not self._disks.has(fault.target):
+            return Hit(fault, missed=True, began=began, ended=began)
+        await asyncio.to_thread(self._disks.fill, fault.target)
+        try:
+            if fault.target is Target.DATABASE and fault.index % 2:
+                await asyncio.to_thread(self._take_next_segment)
+            while (left := began + fault.seconds - time.time()) > 0:
+                await asyncio.sleep(min(left, _POLL_SECONDS))
+                await asyncio.to_thread(self._disks.keep_full, fault.target)
+        finally:
+            self._disks.free(fault.target)
+        self._last[fault.target] = time.monotonic()
+        return Hit(fault, False, began, time.time(), await self._back(fault.target))
+
+    def _take_next_segment(self) -> None:
+        """Makes the database begin the next file of its write-ahead log, for which there is no space: it aborts and recovers."""
+        with suppress(psycopg.Error), self._database() as connection:
+            connection.execute("SELECT pg_switch_wal()")
+
+    async def _strike(self, fault: Fault) -> Hit:
         victims = await asyncio.to_thread(self._victims, fault)
         began, came_back = time.time(), True
-        self._last[fault.target] = time.monotonic()
         for victim in victims:
             _send(victim, _SIGNALS[fault.kind])
         if fault.kind is Kind.FREEZE:
@@ -68,9 +99,11 @@ class Faults:
             for victim in victims:
                 _send(victim, signal.SIGCONT)
             self._last[fault.target] = time.monotonic()
+            came_back = await self._back(fault.target)
         elif victims:
             came_back = await self._back(fault.target, victims[0].pid)
-        self.hits.append(Hit(fault, not victims, began, time.time(), came_back))
+        workspace_id = self._workspace_ids[fault.index] if fault.target is Target.AGENT else ""
+        return Hit(fault, not victims, began, time.time(), came_back, workspace_id)
 
     def _victims(self, fault: Fault) -> list[psutil.Process]:
         match fault.target:
@@ -122,29 +155,24 @@ class Faults:
     def _port(self, index: int) -> int:
         return int(self._stack.worker_addresses()[index].rpartition(":")[2])
 
-    async def _back(self, target: Target, pid: int) -> bool:
-        """Waits until another one serves, which may be hit meanwhile too.
+    async def _back(self, target: Target, pid: int = 0) -> bool:
+        """Waits until another process than this one serves, which may be hit meanwhile too.
 
-        The load brings agents back, and clients their connections.
+        The load brings agents back. Disks have no process.
         """
-        if target in (Target.AGENT, Target.BACKEND):
+        if target in (Target.AGENT, Target.PODS, Target.LOGS):
             return True
         while time.monotonic() < self._last[target] + BACK_SECONDS:
             programs = await asyncio.to_thread(self._program, target)
-            if any(program.pid != pid for program in programs) and await asyncio.to_thread(self._serves, target):
+            is_there = target is Target.BACKEND or any(program.pid != pid for program in programs)
+            if is_there and await asyncio.to_thread(self._serves, target):
                 return True
             await asyncio.sleep(_POLL_SECONDS)
         return False
 
     def _serves(self, target: Target) -> bool:
-        if target is Target.DATABASE:
-            # Until it has recovered it refuses; one that is frozen meanwhile does not answer.
-            with suppress(psycopg.OperationalError):
-                psycopg.connect(self._stack.ready["database_url"], connect_timeout=2).close()
-                return True
-            return False
-        if target is Target.FLEET:
-            return True
+        if target in (Target.DATABASE, Target.BACKEND, Target.FLEET):
+            return self._is_led()
         port = (
             int(self._stack.ready["rest_url"].rpartition(":")[2])
             if target is Target.ENVOY
@@ -153,6 +181,17 @@ class Faults:
         with socket.socket() as probe:
             probe.settimeout(0.2)
             return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    def _is_led(self) -> bool:
+        """Whether the database answers, and a fleet controller leads. One that recovers refuses; one that is frozen is silent."""
+        with suppress(psycopg.OperationalError), self._database() as connection:
+            found = connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND granted", (_LOCK_KEY,))
+            return found.fetchone() is not None
+        return False
+
+    def _database(self) -> "psycopg.Connection[tuple[object, ...]]":
+        options = f"-c statement_timeout={_PROBE_SECONDS}s"
+        return psycopg.connect(self._stack.ready["database_url"], autocommit=True, connect_timeout=_PROBE_SECONDS, options=options)
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

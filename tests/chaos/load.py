@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.chaos.answers import HUNG_UP, Answer, Reply
 from tests.chaos.callers import Callers
-from tests.chaos.plan import Cancel, Plan, Round, Wire
+from tests.chaos.plan import Cancel, Plan, Round, Stopped, Wire
 
 # No fault lasts longer than a few seconds, so each call has an answer by then; a cancellation that waits, that much later.
 ANSWER_SECONDS = 15.0
@@ -27,12 +27,14 @@ class Load:
         self._numbers = count(1)
 
     async def run(self, plan: Plan) -> None:
-        """Until the plan's time is over and the calls that were made by then are answered."""
+        """Until `end` is called and the calls that were made by then are answered."""
         async with asyncio.TaskGroup() as lives:
             for workspace_id, rounds in zip(self._workspace_ids, plan.rounds, strict=True):
                 lives.create_task(self._live(workspace_id, rounds))
-            await asyncio.sleep(plan.seconds)
-            self._over.set()
+
+    def end(self) -> None:
+        """Begins no further round."""
+        self._over.set()
 
     async def settle(self, limit_seconds: float) -> list[str]:
         """Brings every workspace back and has it complete one more task. Returns what stands against that."""
@@ -87,8 +89,8 @@ class Load:
             each.submit_wire,
             "SubmitTask",
             workspace_id,
-            description="\n".join([f"sleep {each.iteration_seconds}"] * each.iterations),
-            metadata={"iteration_seconds": str(each.iteration_seconds)},
+            description="\n".join(_commands(each)),
+            metadata=_metadata(each),
         )
         # Also told by agent_unreachable, and by workspace_busy of the task that was there before. Else not known.
         task_id = str(submitted.body.get("task_id", ""))
@@ -146,3 +148,20 @@ class Load:
             )
             self.answers.append(answer)
         return answer
+
+
+def _commands(each: Round) -> list[str]:
+    """A line an iteration. The parent of a tool's shell is its agent."""
+    commands = [f"sleep {each.iteration_seconds}"] * each.iterations
+    match each.agent_stopped:
+        case Stopped.FOR_A_WHILE:
+            commands[0] = f"kill -STOP $PPID; sleep {each.stopped_seconds}; kill -CONT $PPID"
+        case Stopped.FOR_GOOD:
+            commands[0] = f"kill -STOP $PPID; {commands[0]}"
+    return commands
+
+
+def _metadata(each: Round) -> dict[str, str]:
+    """What the verdict has to know of the task."""
+    longest_seconds = max(each.iteration_seconds, each.stopped_seconds)
+    return {"iteration_seconds": str(longest_seconds), "agent_stopped": each.agent_stopped}

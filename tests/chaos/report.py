@@ -1,13 +1,19 @@
 """The table that a run prints."""
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from tests import small_disk
 from tests.chaos.answers import Answer
-from tests.chaos.plan import Plan, Wire
+from tests.chaos.evidence import TaskRow
+from tests.chaos.plan import Plan, Stopped, Wire
 from tests.chaos.run import WORKERS, Outcome
 from tests.chaos.sightings import allowed_connections
-from tests.chaos.verdict import TaskRow
+
+_SHOWN_OF_A_SORT = 3
+# What differs between violations of one sort: request ids, ids, and other numbers.
+_NUMBERS = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b(task|ws)_\w+|[0-9]+")
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -22,6 +28,8 @@ def lines(outcome: Outcome) -> Iterator[str]:
     yield ""
     hits = Counter((f"{hit.fault.kind} {hit.fault.target}", hit.missed) for hit in evidence.hits)
     yield f"{'fault':24}    hit  missed"
+    if reason := small_disk.refusal():
+        yield f"no disk was filled: {reason}"
     for name in sorted({name for name, _ in hits}):
         yield f"{name:24} {hits[name, False]:6} {hits[name, True]:7}"
     yield ""
@@ -36,10 +44,26 @@ def lines(outcome: Outcome) -> Iterator[str]:
     yield f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; the stack stopped in {outcome.stop_seconds:.1f} s"
     latest = max(evidence.tasks.values(), key=lambda task: task.late_seconds or 0)
     late = f"{latest.late_seconds or 0:.2f} s ({latest.id})"
+    stopped = Counter((task.agent_stopped, task.overdue_seconds is not None) for task in evidence.tasks.values())
+    for how in (Stopped.FOR_A_WHILE, Stopped.FOR_GOOD):
+        yield f"agents stopped {how} by a tool: {stopped[how, True]} in tasks with a force deadline, {stopped[how, False]} others"
+    overdue = max(evidence.tasks.values(), key=lambda task: task.overdue_seconds or 0)
+    yield f"longest from a force deadline to the end: {overdue.overdue_seconds or 0:.2f} s ({overdue.id})"
     yield f"longest from a recorded cancellation to its end, beyond the natural end of an iteration: {late}"
     at_once = [answer for answer in evidence.answers if answer.is_cancel and not answer.waits]
     yield f"longest answer to a cancellation that does not wait: {_longest(at_once):.2f} s"
     yield from _holdings(outcome)
+
+
+def violation_lines(violations: Iterable[str]) -> Iterator[str]:
+    """The first few of each sort, and how many more there are. A defect may violate a promise in every call."""
+    sorts: defaultdict[str, list[str]] = defaultdict(list)
+    for violation in violations:
+        sorts[_NUMBERS.sub("", violation)].append(violation)
+    for alike in sorted(sorts.values(), key=len):
+        yield from alike[:_SHOWN_OF_A_SORT]
+        if len(alike) > _SHOWN_OF_A_SORT:
+            yield f"  and {len(alike) - _SHOWN_OF_A_SORT} more like the last one"
 
 
 def _cancels(outcome: Outcome) -> Iterator[str]:

@@ -11,12 +11,15 @@ from tenacity import RetryError
 
 from tests.chaos import sightings
 from tests.chaos.answers import Answer
+from tests.chaos.bounds import RECOVERED_SECONDS
 from tests.chaos.callers import Callers
+from tests.chaos.disks import Disks, disks
+from tests.chaos.evidence import Evidence
 from tests.chaos.faults import Faults, Hit
 from tests.chaos.load import Load
 from tests.chaos.plan import Plan
 from tests.chaos.sightings import Figures
-from tests.chaos.verdict import Evidence, violations
+from tests.chaos.verdict import violations
 from tests.e2e.stack import Stack, Workspace, eventually, processes_of
 
 WORKERS = 2
@@ -42,16 +45,17 @@ def run(plan: Plan, state_dir: Path) -> Outcome:
     """Plays the plan on a stack of its own, which is stopped again."""
     # How often a credential may call is not what is tried here.
     stack = Stack(state_dir, WORKERS=str(WORKERS), RATE_LIMIT="off", LOG_LEVEL="INFO")
-    try:
-        stack.start()
-        workspace_ids = [Workspace(stack).id for _ in plan.rounds]
-        return _judged(stack, plan, workspace_ids)
-    finally:
-        stack.kill_if_running()
+    with disks(state_dir, plan.seconds) as mounted:
+        try:
+            stack.start()
+            workspace_ids = [Workspace(stack).id for _ in plan.rounds]
+            return _judged(stack, mounted, plan, workspace_ids)
+        finally:
+            stack.kill_if_running()
 
 
-def _judged(stack: Stack, plan: Plan, workspace_ids: list[str]) -> Outcome:
-    played = asyncio.run(_play(stack, plan, workspace_ids))
+def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> Outcome:
+    played = asyncio.run(_play(stack, mounted, plan, workspace_ids))
     seen = list(played.seen)
     after = None
     try:
@@ -78,15 +82,19 @@ class _Played:
     seen: list[str]
 
 
-async def _play(stack: Stack, plan: Plan, workspace_ids: list[str]) -> _Played:
+async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> _Played:
     callers = Callers(stack)
-    load, faults = Load(callers, workspace_ids), Faults(stack, workspace_ids)
+    load, faults = Load(callers, workspace_ids), Faults(stack, workspace_ids, mounted)
     try:
         seen = [f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)]
         before = await asyncio.to_thread(sightings.figures, stack, workspace_ids)
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(plan))
-            group.create_task(faults.run(plan.faults))
+            await asyncio.gather(faults.run(plan.faults), asyncio.sleep(plan.seconds))
+            for last in plan.last_faults:
+                await asyncio.sleep(RECOVERED_SECONDS)
+                await faults.run([last])
+            load.end()
         began = time.monotonic()
         seen += await load.settle(SETTLE_SECONDS)
         return _Played(load.answers, faults.hits, before, time.monotonic() - began, seen)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from tests.chaos.verdict import EventRow, TaskRow
+from tests.chaos.evidence import EventRow, TaskRow
+from tests.chaos.plan import Stopped
 from tests.e2e.stack import Stack
 
 # In a line of a log, they tell of a defect.
@@ -88,7 +89,8 @@ def tasks(stack: Stack) -> dict[str, TaskRow]:
     with stack.database() as connection:
         rows = connection.execute(
             "SELECT id, workspace_id, status, coalesce(metadata ->> 'iteration_seconds', '0')::float, "
-            "extract(epoch FROM cancel_requested_at)::float, cancel_reason, extract(epoch FROM completed_at)::float, forced "
+            "extract(epoch FROM cancel_requested_at)::float, cancel_reason, extract(epoch FROM completed_at)::float, forced, "
+            "extract(epoch FROM cancel_force_at)::float, extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped' "
             "FROM tasks"
         ).fetchall()
     return {
@@ -101,6 +103,9 @@ def tasks(stack: Stack) -> dict[str, TaskRow]:
             cancel_reason=row[5],
             completed_at=row[6],
             forced=row[7],
+            force_at=row[8],
+            submitted_at=row[9],
+            agent_stopped=row[10] or Stopped.NEVER,
         )
         for row in rows
     }

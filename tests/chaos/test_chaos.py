@@ -8,7 +8,7 @@ from tests.chaos.run import run
 
 
 def test_a_short_run(tmp_path: Path) -> None:
-    outcome = run(draw(seed=3, seconds=8, workspaces=5), tmp_path / "state")
+    outcome = run(draw(seed=3, seconds=8, workspaces=5, logs_alone_seconds=0), tmp_path / "state")
     table = "\n".join(report.lines(outcome))
     assert outcome.violations == [], table
     # It was a run: calls were answered, and things went wrong.

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from tests.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Answer
+from tests.chaos.bounds import ends_are_in_time, forced_ends_are_in_time, forced_ends_say_so, trouble_has_a_cause
+from tests.chaos.evidence import EventRow, Evidence, TaskRow
 from tests.chaos.faults import Hit
-from tests.chaos.plan import Fault, Kind, Target, Wire
-from tests.chaos.verdict import CHECKS, EventRow, Evidence, TaskRow, violations
+from tests.chaos.plan import Fault, Kind, Stopped, Target, Wire
+from tests.chaos.verdict import CHECKS, violations
 
 WS = "ws_1"
 CANCELLED = TaskRow(
@@ -19,9 +21,10 @@ CANCELLED = TaskRow(
     iteration_seconds=0.3,
     cancel_requested_at=101.0,
     cancel_reason="call 1",
+    submitted_at=100.0,
     completed_at=101.2,
 )
-COMPLETED = TaskRow(id="task_2", workspace_id=WS, status="completed", iteration_seconds=0.3, completed_at=106.0)
+COMPLETED = TaskRow(id="task_2", workspace_id=WS, status="completed", iteration_seconds=0.3, submitted_at=105.0, completed_at=106.0)
 LOG = (
     ("task_submitted", "task_1"),
     ("task_started", "task_1"),
@@ -46,6 +49,8 @@ def running(task_id: str, outcome: str) -> dict[str, Any]:
 
 
 ENVOY_KILLED = Hit(Fault(8.0, Kind.KILL, Target.ENVOY, 1.0, 0), missed=False, began=108.0, ended=109.0)
+AGENT_FROZEN = Hit(Fault(1.0, Kind.FREEZE, Target.AGENT, 0.1, 0), missed=False, began=101.0, ended=101.1, workspace_id=WS)
+LOGS_FULL = Hit(Fault(14.0, Kind.FILL, Target.LOGS, 2.0, 0), missed=False, began=114.0, ended=117.0)
 # Whole: one task that was cancelled, one that completed, and calls that met trouble while Envoy was killed.
 ANSWERS = {
     "submit 1": answer("call 0", "SubmitTask", 100.0, body={"task_id": "task_1"}),
@@ -83,7 +88,7 @@ WHOLE = Evidence(
     ],
     last_seqs={WS: 10},
     answers=list(ANSWERS.values()),
-    hits=[ENVOY_KILLED],
+    hits=[AGENT_FROZEN, ENVOY_KILLED, LOGS_FULL],
 )
 
 
@@ -108,6 +113,13 @@ def with_event(at: int, type_: str, task_id: str | None = None, status: str | No
 def without_event(seq: int) -> Evidence:
     return replace(WHOLE, events=[row for row in WHOLE.events if row.seq != seq])
 
+
+# Two faults that overlap, and one that is no excuse.
+AWAY = [
+    Hit(Fault(2.0, Kind.FREEZE, Target.FLEET, 2.0, 0), missed=False, began=102.0, ended=104.0),
+    Hit(Fault(3.0, Kind.FILL, Target.DATABASE, 2.0, 0), missed=False, began=103.0, ended=105.0),
+    Hit(Fault(8.0, Kind.FREEZE, Target.WORKER_0, 2.0, 0), missed=False, began=108.0, ended=110.0),
+]
 
 BROKEN: dict[str, tuple[Evidence, str]] = {
     "a task that still runs": (with_task(COMPLETED, status="running", completed_at=None), "task_2 of ws_1 has not ended"),
@@ -143,6 +155,26 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "a request without a record": (with_event(8, "task_cancel_requested", "task_2"), "was not asked to end"),
     "one iteration too many": (with_event(5, "iteration_completed", "task_1"), "2 iterations after it was cancelled"),
     "a late end": (with_task(CANCELLED, completed_at=125.0), "23.7 s after its iteration's natural end"),
+    "an iteration that goes on behind its force deadline": (
+        with_task(CANCELLED, force_at=101.0, completed_at=106.5),
+        "ended 5.5 s after its force deadline, of which the control plane was away for 0.0 s",
+    ),
+    "one that the control plane was not away for long enough to excuse": (
+        replace(with_task(CANCELLED, force_at=101.0, completed_at=111.0), hits=[AGENT_FROZEN, *AWAY]),
+        "ended 10.0 s after its force deadline, of which the control plane was away for 4.5 s",
+    ),
+    "force that is not said": (
+        replace(with_task(CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD), hits=[]),
+        "its end does not say so",
+    ),
+    "a failure while nothing but the logs was full": (
+        with_answer("unreachable", slug="unavailable", sent=115.0, answered=115.1),
+        "503 unavailable with nothing wrong",
+    ),
+    "a task that failed while nothing but the logs was full": (
+        with_task(COMPLETED, status="failed", completed_at=116.0),
+        "failed with nothing wrong",
+    ),
     "no envelope": (with_answer("read", problem="404 has no envelope"), "404 has no envelope"),
     "no answer": (with_answer("bare", slug=NO_ANSWER), "was not answered"),
     "no connection, with nothing killed": (with_answer("broken", sent=104.0, answered=104.1), "with nothing killed"),
@@ -158,6 +190,29 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "one that stayed away": (replace(WHOLE, hits=[replace(ENVOY_KILLED, came_back=False)]), "envoy did not come back"),
     "something that was seen": (replace(WHOLE, seen=["left behind: 77"]), "left behind: 77"),
 }
+
+
+EXCUSED: dict[str, Evidence] = {
+    "late behind a force deadline, while the control plane was away": replace(
+        with_task(CANCELLED, force_at=101.0, completed_at=110.4), hits=[*WHOLE.hits, *AWAY]
+    ),
+    "late without a force deadline, of an agent that was stopped for good": with_task(
+        CANCELLED, completed_at=141.0, agent_stopped=Stopped.FOR_GOOD
+    ),
+    "unreachable, of an agent that was stopped by a tool": replace(
+        with_task(CANCELLED, agent_stopped=Stopped.FOR_A_WHILE), hits=[ENVOY_KILLED]
+    ),
+    "not forced, of an agent that was hit": with_task(
+        CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD
+    ),
+    "a failed task behind a fault": with_task(COMPLETED, status="failed", completed_at=112.0),
+}
+
+
+@pytest.mark.parametrize("what", EXCUSED)
+def test_what_has_an_excuse_is_passed_by_the_checks_of_time_and_cause(what: str) -> None:
+    checks = (ends_are_in_time, forced_ends_are_in_time, forced_ends_say_so, trouble_has_a_cause)
+    assert [violation for check in checks for violation in check(EXCUSED[what])] == []
 
 
 @pytest.mark.parametrize("what", BROKEN)

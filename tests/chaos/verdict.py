@@ -4,10 +4,11 @@ Each check yields a line for each violation.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from tests.chaos.answers import BARE, HUNG_UP, NO_ANSWER, NO_CONNECTION, Answer
+from tests.chaos.bounds import ends_are_in_time, forced_ends_are_in_time, forced_ends_say_so, trouble_has_a_cause
+from tests.chaos.evidence import EventRow, Evidence
 from tests.chaos.faults import Hit
 from tests.chaos.plan import Kind, Target, Wire
 
@@ -27,58 +28,9 @@ ALLOWED_SLUGS = frozenset(
         "deadline_exceeded",
     }
 )
-# From the natural end of the iteration on: the longest faults one after the other, and a heartbeat.
-LATE_SECONDS = 20.0
 # The clients' own connections need as long to come back after the service has.
 RECONNECT_SECONDS = 2.0
 STOP_REASON = "workspace stopped"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow:
-    """A task in the database. Times in seconds since 1970."""
-
-    id: str
-    workspace_id: str
-    status: str
-    iteration_seconds: float = 0.0
-    cancel_requested_at: float | None = None
-    cancel_reason: str | None = None
-    completed_at: float | None = None
-    forced: bool = False
-
-    @property
-    def late_seconds(self) -> float | None:
-        """From the natural end of the iteration in which it was cancelled to its end."""
-        if self.cancel_requested_at is None or self.completed_at is None:
-            return None
-        return max(0.0, self.completed_at - self.cancel_requested_at - self.iteration_seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class EventRow:
-    """An entry of a log in the database."""
-
-    workspace_id: str
-    seq: int
-    type: str
-    task_id: str | None = None
-    # Of a task's end.
-    status: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """All that is judged."""
-
-    tasks: Mapping[str, TaskRow] = field(default_factory=dict)
-    events: Sequence[EventRow] = ()
-    # Workspace → its last `seq`, as its row has it.
-    last_seqs: Mapping[str, int] = field(default_factory=dict)
-    answers: Sequence[Answer] = ()
-    hits: Sequence[Hit] = ()
-    # Found while it ran: processes, connections, lines of logs, workspaces that did not come back.
-    seen: Sequence[str] = ()
 
 
 def violations(evidence: Evidence) -> list[str]:
@@ -191,12 +143,6 @@ def tasks_have_their_events(evidence: Evidence) -> Iterator[str]:
                 yield f"{task.id} went through {further} iterations after it was cancelled: {types}"
 
 
-def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
-    for task in evidence.tasks.values():
-        if (task.late_seconds or 0) > LATE_SECONDS:
-            yield f"{task.id} of {task.workspace_id} ended {task.late_seconds:.1f} s after its iteration's natural end"
-
-
 def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
     for answer in evidence.answers:
         if answer.problem:
@@ -258,6 +204,9 @@ CHECKS = (
     logs_are_whole,
     tasks_have_their_events,
     ends_are_in_time,
+    forced_ends_are_in_time,
+    forced_ends_say_so,
+    trouble_has_a_cause,
     answers_are_in_form,
     force_was_asked_for,
     all_came_back,
