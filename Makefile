@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench chaos gen format lock clean
+.PHONY: help run demo test check bench chaos soak gen format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: $(READY) ## measure a cancellation beside an empty call, in one run
 
 chaos: $(READY) ## cancel while programs are frozen, killed and restarted and disks are full, at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+soak: $(READY) ## make many mixed calls, and fail if a program of the stack has grown (CALLS=20000 SEED=n)
+	@$(BIN)/python -m tests.soak --calls $(or $(CALLS),20000) $(if $(SEED),--seed $(SEED))
 
 gen: $(READY) ## write gen/ from protos/
 	$(BIN)/python protos/generate.py

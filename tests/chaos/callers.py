@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -25,49 +26,86 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 
 _ROUTES = {
     "CreateWorkspace": ("POST", "/v1/workspaces"),
+    "ListWorkspaces": ("GET", "/v1/workspaces"),
     "GetWorkspace": ("GET", "/v1/workspaces/{workspace_id}"),
     "StopWorkspace": ("POST", "/v1/workspaces/{workspace_id}/stop"),
     "ResumeWorkspace": ("POST", "/v1/workspaces/{workspace_id}/resume"),
     "SubmitTask": ("POST", "/v1/workspaces/{workspace_id}/tasks"),
+    "ListTasks": ("GET", "/v1/workspaces/{workspace_id}/tasks"),
     "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}"),
     "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/task/cancel"),
 }
+_FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
 class Callers:
-    """Calls over any wire, with full access."""
+    """Calls over any wire, each on connections of its own."""
 
     def __init__(self, stack: Stack) -> None:
-        token = stack.tokens["full_access"]
+        self._token = stack.tokens["full_access"]
         self._rest = httpx.AsyncClient(
             base_url=stack.ready["rest_url"],
-            headers={"authorization": f"Bearer {token}"},
             limits=httpx.Limits(max_connections=None),
             trust_env=False,
         )
         first, other = stack.worker_addresses()
         addresses = {Wire.GRPC: stack.ready["grpc_addr"], Wire.WORKER_0: first, Wire.WORKER_1: other}
         self._channels = {wire: grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS) for wire, address in addresses.items()}
-        self._metadata = (("authorization", f"Bearer {token}"),)
 
     async def close(self) -> None:
         await self._rest.aclose()
         for channel in self._channels.values():
             await channel.close()
 
-    async def call(self, wire: Wire, rpc: str, limit_seconds: float, fields: Mapping[str, Any]) -> Reply:
-        """The fields as the JSON of the request's message."""
+    async def call(self, wire: Wire, rpc: str, limit_seconds: float, fields: Mapping[str, Any], token: str | None = None) -> Reply:
+        """The fields as the JSON of the request's message. The token is that of full access unless given; empty: none is sent."""
+        token = self._token if token is None else token
+        headers = {"authorization": f"Bearer {token}"} if token else {}
         if wire is Wire.REST:
-            return await self._call_rest(rpc, limit_seconds, dict(fields))
-        return await self._call_grpc(self._channels[wire], rpc, limit_seconds, fields)
+            return await self._call_rest(rpc, limit_seconds, dict(fields), headers)
+        return await self._call_grpc(self._channels[wire], rpc, limit_seconds, fields, headers)
 
-    async def _call_rest(self, rpc: str, limit_seconds: float, fields: dict[str, Any]) -> Reply:
+    async def watch(self, wire: Wire, workspace_id: str, messages: int, stay_seconds: float) -> Reply:
+        """Follows the log from its beginning, and goes away after so many messages, or so long after the first."""
+        seen = 0
+        last = Reply("", NO_ANSWER, {})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS) as limit:
+                async for last in self._watch(wire, workspace_id):
+                    seen += 1
+                    if seen == 1:
+                        limit.reschedule(asyncio.get_running_loop().time() + stay_seconds)
+                    if last.slug or seen == messages:
+                        break
+        return last
+
+    async def _watch(self, wire: Wire, workspace_id: str) -> AsyncIterator[Reply]:
+        headers = {"authorization": f"Bearer {self._token}"}
+        if wire is not Wire.REST:
+            stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channels[wire])
+            request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id)
+            try:
+                async for _ in stub.WatchEvents(request, metadata=tuple(headers.items())):
+                    yield Reply("OK", "", {})
+            except grpc.aio.AioRpcError as error:
+                yield _grpc_failure(error)
+            return
+        async with self._rest.stream("GET", f"/v1/workspaces/{workspace_id}/events", headers=headers, timeout=None) as response:
+            if response.status_code != 200:
+                yield rest_reply(response.status_code, response.headers, (await response.aread()).decode())
+                return
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    yield Reply("200", "", {})
+
+    async def _call_rest(self, rpc: str, limit_seconds: float, fields: dict[str, Any], headers: Mapping[str, str]) -> Reply:
         method, path = _ROUTES[rpc]
         if rpc == "CancelTask" and "task_id" in fields:
             path = _CANCEL_OF_A_NAMED_TASK
@@ -75,18 +113,20 @@ class Callers:
         body = {name: value for name, value in fields.items() if f"{{{name}}}" not in path} if method == "POST" else None
         try:
             async with asyncio.timeout(limit_seconds):
-                response = await self._rest.request(method, url, json=body or None, timeout=None)
+                response = await self._rest.request(method, url, json=body or None, headers=headers, timeout=None)
         except TimeoutError:
             return Reply("", NO_ANSWER, {})
         except httpx.TransportError as error:
             return Reply("", NO_CONNECTION, {"said": repr(error)})
         return rest_reply(response.status_code, response.headers, response.text)
 
-    async def _call_grpc(self, channel: grpc.aio.Channel, rpc: str, limit_seconds: float, fields: Mapping[str, Any]) -> Reply:
+    async def _call_grpc(
+        self, channel: grpc.aio.Channel, rpc: str, limit_seconds: float, fields: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> Reply:
         request = ParseDict(dict(fields), getattr(workspace_service_pb2, f"{rpc}Request")())
         method = getattr(workspace_service_pb2_grpc.WorkspaceServiceStub(channel), rpc)
         try:
-            reply = await method(request, metadata=self._metadata, timeout=limit_seconds)
+            reply = await method(request, metadata=tuple(headers.items()), timeout=limit_seconds)
         except grpc.aio.AioRpcError as error:
             return _grpc_failure(error)
         return Reply("OK", "", MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
