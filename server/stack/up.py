@@ -31,7 +31,7 @@ from server.stack.private_file import write_private
 from server.stack.rolling_restart import RollingRestart
 from server.stack.supervisor import Program, Supervisor
 from server.store.keys import PostgresKeys
-from server.store.migrate import migrate
+from server.store.migrate import ForeignTablesError, migrate
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from server.terminal import printable
@@ -83,12 +83,17 @@ async def up(settings: Settings) -> None:
 async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> tuple[Settings, Demo]:
     """Starts everything and waits until it serves; the settings then name the database."""
     await asyncio.to_thread(edge.configure)
-    _say("Starting PostgreSQL …")
+    if settings.database_url:
+        _say("Connecting to the database that DATABASE_URL names …")
+    else:
+        _say("Starting PostgreSQL …")
     settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
     try:
         await asyncio.to_thread(migrate, settings.database_url)
     except UnavailableError as error:
         raise CannotStartError(f"{error} Check DATABASE_URL.") from error
+    except ForeignTablesError as error:
+        raise CannotStartError(str(error)) from error
     except psycopg.ProgrammingError as error:
         # What is wrong with a URL would be told with its password in it.
         problem = str(error).strip() if error.sqlstate else "DATABASE_URL is not a valid URL of PostgreSQL"

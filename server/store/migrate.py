@@ -1,6 +1,7 @@
 """Migrates a database to the schema of this version."""
 
 from importlib import resources
+from typing import Any
 from urllib.parse import urlencode
 
 import psycopg
@@ -11,21 +12,66 @@ from server.core.errors import UnavailableError
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
+# The first migration is recorded in every database that is ours.
+_FIRST_MIGRATION = "0001_schema"
+# The tables and views in the schema that CREATE TABLE would use, without those of extensions and of yoyo.
+_FOREIGN_TABLES = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace
+      AND relkind IN ('r', 'p', 'v', 'm', 'f')
+      AND relname !~ '^_?yoyo_'
+      AND NOT EXISTS (
+          SELECT FROM pg_depend
+          WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e'
+      )
+    ORDER BY relname
+"""
+_NAMED_TABLES = 3
+
+
+class ForeignTablesError(Exception):
+    """The schema belongs to another application; the message says what to do."""
 
 
 def migrate(database_url: str) -> None:
     """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
-    `database_url` is a libpq connection URI. Raises UnavailableError when the database cannot be reached.
+    `database_url` is a libpq connection URI. Raises UnavailableError when the database cannot be reached, and ForeignTablesError
+    when the schema holds tables and this service has never migrated it.
     """
     try:
         # yoyo's own lock is a row, and a killed process leaves it behind. This lock ends with its session, so the process that
         # holds it may remove such a row.
         with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as guard:
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+            _check_owner(guard)
             _apply(database_url)
     except psycopg.OperationalError as error:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error
+
+
+def _check_owner(connection: psycopg.Connection[Any]) -> None:
+    """Passes a schema that is empty or ours. Raises ForeignTablesError."""
+    foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
+    if not foreign or _is_ours(connection):
+        return
+    names = ", ".join(foreign[:_NAMED_TABLES]) + (", …" if len(foreign) > _NAMED_TABLES else "")
+    row = connection.execute("SELECT current_database(), current_schema()").fetchone()
+    database, schema = row or ("", "")
+    raise ForeignTablesError(
+        f"Schema {schema} of database {database} holds tables of another application ({names}). Nothing was changed. "
+        "Create a database for this service (CREATE DATABASE evershell) and name it in DATABASE_URL, or create a schema "
+        "(CREATE SCHEMA evershell) and add ?options=-csearch_path%3Devershell to DATABASE_URL. "
+        "Without DATABASE_URL an embedded PostgreSQL is started."
+    )
+
+
+def _is_ours(connection: psycopg.Connection[Any]) -> bool:
+    found = connection.execute("SELECT to_regclass(format('%I._yoyo_migration', current_schema()))").fetchone()
+    if found is None or found[0] is None:
+        return False
+    query = "SELECT FROM _yoyo_migration WHERE migration_id = %s"
+    return connection.execute(query, (_FIRST_MIGRATION,)).fetchone() is not None
 
 
 def _apply(database_url: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from server.stack import postgres
@@ -96,6 +97,16 @@ def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(t
     assert "secret" not in said
 
 
+def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE customers (id int)")
+    said = Stack(tmp_path / "state", DATABASE_URL=empty_database_url).refuses_to_start()
+    assert "customers" in said
+    assert "Create a database for this service" in said
+    assert "Starting PostgreSQL" not in said
+    assert "Traceback" not in said
+
+
 def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(own_stack: Stack) -> None:
     own_stack.start()
     demo = own_stack.ready["demo"]["workspace_id"]
@@ -155,6 +166,7 @@ def test_a_database_of_ones_own_over_tcp(database_over_tcp: str, tmp_path: Path)
     try:
         own.start()
         assert own.ready["database_url"] == database_over_tcp
+        assert "Starting PostgreSQL" not in own.output.read_text()
         assert not (own.state_dir / "pg" / "data").exists()
         workspace = Workspace(own)
         assert workspace.await_end(workspace.submit("true"))["status"] == "completed"

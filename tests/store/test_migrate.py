@@ -3,11 +3,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from server.core.errors import UnavailableError
 from server.store import migrate as migration
-from server.store.migrate import migrate
+from server.store.migrate import ForeignTablesError, migrate
 
 MIGRATIONS = sorted(path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql"))
 
@@ -42,6 +42,47 @@ def test_every_spelling_of_a_url(empty_database_url: str) -> None:
     login = f"{given['user']}:pass%2Fword%20@" if "user" in given else ""
     migrate(f"postgresql://{login}{given['host'].replace('/', '%2F')}/{given['dbname']}")
     assert applied(empty_database_url) == MIGRATIONS
+
+
+def tables(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        return {row[0] for row in connection.execute(query)}
+
+
+# The second one is of an application that uses the same migration tool.
+@pytest.mark.parametrize("table", ["customers", "_yoyo_migration"])
+def test_a_database_of_another_application_is_left_alone(empty_database_url: str, table: str) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute(f"CREATE TABLE {table} (migration_id text)")
+        connection.execute("CREATE TABLE orders (id int)")
+    with pytest.raises(ForeignTablesError, match="CREATE DATABASE"):
+        migrate(empty_database_url)
+    assert tables(empty_database_url) == {table, "orders"}
+
+
+def test_a_schema_of_its_own_beside_foreign_tables(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE orders (id int)")
+        connection.execute("CREATE SCHEMA evershell")
+    own = make_conninfo(empty_database_url, options="-csearch_path=evershell")
+    migrate(own)
+    migrate(own)
+    assert applied(own) == MIGRATIONS
+
+
+def test_tables_of_extensions_and_later_ones_of_others_do_not_matter(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE VIEW statistics AS SELECT 1")
+        # As CREATE EXTENSION records it.
+        connection.execute(
+            "INSERT INTO pg_depend SELECT 'pg_class'::regclass, 'statistics'::regclass, 0, 'pg_extension'::regclass, oid, 0, 'e' "
+            "FROM pg_extension WHERE extname = 'plpgsql'"
+        )
+    migrate(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE orders (id int)")
+    migrate(empty_database_url)
 
 
 def test_no_server_is_unavailable() -> None:
