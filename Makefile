@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Newer than the lock when the environment is as the lock says.
 READY := $(VENV)/.ready
+STATE_DIR ?= .state
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test check bench chaos soak gen format lock clean
@@ -48,11 +49,45 @@ lock: $(READY) ## compile requirements.txt from pyproject.toml
 	$(BIN)/uv pip compile -q --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
 
-clean: ## remove the environment and the state
-	rm -rf $(VENV) .state
+clean: ## remove the environment; with STATE=1 also the state: keys, database, logs, files of the pods
+	@$(PYTHON) -c "$$CLEAN" '$(STATE_DIR)' '$(VENV)' '$(STATE)'
+
+# A running stack holds the lock and uses both folders.
+define CLEAN
+import fcntl, os, shutil, sys
+state_dir, environment, with_state = sys.argv[1:]
+is_state = os.path.exists(os.path.join(state_dir, "lock"))
+if is_state:
+    lock = open(os.path.join(state_dir, "lock"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit("A stack is running on %s. Stop it first; nothing was removed." % state_dir)
+shutil.rmtree(environment, ignore_errors=True)
+if is_state and with_state == "1":
+    shutil.rmtree(state_dir)
+elif is_state:
+    print("%s was kept: keys, database, logs. `make clean STATE=1` removes it too." % state_dir)
+endef
+export CLEAN
+
+# It says in one sentence what pip's resolver would say in many; any Python can read it.
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    version = ".".join(map(str, sys.version_info[:3]))
+    sys.exit("%s is Python %s; 3.11 or newer is needed: make PYTHON=python3.12 ..." % (sys.argv[1], version))
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("%s has no venv module; install it (Debian, Ubuntu: apt install python3-venv)." % sys.argv[1])
+endef
+export CHECK_PYTHON
 
 # The locked uv is installed by pip, and installs the rest: both check every hash.
 $(READY): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON" '$(PYTHON)'
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements.txt | $(BIN)/python -m pip install -q --require-hashes -r /dev/stdin

@@ -1,0 +1,105 @@
+"""What the Makefile refuses, and how it says so."""
+
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    # A make that runs these tests passes its options on.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """An environment and the state of a stack, as a run leaves them."""
+    environment, state = tmp_path / "venv", tmp_path / "state"
+    for folder in (environment, state):
+        folder.mkdir()
+        (folder / "lock").touch()
+    return environment, state
+
+
+def clean(folders: tuple[Path, Path], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment, state = folders
+    return make("clean", f"VENV={environment}", f"STATE_DIR={state}", f"PYTHON={sys.executable}", *arguments)
+
+
+def test_clean_keeps_the_state_unless_it_is_named(folders: tuple[Path, Path]) -> None:
+    environment, state = folders
+    kept = clean(folders)
+    assert (kept.returncode, environment.exists(), state.exists()) == (0, False, True)
+    assert "STATE=1" in kept.stdout
+    assert clean(folders, "STATE=1").returncode == 0
+    assert not state.exists()
+    # There is nothing left to remove.
+    assert clean(folders, "STATE=1").returncode == 0
+
+
+def test_clean_removes_no_folder_that_is_not_a_state(folders: tuple[Path, Path]) -> None:
+    _, state = folders
+    (state / "lock").unlink()
+    assert clean(folders, "STATE=1").returncode == 0
+    assert state.exists()
+
+
+def test_clean_refuses_while_a_stack_runs(folders: tuple[Path, Path]) -> None:
+    environment, state = folders
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = clean(folders, "STATE=1")
+    assert refused.returncode != 0
+    assert "Stop it first" in refused.stderr
+    assert environment.exists()
+    assert state.exists()
+
+
+def python(folder: Path, preamble: str) -> Path:
+    """A Python whose checks run behind this line, and which says so when it is asked for more."""
+    program = folder / "python"
+    real = shlex.quote(sys.executable)
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || {{ echo went on >&2; exit 1; }}\ncode=$2; shift 2\nexec {real} -c "{preamble}\n$code" "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("preamble", "said"),
+    [
+        ("import sys; sys.version_info = (3, 9, 18)", "is Python 3.9.18; 3.11 or newer is needed"),
+        ("import sys; sys.modules['venv'] = None", "has no venv module; install it"),
+        # As Debian has it without python3-venv.
+        ("import sys; sys.modules['ensurepip'] = None", "has no venv module; install it"),
+    ],
+)
+def test_a_python_that_will_not_do_is_refused_in_one_sentence(tmp_path: Path, preamble: str, said: str) -> None:
+    ready = tmp_path / "venv" / ".ready"
+    refused = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, preamble)}", str(ready))
+    assert refused.returncode != 0
+    first, *rest = refused.stderr.strip().splitlines()
+    assert said in first
+    assert all(line.startswith("make") for line in rest)
+    assert "setting up" not in refused.stdout
+
+
+def test_no_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    ready = tmp_path / "venv" / ".ready"
+    refused = make(f"VENV={ready.parent}", "PYTHON=python-that-is-not-there", str(ready))
+    assert refused.stderr.startswith("python-that-is-not-there was not found. Install Python 3.11 or newer.")
+
+
+def test_a_python_that_will_do_goes_on(tmp_path: Path) -> None:
+    ready = tmp_path / "venv" / ".ready"
+    gone_on = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, 'import sys')}", str(ready))
+    assert gone_on.stderr.startswith("went on")
