@@ -110,3 +110,19 @@ def test_without_a_token_the_page_shows_the_refusal(docs: Docs, workspace: Works
     answer = form.locator(".live-responses-table .response")
     expect(answer.locator(".response-col_status")).to_contain_text("401")
     expect(answer.locator(".response-col_description")).to_contain_text('"code": "unauthenticated"')
+
+
+def test_a_stream_that_is_tried_out_ends_and_shows_what_it_said(docs: Docs, stack: Stack, workspace: Workspace) -> None:
+    docs.authorize(stack.tokens["full_access"])
+    form = docs.open("WatchEvents")
+    form.locator("tr[data-param-name=workspace_id] input").fill(workspace.id)
+    form.locator("button.execute").click()
+
+    answer = form.locator(".live-responses-table .response")
+    expect(answer.locator(".response-col_status")).to_contain_text("200", timeout=15_000)
+    expect(answer.locator(".response-col_description")).to_contain_text('"type":"workspace_provisioned"')
+    expect(answer.locator(".response-col_description")).to_contain_text("this page reads a stream for 5 s")
+    expect(form.locator(".curl-command")).to_contain_text("curl")
+    # The browser names what the page has left off reading.
+    (aborted,) = docs.complaints
+    assert f"/{workspace.id}/events: net::ERR_ABORTED" in aborted
