@@ -122,7 +122,9 @@ def _ending_after(iteration: Iteration, cancel: CancelFlag) -> Ending | None:
         return Ending(status=TaskStatus.CANCELLED, forced=True)
     if reply.final:
         status = TaskStatus.CANCELLED if cancel.is_requested else TaskStatus.COMPLETED
-        return Ending(status=status, result=storable(reply.content))
+        has_exited = result is not None and result.status is ToolStatus.EXITED
+        after_call = reply.result_after_call if has_exited else ""
+        return Ending(status=status, result=storable(after_call or reply.content))
     return Ending(status=TaskStatus.CANCELLED) if cancel.is_requested else None
 
 

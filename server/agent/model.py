@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from server.agent.tools import ToolCall, ToolResult
+from server.agent.tools import ToolCall, ToolResult, ToolStatus
 
 
 class ModelFailure(Exception):
@@ -14,13 +14,15 @@ class ModelFailure(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What the model said. A final reply's content is the task's result, once its tool call, if it has one, is over."""
+    """What the model said. A final reply's content is the task's result, unless it names another."""
 
     model: str
     content: str = ""
     tool_call: ToolCall | None = None
     # No further iteration is needed. A chat model is final when it calls no tool.
     final: bool = False
+    # What the task's result is once the tool call has exited. It is dropped if the call was interrupted, timed out or not run.
+    result_after_call: str = ""
     # A forced cancellation aborted the call. Holds what was received by then, without a tool call.
     is_interrupted: bool = False
     input_tokens: int = 0
@@ -123,13 +125,19 @@ class ScriptedModel:
         if line.startswith("fail:"):
             raise ModelFailure(line.removeprefix("fail:").strip())
         is_last = position == len(lines) - 1
+        exited = sum(_has_exited(iteration) for iteration in history.iterations)
         return ModelReply(
             model=self.name,
-            content=_summary(len(lines)) if is_last else "",
+            result_after_call=_summary(exited + 1, len(lines)) if is_last else "",
             tool_call=ToolCall(id=f"call_{position + 1}", name="shell", arguments=json.dumps({"command": line})),
             final=is_last,
         )
 
 
-def _summary(commands: int) -> str:
-    return f"Ran {commands} command{'' if commands == 1 else 's'}."
+def _has_exited(iteration: Iteration) -> bool:
+    return iteration.result is not None and iteration.result.status is ToolStatus.EXITED
+
+
+def _summary(exited: int, commands: int) -> str:
+    of_all = "" if exited == commands else f" of {commands}"
+    return f"Ran {exited}{of_all} command{'' if commands == 1 else 's'}."

@@ -96,6 +96,17 @@ def _step(content: str = "", **changes: Any) -> ModelReply:
 STEPS = [_step(), _step(), _step("the answer", final=True)]
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(ToolStatus.EXITED, "done"), (ToolStatus.TIMED_OUT, "said"), (ToolStatus.NOT_RUN, "said"), (ToolStatus.INTERRUPTED, "")],
+)
+async def test_a_result_that_rests_on_the_last_call_needs_it_to_have_exited(status: ToolStatus, expected: str) -> None:
+    world = World([_step("said", final=True, result_after_call="done")], [ToolResult(status=status)])
+    ending = await _run(world, _task())
+    assert ending is not None
+    assert ending.result == expected
+
+
 async def test_the_order_of_all_that_happens() -> None:
     world = World(STEPS)
     ending = await _run(world, _task())

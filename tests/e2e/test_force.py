@@ -42,6 +42,17 @@ def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(wor
     assert workspace.get()["epoch"] == "1"
 
 
+def test_a_last_command_that_was_broken_off_is_not_said_to_have_run(workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    workspace.cancel(force_after="0s")
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["result"]) == ("cancelled", True, "")
+    assert workspace.task(task_id)["result"] == ""
+    (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
+    assert iteration["model_call"]["content"] == ""
+
+
 def test_force_may_come_in_a_later_call_of_another_caller(stack: Stack, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "touch never")
     workspace.await_phase(task_id, "tool_call")
