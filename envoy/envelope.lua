@@ -41,6 +41,30 @@ local function wants_headers_alone(handle)
   return noted ~= nil and noted["head"]
 end
 
+-- What the transcoder says of a value that a field cannot take, in an envelope: field, what is wrong, the rest of the envelope.
+local UNREADABLE = '^(.*"message":"[^"]-: )([%w_.%[%]]+): (invalid value .*)(","request_id":"[^"]*")}}%s*$'
+
+local function reason_of(text)
+  local seconds = text:match("Invalid data type for duration, value is (%-?[%d.]+) for type")
+  if seconds ~= nil or text:find("Invalid data type for duration", 1, true) or text:find("Illegal duration format", 1, true) then
+    return 'a duration is a string that ends in s, such as \\"' .. (seconds or "10") .. 's\\"'
+  end
+  return text
+end
+
+-- Names the field in `details.fields`, and says how a duration is written.
+local function explain_unreadable(handle)
+  local body = handle:body()
+  if body == nil then
+    return
+  end
+  local before, field, text, after = body:getBytes(0, body:length()):match(UNREADABLE)
+  if field ~= nil then
+    local reason = reason_of(text)
+    body:setBytes(('%s%s: %s%s,"details":{"fields":{"%s":"%s"}}}}\n'):format(before, field, reason, after, field, reason))
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local grpc_status = headers:get("grpc-status")
@@ -53,6 +77,8 @@ function envoy_on_response(handle)
       if status ~= nil and status ~= "200" then
         headers:replace(":status", status)
       end
+    elseif headers:get(":status") == "400" and not wants_headers_alone(handle) then
+      explain_unreadable(handle)
     end
     if wants_headers_alone(handle) then
       -- The headers go out as they are, the content length too.
