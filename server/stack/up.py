@@ -273,16 +273,16 @@ Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything. {rest_u
 In another terminal:
 
   . {state_dir}/demo.env
-  # give the agent ten seconds of work, a second a step
-  {curl} -s -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
-    -d '{{"description": "sleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1\\nsleep 1"}}'
-  # cancel it
-  {curl} -s -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
+  # give the agent fifteen minutes of work, five a step
+  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
+    -d '{{"description": "sleep 300\\nsleep 300\\nsleep 300"}}'
+  # cancel it: the step that runs may end
+  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
+  # the same over gRPC, and break the step off
+  {grpcurl} -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}", "force_after": "1s"}}' \\
+    {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
   # watch what happened (Ctrl-C ends it)
   {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" -H "Authorization: Bearer $TOKEN"
-  # the same over gRPC
-  {grpcurl} -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}"}}' \\
-    {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
 """
 
 

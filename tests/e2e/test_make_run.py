@@ -1,9 +1,12 @@
 """The stack itself: how it starts, stops and comes back."""
 
 import asyncio
+import json
+import os
 import signal
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import psycopg
 import pytest
 
 from server.stack import postgres
-from tests.e2e.stack import Gate, Stack, Workspace, eventually, processes_of
+from tests.e2e.stack import ROOT, Gate, Stack, Workspace, eventually, processes_of
 from tests.ports import free_ports
 
 
@@ -71,6 +74,38 @@ def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
         assert stat.S_IMODE((stack.state_dir / name).stat().st_mode) == 0o600, name
     assert set(stack.tokens) == {"full_access", "submit_observe", "read_only", "owner", "member", "expired", "other_org"}
     assert not any(token in stack.output.read_text() for token in stack.tokens.values())
+
+
+def test_the_printed_calls_work_in_their_order(stack: Stack) -> None:
+    calls = stack.output.read_text().partition("In another terminal:")[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
+    # The last of them watches until it is ended.
+    shell = subprocess.Popen(
+        ["/usr/bin/env", "bash", "-ec", calls],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    timer = threading.Timer(30, os.killpg, (shell.pid, signal.SIGKILL))
+    timer.start()
+    printed = ""
+    try:
+        assert shell.stdout is not None
+        # Each answer ends its line.
+        task_id = json.loads(shell.stdout.readline())["task_id"]
+        assert json.loads(shell.stdout.readline())["outcome"] == "accepted"
+        for line in shell.stdout:
+            printed += line
+            if '"task_completed"' in line and task_id in line:
+                break
+    finally:
+        timer.cancel()
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+    assert '"outcome": "already_requested"' in printed
+    assert '"forced":true' in printed.splitlines()[-1]
 
 
 def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:

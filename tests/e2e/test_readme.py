@@ -121,6 +121,15 @@ def test_what_is_shown_tells_one_story() -> None:
     assert [int(event["seq"]) for event in stream] == sorted(int(event["seq"]) for event in stream)
 
 
+def test_the_task_outlasts_a_slow_reader() -> None:
+    """Each step is long enough to read on, and the walk ends it by force."""
+    calls = section("Stop a task")
+    (description,) = re.findall(r'-d \'{"description": "(.*)"}\'', calls)
+    assert all(int(step.removeprefix("sleep ")) >= 300 for step in description.split("\\n"))
+    assert '"force_after"' in calls
+    assert '"forced":true' in calls
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)[^)]*\)", README))))
 def test_a_link_leads_somewhere(link: str) -> None:
     assert link.startswith("https://") or (ROOT / link).exists()
