@@ -7,13 +7,16 @@ READY := $(VENV)/.ready
 STATE_DIR ?= .state
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench chaos soak gen format lock clean
+.PHONY: help run restart demo test check bench chaos soak gen format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
+
+restart: $(READY) ## restart what the running stack has started, one program after another, without losing a call
+	@exec $(BIN)/python -m server restart
 
 demo: $(READY) ## show a cancellation and check each promise, on the running stack or one of its own
 	@exec $(BIN)/python -m server demo

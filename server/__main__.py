@@ -35,6 +35,25 @@ def up() -> None:
         raise click.ClickException(str(error)) from error
 
 
+@main.command(help="Restart what the running stack has started, one program after another, without losing a call.")
+def restart() -> None:
+    """See server.stack.rolling_restart."""
+    import signal
+
+    from server.commands.environment import read_settings
+    from server.stack.run_lock import running_pid
+
+    state_dir = read_settings().state_dir
+    pid = running_pid(state_dir)
+    if pid is None:
+        raise click.ClickException(f"No stack runs on {state_dir}.")
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError as error:
+        raise click.ClickException(f"Process {pid} of the stack cannot be signalled: {error.strerror}.") from error
+    click.echo(f"The stack (process {pid}) restarts its programs, which takes 10 s or so. Its output says when it is over.")
+
+
 @main.command(help="Show a cancellation, and check each promise: on the stack that runs here, else on one of its own.")
 def demo() -> None:
     """See server.commands.demo."""

@@ -1,7 +1,6 @@
 """`make run`: PostgreSQL, the control plane's workers, the fleet controller with local pods and Envoy, on this machine."""
 
 import asyncio
-import fcntl
 import json
 import os
 import shlex
@@ -24,7 +23,7 @@ from server.core.errors import UnavailableError
 from server.fleet import processes
 from server.fleet.local_pods import end_every_pod
 from server.logs import Sink
-from server.stack import demo, envoy, log_files, postgres
+from server.stack import demo, envoy, log_files, postgres, run_lock
 from server.stack.demo import Demo
 from server.stack.edge_process import EdgeProcess
 from server.stack.private_file import write_private
@@ -60,6 +59,7 @@ async def up(settings: Settings) -> None:
         supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
         edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
         rolling = RollingRestart(supervisor, edge)
+        run_lock.write_pid(settings.state_dir)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
         restarting = asyncio.create_task(rolling.whenever_wanted(starting))
         rotating = asyncio.create_task(log_files.keep_rotating(settings))
@@ -202,13 +202,12 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
 @contextmanager
 def _alone(state_dir: Path) -> Iterator[None]:
     """Holds the state folder for this run. Raises CannotStartError when another run has it."""
-    with (state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"Another run uses {state_dir}. Stop it, or set STATE_DIR and other ports to run a second one beside it."
-            raise CannotStartError(message) from error
-        yield
+    try:
+        with run_lock.exclusive(state_dir):
+            yield
+    except run_lock.TakenError as error:
+        message = f"Another run uses {state_dir}. Stop it, or set STATE_DIR and other ports to run a second one beside it."
+        raise CannotStartError(message) from error
 
 
 def _check_ports(settings: Settings) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +10,7 @@ import psutil
 
 from tests.e2e.load import Caller, GrpcCaller, Load, RestCaller
 from tests.e2e.stack import Stack, Workspace, eventually
+from tests.test_programs import run
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +116,8 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
 
     for number in range(ROUNDS):
         # The next one is wanted while the one before goes on.
-        os.kill(stack.pid, signal.SIGHUP)
-        eventually(lambda: stack.output.read_text().count("rolling restart begins") == done + number + 1, ROUND_SECONDS)  # noqa: B023
+        assert run("restart", stack.state_dir).returncode == 0
+        eventually(lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1, ROUND_SECONDS)  # noqa: B023
     eventually(lambda: restarts(stack) == done + ROUNDS, ROUND_SECONDS)
 
     calls, seconds = load.outcomes.calls.total() - calls, time.monotonic() - began
