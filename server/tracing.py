@@ -1,6 +1,6 @@
-"""Spans, sent by OTLP over HTTP. Imported only when there is somewhere to send them.
+"""Exports spans by OTLP over HTTP. Imported only if an exporter is configured.
 
-The exporter, the sampler and the resource take their settings from the standard environment variables (OTEL_…).
+The exporter, the sampler and the resource are configured by the standard environment variables (OTEL_…).
 """
 
 import inspect
@@ -20,18 +20,18 @@ from server.core import trace
 from server.core.errors import AgentUnreachableError, UnavailableError
 from server.core.trace import TraceContext
 
-# What the end of a program may wait for spans to be taken: a collector that is away delays no drain.
+# How long a program that ends waits for the collector to accept its last spans.
 _FLUSH_MILLISECONDS = 1_000
 
 Inner = TypeVar("Inner")
 
 
 class Tracing:
-    """Makes spans. Each is a child of `trace.current()`, and is that itself while it lasts."""
+    """Creates spans. A span is a child of `trace.current()` and replaces it until the span ends."""
 
     def __init__(self, program: str) -> None:
         own = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"evershell-{program}"}
-        # The program closes it itself, within its time.
+        # The program shuts the provider down in `close`, with a time limit.
         self._provider = TracerProvider(resource=Resource.create(own), shutdown_on_exit=False)
         self._processor = BatchSpanProcessor(OTLPSpanExporter(timeout=_FLUSH_MILLISECONDS / 1000))
         self._provider.add_span_processor(self._processor)
@@ -39,11 +39,11 @@ class Tracing:
 
     @contextmanager
     def span(self, name: str, kind: SpanKind, **attributes: str) -> Iterator[Span]:
-        """A span. What is raised within is its end all the same."""
+        """A span for the duration of the context, also if the body raises."""
         span = self._tracer.start_span(name, _parent(trace.current()), kind, attributes)
         made = span.get_span_context()
         context = trace.current()
-        # It is not where OTEL_SDK_DISABLED is set.
+        # The context is not valid if OTEL_SDK_DISABLED is set.
         if made.is_valid:
             context = TraceContext(f"{made.trace_id:032x}", f"{made.span_id:016x}", f"{made.trace_flags:02x}")
         try:
@@ -53,11 +53,11 @@ class Tracing:
             span.end()
 
     def traced(self, inner: Inner, prefix: str, kind: SpanKind = SpanKind.CLIENT) -> Inner:
-        """The same port with a span around each call, if that is part of a trace."""
+        """Wraps a port: each call that is part of a trace gets a span."""
         return cast(Inner, _Traced(inner, self, prefix, kind))
 
     def close(self) -> None:
-        """Sends what is left, if it is taken soon. Blocks that long."""
+        """Exports the remaining spans. Blocks for at most _FLUSH_MILLISECONDS."""
         self._provider.force_flush(_FLUSH_MILLISECONDS)
         self._provider.shutdown()
 

@@ -1,4 +1,4 @@
-"""Restarts what a running stack runs, one after another, so that nobody who calls notices."""
+"""Rolling restart: restarts the programs of a running stack one after another, without losing a call."""
 
 import asyncio
 import os
@@ -16,36 +16,36 @@ from server.stack.edge_process import LEAVE_SECONDS, EdgeProcess
 from server.stack.envoy import EdgeConfigurationError
 from server.stack.supervisor import Supervisor
 
-log = structlog.get_logger("rolling-restart")
+log = structlog.get_logger()
 
-# Until a program that was started again serves.
+# How long a restarted program may take until it serves.
 _READY_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-# Envoy ends its predecessor itself, once this long over its time it is ended here.
+# Envoy ends its predecessor. A predecessor that is still there after this time is killed.
 _OVERTIME_SECONDS = 2.0
-# When, after the edge has changed, what still waits or streams through the old one is sent to the new one. Again and again, since
-# on a connection that it kept a caller may come back to the old one; the last time just before that ends.
+# When, in seconds after the new Envoy serves, the calls that wait or stream through the old one are ended, so that their clients
+# reconnect. Repeated, because a client may reuse its connection to the old one; the last time just before the old one ends.
 _END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, LEAVE_SECONDS - 0.3)
 
 
 class RestartError(Exception):
-    """A program does not come back; the message says which. What was to follow it has been left as it was."""
+    """A program did not come back; the message names it. The programs after it were not restarted."""
 
 
 class RollingRestart:
-    """Restarts a stack's programs, as often as that is wanted."""
+    """Restarts the programs of a stack on SIGHUP."""
 
     def __init__(self, supervisor: Supervisor, edge: EdgeProcess) -> None:
-        """From here on a SIGHUP says that it is wanted, unless it says that the terminal is gone: that stops the stack."""
+        """Handles SIGHUP from now on. A SIGHUP because the terminal has closed stops the stack instead."""
         self._supervisor = supervisor
         self._edge = edge
         self._wanted = asyncio.Event()
-        # Whoever ignores SIGHUP, as nohup does, is not to end with the terminal.
+        # A process that was started with SIGHUP ignored, as by nohup, outlives its terminal.
         self._ends_with_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
 
     async def whenever_wanted(self, started: "asyncio.Task[Any]") -> None:
-        """Goes on until it is cancelled. What is wanted before all has started, or during a restart, is done after that."""
+        """Runs until it is cancelled. A SIGHUP during the start or a restart is handled afterwards."""
         await asyncio.wait((started,))
         while True:
             await self._wanted.wait()
@@ -53,20 +53,20 @@ class RollingRestart:
             try:
                 await self.run()
             except (RestartError, EdgeConfigurationError, OSError) as error:
-                log.error("rolling restart given up", reason=str(error))
+                log.error("rolling_restart_failed", reason=str(error))
 
     async def run(self) -> None:
         """Restarts everything but the database and the agents. Raises RestartError, EdgeConfigurationError, OSError."""
         began = time.monotonic()
-        log.info("rolling restart begins")
-        # Before anything is touched: a configuration that is refused changes nothing.
+        log.info("rolling_restart_started")
+        # First, so that an invalid configuration changes nothing.
         await asyncio.to_thread(self._edge.configure)
         for index, address in enumerate(self._edge.settings.workers):
             await self._restart_worker(f"worker-{index}", address)
         await self._supervisor.restart("fleet")
-        log.info("restarted", name="fleet")
+        log.info("program_restarted", name="fleet")
         await self._replace_edge()
-        log.info("rolling restart is over", seconds=round(time.monotonic() - began, 1))
+        log.info("rolling_restart_completed", seconds=round(time.monotonic() - began, 1))
 
     def _hang_up(self) -> None:
         if self._ends_with_terminal and not _has_terminal():
@@ -75,7 +75,7 @@ class RollingRestart:
             self._wanted.set()
 
     async def _restart_worker(self, name: str, address: str) -> None:
-        """While it is away, the others have to be there."""
+        """Restarts one worker when all others are healthy."""
         await _until(self._all_are_healthy, "the workers that are not restarted")
         await self._supervisor.restart(name)
 
@@ -83,7 +83,7 @@ class RollingRestart:
             return address in await self._edge.healthy_workers()
 
         await _until(is_healthy, name)
-        log.info("restarted", name=name)
+        log.info("program_restarted", name=name)
 
     async def _replace_edge(self) -> None:
         await _until(self._edge.is_live, "envoy")
@@ -95,7 +95,7 @@ class RollingRestart:
             if await asyncio.to_thread(self._has_callers, leaving):
                 self._supervisor.send_signal(END_WAITS, "worker-")
         await self._supervisor.left()
-        log.info("restarted", name="envoy")
+        log.info("program_restarted", name="envoy")
 
     async def _all_are_healthy(self) -> bool:
         return await self._edge.healthy_workers() == set(self._edge.settings.workers)

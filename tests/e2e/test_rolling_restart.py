@@ -70,7 +70,7 @@ def restarts(stack: Stack) -> int:
     """How many are over."""
     said = stack.output.read_text()
     assert "given up" not in said, said
-    return said.count("rolling restart is over")
+    return said.count("rolling_restart_completed")
 
 
 def programs(stack: Stack) -> set[int]:
