@@ -106,6 +106,10 @@ class PodRecords:
         with pod_files.opened(self._base, _PODS, workspace_id, _FILES) as files:
             yield files
 
+    def log_names(self) -> list[tuple[str, ...]]:
+        """Where the agents' logs are, below the base."""
+        return [(_FLEET, workspace_id, _LOG) for workspace_id in self.workspace_ids()]
+
     def open_log(self, workspace_id: str) -> BinaryIO:
         """The agents' log, to append to. Raises OSError."""
         with pod_files.made(self._base, _FLEET, workspace_id) as folder:

@@ -12,21 +12,21 @@ import asyncio
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
 import structlog
 
 from server.config import Settings
+from server.fleet import pod_files
+from server.fleet.pod_records import PodRecords
 
 log = structlog.get_logger()
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK
 _CHUNK_BYTES = 1 << 16
 # A disk with less is full: old copies make way for what is logged now.
 _MIN_FREE_BYTES = 1 << 20
@@ -39,20 +39,22 @@ _AGENT_LOG_BYTES, _AGENT_LOG_FILES = 1 << 20, 2
 class LogFile:
     """A file to which a program appends, and its bounds."""
 
-    path: Path
+    base: Path
+    # Below the base: folders, and the file's own name.
+    names: tuple[str, ...]
     max_bytes: int
     # This one and its copies.
     files: int
 
 
-def open_log(path: Path) -> BinaryIO:
+def open_log(folder: Path, name: str) -> BinaryIO:
     """Opens the file for appending. Where that fails, the program starts without a log."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _PLAIN, 0o600)
-        return os.fdopen(_checked(descriptor), "ab")
+        folder.mkdir(parents=True, exist_ok=True)
+        with pod_files.opened(folder) as opened:
+            return pod_files.open_log(opened, name)
     except OSError as error:
-        log.warning("log_file_unavailable", path=str(path), error=str(error))
+        log.warning("log_file_unavailable", path=str(folder / name), error=str(error))
         return Path(os.devnull).open("ab")
 
 
@@ -66,40 +68,43 @@ async def keep_rotating(settings: Settings) -> None:
 
 
 def _of_stack(settings: Settings) -> Iterator[LogFile]:
-    # The operator may have replaced the folder by a link to another disk.
-    for path in settings.logs_dir.resolve().glob("*.log"):
-        yield LogFile(path, settings.log_max_bytes, settings.log_files)
-    for path in (settings.state_dir / "fleet").glob("*/log"):
-        yield LogFile(path, _AGENT_LOG_BYTES, _AGENT_LOG_FILES)
+    # The folder may be the operator's link to another disk.
+    for path in settings.logs_dir.glob("*.log"):
+        yield LogFile(settings.logs_dir, (path.name,), settings.log_max_bytes, settings.log_files)
+    for names in PodRecords(settings.state_dir).log_names():
+        yield LogFile(settings.state_dir, names, _AGENT_LOG_BYTES, _AGENT_LOG_FILES)
 
 
 def rotate(log_files: Iterable[LogFile]) -> None:
     """Rotates files that have reached their size. When a disk is full, removes its oldest copy."""
-    full: dict[Path, set[str]] = {}
+    on_full_disks = []
     for log_file in log_files:
         # Deleted meanwhile, or replaced by something else.
-        with suppress(OSError), _opened(log_file.path.parent) as folder:
+        with suppress(OSError), _folder(log_file) as folder:
             _rotate(folder, log_file)
             if _free_bytes(folder) < _MIN_FREE_BYTES:
-                full.setdefault(log_file.path.parent, set()).add(log_file.path.name)
-    _remove_oldest(full)
+                on_full_disks.append(log_file)
+    if on_full_disks:
+        _remove_oldest(on_full_disks)
+
+
+def _folder(log_file: LogFile) -> AbstractContextManager[int]:
+    return pod_files.opened(log_file.base, *log_file.names[:-1])
 
 
 def _rotate(folder: int, log_file: LogFile) -> None:
-    name = log_file.path.name
-    current = _checked(os.open(name, os.O_RDWR | _PLAIN, dir_fd=folder))
-    try:
-        size = os.fstat(current).st_size
+    name = log_file.names[-1]
+    with pod_files.open_plain(folder, name, os.O_RDWR) as current:
+        size = os.fstat(current.fileno()).st_size
         if size < log_file.max_bytes:
             return
         # Emptied all the same.
         with suppress(OSError):
             _shift(folder, name, log_file.files)
             if log_file.files > 1:
-                _copy(folder, name, current, size - log_file.max_bytes, size + log_file.max_bytes)
-        os.ftruncate(current, 0)
-    finally:
-        os.close(current)
+                begin, end = size - log_file.max_bytes, size + log_file.max_bytes
+                _copy(folder, name, current.fileno(), begin, end)
+        os.ftruncate(current.fileno(), 0)
 
 
 def _shift(folder: int, name: str, files: int) -> None:
@@ -132,21 +137,20 @@ def _copy(folder: int, name: str, source: int, start: int, end: int) -> None:
         os.close(target)
 
 
-def _remove_oldest(names: dict[Path, set[str]]) -> None:
-    """Removes the oldest copy of these files, by folder."""
+def _remove_oldest(log_files: Iterable[LogFile]) -> None:
     found = []
-    for path, of_folder in names.items():
-        with suppress(OSError), _opened(path) as folder:
-            for name in of_folder:
-                for number in _copies(folder, name):
-                    copy = f"{name}.{number}"
-                    made_at = os.stat(copy, dir_fd=folder, follow_symlinks=False).st_mtime
-                    found.append((made_at, path, copy))
+    for log_file in log_files:
+        with suppress(OSError), _folder(log_file) as folder:
+            *folders, name = log_file.names
+            for number in _copies(folder, name):
+                copy = f"{name}.{number}"
+                made_at = os.stat(copy, dir_fd=folder, follow_symlinks=False).st_mtime
+                found.append((made_at, replace(log_file, names=(*folders, copy))))
     if found:
-        _, path, copy = min(found)
-        with suppress(OSError), _opened(path) as folder:
-            os.unlink(copy, dir_fd=folder)
-            log.warning("log_file_removed", path=str(path / copy), reason="the disk is full")
+        _, oldest = min(found, key=itemgetter(0))
+        with suppress(OSError), _folder(oldest) as folder:
+            os.unlink(oldest.names[-1], dir_fd=folder)
+            log.warning("log_file_removed", path=str(oldest.base.joinpath(*oldest.names)))
 
 
 def _copies(folder: int, name: str) -> set[int]:
@@ -157,21 +161,3 @@ def _copies(folder: int, name: str) -> set[int]:
 def _free_bytes(folder: int) -> int:
     found = os.fstatvfs(folder)
     return found.f_bavail * found.f_frsize
-
-
-def _checked(descriptor: int) -> int:
-    """Returns the descriptor of a plain file. Raises OSError for others, and for a hard link."""
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a plain file")
-    return descriptor
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    folder = os.open(path, _FOLDER)
-    try:
-        yield folder
-    finally:
-        os.close(folder)

@@ -146,7 +146,7 @@ class Supervisor:
     def _spawn(self, program: Program, command: list[str] | None = None) -> None:
         if command is None:
             command = program.command if isinstance(program.command, list) else program.command()
-        with open_log(self._logs_dir / f"{program.name}.log") as output:
+        with open_log(self._logs_dir, f"{program.name}.log") as output:
             program.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ from tests.small_disk import fill, free, small_disk
 
 _LEASE_SECONDS = 2
 # Where the logs of the programs, and those of the agents, are.
-_DISKS = ("logs", "pods")
+_DISKS = ("logs", "fleet")
 
 
 @pytest.fixture(scope="module")

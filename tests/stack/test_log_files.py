@@ -23,48 +23,53 @@ def _no_disk_counts_as_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 0)
 
 
+def of(path: Path, max_bytes: int, files: int) -> LogFile:
+    """As an agent's: its folder is not to be a link."""
+    return LogFile(path.parent.parent, (path.parent.name, path.name), max_bytes, files)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".ballast"}
 
 
 def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
     path = tmp_path / "fleet.log"
-    with open_log(path) as output:
+    with open_log(path.parent, path.name) as output:
         for letter in b"abcd":
             output.write(bytes([letter]) * (_SIZE - 1))
             output.flush()
-            rotate([LogFile(path, _SIZE, 3)])
+            rotate([of(path, _SIZE, 3)])
             assert path.stat().st_size == _SIZE - 1
             output.write(b"\n")
             output.flush()
-            rotate([LogFile(path, _SIZE, 3)])
+            rotate([of(path, _SIZE, 3)])
             # The program goes on in the same file, from its beginning.
             assert path.stat().st_size == 0
     whole = {letter: letter.encode() * (_SIZE - 1) + b"\n" for letter in "abcd"}
     assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": whole["d"], "fleet.log.2": whole["c"]}
     # Fewer are wanted from here on.
     path.write_bytes(b"e" * _SIZE)
-    rotate([LogFile(path, _SIZE, 1)])
+    rotate([of(path, _SIZE, 1)])
     assert contents(tmp_path) == {"fleet.log": b""}
 
 
 def test_of_a_file_far_beyond_its_size_the_end_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "fleet.log"
     path.write_bytes(b"old" * _SIZE + b"n" * _SIZE)
-    rotate([LogFile(path, _SIZE, 2)])
+    rotate([of(path, _SIZE, 2)])
     assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": b"n" * _SIZE}
 
 
 def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None:
     path = tmp_path / "cat.log"
-    with open_log(path) as output:
+    with open_log(path.parent, path.name) as output:
         program = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=output)
     assert program.stdin is not None
     for number in range(10):
         program.stdin.write(f"{number}".encode() * _SIZE)
         program.stdin.flush()
         until(lambda: path.stat().st_size == _SIZE)
-        rotate([LogFile(path, _SIZE, 100)])
+        rotate([of(path, _SIZE, 100)])
         # No hole where the program had been.
         assert path.stat().st_size == 0
     program.communicate()
@@ -84,19 +89,21 @@ def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "log").write_bytes(b"v" * _SIZE)
     (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
     paths = [pod / "link", pod / "hard", pod / "pipe", pod / "absent", tmp_path / "linked" / "log"]
-    rotate([LogFile(path, 1, 2) for path in paths])
+    rotate([of(path, 1, 2) for path in paths])
     assert all(victim.read_bytes() == b"v" * _SIZE for victim in [*victims, tmp_path / "elsewhere" / "log"])
     assert {path.name for path in pod.iterdir()} == {"link", "hard", "pipe"}
-    for path in (pod / "link", pod / "hard", pod / "pipe"):
-        with open_log(path) as output:
-            assert output.name == os.devnull
+    for name in ("link", "hard", "pipe"):
+        with open_log(pod, name) as output:
+            output.write(b"said")
+        assert (pod / name).read_bytes() == b"said"
+    assert all(victim.read_bytes() == b"v" * _SIZE for victim in victims)
 
 
 def test_what_lies_in_the_way_of_a_copy_does_not_keep_the_file_from_being_emptied(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"x" * _SIZE)
     (tmp_path / "log.1" / "full").mkdir(parents=True)
-    rotate([LogFile(path, _SIZE, 2)])
+    rotate([of(path, _SIZE, 2)])
     assert path.read_bytes() == b""
 
 
@@ -129,14 +136,14 @@ def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
             path.with_name(f"envoy.log.{number}").write_bytes(str(number).encode() * size)
         path.write_bytes(b"c" * size)
         fill(disk)
-        rotate([LogFile(path, size, 4)])
+        rotate([of(path, size, 4)])
         # The copy needed the room of the older of the two.
         assert contents(disk) == {"envoy.log": b"", "envoy.log.1": b"c" * size, "envoy.log.2": b"1" * size}
         path.write_bytes(b"d" * size)
         path.with_name("envoy.log.1").unlink()
         path.with_name("envoy.log.2").unlink()
         fill(disk)
-        rotate([LogFile(path, size, 4)])
+        rotate([of(path, size, 4)])
         # There is no room for a copy, and the file is emptied all the same.
         assert contents(disk) == {"envoy.log": b""}
 
@@ -145,12 +152,12 @@ def test_copies_are_removed_while_a_disk_is_full(tmp_path: Path, monkeypatch: py
     disk = tmp_path / "disk"
     with small_disk(disk, 1 << 20):
         monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 1 << 16)
-        files = [LogFile(disk / name, 1 << 19, 5) for name in ("envoy.log", "fleet.log")]
+        files = [of(disk / name, 1 << 19, 5) for name in ("envoy.log", "fleet.log")]
         for age, copy in enumerate(("fleet.log.1", "envoy.log.2", "envoy.log.1")):
             (disk / copy).write_bytes(b"x" * 4096)
             os.utime(disk / copy, (age, age))
         for file in files:
-            file.path.write_bytes(b"now\n")
+            (disk / file.names[-1]).write_bytes(b"now\n")
         rotate(files)
         assert len(contents(disk)) == 5
         fill(disk)
@@ -163,7 +170,7 @@ def test_copies_are_removed_while_a_disk_is_full(tmp_path: Path, monkeypatch: py
         assert left[0] == ["envoy.log", "envoy.log.1", "envoy.log.2", "fleet.log"]
         assert left[1] == ["envoy.log", "envoy.log.1", "fleet.log"]
         assert left[2] == left[3] == ["envoy.log", "fleet.log"]
-        assert files[0].path.read_bytes() == b"now\n"
+        assert (disk / "envoy.log").read_bytes() == b"now\n"
 
 
 async def test_a_program_starts_without_its_log_and_has_it_again_at_the_next_start(tmp_path: Path) -> None:
