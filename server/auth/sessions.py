@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import math
 import time
 import urllib.request
 import warnings
@@ -17,7 +16,6 @@ from cachetools import LRUCache, TTLCache
 from joserfc import jws, jwt
 from joserfc.errors import ExpiredTokenError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key, KeySet
-from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
 
 from server.core import errors
 from server.core.caller import MAX_NAME_BYTES, Caller, CredentialKind, is_name
@@ -34,8 +32,6 @@ _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
 # Wrong signatures that are verified in a second. One takes up to 130 µs, so they have an eighth of the worker's time at most.
 FORGERIES_PER_SECOND = 1_000
-# There is one bucket for all of them.
-_ALL = "all"
 # The end of the year 9999, the last that RFC 3339 can write.
 _MAX_TIME = 253_402_300_799
 # An unknown `kid` has the set read again, but not more often than this: anyone can send unknown ones.
@@ -133,11 +129,8 @@ class Sessions:
         # By SHA-256, so that a long token takes no more memory than a short one.
         self._verified: LRUCache[bytes, _Verified] = LRUCache(maxsize=_MAX_CACHED_TOKENS)
         self._forged: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS)
-        self._forgeries = Throttled(
-            using=RateLimiterType.GCRA.value,
-            quota=per_sec(FORGERIES_PER_SECOND, burst=FORGERIES_PER_SECOND),
-            store=MemoryStore(),
-        )
+        # When all the wrong signatures so far are paid for, by the monotonic clock: at FORGERIES_PER_SECOND, up to a second ahead.
+        self._forgeries_paid_at = 0.0
 
     async def authenticate(self, token: str) -> Caller:
         """The token's caller. Raises Failure unauthenticated, rate_limited; UnavailableError."""
@@ -169,13 +162,12 @@ class Sessions:
         return caller
 
     def _check_forgeries(self) -> None:
-        state = self._forgeries.peek(_ALL)
-        if state.remaining == 0:
+        if self._forgeries_paid_at >= time.monotonic() + 1:
             message = "A session token that is new here cannot be verified now: too many with a wrong signature are being sent."
-            raise errors.rate_limited(message, max(1, math.ceil(state.retry_after)))
+            raise errors.rate_limited(message, retry_after_seconds=1)
 
     def _note_forgery(self, digest: bytes) -> None:
-        self._forgeries.limit(_ALL)
+        self._forgeries_paid_at = max(self._forgeries_paid_at, time.monotonic()) + 1 / FORGERIES_PER_SECOND
         self._verified.pop(digest, None)
         self._forged[digest] = True
 
