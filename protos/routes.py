@@ -53,6 +53,7 @@ COMMON_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.health.v1.Health/Check": PROBE,
     "/grpc.health.v1.Health/List": PROBE,
     "/grpc.health.v1.Health/Watch": {"cluster": INTROSPECTION, "timeout": STREAM_TIMEOUT},
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": PROBE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": PROBE,
 }
 # Names of services and files.

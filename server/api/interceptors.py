@@ -226,6 +226,7 @@ class Authentication(Interceptor):
             "evershell.workspace.v1.WorkspaceService": self._caller,
             "evershell.agent.v1.RuntimeService": self._agent,
             "grpc.health.v1.Health": _anyone,
+            "grpc.reflection.v1.ServerReflection": _anyone,
             "grpc.reflection.v1alpha.ServerReflection": _anyone,
         }
 

@@ -9,8 +9,8 @@ import grpc
 from evershell.agent.v1 import runtime_service_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
+from server.api import reflection
 from server.api.interceptors import Authentication, Deadline, Errors, Interceptor, RequestLog
 from server.api.measuring import Measuring
 from server.api.rate_limits import RateLimits
@@ -74,14 +74,11 @@ class Server:
         runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, self._server)
         self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [
-                workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
-                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                reflection.SERVICE_NAME,
-            ],
-            self._server,
+        public_services = (
+            workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         )
+        reflection.add_to_server(public_services, self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
         """Serves on host:port and returns the port (the system chooses for 0). Raises RuntimeError when it is taken."""

@@ -139,6 +139,7 @@ async def test_reflection_needs_no_token_and_hides_the_runtime(server: Running) 
     assert sorted(names) == [
         "evershell.workspace.v1.WorkspaceService",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     ]
 

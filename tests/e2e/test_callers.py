@@ -68,8 +68,13 @@ def test_grpcurl_lists_and_describes(stack: Stack) -> None:
     assert listed == [
         "evershell.workspace.v1.WorkspaceService",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     ]
+    for service in listed:
+        assert grpcurl(stack, address, "describe", service).stdout.startswith(f"{service} is a service:")
+    method = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService.CancelTask").stdout
+    assert method.startswith("evershell.workspace.v1.WorkspaceService.CancelTask is a method:")
     described = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService").stdout
     assert "rpc CancelTask ( .evershell.workspace.v1.CancelTaskRequest )" in described
     assert 'post:"/v1/workspaces/{workspace_id}/task/cancel"' in described.replace(" ", "").replace("\n", "")

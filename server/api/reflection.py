@@ -1,0 +1,50 @@
+"""Server reflection, as v1 and as v1alpha: clients that know both ask for v1 first.
+
+The package carries v1alpha only. The messages of both versions are the same on the wire, so one servicer serves both.
+"""
+
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+_V1ALPHA = "grpc.reflection.v1alpha"
+_V1 = "grpc.reflection.v1"
+SERVICE_NAMES = (f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection")
+
+
+def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> None:
+    """Describes these services, and itself."""
+    _add_descriptor_of_v1()
+    servicer = _Servicer((*service_names, *SERVICE_NAMES))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(f"{_V1}.ServerReflection", {"ServerReflectionInfo": method}),)
+    )
+
+
+def _add_descriptor_of_v1() -> None:
+    """Adds v1 to the pool that the servicer reads, with the messages of v1alpha under its own name."""
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file = json_format.Parse(json_format.MessageToJson(file).replace(_V1ALPHA, _V1), descriptor_pb2.FileDescriptorProto())
+    file.name = "grpc/reflection/v1/reflection.proto"
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+
+
+class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # it comes without types
+    """Finds methods too: the pool finds a file by all that it declares, but not by a method."""
+
+    def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
+        service, _, method = fully_qualified_name.rpartition(".")
+        try:
+            found = method in self._pool.FindServiceByName(service).methods_by_name
+        except KeyError:
+            found = False
+        return super()._file_containing_symbol(request, service if found else fully_qualified_name)
