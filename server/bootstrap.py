@@ -202,7 +202,8 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
             tool_timeout_seconds=settings.tool_timeout_seconds,
             lease_seconds=settings.lease_seconds,
         )
-        controller = Controller(store, pods, MeasuredAgents(agents, metrics), bounds, settings.stack_id, now)
+        backlog = metrics.backlog(now) if settings.metrics_port else None
+        controller = Controller(store, pods, MeasuredAgents(agents, metrics), bounds, settings.stack_id, now, backlog)
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
                 await _until(lost, controller.run(changes))

@@ -3,20 +3,21 @@
 Labels name RPCs, slugs and results: sets that are closed. No id is ever a label, so that their number does not grow with use.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.core.errors import AgentUnreachableError
 from server.core.event import EventType
 from server.core.lifecycle import Change
-from server.core.ports import Agents
+from server.core.ports import Agents, Clock
 from server.core.task import Task
-from server.core.workspace import Workspace
+from server.core.workspace import Workspace, WorkspaceStatus
 
 # Loopback, whatever the servers listen on: this is not for callers.
 HOST = "127.0.0.1"
@@ -101,6 +102,57 @@ class Metrics:
     def watch_log(self, lost_lines: Callable[[], int]) -> None:
         """Shows how many lines the log has lost."""
         self.registry.register(_LogCollector(lost_lines))
+
+    def backlog(self, clock: Clock) -> "Backlog":
+        """Adds what a fleet controller has still to do."""
+        return Backlog(self.registry, clock)
+
+
+class Backlog(Collector):
+    """What the leading fleet controller has still to do, as of its last scan. A standby shows none of it."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        self._clock = clock
+        # None: not known yet, or another one leads.
+        self._requested: list[datetime] | None = None
+        self._workspaces: Mapping[WorkspaceStatus, int] | None = None
+        self._redeliveries = Counter(
+            "evershell_cancel_redeliveries",
+            "Attempts to deliver a recorded cancellation again; result: acknowledged, unknown (to the agent) or unreachable.",
+            ["result"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def redelivered(self, result: str) -> None:
+        """Counts an attempt."""
+        self._redeliveries.labels(result).inc()
+
+    def saw_cancellations(self, requested: Iterable[datetime]) -> None:
+        """Takes the times at which the cancellations that have not ended were recorded."""
+        self._requested = list(requested)
+
+    def saw_workspaces(self, counts: Mapping[WorkspaceStatus, int]) -> None:
+        """Takes the number of workspaces in each status."""
+        self._workspaces = counts
+
+    def clear(self) -> None:
+        """Shows nothing until the next scan: another one leads."""
+        self._requested = self._workspaces = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Computes the age when it is asked, so that it grows while the database is away."""
+        requested, workspaces = self._requested, self._workspaces
+        if requested is not None:
+            oldest = max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
+            description = "Cancellations that are recorded and whose tasks have not ended."
+            yield GaugeMetricFamily("evershell_cancellations_open", description, value=len(requested))
+            yield GaugeMetricFamily("evershell_cancellations_oldest_seconds", "Age of the oldest of them; 0: none.", value=oldest)
+        if workspaces is not None:
+            family = GaugeMetricFamily("evershell_workspaces", "Workspaces, counted every 10 s.", labels=["status"])
+            for status in WorkspaceStatus:
+                family.add_metric([str(status)], workspaces.get(status, 0))
+            yield family
 
 
 class MeasuredCall:

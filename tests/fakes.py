@@ -1,8 +1,8 @@
 """Stand-ins for the core's ports, for tests that are not about PostgreSQL. The contract suite holds FakeStore to the real one."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -96,6 +96,11 @@ class FakeStore:
         """See the port."""
         open_tasks = [(each, self._task_of(each, each.current_task_id)) for each in await self.list_wanted_pods()]
         return [(each, task) for each, task in open_tasks if task is not None and task.cancel is not None]
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        """See the port."""
+        self._answer()
+        return Counter(each.status for each in self._workspaces.values())
 
     def _answer(self) -> None:
         if self.unavailable:

@@ -1,6 +1,6 @@
 """What the core needs of the world. The Store has a contract suite (tests/store), run on every implementation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ from server.core.caller import Permission
 from server.core.event import Event
 from server.core.lifecycle import Change, Session
 from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace
+from server.core.workspace import Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
 
@@ -69,6 +69,9 @@ class Store(Protocol):
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """All tasks that have not ended and are to be cancelled, each with its workspace."""
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        """How many workspaces of all organizations are in each status; a status that none is in may be absent."""
 
 
 class Wakeups(Protocol):

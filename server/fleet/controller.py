@@ -7,6 +7,7 @@ one next step, so that a controller may die between any two steps and the next o
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -20,11 +21,14 @@ from server.core.ports import Agents, Clock, Store
 from server.core.task import Task
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from server.fleet.redelivery import Redelivery
+from server.metrics import Backlog
 
 log = structlog.get_logger()
 
 # Every workspace is looked at this often, whether or not anything was announced.
 SCAN_SECONDS = 1.0
+# Workspaces are counted this often, for the metrics.
+_COUNT_SECONDS = 10.0
 # An agent that has not registered by then is taken for one that cannot start.
 START_LIMIT = timedelta(seconds=30)
 # How long a pod that is asked to end may take before it is killed.
@@ -56,10 +60,14 @@ class Changes(Protocol):
 class Controller:
     """One run of the leader. `host` names this run of the machine: pods of an earlier one are gone."""
 
-    def __init__(self, store: Store, pods: Pods, agents: Agents, bounds: Bounds, host: str, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, pods: Pods, agents: Agents, bounds: Bounds, host: str, clock: Clock, backlog: Backlog | None = None
+    ) -> None:
+        """Without `backlog`, nothing is measured."""
         self._store = store
         self._pods = pods
-        self._redelivery = Redelivery(agents)
+        self._backlog = backlog
+        self._redelivery = Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
         self._bounds = bounds
         self._host = host
         self._clock = clock
@@ -69,6 +77,7 @@ class Controller:
 
     async def run(self, changes: Changes) -> None:
         """Leads until it is cancelled. Pods live on."""
+        counting = asyncio.create_task(self._count_workspaces())
         try:
             while True:
                 try:
@@ -77,14 +86,25 @@ class Controller:
                     for workspace in await self._store.list_wanted_pods():
                         self._take_step(workspace, cancelled)
                     self._redelivery.follow(cancellations, self._clock())
+                    if self._backlog is not None:
+                        self._backlog.saw_cancellations(task.cancel.requested_at for _, task in cancellations if task.cancel)
                     await self._follow(changes)
                 except UnavailableError:
                     log.warning("the database does not answer")
                     await changes.wait(SCAN_SECONDS)
         finally:
             self._redelivery.stop()
-            for task in (*self._steps.values(), *self._watched.values()):
+            for task in (counting, *self._steps.values(), *self._watched.values()):
                 task.cancel()
+            if self._backlog is not None:
+                self._backlog.clear()
+
+    async def _count_workspaces(self) -> None:
+        """Beside the scans: it reads all workspaces, and no scan waits for it."""
+        while self._backlog is not None:
+            with suppress(UnavailableError):
+                self._backlog.saw_workspaces(await self._store.count_workspaces())
+            await asyncio.sleep(_COUNT_SECONDS)
 
     async def _follow(self, changes: Changes) -> None:
         """Until the next scan is due: looks at what is announced, and at what has lost its agent's process, at once."""

@@ -5,7 +5,7 @@ for the time until then, and for a force deadline that came in a later call.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -30,8 +30,10 @@ Delivery = tuple[str, datetime | None]
 class Redelivery:
     """The deliveries of one leader, at most one at a time for a cancellation."""
 
-    def __init__(self, agents: Agents) -> None:
+    def __init__(self, agents: Agents, attempted: Callable[[str], None] = lambda result: None) -> None:
+        """`attempted` takes the result of each attempt: acknowledged, unknown or unreachable."""
         self._agents = agents
+        self._attempted = attempted
         # Those under way, and those that have been acknowledged.
         self._deliveries: dict[Delivery, asyncio.Task[bool]] = {}
 
@@ -62,12 +64,21 @@ class Redelivery:
             wait=wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS),
         )
         try:
-            await attempts(self._agents.cancel_task, workspace, task)
+            await attempts(self._attempt, workspace, task)
         except Exception:
             log.exception("a defect", workspace_id=workspace.id, task_id=task.id)
             return False
         log.info("cancellation delivered", workspace_id=workspace.id, task_id=task.id)
         return True
+
+    async def _attempt(self, workspace: Workspace, task: Task) -> bool:
+        try:
+            is_known = await self._agents.cancel_task(workspace, task)
+        except AgentUnreachableError:
+            self._attempted("unreachable")
+            raise
+        self._attempted("acknowledged" if is_known else "unknown")
+        return is_known
 
 
 def _has_failed(delivery: asyncio.Task[bool]) -> bool:

@@ -1,7 +1,7 @@
 """The Store of the core, on PostgreSQL."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -11,7 +11,7 @@ from server.core.event import Event, cancel_payload
 from server.core.lifecycle import Change, Session
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace
+from server.core.workspace import Workspace, WorkspaceStatus
 from server.store.pool import Connection, Pool, connected
 from server.store.rows import (
     EVENT_COLUMNS,
@@ -51,6 +51,7 @@ _LIST_CANCELLATIONS = (
     f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, {', '.join(f't.{column}' for column in TASK_COLUMNS)} "  # noqa: S608
     "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
+_COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
 _GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"  # noqa: S608
 _LIST_TASKS = f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
 _LIST_EVENTS = f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"  # noqa: S608
@@ -188,6 +189,10 @@ class PostgresStore:
         """See the port."""
         width = len(WORKSPACE_COLUMNS)
         return [(workspace_of(row[:width]), task_of(row[width:])) for row in await self._all(_LIST_CANCELLATIONS, ())]
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        """See the port."""
+        return {WorkspaceStatus(status): count for status, count in await self._all(_COUNT_WORKSPACES, ())}
 
     async def _one(self, query: str, parameters: Row) -> Row | None:
         async with connected(self._pool) as connection:

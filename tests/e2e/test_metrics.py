@@ -61,6 +61,25 @@ def test_a_cancellation_is_seen_in_the_metrics(measured: Stack) -> None:
     assert not ids & labels
 
 
+def test_the_backlog_is_seen_at_the_fleet_controller(measured: Stack) -> None:
+    def read(name: str, **labels: str) -> float | None:
+        return scrape(measured, FLEET).get((f"evershell_{name}", frozenset(labels.items())))
+
+    workspace = Workspace(measured)
+    gate = Gate(workspace)
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    workspace.cancel()
+    eventually(lambda: read("cancellations_open") == 1)
+    eventually(lambda: (read("cancellations_oldest_seconds") or 0) > 0)
+    # The controller delivers it once more, in case the agent has missed it.
+    eventually(lambda: read("cancel_redeliveries_total", result="acknowledged"))
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    eventually(lambda: read("cancellations_open") == 0)
+    eventually(lambda: (read("workspaces", status="idle") or 0) >= 2)
+
+
 def test_an_agent_that_is_lost_ends_a_cancellation_in_the_fleets_metrics(measured: Stack) -> None:
     workspace = Workspace(measured)
     task_id = workspace.submit("sleep 60")

@@ -11,6 +11,7 @@ from server.core.bounds import Bounds
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
+from server.metrics import Backlog
 from tests.core.world import World, intent
 
 HOST = "host_1"
@@ -85,6 +86,7 @@ class Fleet:
     world: World = field(default_factory=World)
     pods: FakePods = field(default_factory=FakePods)
     changes: FakeChanges = field(default_factory=FakeChanges)
+    backlog: Backlog | None = None
 
     async def add(self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any) -> Workspace:
         added = await self.world.add(status, host=host, **fields)
@@ -102,7 +104,7 @@ class Fleet:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Leads until the block is left."""
-        controller = Controller(self.world.store, self.pods, self.world.agents, BOUNDS, HOST, self.world.clock)
+        controller = Controller(self.world.store, self.pods, self.world.agents, BOUNDS, HOST, self.world.clock, self.backlog)
         leading = asyncio.create_task(controller.run(self.changes))
         try:
             await settle()

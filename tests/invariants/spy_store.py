@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import TypeVar
@@ -13,7 +13,7 @@ from server.core.event import Event
 from server.core.lifecycle import Change, Session
 from server.core.ports import Clock, RecordedCancellation, Store
 from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace
+from server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.record import Record
 
 Returned = TypeVar("Returned")
@@ -109,6 +109,9 @@ class SpyStore:
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         return await self._read(self._store.list_cancellations())
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        return await self._read(self._store.count_workspaces())
 
     async def _write(self, write: Callable[[], Awaitable[Returned]]) -> Returned:
         hiccup = self.hiccups.popleft() if self.hiccups else None

@@ -35,6 +35,7 @@ async def test_without_a_server_everything_is_unavailable() -> None:
             store.list_events("ws_1", 0, 1),
             store.list_wanted_pods(),
             store.list_cancellations(),
+            store.count_workspaces(),
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [UnavailableError] * len(calls)

@@ -277,6 +277,13 @@ async def test_wanted_pods_are_those_that_have_not_ended(store: Store) -> None:
     assert wanted == set(WorkspaceStatus) - {WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED}
 
 
+async def test_workspaces_are_counted_by_status(store: Store) -> None:
+    assert await store.count_workspaces() == {}
+    for status in (WorkspaceStatus.FAILED, WorkspaceStatus.IDLE, WorkspaceStatus.FAILED):
+        await store.create_workspace(workspace(status))
+    assert await store.count_workspaces() == {WorkspaceStatus.FAILED: 2, WorkspaceStatus.IDLE: 1}
+
+
 async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store) -> None:
     busy, submitted = await with_task(store)
     with trace.within(TraceContext("a" * 32, "b" * 16)):
