@@ -25,6 +25,7 @@ def main(seconds: float, seed: int | None, workspaces: int, *, keep: bool) -> No
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     outcome = run(plan, folder / "state")
     _print(*report.lines(outcome), "")
+    (folder / "faults").write_text("\n".join(report.hit_lines(outcome)) + "\n")
     if outcome.violations:
         _print(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs are in {folder}")
         _print(*report.violation_lines(outcome.violations))

@@ -8,8 +8,9 @@ from tests.chaos.plan import Stopped, Target
 
 # What a call may answer only while something is wrong.
 _TROUBLE = frozenset({"agent_unreachable", "unavailable", "deadline_exceeded"})
-# From the natural end of the iteration on: the longest faults one after the other, and a heartbeat.
-LATE_SECONDS = 20.0
+# From the natural end of the iteration on, beside the time for which the control plane was away: an agent and the workers that are
+# frozen one after the other, and a heartbeat.
+LATE_SECONDS = 10.0
 # After a fault is over: until everything serves again as if it had not been.
 RECOVERED_SECONDS = 5.0
 # An agent that is stopped for good is lost when its lease is over.
@@ -25,9 +26,15 @@ _NEXT_LOOK_SECONDS = 1.5
 
 def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
     for task in evidence.tasks.values():
+        late = task.late_seconds or 0.0
         allowed = LATE_SECONDS + (LEASE_SECONDS if task.agent_stopped == Stopped.FOR_GOOD else 0.0)
-        if (task.late_seconds or 0) > allowed:
-            yield f"{task.id} of {task.workspace_id} ended {task.late_seconds:.1f} s after its iteration's natural end"
+        if late > allowed:
+            away = away_seconds(evidence.hits, task.cancel_requested_at or 0.0, task.completed_at or 0.0)
+            if late > allowed + away:
+                yield (
+                    f"{task.id} of {task.workspace_id} ended {late:.1f} s after its iteration's natural end, "
+                    f"of which the control plane was away for {away:.1f} s"
+                )
 
 
 def forced_ends_are_in_time(evidence: Evidence) -> Iterator[str]:
@@ -35,7 +42,7 @@ def forced_ends_are_in_time(evidence: Evidence) -> Iterator[str]:
     for task in evidence.tasks.values():
         overdue = task.overdue_seconds or 0.0
         if overdue > FORCE_MARGIN_SECONDS + FORCE_SLACK_SECONDS:
-            away = _away_seconds(evidence.hits, task.force_at or 0.0, task.completed_at or 0.0)
+            away = away_seconds(evidence.hits, task.force_at or 0.0, task.completed_at or 0.0)
             if overdue > FORCE_MARGIN_SECONDS + FORCE_SLACK_SECONDS + away:
                 yield (
                     f"{task.id} of {task.workspace_id}, whose agent was stopped {task.agent_stopped}, ended {overdue:.1f} s after "
@@ -43,7 +50,7 @@ def forced_ends_are_in_time(evidence: Evidence) -> Iterator[str]:
                 )
 
 
-def _away_seconds(hits: Sequence[Hit], since: float, until: float) -> float:
+def away_seconds(hits: Sequence[Hit], since: float, until: float) -> float:
     """How much of this time faults took that keep the control plane from ending a task."""
     away, covered = 0.0, since
     for hit in sorted(hits, key=lambda hit: hit.began):

@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 from tests import small_disk
 from tests.chaos.answers import Answer
-from tests.chaos.evidence import TaskRow
+from tests.chaos.bounds import away_seconds
+from tests.chaos.evidence import Evidence, TaskRow
 from tests.chaos.plan import Plan, Stopped, Wire
 from tests.chaos.run import WORKERS, Outcome
 from tests.chaos.sightings import allowed_connections
@@ -42,17 +44,34 @@ def lines(outcome: Outcome) -> Iterator[str]:
     yield f"tasks: {len(evidence.tasks)}, " + ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
     yield f"events: {len(evidence.events)}"
     yield f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; the stack stopped in {outcome.stop_seconds:.1f} s"
-    latest = max(evidence.tasks.values(), key=lambda task: task.late_seconds or 0)
-    late = f"{latest.late_seconds or 0:.2f} s ({latest.id})"
     stopped = Counter((task.agent_stopped, task.overdue_seconds is not None) for task in evidence.tasks.values())
     for how in (Stopped.FOR_A_WHILE, Stopped.FOR_GOOD):
         yield f"agents stopped {how} by a tool: {stopped[how, True]} in tasks with a force deadline, {stopped[how, False]} others"
-    overdue = max(evidence.tasks.values(), key=lambda task: task.overdue_seconds or 0)
-    yield f"longest from a force deadline to the end: {overdue.overdue_seconds or 0:.2f} s ({overdue.id})"
-    yield f"longest from a recorded cancellation to its end, beyond the natural end of an iteration: {late}"
+    yield f"longest from a force deadline to the end, {_longest_wait(evidence, lambda task: (task.force_at, task.overdue_seconds))}"
+    late = _longest_wait(evidence, lambda task: (task.cancel_requested_at, task.late_seconds))
+    yield f"longest from a recorded cancellation to the end, beyond the natural end of an iteration, {late}"
     at_once = [answer for answer in evidence.answers if answer.is_cancel and not answer.waits]
     yield f"longest answer to a cancellation that does not wait: {_longest(at_once):.2f} s"
     yield from _holdings(outcome)
+
+
+def hit_lines(outcome: Outcome) -> Iterator[str]:
+    """The faults in their order."""
+    for hit in sorted(outcome.evidence.hits, key=lambda hit: hit.began):
+        began = datetime.fromtimestamp(hit.began, UTC).isoformat(timespec="milliseconds")
+        how = "missed" if hit.missed else f"{hit.ended - hit.began:.3f} s"
+        yield f"{began} {hit.fault.kind} {hit.fault.target} {hit.workspace_id} {how}"
+
+
+def _longest_wait(evidence: Evidence, wait: Callable[[TaskRow], tuple[float | None, float | None]]) -> str:
+    """`wait` says of a task since when it waited, and for how long."""
+
+    def beyond(task: TaskRow) -> float:
+        since, seconds = wait(task)
+        return (seconds or 0.0) - away_seconds(evidence.hits, since or 0.0, task.completed_at or 0.0)
+
+    longest = max(evidence.tasks.values(), key=beyond)
+    return f"beyond the time for which the control plane was away: {max(0.0, beyond(longest)):.2f} s ({longest.id})"
 
 
 def violation_lines(violations: Iterable[str]) -> Iterator[str]:

@@ -154,7 +154,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "two requests": (with_event(4, "task_cancel_requested", "task_1"), "was asked to end, and its log says"),
     "a request without a record": (with_event(8, "task_cancel_requested", "task_2"), "was not asked to end"),
     "one iteration too many": (with_event(5, "iteration_completed", "task_1"), "2 iterations after it was cancelled"),
-    "a late end": (with_task(CANCELLED, completed_at=125.0), "23.7 s after its iteration's natural end"),
+    "a late end": (with_task(CANCELLED, completed_at=125.0), "23.7 s after its iteration's natural end, of which"),
     "an iteration that goes on behind its force deadline": (
         with_task(CANCELLED, force_at=101.0, completed_at=106.5),
         "ended 5.5 s after its force deadline, of which the control plane was away for 0.0 s",
