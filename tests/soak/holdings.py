@@ -15,10 +15,13 @@ from tests.e2e.stack import Stack
 _SETTLE_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _QUIET_LOOKS = 4
-# By how much the largest process of a program may grow. PostgreSQL keeps files open that it has used, up to a bound of its own.
+# By how much the largest process of a program may grow.
 MEMORY_MIB = 6.0
+# Its heap does not give back at once what connections took; two runs of 20,000 calls differed by 4 MiB.
+_MEMORY_MIB_OF = {"envoy": 12.0}
 OPEN_FILES = 8
-_OPEN_FILES_OF = {"postgres, a connection": 20, "postgres, background": 40}
+# PostgreSQL keeps files open that it has used, up to a bound of its own (max_files_per_process, 1000).
+_OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}
 # How many there are depends on how many calls came at once.
 _POOLED = "postgres, a connection"
 
@@ -94,8 +97,9 @@ def grown_memory(before: Holdings, after: Holdings) -> Iterator[str]:
     """The programs of which one process has more memory than it may."""
     for program, now in after.items():
         was = before.get(program, _NOTHING)
-        if now.most_memory_mib > was.most_memory_mib + MEMORY_MIB:
-            yield f"{program}: {was.most_memory_mib:.1f} → {now.most_memory_mib:.1f} MiB, {MEMORY_MIB:g} more are allowed"
+        allowed = _MEMORY_MIB_OF.get(program, MEMORY_MIB)
+        if now.most_memory_mib > was.most_memory_mib + allowed:
+            yield f"{program}: {was.most_memory_mib:.1f} → {now.most_memory_mib:.1f} MiB, {allowed:g} more are allowed"
 
 
 def table(before: Holdings, after: Holdings, calls: int) -> Iterator[str]:
