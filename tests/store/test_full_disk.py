@@ -1,6 +1,6 @@
 """A database whose disk is full, or that may not write: callers are told `unavailable`, nothing half done is left, and it recovers.
 
-The disk is a small tmpfs, which only root can mount; who cannot skips these tests.
+Where no small disk can be mounted, these tests are skipped.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from server.stack import postgres
 from server.store.migrate import migrate
 from server.store.pool import connected, open_pool
 from server.store.postgres_store import PostgresStore
+from tests.small_disk import fill, free, small_disk
 from tests.store.examples import intent, permission, with_task, workspace
 from tests.store.locks import until
 
@@ -28,31 +29,16 @@ _DISK_BYTES = 96 * 1024 * 1024
 _MAX_FILE_BYTES = 17 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A disk that a test fills and frees."""
-
-    path: Path
-
-    def fill(self) -> None:
-        with (self.path / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
-            while True:
-                ballast.write(bytes(65_536))
-
-    def free(self) -> None:
-        (self.path / "ballast").unlink(missing_ok=True)
-
-
 @dataclass(slots=True)
 class Server:
     """A PostgreSQL whose data are on that disk."""
 
-    disk: Disk
+    disk: Path
     url: str = field(init=False)
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     def start(self) -> None:
-        places = postgres.places(self.disk.path)
+        places = postgres.places(self.disk)
         postgres.initialise(places.data_dir)
         command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -66,18 +52,14 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(path)]
-    mounted = subprocess.run(mount, capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield Disk(path)
-    subprocess.run(["umount", "--lazy", path], check=True)  # noqa: S607 - found where the system has it
+    with small_disk(path, _DISK_BYTES):
+        yield path
 
 
 @pytest.fixture(scope="module")
-def server(disk: Disk) -> Iterator[Server]:
+def server(disk: Path) -> Iterator[Server]:
     started = Server(disk)
     started.start()
     migrate(started.url)
@@ -101,11 +83,11 @@ class Calls:
             self.succeeded.append(name)
 
 
-async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(server: Server, disk: Disk) -> None:
+async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(server: Server, disk: Path) -> None:
     async with open_pool(server.url) as pool:
         store, calls = PostgresStore(pool), Calls()
         busy = [await with_task(store) for _ in range(40)]
-        disk.fill()
+        fill(disk)
         created: list[Workspace] = []
 
         async def all_have_failed() -> bool:
@@ -128,18 +110,18 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(s
         for at, task in busy:
             left = await store.get_task(at.id, task.id)
             assert left is not None and left.cancel is None
-        disk.free()
+        free(disk)
         for at, task in busy:
             assert (await store.record_cancellation(permission(), at.id, task.id, intent())).recorded
         await with_task(store)
 
 
-async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(server: Server, disk: Disk) -> None:
+async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(server: Server, disk: Path) -> None:
     """PostgreSQL does not survive that its log cannot go on: it recovers once there is room, or ends and is started again."""
     async with open_pool(server.url, acquire_timeout_seconds=0.2) as pool:
         store, calls = PostgresStore(pool), Calls()
         at, task = await with_task(store)
-        disk.fill()
+        fill(disk)
         with psycopg.connect(server.url, autocommit=True) as connection, pytest.raises(psycopg.Error):
             connection.execute("SELECT pg_switch_wal()")
             connection.execute("CREATE TABLE needs_a_new_segment ()")
@@ -151,7 +133,7 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
             return {"submit", "cancel", "read"} == set(calls.unavailable)
 
         await until(all_have_failed)
-        disk.free()
+        free(disk)
 
         async def is_back() -> bool:
             if server.process.poll() is not None:
