@@ -52,7 +52,11 @@ def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(workspac
     workspace.await_end(workspace.submit("look around"))
     assert KEY not in json.dumps(workspace.log())
     assert KEY not in str(psutil.Process(workspace.stack.agent_pid(workspace.id)).environ())
-    logs = [*workspace.stack.state_dir.rglob("*.log"), workspace.stack.files(workspace.id).parent / "log", workspace.stack.output]
+    logs = [
+        *workspace.stack.state_dir.rglob("*.log"),
+        workspace.stack.state_dir / "fleet" / workspace.id / "log",
+        workspace.stack.output,
+    ]
     assert len(logs) > 2
     for log in logs:
         assert KEY not in log.read_text()
