@@ -187,9 +187,19 @@ class Supervisor:
             began = time.monotonic()
             code = await self._ended(program)
             failures = 0 if time.monotonic() - began > _STABLE_SECONDS else failures + 1
-            log.warning("program ended, starting it again", name=program.name, exit_code=code)
+            log.warning("program_ended", name=program.name, exit_code=code)
+            await self._spawn_again(program, failures)
+
+    async def _spawn_again(self, program: Program, failures: int) -> None:
+        """Starts the program after a backoff. Retries while it cannot be started, for example for lack of memory."""
+        while True:
             await asyncio.sleep(_RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)])
-            self._spawn(program)
+            try:
+                self._spawn(program)
+                return
+            except (OSError, subprocess.SubprocessError) as error:
+                log.error("program_not_started", name=program.name, error=str(error))
+                failures += 1
 
     def _run(self, program: Program) -> None:
         self._spawn(program)

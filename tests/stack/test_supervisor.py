@@ -8,6 +8,19 @@ from server.fleet import processes
 from server.stack.supervisor import Program, Supervisor
 
 
+async def test_a_program_that_cannot_be_started_again_is_retried(tmp_path: Path) -> None:
+    commands = iter([["/bin/true"], ["/absent"], ["/absent"], ["/bin/sleep", "600"]])
+    supervisor = Supervisor(tmp_path / "logs")
+    program = Program("program", lambda: next(commands))
+    await supervisor.start(program)
+    try:
+        async with asyncio.timeout(10):
+            while program.process is None or program.process.args != ["/bin/sleep", "600"]:
+                await asyncio.sleep(0.005)
+    finally:
+        await supervisor.stop_all()
+
+
 async def test_what_a_program_leaves_is_not_its_supervisors_own(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "logs")
     line = f"(sleep 600 & echo $! > {tmp_path}/left.new; mv {tmp_path}/left.new {tmp_path}/left); exec sleep 600"
