@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     log_files: int = Field(5, ge=1, le=100)
 
     # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.
-    stack_id: str = "standalone"
+    stack_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     # For tests: where files arm the points of crash_points.py. None, as ever in production: there are no such points.
     crash_points_dir: Path | None = None
 

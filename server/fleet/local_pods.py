@@ -61,15 +61,16 @@ class LocalPods:
         self._started: dict[tuple[str, int], ProcessId] = {}
 
     def was_started(self, workspace: Workspace) -> bool:
-        """Whether a pod of this epoch was started, by any controller."""
+        """Whether a pod of this epoch was started in this run of the stack, by any controller."""
         record = self._record(workspace.id)
-        is_recorded = record is not None and record.epoch == workspace.epoch
+        is_recorded = record is not None and (record.epoch, record.run) == (workspace.epoch, workspace.host)
         return is_recorded or (workspace.id, workspace.epoch) in self._started
 
     async def start(self, workspace: Workspace) -> None:
-        """Starts the pod of the workspace's epoch. Raises OSError."""
+        """Starts the pod of the workspace's epoch, which has been placed. Raises OSError."""
+        assert workspace.host is not None
         # Written first: a controller that dies right after the start leaves no second pod behind.
-        self._records.write(workspace.id, AgentRecord(workspace.epoch))
+        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.host))
         with (
             self._records.made_files(workspace.id) as files,
             self._records.open_log(workspace.id) as log,
@@ -87,7 +88,7 @@ class LocalPods:
             )
         agent = ProcessId.of(process.pid)
         self._started[workspace.id, workspace.epoch] = agent
-        self._records.write(workspace.id, AgentRecord(workspace.epoch, agent))
+        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.host, agent))
         spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

@@ -1,7 +1,7 @@
 """What is on disk of each workspace's pods.
 
 `fleet/<workspace id>/` belongs to the controller:
-- `agent` holds the epoch that was started last, and its agent's process until that has ended.
+- `agent` holds the epoch that was started last, the run of the stack that started it, and its agent's process until that has ended.
 - `log` is the agents' log.
 
 `pods/<workspace id>/` belongs to tools, and no program of the stack believes what is in it:
@@ -22,7 +22,7 @@ from server.fleet.processes import ProcessId
 
 _FLEET, _PODS, _FILES = "fleet", "pods", "files"
 _AGENT, _LOG, _PID = "agent", "log", "pid"
-_AGENT_TEXT = re.compile(r"([0-9]{1,18})(?: ([0-9]{1,9}) ([0-9]{1,18}))?")
+_AGENT_TEXT = re.compile(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,64})(?: ([0-9]{1,9}) ([0-9]{1,18}))?")
 _LOG_TAIL_BYTES = 2_000
 
 
@@ -35,6 +35,8 @@ class AgentRecord:
     """Which pod of a workspace was started last. It is a hint: tools can forge it."""
 
     epoch: int
+    # Another database, or a restored one, may count the same epochs again.
+    run: str
     # None: not started yet, or known to have ended.
     process: ProcessId | None = None
 
@@ -65,15 +67,15 @@ class PodRecords:
         match = _AGENT_TEXT.fullmatch(text)
         if match is None:
             raise UnreadableError
-        epoch, pid, started_at = match.groups()
-        return AgentRecord(int(epoch), ProcessId(int(pid), int(started_at)) if pid else None)
+        epoch, run, pid, started_at = match.groups()
+        return AgentRecord(int(epoch), run, ProcessId(int(pid), int(started_at)) if pid else None)
 
     def write(self, workspace_id: str, record: AgentRecord) -> None:
         """Replaces the record, and the process id that readers see. Raises OSError."""
         process = record.process
         with pod_files.made(self._base, _FLEET, workspace_id) as folder:
             started = f" {process.pid} {process.started_at}" if process is not None else ""
-            pod_files.write(folder, _AGENT, f"{record.epoch}{started}")
+            pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}{started}")
         if process is not None:
             with pod_files.made(self._base, _PODS, workspace_id) as folder:
                 pod_files.write(folder, _PID, str(process.pid))
@@ -90,7 +92,7 @@ class PodRecords:
             # Removed first: that works on a full disk, too.
             pod_files.remove(folder, _AGENT)
             if record is not None:
-                pod_files.write(folder, _AGENT, str(record.epoch))
+                pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}")
         with suppress(OSError), pod_files.opened(self._base, _PODS, workspace_id) as folder:
             pod_files.remove(folder, _PID)
 

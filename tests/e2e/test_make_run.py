@@ -142,6 +142,20 @@ def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_
     assert "Traceback" not in said
 
 
+def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
+    for environment in ({}, {"DATABASE_URL": empty_database_url}):
+        own = Stack(tmp_path / "state", **environment)
+        try:
+            own.start()
+            demo = own.ready["demo"]["workspace_id"]
+            # The same workspace in the same epoch, as in a database that was restored from a dump.
+            found = own.rest().get(f"/v1/workspaces/{demo}")
+            assert (found["status"], found["epoch"]) == ("idle", "1")
+            assert own.stop() == 0
+        finally:
+            own.kill_if_running()
+
+
 def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(own_stack: Stack) -> None:
     own_stack.start()
     demo = own_stack.ready["demo"]["workspace_id"]

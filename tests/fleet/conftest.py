@@ -10,11 +10,12 @@ from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
 from tests.core.world import workspace
 from tests.fleet.small_agent import AGENT, spec_for
+from tests.fleet.surroundings import HOST
 
 
 @pytest.fixture
 def at() -> Workspace:
-    return workspace(epoch=3)
+    return workspace(epoch=3, host=HOST)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from server.fleet.local_pods import LocalPods, end_every_pod
 from server.fleet.processes import Pod, ProcessId
 from tests.core.world import workspace
 from tests.fleet.small_agent import given, spec_for
+from tests.fleet.surroundings import HOST
 
 
 def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | None) -> None:
@@ -23,7 +24,7 @@ def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | N
     started = f" {process.pid} {process.started_at}" if process is not None else ""
     for folder in (state_dir / "fleet" / workspace_id, state_dir / "pods" / workspace_id):
         (folder / "files").mkdir(parents=True, exist_ok=True)
-        (folder / "agent").write_text(f"{epoch}{started}")
+        (folder / "agent").write_text(f"{epoch} {HOST}{started}")
         (folder / "epoch").write_text(str(epoch))
         if process is not None:
             (folder / "pid").write_text(str(process.pid))
@@ -64,7 +65,7 @@ async def test_a_stranger_in_the_session_that_a_record_names_lives_on(pods: Loca
 
 
 async def test_the_agent_of_another_workspace_lives_on(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
-    other = workspace(epoch=at.epoch)
+    other = workspace(epoch=at.epoch, host=HOST)
     await pods.start(other)
     await given(tmp_path, other)
     (agent,) = processes.find(Pod(other.id))
@@ -91,7 +92,9 @@ async def test_an_epoch_in_a_record_neither_protects_nor_condemns(
     assert processes.find(Pod(at.id)) == []
 
 
-@pytest.mark.parametrize("forged", ["deleted", "nonsense", "1 99999999999 1", "3 1 1", "", "3", "9" * 90])
+@pytest.mark.parametrize(
+    "forged", ["deleted", "nonsense", f"1 {HOST} 99999999999 1", f"3 {HOST} 1 1", "", f"3 {HOST}", "3", "9" * 190]
+)
 async def test_a_controller_remembers_what_it_has_started(pods: LocalPods, at: Workspace, tmp_path: Path, forged: str) -> None:
     await pods.start(at)
     await given(tmp_path, at)
@@ -112,7 +115,7 @@ async def test_a_controller_remembers_what_it_has_started(pods: LocalPods, at: W
 async def test_a_pod_whose_folder_was_replaced_is_not_alive(
     pods: LocalPods, at: Workspace, tmp_path: Path, what: str, how: str
 ) -> None:
-    other = workspace(epoch=at.epoch)
+    other = workspace(epoch=at.epoch, host=HOST)
     for each in (at, other):
         await pods.start(each)
         await given(tmp_path, each)
@@ -159,7 +162,7 @@ async def test_a_folder_that_is_replaced_right_before_the_start_is_not_entered(
 async def test_a_stack_ends_its_agents_whatever_has_become_of_their_folders(
     pods: LocalPods, at: Workspace, tmp_path: Path, stranger: "subprocess.Popen[bytes]"
 ) -> None:
-    foreign = workspace(epoch=at.epoch)
+    foreign = workspace(epoch=at.epoch, host=HOST)
     of_another_stack = LocalPods(tmp_path / "other", spec_for)
     (tmp_path / "other").mkdir()
     await of_another_stack.start(foreign)

@@ -14,6 +14,7 @@ from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.local_pods import LocalPods, PodSpec
 from tests.core.world import NOW, ORG
+from tests.fleet.surroundings import HOST
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def workspace() -> Workspace:
         created_by_user_id=None,
         created_at=NOW,
         updated_at=NOW,
+        host=HOST,
     )
 
 
