@@ -9,9 +9,6 @@ STATE_DIR ?= .state
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test check bench chaos soak gen format lock clean
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
 
@@ -21,8 +18,9 @@ restart: $(READY) ## restart what the running stack has started, one program aft
 demo: $(READY) ## show a cancellation and check each promise, on the running stack or one of its own
 	@exec $(BIN)/python -m server demo
 
-test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
-	@exec $(BIN)/python -m pytest
+format: $(READY) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes, Envoy's configuration
 	$(BIN)/ruff format --check .
@@ -31,6 +29,9 @@ check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes,
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tests.edge.validate
+
+test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
+	@exec $(BIN)/python -m pytest
 
 bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency
@@ -44,16 +45,15 @@ soak: $(READY) ## make many mixed calls, and fail if a program of the stack has 
 gen: $(READY) ## write gen/ from protos/
 	$(BIN)/python protos/generate.py
 
-format: $(READY) ## format the code
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
-
 lock: $(READY) ## compile requirements.txt from pyproject.toml
 	$(BIN)/uv pip compile -q --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
 
 clean: ## remove the environment; with STATE=1 also the state: keys, database, logs, files of the pods
 	@$(PYTHON) -c "$$CLEAN" '$(STATE_DIR)' '$(VENV)' '$(STATE)'
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A running stack holds the lock and uses both folders.
 define CLEAN

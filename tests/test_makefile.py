@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -103,3 +104,10 @@ def test_a_python_that_will_do_goes_on(tmp_path: Path) -> None:
     ready = tmp_path / "venv" / ".ready"
     gone_on = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, 'import sys')}", str(ready))
     assert gone_on.stderr.startswith("went on")
+
+
+def test_the_hooks_before_a_commit_run_what_make_check_runs() -> None:
+    recipe = make("-n", "check").stdout.splitlines()
+    commands = [line for line in recipe if line.startswith(".venv/bin/")]
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["entry"] for hook in repository["hooks"]] == commands
