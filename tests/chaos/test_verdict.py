@@ -156,12 +156,12 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "one iteration too many": (with_event(5, "iteration_completed", "task_1"), "2 iterations after it was cancelled"),
     "a late end": (with_task(CANCELLED, completed_at=125.0), "23.7 s after its iteration's natural end, of which"),
     "an iteration that goes on behind its force deadline": (
-        with_task(CANCELLED, force_at=101.0, completed_at=106.5),
-        "ended 5.5 s after its force deadline, of which the control plane was away for 0.0 s",
+        with_task(CANCELLED, force_at=101.0, completed_at=109.5),
+        "ended 8.5 s after its force deadline, of which the control plane was away for 0.0 s",
     ),
     "one that the control plane was not away for long enough to excuse": (
-        replace(with_task(CANCELLED, force_at=101.0, completed_at=111.0), hits=[AGENT_FROZEN, *AWAY]),
-        "ended 10.0 s after its force deadline, of which the control plane was away for 4.5 s",
+        replace(with_task(CANCELLED, force_at=101.0, completed_at=114.0), hits=[AGENT_FROZEN, *AWAY]),
+        "ended 13.0 s after its force deadline, of which the control plane was away for 4.5 s",
     ),
     "force that is not said": (
         replace(with_task(CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD), hits=[]),
@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
 
 EXCUSED: dict[str, Evidence] = {
     "late behind a force deadline, while the control plane was away": replace(
-        with_task(CANCELLED, force_at=101.0, completed_at=110.4), hits=[*WHOLE.hits, *AWAY]
+        with_task(CANCELLED, force_at=101.0, completed_at=113.4), hits=[*WHOLE.hits, *AWAY]
     ),
     "late without a force deadline, of an agent that was stopped for good": with_task(
         CANCELLED, completed_at=141.0, agent_stopped=Stopped.FOR_GOOD
