@@ -17,8 +17,8 @@ RECOVERED_SECONDS = 5.0
 LEASE_SECONDS = 30.0
 # From the force deadline on, the control plane leaves the agent this long to end its task itself.
 FORCE_MARGIN_SECONDS = 2.0
-# Then it finds the task, ends the processes of the pod and commits. With six times as much work as the machine can do, and ten other
-# pods that ended at once, that took 5.2 s.
+# Then it finds the task, ends the processes of the pod and commits. On a machine with six times as much work as it can do, while
+# ten other pods ended, that took 5.2 s.
 FORCE_SLACK_SECONDS = 6.0
 # That needs these. After a fault of one of them is over, the next look at all workspaces comes within this time.
 _FORCING = (Target.FLEET, Target.DATABASE, Target.BACKEND)
