@@ -12,7 +12,7 @@ STATE_DIR ?= .state
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
 
-restart: $(READY) ## restart what the running stack has started, one program after another, without losing a call
+restart: $(READY) ## restart the programs of the running stack one after another, without losing a call
 	@exec $(BIN)/python -m server restart
 
 demo: $(READY) ## show a cancellation and check each promise, on the running stack or one of its own
@@ -36,7 +36,7 @@ test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
 bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency
 
-chaos: $(READY) ## cancel while programs are frozen, killed and restarted and disks are full, at random (SECONDS=60 SEED=n)
+chaos: $(READY) ## cancel tasks while programs are frozen, killed and restarted and disks fill, at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 soak: $(READY) ## make many mixed calls, and fail if a program of the stack has grown (CALLS=20000 SEED=n)
@@ -55,7 +55,7 @@ clean: ## remove the environment; with STATE=1 also the state: keys, database, l
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# A running stack holds the lock and uses both folders.
+# Refuses while a stack runs: it holds the lock and uses both folders.
 define CLEAN
 import fcntl, os, shutil, sys
 state_dir, environment, with_state = sys.argv[1:]
@@ -70,11 +70,11 @@ shutil.rmtree(environment, ignore_errors=True)
 if is_state and with_state == "1":
     shutil.rmtree(state_dir)
 elif is_state:
-    print("%s was kept: keys, database, logs. `make clean STATE=1` removes it too." % state_dir)
+    print("%s was kept: keys, database, logs. `make clean STATE=1` removes it as well." % state_dir)
 endef
 export CLEAN
 
-# It says in one sentence what pip's resolver would say in many; any Python can read it.
+# Replaces the long error of pip's resolver by one sentence. Any version of Python can run it.
 define CHECK_PYTHON
 import sys
 if sys.version_info < (3, 11):

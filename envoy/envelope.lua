@@ -41,7 +41,7 @@ local function wants_headers_alone(handle)
   return noted ~= nil and noted["head"]
 end
 
--- What the transcoder says of a value that a field cannot take, in an envelope: field, what is wrong, the rest of the envelope.
+-- Matches an envelope with the transcoder's error about an invalid value. Captures: up to the field, the field, the error, the rest.
 local UNREADABLE = '^(.*"message":"[^"]-: )([%w_.%[%]]+): (invalid value .*)(","request_id":"[^"]*")}}%s*$'
 
 local function reason_of(text)
@@ -52,7 +52,7 @@ local function reason_of(text)
   return text
 end
 
--- Names the field in `details.fields`, and says how a duration is written.
+-- Adds the field to `details.fields`, and explains the format of a duration.
 local function explain_unreadable(handle)
   local body = handle:body()
   if body == nil then

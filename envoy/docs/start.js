@@ -1,7 +1,7 @@
 // In a file of its own: the page's policy runs no script that is written into it.
 const STREAM_SECONDS = 5;
 
-// The page shows an answer once it is complete, and a stream of events never is. This reads it for some seconds.
+// The page shows an answer once it is complete, and a stream of events never completes. Reads a stream for STREAM_SECONDS.
 async function fetchBounded(url, request) {
   const response = await fetch(url, request);
   if (!(response.headers.get("content-type") || "").startsWith("text/event-stream")) {
