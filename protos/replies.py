@@ -134,9 +134,9 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 
 
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """For callers of gRPC: message and details. What else comes to that listener is answered as on the REST listener.
+    """Replies of the gRPC listener: message and details for gRPC calls, and for all others the replies of the REST listener.
 
-    `size_limits`: the size limit of a request, by the path of the method.
+    `size_limits` maps the path of a method to the size limit of its requests.
     """
     by_code = {rule.code: rule for rule in rules}
     mappers = []
@@ -144,7 +144,7 @@ def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> lis
         text = f"The request is larger than the {limit:,} bytes that this method takes."
         method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
         mapper = _grpc_mapper(("EQ", 413), 400, by_code["validation_error"], text, method)
-        # Envoy has no HTTP status that becomes this one.
+        # Set directly, because Envoy maps no HTTP status to INVALID_ARGUMENT.
         mapper["headers_to_add"].append(header("grpc-status", str(by_code["validation_error"].grpc)))
         mappers.append(mapper)
     for comparison, status, shown, code, message in GRPC_REPLIES:

@@ -10,7 +10,7 @@ from source import SERVICE, Binding, Protos
 
 from server.stack.documents import WITHOUT_BODY_FILTERS
 
-# The workers. The circuit breaker of priority HIGH is for calls whose requests are small, that of DEFAULT for the others.
+# Routes to the workers. Priority HIGH has the circuit breaker for small requests, DEFAULT the one for large requests.
 ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
 
 # A call may wait for a task for 30 s; beyond 35 s nothing is coming. A stream has no end: 0 turns the limit off.
@@ -23,6 +23,7 @@ STREAM_IDLE_TIMEOUT = "300s"
 CONTENT = "x-evershell-content"
 # JSON, or nothing said; what curl calls any body unless told otherwise; what browsers name by themselves when there is none.
 READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|application/x-www-form-urlencoded\|.*|text/plain.*\|0"
+# Requests of methods with at most this limit are always small; for other methods the content length decides (at most 9,999).
 SMALL_BYTES = 16_384
 SMALL_BODY = r".*\|\d{1,4}"
 GRPC_BODY = r"(?i)application/grpc.*"
@@ -37,11 +38,11 @@ PREFLIGHT_ANSWER = {"access-control-allow-headers": "authorization, content-type
 
 SIZE_LIMIT = "envoy.filters.http.filter_chain"
 FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
-# In front of each message: whether it is compressed, and its length.
+# The prefix of each message: the compression flag and the length.
 GRPC_PREFIX_BYTES = 5
 
-# For probes and for tools, beside the service's own. Nobody needs a credential for them, so few are served at a time, by a cluster
-# of their own: the first number of its circuit breaker is for what stays open, the second (priority HIGH) for what ends soon.
+# Methods for probes and tools. They need no credential, so a cluster of their own serves only a few calls at a time. Its circuit
+# breaker of priority DEFAULT is for streams that stay open, the one of priority HIGH for calls that end soon.
 INTROSPECTION = "introspection"
 PROBE = {
     "cluster": INTROSPECTION,
@@ -56,7 +57,7 @@ COMMON_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": PROBE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": PROBE,
 }
-# Names of services and files.
+# These requests hold the name of a service or a file.
 COMMON_REQUEST_BYTES = 4096
 
 
@@ -96,8 +97,8 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
 
 
 def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Of the gRPC listener: each method by its name, so that the edge can say of any other that there is none."""
-    # A client's deadline is its own limit, and the workers keep to it.
+    """The routes of the gRPC listener: one for each method, so that the edge answers UNIMPLEMENTED to any other."""
+    # No timeout here: the workers enforce the deadline that the client sets.
     usual = ROUTE | {"timeout": STREAM_TIMEOUT}
     return [
         {
@@ -110,7 +111,7 @@ def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def _size_limit(max_request_bytes: int) -> dict[str, Any]:
-    """The filter of the size limit has no configuration of a route's own, and so comes in a chain that has."""
+    """The size limit of a route. Its filter cannot be configured by route, so it is put into a chain, which can."""
     name = "envoy.filters.http.body_size_limit"
     config = {"@type": f"{FILTERS}.body_size_limit.v3.BodySizeLimit", "max_request_bytes": max_request_bytes}
     chain = {"filters": [{"name": name, "typed_config": config}]}
@@ -185,7 +186,7 @@ def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str
 
 
 def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:
-    """The route to the workers; where bodies may be large, one for small bodies and one for all others."""
+    """The route to the workers. If bodies may be large, one route for small bodies and one for all others."""
     if binding.max_request_bytes <= SMALL_BYTES or not binding.has_body:
         return [_call(path, binding, [])]
     is_small = {"name": CONTENT, "string_match": {"safe_regex": {"regex": SMALL_BODY}}}

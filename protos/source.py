@@ -99,7 +99,7 @@ class Protos:
         return sorted(found, key=lambda binding: [(segment.startswith("{"), segment) for segment in binding.path.split("/")])
 
     def max_request_bytes(self, method: Any) -> int:
-        """Size limit of a request of this RPC: its own, or that of every call."""
+        """Size limit of a request of this RPC: its own, or the one in `every_call`."""
         own = self.option(method.GetOptions(), f"{PACKAGE}.edge").max_request_bytes
         return int(own or self._every_call.max_request_bytes)
 

@@ -332,7 +332,7 @@ class ModelCall(_message.Message):
         completed: ModelCall._Status.ValueType  # 1
         """The model replied."""
         interrupted: ModelCall._Status.ValueType  # 2
-        """A forced cancellation aborted the call; the other fields hold what had been received by then."""
+        """A forced cancellation aborted the call. The other fields hold what was received before that."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     status_unspecified: ModelCall.Status.ValueType  # 0
@@ -340,7 +340,7 @@ class ModelCall(_message.Message):
     completed: ModelCall.Status.ValueType  # 1
     """The model replied."""
     interrupted: ModelCall.Status.ValueType  # 2
-    """A forced cancellation aborted the call; the other fields hold what had been received by then."""
+    """A forced cancellation aborted the call. The other fields hold what was received before that."""
 
     MODEL_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
@@ -354,7 +354,7 @@ class ModelCall(_message.Message):
     endpoint does not stream.
     """
     input_tokens: _builtins.int
-    """As reported by the endpoint; 0 when it had not said. Most endpoints report tokens only at the
+    """As reported by the endpoint; 0 if it reported none. Most endpoints report tokens only at the
     end of an answer.
     """
     output_tokens: _builtins.int

@@ -45,7 +45,7 @@ class EdgeRule(_message.Message):
     example: _builtins.str
     """A body for the documents, as JSON."""
     max_request_bytes: _builtins.int
-    """Size limit of a request: the REST body, or the gRPC message. Zero: that of every call."""
+    """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """What it may answer with beyond the errors of every call."""
