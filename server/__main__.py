@@ -35,7 +35,7 @@ def up() -> None:
         raise click.ClickException(str(error)) from error
 
 
-@main.command(help="Restart what the running stack has started, one program after another, without losing a call.")
+@main.command(help="Restart the programs of the running stack one after another, without losing a call.")
 def restart() -> None:
     """See server.stack.rolling_restart."""
     import signal
@@ -51,7 +51,7 @@ def restart() -> None:
         os.kill(pid, signal.SIGHUP)
     except OSError as error:
         raise click.ClickException(f"Process {pid} of the stack cannot be signalled: {error.strerror}.") from error
-    click.echo(f"The stack (process {pid}) restarts its programs, which takes 10 s or so. Its output says when it is over.")
+    click.echo(f"The stack (process {pid}) restarts its programs. This takes about 10 s; its output says when it is complete.")
 
 
 @main.command(help="Show a cancellation, and check each promise: on the stack that runs here, else on one of its own.")
@@ -97,7 +97,7 @@ def agent() -> None:
     from server import logs
     from server.agent.program import AgentSettings, run_agent
 
-    # The controller's memory limit is for the programs of the stack, and not for what tools run.
+    # Lifts the memory limit inherited from the controller, which is for the programs of the stack, not for tools.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     spec = json.load(sys.stdin)

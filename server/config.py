@@ -13,7 +13,7 @@ _DAY_SECONDS = 86_400
 
 
 def _program_memory_mb() -> int:
-    """Several times what a program needs, and yet no more than the machine has for all of them."""
+    """The default: several times what a program needs, but at most a quarter of the machine's memory."""
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     rate_limit: bool = True
     rate_limit_per_second: int = Field(100, ge=1)
     rate_limit_burst: int = Field(200, ge=1)
-    # CancelTask, a credential.
+    # The same for CancelTask.
     cancel_limit_per_second: int = Field(50, ge=1)
     cancel_limit_burst: int = Field(100, ge=1)
 
@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     # When set, callers of gRPC need a certificate that one of these authorities has signed.
     tls_client_ca_file: Path | None = None
 
-    # What a program of the stack may take before it is ended and started again.
+    # Memory that a program of the stack may use before it is killed and restarted.
     program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
     # Connections to the database, a program.
     pool_size: int = Field(10, ge=1)
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
 
     @property
     def logs_dir(self) -> Path:
-        """A file a program."""
+        """The folder of the programs' log files."""
         return self.state_dir / "logs"
 
     @property

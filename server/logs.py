@@ -1,7 +1,7 @@
-"""The log of a program: JSON lines on standard error. The code that logs never sees an error of it.
+"""The log of a program: JSON lines on standard error. Logging never raises.
 
-A line that cannot be written, on a full disk for instance, is lost and counted. Every field is cut
-at a bound, and lines that anyone can cause are limited to a rate, so that no caller fills the disk.
+A line that cannot be written, for example on a full disk, is lost and counted. Every field has a
+maximum length, and lines that anyone can cause are limited to a rate, so no caller can fill the disk.
 """
 
 import json
@@ -18,7 +18,7 @@ from server.core import trace
 
 _FIELD_CHARACTERS = 1_000
 _TRACEBACK_CHARACTERS = 8_000
-# Of one kind. A burst of as many is written at once.
+# For each kind of line; also the size of a burst.
 _LINES_PER_SECOND = 20
 
 _Event = MutableMapping[str, Any]
@@ -27,21 +27,21 @@ _Step = Callable[[Any, str, _Event], Any]
 
 
 class Sink:
-    """Writes lines to a file descriptor, each with one system call. What is lost is counted."""
+    """Writes lines to a file descriptor, each with one system call. Counts the lines that are lost."""
 
     def __init__(self, descriptor: int, notice: Callable[[int], str]) -> None:
-        """`notice` makes the line that says how many were lost, once lines can be written again."""
+        """`notice` returns the line that reports the number of lost lines once lines can be written again."""
         self._descriptor = descriptor
         self._notice = notice
         self._lock = threading.Lock()
         self._unreported = 0
-        # The last line was written in part: the next one must not continue it.
+        # The last line was written only in part, so the next one has to start with a newline.
         self._is_torn = False
-        # Since the program started.
+        # Lines lost since the program started.
         self.lost_lines = 0
 
     def msg(self, line: str) -> None:
-        """Writes the line."""
+        """Writes the line, or counts it as lost."""
         with self._lock:
             if self._unreported and self._put(self._notice(self._unreported)):
                 self._unreported = 0
@@ -63,7 +63,7 @@ class Sink:
 
 
 class Sampler:
-    """Limits the lines of each kind to a rate, and counts those that are left out."""
+    """Limits the lines of each kind to a rate, and counts the lines that are left out."""
 
     def __init__(self, per_second: int = _LINES_PER_SECOND, clock: _Clock = time.monotonic) -> None:
         self._per_second = per_second
@@ -71,9 +71,9 @@ class Sampler:
         self._kinds: dict[str, _Bucket] = {}
 
     def admit(self, kind: str) -> dict[str, int] | None:
-        """None: leave the line out. Else the field that says how many were left out since the last.
+        """Returns None if the line is to be left out, else a field with the number of lines left out before it, if any.
 
-        Kinds are never forgotten, so they have to be a closed set.
+        Kinds are never forgotten, so they must be a closed set.
         """
         now = self._clock()
         bucket = self._kinds.setdefault(kind, _Bucket(self._per_second, now))
@@ -98,9 +98,9 @@ class _Bucket:
 
 
 def configure(program: str, level: str, **context: Any) -> Sink:
-    """Sends what this process logs to standard error: its own lines, those of libraries, warnings.
+    """Sends everything that this process logs to standard error: its own lines, those of libraries, and warnings.
 
-    `context` are fields of every line. Returns the sink, which counts what is lost.
+    `context` holds fields of every line. Returns the sink, which counts lost lines.
     """
     context = {"program": program, **context}
     line = _line(context)
@@ -117,7 +117,7 @@ def configure(program: str, level: str, **context: Any) -> Sink:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text, or its two ends and how much was cut out between them."""
+    """The text; if it is longer than `limit`, its two ends and the number of characters cut out between them."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -125,7 +125,7 @@ def cut(text: str, limit: int) -> str:
 
 
 class _Libraries(logging.Handler):
-    """Passes on what libraries log, up to a rate: some of it is caused from outside."""
+    """Logs the messages of libraries, limited to a rate because callers can cause some of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _line(context: _Event) -> Callable[[Any, str, _Event], str]:
-    """Makes the line of an event, whatever its fields are."""
+    """Returns the function that formats an event as a line. It does not raise for any field."""
     steps: Sequence[_Step] = (
         structlog.processors.add_log_level,
         _add_trace,
@@ -166,7 +166,7 @@ def _line(context: _Event) -> Callable[[Any, str, _Event], str]:
             for step in steps:
                 event = step(logger, method, event)
             return json.dumps(event, default=repr)
-        except Exception as error:  # noqa: BLE001 - logging fails no call
+        except Exception as error:  # noqa: BLE001 - an error of the log must not fail a call
             failure = {"event": "log_line_unprintable", "error": type(error).__name__}
             name = cut(name, _FIELD_CHARACTERS)
             return json.dumps({**context, **failure, "level": "error", "of": name})

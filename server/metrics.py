@@ -100,7 +100,7 @@ class Metrics:
         self.registry.register(_PoolCollector(statistics))
 
     def watch_log(self, lost_lines: Callable[[], int]) -> None:
-        """Shows how many lines the log has lost."""
+        """Exports the number of lines that the log has lost."""
         self.registry.register(_LogCollector(lost_lines))
 
     def backlog(self, clock: Clock) -> "Backlog":
@@ -182,7 +182,7 @@ class _LogCollector(Collector):
         self._lost_lines = lost_lines
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily("evershell_log_lines_lost", "Lines that the log could not take.", value=self._lost_lines())
+        yield CounterMetricFamily("evershell_log_lines_lost", "Lines that the log has lost.", value=self._lost_lines())
 
 
 class MeasuredAgents:

@@ -5,7 +5,7 @@ import ctypes
 # In the environment of an agent, of its tools and of what they start, unless that clears it.
 WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
 EPOCH_MARKER = "EVERSHELL_EPOCH"
-# In the environment of an agent alone: the state folder of its stack.
+# Only in the environment of an agent: the state folder of its stack.
 STATE_DIR_MARKER = "EVERSHELL_STATE_DIR"
 
 _PR_SET_CHILD_SUBREAPER = 36

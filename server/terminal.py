@@ -1,4 +1,4 @@
-"""Prints what others wrote without letting it steer the terminal."""
+"""Prints untrusted text so that it cannot control the terminal."""
 
 import unicodedata
 from typing import Any
@@ -7,10 +7,10 @@ import click
 
 
 def printable(text: str, *, block: bool = False) -> str:
-    r"""The text with a visible escape (`\x1b`, `\u202e`) for every character that shows nothing, or moves or colours what is shown.
+    r"""The text with a visible escape (`\x1b`, `\u202e`) for every character that is invisible or controls the terminal.
 
-    Those are control and format characters, bidirectional overrides among them, separators of lines, and what Unicode has not
-    assigned. `block`: newlines and tabs stay, where a text of several lines is expected.
+    These are control and format characters (bidirectional overrides included), line separators, and unassigned code points.
+    `block` keeps newlines and tabs, for texts of several lines.
     """
     if text.isprintable():
         return text
@@ -24,7 +24,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def _is_visible(character: str) -> bool:
-    # Spaces other than U+0020 are not `printable` to Python, but harmless, and common in some languages.
+    # Spaces other than U+0020 are not printable to Python. They are harmless, and common in some languages.
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
@@ -33,7 +33,7 @@ def _escaped(character: str) -> str:
 
 
 class Commands(click.Group):
-    """A group of commands whose failures are printed safely, whatever text of others they quote."""
+    """A group of commands whose error messages are printed safely, also if they quote untrusted text."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. Raises what it raises."""
@@ -41,6 +41,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             message = printable(error.format_message(), block=True)
-            # Some kinds build their text from other fields than `message`.
+            # Overrides the method, because some exceptions do not format `message`.
             error.format_message = lambda: message  # type: ignore[method-assign]
             raise

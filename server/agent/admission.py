@@ -1,4 +1,4 @@
-"""What every call of the agent passes first: its token is verified, then its request is parsed."""
+"""Admits a call to the agent: verifies its token, then parses its request."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, cast
@@ -10,16 +10,16 @@ from google.protobuf.message import DecodeError
 from server.agent.authorization import InvalidTokenError, TokenVerifier
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# grpcio's own class takes no parameters when the program runs; its stubs' does.
+# Quoted: grpcio's class is generic only in its type stubs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _NO_MESSAGE = "The request is not a message of the kind that this method takes."
 
 
 class Admission(grpc.aio.ServerInterceptor):
-    """Refuses calls without a valid token, and bytes that are no message.
+    """Refuses calls without a valid token and requests that cannot be parsed.
 
-    It takes the deserializer from gRPC, which would parse the request before any check and answer
+    Parses the request itself. gRPC would parse it before the token is verified, and would answer
     with the exception's text.
     """
 

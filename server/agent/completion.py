@@ -25,14 +25,14 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class AnswerError(Exception):
-    """The answer cannot be used. Its text continues a sentence that begins with the endpoint."""
+    """The answer cannot be used. The message is a predicate whose subject is the endpoint: "answered with …"."""
 
 
 class Function(BaseModel):
-    """What a tool call calls; in a stream, a part of it."""
+    """The function of a tool call; in a stream, a part of it."""
 
     name: str | None = None
-    # Some endpoints send the object itself instead of its text.
+    # Some endpoints send a JSON object instead of its text.
     arguments: str | dict[str, Any] | None = None
 
     @property
@@ -50,7 +50,7 @@ class FunctionCall(BaseModel):
 
 
 class Message(BaseModel):
-    """What the model says; in a stream, a part of it."""
+    """The model's message; in a stream, a part of it."""
 
     content: str | None = None
     refusal: str | None = None
@@ -58,7 +58,7 @@ class Message(BaseModel):
 
     @property
     def text(self) -> str:
-        """What it says to people."""
+        """The text for people: the content, or the refusal."""
         return self.content or self.refusal or ""
 
 
@@ -67,7 +67,7 @@ class _Choice(BaseModel):
 
 
 class Completion(BaseModel):
-    """What is read of a chat completion. Many endpoints omit other fields or fill them in wrongly."""
+    """The fields that are read from a chat completion. Many endpoints omit other fields or fill them in wrongly."""
 
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -103,13 +103,13 @@ async def receive(content_type: str, body: AsyncIterator[bytes], partial: Partia
 
 
 def tokens(usage: Any, name: str) -> int:
-    """The count; zero when the endpoint does not count, or counts nonsense."""
+    """The token count; 0 if the endpoint reports none or an invalid one."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and 0 <= count <= _MAX_TOKENS else 0
 
 
 def quoted(error: Any) -> str:
-    """An endpoint's own text of an error, shortened; empty when there is no such text."""
+    """The endpoint's own error message, shortened; empty if it has none."""
     text = error.get("message") if isinstance(error, dict) else error
     if not isinstance(text, str) or is_html(text):
         return ""
@@ -165,11 +165,11 @@ class _Streamed:
         self._arguments: list[str] = []
         self._bytes = 0
         self._has_message = False
-        # The model has said that nothing follows but its usage.
+        # The endpoint has sent a finish reason: only the usage may follow.
         self.is_finished = False
 
     def add(self, chunk: _Chunk) -> None:
-        """Appends what the chunk brings. Raises AnswerError."""
+        """Appends a chunk. Raises AnswerError."""
         if chunk.error is not None:
             text = quoted(chunk.error)
             raise AnswerError(f"broke its answer off: {text}" if text else "broke its answer off with an error")
@@ -185,7 +185,7 @@ class _Streamed:
                 self._add_message(choice.delta)
 
     def completion(self) -> Completion:
-        """All of it. Raises AnswerError."""
+        """The assembled completion. Raises AnswerError."""
         if not self._has_message:
             raise AnswerError("did not answer with a chat completion (the stream has no message)")
         if self._call is not None:
@@ -209,9 +209,10 @@ class _Streamed:
             self._arguments.append(call.function.arguments_text)
 
     def _is_another(self, call: FunctionCall) -> bool:
-        """Whether this begins or continues another call than the first.
+        """Whether this part belongs to another call than the first.
 
-        Endpoints differ: some give all calls the same index, some give each part its own id.
+        The index alone is not enough: some endpoints give all calls the same index. Nor is the id:
+        some give each part a new id.
         """
         assert self._call is not None
         if call.index is not None and call.index != self._call.index:

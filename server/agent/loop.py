@@ -69,11 +69,12 @@ async def run_task(
        one in flight ends normally and is on record before the end is. A cancel before the first iteration means zero iterations.
     3. An iteration is one model call and the tool call it asked for. It is committed as one event, with the tool call's result, so
        a tool call is never on record without its result. Numbers count from 1 without gaps.
-    4. After a final reply and its tool call the task has ended: `completed` with the reply's content as result, or `cancelled` with
-       the same result if the flag was set meanwhile. What the model or the tool raises, and too many iterations, end it `failed`,
-       with a reason for people; nothing they do ends the process.
-    5. A call is broken off only when the flag's `force_at` has come, and then at once, also if that
-       time was set or moved during the call. The iteration is recorded: a model call as
+    4. After a final reply and its tool call the task has ended: `completed` with the reply's content as result, or with its
+       `result_after_call` if it has one and the tool call exited; `cancelled` with the same result if the flag was set meanwhile.
+       What the model or the tool raises, and too many iterations, end it `failed`, with a reason for people; nothing they do ends
+       the process.
+    5. A call is broken off only when the flag's `force_at` has passed, and then at once, also if that
+       time was set or changed during the call. The iteration is recorded: a model call as
        `interrupted`, with the text and the tokens received so far and without a tool call; a tool
        call with an `interrupted` result and its output so far. The end is then `cancelled` and
        forced. An iteration that had ended by itself before is not forced.
@@ -210,7 +211,7 @@ class _Calls:
         self._phase_changed()
 
     async def _call_model(self, history: History) -> ModelReply:
-        """The reply; an interrupted one if force was due before the call had succeeded.
+        """The reply, or an interrupted reply if `force_at` passed before the call succeeded.
 
         Raises what the model raises.
         """

@@ -14,30 +14,30 @@ class ModelFailure(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What the model said. A final reply's content is the task's result, unless it names another."""
+    """The reply of the model. The content of a final reply is the task's result, unless `result_after_call` applies."""
 
     model: str
     content: str = ""
     tool_call: ToolCall | None = None
     # No further iteration is needed. A chat model is final when it calls no tool.
     final: bool = False
-    # What the task's result is once the tool call has exited. It is dropped if the call was interrupted, timed out or not run.
+    # The task's result if the tool call of a final reply exits. Ignored if the call is interrupted, times out or does not run.
     result_after_call: str = ""
-    # A forced cancellation aborted the call. Holds what was received by then, without a tool call.
+    # A forced cancellation aborted the call. The reply holds what was received before that, without a tool call.
     is_interrupted: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
 
 
 class PartialReply:
-    """What a model call has received so far.
+    """The part of a reply that a model call has received so far.
 
     The model fills it in. The loop records it when it aborts the call.
     """
 
     def __init__(self, model: str) -> None:
         self.model = model
-        # As the endpoint has reported them so far.
+        # As reported by the endpoint so far.
         self.input_tokens = 0
         self.output_tokens = 0
         self._texts: list[str] = []
@@ -94,11 +94,11 @@ class Endpoint:
 
 
 class Model(Protocol):
-    """Decides what comes next. It keeps nothing of a task between two calls."""
+    """Decides the next step of a task. It keeps no state of a task between two calls."""
 
     @property
     def name(self) -> str:
-        """Recorded as the model of a call that is aborted before the endpoint has named one."""
+        """The name recorded for a call that is aborted before the endpoint reports the name of the model."""
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
         """The next reply. A model that streams adds what it receives to `partial`.

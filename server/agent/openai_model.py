@@ -21,7 +21,7 @@ _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _NO_KEY = "none"
 # 429, 5xx and connections that fail or break, after 0.5 s and then twice as long each time, or when the endpoint says.
 _MAX_RETRIES = 3
-# Forms of the request, in order of preference. An endpoint that refuses one gets the next.
+# Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the next one is tried.
 _STREAMING: Sequence[dict[str, Any]] = (
     {"stream": True, "stream_options": {"include_usage": True}},
     {"stream": True},
@@ -46,11 +46,11 @@ class OpenAIModel:
         if not self._api_key.isascii() or not self._api_key.isprintable():
             raise ValueError("The API key of the model's endpoint holds characters that no header can carry.")
         # State of the current call: the HTTP status of each answer, the text received so far, and
-        # the completion once it is whole.
+        # the completion once it is complete.
         self._statuses: list[int] = []
         self._partial = PartialReply(model)
         self._completion: Completion | None = None
-        # The form that this endpoint takes: an index of _STREAMING.
+        # The index in _STREAMING of the parameters that this endpoint accepts.
         self._streaming = 0
         client = AsyncOpenAI(
             base_url=base_url,
@@ -62,8 +62,8 @@ class OpenAIModel:
             default_headers={"connection": "close"},
             http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._receive]}),
         )
-        # The first use imports more of the SDK: better here, where nothing waits for the event loop.
-        # Any, because the SDK types its requests; at run time they are plain dictionaries.
+        # Accessed here because the first access imports more of the SDK, which would block the event loop later. Any, because the
+        # SDK types its requests, which are plain dictionaries here.
         self._completions: Any = client.chat.completions.with_streaming_response
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
@@ -86,7 +86,7 @@ class OpenAIModel:
         return reply_of(self._completion, self.name, len(history.iterations))
 
     async def _ask(self, history: History) -> None:
-        """Sends the request; `_receive` has read the answer when it returns."""
+        """Sends the request. `_receive` has read the answer when this returns."""
         while True:
             try:
                 async with self._completions.create(
@@ -103,9 +103,9 @@ class OpenAIModel:
                 self._streaming += 1
 
     async def _receive(self, response: Any) -> None:
-        """Reads an answer, as a part of sending the request.
+        """Reads an answer while the request is still being sent, from the SDK's point of view.
 
-        So the SDK also retries a request whose connection breaks within the answer.
+        The SDK therefore also retries a request whose connection breaks during the answer.
         """
         self._statuses.append(response.status_code)
         if response.is_success:
@@ -113,7 +113,7 @@ class OpenAIModel:
             self._completion = await receive(content_type, response.aiter_bytes(), self._partial)
 
     def _delay(self) -> str:
-        """What the endpoint has done within the time limit."""
+        """The message for a call that exceeded its time limit."""
         limit = f"within {self._limit_seconds:g} seconds"
         if not self._statuses:
             return f"did not answer {limit}"
@@ -147,7 +147,7 @@ def _refusal(error: APIStatusError) -> str:
 
 
 def _refuses_to_stream(error: APIStatusError) -> bool:
-    """Whether the endpoint does not take one of the parameters in _STREAMING."""
+    """Whether the endpoint refused one of the parameters in _STREAMING."""
     return error.status_code in (400, 422) and _STREAM_PARAMETER.search(error.response.text) is not None
 
 

@@ -49,7 +49,7 @@ class AgentSettings:
     runtime_token: str = field(repr=False)
     # An Ed25519 JWK, as JSON.
     control_plane_public_key: str
-    # Where tools run. The default is the working directory, which the controller has opened.
+    # The directory in which tools run. The default is the working directory, which the controller has set.
     files_dir: Path = Path()
     model: str = "scripted"
     openai_base_url: str = ""
@@ -65,8 +65,8 @@ class AgentSettings:
 async def run_agent(settings: AgentSettings, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
     """Runs until SIGTERM or SIGINT, or until the agent is fenced or its lease is over; the tools have ended when it returns.
 
-    Returns the exit code for the process, see ExitCode; why it ended is in the log. The settings'
-    model and the shell are replaced by `model` and `tool`, if given.
+    Returns the exit code for the process, see ExitCode; the log has the reason. `model` and `tool`
+    replace the settings' model and the shell.
     """
     log: FilteringBoundLogger = structlog.get_logger()
     adopt()

@@ -23,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AgentService(AgentServiceServicer):
     """Decodes, calls the session, encodes. See the protos for effects and errors.
 
-    Each call has passed admission.py before.
+    The Admission interceptor has verified the token of each call.
     """
 
     def __init__(self, session: Session, workspace_id: str, epoch: int) -> None:
@@ -32,7 +32,7 @@ class AgentService(AgentServiceServicer):
         self._epoch = epoch
 
     async def StartTask(self, request: StartTaskRequest, context: Context) -> StartTaskResponse:  # noqa: N802  named by the protos
-        """Takes the task into hand; the reply does not wait for its start."""
+        """Accepts the task. The reply does not wait for its start."""
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
@@ -43,14 +43,14 @@ class AgentService(AgentServiceServicer):
         return StartTaskResponse()
 
     async def CancelTask(self, request: CancelTaskRequest, context: Context) -> CancelTaskResponse:  # noqa: N802  named by the protos
-        """Sets the task's cancel flag; the reply does not wait for the iteration."""
+        """Sets the task's cancel flag. The reply does not wait for the iteration."""
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
         return CancelTaskResponse(known=self._session.cancel(request.task_id, request.cancellation, _trace(context)))
 
     async def GetSession(self, request: GetSessionRequest, context: Context) -> GetSessionResponse:  # noqa: N802  named by the protos
-        """What the agent does right now."""
+        """Returns the current state of the agent."""
         await self._check(context, request.workspace_id, self._epoch)
         task = self._session.task
         if task is None:

@@ -60,7 +60,7 @@ class Session:
         self._next: Assignment | None = None
         # Flags by task id, also of tasks that have not come yet.
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
-        # Tasks that the agent has put down, each with the mark of that moment.
+        # Tasks that have ended here, each with the mark at its end.
         self._finished: OrderedDict[str, int] = OrderedDict()
         # By task id: the trace of the call that last said something of it. Who follows that trace sees what came of the call.
         self._traces: OrderedDict[str, TraceContext] = OrderedDict()
@@ -137,13 +137,13 @@ class Session:
                 self._log.info("task_dropped", task_id=self._task.id)
                 self._runner.cancel()
         elif assignment is not None and self._finished.get(task_id, sent_at) < sent_at:
-            # The database holds a task open that this agent has put down: its end was lost.
+            # The task has ended here, but it is still open in the database: its end was never committed.
             self._shutdown.begin(ExitCode.CRASHED, f"the end of task {task_id} was not committed")
         elif assignment is not None:
             self.start(assignment)
 
     async def close(self) -> None:
-        """Ends the task in hand and all that it has running; nothing is taken into hand any more."""
+        """Ends the current task and everything that it runs. No further task is accepted."""
         self._is_closed = True
         self._next = None
         runner = self._runner
@@ -197,7 +197,7 @@ class Session:
             self._log.info("task_over", task_id=task.id, proposed=status, iterations=task.iterations)
 
     def _put_down(self, runner: "asyncio.Task[None]") -> None:
-        """Puts the task down when its runner has ended. A runner that raised leaves the end uncommitted, so the agent ends too."""
+        """Forgets the task when its runner has ended. A runner that raised has not committed the end, so the agent ends too."""
         assert self._task is not None
         error = None if runner.cancelled() else runner.exception()
         if isinstance(error, RejectedError):

@@ -114,7 +114,7 @@ class ShellTool:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=asyncio.subprocess.STDOUT,
-                    # A group of its own, to end it by.
+                    # A process group of its own, by which the command is ended.
                     process_group=0,
                 )
             except (OSError, ValueError) as error:

@@ -6,26 +6,26 @@ from pathlib import Path
 
 
 class DirectoryLostError(Exception):
-    """The directory is no longer where it was; the text says why, for people."""
+    """The directory was deleted or replaced. The message says which, for people."""
 
 
 class WorkingDirectory:
-    """A directory that is opened once, so that what is put in its place later is never entered."""
+    """A directory that is opened once. Tools never run in anything that replaces it later."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, also when the path is a link."""
+        """Raises OSError, also if the path is a link."""
         self._descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         weakref.finalize(self, os.close, self._descriptor)
-        # The kernel's own name for it, which holds no link.
+        # The kernel's path of the directory, which contains no link.
         self.path = self.by_descriptor.readlink()
 
     @property
     def by_descriptor(self) -> Path:
-        """A path to exactly this directory, in this process and in one that it forks."""
+        """A path to exactly this directory, valid in this process and in its forked children."""
         return Path(f"/proc/self/fd/{self._descriptor}")
 
     def check(self) -> None:
-        """Raises DirectoryLostError when the directory's path does not lead to it any more."""
+        """Raises DirectoryLostError if the directory's path no longer leads to it."""
         try:
             found = self.path.lstat()
         except OSError:

@@ -1,4 +1,4 @@
-"""What happens around every call: log, errors, deadline, authentication; each once, in the order that server.py lists."""
+"""The interceptors of every call: log, errors, deadline, authentication. server.py lists them in order."""
 
 import asyncio
 import math
@@ -42,9 +42,9 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """One thing done around every call, unary or streaming alike: `around` is given the rest of the call to await.
+    """Wraps every call, unary or streaming: `around` awaits the rest of the call.
 
-    `Reading` is further in, and so every handler takes a stream of requests, as bytes.
+    `Reading` is the innermost interceptor, so every handler here takes a stream of requests, as bytes.
     """
 
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
@@ -61,7 +61,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Wraps the method's handler."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is not None:
-            # A method that takes a stream by its declaration: reflection.
+            # A method that is declared with a stream of requests: reflection.
             return handler
         if handler.stream_stream is not None:
             return self._wrap_stream(handler, handler_call_details)
@@ -128,7 +128,7 @@ class RequestLog(Interceptor):
             self._write(call, outcome, time.perf_counter() - began)
 
     def _write(self, call: Call, outcome: str, seconds: float) -> None:
-        """Calls that anyone can make, and those that are refused, are written up to a rate, each outcome by itself."""
+        """Writes the line of the call. Unauthenticated and refused calls are limited to a rate for each outcome."""
         facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
         if call.trace_id:
             facts["trace_id"] = call.trace_id
@@ -153,7 +153,7 @@ class Errors(Interceptor):
     """Turns whatever is raised further in into the status and the envelope; nothing of an unforeseen exception gets out."""
 
     def __init__(self) -> None:
-        # A request that meets a defect can be repeated at will.
+        # A caller can repeat a request that triggers a defect any number of times.
         self._sampler = Sampler()
 
     async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:

@@ -1,8 +1,8 @@
 """Limits the calls of each credential. Each worker counts for itself.
 
 A limit keeps one caller's runaway loop from slowing down everyone else. Every bucket belongs to one credential, so a loop
-spends only its own allowance: the others can still cancel, in the same workspace too. CancelTask has buckets of its own, so a
-credential that has spent its reads can still cancel.
+uses up only its own allowance: the others can still cancel, also in the same workspace. CancelTask has buckets of its own, so a
+credential that has used up its reads can still cancel.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Reads the request of a call: after authentication, up to the method's size limit, and of few calls at a time.
+"""Reads the request of a call: after authentication, up to the method's size limit, a bounded number at a time.
 
-gRPC reads the request of a unary method before it calls the handler, so that a caller without a
-credential could make a worker hold it. `Reading` therefore presents every method to gRPC as one
-that takes a stream, and reads the one message itself, behind the other interceptors.
+gRPC reads the request of a unary method before it calls the handler, so a caller without a
+credential could make a worker buffer it. `Reading` therefore registers every method with gRPC as
+one that takes a stream, and reads the single message itself, after the other interceptors.
 """
 
 import asyncio
@@ -22,32 +22,32 @@ from server.core.errors import Failure
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
 # output, which JSON and Unicode may widen.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Requests of health and reflection hold a name.
+# Size limit of requests to health and reflection, which hold a name.
 _COMMON_BYTES = 4096
 _COMMON_SERVICES = "/grpc."
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
-# The same while other calls wait for their turn.
+# How long it may take while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# What a worker holds of requests that have not arrived completely: in all, and of one credential.
-# Each counts with the size limit of its method, since its own size is not known before.
+# Bounds on requests that are being read, for a worker and for one credential. They apply separately
+# to each size limit. A request counts with the size limit of its method, because its size is unknown.
 _WORKER_BYTES = 64 * 1024 * 1024
 _CALLER_BYTES = 8 * 1024 * 1024
 
 
 class Reading(grpc.aio.ServerInterceptor):
-    """Innermost: reads and parses the request, so that what is wrong with it fails like any other error."""
+    """The innermost interceptor: reads and parses the request. An invalid request fails like any other error."""
 
     def __init__(self) -> None:
         self._limits = request_limits()
-        # By size limit; and by caller and size limit, as long as such a caller is being read.
+        # By size limit; and by caller and size limit, for as long as requests of that caller are read.
         self._in_all: dict[int, _Turns] = {}
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """Turns a handler of one request into a handler of a stream, of which it reads the one message."""
+        """Turns a handler of one request into a handler of a stream that holds one request."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming or handler.request_deserializer is None:
             return handler
@@ -118,12 +118,15 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self._waiting = 0
-        # Time limits of what is being read, unless they have been shortened.
+        # Time limits of the requests that are being read, as long as they are not shortened.
         self._unhurried: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def turn(self, arrival: asyncio.Timeout) -> AsyncIterator[None]:
-        """Waits for the turn, then is it. `arrival`, a time limit around it, is short while others wait."""
+        """Waits for a turn and holds it for the duration of the context.
+
+        Shortens `arrival`, the time limit around the context, while others wait.
+        """
         if self._free.locked():
             for other in self._unhurried:
                 _hurry(other)
@@ -145,7 +148,7 @@ class _Turns:
 
 
 def request_limits() -> dict[str, int]:
-    """Size limits of the public methods' requests, as the protos give them."""
+    """The size limits of requests, by public method, as the protos declare them."""
     service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
     usual = service.GetOptions().Extensions[workspace_service_pb2.every_call].max_request_bytes
     limits = {}
@@ -156,7 +159,7 @@ def request_limits() -> dict[str, int]:
 
 
 def _caller() -> str:
-    """Whose calls share a bound: a credential's, an agent's, those of all who show none."""
+    """The key of those that share a bound: a credential, an agent, or all calls without either."""
     call = calls.current()
     if call.caller is not None:
         return f"{call.caller.org_id}\n{call.caller.credential_kind}\n{call.caller.actor_id}"

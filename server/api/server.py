@@ -25,7 +25,7 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # What a call may have sent before its request is read. gRPC would raise it to megabytes by what the connection allows.
+    # Limits what gRPC buffers of a call before its request is read. The probe would raise it to megabytes on a fast connection.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
     # A second worker on the same port would share it silently; each has its own.
@@ -67,7 +67,7 @@ class Server:
             Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls
             *([rate_limits] if rate_limits is not None else []),  # once it is known whose call it is, and before it costs anything
-            Reading(),  # innermost: nothing of a request is held before all others have let the call pass
+            Reading(),  # innermost: no request is read before all the others have admitted the call
         ]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)
@@ -137,7 +137,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it comes witho
     async def List(  # noqa: N802
         self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthListResponse:
-        """See the protocol of gRPC's health service; the library leaves this method out."""
+        """See the protocol of gRPC's health service. The library does not implement this method."""
         found = {name: health_pb2.HealthCheckResponse(status=known) for name, known in self._server_status.items()}
         return health_pb2.HealthListResponse(statuses=found)
 

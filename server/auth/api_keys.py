@@ -35,13 +35,13 @@ class ApiKeys:
     def __init__(self, find_key: FindKey) -> None:
         self._find_key = find_key
         self._callers: TTLCache[bytes, Caller] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
-        # So that a client that goes on with a bad key costs no query a call. Apart from the good keys: unknown ones evict none.
+        # Saves a query for each call with a bad key. Separate from the good keys, so that unknown keys cannot evict them.
         self._unknown: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
 
     async def authenticate(self, secret: str) -> Caller:
         """The key's caller. Raises Failure unauthenticated; UnavailableError."""
         digest = fingerprint(secret)
-        # One look at each: between two, the entry could run out.
+        # One look-up of each: an entry could expire between two.
         caller = self._callers.get(digest)
         if caller is None and digest not in self._unknown:
             caller = await self._look_up(digest)

@@ -27,10 +27,10 @@ ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
 LEEWAY_SECONDS = 5
 # A token that was verified is not verified again for this long, nor beyond its `exp`.
 CACHE_SECONDS = 60.0
-# How long a wrong signature is remembered; a key that the provider replaces under its old `kid` may make it right.
+# How long a token with a wrong signature is remembered. The provider may replace a key under the same `kid`, which makes it valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# Wrong signatures that are verified in a second. One takes up to 130 µs, so they have an eighth of the worker's time at most.
+# Wrong signatures that are verified in a second. One takes up to 130 µs, so they take at most an eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last that RFC 3339 can write.
 _MAX_TIME = 253_402_300_799
@@ -101,7 +101,7 @@ def _import_keys(content: bytes) -> list[Key]:
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """A token whose signature was right, and until when that is taken for granted, in seconds since 1970."""
+    """The caller of a verified token, and the Unix time until which the token is not verified again."""
 
     caller: Caller
     until: float
@@ -110,8 +110,8 @@ class _Verified:
 class Sessions:
     """Who calls with a session token.
 
-    Anyone can send any number of bad tokens. What is cheap to check is checked before the signature, the memory of bad tokens is
-    apart from that of good ones, and wrong signatures get a bounded share of the worker's time.
+    Anyone can send any number of bad tokens. The cheap checks therefore run before the signature is verified, bad tokens are cached
+    separately from good ones, and wrong signatures get a bounded share of the worker's time.
     """
 
     def __init__(self, keys: JwkSet, issuer: str, audience: str) -> None:
@@ -147,7 +147,7 @@ class Sessions:
             caller = _caller(claims)
             kid = signed.headers().get("kid")
             keys = await self._keys.get(kid if isinstance(kid, str) else None)
-            # A token that was good before is verified again whatever others send.
+            # A token that was verified before is verified again without this check, so a flood of wrong signatures cannot block it.
             if known is None:
                 self._check_forgeries()
             if not jws.validate_compact(signed, keys, ALGORITHMS):
@@ -156,14 +156,14 @@ class Sessions:
         except ExpiredTokenError as error:
             raise errors.unauthenticated("The session token has expired.") from error
         except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            # Among them: what is no JSON object, and what is nested deeper than a parser goes.
+            # Includes payloads that are not JSON objects or are nested too deeply for the parser.
             raise _invalid() from error
         self._verified[digest] = _Verified(caller, min(float(claims["exp"]), time.time() + CACHE_SECONDS))
         return caller
 
     def _check_forgeries(self) -> None:
         if self._forgeries_paid_at >= time.monotonic() + 1:
-            message = "A session token that is new here cannot be verified now: too many with a wrong signature are being sent."
+            message = "New session tokens cannot be verified now, because too many tokens with a wrong signature are being sent."
             raise errors.rate_limited(message, retry_after_seconds=1)
 
     def _note_forgery(self, digest: bytes) -> None:

@@ -252,5 +252,5 @@ def _time(moment: Timestamp) -> str:
 
 
 def _print_json(value: Any) -> None:
-    # In ASCII, where every other character has its escape.
+    # JSON in ASCII: all other characters are escaped, so nothing can steer the terminal.
     click.echo(json.dumps(value, indent=2))

@@ -1,8 +1,8 @@
 """The time bounds of a task that the control plane enforces by itself.
 
-An agent keeps every bound on its own. An agent that hangs, was stopped, or has lost its task keeps none of them, so the fleet
-controller ends the pod of an agent that is overdue, and the task with it. Nothing that happens inside a pod can then keep an
-accepted cancellation open.
+A healthy agent keeps every bound by itself. An agent that hangs, was stopped, or has lost its task does not. The fleet controller
+therefore ends the pod of an overdue agent, and the task with it, so nothing that happens inside a pod can keep an accepted
+cancellation open.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Bounds:
     def violation(self, workspace: Workspace, task: Task | None, now: datetime) -> str | None:
         """Why the workspace's agent is overdue, as a clause for people; None while it keeps its bounds.
 
-        `task` is the current task. None skips the bounds of a cancellation, which a task without one does not have.
+        `task` is the current task. Pass None for a workspace without a cancelled task: the bounds of a cancellation do not apply.
         """
         if task is not None and task.cancel is not None and not task.status.is_terminal:
             force_at = task.cancel.force_at

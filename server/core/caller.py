@@ -7,12 +7,12 @@ from typing import TypeGuard
 from server.core import errors
 from server.core.workspace import Workspace
 
-# OpenID Connect gives a subject no more, and PostgreSQL indexes a workspace by its organization and its creator.
+# The limit of OpenID Connect for a subject. It also keeps organization and creator short enough for an index of PostgreSQL.
 MAX_NAME_BYTES = 255
 
 
 def is_name(value: object) -> TypeGuard[str]:
-    """Whether a credential may name an organization, a user or a scope so: 1 to 255 bytes of printable text in UTF-8.
+    """Whether a credential may use this name for an organization, user, workspace or scope: 1 to 255 bytes of printable UTF-8.
 
     Excludes what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and format characters).
     """

@@ -282,7 +282,7 @@ def _end(session: Session, ending: Ending, now: datetime) -> Change:
 
 
 def _end_open_task(session: Session, reason: str, now: datetime, *, work_stopped: bool) -> Change:
-    """Ends the task of a pod that has ended. From `force_at` on that breaks the iteration off, as the cancellation asked for."""
+    """Ends the task of a pod that has ended. The end is forced if the `force_at` of its cancellation has passed."""
     if session.task is None:
         return unchanged(session)
     force_at = session.task.cancel.force_at if session.task.cancel is not None else None

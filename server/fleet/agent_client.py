@@ -94,7 +94,7 @@ class AgentClient:
                 with again:
                     return await attempt(self._stub(address), timeout=_attempt_seconds(until), **options)
         except RetryError as error:
-            log.warning("agent unreachable", address=address, error=repr(error.__cause__ or error))
+            log.warning("agent_unreachable", address=address, error=repr(error.__cause__ or error))
             self._forget(address)
             raise AgentUnreachableError(f"the agent at {address} does not answer") from error
         raise AssertionError("retrying ends with an answer or an error")

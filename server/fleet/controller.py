@@ -34,7 +34,6 @@ START_LIMIT = timedelta(seconds=30)
 # How long a pod that is asked to end may take before it is killed.
 END_GRACE_SECONDS = 3.0
 
-
 _NO_TASKS: Mapping[str, Task] = {}
 
 
@@ -90,7 +89,7 @@ class Controller:
                         self._backlog.saw_cancellations(task.cancel.requested_at for _, task in cancellations if task.cancel)
                     await self._follow(changes)
                 except UnavailableError:
-                    log.warning("the database does not answer")
+                    log.warning("database_unavailable")
                     await changes.wait(SCAN_SECONDS)
         finally:
             self._redelivery.stop()
@@ -116,7 +115,7 @@ class Controller:
                     self._take_step(workspace)
 
     def _take_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
-        """`cancelled` holds the current task of each workspace whose cancellation is recorded, as of the last scan."""
+        """`cancelled` maps workspace ids to current tasks with a recorded cancellation, as of the last scan."""
         if workspace.id in self._steps:
             return
         step = asyncio.create_task(self._step(workspace, cancelled.get(workspace.id)))
@@ -136,7 +135,7 @@ class Controller:
             else:
                 await self._check(workspace, cancelled)
         except UnavailableError:
-            log.warning("the database does not answer", workspace_id=workspace.id)
+            log.warning("database_unavailable", workspace_id=workspace.id)
         except Exception:
             log.exception("a defect", workspace_id=workspace.id)
 
@@ -158,11 +157,11 @@ class Controller:
         except OSError as error:
             await self._fail(workspace, f"its agent could not be started: {error.strerror or error}")
             return
-        log.info("pod started", workspace_id=workspace.id, epoch=workspace.epoch)
+        log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
         self._watch(workspace)
 
     async def _check(self, workspace: Workspace, cancelled: Task | None) -> None:
-        """An agent that is gone, silent for longer than its lease, overdue, or never came up, is lost."""
+        """Fails the workspace if its agent is gone, has not renewed its lease, is overdue, or did not register in time."""
         now = self._clock()
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._epitaph(workspace))
@@ -199,10 +198,10 @@ class Controller:
         await self._apply(
             workspace, lambda session, now: lifecycle.lose_agent(session, workspace.epoch, reason, now, work_stopped=stopped)
         )
-        log.warning("agent lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
+        log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
 
     async def _stop(self, workspace: Workspace) -> None:
-        """A task that still runs ends itself, within its force deadline; the pod then ends."""
+        """Ends the pod of a stopping workspace once its task has ended or is overdue."""
         if workspace.current_task_id is not None and self._pods.is_alive(workspace):
             task = await self._store.get_task(workspace.id, workspace.current_task_id)
             if task is not None and not task.status.is_terminal and not self._bounds.violation(workspace, task, self._clock()):
@@ -211,7 +210,7 @@ class Controller:
         await self._apply(
             workspace, lambda session, now: lifecycle.finish_stop(session, workspace.epoch, now, work_stopped=stopped)
         )
-        log.info("pod stopped", workspace_id=workspace.id, epoch=workspace.epoch)
+        log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
 
     async def _apply(self, workspace: Workspace, decide: Callable[[Session, datetime], Change]) -> Workspace:
         change = await self._store.transition(workspace.id, lambda session: decide(session, self._clock()))

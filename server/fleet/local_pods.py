@@ -1,9 +1,9 @@
 """Pods on this machine: an agent's process with a folder of its own.
 
-Pods outlive the controller that started them: pod_records.py keeps what another one needs to take
-over. A record only says where to look. Tools run as the controller's user and can forge it, so the
-kernel has to confirm it: a process is taken for an agent by its environment, which its parent gave
-it, and by its start time. A controller remembers what it has started itself.
+Pods outlive the controller that started them: pod_records.py stores what another controller needs
+to take over. A record is only a hint, because tools run as the controller's user and can forge it.
+The kernel confirms it: a process is an agent only if the environment that its parent gave it and
+its start time match the record. A controller remembers the agents that it has started itself.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class LocalPods:
         spec_for: Callable[[AgentIdentity], PodSpec],
         leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
     ) -> None:
-        """`leftovers` returns the children of this process that it has not started: of dead agents."""
+        """`leftovers` takes the ids of the processes started here; it returns all other children, which dead agents left behind."""
         self._state_dir = state_dir
         self._records = PodRecords(state_dir)
         self._spec_for = spec_for
@@ -69,19 +69,19 @@ class LocalPods:
     async def start(self, workspace: Workspace) -> None:
         """Starts the pod of the workspace's epoch, which has been placed. Raises OSError."""
         assert workspace.host is not None
-        # Written first: a controller that dies right after the start leaves no second pod behind.
+        # Written first: if the controller dies right after the start, the next one does not start a second pod.
         self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.host))
         with (
             self._records.made_files(workspace.id) as files,
             self._records.open_log(workspace.id) as log,
         ):
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
-                # -P: the working directory is full of what tools have written, and no module is to be taken from there.
+                # -P: imports nothing from the working directory, to which tools can write.
                 [sys.executable, "-P", "-m", "server", "agent"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # By descriptor: the path could lead elsewhere by now.
+                # By descriptor, because a tool may have replaced the directory at the path.
                 cwd=f"/proc/self/fd/{files}",
                 env=self._environment(workspace),
                 start_new_session=True,
@@ -115,10 +115,7 @@ class LocalPods:
         return self._agent(workspace) is not None and self.has_files(workspace.id)
 
     def has_files(self, workspace_id: str) -> bool:
-        """Whether the agent's working directory is where it was.
-
-        A tool may have deleted it, or put something in its place.
-        """
+        """Whether the agent's working directory is in its place. A tool may have deleted or replaced it."""
         try:
             with self._records.files(workspace_id) as files:
                 found = os.fstat(files)
@@ -130,7 +127,7 @@ class LocalPods:
         try:
             return os.path.samestat(found, Path(f"/proc/{agent.pid}/cwd").stat())
         except OSError:
-            # It has just ended.
+            # The agent has just ended.
             return True
 
     def last_words(self, workspace_id: str) -> str:
@@ -138,10 +135,9 @@ class LocalPods:
         return self._records.last_log_line(workspace_id)
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        """Ends everything that runs in the pod, tools too. False: not all of it is known to have ended.
+        """Ends everything that runs in the pod, tools too. Returns False unless all of it is known to have ended.
 
-        A pod of a later epoch lives on: a controller that was held up may call this when another one
-        has started that.
+        Does not end a pod of a later epoch, which another controller may have started while this one was delayed.
         """
         is_known = self._is_known(workspace)
         own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
@@ -157,10 +153,10 @@ class LocalPods:
         return stopped and is_known
 
     def _is_known(self, workspace: Workspace) -> bool:
-        """Whether all that runs in the pod can be found.
+        """Whether everything that runs in the pod can be found.
 
-        What an agent leaves when it dies goes to the controller that started it. Another one cannot
-        find it.
+        Processes that a dead agent leaves behind become children of the controller that started it.
+        Another controller cannot find them.
         """
         if (workspace.id, workspace.epoch) in self._started or self._agent(workspace) is not None:
             return True
@@ -199,10 +195,10 @@ class LocalPods:
 
 
 async def end_every_pod(state_dir: Path, leftovers: Callable[[], list[psutil.Process]]) -> None:
-    """Kills all that runs in the pods of the stack.
+    """Kills everything that runs in the pods of the stack.
 
-    Agents are not asked first: they have nothing left to commit. `leftovers` returns what the
-    stack's programs have left to this process.
+    Agents are not asked to end first, because they have nothing left to commit. `leftovers` returns the
+    processes that this process has inherited from programs of the stack.
     """
     records = PodRecords(state_dir)
     if await processes.end_all(AllPods(state_dir), grace_seconds=0, leftovers=leftovers):

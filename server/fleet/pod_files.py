@@ -1,7 +1,4 @@
-"""Folders and small files that tools can reach.
-
-No link below the base is followed, and no pipe or device blocks the reader.
-"""
+"""Opens folders and small files that tools can replace, without following links below the base or blocking on pipes and devices."""
 
 import errno
 import os
@@ -14,7 +11,7 @@ from typing import BinaryIO
 
 _MAX_BYTES = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# How often a link that is put in a folder's place again and again is removed.
+# Attempts to create a folder that a tool keeps replacing with a link.
 _ATTEMPTS = 10
 
 
@@ -32,10 +29,7 @@ def opened(base: Path, *names: str) -> Iterator[int]:
 
 @contextmanager
 def made(base: Path, *names: str) -> Iterator[int]:
-    """As `opened`, but creates what is missing, and removes links and files in a folder's place.
-
-    Raises OSError.
-    """
+    """Like `opened`, but creates missing folders and replaces links and files with folders. Raises OSError."""
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names:
@@ -62,19 +56,19 @@ def _make(folder: int, name: str) -> int:
 
 
 def names(folder: int) -> list[str]:
-    """What the folder holds. Raises OSError."""
+    """The names of the folder's entries. Raises OSError."""
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries]
 
 
 def read(folder: int, name: str) -> str:
-    """Returns what `write` wrote. Raises OSError and ValueError, also for what is no plain file."""
+    """Returns the text that `write` wrote. Raises OSError, also for anything but a plain file, and ValueError for invalid UTF-8."""
     with open_plain(folder, name, os.O_RDONLY) as file:
         return file.read(_MAX_BYTES).decode()
 
 
 def write(folder: int, name: str, text: str) -> None:
-    """Creates or replaces the file in one step; what is no plain file makes way. Raises OSError."""
+    """Creates the file or atomically replaces the one of this name; moves a folder of this name aside. Raises OSError."""
     new = f".{name}.{os.getpid()}"
     remove(folder, new)
     try:
@@ -93,18 +87,18 @@ def write(folder: int, name: str, text: str) -> None:
 
 
 def remove(folder: int, name: str) -> None:
-    """Removes the file or link of this name, if there is one; moves a folder aside. Raises OSError."""
+    """Removes the file or link of this name, if there is one; renames a folder instead. Raises OSError."""
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         pass
     except IsADirectoryError:
-        # A tool can have filled it with more than can be deleted while the controller waits.
+        # Deleting a folder that a tool has filled could block the controller for long.
         os.rename(name, f"{name}.{time.time_ns()}", src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def open_log(folder: int, name: str) -> BinaryIO:
-    """Opens the file for appending; what is no plain file makes way. Raises OSError."""
+    """Opens the file for appending. Anything else of this name is removed first. Raises OSError."""
     with suppress(FileNotFoundError):
         if not _is_plain(os.stat(name, dir_fd=folder, follow_symlinks=False)):
             remove(folder, name)
@@ -112,7 +106,7 @@ def open_log(folder: int, name: str) -> BinaryIO:
 
 
 def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
-    """Opens a plain file. Raises OSError for everything else, and waits for no pipe."""
+    """Opens a plain file. Raises OSError for anything else, and does not block on a pipe."""
     descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600, dir_fd=folder)
     file = os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "ab")
     if not _is_plain(os.fstat(descriptor)):
@@ -122,5 +116,5 @@ def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
 
 
 def _is_plain(found: os.stat_result) -> bool:
-    """A file with a second name is refused: a hard link leads to another file as a symbolic one does."""
+    """Whether it is a regular file with one name. A second name may be a hard link to a file elsewhere."""
     return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1

@@ -1,12 +1,12 @@
-"""What is on disk of each workspace's pods.
+"""The files of each workspace's pods.
 
 `fleet/<workspace id>/` belongs to the controller:
-- `agent` holds the epoch that was started last, the run of the stack that started it, and its agent's process until that has ended.
-- `log` is the agents' log.
+- `agent` holds the epoch that was started last, the run of the stack that started it and, until it has ended, the process of its agent.
+- `log` is the log of the workspace's agents.
 
-`pods/<workspace id>/` belongs to tools, and no program of the stack believes what is in it:
+`pods/<workspace id>/` belongs to tools. No program of the stack trusts its content:
 - `files/` is the agent's working directory, which outlives the agent.
-- `pid` holds the agent's process id, for readers.
+- `pid` holds the agent's process id, for people.
 """
 
 import os
@@ -27,17 +27,17 @@ _LOG_TAIL_BYTES = 2_000
 
 
 class UnreadableError(Exception):
-    """There is a record, but not one that a controller has written."""
+    """The record exists but cannot be read, or no controller has written it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentRecord:
-    """Which pod of a workspace was started last. It is a hint: tools can forge it."""
+    """The pod of a workspace that was started last. Only a hint, because tools can forge it."""
 
     epoch: int
-    # Another database, or a restored one, may count the same epochs again.
+    # The run of the stack. Another database, or a restored one, may count the same epochs again.
     run: str
-    # None: not started yet, or known to have ended.
+    # None if it has not started yet or is known to have ended.
     process: ProcessId | None = None
 
 
@@ -48,7 +48,7 @@ class PodRecords:
         self._base = state_dir
 
     def workspace_ids(self) -> list[str]:
-        """The workspaces that have had a pod."""
+        """The ids of the workspaces that have had a pod."""
         try:
             with pod_files.opened(self._base, _FLEET) as folder:
                 return pod_files.names(folder)
@@ -56,7 +56,7 @@ class PodRecords:
             return []
 
     def read(self, workspace_id: str) -> AgentRecord | None:
-        """None: no pod was started. Raises UnreadableError."""
+        """The record; None if no pod was started. Raises UnreadableError."""
         try:
             with pod_files.opened(self._base, _FLEET, workspace_id) as folder:
                 text = pod_files.read(folder, _AGENT)
@@ -71,7 +71,7 @@ class PodRecords:
         return AgentRecord(int(epoch), run, ProcessId(int(pid), int(started_at)) if pid else None)
 
     def write(self, workspace_id: str, record: AgentRecord) -> None:
-        """Replaces the record, and the process id that readers see. Raises OSError."""
+        """Replaces the record and the `pid` file. Raises OSError."""
         process = record.process
         with pod_files.made(self._base, _FLEET, workspace_id) as folder:
             started = f" {process.pid} {process.started_at}" if process is not None else ""
@@ -81,7 +81,7 @@ class PodRecords:
                 pod_files.write(folder, _PID, str(process.pid))
 
     def note_end(self, workspace_id: str, last_epoch: int | None = None) -> None:
-        """Notes that the pod has ended, unless it is of a later epoch. Ignores OSError."""
+        """Records that the pod has ended, unless the record is of an epoch after `last_epoch`. Ignores OSError."""
         try:
             record = self.read(workspace_id)
         except UnreadableError:
@@ -89,7 +89,7 @@ class PodRecords:
         if record is not None and last_epoch is not None and record.epoch > last_epoch:
             return
         with suppress(OSError), pod_files.opened(self._base, _FLEET, workspace_id) as folder:
-            # Removed first: that works on a full disk, too.
+            # Removed first, because a removal succeeds even on a full disk.
             pod_files.remove(folder, _AGENT)
             if record is not None:
                 pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}")
@@ -113,12 +113,12 @@ class PodRecords:
         return [(_FLEET, workspace_id, _LOG) for workspace_id in self.workspace_ids()]
 
     def open_log(self, workspace_id: str) -> BinaryIO:
-        """The agents' log, to append to. Raises OSError."""
+        """Opens the agents' log for appending. Raises OSError."""
         with pod_files.made(self._base, _FLEET, workspace_id) as folder:
             return pod_files.open_log(folder, _LOG)
 
     def last_log_line(self, workspace_id: str) -> str:
-        """Empty when there is none."""
+        """The last line of the agents' log; empty if there is none."""
         try:
             with (
                 pod_files.opened(self._base, _FLEET, workspace_id) as folder,

@@ -1,7 +1,7 @@
-"""Processes of a pod: those with its marker in their environment, and all that descend from these.
+"""Processes of a pod: those with its marker in their environment, and all descendants of these.
 
-Only the kernel is believed here. A file that names a process is within the reach of tools, so none
-is ended or spared because of one.
+Only the kernel is trusted here. Tools can forge a file that names a process, so no process is ended
+or spared because of a file.
 
 While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). When it dies, that descent passes
 to the controller that started it, which has to have adopted it (pod_process.py): a child of its own that it has not started is such
@@ -30,7 +30,7 @@ _EPOCH = re.compile("[0-9]{1,19}")
 class ProcessId:
     """Identifies one process while the machine is up.
 
-    The kernel gives the number of a process that has ended to another one, with a later start time.
+    The kernel may reuse the id of a process that has ended, but the new process has a later start time.
     """
 
     pid: int
@@ -39,11 +39,11 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> "ProcessId":
-        """The process that has this number now. Raises OSError."""
+        """The process that has this id now. Raises OSError."""
         return cls(pid, _stat(pid)[1])
 
     def is_running(self) -> bool:
-        """Whether it has not ended; a zombie has."""
+        """Whether the process has not ended. A zombie has ended."""
         try:
             state, started_at = _stat(self.pid)
         except OSError:
@@ -58,10 +58,10 @@ def _stat(pid: int) -> tuple[str, int]:
 
 
 class Owner(Protocol):
-    """Tells which processes belong to one pod, or to several."""
+    """Identifies the processes of one or several pods."""
 
     def owns(self, process: psutil.Process) -> bool:
-        """Whether the process belongs to it, and so its descendants. Raises psutil.Error, OSError."""
+        """Whether the process, and therefore its descendants, belong to a pod. Raises psutil.Error, OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Pod:
     """Owns the processes of one workspace, by the marker in their environment."""
 
     workspace_id: str
-    # Processes marked with a later epoch belong to another pod. None: every epoch.
+    # Processes marked with a later epoch belong to another pod. None stands for every epoch.
     last_epoch: int | None = None
-    # Agents that this very process has started: one that is being started shows no environment.
+    # Agents that this process has started. The environment of a process that is just starting cannot be read.
     agents: Collection[ProcessId] = ()
 
     def owns(self, process: psutil.Process) -> bool:
@@ -82,13 +82,13 @@ class Pod:
         if environment.get(WORKSPACE_MARKER) != self.workspace_id:
             return False
         epoch = environment.get(EPOCH_MARKER, "")
-        # A tool may have set anything; what is no epoch that a database could hold proves nothing.
+        # A tool may have set any value. A value that is not an epoch does not exclude the process.
         return self.last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= self.last_epoch
 
 
 @dataclass(frozen=True, slots=True)
 class AllPods:
-    """Owns the agents of every workspace of one stack."""
+    """Owns the agents of all workspaces of one stack."""
 
     state_dir: Path
 
@@ -98,7 +98,7 @@ class AllPods:
 
 
 def find(owner: Owner) -> list[psutil.Process]:
-    """Every process of the owner. Those that started others come before them."""
+    """Every process of the owner, parents before their children."""
     found: set[psutil.Process] = set()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter():
@@ -152,25 +152,26 @@ def _lives(process: psutil.Process) -> bool:
 
 
 async def end_all(owner: Owner, grace_seconds: float, leftovers: Callable[[], list[psutil.Process]] = list) -> bool:
-    """Ends every process of the owner: asks first, unless the grace is 0, then kills. False: some are still there.
+    """Ends every process of the owner, with SIGTERM first unless the grace is 0. Returns False if some are still there.
 
-    `leftovers` may be of any pod, and end too.
+    Ends the processes that `leftovers` returns too; they may belong to any pod.
     """
     known: set[psutil.Process] = set()
 
     def look() -> list[psutil.Process]:
-        # What was found once is not lost when that by which it was found has ended.
+        # Remembers what was found: a process may be found only through another one, which may end first.
         known.update(find(owner), leftovers())
         return sorted(filter(_lives, known), key=_age)
 
     if grace_seconds:
         processes = look()
-        # An agent that is asked ends its tools itself. Were they asked too, it could take that for their natural end and commit it.
+        # SIGTERM goes to the topmost processes, the agents, which end their tools themselves. If tools got it too, an agent could
+        # take their end for a normal exit and commit it.
         own = {process.pid for process in processes}
         _signal([process for process in processes if _parent(process) not in own], signal.SIGTERM)
         await _wait_gone(processes, grace_seconds)
-    # What was started meanwhile by what was ending is found by looking again. A process that is just being started shows no
-    # environment for a moment, so one look that finds nothing is not enough.
+    # Repeated, because processes that are ending may still start others. Each look is done twice if it finds nothing, because the
+    # environment of a process that is just starting cannot be read.
     for _ in range(10):
         processes = look() or look()
         if not processes:

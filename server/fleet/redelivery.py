@@ -68,7 +68,7 @@ class Redelivery:
         except Exception:
             log.exception("a defect", workspace_id=workspace.id, task_id=task.id)
             return False
-        log.info("cancellation delivered", workspace_id=workspace.id, task_id=task.id)
+        log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
         return True
 
     async def _attempt(self, workspace: Workspace, task: Task) -> bool:

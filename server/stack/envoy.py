@@ -50,7 +50,7 @@ class Edge:
     admin_socket: Path
     host: str = "127.0.0.1"
     tls: Tls | None = None
-    # Near this much memory Envoy refuses calls.
+    # Envoy sheds load as its memory approaches this limit.
     max_heap_bytes: int = 2**30
 
 

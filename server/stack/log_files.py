@@ -1,11 +1,11 @@
-"""The log files of the stack's programs: opened for them, and rotated while they append.
+"""Opens the log files of the stack's programs, and rotates them while the programs append.
 
-A file that has reached its size is copied and emptied in place, so that no program has to take
-part: Envoy and PostgreSQL could not. The newest copy is `<name>.1`. What is written between the
-copy and the cut is lost.
+A file that has reached its size limit is copied and truncated in place, because Envoy and PostgreSQL
+cannot reopen their logs. The newest copy is `<name>.1`. Lines that are written between the copy and
+the truncation are lost.
 
-Tools run as the user of the stack and may put anything in the place of a file: no link is followed,
-and no pipe blocks.
+Tools run as the user of the stack and may replace any file, so links to files are not followed, and
+pipes do not block.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ from server.fleet.pod_records import PodRecords
 log = structlog.get_logger()
 
 _CHUNK_BYTES = 1 << 16
-# A disk with less is full: old copies make way for what is logged now.
+# A disk with less free space counts as full: old copies are removed.
 _MIN_FREE_BYTES = 1 << 20
 _INTERVAL_SECONDS = 2.0
-# There may be thousands of agents, and each logs little.
+# Smaller limits for agents: there may be thousands of them, and each logs little.
 _AGENT_LOG_BYTES, _AGENT_LOG_FILES = 1 << 20, 2
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A file to which a program appends, and its bounds."""
+    """A file to which a program appends, and the limits of its rotation."""
 
     base: Path
     # Below the base: folders, and the file's own name.
     names: tuple[str, ...]
     max_bytes: int
-    # This one and its copies.
+    # The number of files: this one and its copies.
     files: int
 
 
 def open_log(folder: Path, name: str) -> BinaryIO:
-    """Opens the file for appending. Where that fails, the program starts without a log."""
+    """Opens the file for appending, or the null device if that fails: the program then starts without a log."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with pod_files.opened(folder) as opened:
@@ -59,9 +59,9 @@ def open_log(folder: Path, name: str) -> BinaryIO:
 
 
 async def keep_rotating(settings: Settings) -> None:
-    """Rotates the stack's log files, again and again. Cancel it to end it."""
+    """Rotates the stack's log files every _INTERVAL_SECONDS until it is cancelled."""
     while True:
-        # A folder that cannot be read now is read the next time.
+        # A folder that cannot be read is tried again in the next round.
         with suppress(OSError):
             await asyncio.to_thread(lambda: rotate(_of_stack(settings)))
         await asyncio.sleep(_INTERVAL_SECONDS)
@@ -76,10 +76,10 @@ def _of_stack(settings: Settings) -> Iterator[LogFile]:
 
 
 def rotate(log_files: Iterable[LogFile]) -> None:
-    """Rotates files that have reached their size. When a disk is full, removes its oldest copy."""
+    """Rotates the files that have reached their size limit. If a disk is full, removes the oldest copy."""
     on_full_disks = []
     for log_file in log_files:
-        # Deleted meanwhile, or replaced by something else.
+        # The file may have been deleted or replaced since it was listed.
         with suppress(OSError), _folder(log_file) as folder:
             _rotate(folder, log_file)
             if _free_bytes(folder) < _MIN_FREE_BYTES:
@@ -98,7 +98,7 @@ def _rotate(folder: int, log_file: LogFile) -> None:
         size = os.fstat(current.fileno()).st_size
         if size < log_file.max_bytes:
             return
-        # Emptied all the same.
+        # If copying fails, the file is still truncated.
         with suppress(OSError):
             _shift(folder, name, log_file.files)
             if log_file.files > 1:
@@ -117,9 +117,9 @@ def _shift(folder: int, name: str, files: int) -> None:
 
 
 def _copy(folder: int, name: str, source: int, start: int, end: int) -> None:
-    """Copies up to the end of the file, which may grow meanwhile.
+    """Copies the file from `start` to its end, at most to `end`, because the file may grow meanwhile.
 
-    On a full disk, older copies make way. When there are none, this copy is given up.
+    On a full disk, removes older copies. If there are none, removes this copy and raises OSError.
     """
     newest = f"{name}.1"
     target = os.open(newest, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)

@@ -95,8 +95,8 @@ def command(data_dir: Path, socket_dir: Path) -> list[str]:
         "max_connections": str(_MAX_CONNECTIONS),
         "shared_buffers": "64MB",
         "fsync": "on",
-        # After a crash the server exits and the supervisor starts it again. A server that recovers in place can hang for good when
-        # the recovery fails at once, as on a full disk.
+        # After a crash PostgreSQL exits and the supervisor restarts it. If it recovered in place, it could hang forever when the
+        # recovery fails at once, as on a full disk.
         "restart_after_crash": "off",
     }
     options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]

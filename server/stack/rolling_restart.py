@@ -36,7 +36,7 @@ class RollingRestart:
     """Restarts the programs of a stack on SIGHUP."""
 
     def __init__(self, supervisor: Supervisor, edge: EdgeProcess) -> None:
-        """Handles SIGHUP from now on. A SIGHUP because the terminal has closed stops the stack instead."""
+        """Handles SIGHUP from now on. A SIGHUP that the closing terminal sends stops the stack instead."""
         self._supervisor = supervisor
         self._edge = edge
         self._wanted = asyncio.Event()
@@ -75,7 +75,7 @@ class RollingRestart:
             self._wanted.set()
 
     async def _restart_worker(self, name: str, address: str) -> None:
-        """Restarts one worker when all others are healthy."""
+        """Restarts one worker once all workers are healthy, and waits until it is healthy again."""
         await _until(self._all_are_healthy, "the workers that are not restarted")
         await self._supervisor.restart(name)
 

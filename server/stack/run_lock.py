@@ -1,4 +1,4 @@
-"""One run at a time for a state folder, and which process it is."""
+"""Ensures that one run at a time uses a state folder, and finds the process of that run."""
 
 import fcntl
 import os
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LOCK = "lock"
-# Separate from the lock: written once the run takes signals.
+# Separate from the lock file, because it is written later: once the run handles SIGHUP.
 _PID = "up.pid"
 
 
@@ -30,12 +30,12 @@ def exclusive(state_dir: Path) -> Iterator[None]:
 
 
 def write_pid(state_dir: Path) -> None:
-    """Names this process as the run, from when it handles SIGHUP."""
+    """Records this process as the run. To be called once it handles SIGHUP."""
     (state_dir / _PID).write_text(f"{os.getpid()}\n")
 
 
 def running_pid(state_dir: Path) -> int | None:
-    """The process of the run; None: there is none, or it is just starting. A file that a killed run left does not count."""
+    """The process id of the run; None if there is no run or it is just starting. Ignores the file of a killed run."""
     try:
         with (state_dir / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

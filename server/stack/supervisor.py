@@ -23,7 +23,7 @@ log = structlog.get_logger()
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran this long before it died starts again at once.
 _STABLE_SECONDS = 10.0
-# How often the memory of each program is looked at, and how far beyond its limit the kernel lets it go until then.
+# How often the memory of each program is checked, and the kernel's limit in between, relative to the program's limit.
 _MEMORY_CHECK_SECONDS = 1.0
 _KERNEL_LIMIT_FACTOR = 1.25
 _PR_SET_PDEATHSIG = 1
@@ -48,8 +48,8 @@ class Program:
 class Supervisor:
     """Runs programs as its children, each in a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
 
-    A program that takes more memory than `memory_bytes` is killed, and so starts again. The kernel
-    refuses it more than a quarter beyond that, however fast it grows.
+    A program that uses more memory than `memory_bytes` is killed and restarted. The kernel limits it to
+    a quarter more than that, however fast it grows.
     """
 
     def __init__(self, logs_dir: Path, memory_bytes: int | None = None) -> None:
@@ -124,10 +124,9 @@ class Supervisor:
                     os.waitpid(child.pid, os.WNOHANG)
 
     def own_pids(self) -> set[int]:
-        """The children that this process has started: its programs, and what runs in its own session.
+        """The ids of the children that this process has started: its programs, and the processes in its own session.
 
-        A process that became a child when its parent died comes from a program, so from another
-        session.
+        A child that was adopted when its parent died comes from a program, and therefore from another session.
         """
         own = {*self.pids().values(), *(process.pid for process in self._leaving)}
         for child in psutil.Process().children():
@@ -159,15 +158,15 @@ class Supervisor:
 
     def _prepare(self, program: Program) -> None:
         """Runs in the child, before the program."""
-        # Should the supervisor be killed, nothing of it stays.
+        # If the supervisor is killed, the kernel ends the program.
         _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0)
         if self._memory_bytes is not None:
-            # The soft limit alone: an agent, which comes to be below the controller, lifts it.
+            # Only the soft limit, because an agent, which inherits it from the controller, raises it again.
             soft = int(self._memory_bytes * _KERNEL_LIMIT_FACTOR)
             resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
     async def _ended(self, program: Program) -> int:
-        """Waits for the end of the program, ends it when it takes too much memory, and returns its exit code."""
+        """Waits for the end of the program and returns its exit code. Kills it if it uses too much memory."""
         assert program.process is not None
         process = program.process
         ending = asyncio.ensure_future(ended(process))
@@ -210,7 +209,7 @@ class Supervisor:
             async with asyncio.timeout(leave_seconds):
                 await ended(process)
         except TimeoutError:
-            log.warning("the process before it did not leave in time, ending it", name=program.name)
+            log.warning("program_leave_timed_out", name=program.name)
             await self._end(program, process)
         finally:
             del self._leaving[process]
@@ -227,7 +226,7 @@ class Supervisor:
             async with asyncio.timeout(program.stop_seconds):
                 await ended(process)
         except TimeoutError:
-            log.warning("program did not stop in time, killing it", name=program.name)
+            log.warning("program_stop_timed_out", name=program.name)
             process.kill()
             await ended(process)
 
@@ -236,7 +235,7 @@ def _memory_bytes(process: "subprocess.Popen[bytes]") -> int:
     try:
         return int(psutil.Process(process.pid).memory_info().rss)
     except psutil.Error:
-        # It has just ended.
+        # The process has just ended.
         return 0
 
 

@@ -95,7 +95,7 @@ async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) 
     except ForeignTablesError as error:
         raise CannotStartError(str(error)) from error
     except psycopg.ProgrammingError as error:
-        # What is wrong with a URL would be told with its password in it.
+        # The error about an invalid URL would contain its password.
         problem = str(error).strip() if error.sqlstate else "DATABASE_URL is not a valid URL of PostgreSQL"
         raise CannotStartError(f"The database cannot be used: {problem}.") from None
     if not settings.signing_key_path.exists():
@@ -127,7 +127,7 @@ def _edge(settings: Settings) -> envoy.Edge:
         admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
         host=settings.listen_host,
         tls=tls,
-        # Envoy sheds load before it is ended for what it takes.
+        # Below the program's memory limit, so that Envoy sheds load before the supervisor kills it.
         max_heap_bytes=settings.program_memory_mb * 2**20 * 3 // 4,
     )
 
@@ -192,7 +192,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     await asyncio.gather(draining, supervisor.stop("fleet"))
     await supervisor.stop("envoy")
     edge.clear()
-    # When the fleet controller has ended, the agents that it started are children of this process.
+    # The fleet controller has ended, so the agents that it started are now children of this process.
     ending_pods = end_every_pod(settings.state_dir, lambda: processes.leftovers(supervisor.own_pids()))
     await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
@@ -275,9 +275,9 @@ In another terminal:
   # give the agent fifteen minutes of work, five a step
   {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
     -d '{{"description": "sleep 300\\nsleep 300\\nsleep 300"}}'
-  # cancel it: the step that runs may end
+  # cancel it: the current step may finish
   {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
-  # the same over gRPC, and break the step off
+  # the same over gRPC, and interrupt the step after 1 s
   {grpcurl} -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}", "force_after": "1s"}}' \\
     {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
   # watch what happened (Ctrl-C ends it)
@@ -286,7 +286,7 @@ In another terminal:
 
 
 def _say(text: str) -> None:
-    """Prints to the terminal, or where the output goes: a full disk does not stop the stack."""
+    """Prints a line to standard output. A full disk, if that is a file, does not stop the stack."""
     _output.msg(text)
 
 

@@ -11,9 +11,9 @@ from server.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS, P
 from server.store.rows import Row
 from server.store.shared_reads import BatchedReads
 
-# Keys that one query looks for; it takes some milliseconds.
+# The maximum number of keys in one query, which then takes a few milliseconds.
 _MAX_BATCH = 500
-# Between two queries for keys: a worker makes a hundred a second at most, which takes some 3 % of its time.
+# Pause between two queries for keys. A worker then makes at most a hundred a second, which takes about 3 % of its time.
 _PAUSE_SECONDS = 0.01
 _KEY = "id, org_id, name, template, created_at, revoked_at"
 
@@ -23,7 +23,7 @@ class PostgresKeys:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        # Anyone can send keys that are not known: however many come, they have one connection.
+        # Anyone can send unknown keys. However many are sent, looking them up takes one connection.
         self._key_reads = BatchedReads(self._read_keys, _MAX_BATCH, _PAUSE_SECONDS)
 
     async def ensure_org(self, org_id: str, slug: str) -> None:
@@ -46,7 +46,7 @@ class PostgresKeys:
         return None if row is None else row[0]
 
     async def find_key(self, sha256: bytes) -> ApiKey | None:
-        """The key with this SHA-256, revoked or not. Keys that are asked for at the same time are read together."""
+        """The key with this SHA-256, revoked or not. Concurrent look-ups are read in one query."""
         try:
             async with asyncio.timeout(deadline.bounded(ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS)):
                 return await self._key_reads(sha256)

@@ -12,9 +12,9 @@ from server.core.errors import UnavailableError
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
-# The first migration is recorded in every database that is ours.
+# Recorded in every database that this service has migrated.
 _FIRST_MIGRATION = "0001_schema"
-# The tables and views in the schema that CREATE TABLE would use, without those of extensions and of yoyo.
+# The tables and views in the current schema, without those of extensions and of yoyo.
 _FOREIGN_TABLES = """
     SELECT relname FROM pg_class
     WHERE relnamespace = current_schema()::regnamespace
@@ -51,7 +51,7 @@ def migrate(database_url: str) -> None:
 
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:
-    """Passes a schema that is empty or ours. Raises ForeignTablesError."""
+    """Raises ForeignTablesError if the current schema holds tables and this service has never migrated it."""
     foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
     if not foreign or _is_ours(connection):
         return

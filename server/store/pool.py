@@ -38,16 +38,15 @@ ANSWER_TIMEOUT_SECONDS = 3.0
 _RECONNECT_TIMEOUT_SECONDS = 2.0
 
 _UNAVAILABLE = (
-    # Among them PoolTimeout, PoolClosed, AdminShutdown, CannotConnectNow, TooManyConnections and QueryCanceled; of a full or broken
-    # disk DiskFull, IoError, CrashShutdown and, in a pipeline behind one of them, PipelineAborted.
+    # Includes PoolTimeout, PoolClosed, AdminShutdown, CannotConnectNow, TooManyConnections and QueryCanceled. For a full or broken
+    # disk it includes DiskFull, IoError, CrashShutdown and, for later statements of the same pipeline, PipelineAborted.
     psycopg.OperationalError,
     psycopg.InterfaceError,
-    # Class XX of the SQLSTATEs, what PostgreSQL cannot do for reasons of its own: a disk quota or a file size that is exceeded, a
-    # page that cannot be read.
+    # SQLSTATE class XX, internal errors of PostgreSQL: for example an exceeded disk quota or file size, or an unreadable page.
     psycopg.errors.InternalError_,
     psycopg.errors.DataCorrupted,
     psycopg.errors.IndexCorrupted,
-    # Limits on sessions and transactions, which end the session.
+    # Timeouts of sessions and transactions. They end the session.
     psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.TransactionTimeout,
     # The server has become a standby.

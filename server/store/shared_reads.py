@@ -1,4 +1,4 @@
-"""Reads that many want at the same time, and how they share what the database does for them."""
+"""Concurrent reads that share queries: of the same key (SharedReads), or of different keys (BatchedReads)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
@@ -39,10 +39,10 @@ class SharedReads(Generic[Key, Result]):
 
 
 class BatchedReads(Generic[Key, Result]):
-    """Many want different things: one query reads them together.
+    """Callers that wait for different keys share one query.
 
-    There is one query in flight at most, and a pause behind each, so that however many ask, they get one connection and a bounded
-    share of the processor. What is asked for meanwhile goes into the next query. The first one does not wait.
+    At most one query is in flight, with a pause after each, so any number of callers takes one connection and a bounded share of
+    the processor. Keys that are requested in the meantime go into the next query. The first query does not wait.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class BatchedReads(Generic[Key, Result]):
         self._read = read
         self._max_batch = max_batch
         self._pause_seconds = pause_seconds
-        # Those that no query has taken yet.
+        # Requested keys that are not yet part of a query.
         self._waiting: dict[Key, asyncio.Future[Result | None]] = {}
         self._reading: asyncio.Task[None] | None = None
 
     async def __call__(self, key: Key) -> Result | None:
-        """What was read for the key; None when the query did not find it. Raises what the query raises."""
+        """The result for the key; None if the query did not find it. Raises what the query raises."""
         answer = self._waiting.get(key)
         if answer is None:
             answer = self._waiting[key] = asyncio.get_running_loop().create_future()
             answer.add_done_callback(_observe)
         if self._reading is None:
-            # Of no caller's context: the first one's deadline is not the others'.
+            # An empty context: the deadline of the first caller must not apply to the others.
             self._reading = asyncio.create_task(self._read_waiting(), context=Context())
         return await asyncio.shield(answer)
 
@@ -76,10 +76,10 @@ class BatchedReads(Generic[Key, Result]):
             self._reading = None
 
     async def _read_batch(self, batch: dict[Key, "asyncio.Future[Result | None]"]) -> None:
-        """Answers all of the batch. A failure is theirs alone: the next batch is read all the same."""
+        """Reads one batch and answers its callers. A failure affects only this batch."""
         try:
             found = await self._read(list(batch))
-        except Exception as error:  # noqa: BLE001 - raised where it was asked for
+        except Exception as error:  # noqa: BLE001 - raised in the callers
             for answer in batch.values():
                 answer.set_exception(error)
         else:
