@@ -79,8 +79,11 @@ class Reading(grpc.aio.ServerInterceptor):
         try:
             async with (
                 asyncio.timeout(_ARRIVAL_SECONDS) as arrival,
-                by_caller.turn(arrival),
-                in_all.turn(arrival),
+                by_caller.turn(),
+                in_all.turn(),
+                # The time is shortened only for a request that has both turns and is being read.
+                by_caller.shortening(arrival),
+                in_all.shortening(arrival),
             ):
                 message = await context.read()
                 has_ended = message is grpc.aio.EOF or await context.read() is grpc.aio.EOF
@@ -122,11 +125,8 @@ class _Turns:
         self._unhurried: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
-    async def turn(self, arrival: asyncio.Timeout) -> AsyncIterator[None]:
-        """Waits for a turn and holds it for the duration of the context.
-
-        Shortens `arrival`, the time limit around the context, while others wait.
-        """
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits for a turn and holds it for the duration of the context."""
         if self._free.locked():
             for other in self._unhurried:
                 _hurry(other)
@@ -137,14 +137,21 @@ class _Turns:
         finally:
             self._waiting -= 1
         try:
-            if self._waiting:
-                _hurry(arrival)
-            else:
-                self._unhurried.add(arrival)
+            yield
+        finally:
+            self._free.release()
+
+    @asynccontextmanager
+    async def shortening(self, arrival: asyncio.Timeout) -> AsyncIterator[None]:
+        """Shortens `arrival`, the time limit of the request that is being read, while others wait for a turn."""
+        if self._waiting:
+            _hurry(arrival)
+        else:
+            self._unhurried.add(arrival)
+        try:
             yield
         finally:
             self._unhurried.discard(arrival)
-            self._free.release()
 
 
 def request_limits() -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The files of each workspace's pods.
 
 `fleet/<workspace id>/` belongs to the controller:
-- `agent` holds the epoch that was started last, the run of the stack that started it and, until it has ended, the process of its agent.
+- `agent` holds the epoch that was started last, the run of the stack that started it and, until it
+  has ended, the process of its agent.
 - `log` is the log of the workspace's agents.
 
 `pods/<workspace id>/` belongs to tools. No program of the stack trusts its content:

@@ -106,6 +106,9 @@ def command(config_path: Path, *options: str, concurrency: int = 1, log_level: s
         str(concurrency),
         "--log-level",
         log_level,
+        # Envoy logs an error for each body that is too large. The access log has these calls, up to a rate.
+        "--component-log-level",
+        "http:critical",
         # Access log lines are seen soon, and still written many at a time.
         "--file-flush-interval-msec",
         "1000",

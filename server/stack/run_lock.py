@@ -23,6 +23,8 @@ def exclusive(state_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TakenError from error
+        # A killed run leaves its file behind.
+        (state_dir / _PID).unlink(missing_ok=True)
         try:
             yield
         finally:
