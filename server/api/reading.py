@@ -6,8 +6,8 @@ one that takes a stream, and reads the single message itself, after the other in
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -77,14 +77,7 @@ class Reading(grpc.aio.ServerInterceptor):
         limit = self._limit(method)
         in_all, by_caller = self._turns(limit)
         try:
-            async with (
-                asyncio.timeout(_ARRIVAL_SECONDS) as arrival,
-                by_caller.turn(),
-                in_all.turn(),
-                # The time is shortened only for a request that has both turns and is being read.
-                by_caller.shortening(arrival),
-                in_all.shortening(arrival),
-            ):
+            async with _being_read(by_caller, in_all):
                 message = await context.read()
                 has_ended = message is grpc.aio.EOF or await context.read() is grpc.aio.EOF
         except TimeoutError as error:
@@ -141,8 +134,8 @@ class _Turns:
         finally:
             self._free.release()
 
-    @asynccontextmanager
-    async def shortening(self, arrival: asyncio.Timeout) -> AsyncIterator[None]:
+    @contextmanager
+    def shortening(self, arrival: asyncio.Timeout) -> Iterator[None]:
         """Shortens `arrival`, the time limit of the request that is being read, while others wait for a turn."""
         if self._waiting:
             _hurry(arrival)
@@ -152,6 +145,17 @@ class _Turns:
             yield
         finally:
             self._unhurried.discard(arrival)
+
+
+@asynccontextmanager
+async def _being_read(by_caller: _Turns, in_all: _Turns) -> AsyncIterator[None]:
+    """Waits for both turns. Raises TimeoutError when the request takes too long to arrive.
+
+    The time is shortened only when the request has both turns: until then nothing of it is read.
+    """
+    async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival, by_caller.turn(), in_all.turn():
+        with by_caller.shortening(arrival), in_all.shortening(arrival):
+            yield
 
 
 def request_limits() -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -147,41 +146,23 @@ async def test_requests_of_all_callers_make_room_for_others(world: World, monkey
         assert (await slow).slug == "deadline_exceeded"
 
 
-async def test_a_request_that_waits_for_the_worker_keeps_its_time() -> None:
-    """Only the time to arrive is short: a request that is not being read yet is not hurried by another of its caller."""
+async def test_a_request_that_waits_for_the_worker_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is not being read yet is not hurried by another one of its caller."""
+    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.0)
     by_caller, in_all = reading._Turns(1), reading._Turns(1)
+    read = []
 
-    async def read(began: asyncio.Event, end: asyncio.Event) -> None:
-        async with (
-            asyncio.timeout(reading._ARRIVAL_SECONDS) as arrival,
-            _noted(arrival),
-            by_caller.turn(),
-            in_all.turn(),
-            by_caller.shortening(arrival),
-            in_all.shortening(arrival),
-        ):
-            began.set()
-            await end.wait()
+    async def request(number: int) -> None:
+        async with reading._being_read(by_caller, in_all):
+            read.append(number)
 
-    arrivals: list[asyncio.Timeout] = []
-
-    @asynccontextmanager
-    async def _noted(arrival: asyncio.Timeout) -> AsyncIterator[None]:
-        arrivals.append(arrival)
-        yield
-
-    began, end = asyncio.Event(), asyncio.Event()
     async with in_all.turn():
-        first = asyncio.create_task(read(began, end))
-        second = asyncio.create_task(read(asyncio.Event(), end))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert len(arrivals) == 2
-        long_from_now = asyncio.get_running_loop().time() + PROMPT_SECONDS
-        assert all((arrival.when() or 0.0) > long_from_now for arrival in arrivals)
-    await began.wait()
-    end.set()
-    await asyncio.gather(first, second)
+        requests = [asyncio.create_task(request(number)) for number in range(2)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not any(each.done() for each in requests)
+    await asyncio.gather(*requests)
+    assert read == [0, 1]
 
 
 async def test_a_burst_waits_for_its_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
