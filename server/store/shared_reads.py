@@ -38,6 +38,15 @@ class SharedReads(Generic[Key, Result]):
             return await self._read(key)
 
 
+class _Question(Generic[Result]):
+    """A requested key: its result, and the number of callers that wait for it."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(_observe)
+        self.callers = 0
+
+
 class BatchedReads(Generic[Key, Result]):
     """Callers that wait for different keys share one query.
 
@@ -51,26 +60,32 @@ class BatchedReads(Generic[Key, Result]):
         self._read = read
         self._max_batch = max_batch
         self._pause_seconds = pause_seconds
-        # Requested keys that are not yet part of a query.
-        self._waiting: dict[Key, asyncio.Future[Result | None]] = {}
+        # Requested keys that are not yet part of a query, and that a caller still waits for.
+        self._waiting: dict[Key, _Question[Result]] = {}
         self._reading: asyncio.Task[None] | None = None
 
     async def __call__(self, key: Key) -> Result | None:
         """The result for the key; None if the query did not find it. Raises what the query raises."""
-        answer = self._waiting.get(key)
-        if answer is None:
-            answer = self._waiting[key] = asyncio.get_running_loop().create_future()
-            answer.add_done_callback(_observe)
+        question = self._waiting.get(key)
+        if question is None:
+            question = self._waiting[key] = _Question()
+        question.callers += 1
         if self._reading is None:
             # An empty context: the deadline of the first caller must not apply to the others.
             self._reading = asyncio.create_task(self._read_waiting(), context=Context())
-        return await asyncio.shield(answer)
+        try:
+            return await asyncio.shield(question.answer)
+        finally:
+            question.callers -= 1
+            if not question.callers and self._waiting.get(key) is question:
+                # During an outage, callers give up faster than queries fail, and their keys would pile up.
+                del self._waiting[key]
 
     async def _read_waiting(self) -> None:
         try:
             while self._waiting:
                 keys = list(islice(self._waiting, self._max_batch))
-                await self._read_batch({key: self._waiting.pop(key) for key in keys})
+                await self._read_batch({key: self._waiting.pop(key).answer for key in keys})
                 await asyncio.sleep(self._pause_seconds)
         finally:
             self._reading = None

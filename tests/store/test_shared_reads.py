@@ -206,3 +206,16 @@ async def test_a_batch_of_which_nobody_is_left_does_not_hinder_the_next(table: T
     assert await reads("b") == 2
     gc.collect()
     assert unobserved == []
+
+
+async def test_what_nobody_waits_for_any_more_is_not_read(table: Table) -> None:
+    reads = BatchedReads(table.read, max_batch=1, pause_seconds=0)
+    first, left, gone, same = (asyncio.create_task(reads(key)) for key in ("first", "left", "gone", "left"))
+    await settle()
+    for caller in (gone, same):
+        caller.cancel()
+    await settle()
+    table.may_end.set()
+    await asyncio.gather(first, left)
+    await settle()
+    assert table.queries == [["first"], ["left"]]
