@@ -203,9 +203,10 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
             lease_seconds=settings.lease_seconds,
         )
         backlog = metrics.backlog(now) if settings.metrics_port else None
-        controller = Controller(store, pods, MeasuredAgents(agents, metrics), bounds, settings.stack_id, now, backlog)
+        measured = MeasuredAgents(agents, metrics)
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
+                controller = Controller(store, pods, measured, bounds, settings.stack_id, now, now(), backlog)
                 await _until(lost, controller.run(changes))
 
 

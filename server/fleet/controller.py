@@ -60,9 +60,20 @@ class Controller:
     """One run of the leader. `host` names this run of the machine: pods of an earlier one are gone."""
 
     def __init__(
-        self, store: Store, pods: Pods, agents: Agents, bounds: Bounds, host: str, clock: Clock, backlog: Backlog | None = None
+        self,
+        store: Store,
+        pods: Pods,
+        agents: Agents,
+        bounds: Bounds,
+        host: str,
+        clock: Clock,
+        answering_since: datetime,
+        backlog: Backlog | None = None,
     ) -> None:
-        """Without `backlog`, nothing is measured."""
+        """`answering_since` is when this run began, since earlier outages of the database are unknown.
+
+        Without `backlog`, nothing is measured.
+        """
         self._store = store
         self._pods = pods
         self._backlog = backlog
@@ -70,6 +81,7 @@ class Controller:
         self._bounds = bounds
         self._host = host
         self._clock = clock
+        self._answering_since = answering_since
         # One step at a time for a workspace; steps of different workspaces do not wait for each other.
         self._steps: dict[str, asyncio.Task[None]] = {}
         self._watched: dict[str, asyncio.Task[None]] = {}
@@ -91,6 +103,7 @@ class Controller:
                 except UnavailableError:
                     log.warning("database_unavailable")
                     await changes.wait(SCAN_SECONDS)
+                    self._answering_since = self._clock()
         finally:
             self._redelivery.stop()
             for task in (counting, *self._steps.values(), *self._watched.values()):
@@ -169,7 +182,7 @@ class Controller:
             await self._fail(workspace, "its agent was not heard of for longer than its lease")
         elif workspace.status is WorkspaceStatus.PROVISIONING and now > workspace.updated_at + START_LIMIT:
             await self._fail(workspace, f"its agent did not register within {START_LIMIT.seconds} s")
-        elif self._bounds.violation(workspace, cancelled, now) is not None:
+        elif self._violation(workspace, cancelled) is not None:
             await self._end_overdue(workspace)
         else:
             self._watch(workspace)
@@ -180,9 +193,12 @@ class Controller:
         if current is None or current.epoch != workspace.epoch:
             return
         task = await self._store.get_task(current.id, current.current_task_id) if current.current_task_id else None
-        violation = self._bounds.violation(current, task, self._clock())
+        violation = self._violation(current, task)
         if violation is not None:
             await self._fail(current, violation)
+
+    def _violation(self, workspace: Workspace, task: Task | None) -> str | None:
+        return self._bounds.violation(workspace, task, self._clock(), self._answering_since)
 
     def _epitaph(self, workspace: Workspace) -> str:
         if not self._pods.has_files(workspace.id):
@@ -204,7 +220,7 @@ class Controller:
         """Ends the pod of a stopping workspace once its task has ended or is overdue."""
         if workspace.current_task_id is not None and self._pods.is_alive(workspace):
             task = await self._store.get_task(workspace.id, workspace.current_task_id)
-            if task is not None and not task.status.is_terminal and not self._bounds.violation(workspace, task, self._clock()):
+            if task is not None and not task.status.is_terminal and not self._violation(workspace, task):
                 return
         stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
         await self._apply(

@@ -20,9 +20,10 @@ FORCE_MARGIN_SECONDS = 2.0
 # Then it finds the task, ends the processes of the pod and commits. On a machine with six times as much work as it can do, while
 # ten other pods ended, that took 5.2 s.
 FORCE_SLACK_SECONDS = 6.0
-# That needs these. After a fault of one of them is over, the next look at all workspaces comes within this time.
+# That needs these. After a fault of one of them is over, the next look at all workspaces comes within this time, and agents are
+# left 3 s to commit what they could not commit during an outage of the database.
 _FORCING = (Target.FLEET, Target.DATABASE, Target.BACKEND)
-_NEXT_LOOK_SECONDS = 1.5
+_NEXT_LOOK_SECONDS = 1.5 + 3.0
 
 
 def ends_are_in_time(evidence: Evidence) -> Iterator[str]:

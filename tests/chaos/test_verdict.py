@@ -160,8 +160,8 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         "ended 8.5 s after its force deadline, of which the control plane was away for 0.0 s",
     ),
     "one that the control plane was not away for long enough to excuse": (
-        replace(with_task(CANCELLED, force_at=101.0, completed_at=114.0), hits=[AGENT_FROZEN, *AWAY]),
-        "ended 13.0 s after its force deadline, of which the control plane was away for 4.5 s",
+        replace(with_task(CANCELLED, force_at=101.0, completed_at=118.0), hits=[AGENT_FROZEN, *AWAY]),
+        "ended 17.0 s after its force deadline, of which the control plane was away for 7.5 s",
     ),
     "force that is not said": (
         replace(with_task(CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD), hits=[]),

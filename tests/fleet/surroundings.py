@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from server.core import lifecycle
@@ -12,7 +13,7 @@ from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
 from server.metrics import Backlog
-from tests.core.world import World, intent
+from tests.core.world import NOW, World, intent
 
 HOST = "host_1"
 BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seconds=6.0)
@@ -87,6 +88,7 @@ class Fleet:
     pods: FakePods = field(default_factory=FakePods)
     changes: FakeChanges = field(default_factory=FakeChanges)
     backlog: Backlog | None = None
+    answering_since: datetime = NOW - timedelta(hours=1)
 
     async def add(self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any) -> Workspace:
         added = await self.world.add(status, host=host, **fields)
@@ -104,7 +106,16 @@ class Fleet:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Leads until the block is left."""
-        controller = Controller(self.world.store, self.pods, self.world.agents, BOUNDS, HOST, self.world.clock, self.backlog)
+        controller = Controller(
+            self.world.store,
+            self.pods,
+            self.world.agents,
+            BOUNDS,
+            HOST,
+            self.world.clock,
+            self.answering_since,
+            self.backlog,
+        )
         leading = asyncio.create_task(controller.run(self.changes))
         try:
             await settle()

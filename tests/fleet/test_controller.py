@@ -7,9 +7,10 @@ from datetime import timedelta
 import pytest
 
 from server.core import lifecycle
-from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
+from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
+from server.core.errors import UnavailableError
 from server.core.lifecycle import Change, Session
-from server.core.task import Phase, TaskStatus
+from server.core.task import Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT
 from tests.core.world import NOW, intent
@@ -196,6 +197,44 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
         "its agent did not break off the task in time",
     )
     assert (failed.status, fleet.pods.done) == (FAILED, ["end 0"])
+
+
+async def test_an_agent_that_an_outage_kept_from_committing_is_given_time(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + timedelta(seconds=7)
+    fleet.answering_since = fleet.world.clock.now - RECOVERY_MARGIN
+    await fleet.look()
+    assert fleet.pods.done == []
+    fleet.world.clock.advance(0.1)
+    await fleet.look()
+    assert fleet.pods.done == ["end 0"]
+
+
+async def test_a_scan_that_fails_is_an_outage(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + timedelta(seconds=7)
+    list_cancellations = fleet.world.store.list_cancellations
+
+    async def fail_once() -> Sequence[tuple[Workspace, Task]]:
+        fleet.world.store.list_cancellations = list_cancellations  # type: ignore[method-assign]
+        raise UnavailableError("frozen")
+
+    fleet.world.store.list_cancellations = fail_once  # type: ignore[method-assign]
+    async with fleet.running():
+        fleet.changes.queue.put_nowait(set())
+        await settle()
+    assert fleet.pods.done == []
+
+
+async def test_outages_without_end_postpone_no_bound_by_more_than_a_lease(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=BOUNDS.lease_seconds + 0.1)
+    fleet.answering_since = fleet.world.clock.now
+    await fleet.look()
+    assert fleet.pods.done == ["end 0"]
 
 
 async def test_a_cancelled_task_that_outlasts_an_iteration_ends_with_its_pod(fleet: Fleet) -> None:

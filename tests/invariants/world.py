@@ -255,7 +255,7 @@ class World:
         """A controller leads from here on."""
         if self._leading is None:
             self.changes = Changes()
-            controller = Controller(self.store, self.pods, self.wire, BOUNDS, self.host, self.clock)
+            controller = Controller(self.store, self.pods, self.wire, BOUNDS, self.host, self.clock, self.clock())
             self._leading = asyncio.create_task(controller.run(self.changes))
 
     async def follow(self) -> None:
