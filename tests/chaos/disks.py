@@ -21,7 +21,7 @@ _DATABASE_A_SECOND = _MIB
 class Disks:
     """Fills them and frees them."""
 
-    def __init__(self, places: Mapping[Target, Path]) -> None:
+    def __init__(self, places: Mapping[Target, tuple[Path, ...]]) -> None:
         self._places = places
         # Faults may overlap: the last one to end frees the disk.
         self._full: Counter[Target] = Counter()
@@ -37,13 +37,15 @@ class Disks:
 
     def keep_full(self, target: Target) -> None:
         """Takes what others have freed meanwhile."""
-        small_disk.fill(self._places[target])
+        for place in self._places[target]:
+            small_disk.fill(place)
 
     def free(self, target: Target) -> None:
         """Ends one `fill`."""
         self._full[target] -= 1
         if not self._full[target]:
-            small_disk.free(self._places[target])
+            for place in self._places[target]:
+                small_disk.free(place)
 
 
 @contextmanager
@@ -56,13 +58,14 @@ def disks(state_dir: Path, seconds: float) -> Iterator[Disks]:
         yield Disks({})
         return
     places = {
-        Target.PODS: state_dir / "pods",
-        Target.LOGS: state_dir / "logs",
-        Target.DATABASE: postgres.places(state_dir).data_dir.parent,
+        # What the controller keeps of the pods is full with them.
+        Target.PODS: (state_dir / "pods", state_dir / "fleet"),
+        Target.LOGS: (state_dir / "logs",),
+        Target.DATABASE: (postgres.places(state_dir).data_dir.parent,),
     }
     grown = {Target.LOGS: int(seconds * _LOGS_A_SECOND), Target.DATABASE: int(seconds * _DATABASE_A_SECOND)}
     with ExitStack() as mounted:
-        for target, place in places.items():
+        for target, place in [(target, place) for target, of_it in places.items() for place in of_it]:
             mounted.enter_context(_kept(place, _SIZES[target] + grown.get(target, 0)))
         yield Disks(places)
 

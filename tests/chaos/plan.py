@@ -38,7 +38,7 @@ class Target(StrEnum):
     DATABASE = "database"
     # The process of one connection.
     BACKEND = "backend"
-    # The folders of the workspaces, in which tools write.
+    # The folders of the workspaces, in which tools write, with the agents' logs and what the controller keeps of them.
     PODS = "pods"
     # The logs of all programs but the agents.
     LOGS = "logs"
