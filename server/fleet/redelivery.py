@@ -18,7 +18,7 @@ from server.core.workspace import Workspace
 
 log = structlog.get_logger()
 
-# Until then the call that recorded it is still at it.
+# Until then the call that recorded it still tries.
 FIRST_AFTER = timedelta(seconds=2)
 _FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 5.0
@@ -42,9 +42,11 @@ class Redelivery:
         current: set[Delivery] = set()
         for workspace, task in open_cancellations:
             assert task.cancel is not None
-            if now < task.cancel.requested_at + FIRST_AFTER:
+            force_at, due = task.cancel.force_at, task.cancel.requested_at + FIRST_AFTER
+            # At the force deadline at the latest: a moment later the agent is overdue (core/bounds.py).
+            if now < (due if force_at is None else min(due, force_at)):
                 continue
-            delivery = (task.id, task.cancel.force_at)
+            delivery = (task.id, force_at)
             current.add(delivery)
             under_way = self._deliveries.get(delivery)
             if under_way is None or _has_failed(under_way):

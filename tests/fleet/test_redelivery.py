@@ -1,6 +1,7 @@
 """Cancellations whose signal did not arrive: delivered again until they are acknowledged, or their task has ended."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -50,6 +51,17 @@ async def test_the_call_that_recorded_it_has_its_time_first(world: World) -> Non
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries, -timedelta(milliseconds=1))
     assert world.agents.cancelled == []
+
+
+async def test_it_is_delivered_at_the_force_deadline_at_the_latest(world: World) -> None:
+    """Else the agent would be overdue before it knew."""
+    force_at = NOW + timedelta(seconds=1)
+    await cancelled(world, replace(intent(), force_at=force_at))
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries, force_at - LATER - timedelta(milliseconds=1))
+    assert world.agents.cancelled == []
+    await follow(world, deliveries, force_at - LATER)
+    assert len(world.agents.cancelled) == 1
 
 
 @pytest.mark.parametrize("trouble", ["unreachable", "unknown"])
