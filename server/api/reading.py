@@ -178,6 +178,8 @@ def _caller() -> str:
 
 
 def _hurry(arrival: asyncio.Timeout) -> None:
+    if arrival.expired():
+        return
     soon = asyncio.get_running_loop().time() + _CONTENDED_ARRIVAL_SECONDS
     when = arrival.when()
     arrival.reschedule(soon if when is None else min(soon, when))

@@ -1,6 +1,7 @@
 """When a request is read, how much of it, and how many at a time."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -175,6 +176,28 @@ async def test_a_burst_waits_for_its_turns(world: World, monkeypatch: pytest.Mon
 def in_flight(metrics: Metrics) -> float:
     labels = {"rpc": "ListWorkspaces"}
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
+
+
+async def test_a_request_whose_time_is_just_over_fails_no_other() -> None:
+    turns, may_begin = reading._Turns(1), asyncio.Event()
+
+    async def be_slow() -> None:
+        async with asyncio.timeout(0.05) as arrival, turns.turn(arrival):
+            await asyncio.Event().wait()
+
+    async def follow() -> None:
+        await may_begin.wait()
+        async with asyncio.timeout(PROMPT_SECONDS) as arrival, turns.turn(arrival):
+            pass
+
+    slow, following = asyncio.create_task(be_slow()), asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.01, may_begin.set)
+    # Both timers are due at the next look at them, this one's first.
+    time.sleep(0.1)  # noqa: ASYNC251 - the loop has to be late
+    await following
+    with pytest.raises(TimeoutError):
+        await slow
 
 
 async def test_health_lists_what_it_knows(server: Running) -> None:
