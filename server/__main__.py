@@ -16,6 +16,12 @@ from server.terminal import Commands
 @click.group(cls=Commands, help="The cancel button of an agent platform.")
 def main() -> None:
     """The commands' root."""
+    # A standard stream that was closed: a socket could get its number, and the log would be written to it.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 @main.command(help="Start everything on this machine, in the foreground.")

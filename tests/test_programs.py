@@ -54,3 +54,17 @@ def test_ports_that_are_used_twice_are_refused(tmp_path: Path) -> None:
     failed = run("up", tmp_path, METRICS_PORT="50052")
     assert failed.returncode == 1
     assert "METRICS_PORT" in failed.stderr and "must differ" in failed.stderr
+
+
+def test_what_a_program_opens_does_not_become_its_closed_standard_error() -> None:
+    """It would get the lines of the log."""
+    program = (
+        "import contextlib, os, sys\n"
+        "from server.__main__ import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main(['cancel', '--help'])\n"
+        "print(os.readlink('/proc/self/fd/2'))\n"
+    )
+    command = ["/bin/sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=30)
+    assert done.stdout.splitlines()[-1] == os.devnull
