@@ -175,14 +175,9 @@ class Controller:
 
     async def _check(self, workspace: Workspace, cancelled: Task | None) -> None:
         """Fails the workspace if its agent is gone, has not renewed its lease, is overdue, or did not register in time."""
-        now = self._clock()
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._epitaph(workspace))
-        elif workspace.lease_expires_at is not None and workspace.lease_expires_at < now:
-            await self._fail(workspace, "its agent was not heard of for longer than its lease")
-        elif workspace.status is WorkspaceStatus.PROVISIONING and now > workspace.updated_at + START_LIMIT:
-            await self._fail(workspace, f"its agent did not register within {START_LIMIT.seconds} s")
-        elif self._violation(workspace, cancelled) is not None:
+        elif self._overdue(workspace, cancelled) is not None:
             await self._end_overdue(workspace)
         else:
             self._watch(workspace)
@@ -193,9 +188,17 @@ class Controller:
         if current is None or current.epoch != workspace.epoch:
             return
         task = await self._store.get_task(current.id, current.current_task_id) if current.current_task_id else None
-        violation = self._violation(current, task)
-        if violation is not None:
-            await self._fail(current, violation)
+        reason = self._overdue(current, task)
+        if reason is not None:
+            await self._fail(current, reason)
+
+    def _overdue(self, workspace: Workspace, task: Task | None) -> str | None:
+        now = self._clock()
+        if workspace.lease_expires_at is not None and workspace.lease_expires_at < now:
+            return "its agent was not heard of for longer than its lease"
+        if workspace.status is WorkspaceStatus.PROVISIONING and now > workspace.updated_at + START_LIMIT:
+            return f"its agent did not register within {START_LIMIT.seconds} s"
+        return self._violation(workspace, task)
 
     def _violation(self, workspace: Workspace, task: Task | None) -> str | None:
         return self._bounds.violation(workspace, task, self._clock(), self._answering_since)

@@ -291,6 +291,21 @@ async def test_a_task_that_ended_since_the_scan_leaves_its_pod_alone(fleet: Flee
     assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (IDLE, [])
 
 
+async def test_a_lease_that_was_renewed_since_the_scan_leaves_its_pod_alone(fleet: Fleet) -> None:
+    """A controller that was frozen goes on with what it had read before."""
+    idle = await fleet.add(IDLE, lease_expires_at=NOW)
+    fleet.world.clock.advance(3)
+    read_before = await fleet.world.store.list_wanted_pods()
+
+    async def list_wanted() -> Sequence[Workspace]:
+        return read_before
+
+    fleet.world.store.list_wanted_pods = list_wanted  # type: ignore[method-assign]
+    await fleet.world.change(idle.id, lambda session: lifecycle.heartbeat(session, 1, "", Phase.NONE, 60, fleet.world.clock()))
+    await fleet.look()
+    assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.done) == (IDLE, [])
+
+
 async def test_a_task_that_has_ended_lets_the_workspace_stop_at_once(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
