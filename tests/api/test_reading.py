@@ -178,16 +178,17 @@ def in_flight(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
 
 
-async def test_a_request_whose_time_is_just_over_fails_no_other() -> None:
+async def test_a_request_whose_time_is_just_over_fails_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
     turns, may_begin = reading._Turns(1), asyncio.Event()
 
     async def be_slow() -> None:
-        async with asyncio.timeout(0.05) as arrival, turns.turn(arrival):
+        async with reading._being_read(turns, reading._Turns(1)):
             await asyncio.Event().wait()
 
     async def follow() -> None:
         await may_begin.wait()
-        async with asyncio.timeout(PROMPT_SECONDS) as arrival, turns.turn(arrival):
+        async with asyncio.timeout(PROMPT_SECONDS), turns.turn():
             pass
 
     slow, following = asyncio.create_task(be_slow()), asyncio.create_task(follow())
