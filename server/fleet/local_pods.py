@@ -21,7 +21,7 @@ from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
-from server.fleet.processes import AllPods, Pod, ProcessId
+from server.fleet.processes import AllPods, Pod, ProcessId, Scans
 from server.pod_process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 
 
@@ -57,6 +57,7 @@ class LocalPods:
         self._records = PodRecords(state_dir)
         self._spec_for = spec_for
         self._leftovers = leftovers
+        self._scans = Scans()
         # The agents that this controller has started, by workspace id and epoch.
         self._started: dict[tuple[str, int], ProcessId] = {}
 
@@ -145,6 +146,7 @@ class LocalPods:
             Pod(workspace.id, workspace.epoch, [self._started[key] for key in own]),
             grace_seconds=grace_seconds,
             leftovers=lambda: self._leftovers({agent.pid for agent in self._started.values()}),
+            scans=self._scans,
         )
         if stopped:
             for key in own:

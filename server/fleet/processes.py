@@ -14,7 +14,7 @@ import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,11 +57,61 @@ def _stat(pid: int) -> tuple[str, int]:
     return behind_the_name[0], int(behind_the_name[19])
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A process as a scan found it."""
+
+    process: psutil.Process
+    parent_pid: int
+    # Empty if it cannot be read.
+    environment: Mapping[str, str]
+
+
+def scan() -> list[Seen]:
+    """Reads all processes of the machine. Blocks: on an event loop, use Scans."""
+    seen = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            seen.append(Seen(process, process.ppid(), _environment(process)))
+    return seen
+
+
+def _environment(process: psutil.Process) -> Mapping[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+class Scans:
+    """Scans in a thread, one at a time, so that the event loop goes on.
+
+    Callers that wait at the same time share a scan. It starts after all of them have asked.
+    """
+
+    def __init__(self) -> None:
+        self._scanning = asyncio.Lock()
+        # A scan that has not started, which later callers may join.
+        self._next: asyncio.Task[list[Seen]] | None = None
+
+    async def __call__(self) -> list[Seen]:
+        """The processes of the machine."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._scan())
+        # A caller that is cancelled must not cancel the scan of the others.
+        return await asyncio.shield(self._next)
+
+    async def _scan(self) -> list[Seen]:
+        async with self._scanning:
+            self._next = None
+            return await asyncio.to_thread(scan)
+
+
 class Owner(Protocol):
     """Identifies the processes of one or several pods."""
 
-    def owns(self, process: psutil.Process) -> bool:
-        """Whether the process, and therefore its descendants, belong to a pod. Raises psutil.Error, OSError."""
+    def owns(self, seen: Seen) -> bool:
+        """Whether the process, and therefore its descendants, belong to a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +124,11 @@ class Pod:
     # Agents that this process has started. The environment of a process that is just starting cannot be read.
     agents: Collection[ProcessId] = ()
 
-    def owns(self, process: psutil.Process) -> bool:
+    def owns(self, seen: Seen) -> bool:
         """See Owner."""
-        if any(agent.pid == process.pid and agent.is_running() for agent in self.agents):
+        if any(agent.pid == seen.process.pid and agent.is_running() for agent in self.agents):
             return True
-        environment = process.environ()
+        environment = seen.environment
         if environment.get(WORKSPACE_MARKER) != self.workspace_id:
             return False
         epoch = environment.get(EPOCH_MARKER, "")
@@ -92,20 +142,19 @@ class AllPods:
 
     state_dir: Path
 
-    def owns(self, process: psutil.Process) -> bool:
+    def owns(self, seen: Seen) -> bool:
         """See Owner."""
-        return process.environ().get(STATE_DIR_MARKER) == str(self.state_dir)
+        return seen.environment.get(STATE_DIR_MARKER) == str(self.state_dir)
 
 
-def find(owner: Owner) -> list[psutil.Process]:
-    """Every process of the owner, parents before their children."""
+def find(owner: Owner, scanned: Sequence[Seen] | None = None) -> list[psutil.Process]:
+    """Every process of the owner, parents before their children. Scans if nothing was scanned before, and then blocks."""
     found: set[psutil.Process] = set()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            children[process.ppid()].append(process)
-            if owner.owns(process):
-                found.add(process)
+    for seen in scan() if scanned is None else scanned:
+        children[seen.parent_pid].append(seen.process)
+        if owner.owns(seen):
+            found.add(seen.process)
     parents = list(found)
     while parents:
         descendants = set(children[parents.pop().pid]) - found
@@ -151,20 +200,27 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-async def end_all(owner: Owner, grace_seconds: float, leftovers: Callable[[], list[psutil.Process]] = list) -> bool:
+async def end_all(
+    owner: Owner,
+    grace_seconds: float,
+    leftovers: Callable[[], list[psutil.Process]] = list,
+    scans: Scans | None = None,
+) -> bool:
     """Ends every process of the owner, with SIGTERM first unless the grace is 0. Returns False if some are still there.
 
-    Ends the processes that `leftovers` returns too; they may belong to any pod.
+    Ends the processes that `leftovers` returns too; they may belong to any pod. Callers that end pods at the same time pass the
+    same `scans`.
     """
+    scans = scans or Scans()
     known: set[psutil.Process] = set()
 
-    def look() -> list[psutil.Process]:
+    async def look() -> list[psutil.Process]:
         # Remembers what was found: a process may be found only through another one, which may end first.
-        known.update(find(owner), leftovers())
+        known.update(find(owner, await scans()), leftovers())
         return sorted(filter(_lives, known), key=_age)
 
     if grace_seconds:
-        processes = look()
+        processes = await look()
         # SIGTERM goes to the topmost processes, the agents, which end their tools themselves. If tools got it too, an agent could
         # take their end for a normal exit and commit it.
         own = {process.pid for process in processes}
@@ -173,7 +229,7 @@ async def end_all(owner: Owner, grace_seconds: float, leftovers: Callable[[], li
     # Repeated, because processes that are ending may still start others. Each look is done twice if it finds nothing, because the
     # environment of a process that is just starting cannot be read.
     for _ in range(10):
-        processes = look() or look()
+        processes = await look() or await look()
         if not processes:
             return True
         _signal(processes, signal.SIGKILL)

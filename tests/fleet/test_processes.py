@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,3 +154,28 @@ async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(start: Start, 
 
 async def test_a_process_that_never_was_is_gone() -> None:
     await asyncio.wait_for(processes.gone(2**22 - 1), 10)
+
+
+async def test_scans_that_are_wanted_at_the_same_time_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the event loop goes on: the first scan waits for it."""
+    scans, may_end, began = processes.Scans(), threading.Event(), threading.Semaphore(0)
+    scanned: list[int] = []
+
+    def scan() -> list[processes.Seen]:
+        number = len(scanned)
+        scanned.append(number)
+        began.release()
+        assert may_end.wait(10)
+        return []
+
+    monkeypatch.setattr(processes, "scan", scan)
+    first = asyncio.create_task(scans())
+    while not began.acquire(blocking=False):
+        await asyncio.sleep(0.001)
+    # Asked after the first scan began, so the result of that one may be too old for them.
+    later = [asyncio.create_task(scans()) for _ in range(20)]
+    await asyncio.sleep(0)
+    later[0].cancel()
+    may_end.set()
+    await asyncio.gather(first, *later[1:])
+    assert scanned == [0, 1]
