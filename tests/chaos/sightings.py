@@ -1,5 +1,6 @@
 """What is seen of a stack from outside: its rows, its processes, its connections, its logs."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,9 +80,20 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
 def defects(stack: Stack) -> Iterator[str]:
     """The lines of all its logs that tell of one."""
     for path in sorted([stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]):
-        for line in path.read_text(errors="replace").splitlines():
-            if any(defect in line for defect in _DEFECTS):
+        lines = path.read_text(errors="replace").splitlines()
+        for index, line in enumerate(lines):
+            if any(defect in line for defect in _DEFECTS) and not _is_cancelled_call(lines[index:]):
                 yield f"{path.relative_to(stack.state_dir.parent)}: {line[:2000]}"
+
+
+def _is_cancelled_call(lines: Sequence[str]) -> bool:
+    """Whether the first line, with the trace behind it, is what grpcio logs of a call that ended before it had begun."""
+    trace: Sequence[str] = lines
+    if lines[0].startswith("{"):
+        with suppress(ValueError):
+            trace = str(json.loads(lines[0]).get("exception")).splitlines()
+    error = next((line for line in trace[1:] if not line.startswith(" ")), "")
+    return trace[0].startswith("Traceback") and error == "asyncio.exceptions.CancelledError"
 
 
 def tasks(stack: Stack) -> dict[str, TaskRow]:
