@@ -43,8 +43,8 @@ def take_terminal(terminal: int, *, ignores: bool) -> None:
     """Makes it the controlling terminal of the process that begins."""
     os.setsid()
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    if ignores:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The tests themselves may run under nohup, which every child inherits.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
