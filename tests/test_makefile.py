@@ -80,7 +80,7 @@ def python(folder: Path, preamble: str) -> Path:
     [
         ("import sys; sys.version_info = (3, 9, 18)", "is Python 3.9.18; 3.11 or newer is needed"),
         ("import sys; sys.modules['venv'] = None", "has no venv module; install it"),
-        # As Debian has it without python3-venv.
+        # Like Debian's Python without the package python3-venv.
         ("import sys; sys.modules['ensurepip'] = None", "has no venv module; install it"),
     ],
 )

@@ -108,7 +108,7 @@ async def test_failures_of_the_service_are_all_there(
     for _ in range(100):
         await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
     assert {line["outcome"] for line in await of_calls(log, 100)} == {outcome}
-    # A defect's traceback is long, and whoever has found it can repeat it.
+    # A traceback is long, and a caller who has found a defect can trigger it repeatedly.
     assert sum(line["event"] == "a defect" for line in log.entries) < 100
 
 

@@ -57,7 +57,7 @@ class Evidence:
 
     tasks: Mapping[str, TaskRow] = field(default_factory=dict)
     events: Sequence[EventRow] = ()
-    # Workspace → its last `seq`, as its row has it.
+    # The `last_seq` of each workspace's row, by workspace id.
     last_seqs: Mapping[str, int] = field(default_factory=dict)
     answers: Sequence[Answer] = ()
     hits: Sequence[Hit] = ()

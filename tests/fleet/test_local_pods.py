@@ -40,7 +40,7 @@ async def test_what_is_on_disk_is_enough_for_another_controller(pods: LocalPods,
     assert other.was_started(at) and other.is_alive(at)
     pid = int((tmp_path / "pods" / at.id / "pid").read_text())
     assert [process.pid for process in processes.find(Pod(at.id))] == [pid]
-    # Another database under the same folder, or a restored one, comes to the same epoch again.
+    # Epochs repeat with another database under the same folder, or with a restored one.
     assert not other.was_started(replace(at, host="host_2"))
     for epoch in (2, 4):
         assert not other.was_started(replace(at, epoch=epoch)) and not other.is_alive(replace(at, epoch=epoch))
