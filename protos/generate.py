@@ -1,4 +1,6 @@
-"""Writes gen/ from protos/: Python, stubs, descriptor set, the edge's routes, OpenAPI. Run by `make gen`; `--check` finds drift."""
+"""Writes gen/ from protos/: Python, stubs, descriptor set, the edge's routes, OpenAPI. Run by `make
+gen`; `--check` finds drift.
+"""
 
 import argparse
 import importlib.resources
@@ -30,7 +32,8 @@ def proto_files() -> list[str]:
 
 
 def protoc(*arguments: str) -> None:
-    """Runs the protoc that grpcio-tools carries; google's own protos come from googleapis-common-protos.
+    """Runs the protoc that grpcio-tools carries; google's own protos come from
+    googleapis-common-protos.
 
     Raises subprocess.CalledProcessError when a proto is wrong; protoc has then said where.
     """
@@ -38,7 +41,8 @@ def protoc(*arguments: str) -> None:
     googleapis = Path(code_pb2.__file__).parents[2]
     includes = [f"-I{PROTOS}", f"-I{googleapis}", f"-I{well_known}"]
     command = [sys.executable, "-m", "grpc_tools.protoc", *includes, *arguments, *proto_files()]
-    # protoc looks for its plugins on the path, where an environment that is not activated is missing.
+    # protoc looks for its plugins on the path, where an environment that is not activated is
+    # missing.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     subprocess.run(command, check=True, cwd=PROTOS, env=os.environ | {"PATH": path})
 
@@ -47,12 +51,23 @@ def generate(out: Path) -> None:
     """Writes everything anew."""
     shutil.rmtree(out / "evershell", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    protoc(f"--python_out={out}", f"--grpc_python_out={out}", f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}")
-    # Lint and the comments in documents need the source positions; the edge needs every imported file in the set, and whoever reads
-    # a rich status with the set needs the standard details, which no proto here imports.
+    protoc(
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    )
+    # Lint and the comments in documents need the source positions; the edge needs every imported
+    # file in the set, and whoever reads a rich status with the set needs the standard details,
+    # which no proto here imports.
     descriptor_set = out / DESCRIPTOR_SET
     details = "google/rpc/error_details.proto"
-    protoc(f"--descriptor_set_out={descriptor_set}", "--include_imports", "--include_source_info", details)
+    protoc(
+        f"--descriptor_set_out={descriptor_set}",
+        "--include_imports",
+        "--include_source_info",
+        details,
+    )
     protos = Protos(descriptor_set.read_bytes())
     (out / ROUTES).write_text(json.dumps(edge(protos), indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
@@ -60,20 +75,34 @@ def generate(out: Path) -> None:
 
 def generated_files(directory: Path) -> dict[str, bytes]:
     """What a directory holds of what this script writes, by name."""
-    found = [path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    found = [
+        path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}
 
 
 def check() -> list[str]:
-    """Generates into a temporary directory; what differs from gen/, is badly made or breaks callers, as lines to print."""
+    """Generates into a temporary directory; what differs from gen/, is badly made or breaks
+    callers, as lines to print.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         fresh_directory = Path(temporary)
         generate(fresh_directory)
         fresh, committed = generated_files(fresh_directory), generated_files(GEN)
-        problems = [f"gen/{name} is missing; run `make gen`" for name in sorted(fresh.keys() - committed.keys())]
-        problems += [f"gen/{name} is left over; run `make gen`" for name in sorted(committed.keys() - fresh.keys())]
+        problems = [
+            f"gen/{name} is missing; run `make gen`"
+            for name in sorted(fresh.keys() - committed.keys())
+        ]
+        problems += [
+            f"gen/{name} is left over; run `make gen`"
+            for name in sorted(committed.keys() - fresh.keys())
+        ]
         both = sorted(fresh.keys() & committed.keys())
-        problems += [f"gen/{name} has drifted; run `make gen`" for name in both if fresh[name] != committed[name]]
+        problems += [
+            f"gen/{name} has drifted; run `make gen`"
+            for name in both
+            if fresh[name] != committed[name]
+        ]
         image = str(fresh_directory / DESCRIPTOR_SET)
         problems += buf("lint", image, "--path", "evershell")
         problems += buf("breaking", image, "--against", str(RELEASED))
@@ -89,14 +118,20 @@ def buf(command: str, image: str, *arguments: str) -> list[str]:
         capture_output=True,
         text=True,
     )
-    return [f"buf {command}: {line}" for line in (ran.stdout + ran.stderr).splitlines()] if ran.returncode else []
+    return (
+        [f"buf {command}: {line}" for line in (ran.stdout + ran.stderr).splitlines()]
+        if ran.returncode
+        else []
+    )
 
 
 def main() -> None:
     """Writes gen/, or says what differs from it and ends with 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=GEN)
-    parser.add_argument("--check", action="store_true", help="change nothing; compare with gen/ and lint the protos")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; compare with gen/ and lint the protos"
+    )
     arguments = parser.parse_args()
     if not arguments.check:
         generate(arguments.out.resolve())

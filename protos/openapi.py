@@ -1,7 +1,8 @@
 """Writes the OpenAPI document of the REST side, from the protos. Written to gen/openapi.yaml.
 
-JSON is as the edge's transcoder has it (see envoy.yaml): fields keep their proto names, 64-bit numbers are strings, enum values are
-their names, and a reply shows every field that has no presence of its own, zero or not.
+JSON is as the edge's transcoder has it (see envoy.yaml): fields keep their proto names, 64-bit
+numbers are strings, enum values are their names, and a reply shows every field that has no presence
+of its own, zero or not.
 """
 
 import json
@@ -30,21 +31,41 @@ SCALARS: dict[int, dict[str, Any]] = {
 }
 WELL_KNOWN: dict[str, dict[str, Any]] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
-    "google.protobuf.Duration": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,9})?s$", "examples": ["10s"]},
+    "google.protobuf.Duration": {
+        "type": "string",
+        "pattern": r"^[0-9]+(\.[0-9]{1,9})?s$",
+        "examples": ["10s"],
+    },
     "google.protobuf.Struct": {"type": "object"},
 }
 
 # What answers carry in their headers.
 HEADERS: dict[str, dict[str, Any]] = {
-    "x-request-id": {"description": "Finds the call in the log.", "required": True, "schema": {"type": "string"}},
-    "retry-after": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}},
-    "www-authenticate": {"description": "What kind of credential to send.", "schema": {"const": "Bearer"}},
+    "x-request-id": {
+        "description": "Finds the call in the log.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "retry-after": {
+        "description": "Seconds after which to try again.",
+        "schema": {"type": "integer"},
+    },
+    "www-authenticate": {
+        "description": "What kind of credential to send.",
+        "schema": {"const": "Bearer"},
+    },
 }
 
 
 def document(protos: Protos) -> str:
     """The text of gen/openapi.yaml."""
-    return yaml.dump(_Document(protos).content(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=TEXT_WIDTH)
+    return yaml.dump(
+        _Document(protos).content(),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=TEXT_WIDTH,
+    )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -55,7 +76,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
 
 
 _Dumper.add_representer(str, _text)
@@ -73,17 +96,24 @@ class _Document:
         paths: dict[str, Any] = {}
         named: set[str] = set()
         bindings = self._protos.bindings()
-        # The order of the protos is the order of the page; of several bindings of an RPC, the first has its plain name.
+        # The order of the protos is the order of the page; of several bindings of an RPC, the first
+        # has its plain name.
         order = [rpc.name for rpc in self._protos.service.methods]
         for binding in sorted(bindings, key=lambda binding: order.index(binding.rpc.name)):
             name = binding.rpc.name
             if name in named:
                 name += "By" + _camel(re.findall(r"\{(\w+)\}", binding.path)[-1])
             named.add(name)
-            paths.setdefault(binding.path, {})[binding.method.lower()] = self._operation(binding, name)
+            paths.setdefault(binding.path, {})[binding.method.lower()] = self._operation(
+                binding, name
+            )
         service, rules = self._protos.service, self._protos.rules()
         called = {rule.code for binding in bindings for rule in self._protos.errors(binding)}
-        elsewhere = "".join(f"\n- {rule.http} `{rule.code}`: {rule.message}" for rule in rules if rule.code not in called)
+        elsewhere = "".join(
+            f"\n- {rule.http} `{rule.code}`: {rule.message}"
+            for rule in rules
+            if rule.code not in called
+        )
         # The schema of an error is there before the narrower ones that refer to it.
         self._schema(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
         return {
@@ -100,7 +130,11 @@ class _Document:
             "paths": paths,
             "components": {
                 "securitySchemes": {
-                    BEARER: {"type": "http", "scheme": "bearer", "description": "An API key or a session token."},
+                    BEARER: {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "An API key or a session token.",
+                    },
                 },
                 "schemas": self._schemas | {"ErrorEnvelope": ENVELOPE},
                 "responses": self._responses,
@@ -119,7 +153,9 @@ class _Document:
             "tags": [rpc.containing_service.name],
             "summary": " ".join(summary.split()).rstrip("."),
             "description": _prose(rest),
-            "parameters": [self._parameter(rpc.input_type.fields_by_name[field], "path") for field in in_path],
+            "parameters": [
+                self._parameter(rpc.input_type.fields_by_name[field], "path") for field in in_path
+            ],
         }
         if not binding.has_body:
             operation["parameters"] += [self._parameter(field, "query") for field in others]
@@ -142,7 +178,9 @@ class _Document:
         if binding.edge.example:
             content["example"] = json.loads(binding.edge.example)
             # An example that the service could not read is a mistake in the protos.
-            json_format.ParseDict(content["example"], message_factory.GetMessageClass(binding.rpc.input_type)())
+            json_format.ParseDict(
+                content["example"], message_factory.GetMessageClass(binding.rpc.input_type)()
+            )
         return {"required": "required" in schema, "content": {"application/json": content}}
 
     def _is_asked_for(self, field: FieldDescriptor) -> bool:
@@ -197,29 +235,44 @@ class _Document:
         return _reference("responses", name)
 
     def _schema(self, described: Descriptor | EnumDescriptor) -> dict[str, Any]:
-        """A reference to the schema of one of our messages or enums, which is written when it is first needed."""
+        """A reference to the schema of one of our messages or enums, which is written when it is
+        first needed.
+        """
         name = described.full_name.removeprefix(f"{PACKAGE}.")
         if name not in self._schemas:
             # It may hold itself.
             self._schemas[name] = {}
-            self._schemas[name] = self._enum(described) if isinstance(described, EnumDescriptor) else self._message(described)
+            self._schemas[name] = (
+                self._enum(described)
+                if isinstance(described, EnumDescriptor)
+                else self._message(described)
+            )
         return _reference("schemas", name)
 
     def _message(self, message: Descriptor) -> dict[str, Any]:
-        schema = self._object(list(message.fields), [field.name for field in message.fields if not field.has_presence])
+        schema = self._object(
+            list(message.fields), [field.name for field in message.fields if not field.has_presence]
+        )
         choices = [{"required": [field.name]} for oneof in message.oneofs for field in oneof.fields]
         if choices:
             schema["oneOf"] = choices
         return self._described(message.full_name, schema)
 
     def _object(self, fields: list[FieldDescriptor], required: list[str]) -> dict[str, Any]:
-        properties = {field.name: self._described(field.full_name, self._type(field)) for field in fields}
+        properties = {
+            field.name: self._described(field.full_name, self._type(field)) for field in fields
+        }
         schema: dict[str, Any] = {"type": "object", "properties": properties}
         return schema | ({"required": required} if required else {})
 
     def _enum(self, enum: EnumDescriptor) -> dict[str, Any]:
-        """Its values with their comments. A zero without a comment stands for nothing that is ever sent."""
-        comments = {value.name: " ".join(self._protos.comment(f"{enum.full_name}.{value.name}").split()) for value in enum.values}
+        """Its values with their comments. A zero without a comment stands for nothing that is ever
+        sent.
+        """
+        comments = {
+            value.name: " ".join(self._protos.comment(f"{enum.full_name}.{value.name}").split())
+            for value in enum.values
+        }
         names = [value.name for value in enum.values if value.number or comments[value.name]]
         told = "\n".join(f"- `{name}`: {comments[name]}" for name in names if comments[name])
         heading = _prose(self._protos.comment(enum.full_name))
@@ -230,11 +283,18 @@ class _Document:
     def _type(self, field: FieldDescriptor) -> dict[str, Any]:
         message = field.message_type
         if message is not None and message.GetOptions().map_entry:
-            return {"type": "object", "additionalProperties": self._type(message.fields_by_name["value"])}
+            return {
+                "type": "object",
+                "additionalProperties": self._type(message.fields_by_name["value"]),
+            }
         if message is not None:
             single = WELL_KNOWN.get(message.full_name) or self._schema(message)
         else:
-            single = self._schema(field.enum_type) if field.enum_type is not None else SCALARS[field.type]
+            single = (
+                self._schema(field.enum_type)
+                if field.enum_type is not None
+                else SCALARS[field.type]
+            )
         return {"type": "array", "items": single} if field.is_repeated else dict(single)
 
     def _described(self, full_name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +314,11 @@ def _example(rule: Rule) -> dict[str, Any]:
     error: dict[str, Any] = {"code": rule.code, "message": rule.message, "request_id": REQUEST_ID}
     if rule.details:
         error["details"] = json.loads(rule.details)
-    return {"summary": f"{rule.http} {rule.code}", "description": rule.example, "value": {"error": error}}
+    return {
+        "summary": f"{rule.http} {rule.code}",
+        "description": rule.example,
+        "value": {"error": error},
+    }
 
 
 def _reference(kind: str, name: str) -> dict[str, Any]:
@@ -270,6 +334,12 @@ def _camel(name: str) -> str:
 
 
 def _prose(comment: str) -> str:
-    """A comment as Markdown: each of its paragraphs on one line, a new one where a line begins with a heading such as `Effect:`."""
+    """A comment as Markdown: each of its paragraphs on one line, a new one where a line begins with
+    a heading such as `Effect:`.
+    """
     apart = re.sub(r"\n(?=(?:[A-Z]\w+: |Needs ))", "\n\n", comment)
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", apart) if paragraph.strip())
+    return "\n\n".join(
+        " ".join(paragraph.split())
+        for paragraph in re.split(r"\n\s*\n", apart)
+        if paragraph.strip()
+    )

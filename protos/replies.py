@@ -1,4 +1,6 @@
-"""What the edge itself says when it refuses a call, derived from the error codes: envelopes for REST, rich statuses for gRPC."""
+"""What the edge itself says when it refuses a call, derived from the error codes: envelopes for
+REST, rich statuses for gRPC.
+"""
 
 import base64
 from collections import defaultdict
@@ -12,7 +14,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from source import Rule
 
 DOMAIN = "evershell.ai"
-# Every other message is the first sentence of its code's comment. The edge's reader says what it does not like about a request.
+# Every other message is the first sentence of its code's comment. The edge's reader says what it
+# does not like about a request.
 MESSAGES = {
     "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
     "payload_too_large": "The body is larger than the %METADATA(ROUTE:evershell:max_request_bytes)% bytes that this method takes.",
@@ -23,17 +26,32 @@ BARE_MESSAGES = {"validation_error": "The request cannot be read."}
 RETRYABLE = "unavailable"
 RETRY_AFTER_SECONDS = 1
 # For the header and for the body.
-REQUEST_ID = {"x-request-id": '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'}
+REQUEST_ID = {
+    "x-request-id": '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
+}
 # A request that could not be read has no id yet, or one that its client has chosen.
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 NEVER_READ = (426, 431)
 
-# What Envoy answers to callers of gRPC: from which HTTP status on, the code that this is, and what to say if not the code's own
-# comment. Envoy itself turns just these statuses into the gRPC status of that code.
+# What Envoy answers to callers of gRPC: from which HTTP status on, the code that this is, and what
+# to say if not the code's own comment. Envoy itself turns just these statuses into the gRPC status
+# of that code.
 GRPC_REPLIES = (
     ("GE", 502, 503, RETRYABLE, ""),
-    ("EQ", 404, 404, "method_not_allowed", "There is no such method here. Server reflection lists the services that there are."),
-    ("GE", 400, 400, "internal", "The edge cannot read this call. The request id finds it in its log."),
+    (
+        "EQ",
+        404,
+        404,
+        "method_not_allowed",
+        "There is no such method here. Server reflection lists the services that there are.",
+    ),
+    (
+        "GE",
+        400,
+        400,
+        "internal",
+        "The edge cannot read this call. The request id finds it in its log.",
+    ),
 )
 CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 # By Envoy's names for what is wrong.
@@ -43,12 +61,20 @@ UNREAD = (
         "^path_normalization_failed",
         "The path holds what no path may: an escaped slash or backslash, %%00 or a fragment.",
     ),
-    ("validation_error", "underscore$", "A header's name holds an underscore. Write a hyphen: x-name in place of x_name."),
+    (
+        "validation_error",
+        "underscore$",
+        "A header's name holds an underscore. Write a hyphen: x-name in place of x_name.",
+    ),
     ("validation_error", "^missing_host_header", "The request has no Host header."),
     ("validation_error", "^http", "The request is not valid HTTP: %RESPONSE_CODE_DETAILS%."),
     ("not_found", "^absolute_path_rejected", ""),
 )
-GRPC_CALL = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
+GRPC_CALL = {
+    "header_filter": {
+        "header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    }
+}
 
 
 def _headers(rule: Rule) -> dict[str, str]:
@@ -68,20 +94,34 @@ def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
         by_status[rule.http].append(replace(rule, message=MESSAGES.get(rule.code, rule.message)))
     chosen = {status: _plainest(candidates) for status, candidates in sorted(by_status.items())}
     by_code = {rule.code: rule for rule in rules}
-    mappers = [_unread(by_code[code], details, message or by_code[code].message) for code, details, message in UNREAD]
+    mappers = [
+        _unread(by_code[code], details, message or by_code[code].message)
+        for code, details, message in UNREAD
+    ]
     for status, rule in chosen.items():
         if rule:
-            mappers.append(_mapper("EQ", status, rule, NEW_REQUEST_ID if status in NEVER_READ else REQUEST_ID))
+            mappers.append(
+                _mapper("EQ", status, rule, NEW_REQUEST_ID if status in NEVER_READ else REQUEST_ID)
+            )
     # Whatever Envoy calls it, this is the client's fault.
-    encoding = replace(by_code["validation_error"], message="The transfer encoding is none that there is; chunked is the only one.")
+    encoding = replace(
+        by_code["validation_error"],
+        message="The transfer encoding is none that there is; chunked is the only one.",
+    )
     mappers.append(_mapper("EQ", 501, encoding, NEW_REQUEST_ID) | {"status_code": encoding.http})
     # What is left is not in the table: another fault of the client's or another fault of ours.
-    last = [_mapper("GE", rule.http, rule) | {"status_code": rule.http} for rule in (chosen[500], chosen[400]) if rule]
+    last = [
+        _mapper("GE", rule.http, rule) | {"status_code": rule.http}
+        for rule in (chosen[500], chosen[400])
+        if rule
+    ]
     return mappers + last
 
 
 def _plainest(candidates: list[Rule]) -> Rule | None:
-    """The edge's own code, or the one named as its gRPC code, or the fallback, or the only one; of several others, none."""
+    """The edge's own code, or the one named as its gRPC code, or the fallback, or the only one; of
+    several others, none.
+    """
     own = [rule for rule in candidates if rule.edge_only]
     same = [rule for rule in candidates if rule.code.upper() == code_pb2.Code.Name(rule.grpc)]
     fallback = [rule for rule in candidates if rule.fallback]
@@ -89,8 +129,12 @@ def _plainest(candidates: list[Rule]) -> Rule | None:
     return chosen[0] if len(chosen) == 1 else None
 
 
-def _mapper(comparison: str, status: int, rule: Rule, request_id: dict[str, str] = REQUEST_ID) -> dict[str, Any]:
-    envelope = {"error": {"code": rule.code, "message": rule.message, "request_id": "%RESP(x-request-id)%"}}
+def _mapper(
+    comparison: str, status: int, rule: Rule, request_id: dict[str, str] = REQUEST_ID
+) -> dict[str, Any]:
+    envelope = {
+        "error": {"code": rule.code, "message": rule.message, "request_id": "%RESP(x-request-id)%"}
+    }
     headers = request_id | _headers(rule)
     return {
         "filter": _status_filter("local_reply", comparison, status),
@@ -100,25 +144,38 @@ def _mapper(comparison: str, status: int, rule: Rule, request_id: dict[str, str]
 
 
 def _unread(rule: Rule, details: str, message: str) -> dict[str, Any]:
-    """What Envoy refuses before it looks at the routes: it has no text, but a name for what is wrong, which `details` matches."""
+    """What Envoy refuses before it looks at the routes: it has no text, but a name for what is
+    wrong, which `details` matches.
+    """
     expression = {"@type": CEL, "expression": f"response.code_details.matches('{details}')"}
-    named = {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": expression}}
+    named = {
+        "extension_filter": {
+            "name": "envoy.access_loggers.extension_filters.cel",
+            "typed_config": expression,
+        }
+    }
     mapper = _mapper("EQ", rule.http, replace(rule, message=message), NEW_REQUEST_ID)
     return mapper | {"filter": {"and_filter": {"filters": [mapper["filter"], named]}}}
 
 
 def _status_filter(place: str, comparison: str, status: int) -> dict[str, Any]:
-    threshold = {"default_value": status, "runtime_key": f"evershell.{place}.{comparison.lower()}_{status}"}
+    threshold = {
+        "default_value": status,
+        "runtime_key": f"evershell.{place}.{comparison.lower()}_{status}",
+    }
     return {"status_code_filter": {"comparison": {"op": comparison, "value": threshold}}}
 
 
 def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
-    """By gRPC status: what the Lua filter answers when a worker's gRPC library, and not the service, refused a call."""
+    """By gRPC status: what the Lua filter answers when a worker's gRPC library, and not the
+    service, refused a call.
+    """
     by_status = defaultdict(list)
     for rule in rules:
         if not rule.edge_only:
             by_status[rule.grpc].append(rule)
-    # A worker that ends cancels what it has not taken yet; a caller that cancels does not wait for an answer.
+    # A worker that ends cancels what it has not taken yet; a caller that cancels does not wait for
+    # an answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
     chosen = {grpc: _plainest(candidates) for grpc, candidates in sorted(by_status.items())}
     return {
@@ -134,7 +191,8 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 
 
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Replies of the gRPC listener: message and details for gRPC calls, and for all others the replies of the REST listener.
+    """Replies of the gRPC listener: message and details for gRPC calls, and for all others the
+    replies of the REST listener.
 
     `size_limits` maps the path of a method to the size limit of its requests.
     """
@@ -145,18 +203,28 @@ def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> lis
         method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
         mapper = _grpc_mapper(("EQ", 413), 400, by_code["validation_error"], text, method)
         # Set directly, because Envoy maps no HTTP status to INVALID_ARGUMENT.
-        mapper["headers_to_add"].append(header("grpc-status", str(by_code["validation_error"].grpc)))
+        mapper["headers_to_add"].append(
+            header("grpc-status", str(by_code["validation_error"].grpc))
+        )
         mappers.append(mapper)
     for comparison, status, shown, code, message in GRPC_REPLIES:
-        mappers.append(_grpc_mapper((comparison, status), shown, by_code[code], message or by_code[code].message))
+        mappers.append(
+            _grpc_mapper(
+                (comparison, status), shown, by_code[code], message or by_code[code].message
+            )
+        )
     return mappers + local_replies(rules)
 
 
-def _grpc_mapper(when: tuple[str, int], shown: int, rule: Rule, text: str, *more: dict[str, Any]) -> dict[str, Any]:
+def _grpc_mapper(
+    when: tuple[str, int], shown: int, rule: Rule, text: str, *more: dict[str, Any]
+) -> dict[str, Any]:
     request_id = NEW_REQUEST_ID if when[1] == 400 else REQUEST_ID
     headers = {"grpc-status-details-bin": _rich_status(rule, text)} | request_id | _headers(rule)
     return {
-        "filter": {"and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *more]}},
+        "filter": {
+            "and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *more]}
+        },
         "status_code": shown,
         "headers_to_add": [header(name, value) for name, value in headers.items()],
         "body_format_override": {"text_format_source": {"inline_string": text}},
@@ -164,7 +232,9 @@ def _grpc_mapper(when: tuple[str, int], shown: int, rule: Rule, text: str, *more
 
 
 def _rich_status(rule: Rule, text: str) -> str:
-    """google.rpc.Status as a header carries it; without RequestInfo, since it is the same for every call."""
+    """google.rpc.Status as a header carries it; without RequestInfo, since it is the same for every
+    call.
+    """
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.code.upper(), domain=DOMAIN)]
     if rule.code == RETRYABLE:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)

@@ -1,7 +1,8 @@
 """What the protos say, read from their descriptor set: options, bindings, error codes and comments.
 
-The sources are the `google.api.http` annotations, the `edge` option of each RPC, the `every_call` option of the service and the
-`rule` option of each error code, so that a path, a status or a slug is written in the protos and nowhere else.
+The sources are the `google.api.http` annotations, the `edge` option of each RPC, the `every_call`
+option of the service and the `rule` option of each error code, so that a path, a status or a slug
+is written in the protos and nowhere else.
 """
 
 from collections.abc import Iterator
@@ -56,7 +57,9 @@ class Rule:
 
 
 class Protos:
-    """A descriptor set whose custom options and comments can be read, whatever generated code is installed."""
+    """A descriptor set whose custom options and comments can be read, whatever generated code is
+    installed.
+    """
 
     def __init__(self, descriptor_set: bytes) -> None:
         files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
@@ -76,16 +79,26 @@ class Protos:
         return self.option(self.service.GetOptions(), f"{PACKAGE}.every_call")
 
     def comment(self, full_name: str) -> str:
-        """The comment above a thing, without the space that its lines begin with; empty where there is none."""
-        return "\n".join(line.removeprefix(" ") for line in self._comments.get(full_name, "").splitlines()).strip()
+        """The comment above a thing, without the space that its lines begin with; empty where there
+        is none.
+        """
+        return "\n".join(
+            line.removeprefix(" ") for line in self._comments.get(full_name, "").splitlines()
+        ).strip()
 
     def option(self, options: Any, extension: str) -> Any:
         """The value of a custom option."""
-        known = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(options.DESCRIPTOR.full_name))
-        return known.FromString(options.SerializeToString()).Extensions[self.pool.FindExtensionByName(extension)]
+        known = message_factory.GetMessageClass(
+            self.pool.FindMessageTypeByName(options.DESCRIPTOR.full_name)
+        )
+        return known.FromString(options.SerializeToString()).Extensions[
+            self.pool.FindExtensionByName(extension)
+        ]
 
     def bindings(self) -> list[Binding]:
-        """Every method and path, additional bindings too; of two paths that match, the one with the literal comes first."""
+        """Every method and path, additional bindings too; of two paths that match, the one with the
+        literal comes first.
+        """
         found = []
         for method in self.service.methods:
             http = self.option(method.GetOptions(), "google.api.http")
@@ -93,10 +106,17 @@ class Protos:
             for rule in (http, *http.additional_bindings):
                 verb = rule.WhichOneof("pattern")
                 if verb in (None, "custom") or not edge.success_status:
-                    raise ValueError(f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status")
+                    raise ValueError(
+                        f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status"
+                    )
                 path, limit = getattr(rule, verb), self.max_request_bytes(method)
                 found.append(Binding(method, verb.upper(), path, bool(rule.body), edge, limit))
-        return sorted(found, key=lambda binding: [(segment.startswith("{"), segment) for segment in binding.path.split("/")])
+        return sorted(
+            found,
+            key=lambda binding: [
+                (segment.startswith("{"), segment) for segment in binding.path.split("/")
+            ],
+        )
 
     def max_request_bytes(self, method: Any) -> int:
         """Size limit of a request of this RPC: its own, or the one in `every_call`."""
@@ -117,7 +137,18 @@ class Protos:
                         f"ErrorCode.{value.name} needs a comment that says what it means, then 'Example: ' and when it comes"
                     )
                 message = message.split(". ")[0].rstrip(".") + "."
-                found.append(Rule(value.name, rule.grpc, rule.http, rule.edge_only, rule.fallback, message, example, rule.details))
+                found.append(
+                    Rule(
+                        value.name,
+                        rule.grpc,
+                        rule.http,
+                        rule.edge_only,
+                        rule.fallback,
+                        message,
+                        example,
+                        rule.details,
+                    )
+                )
         return found
 
     def errors(self, binding: Binding) -> list[Rule]:
@@ -129,14 +160,21 @@ class Protos:
 
 
 def _comments(file: Any) -> dict[str, str]:
-    """The comment above each message, field, enum, value, service and RPC of a file, by full name; a value's is within its enum."""
-    texts = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
+    """The comment above each message, field, enum, value, service and RPC of a file, by full name;
+    a value's is within its enum.
+    """
+    texts = {
+        tuple(location.path): location.leading_comments
+        for location in file.source_code_info.location
+    }
     named = dict(_names(file))
     return {named[path]: text for path, text in texts.items() if path in named and text.strip()}
 
 
 def _names(file: Any) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Each thing of a file: its path in the file's descriptor, as the compiler counts it, and its full name."""
+    """Each thing of a file: its path in the file's descriptor, as the compiler counts it, and its
+    full name.
+    """
     for index, message in enumerate(file.message_type):
         yield from _names_within(message, (4, index), file.package)
     for index, enum in enumerate(file.enum_type):
@@ -148,7 +186,9 @@ def _names(file: Any) -> Iterator[tuple[tuple[int, ...], str]]:
             yield (6, index, 2, number), f"{name}.{method.name}"
 
 
-def _names_within(message: Any, path: tuple[int, ...], scope: str) -> Iterator[tuple[tuple[int, ...], str]]:
+def _names_within(
+    message: Any, path: tuple[int, ...], scope: str
+) -> Iterator[tuple[tuple[int, ...], str]]:
     name = f"{scope}.{message.name}"
     yield path, name
     for index, field in enumerate(message.field):
@@ -159,7 +199,9 @@ def _names_within(message: Any, path: tuple[int, ...], scope: str) -> Iterator[t
         yield from _names_of_enum(enum, (*path, 4, index), name)
 
 
-def _names_of_enum(enum: Any, path: tuple[int, ...], scope: str) -> Iterator[tuple[tuple[int, ...], str]]:
+def _names_of_enum(
+    enum: Any, path: tuple[int, ...], scope: str
+) -> Iterator[tuple[tuple[int, ...], str]]:
     name = f"{scope}.{enum.name}"
     yield path, name
     for index, value in enumerate(enum.value):

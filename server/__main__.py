@@ -1,4 +1,6 @@
-"""The commands. Each imports what it needs when it runs: an agent, of which there are many, is not to carry the control plane."""
+"""The commands. Each imports what it needs when it runs: an agent, of which there are many, is not
+to carry the control plane.
+"""
 
 import asyncio
 import json
@@ -16,7 +18,8 @@ from server.terminal import Commands
 @click.group(cls=Commands, help="The cancel button of an agent platform.")
 def main() -> None:
     """The commands' root."""
-    # A standard stream that was closed: a socket could get its number, and the log would be written to it.
+    # A standard stream that was closed: a socket could get its number, and the log would be written
+    # to it.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -41,7 +44,9 @@ def up() -> None:
         raise click.ClickException(str(error)) from error
 
 
-@main.command(help="Restart the programs of the running stack one after another, without losing a call.")
+@main.command(
+    help="Restart the programs of the running stack one after another, without losing a call."
+)
 def restart() -> None:
     """See server.stack.rolling_restart."""
     import signal
@@ -56,11 +61,17 @@ def restart() -> None:
     try:
         os.kill(pid, signal.SIGHUP)
     except OSError as error:
-        raise click.ClickException(f"Process {pid} of the stack cannot be signalled: {error.strerror}.") from error
-    click.echo(f"The stack (process {pid}) restarts its programs. This takes about 10 s; its output says when it is complete.")
+        raise click.ClickException(
+            f"Process {pid} of the stack cannot be signalled: {error.strerror}."
+        ) from error
+    click.echo(
+        f"The stack (process {pid}) restarts its programs. This takes about 10 s; its output says when it is complete."
+    )
 
 
-@main.command(help="Show a cancellation, and check each promise: on the stack that runs here, else on one of its own.")
+@main.command(
+    help="Show a cancellation, and check each promise: on the stack that runs here, else on one of its own."
+)
 def demo() -> None:
     """See server.commands.demo."""
     from server.commands.demo import run
@@ -97,13 +108,16 @@ def fleet() -> None:
         raise click.ClickException(str(error)) from error
 
 
-@main.command(help="Run one agent; what it is to know comes as JSON on standard input.", hidden=True)
+@main.command(
+    help="Run one agent; what it is to know comes as JSON on standard input.", hidden=True
+)
 def agent() -> None:
     """See server.agent.program."""
     from server import logs
     from server.agent.program import AgentSettings, run_agent
 
-    # Lifts the memory limit inherited from the controller, which is for the programs of the stack, not for tools.
+    # Lifts the memory limit inherited from the controller, which is for the programs of the stack,
+    # not for tools.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     spec = json.load(sys.stdin)
@@ -131,15 +145,50 @@ Exit codes:
 @main.command(help=_CANCEL_HELP)
 @click.argument("workspace")
 @click.option("--task", default="", metavar="ID", help="Cancel only this task.")
-@click.option("--reason", default="", metavar="TEXT", help="Shown on the task and on its events; at most 500 characters.")
-@click.option("--wait", metavar="DURATION", help="Answer when the task has ended, or when this is over: 500ms, 10s; at most 30s.")
-@click.option("--force-after", metavar="DURATION", help="Break the iteration off if it still runs then: 0s, 30s; at most 24 h.")
-@click.option("--address", envvar="GRPC_ADDR", default="", metavar="HOST:PORT", help="GRPC_ADDR when absent; https://… for TLS.")
-@click.option("--token-file", type=click.File(), help="Holds the token (- for standard input); the variable TOKEN when absent.")
-@click.option("--ca-file", type=Path, metavar="FILE", help="TLS: trust these authorities, in place of the system's.")
-@click.option("--cert-file", type=Path, metavar="FILE", help="TLS: a client certificate, for a service that asks for one.")
+@click.option(
+    "--reason",
+    default="",
+    metavar="TEXT",
+    help="Shown on the task and on its events; at most 500 characters.",
+)
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    help="Answer when the task has ended, or when this is over: 500ms, 10s; at most 30s.",
+)
+@click.option(
+    "--force-after",
+    metavar="DURATION",
+    help="Break the iteration off if it still runs then: 0s, 30s; at most 24 h.",
+)
+@click.option(
+    "--address",
+    envvar="GRPC_ADDR",
+    default="",
+    metavar="HOST:PORT",
+    help="GRPC_ADDR when absent; https://… for TLS.",
+)
+@click.option(
+    "--token-file",
+    type=click.File(),
+    help="Holds the token (- for standard input); the variable TOKEN when absent.",
+)
+@click.option(
+    "--ca-file",
+    type=Path,
+    metavar="FILE",
+    help="TLS: trust these authorities, in place of the system's.",
+)
+@click.option(
+    "--cert-file",
+    type=Path,
+    metavar="FILE",
+    help="TLS: a client certificate, for a service that asks for one.",
+)
 @click.option("--key-file", type=Path, metavar="FILE", help="TLS: the client certificate's key.")
-@click.option("--json", "as_json", is_flag=True, help="Print the reply, or the error, as REST shows it.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the reply, or the error, as REST shows it."
+)
 def cancel(
     workspace: str,
     task: str,
@@ -170,31 +219,58 @@ def cancel(
         as_json=as_json,
     )
     endpoint = find_endpoint(address, os.environ.get("TOKEN", ""), token_file, Identity(**files))
-    with WorkspaceClient(endpoint.address, endpoint.token, credentials=endpoint.identity.credentials()) as client:
+    with WorkspaceClient(
+        endpoint.address, endpoint.token, credentials=endpoint.identity.credentials()
+    ) as client:
         sys.exit(run(command, endpoint, client))
 
 
-@main.group(help="The API keys of organizations, in the database of DATABASE_URL or of the stack that runs on this machine.")
+@main.group(
+    help="The API keys of organizations, in the database of DATABASE_URL or of the stack that runs on this machine."
+)
 def keys() -> None:
     """The key commands' root."""
 
 
-@keys.command("create", help="Make a key. Its secret is printed to standard output, this once; all else to standard error.")
-@click.option("--org", required=True, metavar="ORG", help="The id of the organization that the key belongs to.")
-@click.option("--template", required=True, metavar="TEMPLATE", help="What it may do: full_access, submit_observe or read_only.")
+@keys.command(
+    "create",
+    help="Make a key. Its secret is printed to standard output, this once; all else to standard error.",
+)
+@click.option(
+    "--org",
+    required=True,
+    metavar="ORG",
+    help="The id of the organization that the key belongs to.",
+)
+@click.option(
+    "--template",
+    required=True,
+    metavar="TEMPLATE",
+    help="What it may do: full_access, submit_observe or read_only.",
+)
 @click.option("--name", default="", metavar="NAME", help="For people.")
-@click.option("--create-org", default="", metavar="SLUG", help="Add the organization with this slug if it is not there.")
+@click.option(
+    "--create-org",
+    default="",
+    metavar="SLUG",
+    help="Add the organization with this slug if it is not there.",
+)
 def keys_create(org: str, template: str, name: str, create_org: str) -> None:
     """See server.commands.keys."""
     from server.commands.keys import create
     from server.core.api_key import KeyTemplate
 
     if template not in list(KeyTemplate):
-        raise click.BadParameter(f"{template!r} is none of {', '.join(KeyTemplate)}.", param_hint="--template")
+        raise click.BadParameter(
+            f"{template!r} is none of {', '.join(KeyTemplate)}.", param_hint="--template"
+        )
     create(org, KeyTemplate(template), name, create_org)
 
 
-@keys.command("list", help="List an organization's keys, newest first, the revoked ones too; never their secrets.")
+@keys.command(
+    "list",
+    help="List an organization's keys, newest first, the revoked ones too; never their secrets.",
+)
 @click.option("--org", required=True, metavar="ORG", help="The id of the organization.")
 def keys_list(org: str) -> None:
     """See server.commands.keys."""

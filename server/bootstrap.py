@@ -34,10 +34,11 @@ from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
 
-# What a drain may take: the calls in hand are short, and streams are told. Less than the stack gives a worker to stop (5 s).
+# What a drain may take: the calls in hand are short, and streams are told. Less than the stack
+# gives a worker to stop (5 s).
 DRAIN_SECONDS = 4.0
-# Has a worker end its waits and streams, whose callers then come again through another edge. A process that does not know it yet
-# ignores it.
+# Has a worker end its waits and streams, whose callers then come again through another edge. A
+# process that does not know it yet ignores it.
 END_WAITS = signal.SIGURG
 
 
@@ -55,18 +56,26 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
     """One worker, all of it but its address. Raises NotSetUpError."""
     signing_key = _signing_key(settings)
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(settings.database_url, max_size=settings.pool_size))
+        pool = await stack.enter_async_context(
+            open_pool(settings.database_url, max_size=settings.pool_size)
+        )
         metrics.watch_pool(pool.get_stats)
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
         store = PostgresStore(pool, wakeups.announce, metrics.committed)
         keys = PostgresKeys(pool)
         pod_tokens = PodTokens(signing_key)
-        agents = MeasuredAgents(await stack.enter_async_context(aclosing(AgentClient(pod_tokens))), metrics)
-        sessions = Sessions(JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience)
+        agents = MeasuredAgents(
+            await stack.enter_async_context(aclosing(AgentClient(pod_tokens))), metrics
+        )
+        sessions = Sessions(
+            JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience
+        )
         authentication = Authentication(
             Authenticator(ApiKeys(keys.find_key), sessions),
             pod_tokens,
-            HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None,
+            HostBinding(settings.public_domain, keys.find_org_slug)
+            if settings.public_domain
+            else None,
         )
         traced_calls: Interceptor | None = None
         if settings.otel_exporter_otlp_endpoint:
@@ -83,9 +92,20 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         public = WorkspaceServicer(store, agents, wakeups, now)
         if settings.crash_points_dir is not None:
             points = CrashPoints(settings.crash_points_dir)
-            runtime = points.armed(runtime, commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction")
+            runtime = points.armed(
+                runtime,
+                commit_events=lambda _agent, _task_id, events: f"{kind_of(events)}_transaction",
+            )
             public = _with_crash_points(public, points)
-        server = Server(public, RuntimeServicer(runtime), authentication, wakeups.drain, limits, metrics, traced_calls)
+        server = Server(
+            public,
+            RuntimeServicer(runtime),
+            authentication,
+            wakeups.drain,
+            limits,
+            metrics,
+            traced_calls,
+        )
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
         loop = asyncio.get_running_loop()
@@ -111,7 +131,9 @@ def _rate_limits(settings: Settings) -> RateLimits | None:
 
 
 async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
-    """The worker's health is its database's: whoever balances load over several is not to send calls that can only fail."""
+    """The worker's health is its database's: whoever balances load over several is not to send
+    calls that can only fail.
+    """
     while True:
         await wakeups.listening()
         await server.set_serving(serving=True)
@@ -121,7 +143,9 @@ async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
 
 @asynccontextmanager
 async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
-    """The API keys, for a command, through one connection. Raises psycopg.Error when the URL is not valid."""
+    """The API keys, for a command, through one connection. Raises psycopg.Error when the URL is not
+    valid.
+    """
     async with open_pool(database_url, min_size=1, max_size=1) as pool:
         yield PostgresKeys(pool)
 
@@ -137,14 +161,17 @@ async def serve(settings: Settings, port: int) -> None:
 
 
 async def fleet(settings: Settings) -> None:
-    """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive it. Raises NotSetUpError."""
+    """Runs one fleet controller until SIGTERM or SIGINT: it leads when no other does. Pods outlive
+    it. Raises NotSetUpError.
+    """
     metrics = _log_and_metrics("fleet", settings)
     leading = asyncio.create_task(_lead(settings, metrics))
     stopping = asyncio.create_task(stop_signal())
     with _shown(metrics, settings.metrics_port):
         await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
     if leading.done():
-        # It only ever ends by a defect, or for lack of its key: whoever started this process is to see it fail.
+        # It only ever ends by a defect, or for lack of its key: whoever started this process is to
+        # see it fail.
         leading.result()
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
@@ -206,14 +233,18 @@ async def _lead(settings: Settings, metrics: Metrics) -> None:
         measured = MeasuredAgents(agents, metrics)
         while True:
             async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
-                controller = Controller(store, pods, measured, bounds, settings.stack_id, now, now(), backlog)
+                controller = Controller(
+                    store, pods, measured, bounds, settings.stack_id, now, now(), backlog
+                )
                 await _until(lost, controller.run(changes))
 
 
 def _signing_key(settings: Settings) -> str:
     """The control plane's key, for a program that has a database to go with it."""
     if not settings.database_url:
-        raise NotSetUpError("DATABASE_URL is not set. `python -m server up` starts everything, a database included.")
+        raise NotSetUpError(
+            "DATABASE_URL is not set. `python -m server up` starts everything, a database included."
+        )
     try:
         return settings.signing_key_path.read_text()
     except OSError as error:

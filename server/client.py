@@ -1,4 +1,6 @@
-"""A small synchronous client of WorkspaceService, for programs and for the command `cancel`. It knows the protos alone."""
+"""A small synchronous client of WorkspaceService, for programs and for the command `cancel`. It
+knows the protos alone.
+"""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -6,13 +8,26 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
+from evershell.workspace.v1 import (
+    error_pb2,
+    event_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 # A call that may be retried is made this many times at most.
@@ -21,7 +36,8 @@ _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 2.0
 _TLS = "https://"
 _OPTIONS = (
-    # Else a retry within the first second would only be told of the last failure, without trying to connect.
+    # Else a retry within the first second would only be told of the last failure, without trying to
+    # connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A peer that vanished is noticed, so that a watch ends.
@@ -44,12 +60,19 @@ Reply = TypeVar("Reply", bound=Message)
 class WorkspaceServiceError(Exception):
     """A call has failed; the one error that the client raises for it.
 
-    `slug` is a member of ErrorCode; for a failure that the service did not describe (no connection, a deadline) it is derived from
-    the gRPC code. `details` are the facts that the failure came with, as strings, beside `fields` (field name → what is wrong with
-    it) and `retry_after_seconds` (float). `request_id` finds the call in the service's log; empty when it never got there.
+    `slug` is a member of ErrorCode; for a failure that the service did not describe (no connection,
+    a deadline) it is derived from the gRPC code. `details` are the facts that the failure came
+    with, as strings, beside `fields` (field name → what is wrong with it) and `retry_after_seconds`
+    (float). `request_id` finds the call in the service's log; empty when it never got there.
     """
 
-    def __init__(self, slug: str, message: str, request_id: str = "", details: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        slug: str,
+        message: str,
+        request_id: str = "",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(f"{slug}: {message}")
         self.slug = slug
         self.message = message
@@ -65,11 +88,13 @@ class WorkspaceServiceError(Exception):
 class WorkspaceClient:
     """Calls WorkspaceService. Every method raises WorkspaceServiceError.
 
-    `address` is host:port, in plain text, or https://host:port. `credentials` are for the latter, where the system's certificates
-    are not enough: authorities of one's own, a client certificate. A channel that is passed is used instead and not closed.
-    `timeout_seconds` limits each call, all its attempts together. Reads, and a cancellation that names its task, are repeated when
-    the service is unavailable or has had too many calls, not before the time that it names; no other call is, since it may have
-    taken effect, and a CancelTask without a task id could meet the next task. Safe for use by several threads.
+    `address` is host:port, in plain text, or https://host:port. `credentials` are for the latter,
+    where the system's certificates are not enough: authorities of one's own, a client certificate.
+    A channel that is passed is used instead and not closed. `timeout_seconds` limits each call, all
+    its attempts together. Reads, and a cancellation that names its task, are repeated when the
+    service is unavailable or has had too many calls, not before the time that it names; no other
+    call is, since it may have taken effect, and a CancelTask without a task id could meet the next
+    task. Safe for use by several threads.
     """
 
     def __init__(
@@ -94,7 +119,12 @@ class WorkspaceClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -110,9 +140,11 @@ class WorkspaceClient:
         wait_seconds: float | None = None,
         force_after_seconds: float | None = None,
     ) -> workspace_service_pb2.CancelTaskResponse:
-        """Cancels the task, or whichever runs; `wait_seconds` comes on top of the client's time limit.
+        """Cancels the task, or whichever runs; `wait_seconds` comes on top of the client's time
+        limit.
 
-        `agent_unreachable` means that the cancellation is recorded and will be delivered: see details `intent_recorded`, `task_id`.
+        `agent_unreachable` means that the cancellation is recorded and will be delivered: see
+        details `intent_recorded`, `task_id`.
         """
         request = workspace_service_pb2.CancelTaskRequest(
             workspace_id=workspace_id,
@@ -125,11 +157,19 @@ class WorkspaceClient:
         return self._call(self._stub.CancelTask, request, limit_seconds, repeatable=bool(task_id))
 
     def submit_task(
-        self, workspace_id: str, description: str, *, metadata: Mapping[str, str] | None = None, max_iterations: int = 0
+        self,
+        workspace_id: str,
+        description: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        max_iterations: int = 0,
     ) -> workspace_service_pb2.SubmitTaskResponse:
         """Gives the agent a task; 0 iterations: the service's default."""
         request = workspace_service_pb2.SubmitTaskRequest(
-            workspace_id=workspace_id, description=description, metadata=metadata, max_iterations=max_iterations
+            workspace_id=workspace_id,
+            description=description,
+            metadata=metadata,
+            max_iterations=max_iterations,
         )
         return self._call(self._stub.SubmitTask, request, self._timeout_seconds)
 
@@ -142,7 +182,9 @@ class WorkspaceClient:
         """All tasks, newest first; a page is fetched when it is reached."""
         page_token = ""
         while True:
-            request = workspace_service_pb2.ListTasksRequest(workspace_id=workspace_id, page_size=page_size, page_token=page_token)
+            request = workspace_service_pb2.ListTasksRequest(
+                workspace_id=workspace_id, page_size=page_size, page_token=page_token
+            )
             page = self._call(self._stub.ListTasks, request, self._timeout_seconds, repeatable=True)
             yield from page.tasks
             if not page.next_page_token:
@@ -152,9 +194,11 @@ class WorkspaceClient:
     def watch_events(
         self, workspace_id: str, after: int = 0, timeout_seconds: float | None = None
     ) -> Generator[event_pb2.Event, None, None]:
-        """Follows the log behind the `seq` given: without an end, unless there is a time limit (`deadline_exceeded`).
+        """Follows the log behind the `seq` given: without an end, unless there is a time limit
+        (`deadline_exceeded`).
 
-        Closing the iterator ends the call. After a failure, go on behind the last `seq` that was seen.
+        Closing the iterator ends the call. After a failure, go on behind the last `seq` that was
+        seen.
         """
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
         call = self._stub.WatchEvents(request, timeout=timeout_seconds, metadata=self._metadata)
@@ -208,9 +252,12 @@ class WorkspaceClient:
         if not repeatable:
             return attempt()
         attempts = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, WorkspaceServiceError) and error.slug in _TRY_AGAIN),
+            retry=retry_if_exception(
+                lambda error: isinstance(error, WorkspaceServiceError) and error.slug in _TRY_AGAIN
+            ),
             stop=lambda state: (
-                stop_after_attempt(ATTEMPTS)(state) or self._monotonic() + state.upcoming_sleep >= deadline  # no time for another
+                stop_after_attempt(ATTEMPTS)(state)
+                or self._monotonic() + state.upcoming_sleep >= deadline  # no time for another
             ),
             wait=_pause_seconds,
             sleep=self._sleep,
@@ -220,10 +267,14 @@ class WorkspaceClient:
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """A channel to host:port in plain text, or to https://host:port with these credentials, else the system's certificates."""
+    """A channel to host:port in plain text, or to https://host:port with these credentials, else
+    the system's certificates.
+    """
     if address.startswith(_TLS):
         target = address.removeprefix(_TLS).rstrip("/")
-        return grpc.secure_channel(target, credentials or grpc.ssl_channel_credentials(), options=_OPTIONS)
+        return grpc.secure_channel(
+            target, credentials or grpc.ssl_channel_credentials(), options=_OPTIONS
+        )
     return grpc.insecure_channel(address.removeprefix("http://").rstrip("/"), options=_OPTIONS)
 
 
@@ -250,7 +301,8 @@ def _duration(seconds: float | None) -> Duration | None:
 def _described(error: grpc.RpcError) -> WorkspaceServiceError:
     """What has failed, from the status's details where there are any."""
     assert isinstance(error, grpc.Call)
-    # What lies between may put another text or code in the place of the service's: the code then tells what this caller got.
+    # What lies between may put another text or code in the place of the service's: the code then
+    # tells what this caller got.
     try:
         status = rpc_status.from_call(error)
     except ValueError:
@@ -258,12 +310,20 @@ def _described(error: grpc.RpcError) -> WorkspaceServiceError:
     trailers = dict(error.trailing_metadata() or ())
     request_id = str(trailers.get("x-request-id", ""))
     if status is None:
-        return WorkspaceServiceError(_slug_of(error.code()), error.details() or "The connection broke.", request_id)
+        return WorkspaceServiceError(
+            _slug_of(error.code()), error.details() or "The connection broke.", request_id
+        )
     return _from_status(status, error.code(), request_id)
 
 
-def _from_status(status: status_pb2.Status, code: grpc.StatusCode, request_id: str) -> WorkspaceServiceError:
-    info, request, bad = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.BadRequest()
+def _from_status(
+    status: status_pb2.Status, code: grpc.StatusCode, request_id: str
+) -> WorkspaceServiceError:
+    info, request, bad = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.RequestInfo(),
+        error_details_pb2.BadRequest(),
+    )
     retry = error_details_pb2.RetryInfo()
     # Unpack answers False and changes nothing when the detail is of another type.
     for detail in status.details:
@@ -271,22 +331,39 @@ def _from_status(status: status_pb2.Status, code: grpc.StatusCode, request_id: s
     slug = info.reason.lower()
     details: dict[str, Any] = dict(info.metadata)
     if bad.field_violations:
-        details["fields"] = {violation.field: violation.description for violation in bad.field_violations}
+        details["fields"] = {
+            violation.field: violation.description for violation in bad.field_violations
+        }
     if retry.HasField("retry_delay"):
         details["retry_after_seconds"] = retry.retry_delay.ToMilliseconds() / 1000
     # A service newer than this client may have a slug that this one does not know.
     return WorkspaceServiceError(
-        slug if slug in _RULES else _slug_of(code), status.message, request.request_id or request_id, details
+        slug if slug in _RULES else _slug_of(code),
+        status.message,
+        request.request_id or request_id,
+        details,
     )
 
 
 def _told_in_stream(error: error_pb2.Error) -> WorkspaceServiceError:
-    known = {value.number: value.name for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values if value.number}
-    return WorkspaceServiceError(known.get(error.code, "internal"), error.message, error.request_id, MessageToDict(error.details))
+    known = {
+        value.number: value.name
+        for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
+        if value.number
+    }
+    return WorkspaceServiceError(
+        known.get(error.code, "internal"),
+        error.message,
+        error.request_id,
+        MessageToDict(error.details),
+    )
 
 
 def _slug_of(code: grpc.StatusCode) -> str:
     """The slug for a bare gRPC code: of the same name, else its fallback."""
     if code.name.lower() in _RULES:
         return code.name.lower()
-    return next((slug for slug, rule in _RULES.items() if rule.grpc == code.value[0] and rule.fallback), "internal")
+    return next(
+        (slug for slug, rule in _RULES.items() if rule.grpc == code.value[0] and rule.fallback),
+        "internal",
+    )

@@ -13,12 +13,16 @@ _DAY_SECONDS = 86_400
 
 
 def _program_memory_mb() -> int:
-    """The default: several times what a program needs, but at most a quarter of the machine's memory."""
+    """The default: several times what a program needs, but at most a quarter of the machine's
+    memory.
+    """
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
 class Settings(BaseSettings):
-    """Every setting is the environment variable of its name in capitals; README.md has the table for people."""
+    """Every setting is the environment variable of its name in capitals; README.md has the table
+    for people.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
@@ -39,8 +43,8 @@ class Settings(BaseSettings):
 
     # `scripted`, or `openai:<model>`.
     model: str = "scripted"
-    # Where `openai:<model>` is served: any OpenAI-compatible endpoint, up to the path that `/chat/completions` follows.
-    # Empty: OpenAI's own.
+    # Where `openai:<model>` is served: any OpenAI-compatible endpoint, up to the path that
+    # `/chat/completions` follows. Empty: OpenAI's own.
     openai_base_url: str = ""
     # Empty: the endpoint asks for none.
     openai_api_key: SecretStr = SecretStr("")
@@ -49,15 +53,17 @@ class Settings(BaseSettings):
     # An agent that is not heard of for this long is taken for lost.
     lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
 
-    # Who issues session tokens, for whom, and where the keys are: a file or an http(s) URL. Empty: the demo's own.
+    # Who issues session tokens, for whom, and where the keys are: a file or an http(s) URL. Empty:
+    # the demo's own.
     jwt_issuer: str = "https://auth.evershell.ai"
     jwt_audience: str = "evershell"
     jwks: str = ""
-    # When set, a request's host must be `<org slug>.<public domain>` of its credential's organization.
+    # When set, a request's host must be `<org slug>.<public domain>` of its credential's
+    # organization.
     public_domain: str = ""
 
-    # Whether the calls of each credential are limited. Each worker keeps its own count, so all of them together serve up to WORKERS
-    # times as much. A call within the limit is never refused.
+    # Whether the calls of each credential are limited. Each worker keeps its own count, so all of
+    # them together serve up to WORKERS times as much. A call within the limit is never refused.
     rate_limit: bool = True
     rate_limit_per_second: int = Field(100, ge=1)
     rate_limit_burst: int = Field(200, ge=1)
@@ -65,7 +71,8 @@ class Settings(BaseSettings):
     cancel_limit_per_second: int = Field(50, ge=1)
     cancel_limit_burst: int = Field(100, ge=1)
 
-    # TLS on both ports of the edge: the certificate with its chain, and its key, as PEM files. Empty: plain text.
+    # TLS on both ports of the edge: the certificate with its chain, and its key, as PEM files.
+    # Empty: plain text.
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = Field(None, validate_default=True)
     # When set, callers of gRPC need a certificate that one of these authorities has signed.
@@ -75,19 +82,23 @@ class Settings(BaseSettings):
     program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
     # Connections to the database, a program.
     pool_size: int = Field(10, ge=1)
-    # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the ports from here on, and the fleet
-    # controller the one behind theirs.
+    # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the
+    # ports from here on, and the fleet controller the one behind theirs.
     metrics_port: int = Field(0, ge=0, le=65535)
-    # Where traces are sent, by OTLP over HTTP; empty: nowhere. OpenTelemetry itself reads the other standard variables (OTEL_…).
+    # Where traces are sent, by OTLP over HTTP; empty: nowhere. OpenTelemetry itself reads the other
+    # standard variables (OTEL_…).
     otel_exporter_otlp_endpoint: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    # A program's log: the size at which it is rotated, and the number of files, the current one included.
+    # A program's log: the size at which it is rotated, and the number of files, the current one
+    # included.
     log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
     log_files: int = Field(5, ge=1, le=100)
 
-    # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it starts.
+    # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it
+    # starts.
     stack_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    # For tests: where files arm the points of crash_points.py. None, as ever in production: there are no such points.
+    # For tests: where files arm the points of crash_points.py. None, as ever in production: there
+    # are no such points.
     crash_points_dir: Path | None = None
 
     @field_validator("state_dir")
@@ -111,7 +122,9 @@ class Settings(BaseSettings):
     @classmethod
     def _with_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("tls_cert_file") is None:
-            raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE: without TLS nobody shows a certificate")
+            raise ValueError(
+                "needs TLS_CERT_FILE and TLS_KEY_FILE: without TLS nobody shows a certificate"
+            )
         return value
 
     @property
@@ -141,12 +154,16 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> Self:
-        """From the environment. Raises pydantic.ValidationError, which names each variable that is wrong."""
+        """From the environment. Raises pydantic.ValidationError, which names each variable that is
+        wrong.
+        """
         return cls()
 
 
 def trust(cert_file: str | Path) -> ssl.SSLContext:
-    """Trusts this one certificate, whoever signed it: for calls to a stack of one's own, by whatever address."""
+    """Trusts this one certificate, whoever signed it: for calls to a stack of one's own, by
+    whatever address.
+    """
     context = ssl.create_default_context(cafile=str(cert_file))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = False

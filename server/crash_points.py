@@ -1,7 +1,7 @@
 """Crash points: places at which tests make a program kill itself.
 
-Only the composition roots use this module, and only if `crash_points_dir` is set. Otherwise nothing is wrapped, and production code
-has no branch for it.
+Only the composition roots use this module, and only if `crash_points_dir` is set. Otherwise nothing
+is wrapped, and production code has no branch for it.
 """
 
 import os
@@ -18,21 +18,29 @@ T = TypeVar("T")
 
 
 class CrashPoints:
-    """A file in the folder arms the point of its name. A point fires once, so a restarted program survives it."""
+    """A file in the folder arms the point of its name. A point fires once, so a restarted program
+    survives it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def reach(self, point: str) -> None:
-        """Kills this process if the point is armed. If several processes reach it at once, one of them is killed."""
+        """Kills this process if the point is armed. If several processes reach it at once, one of
+        them is killed.
+        """
         try:
             (self._folder / point).unlink()
         except FileNotFoundError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, name: str | Callable[P, str], call: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
-        """Wraps a call in `before_<name>` and, unless it raises, `after_<name>`. A callable computes the name."""
+    def around(
+        self, name: str | Callable[P, str], call: Callable[P, Awaitable[R]]
+    ) -> Callable[P, Awaitable[R]]:
+        """Wraps a call in `before_<name>` and, unless it raises, `after_<name>`. A callable
+        computes the name.
+        """
 
         async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:
             point = name if isinstance(name, str) else name(*args, **kwargs)
@@ -43,8 +51,12 @@ class CrashPoints:
 
         return between_points
 
-    def around_reply(self, name: str, method: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any], Awaitable[R]]:
-        """Wraps a servicer's method: `before_<name>` when its reply is complete, `after_<name>` when the call has ended."""
+    def around_reply(
+        self, name: str, method: Callable[[Any, Any], Awaitable[R]]
+    ) -> Callable[[Any, Any], Awaitable[R]]:
+        """Wraps a servicer's method: `before_<name>` when its reply is complete, `after_<name>`
+        when the call has ended.
+        """
 
         async def until_replied(request: Any, context: Any) -> R:
             context.add_done_callback(lambda _: self.reach(f"after_{name}"))
@@ -56,7 +68,12 @@ class CrashPoints:
 
     def armed(self, target: T, **names: str | Callable[..., str]) -> T:
         """Wraps the methods of the target that `names` maps to the names of their points."""
-        return replaced(target, **{method: self.around(name, getattr(target, method)) for method, name in names.items()})
+        return replaced(
+            target,
+            **{
+                method: self.around(name, getattr(target, method)) for method, name in names.items()
+            },
+        )
 
 
 def replaced(target: T, **methods: Callable[..., Awaitable[Any]]) -> T:
@@ -74,7 +91,9 @@ class _Replaced:
 
 
 def kind_of(events: Sequence[AgentEvent]) -> str:
-    """The kind of a commit: `terminal` if it has the end of the task, else `iteration` if it has one, else `start`."""
+    """The kind of a commit: `terminal` if it has the end of the task, else `iteration` if it has
+    one, else `start`.
+    """
     if any(isinstance(happened, Ending) for happened in events):
         return "terminal"
     return "iteration" if any(isinstance(happened, Iterated) for happened in events) else "start"

@@ -1,7 +1,8 @@
 """The log of a program: JSON lines on standard error. Logging never raises.
 
 A line that cannot be written, for example on a full disk, is lost and counted. Every field has a
-maximum length, and lines that anyone can cause are limited to a rate, so no caller can fill the disk.
+maximum length, and lines that anyone can cause are limited to a rate, so no caller can fill the
+disk.
 """
 
 import json
@@ -30,7 +31,9 @@ class Sink:
     """Writes lines to a file descriptor, each with one system call. Counts the lines that are lost."""
 
     def __init__(self, descriptor: int, notice: Callable[[int], str]) -> None:
-        """`notice` returns the line that reports the number of lost lines once lines can be written again."""
+        """`notice` returns the line that reports the number of lost lines once lines can be written
+        again.
+        """
         self._descriptor = descriptor
         self._notice = notice
         self._lock = threading.Lock()
@@ -71,7 +74,8 @@ class Sampler:
         self._kinds: dict[str, _Bucket] = {}
 
     def admit(self, kind: str) -> dict[str, int] | None:
-        """Returns None if the line is to be left out, else a field with the number of lines left out before it, if any.
+        """Returns None if the line is to be left out, else a field with the number of lines left
+        out before it, if any.
 
         Kinds are never forgotten, so they must be a closed set.
         """
@@ -98,7 +102,8 @@ class _Bucket:
 
 
 def configure(program: str, level: str, **context: Any) -> Sink:
-    """Sends everything that this process logs to standard error: its own lines, those of libraries, and warnings.
+    """Sends everything that this process logs to standard error: its own lines, those of libraries,
+    and warnings.
 
     `context` holds fields of every line. Returns the sink, which counts lost lines.
     """
@@ -117,7 +122,9 @@ def configure(program: str, level: str, **context: Any) -> Sink:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text; if it is longer than `limit`, its two ends and the number of characters cut out between them."""
+    """The text; if it is longer than `limit`, its two ends and the number of characters cut out
+    between them.
+    """
     if len(text) <= limit:
         return text
     half = limit // 2

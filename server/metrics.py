@@ -1,6 +1,7 @@
 """What a program counts and measures of itself, for Prometheus.
 
-Labels name RPCs, slugs and results: sets that are closed. No id is ever a label, so that their number does not grow with use.
+Labels name RPCs, slugs and results: sets that are closed. No id is ever a label, so that their
+number does not grow with use.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,7 +9,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,7 +31,21 @@ from server.core.workspace import Workspace, WorkspaceStatus
 HOST = "127.0.0.1"
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From an idle agent's answer to the limits of a model call and a tool call.
-_CANCEL_TO_END_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 720.0)
+_CANCEL_TO_END_SECONDS = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    720.0,
+)
 
 
 class Metrics:
@@ -109,7 +131,9 @@ class Metrics:
 
 
 class Backlog(Collector):
-    """What the leading fleet controller has still to do, as of its last scan. A standby shows none of it."""
+    """What the leading fleet controller has still to do, as of its last scan. A standby shows none
+    of it.
+    """
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
@@ -144,12 +168,22 @@ class Backlog(Collector):
         """Computes the age when it is asked, so that it grows while the database is away."""
         requested, workspaces = self._requested, self._workspaces
         if requested is not None:
-            oldest = max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
+            oldest = (
+                max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
+            )
             description = "Cancellations that are recorded and whose tasks have not ended."
-            yield GaugeMetricFamily("evershell_cancellations_open", description, value=len(requested))
-            yield GaugeMetricFamily("evershell_cancellations_oldest_seconds", "Age of the oldest of them; 0: none.", value=oldest)
+            yield GaugeMetricFamily(
+                "evershell_cancellations_open", description, value=len(requested)
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_oldest_seconds",
+                "Age of the oldest of them; 0: none.",
+                value=oldest,
+            )
         if workspaces is not None:
-            family = GaugeMetricFamily("evershell_workspaces", "Workspaces, counted every 10 s.", labels=["status"])
+            family = GaugeMetricFamily(
+                "evershell_workspaces", "Workspaces, counted every 10 s.", labels=["status"]
+            )
             for status in WorkspaceStatus:
                 family.add_metric([str(status)], workspaces.get(status, 0))
             yield family
@@ -169,12 +203,16 @@ class _PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         found = self._statistics()
         size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
-        connections = GaugeMetricFamily("evershell_database_connections", "Connections of the pool.", labels=["state"])
+        connections = GaugeMetricFamily(
+            "evershell_database_connections", "Connections of the pool.", labels=["state"]
+        )
         connections.add_metric(["used"], size - idle)
         connections.add_metric(["idle"], idle)
         yield connections
         waiting = found.get("requests_waiting", 0)
-        yield GaugeMetricFamily("evershell_database_waiting", "Requests that wait for a connection.", value=waiting)
+        yield GaugeMetricFamily(
+            "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
+        )
 
 
 class _LogCollector(Collector):
@@ -182,7 +220,9 @@ class _LogCollector(Collector):
         self._lost_lines = lost_lines
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily("evershell_log_lines_lost", "Lines that the log has lost.", value=self._lost_lines())
+        yield CounterMetricFamily(
+            "evershell_log_lines_lost", "Lines that the log has lost.", value=self._lost_lines()
+        )
 
 
 class MeasuredAgents:
@@ -205,7 +245,9 @@ class MeasuredAgents:
 
 @contextmanager
 def served(metrics: Metrics, port: int) -> Iterator[None]:
-    """Serves `/metrics` on loopback until the context is left; 0: not at all. Raises OSError when the port is taken."""
+    """Serves `/metrics` on loopback until the context is left; 0: not at all. Raises OSError when
+    the port is taken.
+    """
     if not port:
         yield
         return

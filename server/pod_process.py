@@ -1,4 +1,6 @@
-"""What is true of every process of a pod, for the rooms that start such processes and for those that end them."""
+"""What is true of every process of a pod, for the rooms that start such processes and for those
+that end them.
+"""
 
 import ctypes
 
@@ -12,8 +14,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt() -> None:
-    """From here on a descendant whose parent ends becomes this process's own child, so that none gets out of sight.
+    """From here on a descendant whose parent ends becomes this process's own child, so that none
+    gets out of sight.
 
-    See PR_SET_CHILD_SUBREAPER in prctl(2): a new session, a cleared environment or a double fork change nothing about it.
+    See PR_SET_CHILD_SUBREAPER in prctl(2): a new session, a cleared environment or a double fork
+    change nothing about it.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -15,7 +15,10 @@ def printable(text: str, *, block: bool = False) -> str:
     if text.isprintable():
         return text
     kept = "\n\t" if block else ""
-    return "".join(character if _is_visible(character) or character in kept else _escaped(character) for character in text)
+    return "".join(
+        character if _is_visible(character) or character in kept else _escaped(character)
+        for character in text
+    )
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -24,7 +27,8 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def _is_visible(character: str) -> bool:
-    # Spaces other than U+0020 are not printable to Python. They are harmless, and common in some languages.
+    # Spaces other than U+0020 are not printable to Python. They are harmless, and common in some
+    # languages.
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
@@ -33,7 +37,9 @@ def _escaped(character: str) -> str:
 
 
 class Commands(click.Group):
-    """A group of commands whose error messages are printed safely, also if they quote untrusted text."""
+    """A group of commands whose error messages are printed safely, also if they quote untrusted
+    text.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. Raises what it raises."""

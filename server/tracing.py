@@ -1,6 +1,7 @@
 """Exports spans by OTLP over HTTP. Imported only if an exporter is configured.
 
-The exporter, the sampler and the resource are configured by the standard environment variables (OTEL_…).
+The exporter, the sampler and the resource are configured by the standard environment variables
+(OTEL_…).
 """
 
 import inspect
@@ -14,7 +15,16 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, set_span_in_context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from server.core import trace
 from server.core.errors import AgentUnreachableError, UnavailableError
@@ -45,7 +55,9 @@ class Tracing:
         context = trace.current()
         # The context is not valid if OTEL_SDK_DISABLED is set.
         if made.is_valid:
-            context = TraceContext(f"{made.trace_id:032x}", f"{made.span_id:016x}", f"{made.trace_flags:02x}")
+            context = TraceContext(
+                f"{made.trace_id:032x}", f"{made.span_id:016x}", f"{made.trace_flags:02x}"
+            )
         try:
             with trace.within(context):
                 yield span
@@ -95,5 +107,7 @@ def _parent(context: TraceContext | None) -> Context:
     if context is None:
         return Context()
     flags = TraceFlags(int(context.flags, 16))
-    remote = SpanContext(int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags)
+    remote = SpanContext(
+        int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags
+    )
     return set_span_in_context(NonRecordingSpan(remote), Context())

@@ -1,4 +1,6 @@
-"""Messages that more than one room writes: what the control plane tells an agent, in its replies and in its own calls."""
+"""Messages that more than one room writes: what the control plane tells an agent, in its replies
+and in its own calls.
+"""
 
 from datetime import datetime
 
@@ -32,4 +34,6 @@ def encode_cancellation(task: Task) -> agent_service_pb2.Cancellation | None:
     """None: no intent is recorded."""
     if task.cancel is None:
         return None
-    return agent_service_pb2.Cancellation(reason=task.cancel.reason, force_at=timestamp(task.cancel.force_at))
+    return agent_service_pb2.Cancellation(
+        reason=task.cancel.reason, force_at=timestamp(task.cancel.force_at)
+    )

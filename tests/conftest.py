@@ -1,6 +1,8 @@
-"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and an empty migrated database for each test that asks.
+"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and an empty migrated
+database for each test that asks.
 
-The database is emptied, not made anew, for each: copying a template takes a third of a second where files are slow.
+The database is emptied, not made anew, for each: copying a template takes a third of a second where
+files are slow.
 """
 
 import asyncio
@@ -58,7 +60,9 @@ def drop_database(server_url: str, database_url: str) -> None:
     """Removes a database, whoever is still connected."""
     name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
+        connection.execute(
+            sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name)))
+        )
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,9 @@ class Service:
         return request, Taken(taken)
 
     def take_stream(self) -> tuple[Any, Any]:
-        metadata, request, taken = self._fake.take_unary_stream(SERVICE.methods_by_name["WatchEvents"])
+        metadata, request, taken = self._fake.take_unary_stream(
+            SERVICE.methods_by_name["WatchEvents"]
+        )
         assert ("authorization", "Bearer sk_secret") in metadata
         return request, taken
 
@@ -85,4 +87,7 @@ class Taken:
 
 
 def trailers(failure: Failure) -> tuple[tuple[str, Any], ...]:
-    return ("grpc-status-details-bin", rich_status(failure, "request_1").SerializeToString()), ("x-request-id", "request_1")
+    return ("grpc-status-details-bin", rich_status(failure, "request_1").SerializeToString()), (
+        "x-request-id",
+        "request_1",
+    )

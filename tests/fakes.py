@@ -1,4 +1,6 @@
-"""Stand-ins for the core's ports, for tests that are not about PostgreSQL. The contract suite holds FakeStore to the real one."""
+"""Stand-ins for the core's ports, for tests that are not about PostgreSQL. The contract suite holds
+FakeStore to the real one.
+"""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -17,11 +19,18 @@ from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 
 _Listed = TypeVar("_Listed", Workspace, Task)
-_WANTED = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY, WorkspaceStatus.STOPPING)
+_WANTED = (
+    WorkspaceStatus.PROVISIONING,
+    WorkspaceStatus.IDLE,
+    WorkspaceStatus.BUSY,
+    WorkspaceStatus.STOPPING,
+)
 
 
 class FakeStore:
-    """Implements server.core.ports.Store in memory. While `unavailable` is true, every method raises UnavailableError."""
+    """Implements server.core.ports.Store in memory. While `unavailable` is true, every method
+    raises UnavailableError.
+    """
 
     def __init__(self, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
         self.unavailable = False
@@ -39,12 +48,21 @@ class FakeStore:
         if workspace is None or workspace.org_id != permission.caller.org_id:
             return RecordedCancellation(workspace=None, task=None, recorded=False)
         task = self._task_of(workspace, task_id or workspace.current_task_id)
-        if task is None or task.status.is_terminal or not workspace.is_up or not permission.covers(workspace):
+        if (
+            task is None
+            or task.status.is_terminal
+            or not workspace.is_up
+            or not permission.covers(workspace)
+        ):
             return RecordedCancellation(workspace, task, recorded=False)
-        change = self._commit(Session(workspace, task), lifecycle.request_cancel(Session(workspace, task), intent))
+        change = self._commit(
+            Session(workspace, task), lifecycle.request_cancel(Session(workspace, task), intent)
+        )
         return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
 
-    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
+    async def transition(
+        self, workspace_id: str, decide: Callable[[Session], Change]
+    ) -> Change | None:
         """See the port."""
         self._answer()
         workspace = self._workspaces.get(workspace_id)
@@ -64,11 +82,17 @@ class FakeStore:
         self._answer()
         return self._workspaces.get(workspace_id)
 
-    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
         """See the port."""
         self._answer()
         org_id = permission.caller.org_id
-        found = [each for each in self._workspaces.values() if each.org_id == org_id and permission.covers(each)]
+        found = [
+            each
+            for each in self._workspaces.values()
+            if each.org_id == org_id and permission.covers(each)
+        ]
         return _page(found, before_id, limit)
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
@@ -77,10 +101,16 @@ class FakeStore:
         workspace = self._workspaces.get(workspace_id)
         return None if workspace is None else self._task_of(workspace, task_id)
 
-    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
         """See the port."""
         self._answer()
-        return _page([task for task in self._tasks.values() if task.workspace_id == workspace_id], before_id, limit)
+        return _page(
+            [task for task in self._tasks.values() if task.workspace_id == workspace_id],
+            before_id,
+            limit,
+        )
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """See the port."""
@@ -90,12 +120,22 @@ class FakeStore:
     async def list_wanted_pods(self) -> Sequence[Workspace]:
         """See the port."""
         self._answer()
-        return sorted((each for each in self._workspaces.values() if each.status in _WANTED), key=lambda each: each.id)
+        return sorted(
+            (each for each in self._workspaces.values() if each.status in _WANTED),
+            key=lambda each: each.id,
+        )
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """See the port."""
-        open_tasks = [(each, self._task_of(each, each.current_task_id)) for each in await self.list_wanted_pods()]
-        return [(each, task) for each, task in open_tasks if task is not None and task.cancel is not None]
+        open_tasks = [
+            (each, self._task_of(each, each.current_task_id))
+            for each in await self.list_wanted_pods()
+        ]
+        return [
+            (each, task)
+            for each, task in open_tasks
+            if task is not None and task.cancel is not None
+        ]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """See the port."""
@@ -112,11 +152,15 @@ class FakeStore:
 
     def _commit(self, session: Session, change: Change) -> Change:
         workspace_id, seq = session.workspace.id, session.workspace.last_seq
-        change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
+        change = replace(
+            change, workspace=replace(change.workspace, last_seq=seq + len(change.events))
+        )
         self._workspaces[workspace_id] = change.workspace
         if change.task is not None:
             self._tasks[change.task.id] = change.task
-        self._events[workspace_id] += [_entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)]
+        self._events[workspace_id] += [
+            _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
+        ]
         if (change.workspace, change.task) != (session.workspace, session.task):
             self.announce(workspace_id)
         return change

@@ -1,4 +1,6 @@
-"""A model's endpoint on loopback that speaks the chat-completions protocol, and answers as the test has said."""
+"""A model's endpoint on loopback that speaks the chat-completions protocol, and answers as the test
+has said.
+"""
 
 import json
 import sys
@@ -39,13 +41,16 @@ class Answer:
     gate: Gate | None = None
     # Closes the connection in the middle of the body.
     cut: bool = False
-    # Sent one by one instead of the body, as server-sent events, to a client that asks for a stream. A gate holds back the rest.
+    # Sent one by one instead of the body, as server-sent events, to a client that asks for a
+    # stream. A gate holds back the rest.
     stream: Sequence[bytes | Gate] = ()
 
 
 def answers(value: Any, status: int = 200, **headers: str) -> Answer:
     """JSON. Retries are told to come at once unless the headers say otherwise."""
-    named = {name.replace("_", "-"): text for name, text in ({"retry_after_ms": "1"} | headers).items()}
+    named = {
+        name.replace("_", "-"): text for name, text in ({"retry_after_ms": "1"} | headers).items()
+    }
     return Answer(json.dumps(value).encode(), status, {"content-type": "application/json"} | named)
 
 
@@ -57,7 +62,9 @@ def completes(message: Mapping[str, Any], **fields: Any) -> Answer:
     usage = fields.pop("usage")
     chunks = [event_of(delta, **fields) for delta in _deltas(message)]
     last = event_of({}, "stop", **fields)
-    return replace(whole, stream=[*chunks, last, event({"choices": [], "usage": usage} | fields), DONE])
+    return replace(
+        whole, stream=[*chunks, last, event({"choices": [], "usage": usage} | fields), DONE]
+    )
 
 
 def streams(*events: bytes | Gate, **changes: Any) -> Answer:
@@ -73,7 +80,9 @@ def event(chunk: Any) -> bytes:
 def event_of(delta: Mapping[str, Any], finish_reason: str | None = None, **fields: Any) -> bytes:
     """A chunk of a chat completion with this part of the message."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return event({"object": "chat.completion.chunk", "model": "test-0613", "choices": [choice]} | fields)
+    return event(
+        {"object": "chat.completion.chunk", "model": "test-0613", "choices": [choice]} | fields
+    )
 
 
 def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -85,7 +94,9 @@ def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for index, call in enumerate(message.get("tool_calls") or []):
         function = dict(call["function"])
         first, *rest = _pieces(function.pop("arguments")) or [None]
-        yield {"tool_calls": [{**call, "index": index, "function": function | {"arguments": first}}]}
+        yield {
+            "tool_calls": [{**call, "index": index, "function": function | {"arguments": first}}]
+        }
         for piece in rest:
             yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
@@ -104,13 +115,19 @@ def says(content: str, **fields: Any) -> Answer:
 
 def calls(*commands: str, **fields: Any) -> Answer:
     """A tool call a command."""
-    return calls_tools(*(("shell", json.dumps({"command": command})) for command in commands), **fields)
+    return calls_tools(
+        *(("shell", json.dumps({"command": command})) for command in commands), **fields
+    )
 
 
 def calls_tools(*named: tuple[str, Any], **fields: Any) -> Answer:
     """Tool calls, each by name and arguments."""
     made = [
-        {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        {
+            "id": f"call_{index}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
         for index, (name, arguments) in enumerate(named)
     ]
     return completes({"content": None, "tool_calls": made}, **fields)
@@ -207,7 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
 def model_server(*, can_stream: bool = True) -> Iterator[ModelServer]:
     """A server that is listening; it ends with the block."""
     with ModelServer(can_stream=can_stream) as server:
-        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        serving = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         serving.start()
         try:
             yield server

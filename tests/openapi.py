@@ -37,16 +37,27 @@ class Operation:
         """Every slug it may answer with, and the HTTP status of each."""
         found = {}
         for status, response in self.described["responses"].items():
-            for example in resolved(response)["content"].get("application/json", {}).get("examples", {}).values():
+            for example in (
+                resolved(response)["content"]
+                .get("application/json", {})
+                .get("examples", {})
+                .values()
+            ):
                 found[resolved(example)["value"]["error"]["code"]] = int(status)
         return found
 
     def check(self, status: int, content_type: str, body: Any) -> None:
-        """The answer is one that the document describes, and has nothing that the document does not name."""
+        """The answer is one that the document describes, and has nothing that the document does not
+        name.
+        """
         responses = self.described["responses"]
-        assert str(status) in responses, f"{self.method} {self.path} is not said to answer {status}: {body}"
+        assert str(status) in responses, (
+            f"{self.method} {self.path} is not said to answer {status}: {body}"
+        )
         content = resolved(responses[str(status)])["content"]
-        assert content_type in content, f"{self.method} {self.path} is not said to answer {content_type}"
+        assert content_type in content, (
+            f"{self.method} {self.path} is not said to answer {content_type}"
+        )
         validate(body, content[content_type]["schema"])
 
 
@@ -80,22 +91,34 @@ def resolved(value: dict[str, Any]) -> dict[str, Any]:
 
 def validate(instance: Any, schema: dict[str, Any]) -> None:
     """Raises jsonschema.ValidationError."""
-    absolute = _walked(schema, lambda each: {**each, "$ref": URI + each["$ref"]} if "$ref" in each else each)
+    absolute = _walked(
+        schema, lambda each: {**each, "$ref": URI + each["$ref"]} if "$ref" in each else each
+    )
     _format_checking(absolute).validate(instance)
 
 
 def _format_checking(schema: dict[str, Any]) -> Draft202012Validator:
-    return Draft202012Validator(schema, registry=_registry(), format_checker=Draft202012Validator.FORMAT_CHECKER)
+    return Draft202012Validator(
+        schema, registry=_registry(), format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
 
 
 @cache
 def _registry() -> Registry[Any]:
-    """The document's schemas, closed: a field that they do not name is an error here, though callers are to ignore it."""
+    """The document's schemas, closed: a field that they do not name is an error here, though
+    callers are to ignore it.
+    """
 
     def closed(schema: Any) -> Any:
-        return {**schema, "additionalProperties": False} if schema.get("type") == "object" and "properties" in schema else schema
+        return (
+            {**schema, "additionalProperties": False}
+            if schema.get("type") == "object" and "properties" in schema
+            else schema
+        )
 
-    strict = {"components": {"schemas": _walked(deepcopy(document()["components"]["schemas"]), closed)}}
+    strict = {
+        "components": {"schemas": _walked(deepcopy(document()["components"]["schemas"]), closed)}
+    }
     registry: Registry[Any] = Registry().with_resource(URI, DRAFT202012.create_resource(strict))
     return registry
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -59,6 +62,10 @@ class Receiver:
 
     def _take(self, request: ExportTraceServiceRequest) -> None:
         for resource in request.resource_spans:
-            names = [each.value.string_value for each in resource.resource.attributes if each.key == "service.name"]
+            names = [
+                each.value.string_value
+                for each in resource.resource.attributes
+                if each.key == "service.name"
+            ]
             for scope in resource.scope_spans:
                 self._spans += [(names[0], span) for span in scope.spans]

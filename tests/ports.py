@@ -11,7 +11,8 @@ _random = random.SystemRandom()
 def free_ports(count: int, in_a_row: int = 2) -> list[int]:
     """Ports nobody listens on; of several, the last ones follow each other.
 
-    None of those that the kernel gives to connections: such a one may be taken again before it is listened on.
+    None of those that the kernel gives to connections: such a one may be taken again before it is
+    listened on.
     """
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     alone = max(0, count - in_a_row)

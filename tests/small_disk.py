@@ -29,7 +29,9 @@ def refusal() -> str:
 
 @contextmanager
 def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
-    """Mounts an empty disk of this size on the folder, which is made if absent. Skips the test where mounts are refused."""
+    """Mounts an empty disk of this size on the folder, which is made if absent. Skips the test
+    where mounts are refused.
+    """
     if reason := refusal():
         pytest.skip(reason)
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,11 +69,14 @@ def _unmount(path: Path) -> None:
     try:
         _run("umount", str(path))
     except RuntimeError:
-        # A process still has a file or its working directory there: the disk goes with the last of them.
+        # A process still has a file or its working directory there: the disk goes with the last of
+        # them.
         _run("umount", "--lazy", str(path))
 
 
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip() or f"{command[0]} failed with exit code {done.returncode}")
+        raise RuntimeError(
+            done.stderr.strip() or f"{command[0]} failed with exit code {done.returncode}"
+        )

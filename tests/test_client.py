@@ -1,4 +1,6 @@
-"""The client, against a fake channel and a fake clock; what only a real connection shows, against a real one."""
+"""The client, against a fake channel and a fake clock; what only a real connection shows, against a
+real one.
+"""
 
 import socket
 import threading
@@ -8,7 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
-from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from evershell.workspace.v1 import (
+    error_pb2,
+    event_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+)
 from google.protobuf.duration_pb2 import Duration
 
 from server.api.status import RULES
@@ -18,7 +26,9 @@ from server.core.errors import Failure
 from tests.fake_channel import TIMEOUT_SECONDS, Service, trailers
 
 Reply = workspace_service_pb2.CancelTaskResponse
-UNREACHABLE = errors.agent_unreachable("ws_1", "task_1", "recorded, not delivered", intent_recorded=True)
+UNREACHABLE = errors.agent_unreachable(
+    "ws_1", "task_1", "recorded, not delivered", intent_recorded=True
+)
 
 
 @pytest.fixture
@@ -27,7 +37,9 @@ def service() -> Service:
 
 
 def start(call: Callable[..., Any], *arguments: Any, **fields: Any) -> "Future[Any]":
-    """Makes a call beside the test, which plays the service. A call that nobody answers does not keep the run from ending."""
+    """Makes a call beside the test, which plays the service. A call that nobody answers does not
+    keep the run from ending.
+    """
     made: Future[Any] = Future()
 
     def run() -> None:
@@ -57,7 +69,14 @@ def test_a_plain_cancellation_sends_the_workspace_alone(service: Service) -> Non
 
 
 def test_a_wait_comes_on_top_of_the_time_limit(service: Service) -> None:
-    start(service.client.cancel_task, "ws_1", "task_1", "why", wait_seconds=12.5, force_after_seconds=0)
+    start(
+        service.client.cancel_task,
+        "ws_1",
+        "task_1",
+        "why",
+        wait_seconds=12.5,
+        force_after_seconds=0,
+    )
     request, taken = service.take("CancelTask")
     taken.answer(Reply())
     assert request == workspace_service_pb2.CancelTaskRequest(
@@ -85,7 +104,9 @@ def test_a_wait_comes_on_top_of_the_time_limit(service: Service) -> None:
         ("ResumeWorkspace", lambda it: it.resume_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace()),
     ],
 )  # fmt: skip
-def test_the_other_calls(service: Service, rpc: str, call: Any, request_: dict[str, Any], reply: Any) -> None:
+def test_the_other_calls(
+    service: Service, rpc: str, call: Any, request_: dict[str, Any], reply: Any
+) -> None:
     made = start(call, service.client)
     request, taken = service.take(rpc)
     taken.answer(reply)
@@ -100,7 +121,11 @@ def test_tasks_are_listed_over_all_pages(service: Service) -> None:
     for task_id, next_page_token in (("task_2", "task_2"), ("task_1", "")):
         request, taken = service.take("ListTasks")
         tokens.append(request.page_token)
-        taken.answer(workspace_service_pb2.ListTasksResponse(tasks=[task_pb2.Task(id=task_id)], next_page_token=next_page_token))
+        taken.answer(
+            workspace_service_pb2.ListTasksResponse(
+                tasks=[task_pb2.Task(id=task_id)], next_page_token=next_page_token
+            )
+        )
         assert request.page_size == 1
     assert call.result(5) == ["task_2", "task_1"]
     assert tokens == ["", "task_2"]
@@ -122,11 +147,17 @@ def test_tasks_are_listed_over_all_pages(service: Service) -> None:
     ],
     ids=lambda value: getattr(value, "code", ""),
 )  # fmt: skip
-def test_what_the_service_says_of_a_failure(service: Service, failure: Failure, details: dict[str, Any]) -> None:
+def test_what_the_service_says_of_a_failure(
+    service: Service, failure: Failure, details: dict[str, Any]
+) -> None:
     call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].fail(failure)
     error = failed(call)
-    assert (error.slug, error.message, error.request_id) == (failure.code, failure.message, "request_1")
+    assert (error.slug, error.message, error.request_id) == (
+        failure.code,
+        failure.message,
+        "request_1",
+    )
     assert error.details == details
     assert error.http_status == RULES[failure.code].http
     assert "sk_secret" not in repr(error) + str(error)
@@ -149,16 +180,25 @@ def test_what_the_service_says_of_a_failure(service: Service, failure: Failure, 
         ("CANCELLED", "internal"),
     ],
 )
-def test_a_failure_without_details_is_named_after_its_code(service: Service, code: str, slug: str) -> None:
+def test_a_failure_without_details_is_named_after_its_code(
+    service: Service, code: str, slug: str
+) -> None:
     call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].break_off(grpc.StatusCode[code], ("x-request-id", "request_2"))
     error = failed(call)
-    assert (error.slug, error.message, error.request_id, error.details) == (slug, "it broke", "request_2", {})
+    assert (error.slug, error.message, error.request_id, error.details) == (
+        slug,
+        "it broke",
+        "request_2",
+        {},
+    )
 
 
 def test_details_that_contradict_the_status_are_not_believed(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1")
-    service.take("CancelTask")[1].break_off(grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1")))
+    service.take("CancelTask")[1].break_off(
+        grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1"))
+    )
     assert failed(call).slug == "unavailable"
 
 
@@ -182,7 +222,9 @@ def test_what_may_have_taken_effect_is_not_repeated(service: Service, rpc: str) 
     assert len(service.channel.timeouts) == 1
 
 
-def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_limit(service: Service) -> None:
+def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_limit(
+    service: Service,
+) -> None:
     call = start(service.client.cancel_task, "ws_1", "task_1")
     service.take("CancelTask")[1].fail(errors.unavailable())
     service.take("CancelTask")[1].answer(Reply(outcome=Reply.already_requested))
@@ -198,7 +240,9 @@ def test_too_many_calls_are_a_reason_to_wait_as_long_as_told(service: Service) -
     assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 2]
 
 
-def test_a_cancellation_of_whatever_runs_is_not_repeated_when_there_were_too_many_calls(service: Service) -> None:
+def test_a_cancellation_of_whatever_runs_is_not_repeated_when_there_were_too_many_calls(
+    service: Service,
+) -> None:
     call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].fail(errors.rate_limited("Too many.", 2))
     assert (failed(call).slug, failed(call).details["retry_after_seconds"]) == ("rate_limited", 2)
@@ -223,37 +267,58 @@ def test_a_read_is_repeated_a_few_times(service: Service) -> None:
 
 def test_a_read_is_not_repeated_when_no_time_is_left(service: Service) -> None:
     call = start(service.client.get_task, "ws_1", "task_1")
-    service.take("GetTask")[1].fail(Failure("unavailable", "Later.", retry_after_seconds=TIMEOUT_SECONDS))
+    service.take("GetTask")[1].fail(
+        Failure("unavailable", "Later.", retry_after_seconds=TIMEOUT_SECONDS)
+    )
     assert failed(call).details["retry_after_seconds"] == TIMEOUT_SECONDS
     assert len(service.channel.timeouts) == 1
 
 
-def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(service: Service) -> None:
+def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(
+    service: Service,
+) -> None:
     watched = service.client.watch_events("ws_1", after=3)
     first = start(next, watched)
     request, taken = service.take_stream()
     assert (request.workspace_id, request.after, service.channel.timeouts) == ("ws_1", 3, [None])
-    taken.send_response(workspace_service_pb2.WatchEventsResponse(heartbeat=workspace_service_pb2.Heartbeat(seq=3)))
+    taken.send_response(
+        workspace_service_pb2.WatchEventsResponse(heartbeat=workspace_service_pb2.Heartbeat(seq=3))
+    )
     taken.send_response(workspace_service_pb2.WatchEventsResponse(event=event_pb2.Event(seq=4)))
     assert first.result(5).seq == 4
-    told = error_pb2.Error(code=error_pb2.Error.unavailable, message="Try again.", request_id="request_1")
+    told = error_pb2.Error(
+        code=error_pb2.Error.unavailable, message="Try again.", request_id="request_1"
+    )
     told.details.update({"retry_after_seconds": 1})
     taken.send_response(workspace_service_pb2.WatchEventsResponse(error=told))
     with pytest.raises(WorkspaceServiceError, match=r"unavailable: Try again\.") as raised:
         next(watched)
-    assert (raised.value.request_id, raised.value.details) == ("request_1", {"retry_after_seconds": 1})
+    assert (raised.value.request_id, raised.value.details) == (
+        "request_1",
+        {"retry_after_seconds": 1},
+    )
     taken.cancelled()
 
 
 def test_a_service_that_is_not_there() -> None:
-    with WorkspaceClient("127.0.0.1:1", "sk_secret") as client, pytest.raises(WorkspaceServiceError) as raised:
+    with (
+        WorkspaceClient("127.0.0.1:1", "sk_secret") as client,
+        pytest.raises(WorkspaceServiceError) as raised,
+    ):
         client.cancel_task("ws_1")
-    assert (raised.value.slug, raised.value.request_id, raised.value.http_status) == ("unavailable", "", 503)
+    assert (raised.value.slug, raised.value.request_id, raised.value.http_status) == (
+        "unavailable",
+        "",
+        503,
+    )
 
 
 def test_a_service_that_does_not_answer_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with WorkspaceClient(address, "sk_secret", timeout_seconds=0.1) as client, pytest.raises(WorkspaceServiceError) as raised:
+        with (
+            WorkspaceClient(address, "sk_secret", timeout_seconds=0.1) as client,
+            pytest.raises(WorkspaceServiceError) as raised,
+        ):
             client.cancel_task("ws_1")
     assert raised.value.slug == "deadline_exceeded"

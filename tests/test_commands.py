@@ -46,7 +46,9 @@ class PlayedClient:
         return self._answer
 
 
-def cancel(monkeypatch: pytest.MonkeyPatch, answer: Reply | WorkspaceServiceError, *arguments: str) -> tuple[Result, PlayedClient]:
+def cancel(
+    monkeypatch: pytest.MonkeyPatch, answer: Reply | WorkspaceServiceError, *arguments: str
+) -> tuple[Result, PlayedClient]:
     played = PlayedClient(answer)
     monkeypatch.setattr(client, "WorkspaceClient", played)
     environment = {"TOKEN": "sk_secret", "GRPC_ADDR": "127.0.0.1:8081"}
@@ -55,7 +57,9 @@ def cancel(monkeypatch: pytest.MonkeyPatch, answer: Reply | WorkspaceServiceErro
     return result, played
 
 
-def reply(outcome: "Reply.Outcome.ValueType", status: "Task.Status.ValueType", **task: Any) -> Reply:
+def reply(
+    outcome: "Reply.Outcome.ValueType", status: "Task.Status.ValueType", **task: Any
+) -> Reply:
     return Reply(
         workspace_id="ws_1",
         task_id="task_1",
@@ -69,7 +73,9 @@ def reply(outcome: "Reply.Outcome.ValueType", status: "Task.Status.ValueType", *
 
 def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = reply(Reply.accepted, Task.running, iterations=1, phase=Task.tool_call)
-    result, played = cancel(monkeypatch, answer, "--task", "task_1", "--reason", "why", "--wait", "500ms")
+    result, played = cancel(
+        monkeypatch, answer, "--task", "task_1", "--reason", "why", "--wait", "500ms"
+    )
     assert played.asked == ("127.0.0.1:8081", "sk_secret", "ws_1", "task_1", "why", 0.5, None)
     # The wait was over before the task had ended.
     assert result.exit_code == 7
@@ -92,9 +98,24 @@ def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPat
         (reply(Reply.already_requested, Task.running), [], 0, "had been recorded before"),
         (reply(Reply.accepted, Task.cancelled), ["--wait", "10"], 0, "takes its next task"),
         (reply(Reply.already_requested, Task.running), ["--wait", "1s"], 7, "has not ended yet"),
-        (reply(Reply.already_finished, Task.cancelled, completed_at=AT), [], 3, "had ended cancelled at 2023-11-14T22:13:20Z"),
-        (reply(Reply.already_finished, Task.failed, reason="no luck"), ["--wait", "1s"], 3, "no luck"),
-        (Reply(workspace_id="ws_1", outcome=Reply.no_active_task), [], 3, "nothing runs in workspace ws_1"),
+        (
+            reply(Reply.already_finished, Task.cancelled, completed_at=AT),
+            [],
+            3,
+            "had ended cancelled at 2023-11-14T22:13:20Z",
+        ),
+        (
+            reply(Reply.already_finished, Task.failed, reason="no luck"),
+            ["--wait", "1s"],
+            3,
+            "no luck",
+        ),
+        (
+            Reply(workspace_id="ws_1", outcome=Reply.no_active_task),
+            [],
+            3,
+            "nothing runs in workspace ws_1",
+        ),
     ],
 )
 def test_the_exit_code_of_each_outcome(
@@ -124,8 +145,13 @@ def test_the_exit_code_of_each_outcome(
         ("internal", 1),
     ],
 )
-def test_the_exit_code_of_each_failure(monkeypatch: pytest.MonkeyPatch, slug: str, exit_code: int) -> None:
-    result, _ = cancel(monkeypatch, WorkspaceServiceError(slug, "What happened.", "request_1", {"task_id": "task_1"}))
+def test_the_exit_code_of_each_failure(
+    monkeypatch: pytest.MonkeyPatch, slug: str, exit_code: int
+) -> None:
+    result, _ = cancel(
+        monkeypatch,
+        WorkspaceServiceError(slug, "What happened.", "request_1", {"task_id": "task_1"}),
+    )
     assert result.exit_code == exit_code
     assert result.stdout == ""
     assert result.stderr.startswith(f"{slug}: What happened.\n  request    request_1\n")
@@ -134,21 +160,39 @@ def test_the_exit_code_of_each_failure(monkeypatch: pytest.MonkeyPatch, slug: st
 
 
 def test_too_many_calls_are_told_with_when_to_call_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = WorkspaceServiceError("rate_limited", "Too many.", "request_1", {"retry_after_seconds": 1.0})
+    error = WorkspaceServiceError(
+        "rate_limited", "Too many.", "request_1", {"retry_after_seconds": 1.0}
+    )
     result, _ = cancel(monkeypatch, error)
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (6, "  recorded?  No. Call again after 1 s.")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        6,
+        "  recorded?  No. Call again after 1 s.",
+    )
 
 
 def test_json_is_what_rest_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = cancel(monkeypatch, reply(Reply.accepted, Task.running), "--json")
     shown = json.loads(result.stdout)
-    assert (result.exit_code, shown["outcome"], shown["task"]["status"]) == (0, "accepted", "running")
+    assert (result.exit_code, shown["outcome"], shown["task"]["status"]) == (
+        0,
+        "accepted",
+        "running",
+    )
     assert (shown["requested_at"], shown["task"]["iterations"]) == ("2023-11-14T22:13:20Z", 0)
     details = {"fields": {"reason": "too long"}}
-    result, _ = cancel(monkeypatch, WorkspaceServiceError("validation_error", "No.", "request_1", details), "--json")
+    result, _ = cancel(
+        monkeypatch,
+        WorkspaceServiceError("validation_error", "No.", "request_1", details),
+        "--json",
+    )
     assert result.exit_code == 5
     assert json.loads(result.stdout) == {
-        "error": {"code": "validation_error", "message": "No.", "request_id": "request_1", "details": details}
+        "error": {
+            "code": "validation_error",
+            "message": "No.",
+            "request_id": "request_1",
+            "details": details,
+        }
     }
 
 
@@ -158,12 +202,27 @@ STEERING = "\x1b[2J\x9b2J\x7f\u202e\r\n"
 def test_whatever_a_service_answers_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     nasty = Task(id=STEERING, status=Task.running)
     answer = Reply(
-        workspace_id=STEERING, task_id=STEERING, outcome=Reply.accepted, requested_by=STEERING, reason=STEERING, task=nasty
+        workspace_id=STEERING,
+        task_id=STEERING,
+        outcome=Reply.accepted,
+        requested_by=STEERING,
+        reason=STEERING,
+        task=nasty,
     )
-    finished = Reply(task_id=STEERING, outcome=Reply.already_finished, task=Task(status=Task.failed, reason=STEERING))
+    finished = Reply(
+        task_id=STEERING,
+        outcome=Reply.already_finished,
+        task=Task(status=Task.failed, reason=STEERING),
+    )
     error = WorkspaceServiceError(STEERING, STEERING, STEERING, {"task_id": STEERING})
     lost = WorkspaceServiceError("agent_unreachable", STEERING, STEERING, {"task_id": STEERING})
-    for each in (answer, finished, Reply(workspace_id=STEERING, outcome=Reply.no_active_task), error, lost):
+    for each in (
+        answer,
+        finished,
+        Reply(workspace_id=STEERING, outcome=Reply.no_active_task),
+        error,
+        lost,
+    ):
         for arguments in ((), ("--json",)):
             result, _ = cancel(monkeypatch, each, *arguments)
             shown = result.output.replace("\n", "")
@@ -171,13 +230,21 @@ def test_whatever_a_service_answers_steers_no_terminal(monkeypatch: pytest.Monke
             assert r"\x1b[2J" in shown or r"\u001b[2J" in shown
 
 
-def test_json_has_an_escape_for_every_character_that_is_not_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
-    result, _ = cancel(monkeypatch, Reply(outcome=Reply.accepted, reason=STEERING, task=Task(status=Task.running)), "--json")
+def test_json_has_an_escape_for_every_character_that_is_not_ascii(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result, _ = cancel(
+        monkeypatch,
+        Reply(outcome=Reply.accepted, reason=STEERING, task=Task(status=Task.running)),
+        "--json",
+    )
     assert result.stdout.isascii()
     assert json.loads(result.stdout)["reason"] == STEERING
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)]
+)
 def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
@@ -189,7 +256,9 @@ def test_what_is_no_duration(monkeypatch: pytest.MonkeyPatch, text: str) -> None
     assert "write 500ms, 10s or 1m" in result.stderr
 
 
-def test_the_demo_credential_goes_to_its_own_stack_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_demo_credential_goes_to_its_own_stack_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
     ready = {"grpc_addr": "127.0.0.1:8081", "demo": {"tokens": {"full_access": "sk_demo"}}}
     (tmp_path / "ready.json").write_text(json.dumps(ready))
@@ -198,13 +267,19 @@ def test_the_demo_credential_goes_to_its_own_stack_alone(monkeypatch: pytest.Mon
     given = find_endpoint("", "sk_mine", io.StringIO("sk_file\n"))
     assert (given.address, given.token) == ("127.0.0.1:8081", "sk_file")
     assert find_endpoint("127.0.0.1:8081", "", None).token == "sk_demo"
-    result = CliRunner().invoke(main, ["cancel", "ws_1", "--address", "elsewhere:443"], env={"TOKEN": "", "GRPC_ADDR": ""})
+    result = CliRunner().invoke(
+        main, ["cancel", "ws_1", "--address", "elsewhere:443"], env={"TOKEN": "", "GRPC_ADDR": ""}
+    )
     assert (result.exit_code, "no credential" in result.stderr) == (1, True)
 
 
 def test_a_stack_with_tls_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
-    ready = {"grpc_addr": "127.0.0.1:8081", "tls_cert_file": "/etc/edge.pem", "demo": {"tokens": {"full_access": "sk_demo"}}}
+    ready = {
+        "grpc_addr": "127.0.0.1:8081",
+        "tls_cert_file": "/etc/edge.pem",
+        "demo": {"tokens": {"full_access": "sk_demo"}},
+    }
     (tmp_path / "ready.json").write_text(json.dumps(ready))
     mine = Identity(cert_file=Path("me.pem"), key_file=Path("me.key"))
     found = find_endpoint("127.0.0.1:8081", "sk_mine", None, mine)
@@ -216,7 +291,9 @@ def test_a_stack_with_tls_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (elsewhere.address, elsewhere.identity) == ("https://elsewhere:443", Identity())
 
 
-def test_a_call_that_names_all_is_not_hindered_by_the_stack_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_call_that_names_all_is_not_hindered_by_the_stack_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
     (tmp_path / "ready.json").write_text("{")
     assert find_endpoint("elsewhere:443", "sk_mine", None).address == "elsewhere:443"
@@ -239,12 +316,17 @@ def test_files_that_cannot_be_used(files: dict[str, Path], said: str) -> None:
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"TLS_CERT_FILE": "edge.pem"}, "TLS_KEY_FILE: Value error, TLS_CERT_FILE and TLS_KEY_FILE are set together"),
+        (
+            {"TLS_CERT_FILE": "edge.pem"},
+            "TLS_KEY_FILE: Value error, TLS_CERT_FILE and TLS_KEY_FILE are set together",
+        ),
         ({"TLS_KEY_FILE": "edge.key"}, "are set together or not at all"),
         ({"TLS_CLIENT_CA_FILE": "ca.pem"}, "TLS_CLIENT_CA_FILE: Value error, needs TLS_CERT_FILE"),
     ],
 )
-def test_tls_settings_that_are_half(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str) -> None:
+def test_tls_settings_that_are_half(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ClickException, match=said):
@@ -264,9 +346,15 @@ def test_without_a_stack_the_commands_say_what_to_do(tmp_path: Path, command: li
     ("arguments", "said"),
     [
         (["--org", "org 1", "--template", "full_access"], "--org: must be"),
-        (["--org", "org_1", "--template", "everything"], "none of full_access, submit_observe, read_only"),
+        (
+            ["--org", "org_1", "--template", "everything"],
+            "none of full_access, submit_observe, read_only",
+        ),
         (["--org", "org_1", "--template", "read_only", "--name", "x" * 201], "at most 200"),
-        (["--org", "org_1", "--template", "read_only", "--create-org", "-Acme"], "--create-org: must be"),
+        (
+            ["--org", "org_1", "--template", "read_only", "--create-org", "-Acme"],
+            "--create-org: must be",
+        ),
     ],
 )
 def test_a_key_that_cannot_be(arguments: list[str], said: str) -> None:
@@ -276,7 +364,11 @@ def test_a_key_that_cannot_be(arguments: list[str], said: str) -> None:
 
 
 def test_a_database_url_is_not_told(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["keys", "list", "--org", "org_1"], env={"DATABASE_URL": "postgress://me:secret@host/db"})
+    result = CliRunner().invoke(
+        main,
+        ["keys", "list", "--org", "org_1"],
+        env={"DATABASE_URL": "postgress://me:secret@host/db"},
+    )
     assert (result.exit_code, result.stdout) == (1, "")
     assert "DATABASE_URL is not a valid URL" in result.stderr
     assert "secret" not in result.stderr

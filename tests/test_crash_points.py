@@ -1,4 +1,6 @@
-"""The hook by which tests kill a program at a point: what it does where it is armed, and that it is nothing where it is not."""
+"""The hook by which tests kill a program at a point: what it does where it is armed, and that it is
+nothing where it is not.
+"""
 
 import asyncio
 import signal
@@ -54,7 +56,12 @@ async def test_where_no_point_is_armed_the_call_is_as_ever(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("events", "kind"),
-    [([Started()], "start"), ([ITERATED], "iteration"), ([ITERATED, ENDING], "terminal"), ([ENDING], "terminal")],
+    [
+        ([Started()], "start"),
+        ([ITERATED], "iteration"),
+        ([ITERATED, ENDING], "terminal"),
+        ([ENDING], "terminal"),
+    ],
 )
 def test_a_commit_is_named_after_what_it_ends(events: list[Any], kind: str) -> None:
     assert kind_of(events) == kind
@@ -65,7 +72,11 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     wrapped = _note_wrapped(monkeypatch, bootstrap)
-    settings = Settings(state_dir=tmp_path, database_url="postgresql:///nowhere", crash_points_dir=tmp_path if is_set else None)
+    settings = Settings(
+        state_dir=tmp_path,
+        database_url="postgresql:///nowhere",
+        crash_points_dir=tmp_path if is_set else None,
+    )
     settings.signing_key_path.write_text(new_key())
     async with bootstrap.control_plane(settings, Metrics()) as server:
         assert isinstance(server, Server)

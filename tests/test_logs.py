@@ -59,7 +59,12 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         free(tmp_path / "disk")
         sink.info("last")
         # The first of the three was written in part: what follows begins on a line of its own.
-        assert [line.strip("x") for line in path.read_text().splitlines()] == ["first", "", "3 lost", "last"]
+        assert [line.strip("x") for line in path.read_text().splitlines()] == [
+            "first",
+            "",
+            "3 lost",
+            "last",
+        ]
         sink.info("after")
         assert path.read_text().endswith("last\nafter\n")
         assert sink.lost_lines == 3
@@ -91,13 +96,26 @@ def test_a_line_has_the_fields_of_its_program(written: Lines) -> None:
     structlog.get_logger().debug("too_fine")
     (line,) = written()
     assert line.pop("timestamp").endswith("Z")
-    assert line == {"program": "serve", "epoch": 3, "event": "pod_started", "level": "info", "workspace_id": "ws_1"}
+    assert line == {
+        "program": "serve",
+        "epoch": 3,
+        "event": "pod_started",
+        "level": "info",
+        "workspace_id": "ws_1",
+    }
 
 
 def test_every_field_is_cut_at_a_bound(written: Lines) -> None:
     logs.configure("serve", "INFO")
     log = structlog.get_logger()
-    log.info("x" * 50_000, path="/" * 50_000, many=list(range(10_000)), short=["a"], number=7, absent=None)
+    log.info(
+        "x" * 50_000,
+        path="/" * 50_000,
+        many=list(range(10_000)),
+        short=["a"],
+        number=7,
+        absent=None,
+    )
     try:
         raise ValueError("y" * 50_000)
     except ValueError:
@@ -119,7 +137,11 @@ class _Unprintable:
         raise RuntimeError("no text")
 
 
-@pytest.mark.parametrize("value", [_Unprintable(), {(1, 2): 3}, 10**5_000, "\ud800"], ids=["object", "key", "number", "text"])
+@pytest.mark.parametrize(
+    "value",
+    [_Unprintable(), {(1, 2): 3}, 10**5_000, "\ud800"],
+    ids=["object", "key", "number", "text"],
+)
 def test_what_cannot_be_printed_raises_nothing(written: Lines, value: object) -> None:
     logs.configure("serve", "INFO")
     structlog.get_logger().info("odd", value=value)
@@ -137,7 +159,11 @@ def test_what_libraries_say_goes_the_same_way(written: Lines) -> None:
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     warning, error, deprecation = written()
-    assert (warning["event"], warning["logger"], warning["level"]) == ("library_message", "some.library", "warning")
+    assert (warning["event"], warning["logger"], warning["level"]) == (
+        "library_message",
+        "some.library",
+        "warning",
+    )
     assert len(warning["message"]) < _LIMIT + 50
     assert (error["level"], error["message"]) == ("error", "%d")
     assert deprecation["logger"] == "py.warnings"
@@ -173,7 +199,9 @@ def test_lost_lines_are_a_metric() -> None:
 
 
 def test_a_program_whose_log_is_full_goes_on(tmp_path: Path) -> None:
-    """With asyncio's report of a task that failed, which goes to standard error when nothing is configured."""
+    """With asyncio's report of a task that failed, which goes to standard error when nothing is
+    configured.
+    """
     program = """
 import asyncio, structlog
 from server import logs
@@ -189,5 +217,11 @@ asyncio.run(main())
 print(sink.lost_lines)
 """
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([sys.executable, "-c", program], stderr=full, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stderr=full,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert (done.returncode, done.stdout) == (0, "2\n")

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
     # A make that runs these tests passes its options on.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
     command = ["make", "-C", str(ROOT), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -32,7 +34,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def clean(folders: tuple[Path, Path], *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment, state = folders
-    return make("clean", f"VENV={environment}", f"STATE_DIR={state}", f"PYTHON={sys.executable}", *arguments)
+    return make(
+        "clean", f"VENV={environment}", f"STATE_DIR={state}", f"PYTHON={sys.executable}", *arguments
+    )
 
 
 def test_clean_keeps_the_state_unless_it_is_named(folders: tuple[Path, Path]) -> None:
@@ -84,7 +88,9 @@ def python(folder: Path, preamble: str) -> Path:
         ("import sys; sys.modules['ensurepip'] = None", "has no venv module; install it"),
     ],
 )
-def test_a_python_that_will_not_do_is_refused_in_one_sentence(tmp_path: Path, preamble: str, said: str) -> None:
+def test_a_python_that_will_not_do_is_refused_in_one_sentence(
+    tmp_path: Path, preamble: str, said: str
+) -> None:
     ready = tmp_path / "venv" / ".ready"
     refused = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, preamble)}", str(ready))
     assert refused.returncode != 0
@@ -97,7 +103,9 @@ def test_a_python_that_will_not_do_is_refused_in_one_sentence(tmp_path: Path, pr
 def test_no_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
     ready = tmp_path / "venv" / ".ready"
     refused = make(f"VENV={ready.parent}", "PYTHON=python-that-is-not-there", str(ready))
-    assert refused.stderr.startswith("python-that-is-not-there was not found. Install Python 3.11 or newer.")
+    assert refused.stderr.startswith(
+        "python-that-is-not-there was not found. Install Python 3.11 or newer."
+    )
 
 
 def test_a_python_that_will_do_goes_on(tmp_path: Path) -> None:

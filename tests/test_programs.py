@@ -21,7 +21,9 @@ def run(program: str, state_dir: Path, **environment: str) -> "subprocess.Comple
 
 
 @pytest.mark.parametrize("program", ["serve", "fleet"])
-def test_a_program_without_its_key_or_its_database_says_so_and_fails(program: str, tmp_path: Path) -> None:
+def test_a_program_without_its_key_or_its_database_says_so_and_fails(
+    program: str, tmp_path: Path
+) -> None:
     without_database = run(program, tmp_path)
     assert (without_database.returncode, without_database.stdout) == (1, "")
     assert without_database.stderr.startswith("Error: DATABASE_URL is not set.")

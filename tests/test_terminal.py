@@ -9,7 +9,8 @@ from server.commands import demo, demo_stack
 from server.commands.demo import Seen, Walk
 from server.terminal import printable
 
-# Clears the screen, by two introducers; rings; goes back; hides; turns what follows around; is half a character.
+# Clears the screen, by two introducers; rings; goes back; hides; turns what follows around; is half
+# a character.
 STEERING = "\x1b[2J\x9b2J\x07\b\x7f\r\u202e\u2066\u200b\u2028\ufeff\ue000\ud800"
 
 
@@ -44,10 +45,15 @@ def test_no_character_that_steers_is_left() -> None:
 
 
 def steers(output: str) -> set[str]:
-    return {character for character in output if character in STEERING and not character.isprintable()}
+    return {
+        character for character in output if character in STEERING and not character.isprintable()
+    }
 
 
-@pytest.mark.parametrize("arguments", [["cancel", "ws_1", f"--{STEERING}"], [STEERING], ["cancel", "ws_1", "--wait", STEERING]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["cancel", "ws_1", f"--{STEERING}"], [STEERING], ["cancel", "ws_1", "--wait", STEERING]],
+)
 def test_a_command_line_that_is_not_valid_is_quoted_safely(arguments: list[str]) -> None:
     result = CliRunner().invoke(__main__.main, arguments)
     assert (result.exit_code, steers(result.output)) == (2, set())
@@ -67,19 +73,30 @@ def test_a_failure_that_quotes_others_is_printed_safely(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "event",
     [
-        {"type": "task_cancel_requested", "task_cancel_requested": {"cancel": {"requested_by": STEERING, "reason": STEERING}}},
+        {
+            "type": "task_cancel_requested",
+            "task_cancel_requested": {"cancel": {"requested_by": STEERING, "reason": STEERING}},
+        },
         {
             "type": "iteration_completed",
             "iteration_completed": {
                 "number": 1,
-                "tool_call": {"duration_ms": STEERING, "result": {"status": STEERING, "exit_code": 0}},
+                "tool_call": {
+                    "duration_ms": STEERING,
+                    "result": {"status": STEERING, "exit_code": 0},
+                },
             },
         },
-        {"type": "task_completed", "task_completed": {"status": STEERING, "forced": False, "iterations": STEERING}},
+        {
+            "type": "task_completed",
+            "task_completed": {"status": STEERING, "forced": False, "iterations": STEERING},
+        },
         {"type": STEERING, STEERING: {"status": "", "forced": False, "iterations": 0}},
     ],
 )
-def test_the_demo_prints_events_safely(event: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_prints_events_safely(
+    event: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
     seen = Seen(event, at=0.0)
     demo._print_event(Walk("task_1", (STEERING,), [seen]), seen)
     # The colours are the demo's own; where nobody looks, there are none.

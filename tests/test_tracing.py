@@ -25,7 +25,9 @@ class Port:
         raise UnavailableError("10.0.0.7")
 
 
-async def test_a_port_has_a_span_around_each_call_that_is_part_of_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_port_has_a_span_around_each_call_that_is_part_of_a_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     receiver = Receiver()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
     with receiver.running():
@@ -44,12 +46,17 @@ async def test_a_port_has_a_span_around_each_call_that_is_part_of_a_trace(monkey
     assert set(spans) == {"port.succeed", "port.fail"}
     assert {span.parent_span_id.hex() for span in spans.values()} == {CALLER.span_id}
     # The text of an error names what lies behind, and stays inside.
-    assert (spans["port.fail"].status.code, spans["port.fail"].status.message) == (2, "UnavailableError")
+    assert (spans["port.fail"].status.code, spans["port.fail"].status.message) == (
+        2,
+        "UnavailableError",
+    )
     assert receiver.spans(UNRECORDED.trace_id) == []
     assert receiver.services() == {"evershell-test"}
 
 
-async def test_a_disabled_sdk_passes_the_callers_trace_on_and_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disabled_sdk_passes_the_callers_trace_on_and_makes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     tracing = Tracing("test")
     with tracing.span("call", SpanKind.SERVER):

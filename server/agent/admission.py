@@ -51,4 +51,6 @@ class Admission(grpc.aio.ServerInterceptor):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE)
             return await serve(message, context)
 
-        return grpc.unary_unary_rpc_method_handler(admitted, response_serializer=handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(
+            admitted, response_serializer=handler.response_serializer
+        )

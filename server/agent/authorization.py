@@ -1,4 +1,6 @@
-"""Who may call the agent: the control plane, with a short-lived token that it signed for this workspace."""
+"""Who may call the agent: the control plane, with a short-lived token that it signed for this
+workspace.
+"""
 
 import json
 import time
@@ -22,14 +24,20 @@ class InvalidTokenError(Exception):
 class TokenVerifier:
     """Checks the control plane's tokens; one that was checked is known until it expires."""
 
-    def __init__(self, public_key: str, workspace_id: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, public_key: str, workspace_id: str, clock: Callable[[], float] = time.time
+    ) -> None:
         """`public_key` is an Ed25519 JWK as JSON. Raises ValueError when it is none."""
         try:
             self._key = OKPKey.import_key(json.loads(public_key))
         except (JoseError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"the control plane's public key is no Ed25519 JWK: {error}") from error
+            raise ValueError(
+                f"the control plane's public key is no Ed25519 JWK: {error}"
+            ) from error
         if self._key.curve_name != "Ed25519":
-            raise ValueError(f"the control plane's public key is of curve {self._key.curve_name}, not Ed25519")
+            raise ValueError(
+                f"the control plane's public key is of curve {self._key.curve_name}, not Ed25519"
+            )
         self._clock = clock
         self._workspace_id = workspace_id
         self._claims = jwt.JWTClaimsRegistry(
@@ -61,6 +69,8 @@ class TokenVerifier:
         if not now < claims["exp"] <= now + MAX_TOKEN_SECONDS + _CLOCK_SKEW_SECONDS:
             raise InvalidTokenError("The token has expired, or lives too long.")
         if len(self._verified) >= _MAX_CACHED_TOKENS:
-            self._verified = {known: expires for known, expires in self._verified.items() if expires > now}
+            self._verified = {
+                known: expires for known, expires in self._verified.items() if expires > now
+            }
         if len(self._verified) < _MAX_CACHED_TOKENS:
             self._verified[token] = claims["exp"]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 class CancelFlag:
     """Whether a task is to be cancelled, and when its iteration is to be broken off.
 
-    It is set by the signal and by every directive, in any order and as often as they like; once set it stays set, and the earliest
-    `force_at` wins. The deadline is a wall-clock time (seconds since 1970), because another host names it.
+    It is set by the signal and by every directive, in any order and as often as they like; once set
+    it stays set, and the earliest `force_at` wins. The deadline is a wall-clock time (seconds since
+    1970), because another host names it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -19,7 +20,9 @@ class CancelFlag:
         self.force_at: float | None = None
 
     def request(self, force_at: float | None = None) -> None:
-        """Sets the flag; with `force_at` the iteration is broken off then, if no earlier time is set."""
+        """Sets the flag; with `force_at` the iteration is broken off then, if no earlier time is
+        set.
+        """
         self.is_requested = True
         if force_at is not None and (self.force_at is None or force_at < self.force_at):
             self.force_at = force_at
@@ -31,7 +34,9 @@ class CancelFlag:
         return self.force_at is not None and self.force_at <= self._clock()
 
     async def wait_force_due(self) -> None:
-        """Returns when the time to break off has come, also when it is set or moved earlier meanwhile."""
+        """Returns when the time to break off has come, also when it is set or moved earlier
+        meanwhile.
+        """
         while not self.is_force_due:
             self._changed.clear()
             remaining_seconds = None if self.force_at is None else self.force_at - self._clock()

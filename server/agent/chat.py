@@ -1,4 +1,6 @@
-"""A task's history as chat messages, and a chat completion as a reply: the two directions of the chat-completions protocol."""
+"""A task's history as chat messages, and a chat completion as a reply: the two directions of the
+chat-completions protocol.
+"""
 
 import json
 import re
@@ -23,7 +25,9 @@ TOOLS: Sequence[dict[str, Any]] = (
             "description": "Runs a command with /bin/sh in the workspace's folder.",
             "parameters": {
                 "type": "object",
-                "properties": {"command": {"type": "string", "description": "The command, as after `sh -c`."}},
+                "properties": {
+                    "command": {"type": "string", "description": "The command, as after `sh -c`."}
+                },
                 "required": ["command"],
                 "additionalProperties": False,
             },
@@ -50,9 +54,10 @@ def messages(history: History) -> list[dict[str, Any]]:
 def reply_of(completion: Completion, model: str, position: int) -> ModelReply:
     """The reply. `model` is what was asked for; `position` counts the iterations before it.
 
-    An iteration has one tool call. Endpoints that do not know `parallel_tool_calls` may send several: the first is the reply's, and
-    the others never happened. They are not in the history either, so that none of them waits there for an answer, and the model
-    makes them again once it has seen the first one's result, if it still wants them.
+    An iteration has one tool call. Endpoints that do not know `parallel_tool_calls` may send
+    several: the first is the reply's, and the others never happened. They are not in the history
+    either, so that none of them waits there for an answer, and the model makes them again once it
+    has seen the first one's result, if it still wants them.
     """
     message = completion.choices[0].message
     call = message.tool_calls[0] if message.tool_calls else None
@@ -77,7 +82,10 @@ def _said_in(iteration: Iteration) -> list[dict[str, Any]]:
     call, result = iteration.reply.tool_call, iteration.result
     if call is None or result is None:
         return [{"role": "assistant", "content": iteration.reply.content}]
-    function = {"name": _acceptable_name(call.name), "arguments": _acceptable_arguments(call.arguments)}
+    function = {
+        "name": _acceptable_name(call.name),
+        "arguments": _acceptable_arguments(call.arguments),
+    }
     return [
         {
             "role": "assistant",
@@ -89,12 +97,16 @@ def _said_in(iteration: Iteration) -> list[dict[str, Any]]:
 
 
 def _acceptable_name(name: str) -> str:
-    """The name as the endpoint takes it back: it may refuse a whole history for one that its own model made up."""
+    """The name as the endpoint takes it back: it may refuse a whole history for one that its own
+    model made up.
+    """
     return _NOT_IN_A_NAME.sub("_", name)[:_MAX_NAME_CHARACTERS] or "_"
 
 
 def _acceptable_arguments(arguments: str) -> str:
-    """The arguments as the endpoint takes them back: a JSON object, which is what many of them parse the text for."""
+    """The arguments as the endpoint takes them back: a JSON object, which is what many of them
+    parse the text for.
+    """
     try:
         is_object = isinstance(json.loads(arguments), dict)
     except (ValueError, RecursionError):

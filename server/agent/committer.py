@@ -64,9 +64,11 @@ class ApplyDirective(Protocol):
 
 
 class Committer:
-    """Repeats every call, on one control plane worker after the other, until it is acknowledged or the agent is over.
+    """Repeats every call, on one control plane worker after the other, until it is acknowledged or
+    the agent is over.
 
-    Only Register and Heartbeat renew the lease: a commit does not in the database, so it must not here.
+    Only Register and Heartbeat renew the lease: a commit does not in the database, so it must not
+    here.
     """
 
     def __init__(
@@ -81,8 +83,12 @@ class Committer:
         log: FilteringBoundLogger,
     ) -> None:
         self._addresses = addresses
-        self._channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses]
-        self._stubs: list[RuntimeServiceAsyncStub] = [RuntimeServiceStub(channel) for channel in self._channels]
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses
+        ]
+        self._stubs: list[RuntimeServiceAsyncStub] = [
+            RuntimeServiceStub(channel) for channel in self._channels
+        ]
         # The worker that answered last.
         self._current = 0
         self._metadata = (("authorization", f"Bearer {token}"),)
@@ -97,23 +103,31 @@ class Committer:
         """Says where the agent listens, as host:port. Raises AgentOverError."""
 
         async def attempt(stub: "RuntimeServiceAsyncStub") -> RegisterResponse:
-            return await stub.Register(RegisterRequest(address=address, pid=pid), **self._call_options)
+            return await stub.Register(
+                RegisterRequest(address=address, pid=pid), **self._call_options
+            )
 
         await self._renewing(attempt)
 
     async def heartbeat(self, current: Callable[[], tuple[str, Phase]]) -> None:
-        """Renews the lease and tells the task id and the phase as they are when each attempt is sent. Raises AgentOverError."""
+        """Renews the lease and tells the task id and the phase as they are when each attempt is
+        sent. Raises AgentOverError.
+        """
 
         async def attempt(stub: "RuntimeServiceAsyncStub") -> HeartbeatResponse:
             task_id, phase = current()
-            request = HeartbeatRequest(task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified"))
+            request = HeartbeatRequest(
+                task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified")
+            )
             return await stub.Heartbeat(request, **self._call_options)
 
         await self._renewing(attempt)
 
     async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
         """See Commit in the loop. Raises AgentOverError and RejectedError."""
-        request = CommitEventsRequest(task_id=task_id, events=[task_event(happened) for happened in events])
+        request = CommitEventsRequest(
+            task_id=task_id, events=[task_event(happened) for happened in events]
+        )
 
         async def attempt(stub: "RuntimeServiceAsyncStub") -> tuple[int, CommitEventsResponse]:
             sent_at = self._mark()
@@ -134,7 +148,8 @@ class Committer:
             await channel.close()
 
     async def _renewing(
-        self, attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[RegisterResponse | HeartbeatResponse]]"
+        self,
+        attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[RegisterResponse | HeartbeatResponse]]",
     ) -> None:
         async def timed(stub: "RuntimeServiceAsyncStub") -> tuple[float, int, Directive]:
             sent, sent_at = self._lease.clock(), self._mark()
@@ -147,9 +162,13 @@ class Committer:
         if self._shutdown.is_begun:
             raise AgentOverError
 
-    async def _until_acknowledged(self, attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[T]]") -> T:
+    async def _until_acknowledged(
+        self, attempt: "Callable[[RuntimeServiceAsyncStub], Awaitable[T]]"
+    ) -> T:
         retrying = AsyncRetrying(
-            wait=wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=MAX_BACKOFF_SECONDS),
+            wait=wait_random_exponential(
+                multiplier=_FIRST_BACKOFF_SECONDS, max=MAX_BACKOFF_SECONDS
+            ),
             retry=retry_if_exception(lambda error: isinstance(error, grpc.aio.AioRpcError)),
         )
         return await retrying(self._attempt, attempt)
@@ -163,11 +182,16 @@ class Committer:
         except grpc.aio.AioRpcError as error:
             code = error.code()
             if code in _UNAUTHORIZED:
-                self._shutdown.begin(ExitCode.UNAUTHORIZED, f"the control plane answered {code.name}: {error.details()}")
+                self._shutdown.begin(
+                    ExitCode.UNAUTHORIZED,
+                    f"the control plane answered {code.name}: {error.details()}",
+                )
                 raise AgentOverError from None
             if code in _REJECTED:
                 raise RejectedError(error.details() or code.name) from None
-            self._log.warning("call_failed", worker=self._addresses[used], code=code.name, details=error.details())
+            self._log.warning(
+                "call_failed", worker=self._addresses[used], code=code.name, details=error.details()
+            )
             # Calls run side by side; only the first that fails on a worker moves on from it.
             if self._current == used:
                 self._current = (used + 1) % len(self._stubs)
@@ -176,5 +200,9 @@ class Committer:
     @property
     def _call_options(self) -> dict[str, Any]:
         lease_seconds = self._lease.length_seconds
-        limit_seconds = min(MAX_ATTEMPT_SECONDS, lease_seconds / HEARTBEATS_A_LEASE) if lease_seconds else MAX_ATTEMPT_SECONDS
+        limit_seconds = (
+            min(MAX_ATTEMPT_SECONDS, lease_seconds / HEARTBEATS_A_LEASE)
+            if lease_seconds
+            else MAX_ATTEMPT_SECONDS
+        )
         return {"metadata": self._metadata, "timeout": limit_seconds}

@@ -25,7 +25,9 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class AnswerError(Exception):
-    """The answer cannot be used. The message is a predicate whose subject is the endpoint: "answered with …"."""
+    """The answer cannot be used. The message is a predicate whose subject is the endpoint:
+    "answered with …".
+    """
 
 
 class Function(BaseModel):
@@ -38,7 +40,9 @@ class Function(BaseModel):
     @property
     def arguments_text(self) -> str:
         """The arguments, or a part of them, as text."""
-        return json.dumps(self.arguments) if isinstance(self.arguments, dict) else self.arguments or ""
+        return (
+            json.dumps(self.arguments) if isinstance(self.arguments, dict) else self.arguments or ""
+        )
 
 
 class FunctionCall(BaseModel):
@@ -67,7 +71,9 @@ class _Choice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The fields that are read from a chat completion. Many endpoints omit other fields or fill them in wrongly."""
+    """The fields that are read from a chat completion. Many endpoints omit other fields or fill
+    them in wrongly.
+    """
 
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -86,7 +92,9 @@ class _Chunk(BaseModel):
     error: Any = None
 
 
-async def receive(content_type: str, body: AsyncIterator[bytes], partial: PartialReply) -> Completion:
+async def receive(
+    content_type: str, body: AsyncIterator[bytes], partial: PartialReply
+) -> Completion:
     """Reads an answer to its end. Each chunk of a stream is added to `partial` when it arrives.
 
     Raises AnswerError.
@@ -155,7 +163,9 @@ async def _event_data(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]
 
 
 class _Streamed:
-    """Assembles a completion from the chunks of a stream. Keeps only the first of several tool calls."""
+    """Assembles a completion from the chunks of a stream. Keeps only the first of several tool
+    calls.
+    """
 
     def __init__(self, partial: PartialReply) -> None:
         self._partial = partial
@@ -172,7 +182,9 @@ class _Streamed:
         """Appends a chunk. Raises AnswerError."""
         if chunk.error is not None:
             text = quoted(chunk.error)
-            raise AnswerError(f"broke its answer off: {text}" if text else "broke its answer off with an error")
+            raise AnswerError(
+                f"broke its answer off: {text}" if text else "broke its answer off with an error"
+            )
         if chunk.model:
             self._model = self._partial.model = chunk.model
         if chunk.usage is not None:
@@ -217,7 +229,9 @@ class _Streamed:
         assert self._call is not None
         if call.index is not None and call.index != self._call.index:
             return True
-        return bool(call.function.name and call.id and call.id != self._call.id and self._call.function.name)
+        return bool(
+            call.function.name and call.id and call.id != self._call.id and self._call.function.name
+        )
 
     def _count(self, text: str) -> None:
         self._bytes += len(text.encode())
@@ -235,4 +249,6 @@ def _parse(model: type[_M], data: bytes | bytearray) -> _M:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
-    raise AnswerError(f"did not answer with a chat completion ({where + ': ' if where else ''}{problem['msg']})")
+    raise AnswerError(
+        f"did not answer with a chat completion ({where + ': ' if where else ''}{problem['msg']})"
+    )

@@ -1,4 +1,6 @@
-"""The processes that descend from this one, however they have tried to get away: it has to have adopted them (pod_process.py)."""
+"""The processes that descend from this one, however they have tried to get away: it has to have
+adopted them (pod_process.py).
+"""
 
 import asyncio
 import os
@@ -14,15 +16,17 @@ import psutil
 _SWEEPING_SECONDS = 0.2
 _LAST_LOOKS = 3
 _POLL_SECONDS = 0.005
-# Where the kernel was built without them, every process of the machine is looked at, which takes a hundred times as long.
+# Where the kernel was built without them, every process of the machine is looked at, which takes a
+# hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 
 
 class Descendants:
     """Those that come into being from here on.
 
-    A child that is killed leaves its own children to this process, so whoever goes on killing its children has in the end ended
-    all that descends from them. And nobody else gets the number of a child that was not waited for, so no stranger is hit.
+    A child that is killed leaves its own children to this process, so whoever goes on killing its
+    children has in the end ended all that descends from them. And nobody else gets the number of a
+    child that was not waited for, so no stranger is hit.
     """
 
     def __init__(self) -> None:
@@ -30,10 +34,13 @@ class Descendants:
         self._killed: set[int] = set()
 
     def kill(self, but: int | None = None) -> None:
-        """Ends them all, as far as the kernel lets them end. `but` is waited for elsewhere; None: all of them are."""
+        """Ends them all, as far as the kernel lets them end. `but` is waited for elsewhere; None:
+        all of them are.
+        """
         until = time.monotonic() + _SWEEPING_SECONDS
         looks = 0
-        # Between finding and killing one there is time for next to nothing: some fork and exit for no other end than to be missed.
+        # Between finding and killing one there is time for next to nothing: some fork and exit for
+        # no other end than to be missed.
         while looks < _LAST_LOOKS and time.monotonic() < until:
             found = self._children()
             for pid in found:
@@ -45,14 +52,18 @@ class Descendants:
             looks = 0 if any(map(_lives, found)) else looks + 1
 
     def clear_away(self, but: int) -> None:
-        """Waits for those that have ended: until then each takes one of the machine's process numbers."""
+        """Waits for those that have ended: until then each takes one of the machine's process
+        numbers.
+        """
         for pid in self._children():
             if pid != but:
                 with suppress(OSError):
                     os.waitpid(pid, os.WNOHANG)
 
     async def gone(self, but: int, timeout_seconds: float) -> None:
-        """Ends them and waits for their end, as long as there are new ones; for what hangs in the kernel, no longer than this."""
+        """Ends them and waits for their end, as long as there are new ones; for what hangs in the
+        kernel, no longer than this.
+        """
         until = time.monotonic() + timeout_seconds
         while left := [pid for pid in self._children() if pid != but]:
             if not self._killed.issuperset(left):
@@ -76,7 +87,9 @@ def _lives(pid: int) -> bool:
 
 
 def _children() -> Iterator[int]:
-    """See proc_pid_children(5). The list may miss a child while another one ends, so whoever kills looks again afterwards."""
+    """See proc_pid_children(5). The list may miss a child while another one ends, so whoever kills
+    looks again afterwards.
+    """
     if not _KERNEL_LISTS_CHILDREN:
         yield from (child.pid for child in psutil.Process().children())
         return

@@ -8,7 +8,9 @@ from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 
 
 def task_event(happened: AgentEvent) -> TaskEvent:
-    """The message. An iteration's payload has the field names of IterationCompleted; its enums are names."""
+    """The message. An iteration's payload has the field names of IterationCompleted; its enums are
+    names.
+    """
     match happened:
         case Started():
             return TaskEvent(task_started=TaskStarted())

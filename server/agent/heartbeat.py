@@ -11,8 +11,8 @@ from server.core.task import Phase
 class Heartbeat:
     """Renews the lease several times in its length, and at once when there is something to tell.
 
-    There is one heartbeat at a time; what changes while it is under way is told by the next one, so quick changes become one, and
-    nobody ever waits for it.
+    There is one heartbeat at a time; what changes while it is under way is told by the next one, so
+    quick changes become one, and nobody ever waits for it.
     """
 
     def __init__(self, committer: Committer, lease: Lease, session: Session) -> None:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 MARGIN_SHARE = 0.2
-# What an agent with a tool took to end on a machine with three times the work that it can do was 1.0 s.
+# What an agent with a tool took to end on a machine with three times the work that it can do was
+# 1.0 s.
 MIN_MARGIN_SECONDS = 2.0
 # A lease so short that the least margin would eat it up is halved instead.
 MAX_MARGIN_SHARE = 0.5
@@ -15,8 +16,9 @@ HEARTBEATS_A_LEASE = 6
 class Lease:
     """How long the control plane takes the agent for alive.
 
-    It is counted from before the renewing call was sent, so by the agent's clock it is never over later than by the database's,
-    and it ends a margin early, in which the agent can end its tools. Times are monotonic, in seconds.
+    It is counted from before the renewing call was sent, so by the agent's clock it is never over
+    later than by the database's, and it ends a margin early, in which the agent can end its tools.
+    Times are monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,8 +29,13 @@ class Lease:
         self.length_seconds = 0.0
 
     def renew(self, sent_at: float, length_seconds: float) -> None:
-        """A call sent at `sent_at`, by this lease's clock, renewed it. A reply that comes out of order never shortens it."""
-        margin_seconds = max(length_seconds * MARGIN_SHARE, min(MIN_MARGIN_SECONDS, length_seconds * MAX_MARGIN_SHARE))
+        """A call sent at `sent_at`, by this lease's clock, renewed it. A reply that comes out of
+        order never shortens it.
+        """
+        margin_seconds = max(
+            length_seconds * MARGIN_SHARE,
+            min(MIN_MARGIN_SECONDS, length_seconds * MAX_MARGIN_SHARE),
+        )
         over_at = sent_at + length_seconds - margin_seconds
         self.length_seconds = length_seconds
         if self._over_at is None or over_at > self._over_at:
@@ -42,7 +49,9 @@ class Lease:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """How long the agent may go on. None before the first renewal: there is no lease yet that could end."""
+        """How long the agent may go on. None before the first renewal: there is no lease yet that
+        could end.
+        """
         return None if self._over_at is None else self._over_at - self.clock()
 
     async def wait_over(self) -> None:

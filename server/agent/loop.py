@@ -20,14 +20,18 @@ _ABORTED_SECONDS = 1.0
 
 
 class RejectedError(Exception):
-    """The control plane refuses what was to be committed; to repeat it is no use. Its text says why."""
+    """The control plane refuses what was to be committed; to repeat it is no use. Its text says
+    why.
+    """
 
 
 class Commit(Protocol):
     """Puts on record what has happened in a task."""
 
     async def __call__(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        """Returns once it is on record: whether the task is still this agent's. Raises RejectedError."""
+        """Returns once it is on record: whether the task is still this agent's. Raises
+        RejectedError.
+        """
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,51 +64,71 @@ async def run_task(
     limits: Limits,
     phase_changed: Callable[[], None] = lambda: None,
 ) -> Ending | None:
-    """Works on a task until its end is committed, and returns the end that was proposed; None: it is no longer this agent's.
+    """Works on a task until its end is committed, and returns the end that was proposed; None: it
+    is no longer this agent's.
 
     What holds at each step:
 
     1. Nothing is done before `task_started` is on record.
-    2. Before every iteration, the first included, the cancel flag is looked at. Once it is set, no further iteration starts; the
-       one in flight ends normally and is on record before the end is. A cancel before the first iteration means zero iterations.
-    3. An iteration is one model call and the tool call it asked for. It is committed as one event, with the tool call's result, so
-       a tool call is never on record without its result. Numbers count from 1 without gaps.
-    4. After a final reply and its tool call the task has ended: `completed` with the reply's content as result, or with its
-       `result_after_call` if it has one and the tool call exited; `cancelled` with the same result if the flag was set meanwhile.
-       What the model or the tool raises, and too many iterations, end it `failed`, with a reason for people; nothing they do ends
-       the process.
-    5. A call is broken off only when the flag's `force_at` has passed, and then at once, also if that
-       time was set or changed during the call. The iteration is recorded: a model call as
-       `interrupted`, with the text and the tokens received so far and without a tool call; a tool
-       call with an `interrupted` result and its output so far. The end is then `cancelled` and
-       forced. An iteration that had ended by itself before is not forced.
-    6. The end is the last thing that is committed, together with the last iteration if that is known to be the last by then. When a
-       commit's reply no longer names the task, nothing more is done.
-    7. If this coroutine is cancelled, the calls in flight are ended first, and nothing more is committed.
+    2. Before every iteration, the first included, the cancel flag is looked at. Once it is set, no
+      further iteration starts; the one in flight ends normally and is on record before the end is.
+      A cancel before the first iteration means zero iterations.
+    3. An iteration is one model call and the tool call it asked for. It is committed as one event,
+      with the tool call's result, so a tool call is never on record without its result. Numbers
+      count from 1 without gaps.
+    4. After a final reply and its tool call the task has ended: `completed` with the reply's
+      content as result, or with its `result_after_call` if it has one and the tool call exited;
+      `cancelled` with the same result if the flag was set meanwhile. What the model or the tool
+      raises, and too many iterations, end it `failed`, with a reason for people; nothing they do
+      ends the process.
+    5. A call is broken off only when the flag's `force_at` has passed, and then at once, also if
+      that time was set or changed during the call. The iteration is recorded: a model call as
+      `interrupted`, with the text and the tokens received so far and without a tool call; a tool
+      call with an `interrupted` result and its output so far. The end is then `cancelled` and
+      forced. An iteration that had ended by itself before is not forced.
+    6. The end is the last thing that is committed, together with the last iteration if that is
+      known to be the last by then. When a commit's reply no longer names the task, nothing more is
+      done.
+    7. If this coroutine is cancelled, the calls in flight are ended first, and nothing more is
+      committed.
     """
     try:
         if not await commit(task.id, [Started()]):
             return None
         return await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
     except RejectedError as error:
-        return await _end(task, commit, _failed(f"What the agent did could not be recorded: {error}"))
+        return await _end(
+            task, commit, _failed(f"What the agent did could not be recorded: {error}")
+        )
 
 
 async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending | None:
     if task.iterations:
         return await _end(
-            task, commit, _failed("The agent was started again while it worked on the task; what it had in memory is lost.")
+            task,
+            commit,
+            _failed(
+                "The agent was started again while it worked on the task; what it had in memory is lost."
+            ),
         )
     history: list[Iteration] = []
     while not task.cancel.is_requested:
         if len(history) == task.max_iterations:
-            return await _end(task, commit, _failed(f"The task was not done within its limit of {task.max_iterations} iterations."))
+            return await _end(
+                task,
+                commit,
+                _failed(
+                    f"The task was not done within its limit of {task.max_iterations} iterations."
+                ),
+            )
         try:
             record = await calls.iterate(History(task.description, history))
         except (ModelFailure, ToolFailure) as failure:
             return await _end(task, commit, _failed(str(failure)))
         except Exception as error:  # noqa: BLE001  a model or a tool may raise anything, and the agent must outlive it
-            return await _end(task, commit, _failed(f"The iteration failed: {type(error).__name__}: {error}"))
+            return await _end(
+                task, commit, _failed(f"The iteration failed: {type(error).__name__}: {error}")
+            )
         history.append(record.iteration)
         task.iterations = len(history)
         iterated = Iterated(number=len(history), payload=record.payload())
@@ -130,7 +154,9 @@ def _ending_after(iteration: Iteration, cancel: CancelFlag) -> Ending | None:
 
 
 async def _end(task: TaskInHand, commit: Commit, ending: Ending, *last: Iterated) -> Ending:
-    """Proposes the end, in one commit with the iteration that was the last: nothing can come between the two."""
+    """Proposes the end, in one commit with the iteration that was the last: nothing can come
+    between the two.
+    """
     task.is_ending = True
     await commit(task.id, [*last, ending])
     return ending
@@ -180,7 +206,14 @@ class _Record:
 class _Calls:
     """The two calls of an iteration, each of which a forced cancellation can break off."""
 
-    def __init__(self, task: TaskInHand, model: Model, tool: Tool, limits: Limits, phase_changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        task: TaskInHand,
+        model: Model,
+        tool: Tool,
+        limits: Limits,
+        phase_changed: Callable[[], None],
+    ) -> None:
         self._task = task
         self._model = model
         self._tool = tool
@@ -250,11 +283,17 @@ class _Calls:
                 call.cancel()
                 await asyncio.wait({call})
 
-    async def _wait(self, call: "asyncio.Future[Any]", timeout_seconds: float | None = None) -> "set[asyncio.Future[Any]]":
-        """Waits for the call or the moment to break it off. The call is in the result if it is over; empty: neither in time."""
+    async def _wait(
+        self, call: "asyncio.Future[Any]", timeout_seconds: float | None = None
+    ) -> "set[asyncio.Future[Any]]":
+        """Waits for the call or the moment to break it off. The call is in the result if it is
+        over; empty: neither in time.
+        """
         forced = asyncio.ensure_future(self._task.cancel.wait_force_due())
         try:
-            done, _ = await asyncio.wait({call, forced}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {call, forced}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
             return done
         finally:
             forced.cancel()

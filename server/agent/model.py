@@ -9,21 +9,27 @@ from server.agent.tools import ToolCall, ToolResult, ToolStatus
 
 
 class ModelFailure(Exception):
-    """The model cannot go on. Its text says why, for people, and becomes the reason of the task's end."""
+    """The model cannot go on. Its text says why, for people, and becomes the reason of the task's
+    end.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """The reply of the model. The content of a final reply is the task's result, unless `result_after_call` applies."""
+    """The reply of the model. The content of a final reply is the task's result, unless
+    `result_after_call` applies.
+    """
 
     model: str
     content: str = ""
     tool_call: ToolCall | None = None
     # No further iteration is needed. A chat model is final when it calls no tool.
     final: bool = False
-    # The task's result if the tool call of a final reply exits. Ignored if the call is interrupted, times out or does not run.
+    # The task's result if the tool call of a final reply exits. Ignored if the call is interrupted,
+    # times out or does not run.
     result_after_call: str = ""
-    # A forced cancellation aborted the call. The reply holds what was received before that, without a tool call.
+    # A forced cancellation aborted the call. The reply holds what was received before that, without
+    # a tool call.
     is_interrupted: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
@@ -98,7 +104,9 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """The name recorded for a call that is aborted before the endpoint reports the name of the model."""
+        """The name recorded for a call that is aborted before the endpoint reports the name of the
+        model.
+        """
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
         """The next reply. A model that streams adds what it receives to `partial`.
@@ -108,9 +116,11 @@ class Model(Protocol):
 
 
 class ScriptedModel:
-    """Runs the non-blank lines of the description as shell commands, one a line and an iteration: the same every time, offline.
+    """Runs the non-blank lines of the description as shell commands, one a line and an iteration:
+    the same every time, offline.
 
-    The last line's reply is final, so N lines make N iterations. A line `fail: text` raises ModelFailure with that text.
+    The last line's reply is final, so N lines make N iterations. A line `fail: text` raises
+    ModelFailure with that text.
     """
 
     name = "scripted"
@@ -129,7 +139,9 @@ class ScriptedModel:
         return ModelReply(
             model=self.name,
             result_after_call=_summary(exited + 1, len(lines)) if is_last else "",
-            tool_call=ToolCall(id=f"call_{position + 1}", name="shell", arguments=json.dumps({"command": line})),
+            tool_call=ToolCall(
+                id=f"call_{position + 1}", name="shell", arguments=json.dumps({"command": line})
+            ),
             final=is_last,
         )
 

@@ -8,7 +8,9 @@ class UnknownModelError(Exception):
 
 
 def model_of(name: str, endpoint: Endpoint | None = None) -> Model:
-    """The model of that name. Raises UnknownModelError, and ValueError when the endpoint's settings cannot be used."""
+    """The model of that name. Raises UnknownModelError, and ValueError when the endpoint's settings
+    cannot be used.
+    """
     if name == ScriptedModel.name:
         return ScriptedModel()
     kind, _, hosted = name.partition(":")
@@ -17,4 +19,6 @@ def model_of(name: str, endpoint: Endpoint | None = None) -> Model:
         from server.agent.openai_model import OpenAIModel
 
         return OpenAIModel(hosted, endpoint or Endpoint())
-    raise UnknownModelError(f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'.")
+    raise UnknownModelError(
+        f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
+    )

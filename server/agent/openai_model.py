@@ -1,7 +1,7 @@
 """`openai:<model>`: a model behind any endpoint that speaks OpenAI's chat-completions protocol.
 
-This module brings in the `openai` SDK, which takes a second and 30 MB. Only an agent that uses such a model imports it, and does so
-at its start.
+This module brings in the `openai` SDK, which takes a second and 30 MB. Only an agent that uses such
+a model imports it, and does so at its start.
 """
 
 import asyncio
@@ -19,9 +19,11 @@ from server.agent.model import Endpoint, History, ModelFailure, ModelReply, Part
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # Endpoints that check no key are still sent one; the SDK would not start without.
 _NO_KEY = "none"
-# 429, 5xx and connections that fail or break, after 0.5 s and then twice as long each time, or when the endpoint says.
+# 429, 5xx and connections that fail or break, after 0.5 s and then twice as long each time, or when
+# the endpoint says.
 _MAX_RETRIES = 3
-# Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the next one is tried.
+# Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the
+# next one is tried.
 _STREAMING: Sequence[dict[str, Any]] = (
     {"stream": True, "stream_options": {"include_usage": True}},
     {"stream": True},
@@ -31,20 +33,26 @@ _STREAM_PARAMETER = re.compile(r"\bstream(ing|_options)?\b", re.IGNORECASE)
 
 
 class OpenAIModel:
-    """Asks the endpoint for the next reply, with the whole history each time; offers the tool `shell`.
+    """Asks the endpoint for the next reply, with the whole history each time; offers the tool
+    `shell`.
 
-    One call takes at most the endpoint's time limit, retries included. It is final when the model calls no tool.
+    One call takes at most the endpoint's time limit, retries included. It is final when the model
+    calls no tool.
     """
 
     def __init__(self, model: str, endpoint: Endpoint, max_retries: int = _MAX_RETRIES) -> None:
-        """Raises ValueError when the endpoint's settings cannot be used; its text never holds the API key."""
+        """Raises ValueError when the endpoint's settings cannot be used; its text never holds the
+        API key.
+        """
         self.name = model
         self._limit_seconds = endpoint.timeout_seconds
         base_url = endpoint.base_url or _DEFAULT_BASE_URL
         self._host = _host_of(base_url)
         self._api_key = endpoint.api_key.strip()
         if not self._api_key.isascii() or not self._api_key.isprintable():
-            raise ValueError("The API key of the model's endpoint holds characters that no header can carry.")
+            raise ValueError(
+                "The API key of the model's endpoint holds characters that no header can carry."
+            )
         # State of the current call: the HTTP status of each answer, the text received so far, and
         # the completion once it is complete.
         self._statuses: list[int] = []
@@ -58,12 +66,14 @@ class OpenAIModel:
             # The limit is on the whole call, see `next`.
             timeout=None,
             max_retries=max_retries,
-            # A connection a call: what a long tool call leaves idle is often cut by the time of the next one.
+            # A connection a call: what a long tool call leaves idle is often cut by the time of the
+            # next one.
             default_headers={"connection": "close"},
             http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._receive]}),
         )
-        # Accessed here because the first access imports more of the SDK, which would block the event loop later. Any, because the
-        # SDK types its requests, which are plain dictionaries here.
+        # Accessed here because the first access imports more of the SDK, which would block the
+        # event loop later. Any, because the SDK types its requests, which are plain dictionaries
+        # here.
         self._completions: Any = client.chat.completions.with_streaming_response
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
@@ -81,7 +91,9 @@ class OpenAIModel:
             raise self._failure(_refusal(error)) from None
         except APIConnectionError as error:
             # The SDK's own text is the same for all of them; its cause says what happened.
-            raise self._failure(f"could not be reached or broke the connection ({error.__cause__ or error.message})") from None
+            raise self._failure(
+                f"could not be reached or broke the connection ({error.__cause__ or error.message})"
+            ) from None
         assert self._completion is not None
         return reply_of(self._completion, self.name, len(history.iterations))
 
@@ -132,7 +144,9 @@ def _host_of(base_url: str) -> str:
     """host:port, without what else the URL may carry. Raises ValueError."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError("The base URL of the model's endpoint must begin with http:// or https:// and a host.")
+        raise ValueError(
+            "The base URL of the model's endpoint must begin with http:// or https:// and a host."
+        )
     return url.hostname if url.port is None else f"{url.hostname}:{url.port}"
 
 
@@ -148,7 +162,10 @@ def _refusal(error: APIStatusError) -> str:
 
 def _refuses_to_stream(error: APIStatusError) -> bool:
     """Whether the endpoint refused one of the parameters in _STREAMING."""
-    return error.status_code in (400, 422) and _STREAM_PARAMETER.search(error.response.text) is not None
+    return (
+        error.status_code in (400, 422)
+        and _STREAM_PARAMETER.search(error.response.text) is not None
+    )
 
 
 def _named(status: int) -> str:

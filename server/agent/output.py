@@ -11,12 +11,18 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def storable(text: str) -> str:
-    """The text with a replacement character for all that PostgreSQL's jsonb or UTF-8 cannot hold: NUL and lone surrogates."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\0", _REPLACEMENT)
+    """The text with a replacement character for all that PostgreSQL's jsonb or UTF-8 cannot hold:
+    NUL and lone surrogates.
+    """
+    return (
+        text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\0", _REPLACEMENT)
+    )
 
 
 class BoundedOutput:
-    """Takes any amount of output and keeps its head and its tail, together at most MAX_OUTPUT_BYTES of UTF-8."""
+    """Takes any amount of output and keeps its head and its tail, together at most MAX_OUTPUT_BYTES
+    of UTF-8.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -26,12 +32,15 @@ class BoundedOutput:
         self._dropped = 0
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
-        """Takes what was read; `final` when nothing follows, so that a character cut in half is shown as such."""
+        """Takes what was read; `final` when nothing follows, so that a character cut in half is
+        shown as such.
+        """
         encoded = self._decoder.decode(data, final).replace("\0", _REPLACEMENT).encode()
         room = max(_HEAD_BYTES - len(self._head), 0)
         self._head += encoded[:room]
         self._tail += encoded[room:]
-        # Until it is known whether anything is cut, the tail may also hold what the notice would take.
+        # Until it is known whether anything is cut, the tail may also hold what the notice would
+        # take.
         excess = len(self._tail) - (MAX_OUTPUT_BYTES - _HEAD_BYTES)
         if excess > 0:
             del self._tail[:excess]

@@ -33,7 +33,8 @@ from server.pod_process import adopt
 
 # Whatever hangs while the agent ends is left behind.
 _CLOSING_SECONDS = 3.0
-# A model that keeps the time limit by itself says best why it took so long, so the loop's own limit comes a little later.
+# A model that keeps the time limit by itself says best why it took so long, so the loop's own limit
+# comes a little later.
 _OVERRUN_SECONDS = 1.0
 
 
@@ -49,7 +50,8 @@ class AgentSettings:
     runtime_token: str = field(repr=False)
     # An Ed25519 JWK, as JSON.
     control_plane_public_key: str
-    # The directory in which tools run. The default is the working directory, which the controller has set.
+    # The directory in which tools run. The default is the working directory, which the controller
+    # has set.
     files_dir: Path = Path()
     model: str = "scripted"
     openai_base_url: str = ""
@@ -62,8 +64,11 @@ class AgentSettings:
     crash_points_dir: str = ""
 
 
-async def run_agent(settings: AgentSettings, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
-    """Runs until SIGTERM or SIGINT, or until the agent is fenced or its lease is over; the tools have ended when it returns.
+async def run_agent(
+    settings: AgentSettings, model: Model | None = None, tool: Tool | None = None
+) -> ExitCode:
+    """Runs until SIGTERM or SIGINT, or until the agent is fenced or its lease is over; the tools
+    have ended when it returns.
 
     Returns the exit code for the process, see ExitCode; the log has the reason. `model` and `tool`
     replace the settings' model and the shell.
@@ -77,7 +82,9 @@ async def run_agent(settings: AgentSettings, model: Model | None = None, tool: T
     except (UnknownModelError, ValueError) as error:
         log.error("settings_unusable", reason=str(error))
         return ExitCode.BAD_SETTINGS
-    tool = tool or ShellTool(settings.files_dir, settings.workspace_id, settings.epoch, settings.tool_timeout_seconds)
+    tool = tool or ShellTool(
+        settings.files_dir, settings.workspace_id, settings.epoch, settings.tool_timeout_seconds
+    )
     limits = Limits(model_timeout_seconds=settings.model_timeout_seconds + _OVERRUN_SECONDS)
 
     async def work(task: TaskInHand) -> Ending | None:
@@ -138,7 +145,9 @@ def _endpoint(settings: AgentSettings) -> Endpoint:
     )
 
 
-def _guarded(part: Coroutine[Any, Any, None], shutdown: Shutdown, log: FilteringBoundLogger) -> "asyncio.Task[None]":
+def _guarded(
+    part: Coroutine[Any, Any, None], shutdown: Shutdown, log: FilteringBoundLogger
+) -> "asyncio.Task[None]":
     """Runs a part of the agent; what it raises ends the agent."""
 
     async def guard() -> None:

@@ -31,7 +31,7 @@ class AgentService(AgentServiceServicer):
         self._workspace_id = workspace_id
         self._epoch = epoch
 
-    async def StartTask(self, request: StartTaskRequest, context: Context) -> StartTaskResponse:  # noqa: N802  named by the protos
+    async def StartTask(self, request: StartTaskRequest, context: Context) -> StartTaskResponse:
         """Accepts the task. The reply does not wait for its start."""
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task.task_id:
@@ -42,14 +42,16 @@ class AgentService(AgentServiceServicer):
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return StartTaskResponse()
 
-    async def CancelTask(self, request: CancelTaskRequest, context: Context) -> CancelTaskResponse:  # noqa: N802  named by the protos
+    async def CancelTask(self, request: CancelTaskRequest, context: Context) -> CancelTaskResponse:
         """Sets the task's cancel flag. The reply does not wait for the iteration."""
         await self._check(context, request.workspace_id, request.epoch)
         if not request.task_id:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "The request names no task.")
-        return CancelTaskResponse(known=self._session.cancel(request.task_id, request.cancellation, _trace(context)))
+        return CancelTaskResponse(
+            known=self._session.cancel(request.task_id, request.cancellation, _trace(context))
+        )
 
-    async def GetSession(self, request: GetSessionRequest, context: Context) -> GetSessionResponse:  # noqa: N802  named by the protos
+    async def GetSession(self, request: GetSessionRequest, context: Context) -> GetSessionResponse:
         """Returns the current state of the agent."""
         await self._check(context, request.workspace_id, self._epoch)
         task = self._session.task

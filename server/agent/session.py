@@ -19,7 +19,8 @@ from server.core.lifecycle import Ending
 from server.core.task import Phase
 from server.core.trace import TraceContext
 
-# Task ids that are remembered after their end, or before their start. What is late comes seconds late, not a thousand tasks late.
+# Task ids that are remembered after their end, or before their start. What is late comes seconds
+# late, not a thousand tasks late.
 _REMEMBERED_TASKS = 1_000
 
 # Works on a task: its end as it was proposed, or None when it was dropped.
@@ -31,11 +32,13 @@ class WrongTaskError(Exception):
 
 
 class Session:
-    """Takes tasks into hand, one at a time, from the signal or from a directive, whichever comes first, and never one twice.
+    """Takes tasks into hand, one at a time, from the signal or from a directive, whichever comes
+    first, and never one twice.
 
-    A directive says what the database held at some moment between the sending of a call and its reply. So only a reply to a call
-    that was sent *after* a task was taken into hand can say that the task is over: `mark` orders the two. An older heartbeat's
-    reply, still under way when a new task arrives, does no harm.
+    A directive says what the database held at some moment between the sending of a call and its
+    reply. So only a reply to a call that was sent *after* a task was taken into hand can say that
+    the task is over: `mark` orders the two. An older heartbeat's reply, still under way when a new
+    task arrives, does no harm.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class Session:
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
         # Tasks that have ended here, each with the mark at its end.
         self._finished: OrderedDict[str, int] = OrderedDict()
-        # By task id: the trace of the call that last said something of it. Who follows that trace sees what came of the call.
+        # By task id: the trace of the call that last said something of it. Who follows that trace
+        # sees what came of the call.
         self._traces: OrderedDict[str, TraceContext] = OrderedDict()
 
     @property
@@ -90,28 +94,39 @@ class Session:
         return next(self._marks)
 
     def start(self, assignment: Assignment, trace: TraceContext | None = None) -> None:
-        """Takes a task into hand, if that has not been done already. Raises WrongTaskError while it works on another one."""
+        """Takes a task into hand, if that has not been done already. Raises WrongTaskError while it
+        works on another one.
+        """
         self._note_trace(assignment.task_id, trace)
         self._note_cancellation(assignment)
-        if assignment.task_id in (self.task_id, self._next_id) or assignment.task_id in self._finished:
+        if (
+            assignment.task_id in (self.task_id, self._next_id)
+            or assignment.task_id in self._finished
+        ):
             return
         if self._task is None:
             self._take(assignment)
         elif self._task.is_ending and self._next is None:
-            # Its end is on record, or nobody would hand over another task; only the acknowledgement is still under way.
+            # Its end is on record, or nobody would hand over another task; only the acknowledgement
+            # is still under way.
             self._next = assignment
         else:
             # One of the two is mistaken; the next directive says who.
             self._changed()
             raise WrongTaskError(f"The agent works on task {self._task.id}.")
 
-    def cancel(self, task_id: str, cancellation: Cancellation, trace: TraceContext | None = None) -> bool:
-        """Flags a task; False: the agent does not have it, and will run no iteration of it should it come."""
+    def cancel(
+        self, task_id: str, cancellation: Cancellation, trace: TraceContext | None = None
+    ) -> bool:
+        """Flags a task; False: the agent does not have it, and will run no iteration of it should
+        it come.
+        """
         self._note_trace(task_id, trace)
         self._flag(task_id).request(_force_at(cancellation))
         is_known = task_id in (self.task_id, self._next_id)
         if not is_known and task_id not in self._finished:
-            # If the database holds it for this agent's, the next directive says so, and its end is committed.
+            # If the database holds it for this agent's, the next directive says so, and its end is
+            # committed.
             self._changed()
         return is_known
 
@@ -137,7 +152,8 @@ class Session:
                 self._log.info("task_dropped", task_id=self._task.id)
                 self._runner.cancel()
         elif assignment is not None and self._finished.get(task_id, sent_at) < sent_at:
-            # The task has ended here, but it is still open in the database: its end was never committed.
+            # The task has ended here, but it is still open in the database: its end was never
+            # committed.
             self._shutdown.begin(ExitCode.CRASHED, f"the end of task {task_id} was not committed")
         elif assignment is not None:
             self.start(assignment)
@@ -194,16 +210,24 @@ class Session:
         with suppress(AgentOverError):
             ending = await self._run_task(task)
             status = str(ending.status) if ending is not None else "dropped"
-            self._log.info("task_over", task_id=task.id, proposed=status, iterations=task.iterations)
+            self._log.info(
+                "task_over", task_id=task.id, proposed=status, iterations=task.iterations
+            )
 
     def _put_down(self, runner: "asyncio.Task[None]") -> None:
-        """Forgets the task when its runner has ended. A runner that raised has not committed the end, so the agent ends too."""
+        """Forgets the task when its runner has ended. A runner that raised has not committed the
+        end, so the agent ends too.
+        """
         assert self._task is not None
         error = None if runner.cancelled() else runner.exception()
         if isinstance(error, RejectedError):
-            self._shutdown.begin(ExitCode.REJECTED, f"the end of task {self._task.id} was refused: {error}")
+            self._shutdown.begin(
+                ExitCode.REJECTED, f"the end of task {self._task.id} was refused: {error}"
+            )
         elif error is not None:
-            self._shutdown.begin(ExitCode.CRASHED, f"task {self._task.id} crashed the agent: {error!r}")
+            self._shutdown.begin(
+                ExitCode.CRASHED, f"task {self._task.id} crashed the agent: {error!r}"
+            )
             self._log.error("task_crashed", task_id=self._task.id, exc_info=error)
         self._finished[self._task.id] = self.mark()
         if len(self._finished) > _REMEMBERED_TASKS:

@@ -18,7 +18,8 @@ from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
 
 # How long output may still come when the shell itself has exited.
 _LATE_OUTPUT_SECONDS = 0.2
-# How long a process that was killed is waited for; one that hangs in the kernel must not hold the agent.
+# How long a process that was killed is waited for; one that hangs in the kernel must not hold the
+# agent.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
 _CLEARING_SECONDS = 0.2
@@ -44,7 +45,9 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What came of a tool call. The exit code is minus the number of the signal for a process that one ended."""
+    """What came of a tool call. The exit code is minus the number of the signal for a process that
+    one ended.
+    """
 
     status: ToolStatus
     exit_code: int = 0
@@ -62,23 +65,27 @@ class Tool(Protocol):
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
         """Runs the call to its end; what goes wrong in it is a result, too. Raises ToolFailure.
 
-        Once `interrupt` is set, everything it started is ended and the result, `interrupted`, holds the output so far. The same
-        when it is cancelled, but without a result.
+        Once `interrupt` is set, everything it started is ended and the result, `interrupted`, holds
+        the output so far. The same when it is cancelled, but without a result.
         """
 
 
 class ShellTool:
-    """Runs `/bin/sh -c command` in a process group of its own, in the workspace's files, with an environment that holds no secret.
+    """Runs `/bin/sh -c command` in a process group of its own, in the workspace's files, with an
+    environment that holds no secret.
 
-    Standard input is empty; standard output and error are one text. Nothing outlives its tool call: when the shell has exited,
-    output of processes that it left behind is awaited for 0.2 s, then the process group and every other descendant are killed, in
-    whichever session and with whatever environment. What the command had another program start (a container engine, a job
-    scheduler) is no descendant and goes on.
+    Standard input is empty; standard output and error are one text. Nothing outlives its tool call:
+    when the shell has exited, output of processes that it left behind is awaited for 0.2 s, then
+    the process group and every other descendant are killed, in whichever session and with whatever
+    environment. What the command had another program start (a container engine, a job scheduler) is
+    no descendant and goes on.
     """
 
     name = "shell"
 
-    def __init__(self, files_dir: Path, workspace_id: str, epoch: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, files_dir: Path, workspace_id: str, epoch: int, timeout_seconds: float
+    ) -> None:
         """Raises OSError when the directory cannot be opened."""
         self._directory = WorkingDirectory(files_dir)
         self._timeout_seconds = timeout_seconds
@@ -91,7 +98,9 @@ class ShellTool:
         }
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """See Tool. Whatever cannot be started is `not_run`, and the output says why; without the files nothing ever could."""
+        """See Tool. Whatever cannot be started is `not_run`, and the output says why; without the
+        files nothing ever could.
+        """
         try:
             command = _command(call)
         except ValueError as error:
@@ -102,7 +111,8 @@ class ShellTool:
             raise ToolFailure(str(error)) from error
         descendants = Descendants()
         read_end, write_end = os.pipe()
-        # The pipe is ours, not asyncio's: its `wait` would last until the last holder of the pipe is gone.
+        # The pipe is ours, not asyncio's: its `wait` would last until the last holder of the pipe
+        # is gone.
         with os.fdopen(read_end, "rb", buffering=0) as reader:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -118,7 +128,9 @@ class ShellTool:
                     process_group=0,
                 )
             except (OSError, ValueError) as error:
-                return ToolResult(status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}")
+                return ToolResult(
+                    status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}"
+                )
             except asyncio.CancelledError:
                 descendants.kill()
                 raise
@@ -132,7 +144,11 @@ class ShellTool:
         clearing = asyncio.ensure_future(running.clear_away())
         running.start_reading()
         try:
-            await asyncio.wait({exited, interrupted}, timeout=self._timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {exited, interrupted},
+                timeout=self._timeout_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if exited.done():
                 status = ToolStatus.EXITED
                 await running.wait_output(_LATE_OUTPUT_SECONDS, interrupt=interrupted)
@@ -153,14 +169,22 @@ class ShellTool:
             await running.wait_gone(_KILLED_SECONDS)
         output, truncated_bytes = running.output.finish()
         # None: killed, and hanging in the kernel.
-        exit_code = running.process.returncode if running.process.returncode is not None else -signal.SIGKILL
-        return ToolResult(status=status, exit_code=exit_code, output=output, truncated_bytes=truncated_bytes)
+        exit_code = (
+            running.process.returncode
+            if running.process.returncode is not None
+            else -signal.SIGKILL
+        )
+        return ToolResult(
+            status=status, exit_code=exit_code, output=output, truncated_bytes=truncated_bytes
+        )
 
 
 class _Running:
     """A shell that was started, and its output."""
 
-    def __init__(self, process: asyncio.subprocess.Process, descendants: Descendants, read_end: int) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, descendants: Descendants, read_end: int
+    ) -> None:
         self.process = process
         self.output = BoundedOutput()
         self._descendants = descendants
@@ -184,8 +208,12 @@ class _Running:
             self.stop_reading()
             self._ended.set()
 
-    async def wait_output(self, timeout_seconds: float, interrupt: "asyncio.Future[Any] | None" = None) -> None:
-        """Returns when the last holder of the pipe has closed it, at the time limit, or when interrupted."""
+    async def wait_output(
+        self, timeout_seconds: float, interrupt: "asyncio.Future[Any] | None" = None
+    ) -> None:
+        """Returns when the last holder of the pipe has closed it, at the time limit, or when
+        interrupted.
+        """
         ended = asyncio.ensure_future(self._ended.wait())
         either: set[asyncio.Future[Any]] = {ended} if interrupt is None else {ended, interrupt}
         try:
@@ -204,7 +232,9 @@ class _Running:
         self._descendants.kill(self.process.pid)
 
     async def clear_away(self) -> None:
-        """Goes on for ever. A command that leaves many behind must not use up the machine's process numbers while it runs."""
+        """Goes on for ever. A command that leaves many behind must not use up the machine's process
+        numbers while it runs.
+        """
         while True:
             await asyncio.sleep(_CLEARING_SECONDS)
             self._descendants.clear_away(self.process.pid)

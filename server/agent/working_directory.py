@@ -31,4 +31,6 @@ class WorkingDirectory:
         except OSError:
             raise DirectoryLostError("The workspace's folder was deleted.") from None
         if not os.path.samestat(found, os.fstat(self._descriptor)):
-            raise DirectoryLostError("The workspace's folder was replaced by another one, by a file or by a link.")
+            raise DirectoryLostError(
+                "The workspace's folder was replaced by another one, by a file or by a link."
+            )

@@ -1,4 +1,6 @@
-"""What the edge knows of the call in hand: set once by the outermost interceptor, read where it is needed."""
+"""What the edge knows of the call in hand: set once by the outermost interceptor, read where it is
+needed.
+"""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -9,7 +11,8 @@ import grpc
 from server.core.caller import Caller
 from server.core.runtime import AgentIdentity
 
-# HTTP status for the edge to show: in the initial metadata of a success, in the trailers of an error.
+# HTTP status for the edge to show: in the initial metadata of a success, in the trailers of an
+# error.
 STATUS_HEADER = "x-evershell-status"
 
 
@@ -62,6 +65,8 @@ def agent() -> AgentIdentity:
 
 
 async def say_ok(context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Has REST show 200 instead of the method's usual status: what was asked for has not only been accepted but is done."""
+    """Has REST show 200 instead of the method's usual status: what was asked for has not only been
+    accepted but is done.
+    """
     if current().is_rest:
         await context.send_initial_metadata(((STATUS_HEADER, "200"),))

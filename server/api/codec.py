@@ -19,7 +19,10 @@ from server.core.workspace import Workspace
 from server.wire import encode_assignment, timestamp
 
 # How an agent may propose that a task ends.
-_PROPOSABLE = {str(status): status for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)}
+_PROPOSABLE = {
+    str(status): status
+    for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+}
 
 
 def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str) -> CancelTask:
@@ -29,7 +32,9 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: 
         task_id=request.task_id,
         reason=request.reason,
         wait_seconds=_seconds(request.wait) if request.HasField("wait") else None,
-        force_after_seconds=_seconds(request.force_after) if request.HasField("force_after") else None,
+        force_after_seconds=_seconds(request.force_after)
+        if request.HasField("force_after")
+        else None,
         request_id=request_id,
     )
 
@@ -138,7 +143,9 @@ def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEvents
 
 def encode_directive(directive: Directive, lease_seconds: float) -> runtime_service_pb2.Directive:
     """What an agent is told in every reply."""
-    message = runtime_service_pb2.Directive(fenced=directive.fenced, lease_ms=int(lease_seconds * 1000))
+    message = runtime_service_pb2.Directive(
+        fenced=directive.fenced, lease_ms=int(lease_seconds * 1000)
+    )
     if directive.task is not None:
         message.task.CopyFrom(encode_assignment(directive.task))
     return message
@@ -155,13 +162,19 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
             return Started()
         case "iteration_completed":
             iteration = event.iteration_completed
-            payload = MessageToDict(iteration, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            payload = MessageToDict(
+                iteration,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+            )
             return Iterated(iteration.number, payload)
         case "task_ended":
             ended = event.task_ended
             status = _PROPOSABLE.get(task_pb2.Task.Status.Name(ended.status))
             if status is None:
                 raise AssertionError(f"an agent proposed the end {ended.status}")
-            return Ending(status=status, result=ended.result, reason=ended.reason, forced=ended.forced)
+            return Ending(
+                status=status, result=ended.result, reason=ended.reason, forced=ended.forced
+            )
         case kind:
             raise AssertionError(f"an agent committed an event of the kind {kind}")

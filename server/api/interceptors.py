@@ -1,4 +1,6 @@
-"""The interceptors of every call: log, errors, deadline, authentication. server.py lists them in order."""
+"""The interceptors of every call: log, errors, deadline, authentication. server.py lists them in
+order.
+"""
 
 import asyncio
 import math
@@ -26,13 +28,14 @@ from server.logs import Sampler
 
 log = structlog.get_logger()
 
-# Set by the REST listener of the edge, and stripped by its gRPC listener: the answer then carries the envelope too.
+# Set by the REST listener of the edge, and stripped by its gRPC listener: the answer then carries
+# the envelope too.
 EDGE_HEADER = "x-evershell-edge"
 # The host that the client asked for, as the edge saw it.
 HOST_HEADER = "x-evershell-host"
 ENVELOPE_TRAILER = "x-evershell-error"
-# A stream may outlive its credential, which is looked at again this often. With the time for which a key is remembered, it stays
-# within the 10 s that are promised.
+# A stream may outlive its credential, which is looked at again this often. With the time for which
+# a key is remembered, it stays within the 10 s that are promised.
 RECHECK_SECONDS = 3.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,14 +47,25 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every call, unary or streaming: `around` awaits the rest of the call.
 
-    `Reading` is the innermost interceptor, so every handler here takes a stream of requests, as bytes.
+    `Reading` is the innermost interceptor, so every handler here takes a stream of requests, as
+    bytes.
     """
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """Awaits `proceed` and returns what it returned."""
         raise NotImplementedError
 
-    async def around_stream(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around_stream(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """The same for a stream of answers, where that differs."""
         return await self.around(details, context, proceed)
 
@@ -68,19 +82,26 @@ class Interceptor(grpc.aio.ServerInterceptor):
         behavior = cast(Callable[[Any, Context], Awaitable[Any]], handler.stream_unary)
 
         async def unary(messages: Any, context: Context) -> Any:
-            return await self.around(handler_call_details, context, lambda: behavior(messages, context))
+            return await self.around(
+                handler_call_details, context, lambda: behavior(messages, context)
+            )
 
-        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(
+            unary, response_serializer=handler.response_serializer
+        )
 
     def _wrap_stream(self, handler: "Handler", details: grpc.HandlerCallDetails) -> "Handler":
-        """A stream writes its messages itself, so that what goes around it is the same as around a unary call."""
+        """A stream writes its messages itself, so that what goes around it is the same as around a
+        unary call.
+        """
         behavior = cast(Callable[[Any, Context], Any], handler.stream_stream)
 
         async def stream(messages: Any, context: Context) -> None:
             async def run() -> None:
                 produced = behavior(messages, context)
                 if hasattr(produced, "__aiter__"):
-                    # Closed here and now: else a watcher that has stopped reading keeps it, and all that it holds.
+                    # Closed here and now: else a watcher that has stopped reading keeps it, and all
+                    # that it holds.
                     async with aclosing(cast(AsyncGenerator[Any, None], produced)):
                         async for message in produced:
                             await context.write(message)
@@ -90,20 +111,31 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
             await self.around_stream(details, context, run)
 
-        return grpc.stream_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            stream, response_serializer=handler.response_serializer
+        )
 
 
 class RequestLog(Interceptor):
-    """Outermost: gives the call its request id, and writes its one log line, whatever becomes of it."""
+    """Outermost: gives the call its request id, and writes its one log line, whatever becomes of
+    it.
+    """
 
     def __init__(self) -> None:
         # Calls of our own services that were taken so far.
         self.taken = 0
         self._sampler = Sampler()
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor."""
-        metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+        metadata = {
+            key: value for key, value in details.invocation_metadata if isinstance(value, str)
+        }
         call = Call(
             method=details.method,
             request_id=metadata.get("x-request-id") or str(uuid.uuid4()),
@@ -128,7 +160,9 @@ class RequestLog(Interceptor):
             self._write(call, outcome, time.perf_counter() - began)
 
     def _write(self, call: Call, outcome: str, seconds: float) -> None:
-        """Writes the line of the call. Unauthenticated and refused calls are limited to a rate for each outcome."""
+        """Writes the line of the call. Unauthenticated and refused calls are limited to a rate for
+        each outcome.
+        """
         facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
         if call.trace_id:
             facts["trace_id"] = call.trace_id
@@ -150,13 +184,20 @@ def _is_refusal(slug: str) -> bool:
 
 
 class Errors(Interceptor):
-    """Turns whatever is raised further in into the status and the envelope; nothing of an unforeseen exception gets out."""
+    """Turns whatever is raised further in into the status and the envelope; nothing of an
+    unforeseen exception gets out.
+    """
 
     def __init__(self) -> None:
         # A caller can repeat a request that triggers a defect any number of times.
         self._sampler = Sampler()
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor."""
         try:
             return await proceed()
@@ -167,7 +208,8 @@ class Errors(Interceptor):
         except grpc.aio.AbortError:
             raise
         except asyncio.CancelledError:
-            # The caller's doing, or the server's; else something further in has let it slip, which would end the call mutely.
+            # The caller's doing, or the server's; else something further in has let it slip, which
+            # would end the call mutely.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
@@ -178,8 +220,13 @@ class Errors(Interceptor):
     async def _fail_by_defect(self, context: Context, details: grpc.HandlerCallDetails) -> None:
         repeats = self._sampler.admit("defect")
         if repeats is not None:
-            log.exception("a defect", method=details.method, request_id=calls.current().request_id, **repeats)
-        await _fail(context, Failure("internal", "The service has a defect; the request id finds it in our log."))
+            log.exception(
+                "a defect", method=details.method, request_id=calls.current().request_id, **repeats
+            )
+        await _fail(
+            context,
+            Failure("internal", "The service has a defect; the request id finds it in our log."),
+        )
 
 
 async def _fail(context: Context, failure: Failure) -> None:
@@ -188,14 +235,18 @@ async def _fail(context: Context, failure: Failure) -> None:
     if call.has_streamed:
         # The edge ends a broken stream with a clean 200, so the last message has to tell.
         error = status.stream_error(failure, call.request_id)
-        # A watcher that has not taken the message before cannot be sent another: it is told by the status alone.
+        # A watcher that has not taken the message before cannot be sent another: it is told by the
+        # status alone.
         with suppress(grpc.aio.InternalError):
             await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
     rich = rpc_status.to_status(status.rich_status(failure, call.request_id))
     trailers = [*rich.trailing_metadata, ("x-request-id", call.request_id)]
     if call.is_rest:
         rule = status.RULES[failure.code]
-        trailers += [(STATUS_HEADER, str(rule.http)), (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id))]
+        trailers += [
+            (STATUS_HEADER, str(rule.http)),
+            (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id)),
+        ]
     if failure.code == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))
     if "retry_after_seconds" in failure.details:
@@ -206,7 +257,12 @@ async def _fail(context: Context, failure: Failure) -> None:
 class Deadline(Interceptor):
     """Notes how long the caller still waits, for whatever waits further in."""
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor."""
         deadline.begin(context.time_remaining())
         return await proceed()
@@ -218,7 +274,9 @@ class Authentication(Interceptor):
     Which kind of credential opens which service is one table; what is not in it is closed.
     """
 
-    def __init__(self, authenticator: Authenticator, pod_tokens: PodTokens, host_binding: HostBinding | None) -> None:
+    def __init__(
+        self, authenticator: Authenticator, pod_tokens: PodTokens, host_binding: HostBinding | None
+    ) -> None:
         self._authenticator = authenticator
         self._pod_tokens = pod_tokens
         self._host_binding = host_binding
@@ -230,13 +288,25 @@ class Authentication(Interceptor):
             "grpc.reflection.v1alpha.ServerReflection": _anyone,
         }
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor."""
         await self._by_service[details.method.split("/")[1]](calls.current())
         return await proceed()
 
-    async def around_stream(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """See Interceptor. A stream ends when its credential does: when the key is revoked, or the session has expired."""
+    async def around_stream(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
+        """See Interceptor. A stream ends when its credential does: when the key is revoked, or the
+        session has expired.
+        """
         streaming = asyncio.ensure_future(self.around(details, context, proceed))
         try:
             while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:

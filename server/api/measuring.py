@@ -11,12 +11,19 @@ from server.metrics import Metrics
 
 
 class Measuring(Interceptor):
-    """Outside of what gives a failure its slug. Only methods that exist come here, so that their names are a closed set."""
+    """Outside of what gives a failure its slug. Only methods that exist come here, so that their
+    names are a closed set.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor."""
         with self._metrics.call(details.method.rpartition("/")[2]) as measured:
             try:

@@ -1,8 +1,9 @@
 """Limits the calls of each credential. Each worker counts for itself.
 
-A limit keeps one caller's runaway loop from slowing down everyone else. Every bucket belongs to one credential, so a loop
-uses up only its own allowance: the others can still cancel, also in the same workspace. CancelTask has buckets of its own, so a
-credential that has used up its reads can still cancel.
+A limit keeps one caller's runaway loop from slowing down everyone else. Every bucket belongs to one
+credential, so a loop uses up only its own allowance: the others can still cancel, also in the same
+workspace. CancelTask has buckets of its own, so a credential that has used up its reads can still
+cancel.
 """
 
 import math
@@ -18,8 +19,8 @@ from server.api.interceptors import Context, Interceptor
 from server.core import errors
 
 _CANCEL_TASK = "/evershell.workspace.v1.WorkspaceService/CancelTask"
-# More than a worker serves calls in the two seconds in which an empty bucket fills, so that what is forgotten, the longest unused
-# first, was full again anyway. A bucket takes 300 bytes.
+# More than a worker serves calls in the two seconds in which an empty bucket fills, so that what is
+# forgotten, the longest unused first, was full again anyway. A bucket takes 300 bytes.
 _MAX_BUCKETS = 20_000
 
 
@@ -32,7 +33,9 @@ class Rate:
 
 
 class _Buckets:
-    """Buckets of one kind, by key. The generic cell rate algorithm (ITU-T I.371): one number a key, and no timer."""
+    """Buckets of one kind, by key. The generic cell rate algorithm (ITU-T I.371): one number a key,
+    and no timer.
+    """
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
@@ -43,10 +46,13 @@ class _Buckets:
         )
 
     def spend(self, key: str, subject: str) -> None:
-        """Takes one from the bucket. Raises Failure rate_limited when it is empty; nothing is then taken."""
+        """Takes one from the bucket. Raises Failure rate_limited when it is empty; nothing is then
+        taken.
+        """
         found = self._throttled.limit(key)
         if found.limited:
-            # Whole seconds, as `retry-after` has them: the next call may come to a worker whose bucket is a little emptier.
+            # Whole seconds, as `retry-after` has them: the next call may come to a worker whose
+            # bucket is a little emptier.
             retry_after_seconds = math.ceil(found.state.retry_after)
             raise errors.rate_limited(
                 f"{subject} more than {self._rate.per_second} times a second, and {self._rate.burst} times at once.",
@@ -57,13 +63,20 @@ class _Buckets:
 
 
 class RateLimits(Interceptor):
-    """Counts the calls of each credential. Calls without a caller (agents, health, reflection) are not limited."""
+    """Counts the calls of each credential. Calls without a caller (agents, health, reflection) are
+    not limited.
+    """
 
     def __init__(self, calls_rate: Rate, cancels_rate: Rate) -> None:
         self._calls = _Buckets(calls_rate)
         self._cancels = _Buckets(cancels_rate)
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor. A stream counts once, when it is opened."""
         caller = calls.current().caller
         if caller is not None:

@@ -1,4 +1,5 @@
-"""Reads the request of a call: after authentication, up to the method's size limit, a bounded number at a time.
+"""Reads the request of a call: after authentication, up to the method's size limit, a bounded
+number at a time.
 
 gRPC reads the request of a unary method before it calls the handler, so a caller without a
 credential could make a worker buffer it. `Reading` therefore registers every method with gRPC as
@@ -30,17 +31,21 @@ _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
 # Bounds on requests that are being read, for a worker and for one credential. They apply separately
-# to each size limit. A request counts with the size limit of its method, because its size is unknown.
+# to each size limit. A request counts with the size limit of its method, because its size is
+# unknown.
 _WORKER_BYTES = 64 * 1024 * 1024
 _CALLER_BYTES = 8 * 1024 * 1024
 
 
 class Reading(grpc.aio.ServerInterceptor):
-    """The innermost interceptor: reads and parses the request. An invalid request fails like any other error."""
+    """The innermost interceptor: reads and parses the request. An invalid request fails like any
+    other error.
+    """
 
     def __init__(self) -> None:
         self._limits = request_limits()
-        # By size limit; and by caller and size limit, for as long as requests of that caller are read.
+        # By size limit; and by caller and size limit, for as long as requests of that caller are
+        # read.
         self._in_all: dict[int, _Turns] = {}
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
 
@@ -86,7 +91,9 @@ class Reading(grpc.aio.ServerInterceptor):
         if message is grpc.aio.EOF or not has_ended:
             raise _invalid("This method takes one message.")
         if len(message) > limit:
-            raise _invalid(f"The request has {len(message):,} bytes; this method takes {limit:,} at most.")
+            raise _invalid(
+                f"The request has {len(message):,} bytes; this method takes {limit:,} at most."
+            )
         try:
             return parse(message)
         except DecodeError as error:
@@ -136,7 +143,9 @@ class _Turns:
 
     @contextmanager
     def shortening(self, arrival: asyncio.Timeout) -> Iterator[None]:
-        """Shortens `arrival`, the time limit of the request that is being read, while others wait for a turn."""
+        """Shortens `arrival`, the time limit of the request that is being read, while others wait
+        for a turn.
+        """
         if self._waiting:
             _hurry(arrival)
         else:

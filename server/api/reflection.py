@@ -1,6 +1,7 @@
 """Server reflection, as v1 and as v1alpha: clients that know both ask for v1 first.
 
-The package carries v1alpha only. The messages of both versions are the same on the wire, so one servicer serves both.
+The package carries v1alpha only. The messages of both versions are the same on the wire, so one
+servicer serves both.
 """
 
 from typing import Any
@@ -25,7 +26,11 @@ def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> No
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(f"{_V1}.ServerReflection", {"ServerReflectionInfo": method}),)
+        (
+            grpc.method_handlers_generic_handler(
+                f"{_V1}.ServerReflection", {"ServerReflectionInfo": method}
+            ),
+        )
     )
 
 
@@ -33,7 +38,9 @@ def _add_descriptor_of_v1() -> None:
     """Adds v1 to the pool that the servicer reads, with the messages of v1alpha under its own name."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
-    file = json_format.Parse(json_format.MessageToJson(file).replace(_V1ALPHA, _V1), descriptor_pb2.FileDescriptorProto())
+    file = json_format.Parse(
+        json_format.MessageToJson(file).replace(_V1ALPHA, _V1), descriptor_pb2.FileDescriptorProto()
+    )
     file.name = "grpc/reflection/v1/reflection.proto"
     descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
 

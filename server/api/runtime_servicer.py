@@ -21,20 +21,20 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
     runtime: Runtime
 
-    async def Register(  # noqa: N802
+    async def Register(
         self, request: runtime_service_pb2.RegisterRequest, context: Context
     ) -> runtime_service_pb2.RegisterResponse:
         directive = await self.runtime.register(agent(), request.address)
         return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
 
-    async def Heartbeat(  # noqa: N802
+    async def Heartbeat(
         self, request: runtime_service_pb2.HeartbeatRequest, context: Context
     ) -> runtime_service_pb2.HeartbeatResponse:
         phase = Phase(task_pb2.Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
         directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
         return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
 
-    async def CommitEvents(  # noqa: N802
+    async def CommitEvents(
         self, request: runtime_service_pb2.CommitEventsRequest, context: Context
     ) -> runtime_service_pb2.CommitEventsResponse:
         events = codec.decode_agent_events(request.events)

@@ -21,21 +21,25 @@ from server.metrics import Metrics
 
 _MAX_METADATA_BYTES = 64 * 1024
 OPTIONS: Sequence[tuple[str, int]] = (
-    # Metadata above 8 KiB would be refused at random: tokens may be long, and an error's envelope travels in the trailers.
+    # Metadata above 8 KiB would be refused at random: tokens may be long, and an error's envelope
+    # travels in the trailers.
     ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Limits what gRPC buffers of a call before its request is read. The probe would raise it to megabytes on a fast connection.
+    # Limits what gRPC buffers of a call before its request is read. The probe would raise it to
+    # megabytes on a fast connection.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
     # A second worker on the same port would share it silently; each has its own.
     ("grpc.so_reuseport", 0),
     # A peer that vanished is noticed, so that its streams end.
     ("grpc.keepalive_time_ms", 60_000),
-    # The edge pings each second, so that a worker which is frozen is noticed at once; gRPC would take that for an attack.
+    # The edge pings each second, so that a worker which is frozen is noticed at once; gRPC would
+    # take that for an attack.
     ("grpc.http2.max_ping_strikes", 0),
 )
-# A draining server takes calls until all who ask for its health have learned of it, and none has come for so long ...
+# A draining server takes calls until all who ask for its health have learned of it, and none has
+# come for so long ...
 _QUIET_SECONDS = 0.1
 # ... or until this is over ...
 _ARRIVALS_SECONDS = 2.0
@@ -61,12 +65,16 @@ class Server:
         self._log = RequestLog()
         interceptors = [
             self._log,  # outermost, so that every call has an id and a line in the log
-            *([traced_calls] if traced_calls is not None else []),  # inside the log, which names the trace; around what takes time
+            *(
+                [traced_calls] if traced_calls is not None else []
+            ),  # inside the log, which names the trace; around what takes time
             Measuring(metrics or Metrics()),  # as near to the outside as the slug is known
             Errors(),  # inside the log, which shows the slug; around all that may fail
             Deadline(),  # before anything that waits for others
             authentication,  # before anything of the request is looked at; the servicers may then ask who calls
-            *([rate_limits] if rate_limits is not None else []),  # once it is known whose call it is, and before it costs anything
+            *(
+                [rate_limits] if rate_limits is not None else []
+            ),  # once it is known whose call it is, and before it costs anything
             Reading(),  # innermost: no request is read before all the others have admitted the call
         ]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
@@ -81,7 +89,9 @@ class Server:
         reflection.add_to_server(public_services, self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
-        """Serves on host:port and returns the port (the system chooses for 0). Raises RuntimeError when it is taken."""
+        """Serves on host:port and returns the port (the system chooses for 0). Raises RuntimeError
+        when it is taken.
+        """
         port = self._server.add_insecure_port(address)
         await self.set_serving(serving=serving)
         await self._server.start()
@@ -89,11 +99,16 @@ class Server:
 
     async def set_serving(self, *, serving: bool) -> None:
         """What the health service answers from here on."""
-        serving_status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        serving_status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         await self._health.set("", serving_status)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Says NOT_SERVING, takes the calls that are on their way, has waits and streams answer, and ends what is left.
+        """Says NOT_SERVING, takes the calls that are on their way, has waits and streams answer,
+        and ends what is left.
 
         All of that within the grace.
         """
@@ -104,7 +119,9 @@ class Server:
         await self._server.stop(max(0.0, until - time.monotonic()))
 
     async def _take_arrivals(self, limit_seconds: float) -> None:
-        """What gRPC has received but not handed over yet when it stops, it breaks off with a status that says nothing."""
+        """What gRPC has received but not handed over yet when it stops, it breaks off with a status
+        that says nothing.
+        """
         # Counted in looks: a process that was frozen meanwhile has not looked.
         for _ in range(int(limit_seconds / _QUIET_SECONDS)):
             taken = self._log.taken
@@ -114,7 +131,9 @@ class Server:
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it comes without types
-    """Remembers who asks, so that it can say whether they know of a drain: until then they send calls."""
+    """Remembers who asks, so that it can say whether they know of a drain: until then they send
+    calls.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +141,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it comes witho
         self._unaware: dict[str, float] = {}
         self._is_draining = False
 
-    async def Check(  # noqa: N802
+    async def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
         """See the protocol of gRPC's health service."""
@@ -134,11 +153,14 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it comes witho
         response: health_pb2.HealthCheckResponse = await super().Check(request, context)
         return response
 
-    async def List(  # noqa: N802
+    async def List(
         self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthListResponse:
         """See the protocol of gRPC's health service. The library does not implement this method."""
-        found = {name: health_pb2.HealthCheckResponse(status=known) for name, known in self._server_status.items()}
+        found = {
+            name: health_pb2.HealthCheckResponse(status=known)
+            for name, known in self._server_status.items()
+        }
         return health_pb2.HealthListResponse(statuses=found)
 
     async def enter_graceful_shutdown(self) -> None:

@@ -1,6 +1,8 @@
-"""From a failure to what each wire shows: google.rpc.Status with its standard details, and the REST envelope.
+"""From a failure to what each wire shows: google.rpc.Status with its standard details, and the REST
+envelope.
 
-Which gRPC code and HTTP status a slug has is read from the options of its enum value, where alone it is written.
+Which gRPC code and HTTP status a slug has is read from the options of its enum value, where alone
+it is written.
 """
 
 import json
@@ -24,11 +26,21 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 
 
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
-    """The status with ErrorInfo, RequestInfo and the details that are usual for its code (https://google.aip.dev/193)."""
+    """The status with ErrorInfo, RequestInfo and the details that are usual for its code
+    (https://google.aip.dev/193).
+    """
     rule = RULES[failure.code]
-    info = error_details_pb2.ErrorInfo(reason=failure.code.upper(), domain=DOMAIN, metadata=_flat(failure.details))
-    details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id), *_standard_details(failure, rule)]
-    return status_pb2.Status(code=rule.grpc, message=failure.message, details=[_packed(detail) for detail in details])
+    info = error_details_pb2.ErrorInfo(
+        reason=failure.code.upper(), domain=DOMAIN, metadata=_flat(failure.details)
+    )
+    details: list[Message] = [
+        info,
+        error_details_pb2.RequestInfo(request_id=request_id),
+        *_standard_details(failure, rule),
+    ]
+    return status_pb2.Status(
+        code=rule.grpc, message=failure.message, details=[_packed(detail) for detail in details]
+    )
 
 
 def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Message]:
@@ -50,7 +62,9 @@ def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Messa
             found.append(resource)
         case code_pb2.FAILED_PRECONDITION:
             violation = error_details_pb2.PreconditionFailure.Violation(
-                type=failure.code.upper(), subject=facts.get("workspace_id", ""), description=failure.message
+                type=failure.code.upper(),
+                subject=facts.get("workspace_id", ""),
+                description=failure.message,
             )
             found.append(error_details_pb2.PreconditionFailure(violations=[violation]))
     if "retry_after_seconds" in facts:
@@ -82,7 +96,11 @@ def _flat(details: Mapping[str, Any]) -> dict[str, str]:
 
 def envelope_json(failure: Failure, request_id: str) -> str:
     """The body of a REST error, in ASCII: it travels in a header."""
-    error: dict[str, Any] = {"code": failure.code, "message": failure.message, "request_id": request_id}
+    error: dict[str, Any] = {
+        "code": failure.code,
+        "message": failure.message,
+        "request_id": request_id,
+    }
     if failure.details:
         error["details"] = dict(failure.details)
     return json.dumps({"error": error}, separators=(",", ":"))

@@ -22,14 +22,27 @@ class TracedCalls(Interceptor):
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
 
-    async def around(self, details: grpc.HandlerCallDetails, context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(
+        self,
+        details: grpc.HandlerCallDetails,
+        context: Context,
+        proceed: Callable[[], Awaitable[Any]],
+    ) -> Any:
         """See Interceptor."""
         method, call = details.method, calls.current()
         # Agents call every few seconds; only what comes of a call that is traced is of interest.
-        if not (method.startswith(_PUBLIC) or (method.startswith(_INTERNAL) and trace.current() is not None)):
+        if not (
+            method.startswith(_PUBLIC)
+            or (method.startswith(_INTERNAL) and trace.current() is not None)
+        ):
             return await proceed()
         service, _, name = method.lstrip("/").partition("/")
-        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name, "evershell.request_id": call.request_id}
+        attributes = {
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": name,
+            "evershell.request_id": call.request_id,
+        }
         with self._tracing.span(f"{service}/{name}", SpanKind.SERVER, **attributes) as span:
             call.trace_id = trace.current_id()
             try:

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from evershell.workspace.v1 import task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
+from evershell.workspace.v1 import (
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
 
 from server.api import codec
 from server.api.call import caller, current, say_ok
@@ -26,28 +31,36 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     wakeups: Wakeups
     clock: Clock
 
-    async def CancelTask(  # noqa: N802
+    async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
         wanted = codec.decode_cancel(request, current().request_id)
-        result = await cancel_task(caller(), wanted, self.store, self.agents, self.wakeups, self.clock)
+        result = await cancel_task(
+            caller(), wanted, self.store, self.agents, self.wakeups, self.clock
+        )
         if wanted.wait_seconds is not None and result.saw_end:
             await say_ok(context)
         return codec.encode_cancel(result)
 
-    async def SubmitTask(  # noqa: N802
+    async def SubmitTask(
         self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
     ) -> workspace_service_pb2.SubmitTaskResponse:
         wanted = codec.decode_submit(request, current().request_id)
-        task = codec.encode_task(await tasks.submit_task(caller(), wanted, self.store, self.agents, self.clock))
-        return workspace_service_pb2.SubmitTaskResponse(task_id=task.id, workspace_id=task.workspace_id, status=task.status)
+        task = codec.encode_task(
+            await tasks.submit_task(caller(), wanted, self.store, self.agents, self.clock)
+        )
+        return workspace_service_pb2.SubmitTaskResponse(
+            task_id=task.id, workspace_id=task.workspace_id, status=task.status
+        )
 
-    async def GetTask(  # noqa: N802
+    async def GetTask(
         self, request: workspace_service_pb2.GetTaskRequest, context: Context
     ) -> task_pb2.Task:
-        return codec.encode_task(await tasks.get_task(caller(), request.workspace_id, request.task_id, self.store))
+        return codec.encode_task(
+            await tasks.get_task(caller(), request.workspace_id, request.task_id, self.store)
+        )
 
-    async def ListTasks(  # noqa: N802
+    async def ListTasks(
         self, request: workspace_service_pb2.ListTasksRequest, context: Context
     ) -> workspace_service_pb2.ListTasksResponse:
         page = Page.of(request.page_size, request.page_token)
@@ -56,41 +69,57 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             tasks=[codec.encode_task(task) for task in found], next_page_token=next_token
         )
 
-    async def WatchEvents(  # noqa: N802
+    async def WatchEvents(
         self, request: workspace_service_pb2.WatchEventsRequest, context: Context
     ) -> AsyncIterator[workspace_service_pb2.WatchEventsResponse]:
-        watched = watch_events.watch_events(caller(), request.workspace_id, request.after, self.store, self.wakeups, self.clock)
+        watched = watch_events.watch_events(
+            caller(), request.workspace_id, request.after, self.store, self.wakeups, self.clock
+        )
         async for item in watched:
             yield codec.encode_watched(item)
 
-    async def CreateWorkspace(  # noqa: N802
+    async def CreateWorkspace(
         self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context
     ) -> workspace_pb2.Workspace:
-        return codec.encode_workspace(await workspaces.create_workspace(caller(), request.name, self.store, self.clock))
+        return codec.encode_workspace(
+            await workspaces.create_workspace(caller(), request.name, self.store, self.clock)
+        )
 
-    async def GetWorkspace(  # noqa: N802
+    async def GetWorkspace(
         self, request: workspace_service_pb2.GetWorkspaceRequest, context: Context
     ) -> workspace_pb2.Workspace:
-        return codec.encode_workspace(await workspaces.get_workspace(caller(), request.workspace_id, self.store))
+        return codec.encode_workspace(
+            await workspaces.get_workspace(caller(), request.workspace_id, self.store)
+        )
 
-    async def ListWorkspaces(  # noqa: N802
+    async def ListWorkspaces(
         self, request: workspace_service_pb2.ListWorkspacesRequest, context: Context
     ) -> workspace_service_pb2.ListWorkspacesResponse:
         page = Page.of(request.page_size, request.page_token)
         found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
         return workspace_service_pb2.ListWorkspacesResponse(
-            workspaces=[codec.encode_workspace(workspace) for workspace in found], next_page_token=next_token
+            workspaces=[codec.encode_workspace(workspace) for workspace in found],
+            next_page_token=next_token,
         )
 
-    async def StopWorkspace(  # noqa: N802
+    async def StopWorkspace(
         self, request: workspace_service_pb2.StopWorkspaceRequest, context: Context
     ) -> workspace_pb2.Workspace:
         stopped = await workspaces.stop_workspace(
-            caller(), request.workspace_id, current().request_id, self.store, self.agents, self.clock
+            caller(),
+            request.workspace_id,
+            current().request_id,
+            self.store,
+            self.agents,
+            self.clock,
         )
         return codec.encode_workspace(stopped)
 
-    async def ResumeWorkspace(  # noqa: N802
+    async def ResumeWorkspace(
         self, request: workspace_service_pb2.ResumeWorkspaceRequest, context: Context
     ) -> workspace_pb2.Workspace:
-        return codec.encode_workspace(await workspaces.resume_workspace(caller(), request.workspace_id, self.store, self.clock))
+        return codec.encode_workspace(
+            await workspaces.resume_workspace(
+                caller(), request.workspace_id, self.store, self.clock
+            )
+        )

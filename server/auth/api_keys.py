@@ -1,4 +1,6 @@
-"""API keys: `sk_` and 256 random bits. Only the SHA-256 is stored: what is random needs no slow hash."""
+"""API keys: `sk_` and 256 random bits. Only the SHA-256 is stored: what is random needs no slow
+hash.
+"""
 
 import hashlib
 import secrets
@@ -34,8 +36,11 @@ class ApiKeys:
 
     def __init__(self, find_key: FindKey) -> None:
         self._find_key = find_key
-        self._callers: TTLCache[bytes, Caller] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
-        # Saves a query for each call with a bad key. Separate from the good keys, so that unknown keys cannot evict them.
+        self._callers: TTLCache[bytes, Caller] = TTLCache(
+            maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS
+        )
+        # Saves a query for each call with a bad key. Separate from the good keys, so that unknown
+        # keys cannot evict them.
         self._unknown: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
 
     async def authenticate(self, secret: str) -> Caller:

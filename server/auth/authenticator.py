@@ -39,23 +39,33 @@ class Authenticator:
             return await self._api_keys.authenticate(token)
         if token.startswith("eyJ"):
             return await self._sessions.authenticate(token)
-        raise errors.unauthenticated("The bearer token is neither an API key (sk_…) nor a session token (eyJ…).")
+        raise errors.unauthenticated(
+            "The bearer token is neither an API key (sk_…) nor a session token (eyJ…)."
+        )
 
 
 class HostBinding:
-    """Each organization has a host name, `<slug>.<public domain>`; its credentials are good there only."""
+    """Each organization has a host name, `<slug>.<public domain>`; its credentials are good there
+    only.
+    """
 
-    def __init__(self, public_domain: str, find_org_slug: Callable[[str], Awaitable[str | None]]) -> None:
+    def __init__(
+        self, public_domain: str, find_org_slug: Callable[[str], Awaitable[str | None]]
+    ) -> None:
         self._suffix = "." + public_domain.lower()
         self._find_org_slug = find_org_slug
         self._slugs: TTLCache[str, tuple[str | None]] = TTLCache(maxsize=10_000, ttl=60)
 
     async def check(self, caller: Caller, host: str) -> None:
-        """Raises Failure permission_denied when the host names another organization than the credential."""
+        """Raises Failure permission_denied when the host names another organization than the
+        credential.
+        """
         # One look: between two, the entry could run out.
         found = self._slugs.get(caller.org_id)
         if found is None:
             found = self._slugs[caller.org_id] = (await self._find_org_slug(caller.org_id),)
         (slug,) = found
         if slug is None or host.partition(":")[0].lower() != slug + self._suffix:
-            raise errors.permission_denied(f"Your credential is not one of the organization at {host}.", [])
+            raise errors.permission_denied(
+                f"Your credential is not one of the organization at {host}.", []
+            )

@@ -1,8 +1,9 @@
-"""Tokens between the control plane and its agents, both signed by the control plane's Ed25519 key (RFC 8037, RFC 9864).
+"""Tokens between the control plane and its agents, both signed by the control plane's Ed25519 key
+(RFC 8037, RFC 9864).
 
-A runtime token lets the agent of one workspace and one epoch call RuntimeService, and opens nothing else. It does not expire: it
-ends with its epoch, which every transaction of the agent is checked against. A signal token lets the control plane call the agent
-of one workspace for a minute.
+A runtime token lets the agent of one workspace and one epoch call RuntimeService, and opens nothing
+else. It does not expire: it ends with its epoch, which every transaction of the agent is checked
+against. A signal token lets the control plane call the agent of one workspace for a minute.
 """
 
 import json
@@ -42,13 +43,20 @@ class PodTokens:
     def __init__(self, private_jwk: str) -> None:
         self._key = OKPKey.import_key(json.loads(private_jwk))
         # A signature takes 50 µs, so a workspace's token serves for half of its life.
-        self._signal_tokens: TTLCache[str, str] = TTLCache(maxsize=50_000, ttl=SIGNAL_TOKEN_SECONDS / 2)
+        self._signal_tokens: TTLCache[str, str] = TTLCache(
+            maxsize=50_000, ttl=SIGNAL_TOKEN_SECONDS / 2
+        )
         # A verification takes 130 µs, and an agent shows the same token for all of its life.
         self._identities: TTLCache[str, AgentIdentity] = TTLCache(maxsize=50_000, ttl=300)
 
     def runtime_token(self, agent: AgentIdentity) -> str:
         """For the agent of this workspace and this epoch."""
-        claims = {"iss": ISSUER, "aud": RUNTIME_AUDIENCE, "workspace_id": agent.workspace_id, "epoch": agent.epoch}
+        claims = {
+            "iss": ISSUER,
+            "aud": RUNTIME_AUDIENCE,
+            "workspace_id": agent.workspace_id,
+            "epoch": agent.epoch,
+        }
         return jwt.encode(_HEADER, claims, self._key, algorithms=["Ed25519"])
 
     def signal_token(self, workspace_id: str) -> str:
@@ -56,7 +64,12 @@ class PodTokens:
         token = self._signal_tokens.get(workspace_id)
         if token is None:
             expires_at = int(time.time()) + SIGNAL_TOKEN_SECONDS
-            claims = {"iss": ISSUER, "aud": AGENT_AUDIENCE, "workspace_id": workspace_id, "exp": expires_at}
+            claims = {
+                "iss": ISSUER,
+                "aud": AGENT_AUDIENCE,
+                "workspace_id": workspace_id,
+                "exp": expires_at,
+            }
             token = jwt.encode(_HEADER, claims, self._key, algorithms=["Ed25519"])
             self._signal_tokens[workspace_id] = token
         return token

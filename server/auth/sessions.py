@@ -1,4 +1,6 @@
-"""Session tokens: JWTs (RFC 7519) of the platform's identity provider, verified against its JWK set (RFC 7517)."""
+"""Session tokens: JWTs (RFC 7519) of the platform's identity provider, verified against its JWK set
+(RFC 7517).
+"""
 
 import asyncio
 import hashlib
@@ -27,14 +29,17 @@ ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
 LEEWAY_SECONDS = 5
 # A token that was verified is not verified again for this long, nor beyond its `exp`.
 CACHE_SECONDS = 60.0
-# How long a token with a wrong signature is remembered. The provider may replace a key under the same `kid`, which makes it valid.
+# How long a token with a wrong signature is remembered. The provider may replace a key under the
+# same `kid`, which makes it valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# Wrong signatures that are verified in a second. One takes up to 130 µs, so they take at most an eighth of the worker's time.
+# Wrong signatures that are verified in a second. One takes up to 130 µs, so they take at most an
+# eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last that RFC 3339 can write.
 _MAX_TIME = 253_402_300_799
-# An unknown `kid` has the set read again, but not more often than this: anyone can send unknown ones.
+# An unknown `kid` has the set read again, but not more often than this: anyone can send unknown
+# ones.
 _REFRESH_SECONDS = 10.0
 _MAX_AGE_SECONDS = 300.0
 _FETCH_TIMEOUT_SECONDS = 3.0
@@ -51,8 +56,11 @@ class JwkSet:
         self._reading = asyncio.Lock()
 
     async def get(self, kid: str | None) -> KeySet:
-        """The set, read again when it is old, or lacks this key. Raises UnavailableError when it was never readable."""
-        # A key that is known serves on while another call reads; a key that is not waits for what that call finds.
+        """The set, read again when it is old, or lacks this key. Raises UnavailableError when it
+        was never readable.
+        """
+        # A key that is known serves on while another call reads; a key that is not waits for what
+        # that call finds.
         if self._is_stale(kid) and not (self._knows(kid) and self._reading.locked()):
             async with self._reading:
                 if self._is_stale(kid):
@@ -72,7 +80,8 @@ class JwkSet:
         try:
             keys = _import_keys(await asyncio.to_thread(self._load))
         except (OSError, HTTPException, ValueError, TypeError, LookupError, RecursionError):
-            # The keys that are known go on serving while the provider is away, or answers with something else.
+            # The keys that are known go on serving while the provider is away, or answers with
+            # something else.
             return
         finally:
             self._read_at = time.monotonic()
@@ -88,7 +97,9 @@ class JwkSet:
 
 
 def _import_keys(content: bytes) -> list[Key]:
-    """Keys that are not understood are left out (RFC 7517, section 5). Raises when it is not a JWK set."""
+    """Keys that are not understood are left out (RFC 7517, section 5). Raises when it is not a JWK
+    set.
+    """
     entries = json.loads(content)["keys"]
     keys = []
     for entry in entries:
@@ -101,7 +112,9 @@ def _import_keys(content: bytes) -> list[Key]:
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """The caller of a verified token, and the Unix time until which the token is not verified again."""
+    """The caller of a verified token, and the Unix time until which the token is not verified
+    again.
+    """
 
     caller: Caller
     until: float
@@ -110,12 +123,14 @@ class _Verified:
 class Sessions:
     """Who calls with a session token.
 
-    Anyone can send any number of bad tokens. The cheap checks therefore run before the signature is verified, bad tokens are cached
-    separately from good ones, and wrong signatures get a bounded share of the worker's time.
+    Anyone can send any number of bad tokens. The cheap checks therefore run before the signature is
+    verified, bad tokens are cached separately from good ones, and wrong signatures get a bounded
+    share of the worker's time.
     """
 
     def __init__(self, keys: JwkSet, issuer: str, audience: str) -> None:
-        # The older name of an algorithm that is accepted on purpose is not worth a warning a process.
+        # The older name of an algorithm that is accepted on purpose is not worth a warning a
+        # process.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys
         self._claims = jwt.JWTClaimsRegistry(
@@ -128,8 +143,11 @@ class Sessions:
         )
         # By SHA-256, so that a long token takes no more memory than a short one.
         self._verified: LRUCache[bytes, _Verified] = LRUCache(maxsize=_MAX_CACHED_TOKENS)
-        self._forged: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS)
-        # When all the wrong signatures so far are paid for, by the monotonic clock: at FORGERIES_PER_SECOND, up to a second ahead.
+        self._forged: TTLCache[bytes, bool] = TTLCache(
+            maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS
+        )
+        # When all the wrong signatures so far are paid for, by the monotonic clock: at
+        # FORGERIES_PER_SECOND, up to a second ahead.
         self._forgeries_paid_at = 0.0
 
     async def authenticate(self, token: str) -> Caller:
@@ -147,7 +165,8 @@ class Sessions:
             caller = _caller(claims)
             kid = signed.headers().get("kid")
             keys = await self._keys.get(kid if isinstance(kid, str) else None)
-            # A token that was verified before is verified again without this check, so a flood of wrong signatures cannot block it.
+            # A token that was verified before is verified again without this check, so a flood of
+            # wrong signatures cannot block it.
             if known is None:
                 self._check_forgeries()
             if not jws.validate_compact(signed, keys, ALGORITHMS):
@@ -158,7 +177,9 @@ class Sessions:
         except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
             # Includes payloads that are not JSON objects or are nested too deeply for the parser.
             raise _invalid() from error
-        self._verified[digest] = _Verified(caller, min(float(claims["exp"]), time.time() + CACHE_SECONDS))
+        self._verified[digest] = _Verified(
+            caller, min(float(claims["exp"]), time.time() + CACHE_SECONDS)
+        )
         return caller
 
     def _check_forgeries(self) -> None:
@@ -167,7 +188,9 @@ class Sessions:
             raise errors.rate_limited(message, retry_after_seconds=1)
 
     def _note_forgery(self, digest: bytes) -> None:
-        self._forgeries_paid_at = max(self._forgeries_paid_at, time.monotonic()) + 1 / FORGERIES_PER_SECOND
+        self._forgeries_paid_at = (
+            max(self._forgeries_paid_at, time.monotonic()) + 1 / FORGERIES_PER_SECOND
+        )
         self._verified.pop(digest, None)
         self._forged[digest] = True
 
@@ -179,11 +202,18 @@ def _invalid() -> Failure:
 def _caller(claims: dict[str, Any]) -> Caller:
     """The caller that the claims name. Raises Failure unauthenticated."""
     if not all(0 <= claims[name] <= _MAX_TIME for name in ("exp", "nbf", "iat") if name in claims):
-        raise errors.unauthenticated("The session token's times are not within the years 1970 to 9999.")
+        raise errors.unauthenticated(
+            "The session token's times are not within the years 1970 to 9999."
+        )
     subject, org_id, scopes = claims["sub"], claims["org_id"], claims.get("permissions", [])
     if not is_name(subject) or not is_name(org_id):
         message = f"The session token's `sub` and `org_id` must be 1 to {MAX_NAME_BYTES} bytes of printable text."
         raise errors.unauthenticated(message)
     if not isinstance(scopes, list) or not all(is_name(scope) for scope in scopes):
         raise errors.unauthenticated("The session token's `permissions` is not a list of scopes.")
-    return Caller(org_id=org_id, actor_id=subject, credential_kind=CredentialKind.SESSION, scopes=frozenset(scopes))
+    return Caller(
+        org_id=org_id,
+        actor_id=subject,
+        credential_kind=CredentialKind.SESSION,
+        scopes=frozenset(scopes),
+    )

@@ -33,7 +33,12 @@ from server.terminal import say
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|)")
-_ENDED = {task_pb2.Task.completed, task_pb2.Task.failed, task_pb2.Task.cancelled, task_pb2.Task.delivery_failed}
+_ENDED = {
+    task_pb2.Task.completed,
+    task_pb2.Task.failed,
+    task_pb2.Task.cancelled,
+    task_pb2.Task.delivery_failed,
+}
 _Reply = workspace_service_pb2.CancelTaskResponse
 _STANDS = {_Reply.accepted, _Reply.already_requested}
 
@@ -52,7 +57,9 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """The command line. `wait_seconds` None: answer at once; `force_after_seconds` None: break nothing off."""
+    """The command line. `wait_seconds` None: answer at once; `force_after_seconds` None: break
+    nothing off.
+    """
 
     workspace_id: str
     task_id: str
@@ -64,7 +71,9 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """PEM files for TLS: whom to trust beside the system's authorities, and as whom to show oneself to a service that asks."""
+    """PEM files for TLS: whom to trust beside the system's authorities, and as whom to show oneself
+    to a service that asks.
+    """
 
     ca_file: Path | None = None
     cert_file: Path | None = None
@@ -75,13 +84,19 @@ class Identity:
         if not any((self.ca_file, self.cert_file, self.key_file)):
             return None
         if (self.cert_file is None) != (self.key_file is None):
-            raise click.ClickException("A client certificate and its key go together: --cert-file and --key-file.")
-        return grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
+            raise click.ClickException(
+                "A client certificate and its key go together: --cert-file and --key-file."
+            )
+        return grpc.ssl_channel_credentials(
+            _read(self.ca_file), _read(self.key_file), _read(self.cert_file)
+        )
 
     def of_grpcurl(self) -> str:
         """The same, as options of grpcurl."""
         options = {"-cacert": self.ca_file, "-cert": self.cert_file, "-key": self.key_file}
-        return "".join(f"{option} {shlex.quote(str(path))} " for option, path in options.items() if path)
+        return "".join(
+            f"{option} {shlex.quote(str(path))} " for option, path in options.items() if path
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +116,12 @@ def parse_seconds(text: str) -> float:
     return float(found[1]) * _UNITS_SECONDS[found[2]]
 
 
-def find_endpoint(address: str, token: str, token_file: TextIO | None, identity: Identity | None = None) -> Endpoint:
-    """From what is given, else from the stack that runs on this machine. Raises click.ClickException."""
+def find_endpoint(
+    address: str, token: str, token_file: TextIO | None, identity: Identity | None = None
+) -> Endpoint:
+    """From what is given, else from the stack that runs on this machine. Raises
+    click.ClickException.
+    """
     identity = identity or Identity()
     if token_file is not None:
         token = token_file.read().strip()
@@ -122,14 +141,20 @@ def find_endpoint(address: str, token: str, token_file: TextIO | None, identity:
             "the service is with --address or GRPC_ADDR."
         )
     if not token:
-        raise click.ClickException("There is no credential. Export TOKEN, or name a file that holds it with --token-file.")
+        raise click.ClickException(
+            "There is no credential. Export TOKEN, or name a file that holds it with --token-file."
+        )
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise click.ClickException("The credential is not valid: it holds characters that no token has.")
+        raise click.ClickException(
+            "The credential is not valid: it holds characters that no token has."
+        )
     return Endpoint(address, token, identity)
 
 
 def _local_stack(*, needed: bool) -> dict[str, Any]:
-    """What the stack on this machine says of itself; who has named all does without, whatever is wrong with it."""
+    """What the stack on this machine says of itself; who has named all does without, whatever is
+    wrong with it.
+    """
     try:
         return read_ready(read_settings().state_dir)
     except click.ClickException:
@@ -151,13 +176,21 @@ def run(command: Cancel, endpoint: Endpoint, client: WorkspaceClient) -> ExitCod
     """Makes the call, prints what came of it, and returns the exit code."""
     try:
         reply = client.cancel_task(
-            command.workspace_id, command.task_id, command.reason, command.wait_seconds, command.force_after_seconds
+            command.workspace_id,
+            command.task_id,
+            command.reason,
+            command.wait_seconds,
+            command.force_after_seconds,
         )
     except WorkspaceServiceError as error:
         _print_error(command, endpoint, error)
         return _code_of_error(error)
     if command.as_json:
-        _print_json(MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+        _print_json(
+            MessageToDict(
+                reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+        )
     else:
         _print_reply(command, endpoint, reply)
     return _code_of_reply(command, reply)
@@ -176,7 +209,10 @@ def _code_of_error(error: WorkspaceServiceError) -> ExitCode:
         return ExitCode.AGENT_UNREACHABLE
     if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return ExitCode.DEFECT
-    if error.http_status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or error.http_status > 500:
+    if (
+        error.http_status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+        or error.http_status > 500
+    ):
         return ExitCode.UNAVAILABLE
     return ExitCode.REFUSED
 
@@ -184,16 +220,22 @@ def _code_of_error(error: WorkspaceServiceError) -> ExitCode:
 def _print_reply(command: Cancel, endpoint: Endpoint, reply: _Reply) -> None:
     outcome = _Reply.Outcome.Name(reply.outcome)
     if reply.outcome == _Reply.no_active_task:
-        say(f"{outcome}: nothing runs in workspace {reply.workspace_id}, so there is nothing to cancel.")
+        say(
+            f"{outcome}: nothing runs in workspace {reply.workspace_id}, so there is nothing to cancel."
+        )
         return
     status = task_pb2.Task.Status.Name(reply.task.status)
     if reply.outcome == _Reply.already_finished:
-        say(f"{outcome}: task {reply.task_id} had ended {status} at {_time(reply.task.completed_at)}.")
+        say(
+            f"{outcome}: task {reply.task_id} had ended {status} at {_time(reply.task.completed_at)}."
+        )
         if reply.task.reason:
             say(f"  because    {reply.task.reason}")
         return
     recorded = "is recorded" if reply.outcome == _Reply.accepted else "had been recorded before"
-    say(f"{outcome}: the cancellation of task {reply.task_id} in workspace {reply.workspace_id} {recorded}.")
+    say(
+        f"{outcome}: the cancellation of task {reply.task_id} in workspace {reply.workspace_id} {recorded}."
+    )
     say(f"  requested  {_time(reply.requested_at)} by {reply.requested_by}")
     if reply.reason:
         say(f"  reason     {reply.reason}")
@@ -203,15 +245,23 @@ def _print_reply(command: Cancel, endpoint: Endpoint, reply: _Reply) -> None:
         return
     if command.wait_seconds is not None:
         say(f"  waited     {command.wait_seconds:g} s; the task has not ended yet.")
-    say("  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.")
+    say(
+        "  next       The agent finishes its current iteration and starts no other; the task then ends cancelled."
+    )
     if reply.task.HasField("cancel_force_at"):
-        say(f"  force      An iteration that still runs at {_time(reply.task.cancel_force_at)} is broken off.")
+        say(
+            f"  force      An iteration that still runs at {_time(reply.task.cancel_force_at)} is broken off."
+        )
     say(f"  follow     {_how_to_follow(endpoint, reply.workspace_id, reply.task_id)}")
 
 
 def _print_error(command: Cancel, endpoint: Endpoint, error: WorkspaceServiceError) -> None:
     if command.as_json:
-        envelope: dict[str, Any] = {"code": error.slug, "message": error.message, "request_id": error.request_id}
+        envelope: dict[str, Any] = {
+            "code": error.slug,
+            "message": error.message,
+            "request_id": error.request_id,
+        }
         if error.details:
             envelope["details"] = dict(error.details)
         _print_json({"error": envelope})
@@ -232,7 +282,9 @@ def _print_error(command: Cancel, endpoint: Endpoint, error: WorkspaceServiceErr
 
 
 def _standing(task: task_pb2.Task) -> str:
-    iterations = f"{task.iterations} {'iteration' if task.iterations == 1 else 'iterations'} completed"
+    iterations = (
+        f"{task.iterations} {'iteration' if task.iterations == 1 else 'iterations'} completed"
+    )
     if task.phase == task_pb2.Task.phase_unspecified:
         return iterations
     return f"{iterations}, now in a {task_pb2.Task.Phase.Name(task.phase).replace('_', ' ')}"
@@ -241,10 +293,14 @@ def _standing(task: task_pb2.Task) -> str:
 def _how_to_follow(endpoint: Endpoint, workspace_id: str, task_id: str) -> str:
     """A call to paste; it takes the token from the environment, so that none is printed."""
     host = endpoint.address.removeprefix("https://").removeprefix("http://")
-    tls = endpoint.identity.of_grpcurl() if endpoint.address.startswith("https://") else "-plaintext "
+    tls = (
+        endpoint.identity.of_grpcurl() if endpoint.address.startswith("https://") else "-plaintext "
+    )
     request = shlex.quote(json.dumps({"workspace_id": workspace_id, "task_id": task_id}))
     header = '-H "authorization: Bearer $TOKEN"'
-    return f"grpcurl {tls}{header} -d {request} {host} evershell.workspace.v1.WorkspaceService/GetTask"
+    return (
+        f"grpcurl {tls}{header} -d {request} {host} evershell.workspace.v1.WorkspaceService/GetTask"
+    )
 
 
 def _time(moment: Timestamp) -> str:

@@ -1,4 +1,6 @@
-"""The command `demo`: cancels a task before one's eyes, over REST, and checks each promise while it does so."""
+"""The command `demo`: cancels a task before one's eyes, over REST, and checks each promise while it
+does so.
+"""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +18,11 @@ _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
 _PHASE_SECONDS = 10.0
-_COLORS = {"iteration_completed": "blue", "task_cancel_requested": "yellow", "task_completed": "green"}
+_COLORS = {
+    "iteration_completed": "blue",
+    "task_cancel_requested": "yellow",
+    "task_completed": "green",
+}
 
 
 @dataclass(slots=True)
@@ -57,7 +63,9 @@ class Walk:
 
 
 def run() -> None:
-    """Shows a cancellation on the stack that runs here, else on one of its own. Raises click.ClickException."""
+    """Shows a cancellation on the stack that runs here, else on one of its own. Raises
+    click.ClickException.
+    """
     state_dir = read_settings().state_dir
     try:
         api = find_stack(state_dir)
@@ -73,7 +81,9 @@ def run() -> None:
 def _show(api: Api) -> None:
     workspace = api.call("GET")
     if workspace["status"] != "idle":
-        fail(f"the demo workspace {api.workspace_id} is {workspace['status']}; the demo needs it idle")
+        fail(
+            f"the demo workspace {api.workspace_id} is {workspace['status']}; the demo needs it idle"
+        )
     _title("A task of six iterations, a second each; it is cancelled in the second one")
     first = _submit(api, _LINES)
     answer, answered_at = _follow_and_cancel(api, first)
@@ -117,7 +127,10 @@ def _follow_and_cancel(api: Api, walk: Walk) -> tuple[dict[str, Any], float]:
             answer = api.call("POST", "/task/cancel", {"task_id": walk.task_id, "reason": _REASON})
             answered_at = time.time()
             said = f"task {answer['task']['status']}, {answer['task']['iterations']} iteration(s) completed"
-            call, outcome = click.style("POST …/task/cancel", bold=True), _bold(answer["outcome"], "yellow")
+            call, outcome = (
+                click.style("POST …/task/cancel", bold=True),
+                _bold(answer["outcome"], "yellow"),
+            )
             click.echo(f"           {call} → {outcome} ({printable(said)})")
     if answer is None:
         fail("the task ended before its first iteration")
@@ -135,25 +148,39 @@ def _check_cancelled(walk: Walk, answer: dict[str, Any]) -> None:
     _promise("the call was accepted", answer["outcome"] == "accepted", answer["outcome"])
     iterations, before = walk.of("iteration_completed"), answer["task"]["iterations"]
     numbers = [each.payload["number"] for each in iterations]
-    _promise("exactly the current iteration was finished, and no other begun", numbers == [*range(1, before + 2)], numbers)
+    _promise(
+        "exactly the current iteration was finished, and no other begun",
+        numbers == [*range(1, before + 2)],
+        numbers,
+    )
     result = iterations[-1].payload["tool_call"]["result"]
-    _promise("it was not broken off", (result["status"], result["exit_code"]) == ("exited", 0), result)
+    _promise(
+        "it was not broken off", (result["status"], result["exit_code"]) == ("exited", 0), result
+    )
     ends = walk.of("task_completed")
     end = ends[-1].payload
     told = {name: end[name] for name in ("status", "forced", "iterations", "reason")}
     expected = {"status": "cancelled", "forced": False, "iterations": before + 1, "reason": _REASON}
-    _promise("one task_completed says cancelled, not forced", len(ends) == 1 and told == expected, told)
+    _promise(
+        "one task_completed says cancelled, not forced", len(ends) == 1 and told == expected, told
+    )
 
 
 def _check_next(first: Walk, second: Walk) -> None:
     status, iterations = (second.seen[-1].payload[name] for name in ("status", "iterations"))
-    _promise("the next task completed", (status, iterations) == ("completed", len(second.lines)), f"{status}, {iterations}")
+    _promise(
+        "the next task completed",
+        (status, iterations) == ("completed", len(second.lines)),
+        f"{status}, {iterations}",
+    )
     epochs = [walk.of("task_started")[0].payload["epoch"] for walk in (first, second)]
     _promise(f"by the same agent, in epoch {epochs[1]}", epochs[0] == epochs[1], epochs)
 
 
 def _print_timing(walk: Walk, answered_at: float) -> None:
-    """The last iteration began once the one before was committed, and took as long as its calls did; one clock measures all."""
+    """The last iteration began once the one before was committed, and took as long as its calls
+    did; one clock measures all.
+    """
     *_, previous, last = walk.of("iteration_completed")
     total_ms = (walk.seen[-1].at - answered_at) * 1000
     took_ms = sum(int(last.payload[call]["duration_ms"]) for call in ("model_call", "tool_call"))
@@ -179,7 +206,9 @@ def _told(walk: Walk, seen: Seen) -> str:
     if seen.type == "iteration_completed":
         tool, number = payload["tool_call"], payload["number"]
         progress = "█" * number + "░" * (len(walk.lines) - number)
-        ended = f"{tool['result']['status']} {tool['result']['exit_code']}, {tool['duration_ms']} ms"
+        ended = (
+            f"{tool['result']['status']} {tool['result']['exit_code']}, {tool['duration_ms']} ms"
+        )
         return f"{progress} iteration {number} of {len(walk.lines)}: {walk.lines[number - 1]} ({ended})"
     if seen.type == "task_cancel_requested":
         return f"by {payload['cancel']['requested_by']}: {payload['cancel']['reason']}"

@@ -37,13 +37,17 @@ class Api:
         self._tls = trust(ready["tls_cert_file"]) if "tls_cert_file" in ready else None
 
     def call(self, method: str, path: str = "", body: Any = None) -> dict[str, Any]:
-        """Makes a call below the workspace. Raises OSError, or ClickException for an answer that is an error."""
+        """Makes a call below the workspace. Raises OSError, or ClickException for an answer that is
+        an error.
+        """
         try:
             with self._open(method, path, body, _CALL_SECONDS) as response:
                 answer: dict[str, Any] = json.load(response)
         except urllib.error.HTTPError as error:
             with error:
-                fail(f"{method} {path or '/'} was answered {error.code}: {error.read().decode(errors='replace')}")
+                fail(
+                    f"{method} {path or '/'} was answered {error.code}: {error.read().decode(errors='replace')}"
+                )
         return answer
 
     def events(self, after: int) -> Iterator[dict[str, Any]]:
@@ -87,7 +91,9 @@ def own_stack(state_dir: Path) -> Iterator[Api]:
         with tempfile.TemporaryFile("w+") as output:
             # In a session of its own, so that Ctrl-C ends the demo, and the demo the stack.
             command = [sys.executable, "-m", "server", "up"]
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True
+            )
             try:
                 yield _await_ready(state_dir, process, output)
             finally:
@@ -107,7 +113,9 @@ def _await_ready(state_dir: Path, process: "subprocess.Popen[bytes]", output: IO
         return found
     output.seek(0)
     told = output.read().strip().splitlines()
-    raise click.ClickException(f"The stack did not start. {told[-1].removeprefix('Error: ') if told else ''}")
+    raise click.ClickException(
+        f"The stack did not start. {told[-1].removeprefix('Error: ') if told else ''}"
+    )
 
 
 def fail(message: str) -> NoReturn:
@@ -118,7 +126,9 @@ def fail(message: str) -> NoReturn:
 def eventually(probe: Callable[[], T], timeout_seconds: float, message: str) -> T:
     """Asks until the answer is true. Raises click.ClickException."""
     again = Retrying(
-        retry=retry_if_result(lambda found: not found), stop=stop_after_delay(timeout_seconds), wait=wait_fixed(_POLL_SECONDS)
+        retry=retry_if_result(lambda found: not found),
+        stop=stop_after_delay(timeout_seconds),
+        wait=wait_fixed(_POLL_SECONDS),
     )
     try:
         return again(probe)

@@ -1,4 +1,6 @@
-"""The commands `keys create`, `keys list` and `keys revoke`: the API keys of an organization, straight in the database."""
+"""The commands `keys create`, `keys list` and `keys revoke`: the API keys of an organization,
+straight in the database.
+"""
 
 import asyncio
 import re
@@ -32,10 +34,14 @@ def create(org_id: str, template: KeyTemplate, name: str, new_org_slug: str) -> 
     fields.identifier("--org", org_id)
     fields.text("--name", name, max_characters=MAX_NAME_CHARACTERS)
     if new_org_slug and not _SLUG.fullmatch(new_org_slug):
-        fields.reject("--create-org", "must be 1 to 63 characters of a-z 0-9 -, with no - at either end")
+        fields.reject(
+            "--create-org", "must be 1 to 63 characters of a-z 0-9 -, with no - at either end"
+        )
     _checked(fields)
     secret = new_secret()
-    key = ApiKey(id=ids.new_key_id(), org_id=org_id, name=name, template=template, created_at=bootstrap.now())
+    key = ApiKey(
+        id=ids.new_key_id(), org_id=org_id, name=name, template=template, created_at=bootstrap.now()
+    )
 
     async def work(keys: PostgresKeys) -> None:
         if new_org_slug:
@@ -44,7 +50,10 @@ def create(org_id: str, template: KeyTemplate, name: str, new_org_slug: str) -> 
         await keys.create_key(key, fingerprint(secret))
 
     _with_keys(work)
-    say(f"Key {key.id} of organization {org_id} with the template {template} is made. It works at once.", error=True)
+    say(
+        f"Key {key.id} of organization {org_id} with the template {template} is made. It works at once.",
+        error=True,
+    )
     say("This is the only time that it is shown:", error=True)
     say(secret)
 
@@ -60,7 +69,11 @@ def list_(org_id: str) -> None:
     row = "{:<30}  {:<14}  {:<20}  {:<20}  {}"
     say(row.format("ID", "TEMPLATE", "CREATED", "REVOKED", "NAME").rstrip())
     for key in found:
-        say(row.format(key.id, key.template, _time(key.created_at), _time(key.revoked_at), key.name).rstrip())
+        say(
+            row.format(
+                key.id, key.template, _time(key.created_at), _time(key.revoked_at), key.name
+            ).rstrip()
+        )
 
 
 def revoke(key_id: str) -> None:
@@ -70,7 +83,9 @@ def revoke(key_id: str) -> None:
         return await keys.revoke_key(key_id, bootstrap.now())
 
     if not _with_keys(work):
-        raise click.ClickException(f"There is no valid key {key_id}: it is not known, or was revoked before.")
+        raise click.ClickException(
+            f"There is no valid key {key_id}: it is not known, or was revoked before."
+        )
     say(f"Key {key_id} is revoked. Within 10 s no replica takes it any more.", error=True)
 
 
@@ -84,7 +99,9 @@ def _checked(fields: Fields) -> None:
 async def _create_org(keys: PostgresKeys, org_id: str, slug: str) -> None:
     known = await keys.find_org_slug(org_id)
     if known not in (None, slug):
-        raise click.ClickException(f"Organization {org_id} is there already, and its slug is {known}. Leave --create-org out.")
+        raise click.ClickException(
+            f"Organization {org_id} is there already, and its slug is {known}. Leave --create-org out."
+        )
     try:
         await keys.ensure_org(org_id, slug)
     except ValueError as error:
@@ -93,13 +110,17 @@ async def _create_org(keys: PostgresKeys, org_id: str, slug: str) -> None:
 
 async def _require_org(keys: PostgresKeys, org_id: str) -> None:
     if await keys.find_org_slug(org_id) is None:
-        raise click.ClickException(f"There is no organization {org_id}. Check the id; `keys create --create-org SLUG` adds one.")
+        raise click.ClickException(
+            f"There is no organization {org_id}. Check the id; `keys create --create-org SLUG` adds one."
+        )
 
 
 def _with_keys(work: Callable[[PostgresKeys], Awaitable[Answer]]) -> Answer:
     """Does the work on the configured database, or that of the stack that runs here."""
     settings = read_settings()
-    database_url = settings.database_url or str(read_ready(settings.state_dir).get("database_url", ""))
+    database_url = settings.database_url or str(
+        read_ready(settings.state_dir).get("database_url", "")
+    )
     if not database_url:
         raise click.ClickException(
             f"There is no database: no stack runs in {settings.state_dir}. Start one with `make run`, or set DATABASE_URL."

@@ -16,8 +16,12 @@ class KeyTemplate(StrEnum):
 
 
 TEMPLATE_SCOPES = {
-    KeyTemplate.FULL_ACCESS: frozenset({"workspace:read", "workspace:write", "tasks:write", "audit:read", "caps:write"}),
-    KeyTemplate.SUBMIT_OBSERVE: frozenset({"workspace:read", "workspace:write", "tasks:write", "audit:read"}),
+    KeyTemplate.FULL_ACCESS: frozenset(
+        {"workspace:read", "workspace:write", "tasks:write", "audit:read", "caps:write"}
+    ),
+    KeyTemplate.SUBMIT_OBSERVE: frozenset(
+        {"workspace:read", "workspace:write", "tasks:write", "audit:read"}
+    ),
     KeyTemplate.READ_ONLY: frozenset({"workspace:read", "audit:read"}),
 }
 
@@ -36,5 +40,8 @@ class ApiKey:
     def caller(self) -> Caller:
         """The caller that this key authenticates."""
         return Caller(
-            org_id=self.org_id, actor_id=self.id, credential_kind=CredentialKind.API_KEY, scopes=TEMPLATE_SCOPES[self.template]
+            org_id=self.org_id,
+            actor_id=self.id,
+            credential_kind=CredentialKind.API_KEY,
+            scopes=TEMPLATE_SCOPES[self.template],
         )

@@ -1,8 +1,8 @@
 """The time bounds of a task that the control plane enforces by itself.
 
-A healthy agent keeps every bound by itself. An agent that hangs, was stopped, or has lost its task does not. The fleet controller
-therefore ends the pod of an overdue agent, and the task with it, so nothing that happens inside a pod can keep an accepted
-cancellation open.
+A healthy agent keeps every bound by itself. An agent that hangs, was stopped, or has lost its task
+does not. The fleet controller therefore ends the pod of an overdue agent, and the task with it, so
+nothing that happens inside a pod can keep an accepted cancellation open.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from server.core.workspace import Workspace
 
 # How long after `force_at` an agent may take to break the iteration off and commit the end.
 FORCE_MARGIN = timedelta(seconds=2)
-# How long an agent may take to end a cancelled task, beyond the limits of one model call and one tool call.
+# How long an agent may take to end a cancelled task, beyond the limits of one model call and one
+# tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
-# How long an agent may take after an outage of the database to commit what it could not commit during the outage.
+# How long an agent may take after an outage of the database to commit what it could not commit
+# during the outage.
 RECOVERY_MARGIN = timedelta(seconds=3)
 
 
@@ -27,22 +29,30 @@ class Bounds:
     tool_timeout_seconds: float
     lease_seconds: float
 
-    def violation(self, workspace: Workspace, task: Task | None, now: datetime, answering_since: datetime) -> str | None:
-        """Why the workspace's agent is overdue, as a clause for people; None while it keeps its bounds.
+    def violation(
+        self, workspace: Workspace, task: Task | None, now: datetime, answering_since: datetime
+    ) -> str | None:
+        """Why the workspace's agent is overdue, as a clause for people; None while it keeps its
+        bounds.
 
-        `task` is the current task. Pass None for a workspace without a cancelled task: the bounds of a cancellation do not apply.
-        `answering_since` is the end of the last outage of the database.
+        `task` is the current task. Pass None for a workspace without a cancelled task: the bounds
+        of a cancellation do not apply. `answering_since` is the end of the last outage of the
+        database.
         """
         if task is not None and task.cancel is not None and not task.status.is_terminal:
             force_at = task.cancel.force_at
-            if force_at is not None and now > self._postponed(force_at + FORCE_MARGIN, answering_since):
+            if force_at is not None and now > self._postponed(
+                force_at + FORCE_MARGIN, answering_since
+            ):
                 return "its agent did not break off the task in time"
             iteration = timedelta(seconds=self.model_timeout_seconds + self.tool_timeout_seconds)
             bound = task.cancel.requested_at + iteration + CANCEL_MARGIN
             if now > self._postponed(bound, answering_since):
                 return "its agent did not end the cancelled task within the limits of an iteration"
         unnamed_since = workspace.task_unnamed_since
-        if unnamed_since is not None and now > unnamed_since + timedelta(seconds=self.lease_seconds):
+        if unnamed_since is not None and now > unnamed_since + timedelta(
+            seconds=self.lease_seconds
+        ):
             return "its agent did not work on the task that it was given"
         return None
 

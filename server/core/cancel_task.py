@@ -1,7 +1,8 @@
 """Cancel the task that runs in a workspace: what this service exists for.
 
-The order is the promise. The intent is committed before the agent is signalled and before anyone is told `accepted`; from then on
-every end of the task is `cancelled` (lifecycle.py), whatever becomes of the signal, the agent, the caller or this process.
+The order is the promise. The intent is committed before the agent is signalled and before anyone is
+told `accepted`; from then on every end of the task is `cancelled` (lifecycle.py), whatever becomes
+of the signal, the agent, the caller or this process.
 """
 
 import time
@@ -32,7 +33,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelTask:
-    """The request. `task_id` empty: whichever task runs. `wait_seconds` None: the answer does not wait for the end.
+    """The request. `task_id` empty: whichever task runs. `wait_seconds` None: the answer does not
+    wait for the end.
 
     `force_after_seconds` None: the iteration in flight is not broken off, however long it takes.
     """
@@ -52,7 +54,10 @@ class CancelTask:
         fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
         if self.wait_seconds is not None and not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
             fields.reject("wait", f"must be 0 to {MAX_WAIT_SECONDS} s")
-        if self.force_after_seconds is not None and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS:
+        if (
+            self.force_after_seconds is not None
+            and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS
+        ):
             fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
         fields.check()
 
@@ -72,16 +77,25 @@ class CancelResult:
 
 
 async def cancel_task(
-    caller: Caller, request: CancelTask, store: Store, agents: Agents, wakeups: Wakeups, clock: Clock
+    caller: Caller,
+    request: CancelTask,
+    store: Store,
+    agents: Agents,
+    wakeups: Wakeups,
+    clock: Clock,
 ) -> CancelResult:
-    """Records the cancellation, then signals the agent, then waits for the end if that was asked for.
+    """Records the cancellation, then signals the agent, then waits for the end if that was asked
+    for.
 
-    Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped,
-    workspace_failed; agent_unreachable when the intent is recorded and the signal did not arrive in time.
+    Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
+    workspace_stopped, workspace_failed; agent_unreachable when the intent is recorded and the
+    signal did not arrive in time.
     """
     permission = caller.permission("workspace:write")
     intent = _intent(caller, request, clock)
-    found = await store.record_cancellation(permission, request.workspace_id, request.task_id or None, intent)
+    found = await store.record_cancellation(
+        permission, request.workspace_id, request.task_id or None, intent
+    )
     outcome = _judge(permission, request, found)
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
@@ -99,13 +113,17 @@ def _intent(caller: Caller, request: CancelTask, clock: Clock) -> CancelIntent:
         requested_at=now,
         reason=request.reason,
         request_id=request.request_id,
-        force_at=None if force_after_seconds is None else now + timedelta(seconds=force_after_seconds),
+        force_at=None
+        if force_after_seconds is None
+        else now + timedelta(seconds=force_after_seconds),
         force_requested_by=None if force_after_seconds is None else caller.actor_id,
     )
 
 
 def _judge(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
-    """Names what the store did under the lock, or says why it did nothing. The order of the checks is part of the promise."""
+    """Names what the store did under the lock, or says why it did nothing. The order of the checks
+    is part of the promise.
+    """
     workspace = permission.check(found.workspace, request.workspace_id)
     task = found.task
     if request.task_id and task is None:
@@ -119,7 +137,9 @@ def _judge(permission: Permission, request: CancelTask, found: RecordedCancellat
 
 
 async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> Task | None:
-    """Makes it fast. That it happens at all rests on the recorded intent, which the agent's next commit or heartbeat meets."""
+    """Makes it fast. That it happens at all rests on the recorded intent, which the agent's next
+    commit or heartbeat meets.
+    """
     workspace, task = found.workspace, found.task
     assert workspace is not None and task is not None
     try:
@@ -129,18 +149,23 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
             f"The cancellation of task {task.id} is recorded and will be delivered, but the agent of workspace {workspace.id} did "
             f"not answer in time. Do not repeat the call; follow the task with GetTask or WatchEvents."
         )
-        raise errors.agent_unreachable(workspace.id, task.id, message, intent_recorded=True) from error
+        raise errors.agent_unreachable(
+            workspace.id, task.id, message, intent_recorded=True
+        ) from error
     if known:
         return task
-    # An agent that does not have the task has just ended it, or has not been given it yet: the database knows. Should it not answer
-    # now, the recorded intent still stands, and `unavailable` would invite a retry that could meet the next task.
+    # An agent that does not have the task has just ended it, or has not been given it yet: the
+    # database knows. Should it not answer now, the recorded intent still stands, and `unavailable`
+    # would invite a retry that could meet the next task.
     with suppress(UnavailableError):
         return await store.get_task(workspace.id, task.id)
     return task
 
 
 async def _await_end(task: Task, patience_seconds: float, store: Store, wakeups: Wakeups) -> Task:
-    """The task once it has ended; as it then stands when the patience is over, or this process is about to end."""
+    """The task once it has ended; as it then stands when the patience is over, or this process is
+    about to end.
+    """
     until = time.monotonic() + patience_seconds
     # Subscribed before the first read, so that no commit falls between a read and the wait.
     async with wakeups.subscribe(task.workspace_id) as wakeup:

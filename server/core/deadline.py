@@ -1,4 +1,6 @@
-"""The deadline of the current call. Code that waits for the database or an agent bounds its wait by it."""
+"""The deadline of the current call. Code that waits for the database or an agent bounds its wait by
+it.
+"""
 
 import time
 from contextvars import ContextVar

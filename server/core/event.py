@@ -1,4 +1,6 @@
-"""The entries of a workspace's event log. A payload is the message of the same name in event.proto, as plain data."""
+"""The entries of a workspace's event log. A payload is the message of the same name in event.proto,
+as plain data.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -61,13 +63,25 @@ def cancel_payload(intent: CancelIntent) -> dict[str, Any]:
 
 def task_submitted(task: Task, submitted_by: str, request_id: str) -> NewEvent:
     """SubmitTask recorded the task."""
-    payload = {"description": task.description, "max_iterations": task.max_iterations, "submitted_by": submitted_by}
-    return NewEvent(type=EventType.TASK_SUBMITTED, time=task.created_at, payload=payload, task_id=task.id, request_id=request_id)
+    payload = {
+        "description": task.description,
+        "max_iterations": task.max_iterations,
+        "submitted_by": submitted_by,
+    }
+    return NewEvent(
+        type=EventType.TASK_SUBMITTED,
+        time=task.created_at,
+        payload=payload,
+        task_id=task.id,
+        request_id=request_id,
+    )
 
 
 def task_started(task: Task, epoch: int, now: datetime) -> NewEvent:
     """The agent started the task."""
-    return NewEvent(type=EventType.TASK_STARTED, time=now, payload={"epoch": epoch}, task_id=task.id)
+    return NewEvent(
+        type=EventType.TASK_STARTED, time=now, payload={"epoch": epoch}, task_id=task.id
+    )
 
 
 def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -> NewEvent:
@@ -102,6 +116,8 @@ def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent
     return NewEvent(type=EventType.TASK_COMPLETED, time=now, payload=payload, task_id=task.id)
 
 
-def workspace_event(type_: EventType, now: datetime, *, request_id: str | None = None, **payload: Any) -> NewEvent:
+def workspace_event(
+    type_: EventType, now: datetime, *, request_id: str | None = None, **payload: Any
+) -> NewEvent:
     """An event of the workspace itself."""
     return NewEvent(type=type_, time=now, payload=payload, request_id=request_id)

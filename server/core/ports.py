@@ -1,4 +1,6 @@
-"""What the core needs of the world. The Store has a contract suite (tests/store), run on every implementation."""
+"""What the core needs of the world. The Store has a contract suite (tests/store), run on every
+implementation.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -35,15 +37,20 @@ class Store(Protocol):
     ) -> RecordedCancellation:
         """Checks and records a cancellation in one transaction and one round trip.
 
-        It records exactly when the workspace is in the caller's organization, the permission covers it, it is up, the task asked
-        for (or the current one) has not ended, and no intent is recorded for it yet. Whatever it did, it returns what it saw under
-        the lock; for an intent that stood already, only an earlier `force_at` is taken over.
+        It records exactly when the workspace is in the caller's organization, the permission covers
+        it, it is up, the task asked for (or the current one) has not ended, and no intent is
+        recorded for it yet. Whatever it did, it returns what it saw under the lock; for an intent
+        that stood already, only an earlier `force_at` is taken over.
         """
 
-    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
-        """Locks the workspace with its current task, commits what `decide` returns, and returns it; None: no such workspace.
+    async def transition(
+        self, workspace_id: str, decide: Callable[[Session], Change]
+    ) -> Change | None:
+        """Locks the workspace with its current task, commits what `decide` returns, and returns it;
+        None: no such workspace.
 
-        What `decide` raises is raised, and nothing is committed. It must be quick, and may be called again.
+        What `decide` raises is raised, and nothing is committed. It must be quick, and may be
+        called again.
         """
 
     async def create_workspace(self, workspace: Workspace) -> None:
@@ -52,13 +59,19 @@ class Store(Protocol):
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """One workspace, of whichever organization."""
 
-    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
-        """The organization's workspaces that the permission covers, newest first, behind `before_id`."""
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
+        """The organization's workspaces that the permission covers, newest first, behind
+        `before_id`.
+        """
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
         """One task of the workspace."""
 
-    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
         """The workspace's tasks, newest first, behind `before_id`."""
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
@@ -71,7 +84,9 @@ class Store(Protocol):
         """All tasks that have not ended and are to be cancelled, each with its workspace."""
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """How many workspaces of all organizations are in each status; a status that none is in may be absent."""
+        """How many workspaces of all organizations are in each status; a status that none is in may
+        be absent.
+        """
 
 
 class Wakeups(Protocol):
@@ -85,10 +100,11 @@ class Wakeup(Protocol):
     """One subscription."""
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Returns once something was committed since the last return, or after the timeout, or now and then for no reason.
+        """Returns once something was committed since the last return, or after the timeout, or now
+        and then for no reason.
 
-        False: this process, or the edge through which the call came, is about to end, and whoever waits is to answer with what
-        there is.
+        False: this process, or the edge through which the call came, is about to end, and whoever
+        waits is to answer with what there is.
         """
 
 

@@ -28,7 +28,9 @@ class TaskStatus(StrEnum):
         return self in _TERMINAL
 
 
-_TERMINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.DELIVERY_FAILED})
+_TERMINAL = frozenset(
+    {TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.DELIVERY_FAILED}
+)
 
 
 class Phase(StrEnum):
@@ -59,7 +61,8 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When to break off the iteration, and who asked for it, possibly in a later call; None for never.
+    # When to break off the iteration, and who asked for it, possibly in a later call; None for
+    # never.
     force_at: datetime | None = None
     force_requested_by: str | None = None
 

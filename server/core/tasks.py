@@ -9,7 +9,12 @@ from server.core.errors import AgentUnreachableError
 from server.core.ids import new_task_id
 from server.core.lifecycle import Change, Session
 from server.core.ports import Agents, Clock, Store
-from server.core.task import DEFAULT_MAX_ITERATIONS, MAX_DESCRIPTION_CHARACTERS, MAX_ITERATIONS, Task
+from server.core.task import (
+    DEFAULT_MAX_ITERATIONS,
+    MAX_DESCRIPTION_CHARACTERS,
+    MAX_ITERATIONS,
+    Task,
+)
 from server.core.validation import Fields, Page
 
 MAX_METADATA_ENTRIES = 32
@@ -30,9 +35,17 @@ class SubmitTask:
     def __post_init__(self) -> None:
         fields = Fields()
         fields.identifier("workspace_id", self.workspace_id)
-        fields.text("description", self.description, max_characters=MAX_DESCRIPTION_CHARACTERS, required=True)
+        fields.text(
+            "description",
+            self.description,
+            max_characters=MAX_DESCRIPTION_CHARACTERS,
+            required=True,
+        )
         if len(self.metadata) > MAX_METADATA_ENTRIES:
-            fields.reject("metadata", f"has {len(self.metadata)} entries; at most {MAX_METADATA_ENTRIES} are allowed")
+            fields.reject(
+                "metadata",
+                f"has {len(self.metadata)} entries; at most {MAX_METADATA_ENTRIES} are allowed",
+            )
         for key, value in self.metadata.items():
             fields.text("metadata", key, max_characters=MAX_METADATA_KEY_CHARACTERS, required=True)
             fields.text("metadata", value, max_characters=MAX_METADATA_VALUE_CHARACTERS)
@@ -41,11 +54,14 @@ class SubmitTask:
         fields.check()
 
 
-async def submit_task(caller: Caller, request: SubmitTask, store: Store, agents: Agents, clock: Clock) -> Task:
+async def submit_task(
+    caller: Caller, request: SubmitTask, store: Store, agents: Agents, clock: Clock
+) -> Task:
     """Records the task, then delivers it to the agent.
 
-    Raises Failure: permission_denied, workspace_not_found, workspace_provisioning, workspace_stopped, workspace_failed,
-    workspace_busy; agent_unreachable when the task could not be delivered and has ended `delivery_failed`.
+    Raises Failure: permission_denied, workspace_not_found, workspace_provisioning,
+    workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
+    be delivered and has ended `delivery_failed`.
     """
     permission = caller.permission("tasks:write")
     task = Task(
@@ -68,23 +84,36 @@ async def submit_task(caller: Caller, request: SubmitTask, store: Store, agents:
         await agents.start_task(submitted.workspace, task)
     except AgentUnreachableError as error:
         return await _delivery_failed(task, store, clock, error)
-    delivered = await store.transition(request.workspace_id, lambda session: lifecycle.deliver(session, task.id))
+    delivered = await store.transition(
+        request.workspace_id, lambda session: lifecycle.deliver(session, task.id)
+    )
     return await _current(delivered, task, store)
 
 
-async def _delivery_failed(task: Task, store: Store, clock: Clock, error: AgentUnreachableError) -> Task:
-    """Ends the task as `delivery_failed`, unless the agent has started it and only its reply was lost."""
+async def _delivery_failed(
+    task: Task, store: Store, clock: Clock, error: AgentUnreachableError
+) -> Task:
+    """Ends the task as `delivery_failed`, unless the agent has started it and only its reply was
+    lost.
+    """
     reason = "the agent could not be reached"
-    ended = await store.transition(task.workspace_id, lambda session: lifecycle.fail_delivery(session, task.id, reason, clock()))
+    ended = await store.transition(
+        task.workspace_id,
+        lambda session: lifecycle.fail_delivery(session, task.id, reason, clock()),
+    )
     current = await _current(ended, task, store)
     if current.started_at is not None:
         return current
     message = f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has ended. Submit it again later."
-    raise errors.agent_unreachable(task.workspace_id, task.id, message, intent_recorded=False) from error
+    raise errors.agent_unreachable(
+        task.workspace_id, task.id, message, intent_recorded=False
+    ) from error
 
 
 async def _current(change: Change | None, task: Task, store: Store) -> Task:
-    """The task after the change. A task that had already ended is not part of the change, so it is read again."""
+    """The task after the change. A task that had already ended is not part of the change, so it is
+    read again.
+    """
     if change is not None and change.task is not None and change.task.id == task.id:
         return change.task
     return await store.get_task(task.workspace_id, task.id) or task
@@ -104,8 +133,12 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
     return task
 
 
-async def list_tasks(caller: Caller, workspace_id: str, page: Page, store: Store) -> tuple[Sequence[Task], str]:
-    """A page of the workspace's tasks, newest first, and the token of the next page; empty on the last page."""
+async def list_tasks(
+    caller: Caller, workspace_id: str, page: Page, store: Store
+) -> tuple[Sequence[Task], str]:
+    """A page of the workspace's tasks, newest first, and the token of the next page; empty on the
+    last page.
+    """
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
     fields.check()

@@ -1,6 +1,7 @@
 """The W3C trace of the current call (https://www.w3.org/TR/trace-context/).
 
-The service passes the trace on to the agent and records its id in the events that the call causes, even if it exports no spans.
+The service passes the trace on to the agent and records its id in the events that the call causes,
+even if it exports no spans.
 """
 
 import re
@@ -26,9 +27,16 @@ class TraceContext:
 
     @classmethod
     def parse(cls, traceparent: str | None) -> Self | None:
-        """Parses the header. Returns None if it is absent or not valid; the call then belongs to no trace."""
+        """Parses the header. Returns None if it is absent or not valid; the call then belongs to no
+        trace.
+        """
         found = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
-        if found is None or not int(found[2], 16) or not int(found[3], 16) or (found[1] == "00" and found[5]):
+        if (
+            found is None
+            or not int(found[2], 16)
+            or not int(found[3], 16)
+            or (found[1] == "00" and found[5])
+        ):
             return None
         return cls(found[2], found[3], found[4])
 

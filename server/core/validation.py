@@ -36,7 +36,9 @@ class Fields:
         if required and not value.strip():
             self.reject(field, "must not be empty")
         elif len(value) > max_characters:
-            self.reject(field, f"has {len(value):,} characters; at most {max_characters:,} are allowed")
+            self.reject(
+                field, f"has {len(value):,} characters; at most {max_characters:,} are allowed"
+            )
         elif "\0" in value:
             self.reject(field, "must not hold the character NUL")
 
@@ -80,10 +82,14 @@ class Page:
         fields.check()
         return cls(page_size or DEFAULT_PAGE_SIZE, page_token or None)
 
-    def cut(self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0) -> tuple[Sequence[Listed], str]:
-        """The items of the page and the token of the next page; `found` has one item more than the page if there is a next page.
+    def cut(
+        self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
+    ) -> tuple[Sequence[Listed], str]:
+        """The items of the page and the token of the next page; `found` has one item more than the
+        page if there is a next page.
 
-        `weigh` returns the size of an item in characters. A page that would exceed the size of a message ends early.
+        `weigh` returns the size of an item in characters. A page that would exceed the size of a
+        message ends early.
         """
         page: list[Listed] = []
         characters = 0

@@ -19,7 +19,14 @@ class WorkspaceStatus(StrEnum):
 
 
 # The statuses in which a workspace has a pod or gets one.
-WANTS_POD = frozenset({WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY, WorkspaceStatus.STOPPING})
+WANTS_POD = frozenset(
+    {
+        WorkspaceStatus.PROVISIONING,
+        WorkspaceStatus.IDLE,
+        WorkspaceStatus.BUSY,
+        WorkspaceStatus.STOPPING,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,8 @@ class Workspace:
     agent_address: str | None = None
     # The agent of this epoch counts as lost after this time.
     lease_expires_at: datetime | None = None
-    # Since when the agent's heartbeats have not named the current task; None while they do, or when there is no task.
+    # Since when the agent's heartbeats have not named the current task; None while they do, or when
+    # there is no task.
     task_unnamed_since: datetime | None = None
     # The run of the stack that started this epoch's pod; None until a pod was started.
     host: str | None = None
@@ -55,7 +63,9 @@ class Workspace:
         return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
 
     def require_up(self) -> None:
-        """Raises Failure workspace_provisioning, workspace_stopped or workspace_failed unless the workspace is up."""
+        """Raises Failure workspace_provisioning, workspace_stopped or workspace_failed unless the
+        workspace is up.
+        """
         if self.is_up:
             return
         code, message = {

@@ -45,8 +45,12 @@ async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Work
     return permission.check(await store.get_workspace(workspace_id), workspace_id)
 
 
-async def list_workspaces(caller: Caller, page: Page, store: Store) -> tuple[Sequence[Workspace], str]:
-    """A page of the workspaces that the caller may read, newest first, and the token of the next page; empty on the last page."""
+async def list_workspaces(
+    caller: Caller, page: Page, store: Store
+) -> tuple[Sequence[Workspace], str]:
+    """A page of the workspaces that the caller may read, newest first, and the token of the next
+    page; empty on the last page.
+    """
     permission = caller.permission("workspace:read")
     return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
 
@@ -54,7 +58,9 @@ async def list_workspaces(caller: Caller, page: Page, store: Store) -> tuple[Seq
 async def stop_workspace(
     caller: Caller, workspace_id: str, request_id: str, store: Store, agents: Agents, clock: Clock
 ) -> Workspace:
-    """Starts to stop a workspace. Raises Failure: permission_denied, workspace_not_found, workspace_failed."""
+    """Starts to stop a workspace. Raises Failure: permission_denied, workspace_not_found,
+    workspace_failed.
+    """
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
     intent = CancelIntent(
@@ -64,24 +70,34 @@ async def stop_workspace(
         reason=STOP_REASON,
         request_id=request_id,
     )
-    change = await _change(permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent))
+    change = await _change(
+        permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent)
+    )
     if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
-        # Only a latency optimisation: an agent that cannot be reached receives the intent with a later reply, or is ended after
-        # the grace period.
+        # Only a latency optimisation: an agent that cannot be reached receives the intent with a
+        # later reply, or is ended after the grace period.
         with suppress(AgentUnreachableError):
             await agents.cancel_task(change.workspace, change.task)
     return change.workspace
 
 
-async def resume_workspace(caller: Caller, workspace_id: str, store: Store, clock: Clock) -> Workspace:
-    """Starts a new agent in a new epoch. Raises Failure: permission_denied, workspace_not_found, invalid_state."""
+async def resume_workspace(
+    caller: Caller, workspace_id: str, store: Store, clock: Clock
+) -> Workspace:
+    """Starts a new agent in a new epoch. Raises Failure: permission_denied, workspace_not_found,
+    invalid_state.
+    """
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
-    change = await _change(permission, workspace_id, store, lambda session: lifecycle.resume(session, clock()))
+    change = await _change(
+        permission, workspace_id, store, lambda session: lifecycle.resume(session, clock())
+    )
     return change.workspace
 
 
-async def _change(permission: Permission, workspace_id: str, store: Store, decide: Callable[[Session], Change]) -> Change:
+async def _change(
+    permission: Permission, workspace_id: str, store: Store, decide: Callable[[Session], Change]
+) -> Change:
     def checked(session: Session) -> Change:
         permission.check(session.workspace, workspace_id)
         return decide(session)

@@ -1,6 +1,8 @@
-"""Reaches the agents: the one way in which the control plane calls them, over channels that are kept.
+"""Reaches the agents: the one way in which the control plane calls them, over channels that are
+kept.
 
-Every call is repeated within one budget, so that a caller waits two seconds at most for an agent that is gone, frozen or slow.
+Every call is repeated within one budget, so that a caller waits two seconds at most for an agent
+that is gone, frozen or slow.
 """
 
 import asyncio
@@ -11,7 +13,13 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 from evershell.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
 from server.auth.pod_tokens import PodTokens
 from server.core import deadline, trace
@@ -22,7 +30,8 @@ from server.wire import encode_assignment, encode_cancellation
 
 log = structlog.get_logger()
 
-# All attempts together, or less when the caller's time is over sooner; callers are promised an answer within 2 s.
+# All attempts together, or less when the caller's time is over sooner; callers are promised an
+# answer within 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8
 _ATTEMPT_SECONDS = 0.6
 _MAX_BACKOFF_SECONDS = 0.3
@@ -30,12 +39,14 @@ _MAX_BACKOFF_SECONDS = 0.3
 _CHANNEL_OPTIONS = (
     # Agents are reached directly, whatever proxy the environment names.
     ("grpc.enable_http_proxy", 0),
-    # An agent that comes back is met within the budget of a call, not after gRPC's default of a second and more.
+    # An agent that comes back is met within the budget of a call, not after gRPC's default of a
+    # second and more.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
-# Of this name in the stubs' eyes only: asynchronous calls are made through the one class that there is.
+# Of this name in the stubs' eyes only: asynchronous calls are made through the one class that there
+# is.
 Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
 # Makes the call once, with these options.
 Attempt = Callable[..., Awaitable[object]]
@@ -50,22 +61,33 @@ class AgentClient:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        """See ports.Agents. An agent that refuses is as good as unreachable: it is busy with what the database does not know of."""
-        request = agent_service_pb2.StartTaskRequest(workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task))
+        """See ports.Agents. An agent that refuses is as good as unreachable: it is busy with what
+        the database does not know of.
+        """
+        request = agent_service_pb2.StartTaskRequest(
+            workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task)
+        )
         await self._call(workspace, lambda stub, **options: stub.StartTask(request, **options))
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         """See ports.Agents."""
         request = agent_service_pb2.CancelTaskRequest(
-            workspace_id=workspace.id, epoch=workspace.epoch, task_id=task.id, cancellation=encode_cancellation(task)
+            workspace_id=workspace.id,
+            epoch=workspace.epoch,
+            task_id=task.id,
+            cancellation=encode_cancellation(task),
         )
-        answer = await self._call(workspace, lambda stub, **options: stub.CancelTask(request, **options))
+        answer = await self._call(
+            workspace, lambda stub, **options: stub.CancelTask(request, **options)
+        )
         assert isinstance(answer, agent_service_pb2.CancelTaskResponse)
         return answer.known
 
     async def aclose(self) -> None:
         """Closes every channel."""
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._closing)
+        await asyncio.gather(
+            *(channel.close() for channel in self._channels.values()), *self._closing
+        )
         self._channels.clear()
 
     async def _call(self, workspace: Workspace, attempt: Attempt) -> object:
@@ -83,7 +105,9 @@ class AgentClient:
         except grpc.aio.AioRpcError:
             return await self._retry(address, attempt, until, options)
 
-    async def _retry(self, address: str, attempt: Attempt, until: float, options: dict[str, Any]) -> object:
+    async def _retry(
+        self, address: str, attempt: Attempt, until: float, options: dict[str, Any]
+    ) -> object:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(grpc.aio.AioRpcError),
             wait=wait_random_exponential(multiplier=0.05, max=_MAX_BACKOFF_SECONDS),
@@ -92,7 +116,9 @@ class AgentClient:
         try:
             async for again in retrying:
                 with again:
-                    return await attempt(self._stub(address), timeout=_attempt_seconds(until), **options)
+                    return await attempt(
+                        self._stub(address), timeout=_attempt_seconds(until), **options
+                    )
         except RetryError as error:
             log.warning("agent_unreachable", address=address, error=repr(error.__cause__ or error))
             self._forget(address)
@@ -102,14 +128,17 @@ class AgentClient:
     def _stub(self, address: str) -> "Stub":
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            channel = self._channels[address] = grpc.aio.insecure_channel(
+                address, options=_CHANNEL_OPTIONS
+            )
         return agent_service_pb2_grpc.AgentServiceStub(channel)
 
     def _forget(self, address: str) -> None:
         """Drops the channel: an agent that comes back does so at another address, in a new epoch."""
         channel = self._channels.pop(address, None)
         if channel is not None:
-            # Other calls may be on their way through it, and would be told that their own caller had gone: they end by themselves.
+            # Other calls may be on their way through it, and would be told that their own caller
+            # had gone: they end by themselves.
             closing = asyncio.create_task(channel.close(SIGNAL_BUDGET_SECONDS))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)

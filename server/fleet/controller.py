@@ -1,7 +1,9 @@
-"""Makes reality follow the database: each workspace that is to have a pod has one, each that lost its agent has failed.
+"""Makes reality follow the database: each workspace that is to have a pod has one, each that lost
+its agent has failed.
 
-One controller leads; any number stand by. Each look at a workspace compares what the database wants with what runs and takes the
-one next step, so that a controller may die between any two steps and the next one goes on from there.
+One controller leads; any number stand by. Each look at a workspace compares what the database wants
+with what runs and takes the one next step, so that a controller may die between any two steps and
+the next one goes on from there.
 """
 
 import asyncio
@@ -70,19 +72,23 @@ class Controller:
         answering_since: datetime,
         backlog: Backlog | None = None,
     ) -> None:
-        """`answering_since` is when this run began, since earlier outages of the database are unknown.
+        """`answering_since` is when this run began, since earlier outages of the database are
+        unknown.
 
         Without `backlog`, nothing is measured.
         """
         self._store = store
         self._pods = pods
         self._backlog = backlog
-        self._redelivery = Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
+        self._redelivery = (
+            Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
+        )
         self._bounds = bounds
         self._host = host
         self._clock = clock
         self._answering_since = answering_since
-        # One step at a time for a workspace; steps of different workspaces do not wait for each other.
+        # One step at a time for a workspace; steps of different workspaces do not wait for each
+        # other.
         self._steps: dict[str, asyncio.Task[None]] = {}
         self._watched: dict[str, asyncio.Task[None]] = {}
 
@@ -98,7 +104,9 @@ class Controller:
                         self._take_step(workspace, cancelled)
                     self._redelivery.follow(cancellations, self._clock())
                     if self._backlog is not None:
-                        self._backlog.saw_cancellations(task.cancel.requested_at for _, task in cancellations if task.cancel)
+                        self._backlog.saw_cancellations(
+                            task.cancel.requested_at for _, task in cancellations if task.cancel
+                        )
                     await self._follow(changes)
                 except UnavailableError:
                     log.warning("database_unavailable")
@@ -119,7 +127,9 @@ class Controller:
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _follow(self, changes: Changes) -> None:
-        """Until the next scan is due: looks at what is announced, and at what has lost its agent's process, at once."""
+        """Until the next scan is due: looks at what is announced, and at what has lost its agent's
+        process, at once.
+        """
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             for workspace_id in await changes.wait(left_seconds):
@@ -128,7 +138,9 @@ class Controller:
                     self._take_step(workspace)
 
     def _take_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
-        """`cancelled` maps workspace ids to current tasks with a recorded cancellation, as of the last scan."""
+        """`cancelled` maps workspace ids to current tasks with a recorded cancellation, as of the
+        last scan.
+        """
         if workspace.id in self._steps:
             return
         step = asyncio.create_task(self._step(workspace, cancelled.get(workspace.id)))
@@ -143,7 +155,9 @@ class Controller:
                 return
             if workspace.status is WorkspaceStatus.STOPPING:
                 await self._stop(workspace)
-            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(workspace):
+            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(
+                workspace
+            ):
                 await self._start(workspace)
             else:
                 await self._check(workspace, cancelled)
@@ -153,28 +167,42 @@ class Controller:
             log.exception("a defect", workspace_id=workspace.id)
 
     async def _place(self, workspace: Workspace) -> Workspace:
-        """Takes over what no host has, or what an earlier run of this host had: its processes end before its task does."""
+        """Takes over what no host has, or what an earlier run of this host had: its processes end
+        before its task does.
+        """
         stopped = workspace.host is None or await self._pods.end(workspace, END_GRACE_SECONDS)
         return await self._apply(
-            workspace, lambda session, now: lifecycle.place(session, workspace.epoch, self._host, now, work_stopped=stopped)
+            workspace,
+            lambda session, now: lifecycle.place(
+                session, workspace.epoch, self._host, now, work_stopped=stopped
+            ),
         )
 
     async def _start(self, workspace: Workspace) -> None:
         await self._pods.end(workspace, grace_seconds=0)
         current = await self._store.get_workspace(workspace.id)
-        if current is None or current.epoch != workspace.epoch or current.status is not WorkspaceStatus.PROVISIONING:
-            # That took so long that another controller leads by now, and may have started a later pod.
+        if (
+            current is None
+            or current.epoch != workspace.epoch
+            or current.status is not WorkspaceStatus.PROVISIONING
+        ):
+            # That took so long that another controller leads by now, and may have started a later
+            # pod.
             return
         try:
             await self._pods.start(workspace)
         except OSError as error:
-            await self._fail(workspace, f"its agent could not be started: {error.strerror or error}")
+            await self._fail(
+                workspace, f"its agent could not be started: {error.strerror or error}"
+            )
             return
         log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
         self._watch(workspace)
 
     async def _check(self, workspace: Workspace, cancelled: Task | None) -> None:
-        """Fails the workspace if its agent is gone, has not renewed its lease, is overdue, or did not register in time."""
+        """Fails the workspace if its agent is gone, has not renewed its lease, is overdue, or did
+        not register in time.
+        """
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._epitaph(workspace))
         elif self._overdue(workspace, cancelled) is not None:
@@ -183,11 +211,17 @@ class Controller:
             self._watch(workspace)
 
     async def _end_overdue(self, workspace: Workspace) -> None:
-        """Ends the pod of an agent that is overdue, unless the task has ended or the agent has recovered since the scan."""
+        """Ends the pod of an agent that is overdue, unless the task has ended or the agent has
+        recovered since the scan.
+        """
         current = await self._store.get_workspace(workspace.id)
         if current is None or current.epoch != workspace.epoch:
             return
-        task = await self._store.get_task(current.id, current.current_task_id) if current.current_task_id else None
+        task = (
+            await self._store.get_task(current.id, current.current_task_id)
+            if current.current_task_id
+            else None
+        )
         reason = self._overdue(current, task)
         if reason is not None:
             await self._fail(current, reason)
@@ -196,7 +230,10 @@ class Controller:
         now = self._clock()
         if workspace.lease_expires_at is not None and workspace.lease_expires_at < now:
             return "its agent was not heard of for longer than its lease"
-        if workspace.status is WorkspaceStatus.PROVISIONING and now > workspace.updated_at + START_LIMIT:
+        if (
+            workspace.status is WorkspaceStatus.PROVISIONING
+            and now > workspace.updated_at + START_LIMIT
+        ):
             return f"its agent did not register within {START_LIMIT.seconds} s"
         return self._violation(workspace, task)
 
@@ -215,7 +252,10 @@ class Controller:
         """Everything that runs in the pod ends first; only then is the task said to have ended."""
         stopped = await self._pods.end(workspace, grace_seconds=0)
         await self._apply(
-            workspace, lambda session, now: lifecycle.lose_agent(session, workspace.epoch, reason, now, work_stopped=stopped)
+            workspace,
+            lambda session, now: lifecycle.lose_agent(
+                session, workspace.epoch, reason, now, work_stopped=stopped
+            ),
         )
         log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
 
@@ -223,16 +263,27 @@ class Controller:
         """Ends the pod of a stopping workspace once its task has ended or is overdue."""
         if workspace.current_task_id is not None and self._pods.is_alive(workspace):
             task = await self._store.get_task(workspace.id, workspace.current_task_id)
-            if task is not None and not task.status.is_terminal and not self._violation(workspace, task):
+            if (
+                task is not None
+                and not task.status.is_terminal
+                and not self._violation(workspace, task)
+            ):
                 return
         stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
         await self._apply(
-            workspace, lambda session, now: lifecycle.finish_stop(session, workspace.epoch, now, work_stopped=stopped)
+            workspace,
+            lambda session, now: lifecycle.finish_stop(
+                session, workspace.epoch, now, work_stopped=stopped
+            ),
         )
         log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
 
-    async def _apply(self, workspace: Workspace, decide: Callable[[Session, datetime], Change]) -> Workspace:
-        change = await self._store.transition(workspace.id, lambda session: decide(session, self._clock()))
+    async def _apply(
+        self, workspace: Workspace, decide: Callable[[Session, datetime], Change]
+    ) -> Workspace:
+        change = await self._store.transition(
+            workspace.id, lambda session: decide(session, self._clock())
+        )
         return change.workspace if change is not None else workspace
 
     def _watch(self, workspace: Workspace) -> None:

@@ -27,7 +27,9 @@ from server.pod_process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSpec:
-    """What an agent is given at its start, as one JSON object on its standard input: its environment could be read by its tools."""
+    """What an agent is given at its start, as one JSON object on its standard input: its
+    environment could be read by its tools.
+    """
 
     workspace_id: str
     epoch: int
@@ -52,7 +54,9 @@ class LocalPods:
         spec_for: Callable[[AgentIdentity], PodSpec],
         leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
     ) -> None:
-        """`leftovers` takes the ids of the processes started here; it returns all other children, which dead agents left behind."""
+        """`leftovers` takes the ids of the processes started here; it returns all other children,
+        which dead agents left behind.
+        """
         self._state_dir = state_dir
         self._records = PodRecords(state_dir)
         self._spec_for = spec_for
@@ -64,13 +68,17 @@ class LocalPods:
     def was_started(self, workspace: Workspace) -> bool:
         """Whether a pod of this epoch was started in this run of the stack, by any controller."""
         record = self._record(workspace.id)
-        is_recorded = record is not None and (record.epoch, record.run) == (workspace.epoch, workspace.host)
+        is_recorded = record is not None and (record.epoch, record.run) == (
+            workspace.epoch,
+            workspace.host,
+        )
         return is_recorded or (workspace.id, workspace.epoch) in self._started
 
     async def start(self, workspace: Workspace) -> None:
         """Starts the pod of the workspace's epoch, which has been placed. Raises OSError."""
         assert workspace.host is not None
-        # Written first: if the controller dies right after the start, the next one does not start a second pod.
+        # Written first: if the controller dies right after the start, the next one does not start a
+        # second pod.
         self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.host))
         with (
             self._records.made_files(workspace.id) as files,
@@ -116,7 +124,9 @@ class LocalPods:
         return self._agent(workspace) is not None and self.has_files(workspace.id)
 
     def has_files(self, workspace_id: str) -> bool:
-        """Whether the agent's working directory is in its place. A tool may have deleted or replaced it."""
+        """Whether the agent's working directory is in its place. A tool may have deleted or
+        replaced it.
+        """
         try:
             with self._records.files(workspace_id) as files:
                 found = os.fstat(files)
@@ -136,9 +146,11 @@ class LocalPods:
         return self._records.last_log_line(workspace_id)
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        """Ends everything that runs in the pod, tools too. Returns False unless all of it is known to have ended.
+        """Ends everything that runs in the pod, tools too. Returns False unless all of it is known
+        to have ended.
 
-        Does not end a pod of a later epoch, which another controller may have started while this one was delayed.
+        Does not end a pod of a later epoch, which another controller may have started while this
+        one was delayed.
         """
         is_known = self._is_known(workspace)
         own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
@@ -199,8 +211,8 @@ class LocalPods:
 async def end_every_pod(state_dir: Path, leftovers: Callable[[], list[psutil.Process]]) -> None:
     """Kills everything that runs in the pods of the stack.
 
-    Agents are not asked to end first, because they have nothing left to commit. `leftovers` returns the
-    processes that this process has inherited from programs of the stack.
+    Agents are not asked to end first, because they have nothing left to commit. `leftovers` returns
+    the processes that this process has inherited from programs of the stack.
     """
     records = PodRecords(state_dir)
     if await processes.end_all(AllPods(state_dir), grace_seconds=0, leftovers=leftovers):

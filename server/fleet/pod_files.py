@@ -1,4 +1,6 @@
-"""Opens folders and small files that tools can replace, without following links below the base or blocking on pipes and devices."""
+"""Opens folders and small files that tools can replace, without following links below the base or
+blocking on pipes and devices.
+"""
 
 import errno
 import os
@@ -29,7 +31,9 @@ def opened(base: Path, *names: str) -> Iterator[int]:
 
 @contextmanager
 def made(base: Path, *names: str) -> Iterator[int]:
-    """Like `opened`, but creates missing folders and replaces links and files with folders. Raises OSError."""
+    """Like `opened`, but creates missing folders and replaces links and files with folders. Raises
+    OSError.
+    """
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names:
@@ -62,13 +66,17 @@ def names(folder: int) -> list[str]:
 
 
 def read(folder: int, name: str) -> str:
-    """Returns the text that `write` wrote. Raises OSError, also for anything but a plain file, and ValueError for invalid UTF-8."""
+    """Returns the text that `write` wrote. Raises OSError, also for anything but a plain file, and
+    ValueError for invalid UTF-8.
+    """
     with open_plain(folder, name, os.O_RDONLY) as file:
         return file.read(_MAX_BYTES).decode()
 
 
 def write(folder: int, name: str, text: str) -> None:
-    """Creates the file or atomically replaces the one of this name; moves a folder of this name aside. Raises OSError."""
+    """Creates the file or atomically replaces the one of this name; moves a folder of this name
+    aside. Raises OSError.
+    """
     new = f".{name}.{os.getpid()}"
     remove(folder, new)
     try:
@@ -87,7 +95,9 @@ def write(folder: int, name: str, text: str) -> None:
 
 
 def remove(folder: int, name: str) -> None:
-    """Removes the file or link of this name, if there is one; renames a folder instead. Raises OSError."""
+    """Removes the file or link of this name, if there is one; renames a folder instead. Raises
+    OSError.
+    """
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
@@ -116,5 +126,7 @@ def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
 
 
 def _is_plain(found: os.stat_result) -> bool:
-    """Whether it is a regular file with one name. A second name may be a hard link to a file elsewhere."""
+    """Whether it is a regular file with one name. A second name may be a hard link to a file
+    elsewhere.
+    """
     return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1

@@ -82,7 +82,9 @@ class PodRecords:
                 pod_files.write(folder, _PID, str(process.pid))
 
     def note_end(self, workspace_id: str, last_epoch: int | None = None) -> None:
-        """Records that the pod has ended, unless the record is of an epoch after `last_epoch`. Ignores OSError."""
+        """Records that the pod has ended, unless the record is of an epoch after `last_epoch`.
+        Ignores OSError.
+        """
         try:
             record = self.read(workspace_id)
         except UnreadableError:

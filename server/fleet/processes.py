@@ -3,9 +3,9 @@
 Only the kernel is trusted here. Tools can forge a file that names a process, so no process is ended
 or spared because of a file.
 
-While the agent lives, nothing that it has started is out of its descent (agent/descendants.py). When it dies, that descent passes
-to the controller that started it, which has to have adopted it (pod_process.py): a child of its own that it has not started is such
-a leftover.
+While the agent lives, nothing that it has started is out of its descent (agent/descendants.py).
+When it dies, that descent passes to the controller that started it, which has to have adopted it
+(pod_process.py): a child of its own that it has not started is such a leftover.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ _EPOCH = re.compile("[0-9]{1,19}")
 class ProcessId:
     """Identifies one process while the machine is up.
 
-    The kernel may reuse the id of a process that has ended, but the new process has a later start time.
+    The kernel may reuse the id of a process that has ended, but the new process has a later start
+    time.
     """
 
     pid: int
@@ -121,7 +122,8 @@ class Pod:
     workspace_id: str
     # Processes marked with a later epoch belong to another pod. None stands for every epoch.
     last_epoch: int | None = None
-    # Agents that this process has started. The environment of a process that is just starting cannot be read.
+    # Agents that this process has started. The environment of a process that is just starting
+    # cannot be read.
     agents: Collection[ProcessId] = ()
 
     def owns(self, seen: Seen) -> bool:
@@ -133,7 +135,9 @@ class Pod:
             return False
         epoch = environment.get(EPOCH_MARKER, "")
         # A tool may have set any value. A value that is not an epoch does not exclude the process.
-        return self.last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= self.last_epoch
+        return (
+            self.last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= self.last_epoch
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,9 @@ class AllPods:
 
 
 def find(owner: Owner, scanned: Sequence[Seen] | None = None) -> list[psutil.Process]:
-    """Every process of the owner, parents before their children. Scans if nothing was scanned before, and then blocks."""
+    """Every process of the owner, parents before their children. Scans if nothing was scanned
+    before, and then blocks.
+    """
     found: set[psutil.Process] = set()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for seen in scan() if scanned is None else scanned:
@@ -169,7 +175,9 @@ def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
         environment = psutil.Process(pid).environ()
     except (psutil.Error, OSError):
         return False
-    return environment.get(WORKSPACE_MARKER) == workspace_id and environment.get(EPOCH_MARKER) == str(epoch)
+    return environment.get(WORKSPACE_MARKER) == workspace_id and environment.get(
+        EPOCH_MARKER
+    ) == str(epoch)
 
 
 def _age(process: psutil.Process) -> tuple[float, int]:
@@ -177,7 +185,9 @@ def _age(process: psutil.Process) -> tuple[float, int]:
 
 
 def leftovers(started: Collection[int]) -> list[psutil.Process]:
-    """The children of this process that it has not started itself; those of them that have ended are cleared away."""
+    """The children of this process that it has not started itself; those of them that have ended
+    are cleared away.
+    """
     found = [child for child in psutil.Process().children() if child.pid not in started]
     for child in found:
         if not _lives(child):
@@ -206,28 +216,30 @@ async def end_all(
     leftovers: Callable[[], list[psutil.Process]] = list,
     scans: Scans | None = None,
 ) -> bool:
-    """Ends every process of the owner, with SIGTERM first unless the grace is 0. Returns False if some are still there.
+    """Ends every process of the owner, with SIGTERM first unless the grace is 0. Returns False if
+    some are still there.
 
-    Ends the processes that `leftovers` returns too; they may belong to any pod. Callers that end pods at the same time pass the
-    same `scans`.
+    Ends the processes that `leftovers` returns too; they may belong to any pod. Callers that end
+    pods at the same time pass the same `scans`.
     """
     scans = scans or Scans()
     known: set[psutil.Process] = set()
 
     async def look() -> list[psutil.Process]:
-        # Remembers what was found: a process may be found only through another one, which may end first.
+        # Remembers what was found: a process may be found only through another one, which may end
+        # first.
         known.update(find(owner, await scans()), leftovers())
         return sorted(filter(_lives, known), key=_age)
 
     if grace_seconds:
         processes = await look()
-        # SIGTERM goes to the topmost processes, the agents, which end their tools themselves. If tools got it too, an agent could
-        # take their end for a normal exit and commit it.
+        # SIGTERM goes to the topmost processes, the agents, which end their tools themselves. If
+        # tools got it too, an agent could take their end for a normal exit and commit it.
         own = {process.pid for process in processes}
         _signal([process for process in processes if _parent(process) not in own], signal.SIGTERM)
         await _wait_gone(processes, grace_seconds)
-    # Repeated, because processes that are ending may still start others. Each look is done twice if it finds nothing, because the
-    # environment of a process that is just starting cannot be read.
+    # Repeated, because processes that are ending may still start others. Each look is done twice if
+    # it finds nothing, because the environment of a process that is just starting cannot be read.
     for _ in range(10):
         processes = await look() or await look()
         if not processes:
@@ -239,7 +251,8 @@ async def end_all(
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        # psutil compares the start time, so a number that was given to another process since is left alone.
+        # psutil compares the start time, so a number that was given to another process since is
+        # left alone.
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
 

@@ -1,7 +1,9 @@
-"""Delivers the cancellations whose signal did not arrive, again and again, until the agent acknowledges or the task has ended.
+"""Delivers the cancellations whose signal did not arrive, again and again, until the agent
+acknowledges or the task has ended.
 
-An agent that can call the control plane learns of a cancellation in the reply to its next commit or heartbeat all the same. This is
-for the time until then, and for a force deadline that came in a later call.
+An agent that can call the control plane learns of a cancellation in the reply to its next commit or
+heartbeat all the same. This is for the time until then, and for a force deadline that came in a
+later call.
 """
 
 import asyncio
@@ -9,7 +11,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_result,
+    wait_random_exponential,
+)
 
 from server.core.errors import AgentUnreachableError
 from server.core.ports import Agents
@@ -30,7 +37,9 @@ Delivery = tuple[str, datetime | None]
 class Redelivery:
     """The deliveries of one leader, at most one at a time for a cancellation."""
 
-    def __init__(self, agents: Agents, attempted: Callable[[str], None] = lambda result: None) -> None:
+    def __init__(
+        self, agents: Agents, attempted: Callable[[str], None] = lambda result: None
+    ) -> None:
         """`attempted` takes the result of each attempt: acknowledged, unknown or unreachable."""
         self._agents = agents
         self._attempted = attempted
@@ -38,12 +47,15 @@ class Redelivery:
         self._deliveries: dict[Delivery, asyncio.Task[bool]] = {}
 
     def follow(self, open_cancellations: Sequence[tuple[Workspace, Task]], now: datetime) -> None:
-        """Takes up what is new among the cancellations of tasks that have not ended, and drops what is no longer among them."""
+        """Takes up what is new among the cancellations of tasks that have not ended, and drops what
+        is no longer among them.
+        """
         current: set[Delivery] = set()
         for workspace, task in open_cancellations:
             assert task.cancel is not None
             force_at, due = task.cancel.force_at, task.cancel.requested_at + FIRST_AFTER
-            # At the force deadline at the latest: a moment later the agent is overdue (core/bounds.py).
+            # At the force deadline at the latest: a moment later the agent is overdue
+            # (core/bounds.py).
             if now < (due if force_at is None else min(due, force_at)):
                 continue
             delivery = (task.id, force_at)
@@ -62,8 +74,11 @@ class Redelivery:
 
     async def _deliver(self, workspace: Workspace, task: Task) -> bool:
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type(AgentUnreachableError) | retry_if_result(lambda known: not known),
-            wait=wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS),
+            retry=retry_if_exception_type(AgentUnreachableError)
+            | retry_if_result(lambda known: not known),
+            wait=wait_random_exponential(
+                multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
+            ),
         )
         try:
             await attempts(self._attempt, workspace, task)

@@ -35,16 +35,21 @@ class Demo:
 
     org_id: str
     workspace_id: str
-    # By name: an API key of each template, and session tokens of the owner, a member, one expired, one of another organization.
+    # By name: an API key of each template, and session tokens of the owner, a member, one expired,
+    # one of another organization.
     tokens: dict[str, str]
 
 
 async def ensure(settings: Settings, store: Store, keys: PostgresKeys, clock: Clock) -> Demo:
-    """Makes what is missing, in the database and in the state folder; a second run finds everything again."""
+    """Makes what is missing, in the database and in the state folder; a second run finds everything
+    again.
+    """
     await keys.ensure_org(ORG_ID, "demo")
     await keys.ensure_org(OTHER_ORG_ID, "other")
     kept = _Kept(settings.state_dir / "demo.json")
-    tokens = {template.value: await _api_key(template, kept, keys, clock) for template in KeyTemplate}
+    tokens = {
+        template.value: await _api_key(template, kept, keys, clock) for template in KeyTemplate
+    }
     tokens |= _session_tokens(settings, kept)
     workspace_id = await _workspace(kept, store, clock)
     return Demo(ORG_ID, workspace_id, tokens)
@@ -70,14 +75,24 @@ async def _api_key(template: KeyTemplate, kept: _Kept, keys: PostgresKeys, clock
     name = f"key {template}"
     secret: str = kept.get(name) or kept.set(name, new_secret())
     if await keys.find_key(fingerprint(secret)) is None:
-        key = ApiKey(id=ids.new_key_id(), org_id=ORG_ID, name=f"demo {template}", template=template, created_at=clock())
+        key = ApiKey(
+            id=ids.new_key_id(),
+            org_id=ORG_ID,
+            name=f"demo {template}",
+            template=template,
+            created_at=clock(),
+        )
         await keys.create_key(key, fingerprint(secret))
     return secret
 
 
 def _session_tokens(settings: Settings, kept: _Kept) -> dict[str, str]:
-    """Signed by a provider that exists only here; its public key is the JWK set that the control plane reads."""
-    private = kept.get("session key") or kept.set("session key", ECKey.generate_key("P-256").as_dict(private=True))
+    """Signed by a provider that exists only here; its public key is the JWK set that the control
+    plane reads.
+    """
+    private = kept.get("session key") or kept.set(
+        "session key", ECKey.generate_key("P-256").as_dict(private=True)
+    )
     key = ECKey.import_key(private)
     jwks = {"keys": [{**key.as_dict(private=False), "kid": _KID, "alg": "ES256", "use": "sig"}]}
     write_private(settings.state_dir / "demo-jwks.json", json.dumps(jwks))
@@ -120,10 +135,18 @@ async def _workspace(kept: _Kept, store: Store, clock: Clock) -> str:
                 updated_at=now,
             )
         )
-    elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED):
-        # It was still stopping when the last run ended, or was killed: then nobody knows what of it may still run.
+    elif workspace.status in (
+        WorkspaceStatus.STOPPING,
+        WorkspaceStatus.STOPPED,
+        WorkspaceStatus.FAILED,
+    ):
+        # It was still stopping when the last run ended, or was killed: then nobody knows what of it
+        # may still run.
         await store.transition(
-            workspace_id, lambda session: lifecycle.finish_stop(session, session.workspace.epoch, clock(), work_stopped=False)
+            workspace_id,
+            lambda session: lifecycle.finish_stop(
+                session, session.workspace.epoch, clock(), work_stopped=False
+            ),
         )
         await store.transition(workspace_id, lambda session: lifecycle.resume(session, clock()))
     return workspace_id

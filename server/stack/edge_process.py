@@ -1,4 +1,6 @@
-"""The process of Envoy that runs: how the next one takes over from it, and what it says of itself and of the workers."""
+"""The process of Envoy that runs: how the next one takes over from it, and what it says of itself
+and of the workers.
+"""
 
 import asyncio
 import json
@@ -23,9 +25,10 @@ _BASE_IDS = 2**28
 class EdgeProcess:
     """Knows which process of Envoy runs.
 
-    Processes that follow each other have the same base id, by which they find each other, and count up the epoch: each takes the
-    listening sockets from the one before, which then answers what it has and ends. One that follows a crash begins anew, with a
-    base id that no other has, so that nothing of the dead one is in its way.
+    Processes that follow each other have the same base id, by which they find each other, and count
+    up the epoch: each takes the listening sockets from the one before, which then answers what it
+    has and ends. One that follows a crash begins anew, with a base id that no other has, so that
+    nothing of the dead one is in its way.
     """
 
     def __init__(self, settings: envoy.Edge, config_path: Path) -> None:
@@ -36,8 +39,11 @@ class EdgeProcess:
         self._epoch = 0
 
     def configure(self) -> None:
-        """Writes the configuration for the processes to come, once Envoy has agreed to it. Raises EdgeConfigurationError."""
-        # What is refused does not replace what was taken, with which Envoy starts again should it die.
+        """Writes the configuration for the processes to come, once Envoy has agreed to it. Raises
+        EdgeConfigurationError.
+        """
+        # What is refused does not replace what was taken, with which Envoy starts again should it
+        # die.
         candidate_path = self._config_path.with_name(f"next-{self._config_path.name}")
         envoy.render(self.settings, candidate_path)
         envoy.validate(candidate_path)
@@ -65,15 +71,23 @@ class EdgeProcess:
         except (httpx.TransportError, ValueError):
             return False
         options = info["command_line_options"]
-        return (info["state"], int(options["base_id"]), options["restart_epoch"]) == ("LIVE", self._base_id, self._epoch)
+        return (info["state"], int(options["base_id"]), options["restart_epoch"]) == (
+            "LIVE",
+            self._base_id,
+            self._epoch,
+        )
 
     async def healthy_workers(self) -> set[str]:
         """The addresses of the workers to which it sends calls."""
         try:
-            clusters = json.loads(await self._ask("GET", "/clusters?format=json"))["cluster_statuses"]
+            clusters = json.loads(await self._ask("GET", "/clusters?format=json"))[
+                "cluster_statuses"
+            ]
         except (httpx.TransportError, ValueError):
             return set()
-        hosts = next(cluster for cluster in clusters if cluster["name"] == "control_plane").get("host_statuses", [])
+        hosts = next(cluster for cluster in clusters if cluster["name"] == "control_plane").get(
+            "host_statuses", []
+        )
         return {
             f"{host['address']['socket_address']['address']}:{host['address']['socket_address']['port_value']}"
             for host in hosts
@@ -81,7 +95,8 @@ class EdgeProcess:
         }
 
     async def drain(self, end_waits: Callable[[], None], limit_seconds: float) -> None:
-        """Takes no new connection, closes each that there is behind its next answer, and returns when no call is in hand.
+        """Takes no new connection, closes each that there is behind its next answer, and returns
+        when no call is in hand.
 
         `end_waits` has the calls that wait answered.
         """
@@ -95,7 +110,9 @@ class EdgeProcess:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _calls(self) -> int:
-        counted = await self._ask("GET", r"/stats?format=json&filter=^http\.(rest|grpc)\.downstream_rq_active$")
+        counted = await self._ask(
+            "GET", r"/stats?format=json&filter=^http\.(rest|grpc)\.downstream_rq_active$"
+        )
         return sum(stat["value"] for stat in json.loads(counted)["stats"])
 
     async def _ask(self, method: str, path: str) -> str:
@@ -105,6 +122,8 @@ class EdgeProcess:
 
     def _command(self) -> list[str]:
         # Clients are told at once to come back on another connection, and not by and by.
-        options = f"--base-id {self._base_id} --restart-epoch {self._epoch} --drain-strategy immediate"
+        options = (
+            f"--base-id {self._base_id} --restart-epoch {self._epoch} --drain-strategy immediate"
+        )
         options += f" --drain-time-s {LEAVE_SECONDS} --parent-shutdown-time-s {LEAVE_SECONDS}"
         return envoy.command(self._config_path, *options.split())

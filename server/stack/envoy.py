@@ -40,8 +40,9 @@ class Tls:
 class Edge:
     """Where the edge listens, and what is behind it.
 
-    `workers` are the gRPC addresses of the control plane's workers, one of each: `host:port`, with the host a numeric address, or
-    `unix:/absolute/path`. Without `tls` both listeners speak plain text.
+    `workers` are the gRPC addresses of the control plane's workers, one of each: `host:port`, with
+    the host a numeric address, or `unix:/absolute/path`. Without `tls` both listeners speak plain
+    text.
     """
 
     rest_port: int
@@ -57,18 +58,22 @@ class Edge:
 def render(edge: Edge, config_path: Path) -> None:
     """Writes Envoy's configuration.
 
-    Raises EdgeConfigurationError when the admin socket's path is too long for the kernel, a worker's address is malformed, or a
-    file of the TLS settings cannot be read.
+    Raises EdgeConfigurationError when the admin socket's path is too long for the kernel, a
+    worker's address is malformed, or a file of the TLS settings cannot be read.
     """
     if len(bytes(edge.admin_socket)) >= SOCKET_PATH_BYTES:
-        raise EdgeConfigurationError(f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}")
+        raise EdgeConfigurationError(
+            f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}"
+        )
     generated = json.loads((ROOT / "gen" / "routes.json").read_text())
     # JSON is YAML: what is filled in needs no indentation and no quoting of its own.
     values = {
         "host": edge.host,
         "max_connections": min(MAX_CONNECTIONS, _open_files_limit() - _OTHER_FILES),
         "rest_transport_socket": _transport_socket(edge.tls, None),
-        "grpc_transport_socket": _transport_socket(edge.tls, edge.tls.client_ca_file if edge.tls else None),
+        "grpc_transport_socket": _transport_socket(
+            edge.tls, edge.tls.client_ca_file if edge.tls else None
+        ),
         "max_heap_bytes": edge.max_heap_bytes,
         "rest_port": edge.rest_port,
         "grpc_port": edge.grpc_port,
@@ -82,18 +87,25 @@ def render(edge: Edge, config_path: Path) -> None:
         "max_document_bytes": documents.MAX_FILE_BYTES,
     }
     template = string.Template((ROOT / "envoy" / "envoy.yaml").read_text())
-    config_path.write_text(template.substitute({name: json.dumps(value) for name, value in values.items()}))
+    config_path.write_text(
+        template.substitute({name: json.dumps(value) for name, value in values.items()})
+    )
 
 
-def command(config_path: Path, *options: str, concurrency: int = 1, log_level: str = "warning") -> list[str]:
+def command(
+    config_path: Path, *options: str, concurrency: int = 1, log_level: str = "warning"
+) -> list[str]:
     """The command that runs Envoy in the foreground; it ends at once on SIGTERM.
 
-    Without further options nothing else takes part in it: no process of Envoy's before it, and none behind it.
+    Without further options nothing else takes part in it: no process of Envoy's before it, and none
+    behind it.
 
-    One thread is plenty for what the workers can serve, and means one connection to each of them, so that calls are spread evenly.
+    One thread is plenty for what the workers can serve, and means one connection to each of them,
+    so that calls are spread evenly.
     """
     return [
-        # Each connection is an open file, and what a login allows by default is a tenth of what the machine does.
+        # Each connection is an open file, and what a login allows by default is a tenth of what the
+        # machine does.
         "/bin/sh",
         "-c",
         'ulimit -S -n "$(ulimit -H -n)" && exec "$@"',
@@ -106,7 +118,8 @@ def command(config_path: Path, *options: str, concurrency: int = 1, log_level: s
         str(concurrency),
         "--log-level",
         log_level,
-        # Envoy logs an error for each body that is too large. The access log has these calls, up to a rate.
+        # Envoy logs an error for each body that is too large. The access log has these calls, up to
+        # a rate.
         "--component-log-level",
         "http:critical",
         # Access log lines are seen soon, and still written many at a time.
@@ -145,7 +158,9 @@ def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str,
         try:
             path.open("rb").close()
         except OSError as error:
-            raise EdgeConfigurationError(f"A file of the TLS settings cannot be read: {path}: {error.strerror}.") from error
+            raise EdgeConfigurationError(
+                f"A file of the TLS settings cannot be read: {path}: {error.strerror}."
+            ) from error
     common: dict[str, object] = {
         "alpn_protocols": ["h2", "http/1.1"],
         # Stops clients from falling back to what can be broken.
@@ -173,5 +188,11 @@ def _endpoint(address: str) -> dict[str, object]:
         return {"endpoint": {"address": {"pipe": {"path": path}}}}
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
-        raise EdgeConfigurationError(f"a worker's address is host:port or unix:/path, not {address!r}")
-    return {"endpoint": {"address": {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}}}
+        raise EdgeConfigurationError(
+            f"a worker's address is host:port or unix:/path, not {address!r}"
+        )
+    return {
+        "endpoint": {
+            "address": {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+        }
+    }

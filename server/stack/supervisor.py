@@ -23,7 +23,8 @@ log = structlog.get_logger()
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran this long before it died starts again at once.
 _STABLE_SECONDS = 10.0
-# How often the memory of each program is checked, and the kernel's limit in between, relative to the program's limit.
+# How often the memory of each program is checked, and the kernel's limit in between, relative to
+# the program's limit.
 _MEMORY_CHECK_SECONDS = 1.0
 _KERNEL_LIMIT_FACTOR = 1.25
 _PR_SET_PDEATHSIG = 1
@@ -46,10 +47,11 @@ class Program:
 
 
 class Supervisor:
-    """Runs programs as its children, each in a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
+    """Runs programs as its children, each in a session of its own: a Ctrl-C in the terminal reaches
+    the supervisor alone.
 
-    A program that uses more memory than `memory_bytes` is killed and restarted. The kernel limits it to
-    a quarter more than that, however fast it grows.
+    A program that uses more memory than `memory_bytes` is killed and restarted. The kernel limits
+    it to a quarter more than that, however fast it grows.
     """
 
     def __init__(self, logs_dir: Path, memory_bytes: int | None = None) -> None:
@@ -68,7 +70,9 @@ class Supervisor:
 
     async def stop(self, *names: str) -> None:
         """Ends the programs of these names, together: asked first, killed when their time is over."""
-        await asyncio.gather(*(self._stop(program) for program in self._programs if program.name in names))
+        await asyncio.gather(
+            *(self._stop(program) for program in self._programs if program.name in names)
+        )
         self._programs = [program for program in self._programs if program.name not in names]
 
     async def stop_all(self) -> None:
@@ -86,10 +90,14 @@ class Supervisor:
         await self._stop(program)
         self._run(program)
 
-    async def replace(self, name: str, command: list[str], leave_seconds: float) -> "subprocess.Popen[bytes]":
-        """Starts the program by this command beside the process that runs, and keeps the new one running from here on.
+    async def replace(
+        self, name: str, command: list[str], leave_seconds: float
+    ) -> "subprocess.Popen[bytes]":
+        """Starts the program by this command beside the process that runs, and keeps the new one
+        running from here on.
 
-        Returns the old process. It is to end by itself within that time; then it is asked to, and killed. Raises OSError.
+        Returns the old process. It is to end by itself within that time; then it is asked to, and
+        killed. Raises OSError.
         """
         program = self._find(name)
         await _give_up(program.keeping)
@@ -116,7 +124,9 @@ class Supervisor:
         return [program.name for program in self._programs if program.name.startswith(prefix)]
 
     def reap(self) -> None:
-        """Clears away ended processes that became ours when their parent died; our own programs are waited for elsewhere."""
+        """Clears away ended processes that became ours when their parent died; our own programs are
+        waited for elsewhere.
+        """
         own = self.own_pids()
         for child in psutil.Process().children():
             if child.pid not in own:
@@ -124,9 +134,11 @@ class Supervisor:
                     os.waitpid(child.pid, os.WNOHANG)
 
     def own_pids(self) -> set[int]:
-        """The ids of the children that this process has started: its programs, and the processes in its own session.
+        """The ids of the children that this process has started: its programs, and the processes in
+        its own session.
 
-        A child that was adopted when its parent died comes from a program, and therefore from another session.
+        A child that was adopted when its parent died comes from a program, and therefore from
+        another session.
         """
         own = {*self.pids().values(), *(process.pid for process in self._leaving)}
         for child in psutil.Process().children():
@@ -137,7 +149,11 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """Program → process id, of those that run."""
-        return {program.name: program.process.pid for program in self._programs if program.process is not None}
+        return {
+            program.name: program.process.pid
+            for program in self._programs
+            if program.process is not None
+        }
 
     def _find(self, name: str) -> Program:
         return next(program for program in self._programs if program.name == name)
@@ -161,12 +177,17 @@ class Supervisor:
         # If the supervisor is killed, the kernel ends the program.
         _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0)
         if self._memory_bytes is not None:
-            # Only the soft limit, because an agent, which inherits it from the controller, raises it again.
+            # Only the soft limit, because an agent, which inherits it from the controller, raises
+            # it again.
             soft = int(self._memory_bytes * _KERNEL_LIMIT_FACTOR)
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1])
+            )
 
     async def _ended(self, program: Program) -> int:
-        """Waits for the end of the program and returns its exit code. Kills it if it uses too much memory."""
+        """Waits for the end of the program and returns its exit code. Kills it if it uses too much
+        memory.
+        """
         assert program.process is not None
         process = program.process
         ending = asyncio.ensure_future(ended(process))
@@ -190,9 +211,13 @@ class Supervisor:
             await self._spawn_again(program, failures)
 
     async def _spawn_again(self, program: Program, failures: int) -> None:
-        """Starts the program after a backoff. Retries while it cannot be started, for example for lack of memory."""
+        """Starts the program after a backoff. Retries while it cannot be started, for example for
+        lack of memory.
+        """
         while True:
-            await asyncio.sleep(_RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)])
+            await asyncio.sleep(
+                _RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)]
+            )
             try:
                 self._spawn(program)
                 return
@@ -204,7 +229,9 @@ class Supervisor:
         self._spawn(program)
         program.keeping = asyncio.create_task(self._keep(program))
 
-    async def _see_off(self, program: Program, process: "subprocess.Popen[bytes]", leave_seconds: float) -> None:
+    async def _see_off(
+        self, program: Program, process: "subprocess.Popen[bytes]", leave_seconds: float
+    ) -> None:
         try:
             async with asyncio.timeout(leave_seconds):
                 await ended(process)

@@ -1,4 +1,6 @@
-"""`make run`: PostgreSQL, the control plane's workers, the fleet controller with local pods and Envoy, on this machine."""
+"""`make run`: PostgreSQL, the control plane's workers, the fleet controller with local pods and
+Envoy, on this machine.
+"""
 
 import asyncio
 import json
@@ -49,7 +51,9 @@ class CannotStartError(Exception):
 
 
 async def up(settings: Settings) -> None:
-    """Starts everything, says how to use it, and ends everything at SIGINT or SIGTERM. Raises CannotStartError."""
+    """Starts everything, says how to use it, and ends everything at SIGINT or SIGTERM. Raises
+    CannotStartError.
+    """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     ready_path = settings.state_dir / "ready.json"
     with _alone(settings.state_dir):
@@ -80,14 +84,18 @@ async def up(settings: Settings) -> None:
             await _stop(settings, supervisor, edge)
 
 
-async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> tuple[Settings, Demo]:
+async def _start(
+    settings: Settings, supervisor: Supervisor, edge: EdgeProcess
+) -> tuple[Settings, Demo]:
     """Starts everything and waits until it serves; the settings then name the database."""
     await asyncio.to_thread(edge.configure)
     if settings.database_url:
         _say("Connecting to the database that DATABASE_URL names …")
     else:
         _say("Starting PostgreSQL …")
-    settings = settings.model_copy(update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)})
+    settings = settings.model_copy(
+        update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)}
+    )
     try:
         await asyncio.to_thread(migrate, settings.database_url)
     except UnavailableError as error:
@@ -96,7 +104,11 @@ async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) 
         raise CannotStartError(str(error)) from error
     except psycopg.ProgrammingError as error:
         # The error about an invalid URL would contain its password.
-        problem = str(error).strip() if error.sqlstate else "DATABASE_URL is not a valid URL of PostgreSQL"
+        problem = (
+            str(error).strip()
+            if error.sqlstate
+            else "DATABASE_URL is not a valid URL of PostgreSQL"
+        )
         raise CannotStartError(f"The database cannot be used: {problem}.") from None
     if not settings.signing_key_path.exists():
         write_private(settings.signing_key_path, new_key())
@@ -109,7 +121,9 @@ async def _start(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) 
         own = environment | _metrics_port(settings, index)
         await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
     own = environment | _metrics_port(settings, settings.workers)
-    await supervisor.start(Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0))
+    await supervisor.start(
+        Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0)
+    )
     await supervisor.start(Program("envoy", edge.first, stop_seconds=2.0))
     _say("Starting the demo workspace's agent …")
     await _wait_ready(settings, shown, supervisor)
@@ -140,17 +154,23 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
     await asyncio.to_thread(postgres.initialise, places.data_dir)
     await asyncio.to_thread(postgres.clear_stale, places.data_dir)
     command = postgres.command(places.data_dir, places.socket_dir)
-    await supervisor.start(Program("postgres", command, stop_signal=postgres.STOP_SIGNAL, stop_seconds=4.0))
+    await supervisor.start(
+        Program("postgres", command, stop_signal=postgres.STOP_SIGNAL, stop_seconds=4.0)
+    )
     url = postgres.database_url(places.socket_dir)
     try:
         await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
     except TimeoutError as error:
-        raise CannotStartError(f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log.") from error
+        raise CannotStartError(
+            f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
+        ) from error
     return url
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The settings, for the programs. Secrets, which show as asterisks, come to them with the rest of this one's environment."""
+    """The settings, for the programs. Secrets, which show as asterisks, come to them with the rest
+    of this one's environment.
+    """
     given = settings.model_dump(exclude_none=True).items()
     return {name.upper(): str(value) for name, value in given if not isinstance(value, SecretStr)}
 
@@ -187,13 +207,18 @@ async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -
 
 
 async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
-    """What starts others ends first, and the database last: whatever is being committed still can be."""
+    """What starts others ends first, and the database last: whatever is being committed still can
+    be.
+    """
     draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
     await asyncio.gather(draining, supervisor.stop("fleet"))
     await supervisor.stop("envoy")
     edge.clear()
-    # The fleet controller has ended, so the agents that it started are now children of this process.
-    ending_pods = end_every_pod(settings.state_dir, lambda: processes.leftovers(supervisor.own_pids()))
+    # The fleet controller has ended, so the agents that it started are now children of this
+    # process.
+    ending_pods = end_every_pod(
+        settings.state_dir, lambda: processes.leftovers(supervisor.own_pids())
+    )
     await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
     supervisor.reap()
@@ -212,13 +237,16 @@ def _alone(state_dir: Path) -> Iterator[None]:
 
 def _check_ports(settings: Settings) -> None:
     ports = {"REST_PORT": settings.rest_port, "GRPC_PORT": settings.grpc_port}
-    ports |= {f"SERVER_PORT + {index}": settings.server_port + index for index in range(settings.workers)}
+    ports |= {
+        f"SERVER_PORT + {index}": settings.server_port + index for index in range(settings.workers)
+    }
     if settings.metrics_port:
-        ports |= {f"METRICS_PORT + {index}": settings.metrics_port + index for index in range(settings.workers + 1)}
+        ports |= {
+            f"METRICS_PORT + {index}": settings.metrics_port + index
+            for index in range(settings.workers + 1)
+        }
     if len(set(ports.values())) < len(ports):
-        message = (
-            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from METRICS_PORT on must differ."
-        )
+        message = "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from METRICS_PORT on must differ."
         raise CannotStartError(message)
     for name, port in ports.items():
         with socket.socket() as probe:
@@ -226,7 +254,9 @@ def _check_ports(settings: Settings) -> None:
             try:
                 probe.bind((settings.listen_host, port))
             except OSError as error:
-                raise CannotStartError(f"Port {port} is taken. Set {name.split()[0]} to another one.") from error
+                raise CannotStartError(
+                    f"Port {port} is taken. Set {name.split()[0]} to another one."
+                ) from error
 
 
 def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
@@ -243,8 +273,16 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
         "grpc_addr": grpc_addr,
         "server_addr": settings.worker_addresses[0],
         "database_url": settings.database_url,
-        **({"tls_cert_file": str(settings.tls_cert_file.absolute())} if settings.tls_cert_file else {}),
-        "demo": {"org_id": shown.org_id, "workspace_id": shown.workspace_id, "tokens": shown.tokens},
+        **(
+            {"tls_cert_file": str(settings.tls_cert_file.absolute())}
+            if settings.tls_cert_file
+            else {}
+        ),
+        "demo": {
+            "org_id": shown.org_id,
+            "workspace_id": shown.workspace_id,
+            "tokens": shown.tokens,
+        },
     }
     write_private(ready_path, json.dumps(ready, indent=2))
     state_dir = os.path.relpath(settings.state_dir)
@@ -262,7 +300,9 @@ def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
 
 
 def _grpcurl() -> str:
-    """As it is called from here: the environment that runs this may have it where the shell does not look."""
+    """As it is called from here: the environment that runs this may have it where the shell does
+    not look.
+    """
     beside = Path(sys.executable).with_name("grpcurl")
     return os.path.relpath(beside) if beside.exists() else "grpcurl"
 

@@ -13,7 +13,8 @@ from server.store.shared_reads import BatchedReads
 
 # The maximum number of keys in one query, which then takes a few milliseconds.
 _MAX_BATCH = 500
-# Pause between two queries for keys. A worker then makes at most a hundred a second, which takes about 3 % of its time.
+# Pause between two queries for keys. A worker then makes at most a hundred a second, which takes
+# about 3 % of its time.
 _PAUSE_SECONDS = 0.01
 _KEY = "id, org_id, name, template, created_at, revoked_at"
 
@@ -41,21 +42,25 @@ class PostgresKeys:
     async def find_org_slug(self, org_id: str) -> str | None:
         """The slug, which is the first part of the organization's host name."""
         async with connected(self._pool) as connection:
-            cursor = await connection.execute("SELECT slug FROM orgs WHERE id = %s", (org_id,), prepare=True)
+            cursor = await connection.execute(
+                "SELECT slug FROM orgs WHERE id = %s", (org_id,), prepare=True
+            )
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def find_key(self, sha256: bytes) -> ApiKey | None:
         """The key with this SHA-256, revoked or not. Concurrent look-ups are read in one query."""
         try:
-            async with asyncio.timeout(deadline.bounded(ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS)):
+            async with asyncio.timeout(
+                deadline.bounded(ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS)
+            ):
                 return await self._key_reads(sha256)
         except TimeoutError as error:
             raise UnavailableError("the database does not answer in time") from error
 
     async def _read_keys(self, hashes: Sequence[bytes]) -> Mapping[bytes, ApiKey]:
         async with connected(self._pool) as connection:
-            query = f"SELECT {_KEY}, sha256 FROM api_keys WHERE sha256 = ANY(%s)"  # noqa: S608
+            query = f"SELECT {_KEY}, sha256 FROM api_keys WHERE sha256 = ANY(%s)"
             cursor = await connection.execute(query, (list(hashes),), prepare=True)
             return {row[-1]: _key_of(row) for row in await cursor.fetchall()}
 
@@ -63,14 +68,22 @@ class PostgresKeys:
         """Adds a key of an organization that is there."""
         async with connected(self._pool) as connection:
             await connection.execute(
-                f"INSERT INTO api_keys ({_KEY}, sha256) VALUES (%s, %s, %s, %s, %s, %s, %s)",  # noqa: S608
-                (key.id, key.org_id, key.name, str(key.template), key.created_at, key.revoked_at, sha256),
+                f"INSERT INTO api_keys ({_KEY}, sha256) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                (
+                    key.id,
+                    key.org_id,
+                    key.name,
+                    str(key.template),
+                    key.created_at,
+                    key.revoked_at,
+                    sha256,
+                ),
             )
 
     async def list_keys(self, org_id: str) -> Sequence[ApiKey]:
         """The organization's keys, newest first, the revoked ones too."""
         async with connected(self._pool) as connection:
-            query = f"SELECT {_KEY} FROM api_keys WHERE org_id = %s ORDER BY id DESC"  # noqa: S608
+            query = f"SELECT {_KEY} FROM api_keys WHERE org_id = %s ORDER BY id DESC"
             cursor = await connection.execute(query, (org_id,))
             return [_key_of(row) for row in await cursor.fetchall()]
 
@@ -78,10 +91,18 @@ class PostgresKeys:
         """Ends the key; False when there is no such key, or its end was before."""
         async with connected(self._pool) as connection:
             cursor = await connection.execute(
-                "UPDATE api_keys SET revoked_at = %s WHERE id = %s AND revoked_at IS NULL", (now, key_id)
+                "UPDATE api_keys SET revoked_at = %s WHERE id = %s AND revoked_at IS NULL",
+                (now, key_id),
             )
             return cursor.rowcount == 1
 
 
 def _key_of(row: Row) -> ApiKey:
-    return ApiKey(id=row[0], org_id=row[1], name=row[2], template=KeyTemplate(row[3]), created_at=row[4], revoked_at=row[5])
+    return ApiKey(
+        id=row[0],
+        org_id=row[1],
+        name=row[2],
+        template=KeyTemplate(row[3]),
+        created_at=row[4],
+        revoked_at=row[5],
+    )

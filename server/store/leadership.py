@@ -13,8 +13,8 @@ from server.store.pool import answered_within, conninfo
 
 # An arbitrary number, the same in every process that competes.
 _LOCK_KEY = 0x6576_6C64
-# PostgreSQL ends the session of a leader that is silent for 4 s, and with it the lock. By then the leader itself has noticed
-# (_CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS) and stopped to lead.
+# PostgreSQL ends the session of a leader that is silent for 4 s, and with it the lock. By then the
+# leader itself has noticed (_CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS) and stopped to lead.
 _SESSION_OPTIONS = (
     "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 -c tcp_user_timeout=4000 "
     "-c idle_session_timeout=4s -c statement_timeout=5s"
@@ -36,10 +36,12 @@ class Leadership:
 
     @asynccontextmanager
     async def acquired(self) -> AsyncIterator[asyncio.Event]:
-        """Waits until this process leads, also through outages of the database. Leaving the context gives up the leadership.
+        """Waits until this process leads, also through outages of the database. Leaving the context
+        gives up the leadership.
 
-        The event is set when the leadership may be lost, at most 2 s after the database stopped to answer. The caller then stops
-        leading at once and leaves the context. A standby takes over within 5 s.
+        The event is set when the leadership may be lost, at most 2 s after the database stopped to
+        answer. The caller then stops leading at once and leaves the context. A standby takes over
+        within 5 s.
         """
         connection = await self._acquire()
         lost = asyncio.Event()
@@ -96,7 +98,9 @@ async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Cancels the task until it ends. psycopg handles the first cancellation by asking the server, which may hang."""
+    """Cancels the task until it ends. psycopg handles the first cancellation by asking the server,
+    which may hang.
+    """
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=0.2)

@@ -36,12 +36,13 @@ class ForeignTablesError(Exception):
 def migrate(database_url: str) -> None:
     """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
-    `database_url` is a libpq connection URI. Raises UnavailableError when the database cannot be reached, and ForeignTablesError
-    when the schema holds tables and this service has never migrated it.
+    `database_url` is a libpq connection URI. Raises UnavailableError when the database cannot be
+    reached, and ForeignTablesError when the schema holds tables and this service has never migrated
+    it.
     """
     try:
-        # yoyo's own lock is a row, and a killed process leaves it behind. This lock ends with its session, so the process that
-        # holds it may remove such a row.
+        # yoyo's own lock is a row, and a killed process leaves it behind. This lock ends with its
+        # session, so the process that holds it may remove such a row.
         with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as guard:
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
@@ -51,7 +52,9 @@ def migrate(database_url: str) -> None:
 
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:
-    """Raises ForeignTablesError if the current schema holds tables and this service has never migrated it."""
+    """Raises ForeignTablesError if the current schema holds tables and this service has never
+    migrated it.
+    """
     foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
     if not foreign or _is_ours(connection):
         return
@@ -67,7 +70,9 @@ def _check_owner(connection: psycopg.Connection[Any]) -> None:
 
 
 def _is_ours(connection: psycopg.Connection[Any]) -> bool:
-    found = connection.execute("SELECT to_regclass(format('%I._yoyo_migration', current_schema()))").fetchone()
+    found = connection.execute(
+        "SELECT to_regclass(format('%I._yoyo_migration', current_schema()))"
+    ).fetchone()
     if found is None or found[0] is None:
         return False
     query = "SELECT FROM _yoyo_migration WHERE migration_id = %s"
@@ -84,5 +89,9 @@ def _apply(database_url: str) -> None:
 
 def _yoyo_url(database_url: str) -> str:
     """The same database as a URL for yoyo, which passes every query parameter to psycopg.connect."""
-    parameters = {key: str(value) for key, value in conninfo_to_dict(database_url).items() if value is not None}
+    parameters = {
+        key: str(value)
+        for key, value in conninfo_to_dict(database_url).items()
+        if value is not None
+    }
     return f"postgresql+psycopg:///?{urlencode(parameters)}"

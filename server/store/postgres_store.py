@@ -29,32 +29,42 @@ from server.store.rows import (
 )
 from server.store.shared_reads import SharedReads
 
-# Columns are always named: a column that a later migration adds then breaks no statement that is prepared already.
+# Columns are always named: a column that a later migration adds then breaks no statement that is
+# prepared already.
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
 _TASK = ", ".join(TASK_COLUMNS)
 _EVENT = ", ".join(EVENT_COLUMNS)
 _W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
 _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 
-_RECORD_CANCELLATION = f"SELECT recorded, {_W}, {_T} FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
-_LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE"  # noqa: S608
-# A statement of its own, behind the lock: one that waited for the lock would still see the tasks of before.
-_CURRENT_TASK = f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"  # noqa: S608
-_GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s"  # noqa: S608
-_LIST_WORKSPACES = f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
+_RECORD_CANCELLATION = f"SELECT recorded, {_W}, {_T} FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE"
+# A statement of its own, behind the lock: one that waited for the lock would still see the tasks of
+# before.
+_CURRENT_TASK = (
+    f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
+)
+_GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s"
+_LIST_WORKSPACES = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
 _LIST_OWN_WORKSPACES = (
-    f"SELECT {_WORKSPACE} FROM workspaces "  # noqa: S608
+    f"SELECT {_WORKSPACE} FROM workspaces "
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
-_LIST_WANTED_PODS = f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"  # noqa: S608
+_LIST_WANTED_PODS = f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"
 _LIST_CANCELLATIONS = (
-    f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, {', '.join(f't.{column}' for column in TASK_COLUMNS)} "  # noqa: S608
+    f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, {', '.join(f't.{column}' for column in TASK_COLUMNS)} "
     "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
 _COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
-_GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"  # noqa: S608
-_LIST_TASKS = f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"  # noqa: S608
-_LIST_EVENTS = f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"  # noqa: S608
+_GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
+_LIST_TASKS = (
+    f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
+_LIST_EVENTS = (
+    f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+)
 
 # Sorts behind every id: no id holds a tilde.
 _BEHIND_ALL_IDS = "~"
@@ -62,19 +72,20 @@ _BEHIND_ALL_IDS = "~"
 
 @cache
 def _insert(table: str, columns: tuple[str, ...]) -> str:
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"  # noqa: S608
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"
 
 
 @cache
 def _update(table: str, columns: tuple[str, ...]) -> str:
     assignments = ", ".join(f"{column} = %s" for column in columns)
-    return f"UPDATE {table} SET {assignments} WHERE id = %s"  # noqa: S608
+    return f"UPDATE {table} SET {assignments} WHERE id = %s"
 
 
 class PostgresStore:
     """Implements server.core.ports.Store.
 
-    It calls `announce` with the workspace's id after each commit that others wait for, and `committed` after each transition.
+    It calls `announce` with the workspace's id after each commit that others wait for, and
+    `committed` after each transition.
     """
 
     def __init__(
@@ -122,16 +133,28 @@ class PostgresStore:
             self._announce(workspace_id)
         return found
 
-    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
+    async def transition(
+        self, workspace_id: str, decide: Callable[[Session], Change]
+    ) -> Change | None:
         """See the port."""
         try:
-            async with connected(self._pool) as connection, connection.pipeline(), connection.transaction():
-                locked = await connection.execute(_LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True)
-                current = await connection.execute(_CURRENT_TASK, (workspace_id,), prepare=True, binary=True)
+            async with (
+                connected(self._pool) as connection,
+                connection.pipeline(),
+                connection.transaction(),
+            ):
+                locked = await connection.execute(
+                    _LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
+                )
+                current = await connection.execute(
+                    _CURRENT_TASK, (workspace_id,), prepare=True, binary=True
+                )
                 workspace_row, task_row = await locked.fetchone(), await current.fetchone()
                 if workspace_row is None:
                     return None
-                session = Session(workspace_of(workspace_row), None if task_row is None else task_of(task_row))
+                session = Session(
+                    workspace_of(workspace_row), None if task_row is None else task_of(task_row)
+                )
                 change = decide(session)
                 change = await _write(connection, session, change)
         except asyncio.CancelledError:
@@ -147,7 +170,9 @@ class PostgresStore:
     async def create_workspace(self, workspace: Workspace) -> None:
         """See the port."""
         async with connected(self._pool) as connection:
-            await connection.execute(_insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace))
+            await connection.execute(
+                _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
+            )
         self._announce(workspace.id)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
@@ -155,11 +180,15 @@ class PostgresStore:
         row = await self._one(_GET_WORKSPACE, (workspace_id,))
         return None if row is None else workspace_of(row)
 
-    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
         """See the port."""
         caller, before = permission.caller, before_id or _BEHIND_ALL_IDS
         if permission.own_only:
-            rows = await self._all(_LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit))
+            rows = await self._all(
+                _LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
+            )
         else:
             rows = await self._all(_LIST_WORKSPACES, (caller.org_id, before, limit))
         return [workspace_of(row) for row in rows]
@@ -169,7 +198,9 @@ class PostgresStore:
         row = await self._one(_GET_TASK, (task_id, workspace_id))
         return None if row is None else task_of(row)
 
-    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
         """See the port."""
         rows = await self._all(_LIST_TASKS, (workspace_id, before_id or _BEHIND_ALL_IDS, limit))
         return [task_of(row) for row in rows]
@@ -188,11 +219,17 @@ class PostgresStore:
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """See the port."""
         width = len(WORKSPACE_COLUMNS)
-        return [(workspace_of(row[:width]), task_of(row[width:])) for row in await self._all(_LIST_CANCELLATIONS, ())]
+        return [
+            (workspace_of(row[:width]), task_of(row[width:]))
+            for row in await self._all(_LIST_CANCELLATIONS, ())
+        ]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """See the port."""
-        return {WorkspaceStatus(status): count for status, count in await self._all(_COUNT_WORKSPACES, ())}
+        return {
+            WorkspaceStatus(status): count
+            for status, count in await self._all(_COUNT_WORKSPACES, ())
+        }
 
     async def _one(self, query: str, parameters: Row) -> Row | None:
         async with connected(self._pool) as connection:
@@ -206,7 +243,9 @@ class PostgresStore:
 
 
 def _took_over_force_at(found: RecordedCancellation, intent: CancelIntent) -> bool:
-    """Whether an intent that stood may have got this call's deadline; now and then true for an equal one, which is harmless."""
+    """Whether an intent that stood may have got this call's deadline; now and then true for an
+    equal one, which is harmless.
+    """
     if intent.force_at is None or found.task is None or found.task.cancel is None:
         return False
     return found.task.cancel.force_at == intent.force_at
@@ -217,24 +256,40 @@ async def _write(connection: Connection, session: Session, change: Change) -> Ch
     workspace_id, seq = session.workspace.id, session.workspace.last_seq
     change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
     await _write_row(
-        connection, "workspaces", WORKSPACE_COLUMNS, workspace_values(session.workspace), workspace_values(change.workspace)
+        connection,
+        "workspaces",
+        WORKSPACE_COLUMNS,
+        workspace_values(session.workspace),
+        workspace_values(change.workspace),
     )
     if change.task is not None:
-        before = session.task if session.task is not None and session.task.id == change.task.id else None
+        before = (
+            session.task if session.task is not None and session.task.id == change.task.id else None
+        )
         old = None if before is None else task_values(before)
         await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
     for number, event in enumerate(change.events, seq + 1):
-        await connection.execute(_insert("events", EVENT_COLUMNS), event_values(workspace_id, number, event), prepare=True)
+        await connection.execute(
+            _insert("events", EVENT_COLUMNS),
+            event_values(workspace_id, number, event),
+            prepare=True,
+        )
     return change
 
 
-async def _write_row(connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row) -> None:
+async def _write_row(
+    connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row
+) -> None:
     """Inserts the row, or updates the columns that differ, if any do."""
     if old is None:
         changed = columns
         query, parameters = _insert(table, columns), list(new)
     else:
-        differing = [(column, after) for column, before, after in zip(columns, old, new, strict=True) if before != after]
+        differing = [
+            (column, after)
+            for column, before, after in zip(columns, old, new, strict=True)
+            if before != after
+        ]
         if not differing:
             return
         changed = tuple(column for column, _ in differing)

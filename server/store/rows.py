@@ -1,4 +1,6 @@
-"""Rows to core objects and back. The columns of workspaces and tasks are named here, once, in the order of the mappers."""
+"""Rows to core objects and back. The columns of workspaces and tasks are named here, once, in the
+order of the mappers.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -105,7 +107,9 @@ def task_of(row: Row) -> Task:
         reason=row[18],
         result=row[19],
         forced=row[20],
-        usage=Usage(input_tokens=row[21], output_tokens=row[22], model_calls=row[23], tool_calls=row[24]),
+        usage=Usage(
+            input_tokens=row[21], output_tokens=row[22], model_calls=row[23], tool_calls=row[24]
+        ),
     )
 
 

@@ -1,4 +1,6 @@
-"""Concurrent reads that share queries: of the same key (SharedReads), or of different keys (BatchedReads)."""
+"""Concurrent reads that share queries: of the same key (SharedReads), or of different keys
+(BatchedReads).
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
@@ -11,7 +13,8 @@ Result = TypeVar("Result")
 
 
 class SharedReads(Generic[Key, Result]):
-    """Callers that wait for the same key share one read. It starts after all of them have asked, so nobody gets an old result.
+    """Callers that wait for the same key share one read. It starts after all of them have asked, so
+    nobody gets an old result.
 
     At most `at_once` reads run at a time, which leaves connections for other queries.
     """
@@ -50,12 +53,16 @@ class _Question(Generic[Result]):
 class BatchedReads(Generic[Key, Result]):
     """Callers that wait for different keys share one query.
 
-    At most one query is in flight, with a pause after each, so any number of callers takes one connection and a bounded share of
-    the processor. Keys that are requested in the meantime go into the next query. The first query does not wait.
+    At most one query is in flight, with a pause after each, so any number of callers takes one
+    connection and a bounded share of the processor. Keys that are requested in the meantime go into
+    the next query. The first query does not wait.
     """
 
     def __init__(
-        self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Result]]], max_batch: int, pause_seconds: float
+        self,
+        read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Result]]],
+        max_batch: int,
+        pause_seconds: float,
     ) -> None:
         self._read = read
         self._max_batch = max_batch
@@ -78,7 +85,8 @@ class BatchedReads(Generic[Key, Result]):
         finally:
             question.callers -= 1
             if not question.callers and self._waiting.get(key) is question:
-                # During an outage, callers give up faster than queries fail, and their keys would pile up.
+                # During an outage, callers give up faster than queries fail, and their keys would
+                # pile up.
                 del self._waiting[key]
 
     async def _read_waiting(self) -> None:

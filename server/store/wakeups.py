@@ -1,9 +1,10 @@
 """Notifies every process that a workspace has changed, with PostgreSQL's LISTEN and NOTIFY.
 
-The notification is sent after the commit, by a task of its own, and not within the transaction: PostgreSQL takes a lock on the
-whole cluster while a transaction that has notified commits, so all such commits would wait for each other. One notification
-carries the ids of all workspaces that changed while the previous one was in flight. A notification can be lost, if a process dies
-between commit and notification or while a listener reconnects. Subscribers therefore also poll.
+The notification is sent after the commit, by a task of its own, and not within the transaction:
+PostgreSQL takes a lock on the whole cluster while a transaction that has notified commits, so all
+such commits would wait for each other. One notification carries the ids of all workspaces that
+changed while the previous one was in flight. A notification can be lost, if a process dies between
+commit and notification or while a listener reconnects. Subscribers therefore also poll.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ _CHANNEL = "evershell_changes"
 # PostgreSQL takes payloads of less than 8000 bytes.
 _MAX_PAYLOAD_BYTES = 7_900
 _RETRY_SECONDS = 0.25
-# A listener that hears nothing asks this often whether its server is still there, and takes it for gone after this.
+# A listener that hears nothing asks this often whether its server is still there, and takes it for
+# gone after this.
 _LISTENER_CHECK_SECONDS = 1.0
 _LISTENER_ANSWER_SECONDS = 1.5
 
@@ -90,10 +92,14 @@ class FleetWakeup:
 
 
 class PostgresWakeups:
-    """Implements server.core.ports.Wakeups. It works while its context is entered: `async with PostgresWakeups(...)`."""
+    """Implements server.core.ports.Wakeups. It works while its context is entered: `async with
+    PostgresWakeups(...)`.
+    """
 
     def __init__(self, pool: Pool, database_url: str, *, poll_seconds: float = 5.0) -> None:
-        """Sends notifications through the pool and receives them on a separate connection to `database_url`."""
+        """Sends notifications through the pool and receives them on a separate connection to
+        `database_url`.
+        """
         self._pool = pool
         self._conninfo = conninfo(database_url)
         self._poll_seconds = poll_seconds
@@ -109,11 +115,17 @@ class PostgresWakeups:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._tasks = [_start(self._listen(), "wakeups-listen"), _start(self._send(), "wakeups-send")]
+        self._tasks = [
+            _start(self._listen(), "wakeups-listen"),
+            _start(self._send(), "wakeups-send"),
+        ]
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         for task in self._tasks:
             task.cancel()
@@ -131,7 +143,9 @@ class PostgresWakeups:
         self._wake_all()
 
     def end_waits(self) -> None:
-        """Ends all current waits, so that their calls answer with the current state. Later waits are not affected."""
+        """Ends all current waits, so that their calls answer with the current state. Later waits
+        are not affected.
+        """
         for subscribers in self._subscriptions.values():
             for wakeup in subscribers:
                 wakeup.end()
@@ -141,7 +155,9 @@ class PostgresWakeups:
         await self._listening.wait()
 
     async def disconnected(self) -> None:
-        """Returns when the listener has lost the database: within 3 s, also if the database is frozen."""
+        """Returns when the listener has lost the database: within 3 s, also if the database is
+        frozen.
+        """
         await self._disconnected.wait()
 
     @asynccontextmanager
@@ -183,7 +199,9 @@ class PostgresWakeups:
     async def _listen(self) -> None:
         while True:
             try:
-                async with await AsyncConnection.connect(self._conninfo, autocommit=True) as connection:
+                async with await AsyncConnection.connect(
+                    self._conninfo, autocommit=True
+                ) as connection:
                     with answered_within(connection, _LISTENER_ANSWER_SECONDS):
                         await connection.execute(f"LISTEN {_CHANNEL}")
                     self._disconnected.clear()
@@ -215,7 +233,9 @@ class PostgresWakeups:
             try:
                 async with connected(self._pool) as connection:
                     for payload in _payloads(self._origin, ids):
-                        await connection.execute("SELECT pg_notify(%s, %s)", (_CHANNEL, payload), prepare=True)
+                        await connection.execute(
+                            "SELECT pg_notify(%s, %s)", (_CHANNEL, payload), prepare=True
+                        )
             except UnavailableError as error:
                 _log.warning("wakeups_not_sent", error=str(error).strip(), workspaces=len(ids))
                 self._queue |= ids

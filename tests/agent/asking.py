@@ -1,4 +1,6 @@
-"""Calls of a model behind an endpoint of the tests: one by one, or in the real loop with the real shell."""
+"""Calls of a model behind an endpoint of the tests: one by one, or in the real loop with the real
+shell.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,10 +21,16 @@ TASK = History("do it")
 
 
 def model_at(server: ModelServer, timeout_seconds: float = 30, **changes: Any) -> OpenAIModel:
-    return OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=KEY, timeout_seconds=timeout_seconds), **changes)
+    return OpenAIModel(
+        "test",
+        Endpoint(base_url=server.base_url, api_key=KEY, timeout_seconds=timeout_seconds),
+        **changes,
+    )
 
 
-async def next_reply(server: ModelServer, *script: Answer, history: History = TASK, **changes: Any) -> ModelReply:
+async def next_reply(
+    server: ModelServer, *script: Answer, history: History = TASK, **changes: Any
+) -> ModelReply:
     server.script.extend(script)
     return await model_at(server, **changes).next(history, PartialReply("test"))
 
@@ -40,9 +48,13 @@ async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
 class Run:
     """A task in the loop, and what it has put on record."""
 
-    def __init__(self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any) -> None:
+    def __init__(
+        self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any
+    ) -> None:
         server.script.extend(script)
-        self.task = TaskInHand(**{"id": "t1", "description": "do it", "max_iterations": 10, **changes})
+        self.task = TaskInHand(
+            **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
+        )
         self._model = model_at(server)
         # Of the latest model call.
         self.partial = PartialReply("")
@@ -51,7 +63,9 @@ class Run:
 
     async def end(self) -> Ending:
         async with asyncio.timeout(20):
-            ending = await run_task(self.task, self, self._tool, self._commit, Limits(model_timeout_seconds=30))
+            ending = await run_task(
+                self.task, self, self._tool, self._commit, Limits(model_timeout_seconds=30)
+            )
         assert ending is not None
         return ending
 

@@ -54,7 +54,9 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
                 await agent
 
 
-async def started(control_plane: ControlPlane, start: Start, **changes: Any) -> "asyncio.Task[ExitCode]":
+async def started(
+    control_plane: ControlPlane, start: Start, **changes: Any
+) -> "asyncio.Task[ExitCode]":
     agent = start([await control_plane.serve()], **changes)
     await control_plane.until(lambda: control_plane.address)
     return agent

@@ -1,4 +1,6 @@
-"""A control plane of one workspace, in memory, that decides with the core; and its side of AgentService."""
+"""A control plane of one workspace, in memory, that decides with the core; and its side of
+AgentService.
+"""
 
 import asyncio
 import json
@@ -9,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation, CancelTaskRequest, StartTaskRequest
+from evershell.agent.v1.agent_service_pb2 import (
+    Assignment,
+    Cancellation,
+    CancelTaskRequest,
+    StartTaskRequest,
+)
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from evershell.agent.v1.runtime_service_pb2 import (
     CommitEventsRequest,
@@ -21,7 +28,10 @@ from evershell.agent.v1.runtime_service_pb2 import (
     RegisterResponse,
     TaskEvent,
 )
-from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceServicer, add_RuntimeServiceServicer_to_server
+from evershell.agent.v1.runtime_service_pb2_grpc import (
+    RuntimeServiceServicer,
+    add_RuntimeServiceServicer_to_server,
+)
 from joserfc import jwt
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import OKPKey
@@ -82,17 +92,19 @@ class ControlPlane(RuntimeServiceServicer):
 
     # RuntimeService
 
-    async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:  # noqa: N802
+    async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:
         await self._enter("Register", context)
         self.address = request.address
         return RegisterResponse(directive=await self._reply("Register"))
 
-    async def Heartbeat(self, request: HeartbeatRequest, context: Context) -> HeartbeatResponse:  # noqa: N802
+    async def Heartbeat(self, request: HeartbeatRequest, context: Context) -> HeartbeatResponse:
         await self._enter("Heartbeat", context)
         self.heartbeats.append(request)
         return HeartbeatResponse(directive=await self._reply("Heartbeat"))
 
-    async def CommitEvents(self, request: CommitEventsRequest, context: Context) -> CommitEventsResponse:  # noqa: N802
+    async def CommitEvents(
+        self, request: CommitEventsRequest, context: Context
+    ) -> CommitEventsResponse:
         await self._enter("CommitEvents", context)
         traceparent = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
         self.traces += [(str(event.WhichOneof("event")), traceparent) for event in request.events]
@@ -109,7 +121,10 @@ class ControlPlane(RuntimeServiceServicer):
         self._changed.set()
         if self.refusal is not None:
             await context.abort(self.refusal, "refused")
-        if dict(context.invocation_metadata() or ()).get("authorization") != f"Bearer {RUNTIME_TOKEN}":
+        if (
+            dict(context.invocation_metadata() or ()).get("authorization")
+            != f"Bearer {RUNTIME_TOKEN}"
+        ):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong token")
 
     async def _reply(self, call: str) -> Directive:
@@ -123,7 +138,9 @@ class ControlPlane(RuntimeServiceServicer):
         """As server.core.lifecycle.commit."""
         if self.fenced or self.task is None or self.task.task_id != task_id:
             return
-        if event.HasField("task_started") and any(task_id == known and e.HasField("task_started") for known, e in self.log):
+        if event.HasField("task_started") and any(
+            task_id == known and e.HasField("task_started") for known, e in self.log
+        ):
             return
         if event.HasField("iteration_completed"):
             if event.iteration_completed.number <= self.task.iterations:
@@ -140,19 +157,37 @@ class ControlPlane(RuntimeServiceServicer):
         return [str(event.WhichOneof("event")) for known, event in self.log if known == task_id]
 
     def iterations(self, task_id: str) -> list[Any]:
-        return [e.iteration_completed for known, e in self.log if known == task_id and e.HasField("iteration_completed")]
+        return [
+            e.iteration_completed
+            for known, e in self.log
+            if known == task_id and e.HasField("iteration_completed")
+        ]
 
     def end(self, task_id: str) -> Any:
-        return next((e.task_ended for known, e in self.log if known == task_id and e.HasField("task_ended")), None)
+        return next(
+            (
+                e.task_ended
+                for known, e in self.log
+                if known == task_id and e.HasField("task_ended")
+            ),
+            None,
+        )
 
     # AgentService
 
     def submit(self, task_id: str, description: str, max_iterations: int = 100) -> Assignment:
-        self.task = Assignment(task_id=task_id, description=description, max_iterations=max_iterations)
+        self.task = Assignment(
+            task_id=task_id, description=description, max_iterations=max_iterations
+        )
         return self.task
 
     def token(self, **changes: Any) -> str:
-        claims = {"iss": "evershell", "aud": "agent", "workspace_id": WORKSPACE_ID, "exp": int(time.time()) + 30}
+        claims = {
+            "iss": "evershell",
+            "aud": "agent",
+            "workspace_id": WORKSPACE_ID,
+            "exp": int(time.time()) + 30,
+        }
         return sign(self.key, claims | changes)
 
     def agent(self) -> "AgentServiceAsyncStub":
@@ -164,12 +199,22 @@ class ControlPlane(RuntimeServiceServicer):
     def metadata(self, token: str | None = None) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {token or self.token()}"),)
 
-    async def start_task(self, agent: "AgentServiceAsyncStub", task: Assignment, epoch: int = EPOCH, traceparent: str = "") -> None:
+    async def start_task(
+        self,
+        agent: "AgentServiceAsyncStub",
+        task: Assignment,
+        epoch: int = EPOCH,
+        traceparent: str = "",
+    ) -> None:
         request = StartTaskRequest(workspace_id=WORKSPACE_ID, epoch=epoch, task=task)
         await agent.StartTask(request, metadata=(*self.metadata(), ("traceparent", traceparent)))
 
     async def cancel_task(
-        self, agent: "AgentServiceAsyncStub", task_id: str, force_after_seconds: float | None = None, traceparent: str = ""
+        self,
+        agent: "AgentServiceAsyncStub",
+        task_id: str,
+        force_after_seconds: float | None = None,
+        traceparent: str = "",
     ) -> bool:
         """The intent is recorded first, then the agent is signalled."""
         cancellation = Cancellation(reason="enough")
@@ -177,8 +222,14 @@ class ControlPlane(RuntimeServiceServicer):
             cancellation.force_at.FromNanoseconds(int((time.time() + force_after_seconds) * 1e9))
         if self.task is not None and self.task.task_id == task_id:
             self.task.cancellation.CopyFrom(cancellation)
-        request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id=task_id, cancellation=cancellation)
-        return (await agent.CancelTask(request, metadata=(*self.metadata(), ("traceparent", traceparent)))).known
+        request = CancelTaskRequest(
+            workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id=task_id, cancellation=cancellation
+        )
+        return (
+            await agent.CancelTask(
+                request, metadata=(*self.metadata(), ("traceparent", traceparent))
+            )
+        ).known
 
 
 def sign(key: OKPKey, claims: dict[str, Any], algorithm: str = "EdDSA") -> str:

@@ -1,4 +1,6 @@
-"""The loop's contract, step by step, with a model, a tool and a committer that the tests hold at any point."""
+"""The loop's contract, step by step, with a model, a tool and a committer that the tests hold at
+any point.
+"""
 
 import asyncio
 import time
@@ -20,11 +22,17 @@ OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
 
 class World:
-    """Model, tool and committer in one. `at` holds what happens at the n-th call of each, before it answers."""
+    """Model, tool and committer in one. `at` holds what happens at the n-th call of each, before it
+    answers.
+    """
 
     name = "a model"
 
-    def __init__(self, replies: Sequence[ModelReply | BaseException], results: Sequence[ToolResult | BaseException] = ()) -> None:
+    def __init__(
+        self,
+        replies: Sequence[ModelReply | BaseException],
+        results: Sequence[ToolResult | BaseException] = (),
+    ) -> None:
         self.replies = list(replies)
         self.results = list(results)
         self.committed: list[AgentEvent] = []
@@ -66,7 +74,10 @@ class World:
 
     async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
         await self._happen(
-            "commit " + " ".join(f"{type(event).__name__} {getattr(event, 'number', '')}".strip() for event in events)
+            "commit "
+            + " ".join(
+                f"{type(event).__name__} {getattr(event, 'number', '')}".strip() for event in events
+            )
         )
         if self.rejects is not None and any(isinstance(event, self.rejects) for event in events):
             raise RejectedError("no")
@@ -82,7 +93,9 @@ def _task(**changes: Any) -> TaskInHand:
 
 async def _run(world: World, task: TaskInHand, timeout_seconds: float = 60) -> Ending | None:
     async with asyncio.timeout(10):
-        return await run_task(task, world, world, world.commit, Limits(model_timeout_seconds=timeout_seconds))
+        return await run_task(
+            task, world, world, world.commit, Limits(model_timeout_seconds=timeout_seconds)
+        )
 
 
 async def _for_ever() -> None:
@@ -98,10 +111,19 @@ STEPS = [_step(), _step(), _step("the answer", final=True)]
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(ToolStatus.EXITED, "done"), (ToolStatus.TIMED_OUT, "said"), (ToolStatus.NOT_RUN, "said"), (ToolStatus.INTERRUPTED, "")],
+    [
+        (ToolStatus.EXITED, "done"),
+        (ToolStatus.TIMED_OUT, "said"),
+        (ToolStatus.NOT_RUN, "said"),
+        (ToolStatus.INTERRUPTED, ""),
+    ],
 )
-async def test_a_result_that_rests_on_the_last_call_needs_it_to_have_exited(status: ToolStatus, expected: str) -> None:
-    world = World([_step("said", final=True, result_after_call="done")], [ToolResult(status=status)])
+async def test_a_result_that_rests_on_the_last_call_needs_it_to_have_exited(
+    status: ToolStatus, expected: str
+) -> None:
+    world = World(
+        [_step("said", final=True, result_after_call="done")], [ToolResult(status=status)]
+    )
     ending = await _run(world, _task())
     assert ending is not None
     assert ending.result == expected
@@ -142,12 +164,16 @@ async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() ->
         ("commit Iterated 2", 2),
     ],
 )
-async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(moment: str, iterations: int) -> None:
+async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(
+    moment: str, iterations: int
+) -> None:
     world, task = World(STEPS), _task()
     world.at[moment] = task.cancel.request
     assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED)
     assert [type(event) for event in world.committed] == [Started, *[Iterated] * iterations, Ending]
-    assert [step for step in world.trace if step.startswith("model")] == [f"model {n + 1}" for n in range(iterations)]
+    assert [step for step in world.trace if step.startswith("model")] == [
+        f"model {n + 1}" for n in range(iterations)
+    ]
 
 
 @pytest.mark.parametrize("moment", ["model 3", "tool 3"])
@@ -208,7 +234,13 @@ async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() 
     call = last.payload["model_call"]
     assert call.pop("duration_ms") >= 0
     content = "so far\N{REPLACEMENT CHARACTER}"
-    assert call == {"model": "m-1", "content": content, "input_tokens": 5, "output_tokens": 3, "status": "interrupted"}
+    assert call == {
+        "model": "m-1",
+        "content": content,
+        "input_tokens": 5,
+        "output_tokens": 3,
+        "status": "interrupted",
+    }
     assert last.payload.keys() == {"model_call"}
     # In one commit: nothing can come between the two.
     assert world.trace[-1] == "commit Iterated 2 Ending"
@@ -216,7 +248,10 @@ async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() 
 
 @pytest.mark.parametrize("end", ["hangs", "fails", "is cancelled from within", "does not end"])
 async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(end: str) -> None:
-    raised = {"fails": ModelFailure("too late"), "is cancelled from within": asyncio.CancelledError()}.get(end)
+    raised = {
+        "fails": ModelFailure("too late"),
+        "is cancelled from within": asyncio.CancelledError(),
+    }.get(end)
     world, task = World([raised or _step()]), _task()
 
     async def begin() -> None:
@@ -236,7 +271,12 @@ async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(en
     assert isinstance(iterated, Iterated)
     assert (iterated.number, task.iterations, list(iterated.payload)) == (1, 1, ["model_call"])
     call = iterated.payload["model_call"]
-    assert (call["status"], call["model"], call["content"], call["output_tokens"]) == ("interrupted", "a model", "", 0)
+    assert (call["status"], call["model"], call["content"], call["output_tokens"]) == (
+        "interrupted",
+        "a model",
+        "",
+        0,
+    )
 
 
 async def test_force_that_is_due_when_the_model_calls_own_limit_is_over_is_forced() -> None:
@@ -249,7 +289,9 @@ async def test_force_that_is_due_when_the_model_calls_own_limit_is_over_is_force
         await _for_ever()
 
     world.at["model 1"] = hang
-    assert await _run(world, task, timeout_seconds=0.01) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await _run(world, task, timeout_seconds=0.01) == Ending(
+        status=TaskStatus.CANCELLED, forced=True
+    )
     assert [type(event) for event in world.committed] == [Started, Iterated, Ending]
 
 
@@ -349,5 +391,12 @@ async def test_a_task_begun_by_a_process_that_is_gone_is_not_begun_again() -> No
 
 async def test_the_phase_is_told_whenever_it_changes() -> None:
     world, task, phases = World([_step("x", final=True)]), _task(), list[Phase]()
-    await run_task(task, world, world, world.commit, Limits(model_timeout_seconds=1), lambda: phases.append(task.phase))
+    await run_task(
+        task,
+        world,
+        world,
+        world.commit,
+        Limits(model_timeout_seconds=1),
+        lambda: phases.append(task.phase),
+    )
     assert phases == [Phase.MODEL_CALL, Phase.TOOL_CALL, Phase.NONE]

@@ -11,7 +11,9 @@ async def _replies(description: str, *statuses: ToolStatus) -> list[ModelReply]:
     """All replies up to the final one; the commands end with these statuses, all others exit."""
     iterations: list[Iteration] = []
     while not iterations or not iterations[-1].reply.final:
-        reply = await model_of("scripted").next(History(description, iterations), PartialReply("scripted"))
+        reply = await model_of("scripted").next(
+            History(description, iterations), PartialReply("scripted")
+        )
         status = statuses[len(iterations)] if len(iterations) < len(statuses) else ToolStatus.EXITED
         iterations.append(Iteration(reply, ToolResult(status=status)))
     return [iteration.reply for iteration in iterations]
@@ -24,7 +26,10 @@ def _commands(replies: list[ModelReply]) -> list[str]:
 async def test_one_command_a_line_and_the_last_is_final() -> None:
     replies = await _replies(" a \n\n b\n")
     assert _commands(replies) == ['{"command": "a"}', '{"command": "b"}']
-    assert [(reply.final, reply.result_after_call) for reply in replies] == [(False, ""), (True, "Ran 2 commands.")]
+    assert [(reply.final, reply.result_after_call) for reply in replies] == [
+        (False, ""),
+        (True, "Ran 2 commands."),
+    ]
     assert len({reply.tool_call.id for reply in replies if reply.tool_call is not None}) == 2
     (only,) = await _replies("a")
     assert only.result_after_call == "Ran 1 command."

@@ -19,7 +19,17 @@ from server.agent.tools import ToolCall, ToolResult, ToolStatus
 from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
 from tests.agent.asking import KEY, TASK, Run, failure, next_reply
-from tests.model_server import Answer, Gate, ModelServer, answers, calls, calls_tools, completes, model_server, says
+from tests.model_server import (
+    Answer,
+    Gate,
+    ModelServer,
+    answers,
+    calls,
+    calls_tools,
+    completes,
+    model_server,
+    says,
+)
 
 
 @pytest.fixture(params=["streams", "whole"])
@@ -29,17 +39,31 @@ def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
         yield running
 
 
-async def test_a_task_with_tool_calls_runs_to_its_answer(server: ModelServer, tmp_path: Path) -> None:
+async def test_a_task_with_tool_calls_runs_to_its_answer(
+    server: ModelServer, tmp_path: Path
+) -> None:
     run = Run(server, tmp_path, calls("echo one > f"), calls("cat f; exit 3"), says("It says one."))
     assert await run.end() == Ending(status=TaskStatus.COMPLETED, result="It says one.")
     assert [each["tool_call"]["result"]["output"] for each in run.iterations[:2]] == ["", "one\n"]
     assert "tool_call" not in run.iterations[2]
     call = run.iterations[0]["model_call"]
-    assert (call["status"], call["model"], call["input_tokens"], call["output_tokens"]) == ("completed", "test-0613", 11, 7)
+    assert (call["status"], call["model"], call["input_tokens"], call["output_tokens"]) == (
+        "completed",
+        "test-0613",
+        11,
+        7,
+    )
     system, task, first, first_result, second, second_result = server.requests[2]["messages"]
     assert (system["role"], task) == ("system", {"role": "user", "content": "do it"})
-    assert first["tool_calls"][0]["function"] == {"name": "shell", "arguments": '{"command": "echo one > f"}'}
-    assert first_result == {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "Exit code 0.\n"}
+    assert first["tool_calls"][0]["function"] == {
+        "name": "shell",
+        "arguments": '{"command": "echo one > f"}',
+    }
+    assert first_result == {
+        "role": "tool",
+        "tool_call_id": first["tool_calls"][0]["id"],
+        "content": "Exit code 0.\n",
+    }
     assert second["role"] == "assistant"
     assert second_result["content"] == "Exit code 3.\none\n"
 
@@ -47,14 +71,23 @@ async def test_a_task_with_tool_calls_runs_to_its_answer(server: ModelServer, tm
 async def test_what_is_asked_for(server: ModelServer) -> None:
     await next_reply(server, says("done"))
     (request,) = server.requests
-    assert (request["path"], request["model"], request["parallel_tool_calls"]) == ("/v1/chat/completions", "test", False)
+    assert (request["path"], request["model"], request["parallel_tool_calls"]) == (
+        "/v1/chat/completions",
+        "test",
+        False,
+    )
     assert (request["stream"], request["stream_options"]) == (True, {"include_usage": True})
     (tool,) = request["tools"]
-    assert (tool["function"]["name"], list(tool["function"]["parameters"]["properties"])) == ("shell", ["command"])
+    assert (tool["function"]["name"], list(tool["function"]["parameters"]["properties"])) == (
+        "shell",
+        ["command"],
+    )
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
-async def test_of_parallel_tool_calls_only_the_first_has_ever_happened(server: ModelServer, tmp_path: Path) -> None:
+async def test_of_parallel_tool_calls_only_the_first_has_ever_happened(
+    server: ModelServer, tmp_path: Path
+) -> None:
     run = Run(server, tmp_path, calls("touch a", "touch b"), says("done"))
     assert (await run.end()).status is TaskStatus.COMPLETED
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -90,7 +123,9 @@ async def test_a_malformed_call_is_explained_to_the_model(
     assert isinstance(json.loads(function["arguments"]), dict)
 
 
-async def test_a_model_that_never_calls_well_ends_at_the_limit(server: ModelServer, tmp_path: Path) -> None:
+async def test_a_model_that_never_calls_well_ends_at_the_limit(
+    server: ModelServer, tmp_path: Path
+) -> None:
     run = Run(server, tmp_path, calls_tools(("shell", "{")), max_iterations=3)
     ending = await run.end()
     assert (ending.status, len(run.iterations)) == (TaskStatus.FAILED, 3)
@@ -98,28 +133,48 @@ async def test_a_model_that_never_calls_well_ends_at_the_limit(server: ModelServ
 
 
 async def test_what_some_endpoints_do_differently(server: ModelServer) -> None:
-    odd = completes({"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]}, model=None)
+    odd = completes(
+        {"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]},
+        model=None,
+    )
     history = History("do it", [Iteration(ModelReply(model="m", content="hm"), None)])
     reply = await next_reply(server, odd, history=history)
     assert reply.tool_call == ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')
     assert reply.model == "test"
     assert server.requests[0]["messages"][2] == {"role": "assistant", "content": "hm"}
     server.script.clear()
-    assert (await next_reply(server, completes({"refusal": "No.", "tool_calls": []}))).content == "No."
+    assert (
+        await next_reply(server, completes({"refusal": "No.", "tool_calls": []}))
+    ).content == "No."
 
 
 @pytest.mark.parametrize("status", list(ToolStatus))
 async def test_every_result_can_be_told(server: ModelServer, status: ToolStatus) -> None:
     call = ToolCall(id="c", name="shell", arguments="{}")
-    history = History("do it", [Iteration(ModelReply(model="m", tool_call=call), ToolResult(status=status, output="so far"))])
+    history = History(
+        "do it",
+        [
+            Iteration(
+                ModelReply(model="m", tool_call=call), ToolResult(status=status, output="so far")
+            )
+        ],
+    )
     await next_reply(server, says("done"), history=history)
     assert server.requests[0]["messages"][-1]["content"].endswith(".\nso far")
 
 
-@pytest.mark.parametrize("usage", [None, {}, "much", {"prompt_tokens": None, "completion_tokens": -1}, {"prompt_tokens": 1e30}])
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, "much", {"prompt_tokens": None, "completion_tokens": -1}, {"prompt_tokens": 1e30}],
+)
 async def test_usage_that_is_not_counted_is_zero(server: ModelServer, usage: Any) -> None:
     reply = await next_reply(server, says("done", usage=usage))
-    assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == ("done", True, 0, 0)
+    assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == (
+        "done",
+        True,
+        0,
+        0,
+    )
 
 
 async def test_too_many_requests_are_repeated_when_the_endpoint_says(server: ModelServer) -> None:
@@ -129,25 +184,38 @@ async def test_too_many_requests_are_repeated_when_the_endpoint_says(server: Mod
     assert time.monotonic() - began >= 1.0
 
 
-@pytest.mark.parametrize("first", [answers({}, status=500), answers({}, status=503), Answer(b'{"choices"', cut=True)])
+@pytest.mark.parametrize(
+    "first", [answers({}, status=500), answers({}, status=503), Answer(b'{"choices"', cut=True)]
+)
 async def test_what_passes_is_tried_again(server: ModelServer, first: Answer) -> None:
     assert (await next_reply(server, first, says("done"))).content == "done"
     assert len(server.requests) == 2
 
 
 async def test_what_does_not_pass_ends_after_a_few_tries(server: ModelServer) -> None:
-    reason = await failure(server, answers({"error": {"message": f"out of\norder for {KEY}."}}, status=500))
-    assert reason == f"The model's endpoint {server.host} answered HTTP 500: out of order for [API key]."
+    reason = await failure(
+        server, answers({"error": {"message": f"out of\norder for {KEY}."}}, status=500)
+    )
+    assert (
+        reason
+        == f"The model's endpoint {server.host} answered HTTP 500: out of order for [API key]."
+    )
     assert len(server.requests) == 4
 
 
 async def test_retries_stay_within_the_limit_and_the_reason_says_why(server: ModelServer) -> None:
-    reason = await failure(server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=0.2)
-    assert reason.endswith("did not answer within 0.2 seconds; the last answer was HTTP 429 (too many requests).")
+    reason = await failure(
+        server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=0.2
+    )
+    assert reason.endswith(
+        "did not answer within 0.2 seconds; the last answer was HTTP 429 (too many requests)."
+    )
 
 
 async def test_an_endpoint_that_hangs_fails_at_the_limit(server: ModelServer) -> None:
-    assert "did not answer within 0.2 seconds." in await failure(server, Answer(gate=Gate()), timeout_seconds=0.2)
+    assert "did not answer within 0.2 seconds." in await failure(
+        server, Answer(gate=Gate()), timeout_seconds=0.2
+    )
     assert await asyncio.to_thread(server.left.wait, 10)
 
 
@@ -176,15 +244,23 @@ async def test_nobody_listens(server: ModelServer) -> None:
         (answers({"choices": [{}]}), "choices.0.message"),
         (answers({"choices": [{"message": {"content": 7}}]}), "choices.0.message.content"),
         (says("x" * 2_000_000), "more than 1,048,576 bytes"),
-        (answers({"error": {"message": "Incorrect API key sk-a***key"}}, status=401), "does not take the API key (HTTP 401)."),
-        (answers({"error": {"message": "no model 'test'"}}, status=404), "answered HTTP 404: no model 'test'."),
+        (
+            answers({"error": {"message": "Incorrect API key sk-a***key"}}, status=401),
+            "does not take the API key (HTTP 401).",
+        ),
+        (
+            answers({"error": {"message": "no model 'test'"}}, status=404),
+            "answered HTTP 404: no model 'test'.",
+        ),
         (answers({"message": "too long " * 100}, status=400), "…"),
         (answers("no", status=400), "HTTP 400: no."),
         (answers({"error": [KEY]}, status=422), "answered HTTP 422."),
         (Answer(status=302), "answered HTTP 302."),
     ],
 )
-async def test_nonsense_and_refusals_fail_at_once(server: ModelServer, answer: Answer, said: str) -> None:
+async def test_nonsense_and_refusals_fail_at_once(
+    server: ModelServer, answer: Answer, said: str
+) -> None:
     reason = await failure(server, answer)
     assert said in reason
     assert "***" not in reason
@@ -208,7 +284,9 @@ async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> 
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("base_url", ["localhost:1234", "ftp://host/v1", "http:///v1", "http://host:port/v1"])
+@pytest.mark.parametrize(
+    "base_url", ["localhost:1234", "ftp://host/v1", "http:///v1", "http://host:port/v1"]
+)
 def test_a_base_url_that_is_none_is_told_at_the_start(base_url: str) -> None:
     with pytest.raises(ValueError, match=r"base URL|[Pp]ort"):
         model_of("openai:test", Endpoint(base_url=base_url))

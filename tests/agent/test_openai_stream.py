@@ -14,7 +14,19 @@ from server.agent.tools import ToolCall
 from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
 from tests.agent.asking import KEY, TASK, Run, failure, model_at, next_reply
-from tests.model_server import DONE, Answer, Gate, ModelServer, answers, calls, event, event_of, model_server, says, streams
+from tests.model_server import (
+    DONE,
+    Answer,
+    Gate,
+    ModelServer,
+    answers,
+    calls,
+    event,
+    event_of,
+    model_server,
+    says,
+    streams,
+)
 
 STOP = event_of({}, "stop")
 
@@ -28,7 +40,9 @@ def server() -> Iterator[ModelServer]:
 def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
     """A chunk with a part of a tool call."""
     named = {"name": fields.pop("name")} if "name" in fields else {}
-    return event_of({"tool_calls": [{"index": index, "function": named | {"arguments": arguments}} | fields]})
+    return event_of(
+        {"tool_calls": [{"index": index, "function": named | {"arguments": arguments}} | fields]}
+    )
 
 
 async def _force(run: Run, content: str) -> Ending:
@@ -41,8 +55,16 @@ async def _force(run: Run, content: str) -> Ending:
     return await ending
 
 
-async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(server: ModelServer, tmp_path: Path) -> None:
-    held = streams(event_of({"content": "It is "}), event_of({"content": "nearly\0"}), Gate(), event_of({"content": "done"}), STOP)
+async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    held = streams(
+        event_of({"content": "It is "}),
+        event_of({"content": "nearly\0"}),
+        Gate(),
+        event_of({"content": "done"}),
+        STOP,
+    )
     run = Run(server, tmp_path, held)
     assert await _force(run, "It is nearly\0") == Ending(status=TaskStatus.CANCELLED, forced=True)
     (iteration,) = run.iterations
@@ -54,15 +76,22 @@ async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(server: Mode
     assert len(server.requests) == 1
 
 
-async def test_force_keeps_the_tokens_that_the_endpoint_has_counted_so_far(server: ModelServer, tmp_path: Path) -> None:
-    counts = [event_of({"content": "a"}, usage={"prompt_tokens": 11, "completion_tokens": each}) for each in (1, 2)]
+async def test_force_keeps_the_tokens_that_the_endpoint_has_counted_so_far(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    counts = [
+        event_of({"content": "a"}, usage={"prompt_tokens": 11, "completion_tokens": each})
+        for each in (1, 2)
+    ]
     run = Run(server, tmp_path, streams(*counts, Gate()))
     await _force(run, "aa")
     call = run.iterations[0]["model_call"]
     assert (call["input_tokens"], call["output_tokens"]) == (11, 2)
 
 
-async def test_force_while_a_tool_call_is_being_written_runs_no_tool(server: ModelServer, tmp_path: Path) -> None:
+async def test_force_while_a_tool_call_is_being_written_runs_no_tool(
+    server: ModelServer, tmp_path: Path
+) -> None:
     begun = _call_part('{"command": "touch ran"}', id="a", name="shell")
     run = Run(server, tmp_path, streams(begun, event_of({"content": "hm"}), Gate(), STOP))
     assert (await _force(run, "hm")).forced
@@ -76,12 +105,28 @@ async def test_force_while_a_tool_call_is_being_written_runs_no_tool(server: Mod
         [event_of({"content": "It is done."}), DONE],
         [event_of({"content": "It is done."}, "stop")],
         [event_of({"content": "It is "}), event_of({"refusal": "done."}), STOP],
-        [b": keep alive\n\n", b"event: chunk\nid: 7\n" + event_of({"content": "It is done."}), STOP, DONE],
+        [
+            b": keep alive\n\n",
+            b"event: chunk\nid: 7\n" + event_of({"content": "It is done."}),
+            STOP,
+            DONE,
+        ],
         [event_of({"content": "It is done."}).replace(b"\n", b"\r\n"), STOP],
         [event_of({"content": "It is done."}).replace(b"data: ", b"data:"), STOP.rstrip()],
-        [event_of({"content": "It "}) + event_of({"content": "is "}) + event_of({"content": "done."}), STOP],
+        [
+            event_of({"content": "It "})
+            + event_of({"content": "is "})
+            + event_of({"content": "done."}),
+            STOP,
+        ],
         [*(bytes([each]) for each in event_of({"content": "It is done."})), STOP],
-        [event({"choices": []}), event({"choices": None}), event_of({"content": None}), event_of({"content": "It is done."}), STOP],
+        [
+            event({"choices": []}),
+            event({"choices": None}),
+            event_of({"content": None}),
+            event_of({"content": "It is done."}),
+            STOP,
+        ],
         [event_of({"content": "It is done."}), event({"choices": [{"finish_reason": "stop"}]})],
         [event_of({"content": "It is "}, ""), event_of({"content": "done."}, "stop")],
         [event_of({"content": "It is done."}, "stop"), DONE, b"data: nonsense behind the end\n\n"],
@@ -89,7 +134,12 @@ async def test_force_while_a_tool_call_is_being_written_runs_no_tool(server: Mod
 )
 async def test_the_chunks_make_up_the_answer(server: ModelServer, events: list[bytes]) -> None:
     reply = await next_reply(server, streams(*events))
-    assert (reply.content, reply.final, reply.model, reply.is_interrupted) == ("It is done.", True, "test-0613", False)
+    assert (reply.content, reply.final, reply.model, reply.is_interrupted) == (
+        "It is done.",
+        True,
+        "test-0613",
+        False,
+    )
 
 
 LS = '{"command": "ls"}'
@@ -107,12 +157,18 @@ LS = '{"command": "ls"}'
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
         [_call_part("", id="a"), _call_part(LS, name="shell")],
         # A second call, by its index, or by its id where all have the same index or none.
-        [_call_part(LS, id="a", name="shell"), _call_part("{", 1, id="b", name="shell"), _call_part("}", 1)],
+        [
+            _call_part(LS, id="a", name="shell"),
+            _call_part("{", 1, id="b", name="shell"),
+            _call_part("}", 1),
+        ],
         [_call_part(LS, 0, id="a", name="shell"), _call_part("{}", 0, id="b", name="shell")],
         [_call_part(LS, None, id="a", name="shell"), _call_part("{}", None, id="b", name="shell")],
     ],
 )
-async def test_the_chunks_make_up_the_first_tool_call(server: ModelServer, events: list[bytes]) -> None:
+async def test_the_chunks_make_up_the_first_tool_call(
+    server: ModelServer, events: list[bytes]
+) -> None:
     reply = await next_reply(server, streams(*events, event_of({}, "tool_calls"), DONE))
     assert reply.tool_call == ToolCall(id="a", name="shell", arguments=LS)
     assert not reply.final
@@ -128,7 +184,10 @@ async def test_the_chunks_make_up_the_first_tool_call(server: ModelServer, event
         ([b"data: {\n\n", DONE], "did not answer with a chat completion ("),
         ([b"data: []\n\n", DONE], "did not answer with a chat completion ("),
         ([event_of({"content": 7}), STOP], "(choices.0.delta.content: "),
-        ([event_of({"content": "hm"}), event({"error": {"message": f"no room\nfor {KEY}."}})], ": no room for [API key]."),
+        (
+            [event_of({"content": "hm"}), event({"error": {"message": f"no room\nfor {KEY}."}})],
+            ": no room for [API key].",
+        ),
         ([event({"error": "overloaded"})], "broke its answer off: overloaded."),
         ([event({"error": {"code": 7}})], "broke its answer off with an error."),
         ([event_of({"content": "ü" * 300_000})] * 2, "more than 1,048,576 bytes."),
@@ -136,19 +195,27 @@ async def test_the_chunks_make_up_the_first_tool_call(server: ModelServer, event
         ([_call_part("x" * 600_000, id="a", name="shell")] * 2, "more than 1,048,576 bytes."),
     ],
 )
-async def test_a_stream_that_cannot_be_used_fails_at_once(server: ModelServer, events: list[bytes], said: str) -> None:
+async def test_a_stream_that_cannot_be_used_fails_at_once(
+    server: ModelServer, events: list[bytes], said: str
+) -> None:
     assert said in await failure(server, streams(*events))
     assert len(server.requests) == 1
 
 
-async def test_a_stream_is_bounded_also_when_it_says_nothing(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_is_bounded_also_when_it_says_nothing(
+    server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(completion, "_MAX_STREAM_BYTES", 100_000)
     for silence in (b": still here\n\n" * 10_000, b"data: " + b" " * 100_000):
-        assert "a stream of more than 100,000 bytes" in await failure(server, streams(silence, Gate()))
+        assert "a stream of more than 100,000 bytes" in await failure(
+            server, streams(silence, Gate())
+        )
         server.script.clear()
 
 
-async def test_a_connection_that_breaks_within_an_answer_is_tried_again_from_the_beginning(server: ModelServer) -> None:
+async def test_a_connection_that_breaks_within_an_answer_is_tried_again_from_the_beginning(
+    server: ModelServer,
+) -> None:
     cut = streams(event_of({"content": "It is not"}), cut=True)
     assert (await next_reply(server, cut, says("It is done."))).content == "It is done."
     server.script.clear()
@@ -157,7 +224,9 @@ async def test_a_connection_that_breaks_within_an_answer_is_tried_again_from_the
 
 
 async def test_an_answer_that_does_not_end_fails_at_the_limit(server: ModelServer) -> None:
-    reason = await failure(server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=0.3)
+    reason = await failure(
+        server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=0.3
+    )
     assert reason.endswith("did not finish its answer within 0.3 seconds.")
     assert await asyncio.to_thread(server.left.wait, 10)
 
@@ -165,7 +234,19 @@ async def test_an_answer_that_does_not_end_fails_at_the_limit(server: ModelServe
 @pytest.mark.parametrize(
     ("refusals", "last"),
     [
-        ([answers({"error": {"message": "Unrecognized request argument supplied: stream_options"}}, 400)], {"stream": True}),
+        (
+            [
+                answers(
+                    {
+                        "error": {
+                            "message": "Unrecognized request argument supplied: stream_options"
+                        }
+                    },
+                    400,
+                )
+            ],
+            {"stream": True},
+        ),
         ([answers({"detail": [{"loc": ["body", "stream_options"]}]}, 422)], {"stream": True}),
         ([answers({"error": {"message": "You may not stream this model."}}, 400)] * 2, {}),
     ],
@@ -183,5 +264,8 @@ async def test_an_endpoint_that_refuses_to_stream_is_asked_without_from_then_on(
 
 
 async def test_a_refusal_that_is_of_something_else_is_not_asked_again(server: ModelServer) -> None:
-    await failure(server, answers({"error": {"message": "the upstream endpoint does not know the model"}}, 400))
+    await failure(
+        server,
+        answers({"error": {"message": "the upstream endpoint does not know the model"}}, 400),
+    )
     assert len(server.requests) == 1

@@ -1,4 +1,6 @@
-"""The whole agent over real gRPC, in this process: the real loop, shell, lease and service, with the control plane of the tests."""
+"""The whole agent over real gRPC, in this process: the real loop, shell, lease and service, with
+the control plane of the tests.
+"""
 
 import asyncio
 import os
@@ -33,20 +35,31 @@ async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start)
     task = control_plane.submit("t1", "echo one\n\n  echo two; exit 3  \n")
     await control_plane.start_task(control_plane.agent(), task)
     await control_plane.until(lambda: control_plane.end("t1"))
-    assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "iteration_completed", "task_ended"]
+    assert control_plane.kinds("t1") == [
+        "task_started",
+        "iteration_completed",
+        "iteration_completed",
+        "task_ended",
+    ]
     first, second = control_plane.iterations("t1")
     assert (first.number, second.number) == (1, 2)
     assert first.tool_call.result.output == "one\n"
     assert first.tool_call.arguments == '{"command": "echo one"}'
-    assert second.tool_call.result == ToolResult(status=ToolResult.exited, exit_code=3, output="two\n")
+    assert second.tool_call.result == ToolResult(
+        status=ToolResult.exited, exit_code=3, output="two\n"
+    )
     assert control_plane.end("t1").status == Task.completed
     assert control_plane.end("t1").result == "Ran 2 commands."
     assert first.model_call.model == "scripted"
 
 
-async def test_a_failure_is_told_in_its_own_words(control_plane: ControlPlane, start: Start) -> None:
+async def test_a_failure_is_told_in_its_own_words(
+    control_plane: ControlPlane, start: Start
+) -> None:
     await started(control_plane, start)
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true\nfail: no more money"))
+    await control_plane.start_task(
+        control_plane.agent(), control_plane.submit("t1", "true\nfail: no more money")
+    )
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == Task.failed
     assert control_plane.end("t1").reason == "no more money"
@@ -61,10 +74,19 @@ async def test_cancel_lets_the_iteration_finish_and_the_next_task_run(
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done; echo done"
     await control_plane.start_task(agent, control_plane.submit("t1", f"{wait}\necho never"))
     await _exists(tmp_path / "begun")
-    await control_plane.until(lambda: control_plane.heartbeats and control_plane.heartbeats[-1].phase == Task.tool_call)
+    await control_plane.until(
+        lambda: control_plane.heartbeats and control_plane.heartbeats[-1].phase == Task.tool_call
+    )
     assert await control_plane.cancel_task(agent, "t1")
-    session = await agent.GetSession(GetSessionRequest(workspace_id=WORKSPACE_ID), metadata=control_plane.metadata())
-    assert (session.epoch, session.task_id, session.phase, session.cancel_requested) == (EPOCH, "t1", "tool_call", True)
+    session = await agent.GetSession(
+        GetSessionRequest(workspace_id=WORKSPACE_ID), metadata=control_plane.metadata()
+    )
+    assert (session.epoch, session.task_id, session.phase, session.cancel_requested) == (
+        EPOCH,
+        "t1",
+        "tool_call",
+        True,
+    )
     assert control_plane.end("t1") is None
     (tmp_path / "go").touch()
     await control_plane.until(lambda: control_plane.end("t1"))
@@ -84,7 +106,9 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
     agent = control_plane.agent()
     first, second, third = (f"00-{digit * 32}-{digit * 16}-01" for digit in "abc")
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done"
-    await control_plane.start_task(agent, control_plane.submit("t1", f"true\n{wait}\necho never"), traceparent=first)
+    await control_plane.start_task(
+        agent, control_plane.submit("t1", f"true\n{wait}\necho never"), traceparent=first
+    )
     await _exists(tmp_path / "begun")
     await control_plane.cancel_task(agent, "t1", traceparent=second)
     # One that belongs to no trace, and one that is for another task, take nothing over.
@@ -92,7 +116,8 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
     await control_plane.cancel_task(agent, "t9", traceparent=third)
     (tmp_path / "go").touch()
     await control_plane.until(lambda: control_plane.end("t1"))
-    # It is to learn of the next task from the call that has the trace, not from the reply to a heartbeat.
+    # It is to learn of the next task from the call that has the trace, not from the reply to a
+    # heartbeat.
     heartbeats = asyncio.Event()
 
     async def hold(call: str) -> None:
@@ -116,20 +141,31 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
     ]
 
 
-async def test_force_breaks_the_tool_off(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_force_breaks_the_tool_off(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     await started(control_plane, start)
     agent = control_plane.agent()
-    await control_plane.start_task(agent, control_plane.submit("t1", "echo so far; touch begun; sleep 600\necho never"))
+    await control_plane.start_task(
+        agent, control_plane.submit("t1", "echo so far; touch begun; sleep 600\necho never")
+    )
     await _exists(tmp_path / "begun")
     await control_plane.cancel_task(agent, "t1", force_after_seconds=300)
     await control_plane.cancel_task(agent, "t1", force_after_seconds=0)
     await control_plane.until(lambda: control_plane.end("t1"))
     (iteration,) = control_plane.iterations("t1")
-    assert iteration.tool_call.result == ToolResult(status=ToolResult.interrupted, exit_code=-9, output="so far\n")
-    assert (control_plane.end("t1").status, control_plane.end("t1").forced) == (Task.cancelled, True)
+    assert iteration.tool_call.result == ToolResult(
+        status=ToolResult.interrupted, exit_code=-9, output="so far\n"
+    )
+    assert (control_plane.end("t1").status, control_plane.end("t1").forced) == (
+        Task.cancelled,
+        True,
+    )
 
 
-async def test_a_cancel_that_comes_before_its_task_means_no_iteration(control_plane: ControlPlane, start: Start) -> None:
+async def test_a_cancel_that_comes_before_its_task_means_no_iteration(
+    control_plane: ControlPlane, start: Start
+) -> None:
     await started(control_plane, start)
     agent = control_plane.agent()
     assert not await control_plane.cancel_task(agent, "t1")
@@ -139,7 +175,9 @@ async def test_a_cancel_that_comes_before_its_task_means_no_iteration(control_pl
     assert control_plane.end("t1").status == Task.cancelled
 
 
-async def test_a_start_that_was_lost_comes_with_the_next_reply(control_plane: ControlPlane, start: Start) -> None:
+async def test_a_start_that_was_lost_comes_with_the_next_reply(
+    control_plane: ControlPlane, start: Start
+) -> None:
     control_plane.lease_ms = 1_200
     await started(control_plane, start)
     control_plane.submit("t1", "echo here")
@@ -147,7 +185,9 @@ async def test_a_start_that_was_lost_comes_with_the_next_reply(control_plane: Co
     assert control_plane.end("t1").status == Task.completed
 
 
-async def test_a_repeated_start_runs_nothing_twice(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_a_repeated_start_runs_nothing_twice(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     await started(control_plane, start)
     agent = control_plane.agent()
     task = control_plane.submit("t1", "echo x >> runs")
@@ -161,7 +201,9 @@ async def test_a_repeated_start_runs_nothing_twice(control_plane: ControlPlane, 
     assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "task_ended"]
 
 
-async def test_another_task_is_refused_while_one_runs(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_another_task_is_refused_while_one_runs(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     await started(control_plane, start)
     agent = control_plane.agent()
     task = control_plane.submit("t1", "touch begun; sleep 600")
@@ -173,26 +215,36 @@ async def test_another_task_is_refused_while_one_runs(control_plane: ControlPlan
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_lost_acknowledgements_are_made_good(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_lost_acknowledgements_are_made_good(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     await started(control_plane, start)
     control_plane.lost_acknowledgements = 3
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "echo x >> runs"))
+    await control_plane.start_task(
+        control_plane.agent(), control_plane.submit("t1", "echo x >> runs")
+    )
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "task_ended"]
     assert control_plane.calls.count("CommitEvents") == 5
     assert (tmp_path / "runs").read_text() == "x\n"
 
 
-async def test_the_next_worker_is_tried_when_one_does_not_answer(control_plane: ControlPlane, start: Start) -> None:
+async def test_the_next_worker_is_tried_when_one_does_not_answer(
+    control_plane: ControlPlane, start: Start
+) -> None:
     start(["127.0.0.1:1", await control_plane.serve()])
     await control_plane.until(lambda: control_plane.address)
 
 
-async def test_a_task_that_is_no_longer_named_is_dropped(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_a_task_that_is_no_longer_named_is_dropped(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     control_plane.lease_ms = 1_500
     await started(control_plane, start)
     agent = control_plane.agent()
-    await control_plane.start_task(agent, control_plane.submit("t1", "echo $$ > begun.new; mv begun.new begun; exec sleep 600"))
+    await control_plane.start_task(
+        agent, control_plane.submit("t1", "echo $$ > begun.new; mv begun.new begun; exec sleep 600")
+    )
     await _exists(tmp_path / "begun")
     control_plane.submit("t2", "true")
     await control_plane.until(lambda: control_plane.end("t2"))
@@ -215,7 +267,8 @@ async def test_an_older_heartbeats_reply_does_not_drop_a_new_task(
     await started(control_plane, start)
     await made.wait()
     await control_plane.start_task(
-        control_plane.agent(), control_plane.submit("t1", "touch begun; while [ ! -e go ]; do sleep 0.01; done")
+        control_plane.agent(),
+        control_plane.submit("t1", "touch begun; while [ ! -e go ]; do sleep 0.01; done"),
     )
     await _exists(tmp_path / "begun")
     beaten = len(control_plane.heartbeats)
@@ -226,7 +279,9 @@ async def test_an_older_heartbeats_reply_does_not_drop_a_new_task(
     assert control_plane.end("t1").status == Task.completed
 
 
-async def test_a_fenced_agent_ends_its_tools_and_itself(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_a_fenced_agent_ends_its_tools_and_itself(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     control_plane.lease_ms = 1_500
     agent = await started(control_plane, start)
     await _run_for_long(control_plane, tmp_path)
@@ -236,8 +291,12 @@ async def test_a_fenced_agent_ends_its_tools_and_itself(control_plane: ControlPl
     assert control_plane.kinds("t1") == ["task_started"]
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
-async def test_a_token_that_is_not_taken_ends_the_agent(control_plane: ControlPlane, start: Start, code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED]
+)
+async def test_a_token_that_is_not_taken_ends_the_agent(
+    control_plane: ControlPlane, start: Start, code: grpc.StatusCode
+) -> None:
     control_plane.refusal = code
     assert await _ended(start([await control_plane.serve()])) is ExitCode.UNAUTHORIZED
 
@@ -264,7 +323,9 @@ async def test_the_lease_is_kept_by_heartbeats(control_plane: ControlPlane, star
     assert not agent.done()
 
 
-async def test_sigterm_ends_tools_and_agent_at_once(control_plane: ControlPlane, start: Start, tmp_path: Path) -> None:
+async def test_sigterm_ends_tools_and_agent_at_once(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
     agent = await started(control_plane, start)
     await _run_for_long(control_plane, tmp_path)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -273,15 +334,21 @@ async def test_sigterm_ends_tools_and_agent_at_once(control_plane: ControlPlane,
     assert control_plane.end("t1") is None
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED])
-async def test_a_refused_commit_ends_the_agent(control_plane: ControlPlane, start: Start, code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED]
+)
+async def test_a_refused_commit_ends_the_agent(
+    control_plane: ControlPlane, start: Start, code: grpc.StatusCode
+) -> None:
     agent = await started(control_plane, start)
     control_plane.refusal = code
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"))
     assert await _ended(agent) is ExitCode.REJECTED
 
 
-async def test_an_unknown_model_is_told_at_the_start(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_unknown_model_is_told_at_the_start(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await _ended(start([], model="oracle")) is ExitCode.BAD_SETTINGS
     assert "oracle" in capsys.readouterr().out
 

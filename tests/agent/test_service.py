@@ -10,7 +10,9 @@ from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane, sign
 
 
-async def test_only_the_control_planes_fresh_tokens_open(control_plane: ControlPlane, start: Start) -> None:
+async def test_only_the_control_planes_fresh_tokens_open(
+    control_plane: ControlPlane, start: Start
+) -> None:
     await started(control_plane, start)
     agent, now = control_plane.agent(), int(time.time())
     claims = {"iss": "evershell", "aud": "agent", "workspace_id": WORKSPACE_ID, "exp": now + 30}
@@ -39,7 +41,9 @@ async def test_only_the_control_planes_fresh_tokens_open(control_plane: ControlP
 async def test_another_epoch_is_refused(control_plane: ControlPlane, start: Start) -> None:
     await started(control_plane, start)
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"), epoch=EPOCH + 1)
+        await control_plane.start_task(
+            control_plane.agent(), control_plane.submit("t1", "true"), epoch=EPOCH + 1
+        )
     assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -49,7 +53,9 @@ async def test_bytes_that_are_no_message_are_refused_in_the_agents_own_words(
 ) -> None:
     await started(control_plane, start)
     async with grpc.aio.insecure_channel(control_plane.address) as channel:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/evershell.agent.v1.AgentService/{method}")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/evershell.agent.v1.AgentService/{method}"
+        )
         for metadata, code in [
             ((), grpc.StatusCode.UNAUTHENTICATED),
             (control_plane.metadata(), grpc.StatusCode.INVALID_ARGUMENT),

@@ -85,14 +85,22 @@ async def test_an_agent_whose_end_of_a_task_was_lost_ends(runs: Runs) -> None:
     await settle()
     await runs.end("a")
     runs.session.apply(_names("a"), runs.session.mark())
-    assert (runs.shutdown.code, runs.shutdown.reason) == (ExitCode.CRASHED, "the end of task a was not committed")
+    assert (runs.shutdown.code, runs.shutdown.reason) == (
+        ExitCode.CRASHED,
+        "the end of task a was not committed",
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(OSError(28, "No space left on device"), ExitCode.CRASHED), (RejectedError("too large"), ExitCode.REJECTED)],
+    [
+        (OSError(28, "No space left on device"), ExitCode.CRASHED),
+        (RejectedError("too large"), ExitCode.REJECTED),
+    ],
 )
-async def test_whatever_ends_the_work_on_a_task_ends_the_agent(runs: Runs, error: Exception, code: ExitCode) -> None:
+async def test_whatever_ends_the_work_on_a_task_ends_the_agent(
+    runs: Runs, error: Exception, code: ExitCode
+) -> None:
     runs.error = error
     runs.session.start(Assignment(task_id="a"))
     await settle()
@@ -154,7 +162,9 @@ async def test_a_task_that_comes_while_another_works_is_refused(runs: Runs) -> N
         runs.session.start(Assignment(task_id="b"))
 
 
-async def test_a_task_that_overtakes_the_acknowledgement_of_the_last_ones_end_is_kept(runs: Runs) -> None:
+async def test_a_task_that_overtakes_the_acknowledgement_of_the_last_ones_end_is_kept(
+    runs: Runs,
+) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
     runs.tasks["a"].is_ending = True
@@ -191,7 +201,9 @@ async def test_the_earliest_force_wins_whoever_brings_it(runs: Runs) -> None:
     assert runs.tasks["a"].cancel.force_at == 400.5
 
 
-async def test_a_thousand_other_cancels_do_not_take_the_flag_from_the_task_in_hand(runs: Runs) -> None:
+async def test_a_thousand_other_cancels_do_not_take_the_flag_from_the_task_in_hand(
+    runs: Runs,
+) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
     for number in range(2_000):
@@ -207,8 +219,12 @@ async def test_fenced_ends_the_agent_and_nothing_is_taken_any_more(runs: Runs) -
     assert (runs.shutdown.code, runs.begun) == (ExitCode.FENCED, [])
 
 
-@pytest.mark.parametrize(("length", "over_after"), [(30, 24), (8, 6), (5, 3), (3, 1.5), (1, 0.5), (0.2, 0.1)])
-async def test_the_lease_ends_a_margin_before_the_database_thinks_so(length: float, over_after: float) -> None:
+@pytest.mark.parametrize(
+    ("length", "over_after"), [(30, 24), (8, 6), (5, 3), (3, 1.5), (1, 0.5), (0.2, 0.1)]
+)
+async def test_the_lease_ends_a_margin_before_the_database_thinks_so(
+    length: float, over_after: float
+) -> None:
     now = 100.0
     lease = Lease(lambda: now)
     assert lease.remaining_seconds is None
@@ -224,10 +240,13 @@ async def test_the_lease_ends_a_margin_before_the_database_thinks_so(length: flo
         await lease.wait_over()
 
 
-async def test_a_cancellation_of_a_task_it_does_not_have_has_it_ask_what_it_is_to_do(runs: Runs) -> None:
+async def test_a_cancellation_of_a_task_it_does_not_have_has_it_ask_what_it_is_to_do(
+    runs: Runs,
+) -> None:
     assert runs.session.cancel("t1", Cancellation()) is False
     assert runs.hurried == 1
-    # The database holds it for this agent's after all: its end is committed, with no iteration begun.
+    # The database holds it for this agent's after all: its end is committed, with no iteration
+    # begun.
     runs.session.apply(_names("t1"), runs.session.mark())
     await settle()
     assert runs.tasks["t1"].cancel.is_requested

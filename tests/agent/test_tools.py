@@ -24,7 +24,12 @@ def as_in_an_agent() -> None:
     adopt()
 
 
-async def _run(files_dir: Path, command: str, timeout_seconds: float = 60, interrupt: asyncio.Event | None = None) -> ToolResult:
+async def _run(
+    files_dir: Path,
+    command: str,
+    timeout_seconds: float = 60,
+    interrupt: asyncio.Event | None = None,
+) -> ToolResult:
     tool = ShellTool(files_dir, "ws_1", 7, timeout_seconds)
     async with asyncio.timeout(30):
         return await tool.run(shell_call(command), interrupt or asyncio.Event())
@@ -56,9 +61,13 @@ async def test_runs_in_the_files_with_no_input(tmp_path: Path) -> None:
     assert (await _run(tmp_path, "pwd -P; cat")).output == f"{tmp_path}\n"
 
 
-async def test_the_environment_holds_nothing_of_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_holds_nothing_of_the_agents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EVERSHELL_RUNTIME_TOKEN", "secret")
-    names = {line.split("=")[0]: line for line in (await _run(tmp_path, "exec env")).output.splitlines()}
+    names = {
+        line.split("=")[0]: line for line in (await _run(tmp_path, "exec env")).output.splitlines()
+    }
     assert set(names) - {"PWD", "SHLVL", "_", "OLDPWD"} == {
         "PATH",
         "HOME",
@@ -81,7 +90,9 @@ async def test_no_file_of_the_agent_is_open_in_the_tool(tmp_path: Path) -> None:
 
 
 async def test_long_output_keeps_head_and_tail(tmp_path: Path) -> None:
-    result = await _run(tmp_path, "echo first; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last")
+    result = await _run(
+        tmp_path, "echo first; head -c 3000000 /dev/zero | tr '\\0' x; echo; echo last"
+    )
     assert result.output.startswith("first\nxxx")
     assert result.output.endswith("xxx\nlast\n")
     assert len(result.output.encode()) <= MAX_OUTPUT_BYTES
@@ -91,7 +102,9 @@ async def test_long_output_keeps_head_and_tail(tmp_path: Path) -> None:
 
 
 async def test_what_cannot_be_stored_is_replaced(tmp_path: Path) -> None:
-    assert (await _run(tmp_path, r"printf 'a\000b\377c\303'")).output == f"a{REPLACED}b{REPLACED}c{REPLACED}"
+    assert (
+        await _run(tmp_path, r"printf 'a\000b\377c\303'")
+    ).output == f"a{REPLACED}b{REPLACED}c{REPLACED}"
 
 
 async def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
@@ -103,7 +116,9 @@ async def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
 @pytest.mark.parametrize("start", ["setsid sh", "cd /; exec env -i setsid sh"])
-async def test_broken_off_nothing_is_left_whatever_it_has_left(tmp_path: Path, start: str, how: str) -> None:
+async def test_broken_off_nothing_is_left_whatever_it_has_left(
+    tmp_path: Path, start: str, how: str
+) -> None:
     own = tmp_path / "own"
     line = f"echo so far; ({start} -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' &) ; exec sleep 600"
     interrupt = asyncio.Event()
@@ -112,7 +127,9 @@ async def test_broken_off_nothing_is_left_whatever_it_has_left(tmp_path: Path, s
     assert _lives(tmp_path / "own")
     if how == "interrupt":
         interrupt.set()
-        assert await running == ToolResult(status=ToolStatus.INTERRUPTED, exit_code=-9, output="so far\n")
+        assert await running == ToolResult(
+            status=ToolStatus.INTERRUPTED, exit_code=-9, output="so far\n"
+        )
     else:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -151,7 +168,9 @@ async def test_what_was_adopted_is_cleared_away(tmp_path: Path) -> None:
 async def test_what_ends_during_the_call_takes_no_process_number(tmp_path: Path) -> None:
     interrupt = asyncio.Event()
     before = set(psutil.Process().children())
-    running = asyncio.create_task(_run(tmp_path, "(exit 0 &); (exit 0 &); echo > begun; exec sleep 600", interrupt=interrupt))
+    running = asyncio.create_task(
+        _run(tmp_path, "(exit 0 &); (exit 0 &); echo > begun; exec sleep 600", interrupt=interrupt)
+    )
     await _until((tmp_path / "begun").exists)
     await _until(lambda: len(set(psutil.Process().children()) - before) == 1)
     interrupt.set()
@@ -196,12 +215,16 @@ async def test_what_was_there_before_the_call_is_left_alone(tmp_path: Path) -> N
 
 
 async def test_a_tool_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
-    result = await _run(tmp_path, "trap '' TERM INT HUP; while :; do sleep 1; done", timeout_seconds=0.1)
+    result = await _run(
+        tmp_path, "trap '' TERM INT HUP; while :; do sleep 1; done", timeout_seconds=0.1
+    )
     assert result.status is ToolStatus.TIMED_OUT
 
 
 @pytest.mark.parametrize("redirect", ["", ">/dev/null 2>&1"])
-async def test_a_background_child_neither_holds_the_call_nor_outlives_it(tmp_path: Path, redirect: str) -> None:
+async def test_a_background_child_neither_holds_the_call_nor_outlives_it(
+    tmp_path: Path, redirect: str
+) -> None:
     began = time.monotonic()
     result = await _run(tmp_path, f"sleep 600 {redirect} & echo $! > child; echo done")
     assert result == ToolResult(status=ToolStatus.EXITED, output="done\n")
@@ -229,7 +252,9 @@ async def test_what_cannot_be_a_command_is_not_run(tmp_path: Path, command: str)
         ToolCall(id="c", name="shell", arguments='{"command": 1}'),
     ],
 )
-async def test_a_call_that_makes_no_sense_is_told_to_the_model(tmp_path: Path, call: ToolCall) -> None:
+async def test_a_call_that_makes_no_sense_is_told_to_the_model(
+    tmp_path: Path, call: ToolCall
+) -> None:
     result = await ShellTool(tmp_path, "ws_1", 7, 60).run(call, asyncio.Event())
     assert result.status is ToolStatus.NOT_RUN
     assert result.output

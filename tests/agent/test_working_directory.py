@@ -21,7 +21,9 @@ async def test_without_its_folder_there_is_nothing_to_be_done(tmp_path: Path) ->
 
 @pytest.mark.parametrize("by", ["link", "folder", "file"])
 @pytest.mark.parametrize("what", ["files", "."])
-async def test_in_a_folder_that_replaces_its_own_nothing_is_run(tmp_path: Path, what: str, by: str) -> None:
+async def test_in_a_folder_that_replaces_its_own_nothing_is_run(
+    tmp_path: Path, what: str, by: str
+) -> None:
     pod, other = tmp_path / "pod", tmp_path / "other"
     for folder in (pod, other):
         (folder / "files").mkdir(parents=True)

@@ -30,7 +30,11 @@ INTERNAL = "/evershell.agent.v1.RuntimeService/"
 SECRET = "sk_test"
 READER = "sk_reader"
 OBSERVER = "sk_observer"
-TEMPLATES = {SECRET: KeyTemplate.FULL_ACCESS, READER: KeyTemplate.READ_ONLY, OBSERVER: KeyTemplate.SUBMIT_OBSERVE}
+TEMPLATES = {
+    SECRET: KeyTemplate.FULL_ACCESS,
+    READER: KeyTemplate.READ_ONLY,
+    OBSERVER: KeyTemplate.SUBMIT_OBSERVE,
+}
 POD_TOKENS = PodTokens(new_key())
 Metadata = tuple[tuple[str, str], ...]
 DETAILS = (
@@ -45,7 +49,10 @@ DETAILS = (
 
 def bearer(token: str = SECRET, **more: str) -> Metadata:
     """`more`: further metadata; underscores stand for hyphens."""
-    return (("authorization", f"Bearer {token}"), *((name.replace("_", "-"), value) for name, value in more.items()))
+    return (
+        ("authorization", f"Bearer {token}"),
+        *((name.replace("_", "-"), value) for name, value in more.items()),
+    )
 
 
 def agent_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
@@ -55,7 +62,9 @@ def agent_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
 async def find_key(digest: bytes) -> ApiKey | None:
     for secret, template in TEMPLATES.items():
         if digest == fingerprint(secret):
-            return ApiKey(id=f"key_{template}", org_id=ORG, name="", template=template, created_at=NOW)
+            return ApiKey(
+                id=f"key_{template}", org_id=ORG, name="", template=template, created_at=NOW
+            )
     return None
 
 
@@ -122,7 +131,9 @@ class Running:
             return Failed.of(error)
         raise AssertionError("the call succeeded")
 
-    async def raw(self, method: str, metadata: Metadata = (), request: bytes = b"") -> Failed | bytes:
+    async def raw(
+        self, method: str, metadata: Metadata = (), request: bytes = b""
+    ) -> Failed | bytes:
         """A unary call in bytes."""
         try:
             call: Any = self.channel.unary_unary(method)
@@ -154,7 +165,9 @@ async def running(
     authenticator: Authenticator | None = None,
     metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
-    authenticator = authenticator or Authenticator(ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience"))
+    authenticator = authenticator or Authenticator(
+        ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience")
+    )
     server = Server(
         WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
@@ -164,7 +177,15 @@ async def running(
     )
     port = await server.start("127.0.0.1:0")
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-            yield Running(world, channel, port, server, workspace_service_pb2_grpc.WorkspaceServiceStub(channel))
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]
+        ) as channel:
+            yield Running(
+                world,
+                channel,
+                port,
+                server,
+                workspace_service_pb2_grpc.WorkspaceServiceStub(channel),
+            )
     finally:
         await server.drain(0)

@@ -14,12 +14,29 @@ from server.auth.api_keys import ApiKeys
 from server.auth.authenticator import Authenticator, HostBinding
 from server.auth.sessions import JwkSet, Sessions
 from server.core.workspace import WorkspaceStatus
-from tests.api.running import INTERNAL, POD_TOKENS, PUBLIC, READER, Failed, Running, agent_bearer, bearer, find_key, running
+from tests.api.running import (
+    INTERNAL,
+    POD_TOKENS,
+    PUBLIC,
+    READER,
+    Failed,
+    Running,
+    agent_bearer,
+    bearer,
+    find_key,
+    running,
+)
 from tests.auth.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.core.world import ORG, World
 
-PUBLIC_METHODS = [method.name for method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods]
-INTERNAL_METHODS = [method.name for method in runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods]
+PUBLIC_METHODS = [
+    method.name
+    for method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods
+]
+INTERNAL_METHODS = [
+    method.name
+    for method in runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods
+]
 BAD_CREDENTIALS: list[tuple[tuple[str, str], ...]] = [
     (),
     (("authorization", ""),),
@@ -46,15 +63,21 @@ async def test_every_public_method_needs_a_credential(server: Running, method: s
 
 
 @pytest.mark.parametrize("metadata", BAD_CREDENTIALS)
-async def test_a_credential_that_is_not_good_opens_nothing(server: Running, metadata: tuple[tuple[str, str], ...]) -> None:
+async def test_a_credential_that_is_not_good_opens_nothing(
+    server: Running, metadata: tuple[tuple[str, str], ...]
+) -> None:
     for method in (PUBLIC + "CancelTask", INTERNAL + "Register"):
         seen = await server.raw(method, metadata)
         assert isinstance(seen, Failed)
         # The identity provider cannot be read here, so a session token may be told so.
-        assert seen.slug == "unauthenticated" or (seen.slug == "unavailable" and metadata[0][1].startswith("Bearer eyJ"))
+        assert seen.slug == "unauthenticated" or (
+            seen.slug == "unavailable" and metadata[0][1].startswith("Bearer eyJ")
+        )
 
 
-@pytest.mark.parametrize("claims", [{"exp": 10**400}, {"sub": "a\0"}, {"org_id": "\ud800"}, {"sub": "a" * 3_000}])
+@pytest.mark.parametrize(
+    "claims", [{"exp": 10**400}, {"sub": "a\0"}, {"org_id": "\ud800"}, {"sub": "a" * 3_000}]
+)
 async def test_a_signed_token_whose_claims_cannot_be_is_refused_at_the_door(
     world: World, tmp_path: Path, claims: dict[str, Any]
 ) -> None:
@@ -63,17 +86,23 @@ async def test_a_signed_token_whose_claims_cannot_be_is_refused_at_the_door(
     authenticator = Authenticator(ApiKeys(find_key), Sessions(JwkSet(str(jwks)), ISSUER, AUDIENCE))
     scopes = ["workspace:write", "tasks:write"]
     async with running(world, authenticator=authenticator) as server:
-        good = await server.raw(PUBLIC + "CreateWorkspace", bearer(token("ES256", permissions=scopes)))
+        good = await server.raw(
+            PUBLIC + "CreateWorkspace", bearer(token("ES256", permissions=scopes))
+        )
         assert isinstance(good, bytes)
         for method in ("CreateWorkspace", "CancelTask"):
-            bad = await unauthenticated(server, PUBLIC + method, bearer(token("ES256", permissions=scopes, **claims)))
+            bad = await unauthenticated(
+                server, PUBLIC + method, bearer(token("ES256", permissions=scopes, **claims))
+            )
             assert (bad.code, bad.slug) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
 
 
 @pytest.mark.parametrize("method", INTERNAL_METHODS)
 async def test_no_users_credential_opens_the_runtime(server: Running, method: str) -> None:
     for metadata in ((), bearer(), bearer(POD_TOKENS.signal_token("ws_1"))):
-        assert (await unauthenticated(server, INTERNAL + method, metadata)).slug == "unauthenticated"
+        assert (
+            await unauthenticated(server, INTERNAL + method, metadata)
+        ).slug == "unauthenticated"
 
 
 @pytest.mark.parametrize("method", PUBLIC_METHODS)
@@ -91,12 +120,19 @@ async def test_an_agents_token_opens_the_runtime(server: Running, method: str) -
 
 
 async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World) -> None:
-    mine, other = await world.add(WorkspaceStatus.PROVISIONING), await world.add(WorkspaceStatus.PROVISIONING)
+    mine, other = (
+        await world.add(WorkspaceStatus.PROVISIONING),
+        await world.add(WorkspaceStatus.PROVISIONING),
+    )
     request = runtime_service_pb2.RegisterRequest(address="127.0.0.1:1").SerializeToString()
     answer = await server.raw(INTERNAL + "Register", agent_bearer(mine.id), request)
     assert isinstance(answer, bytes)
     directive = runtime_service_pb2.RegisterResponse.FromString(answer).directive
-    assert (directive.fenced, directive.lease_ms, directive.HasField("task")) == (False, 30_000, False)
+    assert (directive.fenced, directive.lease_ms, directive.HasField("task")) == (
+        False,
+        30_000,
+        False,
+    )
     assert (await world.workspace(mine.id)).agent_address == "127.0.0.1:1"
     assert (await world.workspace(other.id)).agent_address is None
 
@@ -111,7 +147,9 @@ async def test_a_credential_opens_every_public_method(server: Running, method: s
         assert method in ("CreateWorkspace", "ListWorkspaces")
 
 
-@pytest.mark.parametrize("method", ["CancelTask", "SubmitTask", "StopWorkspace", "ResumeWorkspace", "CreateWorkspace"])
+@pytest.mark.parametrize(
+    "method", ["CancelTask", "SubmitTask", "StopWorkspace", "ResumeWorkspace", "CreateWorkspace"]
+)
 async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> None:
     """Both of the workspace's id and the description are good for each of these messages."""
     request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
@@ -123,11 +161,17 @@ async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> N
 async def test_health_needs_no_token(server: Running) -> None:
     answer = await server.raw("/grpc.health.v1.Health/Check")
     assert isinstance(answer, bytes)
-    assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
+    assert (
+        health_pb2.HealthCheckResponse.FromString(answer).status
+        == health_pb2.HealthCheckResponse.SERVING
+    )
     await server.server.set_serving(serving=False)
     answer = await server.raw("/grpc.health.v1.Health/Check")
     assert isinstance(answer, bytes)
-    assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (
+        health_pb2.HealthCheckResponse.FromString(answer).status
+        == health_pb2.HealthCheckResponse.NOT_SERVING
+    )
 
 
 async def test_reflection_needs_no_token_and_hides_the_runtime(server: Running) -> None:
@@ -152,10 +196,14 @@ async def test_a_host_of_another_organization_is_denied(world: World) -> None:
         method = PUBLIC + "ListWorkspaces"
         denied = await server.raw(method, bearer(x_evershell_host="other.evershell.ai"))
         assert isinstance(denied, Failed) and denied.slug == "permission_denied"
-        assert isinstance(await server.raw(method, bearer(x_evershell_host="acme.evershell.ai")), bytes)
+        assert isinstance(
+            await server.raw(method, bearer(x_evershell_host="acme.evershell.ai")), bytes
+        )
         no_key = await server.raw(method, (("x-evershell-host", "other.evershell.ai"),))
         assert isinstance(no_key, Failed) and no_key.slug == "unauthenticated"
-        health = await server.raw("/grpc.health.v1.Health/Check", (("x-evershell-host", "other.evershell.ai"),))
+        health = await server.raw(
+            "/grpc.health.v1.Health/Check", (("x-evershell-host", "other.evershell.ai"),)
+        )
         assert isinstance(health, bytes)
 
 

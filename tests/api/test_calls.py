@@ -22,57 +22,89 @@ async def test_a_cancellation_is_accepted_once(server: Running, world: World) ->
     busy, running = await world.add_busy()
     request = messages.CancelTaskRequest(workspace_id=busy.id, reason="too slow")
     first = await server.stub.CancelTask(request, metadata=bearer(x_request_id="req_7"))
-    assert (first.outcome, first.workspace_id, first.task_id) == (Outcome.accepted, busy.id, running.id)
+    assert (first.outcome, first.workspace_id, first.task_id) == (
+        Outcome.accepted,
+        busy.id,
+        running.id,
+    )
     assert (first.requested_by, first.reason) == ("key_full_access", "too slow")
     assert first.requested_at.ToDatetime(world.clock().tzinfo) == world.clock()
     assert first.task.status == task_pb2.Task.Status.running
     assert first.task.cancel_requested_at == first.requested_at
     request.reason = "again"
     second = await server.stub.CancelTask(request, metadata=bearer())
-    assert (second.outcome, second.reason, second.requested_at) == (Outcome.already_requested, "too slow", first.requested_at)
+    assert (second.outcome, second.reason, second.requested_at) == (
+        Outcome.already_requested,
+        "too slow",
+        first.requested_at,
+    )
     stored = await world.task(busy.id, running.id)
     assert stored.cancel is not None and stored.cancel.request_id == "req_7"
 
 
 async def test_there_may_be_nothing_to_cancel(server: Running, world: World) -> None:
     idle = await world.add()
-    answer = await server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=idle.id), metadata=bearer())
-    assert MessageToDict(answer, preserving_proto_field_name=True) == {"workspace_id": idle.id, "outcome": "no_active_task"}
+    answer = await server.stub.CancelTask(
+        messages.CancelTaskRequest(workspace_id=idle.id), metadata=bearer()
+    )
+    assert MessageToDict(answer, preserving_proto_field_name=True) == {
+        "workspace_id": idle.id,
+        "outcome": "no_active_task",
+    }
 
 
-async def test_an_agent_that_does_not_answer_is_told_with_the_intent(server: Running, world: World) -> None:
+async def test_an_agent_that_does_not_answer_is_told_with_the_intent(
+    server: Running, world: World
+) -> None:
     busy, running = await world.add_busy()
     world.agents.reachable = False
     request = messages.CancelTaskRequest(workspace_id=busy.id)
-    seen = await server.fails(server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest")))
+    seen = await server.fails(
+        server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest"))
+    )
     assert (seen.code, seen.slug) == (grpc.StatusCode.UNAVAILABLE, "agent_unreachable")
     assert "RetryInfo" not in seen.details and "retry-after" not in seen.trailers
-    assert seen.envelope["details"] == {"workspace_id": busy.id, "task_id": running.id, "intent_recorded": True}
+    assert seen.envelope["details"] == {
+        "workspace_id": busy.id,
+        "task_id": running.id,
+        "intent_recorded": True,
+    }
     assert (await world.task(busy.id, running.id)).cancel is not None
 
 
 async def test_every_wrong_field_is_named(server: Running) -> None:
     request = messages.CancelTaskRequest(workspace_id="a b", reason="x" * 501)
-    seen = await server.fails(server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest")))
+    seen = await server.fails(
+        server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest"))
+    )
     assert set(seen.envelope["details"]["fields"]) == {"workspace_id", "reason"}
-    assert {each.field for each in seen.details["BadRequest"].field_violations} == {"workspace_id", "reason"}
+    assert {each.field for each in seen.details["BadRequest"].field_violations} == {
+        "workspace_id",
+        "reason",
+    }
 
 
 async def test_a_submitted_task_comes_back_as_it_was_given(server: Running, world: World) -> None:
     idle = await world.add()
-    request = messages.SubmitTaskRequest(workspace_id=idle.id, description="ls", metadata={"k": "v"}, max_iterations=3)
+    request = messages.SubmitTaskRequest(
+        workspace_id=idle.id, description="ls", metadata={"k": "v"}, max_iterations=3
+    )
     answer = await server.stub.SubmitTask(request, metadata=bearer())
     read = messages.GetTaskRequest(workspace_id=idle.id, task_id=answer.task_id)
     task = await server.stub.GetTask(read, metadata=bearer())
     assert (task.description, dict(task.metadata), task.max_iterations) == ("ls", {"k": "v"}, 3)
     assert answer.status == task.status == task_pb2.Task.Status.delivered
-    listed = await server.stub.ListTasks(messages.ListTasksRequest(workspace_id=idle.id), metadata=bearer())
+    listed = await server.stub.ListTasks(
+        messages.ListTasksRequest(workspace_id=idle.id), metadata=bearer()
+    )
     assert list(listed.tasks) == [task]
 
 
 async def test_a_stream_tells_what_was_and_what_comes(server: Running, world: World) -> None:
     busy, running = await world.add_busy()
-    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer())
+    call = server.stub.WatchEvents(
+        messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer()
+    )
     stream = aiter(call)
     seen = [await anext(stream)]
     await world.commit(busy.id, running.id, iteration(1))
@@ -83,7 +115,9 @@ async def test_a_stream_tells_what_was_and_what_comes(server: Running, world: Wo
 
 
 @pytest.mark.parametrize("edge", ["", "rest"])
-async def test_a_stream_that_fails_before_its_first_message_is_an_ordinary_error(server: Running, edge: str) -> None:
+async def test_a_stream_that_fails_before_its_first_message_is_an_ordinary_error(
+    server: Running, edge: str
+) -> None:
     request = messages.WatchEventsRequest(workspace_id="ws_unknown")
     metadata = bearer(x_evershell_edge=edge) if edge else bearer()
     seen = await server.fails(server.stub.WatchEvents(request, metadata=metadata))
@@ -101,7 +135,9 @@ async def test_a_stream_that_fails_later_says_so_in_its_last_message(
     stream = aiter(call)
     assert (await anext(stream)).event.seq == 2
     await world.commit(busy.id, running.id, iteration(1))
-    store.error = lambda: ZeroDivisionError("hunter2") if unforeseen else UnavailableError("10.0.0.7")
+    store.error = lambda: (
+        ZeroDivisionError("hunter2") if unforeseen else UnavailableError("10.0.0.7")
+    )
     last: messages.WatchEventsResponse | None = None
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         async for message in stream:
@@ -119,7 +155,9 @@ async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing
     server: Running, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy, running = await world.add_busy()
-    await world.commit(busy.id, running.id, *(iteration(number, "x" * 60_000) for number in range(1, 401)))
+    await world.commit(
+        busy.id, running.id, *(iteration(number, "x" * 60_000) for number in range(1, 401))
+    )
     reads: list[int] = []
     read = world.store.list_events
 
@@ -134,7 +172,9 @@ async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing
     seqs = [(await anext(stream)).event.seq]
     # The server has every opportunity to read on, and 24 MB to read.
     for _ in range(50):
-        await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=busy.id), metadata=bearer())
+        await server.stub.GetWorkspace(
+            messages.GetWorkspaceRequest(workspace_id=busy.id), metadata=bearer()
+        )
     assert len(reads) <= 2
     async for message in stream:
         seqs.append(message.event.seq)
@@ -145,8 +185,12 @@ async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing
     assert len(reads) >= 5
 
 
-async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(server: Running) -> None:
-    calls = [asyncio.create_task(server.raw(f"{PUBLIC}ListWorkspaces", bearer())) for _ in range(200)]
+async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(
+    server: Running,
+) -> None:
+    calls = [
+        asyncio.create_task(server.raw(f"{PUBLIC}ListWorkspaces", bearer())) for _ in range(200)
+    ]
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     await server.server.drain(10)
     answers = await asyncio.gather(*calls)
@@ -155,13 +199,18 @@ async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(
 
 async def test_a_server_drains_until_whoever_asks_for_its_health_knows(server: Running) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
-    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    assert (
+        await health.Check(health_pb2.HealthCheckRequest())
+    ).status == health_pb2.HealthCheckResponse.SERVING
     draining = asyncio.create_task(server.server.drain(10))
-    # Longer than it takes to see that no call comes: who does not know of the drain may send one yet.
+    # Longer than it takes to see that no call comes: who does not know of the drain may send one
+    # yet.
     done, _ = await asyncio.wait((draining,), timeout=0.5)
     assert not done
     assert await server.raw(f"{PUBLIC}ListWorkspaces", bearer()) == b""
-    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (
+        await health.Check(health_pb2.HealthCheckRequest())
+    ).status == health_pb2.HealthCheckResponse.NOT_SERVING
     async with asyncio.timeout(0.5):
         await draining
 

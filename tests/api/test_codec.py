@@ -91,7 +91,12 @@ def test_every_field_of_a_task_is_shown() -> None:
         "cancel_force_at": "2026-01-02T03:04:09Z",
         "reason": "why",
         "result": "what",
-        "usage": {"input_tokens": "1099511627776", "output_tokens": "2", "model_calls": "3", "tool_calls": "4"},
+        "usage": {
+            "input_tokens": "1099511627776",
+            "output_tokens": "2",
+            "model_calls": "3",
+            "tool_calls": "4",
+        },
         "forced": True,
         "metadata": {"k": "v"},
         "max_iterations": 7,
@@ -99,8 +104,12 @@ def test_every_field_of_a_task_is_shown() -> None:
 
 
 def test_a_new_task_shows_no_times_that_have_not_come() -> None:
-    new = codec.encode_task(Task(id="task_1", workspace_id="ws_1", description="ls", created_at=NOW))
-    assert not any(new.HasField(name) for name in ("started_at", "completed_at", "cancel_requested_at"))
+    new = codec.encode_task(
+        Task(id="task_1", workspace_id="ws_1", description="ls", created_at=NOW)
+    )
+    assert not any(
+        new.HasField(name) for name in ("started_at", "completed_at", "cancel_requested_at")
+    )
     assert new.status == task_pb2.Task.Status.submitted
 
 
@@ -119,7 +128,11 @@ def test_every_field_of_a_workspace_is_shown() -> None:
     )
     seen = shown(codec.encode_workspace(workspace))
     assert set(seen) == names(workspace_pb2.Workspace)
-    assert (seen["status"], seen["epoch"], seen["updated_at"]) == ("failed", "1099511627776", "2026-01-02T03:04:06Z")
+    assert (seen["status"], seen["epoch"], seen["updated_at"]) == (
+        "failed",
+        "1099511627776",
+        "2026-01-02T03:04:06Z",
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,14 +145,20 @@ def test_every_field_of_a_workspace_is_shown() -> None:
         (list(EventType), event_pb2.EventType.Type),
     ],
 )
-def test_every_value_has_its_name_in_the_protos_and_the_other_way_round(values: list[str], enum: Any) -> None:
+def test_every_value_has_its_name_in_the_protos_and_the_other_way_round(
+    values: list[str], enum: Any
+) -> None:
     assert [str(value) for value in values] == enum.keys()[1:]
     assert enum.keys()[0].endswith("_unspecified")
 
 
 PAYLOADS: dict[EventType, NewEvent] = {
-    EventType.WORKSPACE_PROVISIONED: event.workspace_event(EventType.WORKSPACE_PROVISIONED, NOW, epoch=1),
-    EventType.WORKSPACE_STOPPED: event.workspace_event(EventType.WORKSPACE_STOPPED, NOW, reason="r"),
+    EventType.WORKSPACE_PROVISIONED: event.workspace_event(
+        EventType.WORKSPACE_PROVISIONED, NOW, epoch=1
+    ),
+    EventType.WORKSPACE_STOPPED: event.workspace_event(
+        EventType.WORKSPACE_STOPPED, NOW, reason="r"
+    ),
     EventType.WORKSPACE_FAILED: event.workspace_event(EventType.WORKSPACE_FAILED, NOW, reason="r"),
     EventType.WORKSPACE_RESUMED: event.workspace_event(EventType.WORKSPACE_RESUMED, NOW, epoch=2),
     EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1", "req_1"),
@@ -154,10 +173,21 @@ PAYLOADS: dict[EventType, NewEvent] = {
 def test_every_field_of_every_event_is_shown(type_: EventType) -> None:
     new = PAYLOADS[type_]
     entry = Event(
-        workspace_id="ws_1", seq=9, type=type_, time=NOW, payload=new.payload, task_id=new.task_id, request_id=new.request_id
+        workspace_id="ws_1",
+        seq=9,
+        type=type_,
+        time=NOW,
+        payload=new.payload,
+        task_id=new.task_id,
+        request_id=new.request_id,
     )
     seen = codec.encode_watched(entry).event
-    assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (9, "ws_1", new.task_id or "", new.request_id or "")
+    assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (
+        9,
+        "ws_1",
+        new.task_id or "",
+        new.request_id or "",
+    )
     assert event_pb2.EventType.Type.Name(seen.type) == type_ == seen.WhichOneof("payload")
     payload = getattr(seen, type_)
     assert set(shown(payload)) == names(type(payload))
@@ -167,7 +197,12 @@ def test_the_end_of_a_task_tells_all_of_it() -> None:
     end = PAYLOADS[EventType.TASK_COMPLETED]
     entry = Event(workspace_id="ws_1", seq=1, type=end.type, time=NOW, payload=end.payload)
     seen = shown(codec.encode_watched(entry).event.task_completed)
-    assert (seen["status"], seen["forced"], seen["work_stopped"], seen["iterations"]) == ("running", True, "unknown", 5)
+    assert (seen["status"], seen["forced"], seen["work_stopped"], seen["iterations"]) == (
+        "running",
+        True,
+        "unknown",
+        5,
+    )
     assert seen["usage"]["input_tokens"] == "1099511627776"
     assert seen["cancel"] == {
         "requested_by": "user_9",
@@ -180,7 +215,13 @@ def test_the_end_of_a_task_tells_all_of_it() -> None:
 
 
 def test_a_payload_without_fields_is_there_all_the_same() -> None:
-    entry = Event(workspace_id="ws_1", seq=1, type=EventType.TASK_STARTED, time=NOW, payload={"of_a_later_version": 1})
+    entry = Event(
+        workspace_id="ws_1",
+        seq=1,
+        type=EventType.TASK_STARTED,
+        time=NOW,
+        payload={"of_a_later_version": 1},
+    )
     assert codec.encode_watched(entry).event.WhichOneof("payload") == "task_started"
 
 
@@ -192,7 +233,11 @@ def test_a_heartbeat_tells_where_the_log_stands() -> None:
 def test_a_cancellations_reply_names_the_first_requester() -> None:
     seen = shown(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK)))
     assert set(seen) == names(messages.CancelTaskResponse)
-    assert (seen["outcome"], seen["requested_by"], seen["reason"]) == ("already_requested", "user_9", "enough")
+    assert (seen["outcome"], seen["requested_by"], seen["reason"]) == (
+        "already_requested",
+        "user_9",
+        "enough",
+    )
 
 
 @pytest.mark.parametrize("field", ["wait", "force_after"])
@@ -220,7 +265,9 @@ def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
 
 def test_an_iteration_comes_back_from_the_log_as_the_agent_told_it() -> None:
     told = runtime_service_pb2.TaskEvent()
-    entry = Event(workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION)
+    entry = Event(
+        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION
+    )
     told.iteration_completed.CopyFrom(codec.encode_watched(entry).event.iteration_completed)
     (decoded,) = codec.decode_agent_events([told])
     assert decoded == Iterated(1, ITERATION)
@@ -236,7 +283,9 @@ def test_an_iteration_without_a_tool_call_has_none() -> None:
 
 def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
     earlier = {"number": 1, "model_call": {"model": "m", "content": "c"}}
-    entry = Event(workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=earlier)
+    entry = Event(
+        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=earlier
+    )
     status = codec.encode_watched(entry).event.iteration_completed.model_call.status
     assert status == event_pb2.ModelCall.Status.status_unspecified
 
@@ -245,12 +294,18 @@ def test_a_start_and_each_end_are_decoded() -> None:
     start = runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
     assert codec.decode_agent_events([start]) == [Started()]
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
-        ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True)
+        ended = runtime_service_pb2.TaskEnded(
+            status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True
+        )
         told = runtime_service_pb2.TaskEvent(task_ended=ended)
-        assert codec.decode_agent_events([told]) == [Ending(status=status, result="r", reason="w", forced=True)]
+        assert codec.decode_agent_events([told]) == [
+            Ending(status=status, result="r", reason="w", forced=True)
+        ]
 
 
-@pytest.mark.parametrize("status", ["status_unspecified", "submitted", "delivered", "running", "delivery_failed"])
+@pytest.mark.parametrize(
+    "status", ["status_unspecified", "submitted", "delivered", "running", "delivery_failed"]
+)
 def test_an_end_that_is_none_is_refused(status: str) -> None:
     ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
     with pytest.raises(AssertionError):
@@ -265,6 +320,14 @@ def test_an_event_of_no_kind_is_refused() -> None:
 def test_a_directive_holds_the_task_and_its_intent() -> None:
     seen = codec.encode_directive(Directive(fenced=False, task=TASK), 1.5)
     assert (seen.fenced, seen.lease_ms) == (False, 1500)
-    assert (seen.task.task_id, seen.task.description, seen.task.max_iterations, seen.task.iterations) == ("task_1", "ls", 7, 5)
-    assert (seen.task.cancellation.reason, seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo)) == ("enough", INTENT.force_at)
+    assert (
+        seen.task.task_id,
+        seen.task.description,
+        seen.task.max_iterations,
+        seen.task.iterations,
+    ) == ("task_1", "ls", 7, 5)
+    assert (
+        seen.task.cancellation.reason,
+        seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo),
+    ) == ("enough", INTENT.force_at)
     assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")

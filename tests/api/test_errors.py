@@ -24,7 +24,8 @@ CODES = {
     if value.number
 }
 SERVICE_CODES = [name for name, rule in CODES.items() if not rule.edge_only]
-# What callers rely on: what each code is, and the standard details beside ErrorInfo and RequestInfo.
+# What callers rely on: what each code is, and the standard details beside ErrorInfo and
+# RequestInfo.
 TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
     "validation_error": (grpc.StatusCode.INVALID_ARGUMENT, 400, {"BadRequest"}),
     "unauthenticated": (grpc.StatusCode.UNAUTHENTICATED, 401, set()),
@@ -45,23 +46,33 @@ TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
 MAKERS: dict[str, Callable[[], Failure]] = {
     "validation_error": lambda: errors.invalid({"reason": "is too long", "task_id": "is no id"}),
     "unauthenticated": lambda: errors.unauthenticated("No."),
-    "permission_denied": lambda: errors.permission_denied("No.", ["workspace:write", "workspace:write:own"]),
+    "permission_denied": lambda: errors.permission_denied(
+        "No.", ["workspace:write", "workspace:write:own"]
+    ),
     "workspace_not_found": lambda: errors.workspace_not_found("ws_1"),
     "task_not_found": lambda: errors.task_not_found("ws_1", "task_1"),
     "rate_limited": lambda: Failure("rate_limited", "Slower.", retry_after_seconds=0.25),
-    "agent_unreachable": lambda: errors.agent_unreachable("ws_1", "task_1", "Größe 🐚", intent_recorded=True),
+    "agent_unreachable": lambda: errors.agent_unreachable(
+        "ws_1", "task_1", "Größe 🐚", intent_recorded=True
+    ),
     "unavailable": errors.unavailable,
 }
 
 
 def failure_of(code: str) -> Failure:
     make = MAKERS.get(code)
-    return make() if make is not None else Failure(code, f"It is {code}.", workspace_id="ws_1", status="x", count=2)
+    return (
+        make()
+        if make is not None
+        else Failure(code, f"It is {code}.", workspace_id="ws_1", status="x", count=2)
+    )
 
 
 async def failed(server: Running, **metadata: str) -> Failed:
     request = messages.GetWorkspaceRequest(workspace_id="ws_1")
-    return await server.fails(server.stub.GetWorkspace(request, metadata=bearer(x_request_id="req_7", **metadata)))
+    return await server.fails(
+        server.stub.GetWorkspace(request, metadata=bearer(x_request_id="req_7", **metadata))
+    )
 
 
 def expected(code: str) -> tuple[grpc.StatusCode, int, set[str]]:
@@ -69,7 +80,9 @@ def expected(code: str) -> tuple[grpc.StatusCode, int, set[str]]:
     if code in TABLE:
         return TABLE[code]
     grpc_code = next(each for each in grpc.StatusCode if each.value[0] == CODES[code].grpc)
-    usual = {detail for known, _, details in TABLE.values() if known is grpc_code for detail in details} - {"RetryInfo"}
+    usual = {
+        detail for known, _, details in TABLE.values() if known is grpc_code for detail in details
+    } - {"RetryInfo"}
     return grpc_code, CODES[code].http, usual
 
 
@@ -84,7 +97,10 @@ async def test_a_code_over_grpc(server: Running, store: FailingStore, code: str)
     grpc_code, http, standard = expected(code)
     assert (seen.code, CODES[code].http) == (grpc_code, http)
     assert seen.message == failure_of(code).message
-    assert seen.status is not None and (seen.status.code, seen.status.message) == (CODES[code].grpc, seen.message)
+    assert seen.status is not None and (seen.status.code, seen.status.message) == (
+        CODES[code].grpc,
+        seen.message,
+    )
     info = seen.details["ErrorInfo"]
     assert (info.reason, info.domain) == (code.upper(), "evershell.ai")
     assert seen.details["RequestInfo"].request_id == "req_7"
@@ -104,13 +120,19 @@ async def test_a_code_over_rest(server: Running, store: FailingStore, code: str)
     assert seen.trailers["x-evershell-error"].isascii()
     envelope = seen.envelope
     failure = failure_of(code)
-    assert (envelope["code"], envelope["message"], envelope["request_id"]) == (code, seen.message, "req_7")
+    assert (envelope["code"], envelope["message"], envelope["request_id"]) == (
+        code,
+        seen.message,
+        "req_7",
+    )
     assert envelope.get("details", {}) == json.loads(json.dumps(dict(failure.details)))
     assert set(envelope) <= {"code", "message", "request_id", "details"}
     assert seen.details["ErrorInfo"].reason.lower() == envelope["code"]
 
 
-async def test_only_the_rest_listener_gets_the_envelope(server: Running, store: FailingStore) -> None:
+async def test_only_the_rest_listener_gets_the_envelope(
+    server: Running, store: FailingStore
+) -> None:
     store.error = lambda: failure_of("internal")
     assert "x-evershell-error" not in (await failed(server, x_evershell_edge="grpc")).trailers
 
@@ -118,7 +140,10 @@ async def test_only_the_rest_listener_gets_the_envelope(server: Running, store: 
 async def test_the_standard_details_hold_the_facts(server: Running, store: FailingStore) -> None:
     store.error = lambda: failure_of("validation_error")
     violations = (await failed(server)).details["BadRequest"].field_violations
-    assert {each.field: each.description for each in violations} == {"reason": "is too long", "task_id": "is no id"}
+    assert {each.field: each.description for each in violations} == {
+        "reason": "is too long",
+        "task_id": "is no id",
+    }
     store.error = lambda: failure_of("task_not_found")
     resource = (await failed(server)).details["ResourceInfo"]
     assert (resource.resource_type, resource.resource_name) == ("task", "task_1")
@@ -136,10 +161,14 @@ async def test_the_metadata_of_error_info_is_flat(server: Running, store: Failin
     flat = (await failed(server)).details["ErrorInfo"].metadata
     assert dict(flat) == {"workspace_id": "ws_1", "task_id": "task_1", "intent_recorded": "true"}
     store.error = lambda: failure_of("permission_denied")
-    assert (await failed(server)).details["ErrorInfo"].metadata["required"] == "workspace:write,workspace:write:own"
+    assert (await failed(server)).details["ErrorInfo"].metadata[
+        "required"
+    ] == "workspace:write,workspace:write:own"
 
 
-async def test_nothing_of_an_unforeseen_exception_gets_out(server: Running, store: FailingStore) -> None:
+async def test_nothing_of_an_unforeseen_exception_gets_out(
+    server: Running, store: FailingStore
+) -> None:
     store.error = lambda: ZeroDivisionError("the password is hunter2")
     seen = await failed(server, x_evershell_edge="rest")
     assert (seen.code, seen.slug) == (grpc.StatusCode.INTERNAL, "internal")
@@ -148,7 +177,9 @@ async def test_nothing_of_an_unforeseen_exception_gets_out(server: Running, stor
     assert seen.details["RequestInfo"].request_id == "req_7"
 
 
-async def test_a_cancellation_that_slips_from_within_is_a_defect_not_silence(server: Running, store: FailingStore) -> None:
+async def test_a_cancellation_that_slips_from_within_is_a_defect_not_silence(
+    server: Running, store: FailingStore
+) -> None:
     store.error = asyncio.CancelledError
     async with asyncio.timeout(10):
         seen = await failed(server)
@@ -176,7 +207,9 @@ async def test_bytes_that_are_no_message_are_not_valid(server: Running, method: 
     assert seen.envelope["request_id"] == seen.trailers["x-request-id"]
 
 
-async def test_bytes_that_are_no_message_are_not_looked_at_without_a_credential(server: Running) -> None:
+async def test_bytes_that_are_no_message_are_not_looked_at_without_a_credential(
+    server: Running,
+) -> None:
     seen = await server.raw(PUBLIC + "CancelTask", (), b"\xff\xff\xff")
     assert isinstance(seen, Failed) and seen.slug == "unauthenticated"
 
@@ -184,7 +217,9 @@ async def test_bytes_that_are_no_message_are_not_looked_at_without_a_credential(
 async def test_a_request_without_an_id_is_given_one(server: Running) -> None:
     request = messages.GetWorkspaceRequest(workspace_id="ws_1")
     ids = {
-        (await server.fails(server.stub.GetWorkspace(request, metadata=bearer()))).details["RequestInfo"].request_id
+        (await server.fails(server.stub.GetWorkspace(request, metadata=bearer())))
+        .details["RequestInfo"]
+        .request_id
         for _ in range(3)
     }
     assert len(ids) == 3 and all(re.fullmatch(r"[0-9a-f-]{36}", each) for each in ids)
@@ -195,7 +230,11 @@ async def test_a_success_carries_its_request_id(server: Running) -> None:
         call = server.stub.ListWorkspaces(messages.ListWorkspacesRequest(), metadata=metadata)
         await call
         trailers = dict(await call.trailing_metadata())
-        assert trailers["x-request-id"] == expected if expected else len(trailers["x-request-id"]) == 36
+        assert (
+            trailers["x-request-id"] == expected
+            if expected
+            else len(trailers["x-request-id"]) == 36
+        )
 
 
 def raised_codes() -> set[str]:
@@ -203,7 +242,11 @@ def raised_codes() -> set[str]:
     found = set()
     for path in Path(core.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Failure":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "Failure"
+            ):
                 code = node.args[0]
                 if isinstance(code, ast.Constant):
                     found.add(str(code.value))
@@ -215,6 +258,11 @@ def raised_codes() -> set[str]:
 
 def test_every_code_that_the_core_raises_is_in_the_closed_set() -> None:
     raised = raised_codes()
-    assert {"validation_error", "workspace_busy", "workspace_stopped", "agent_unreachable"} <= raised
+    assert {
+        "validation_error",
+        "workspace_busy",
+        "workspace_stopped",
+        "agent_unreachable",
+    } <= raised
     assert raised <= set(SERVICE_CODES)
     assert set(status.RULES) == set(CODES)

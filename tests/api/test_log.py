@@ -31,14 +31,19 @@ def log() -> Iterator[LogCapture]:
 async def of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
     """Waits for the lines of so many calls: each is written right behind the answer."""
     async with asyncio.timeout(10):
-        while len(found := [dict(line) for line in log.entries if line["event"] == "rpc_completed"]) < count:
+        while (
+            len(found := [dict(line) for line in log.entries if line["event"] == "rpc_completed"])
+            < count
+        ):
             await asyncio.sleep(0.01)
     return found
 
 
 async def test_a_call_has_one_line(server: Running, world: World, log: LogCapture) -> None:
     idle = await world.add()
-    await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer(x_request_id="req_1"))
+    await server.stub.GetWorkspace(
+        messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer(x_request_id="req_1")
+    )
     await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
     done, refused = await of_calls(log, 2)
     assert done.pop("duration_ms") >= 0
@@ -54,9 +59,13 @@ async def test_a_call_has_one_line(server: Running, world: World, log: LogCaptur
     assert refused["outcome"] == "workspace_not_found"
 
 
-async def test_a_caller_that_goes_has_one_too(server: Running, world: World, log: LogCapture) -> None:
+async def test_a_caller_that_goes_has_one_too(
+    server: Running, world: World, log: LogCapture
+) -> None:
     busy, _ = await world.add_busy()
-    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer())
+    call = server.stub.WatchEvents(
+        messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer()
+    )
     await anext(aiter(call))
     call.cancel()
     (line,) = await of_calls(log, 1)
@@ -65,7 +74,11 @@ async def test_a_caller_that_goes_has_one_too(server: Running, world: World, log
 
 @pytest.mark.parametrize(
     ("metadata", "outcome"),
-    [(bearer("sk_bad"), "unauthenticated"), ((), "unauthenticated"), (bearer(), "workspace_not_found")],
+    [
+        (bearer("sk_bad"), "unauthenticated"),
+        ((), "unauthenticated"),
+        (bearer(), "workspace_not_found"),
+    ],
     ids=["bad key", "no key", "a mistake, again and again"],
 )
 async def test_refused_calls_are_left_out_beyond_a_rate(
@@ -73,7 +86,9 @@ async def test_refused_calls_are_left_out_beyond_a_rate(
 ) -> None:
     began = asyncio.get_running_loop().time()
     for _ in range(10):
-        await asyncio.gather(*(server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=metadata)) for _ in range(50)))
+        await asyncio.gather(
+            *(server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=metadata)) for _ in range(50))
+        )
     seconds = asyncio.get_running_loop().time() - began
     found = await of_calls(log, 20)
     assert {line["outcome"] for line in found} == {outcome}
@@ -85,7 +100,9 @@ async def test_refused_calls_are_left_out_beyond_a_rate(
     assert len(found) + sum(line.get("repeats_left_out", 0) for line in found) == 501
 
 
-async def test_calls_that_need_no_credential_are_left_out_beyond_a_rate(server: Running, log: LogCapture) -> None:
+async def test_calls_that_need_no_credential_are_left_out_beyond_a_rate(
+    server: Running, log: LogCapture
+) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     for _ in range(100):
         await health.Check(health_pb2.HealthCheckRequest())
@@ -93,14 +110,20 @@ async def test_calls_that_need_no_credential_are_left_out_beyond_a_rate(server: 
     assert len(found) < 100
 
 
-async def test_answered_calls_of_callers_are_all_there(server: Running, world: World, log: LogCapture) -> None:
+async def test_answered_calls_of_callers_are_all_there(
+    server: Running, world: World, log: LogCapture
+) -> None:
     idle = await world.add()
     for _ in range(100):
-        await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer())
+        await server.stub.GetWorkspace(
+            messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
+        )
     assert {line["outcome"] for line in await of_calls(log, 100)} == {"ok"}
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")])
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")]
+)
 async def test_failures_of_the_service_are_all_there(
     store: FailingStore, server: Running, log: LogCapture, error: type[Exception], outcome: str
 ) -> None:
@@ -121,7 +144,9 @@ async def test_a_log_that_takes_nothing_fails_no_call(server: Running, world: Wo
         logger_factory=lambda *_: lost,
     )
     try:
-        await server.stub.GetWorkspace(messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer())
+        await server.stub.GetWorkspace(
+            messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
+        )
         seen = await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
     finally:
         structlog.reset_defaults()

@@ -15,7 +15,16 @@ from server.core.errors import AgentUnreachableError
 from server.core.lifecycle import Change, Ending
 from server.core.task import TaskStatus
 from server.metrics import MeasuredAgents, Metrics, served
-from tests.api.running import INTERNAL, PUBLIC, Failed, FailingStore, Running, agent_bearer, bearer, running
+from tests.api.running import (
+    INTERNAL,
+    PUBLIC,
+    Failed,
+    FailingStore,
+    Running,
+    agent_bearer,
+    bearer,
+    running,
+)
 from tests.core.world import NOW, FakeAgents, World, busy_session, intent, task, workspace
 from tests.ports import free_ports
 
@@ -32,7 +41,9 @@ async def server(world: World, metrics: Metrics) -> AsyncIterator[Running]:
 
 
 def calls(metrics: Metrics, rpc: str, outcome: str) -> float | None:
-    return metrics.registry.get_sample_value("evershell_rpc_seconds_count", {"rpc": rpc, "outcome": outcome})
+    return metrics.registry.get_sample_value(
+        "evershell_rpc_seconds_count", {"rpc": rpc, "outcome": outcome}
+    )
 
 
 def in_flight(metrics: Metrics, rpc: str) -> float | None:
@@ -45,29 +56,46 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_calls_are_counted_by_what_became_of_them(server: Running, world: World, metrics: Metrics) -> None:
+async def test_calls_are_counted_by_what_became_of_them(
+    server: Running, world: World, metrics: Metrics
+) -> None:
     busy, _ = await world.add_busy()
     for _ in range(3):
-        await server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=busy.id), metadata=bearer())
+        await server.stub.CancelTask(
+            messages.CancelTaskRequest(workspace_id=busy.id), metadata=bearer()
+        )
     for workspace_id in ("ws_1", "ws_2"):
-        await server.fails(server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=workspace_id), metadata=bearer()))
+        await server.fails(
+            server.stub.CancelTask(
+                messages.CancelTaskRequest(workspace_id=workspace_id), metadata=bearer()
+            )
+        )
     await server.fails(server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=busy.id)))
     await server.raw(INTERNAL + "Heartbeat", agent_bearer(busy.id))
     # A call is counted when it is over, which its caller may know a moment before.
-    await until(lambda: calls(metrics, "Heartbeat", "ok") == 1 and in_flight(metrics, "CancelTask") == 0)
+    await until(
+        lambda: calls(metrics, "Heartbeat", "ok") == 1 and in_flight(metrics, "CancelTask") == 0
+    )
     assert calls(metrics, "CancelTask", "ok") == 3
     assert calls(metrics, "CancelTask", "workspace_not_found") == 2
     assert calls(metrics, "CancelTask", "unauthenticated") == 1
     assert calls(metrics, "Heartbeat", "ok") == 1
-    total = metrics.registry.get_sample_value("evershell_rpc_seconds_sum", {"rpc": "CancelTask", "outcome": "ok"})
+    total = metrics.registry.get_sample_value(
+        "evershell_rpc_seconds_sum", {"rpc": "CancelTask", "outcome": "ok"}
+    )
     assert total is not None and 0 < total < 3
     assert in_flight(metrics, "CancelTask") == 0
 
 
-async def test_open_watchers_are_shown_until_they_go(server: Running, world: World, metrics: Metrics) -> None:
+async def test_open_watchers_are_shown_until_they_go(
+    server: Running, world: World, metrics: Metrics
+) -> None:
     busy, _ = await world.add_busy()
     watching = [
-        server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=20) for _ in range(3)
+        server.stub.WatchEvents(
+            messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=20
+        )
+        for _ in range(3)
     ]
     for call in watching:
         await anext(aiter(call))
@@ -78,14 +106,22 @@ async def test_open_watchers_are_shown_until_they_go(server: Running, world: Wor
     assert calls(metrics, "WatchEvents", "caller_gone") == 3
 
 
-async def test_no_label_grows_with_use(server: Running, world: World, store: FailingStore, metrics: Metrics) -> None:
-    """A hundred callers' ids, methods that do not exist and exceptions of any kind leave no trace in the labels."""
+async def test_no_label_grows_with_use(
+    server: Running, world: World, store: FailingStore, metrics: Metrics
+) -> None:
+    """A hundred callers' ids, methods that do not exist and exceptions of any kind leave no trace
+    in the labels.
+    """
     for number in range(100):
         request = messages.CancelTaskRequest(workspace_id=f"ws_{number}").SerializeToString()
         await server.raw(PUBLIC + "CancelTask", bearer(x_request_id=f"req_{number}"), request)
         assert isinstance(await server.raw(f"{PUBLIC}Nope{number}", bearer()), Failed)
     store.error = lambda: ZeroDivisionError("hunter2")
-    await server.raw(PUBLIC + "GetWorkspace", bearer(), messages.GetWorkspaceRequest(workspace_id="ws_1").SerializeToString())
+    await server.raw(
+        PUBLIC + "GetWorkspace",
+        bearer(),
+        messages.GetWorkspaceRequest(workspace_id="ws_1").SerializeToString(),
+    )
     await until(lambda: calls(metrics, "GetWorkspace", "internal") == 1)
     outcomes = {"ok", "caller_gone", *RULES}
     seen = {
@@ -108,21 +144,33 @@ async def test_signals_are_counted_by_whether_they_arrived(metrics: Metrics) -> 
     with pytest.raises(AgentUnreachableError):
         await measured.cancel_task(at, task(at.id))
     read = metrics.registry.get_sample_value
-    for rpc, result, count in (("StartTask", "ok", 1), ("CancelTask", "ok", 1), ("CancelTask", "unreachable", 1)):
+    for rpc, result, count in (
+        ("StartTask", "ok", 1),
+        ("CancelTask", "ok", 1),
+        ("CancelTask", "unreachable", 1),
+    ):
         assert read("evershell_agent_signal_seconds_count", {"rpc": rpc, "result": result}) == count
 
 
-def test_the_time_from_a_cancellation_to_its_end_is_measured_when_the_end_is_committed(metrics: Metrics) -> None:
+def test_the_time_from_a_cancellation_to_its_end_is_measured_when_the_end_is_committed(
+    metrics: Metrics,
+) -> None:
     session = busy_session(cancel=intent(requested_at=NOW))
     assert session.task is not None
     later = NOW + timedelta(seconds=4)
-    ended = lifecycle.commit(session, 1, session.task.id, [Ending(status=TaskStatus.CANCELLED, forced=True)], later)
+    ended = lifecycle.commit(
+        session, 1, session.task.id, [Ending(status=TaskStatus.CANCELLED, forced=True)], later
+    )
     metrics.committed(ended)
     # What is no end, or no end of a cancellation, or a repeat, is not measured.
     metrics.committed(Change(ended.workspace, ended.task))
     metrics.committed(lifecycle.unchanged(session))
     completed = replace(session, task=replace(session.task, cancel=None))
-    metrics.committed(lifecycle.commit(completed, 1, session.task.id, [Ending(status=TaskStatus.COMPLETED)], later))
+    metrics.committed(
+        lifecycle.commit(
+            completed, 1, session.task.id, [Ending(status=TaskStatus.COMPLETED)], later
+        )
+    )
     read = metrics.registry.get_sample_value
     assert read("evershell_cancel_to_end_seconds_count", {"forced": "true"}) == 1
     assert read("evershell_cancel_to_end_seconds_sum", {"forced": "true"}) == 4

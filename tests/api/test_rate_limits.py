@@ -15,7 +15,17 @@ from server.api.call import Call
 from server.api.rate_limits import Rate, RateLimits
 from server.core.caller import Caller
 from server.core.errors import Failure
-from tests.api.running import INTERNAL, OBSERVER, PUBLIC, READER, Failed, Running, agent_bearer, bearer, running
+from tests.api.running import (
+    INTERNAL,
+    OBSERVER,
+    PUBLIC,
+    READER,
+    Failed,
+    Running,
+    agent_bearer,
+    bearer,
+    running,
+)
 from tests.core.world import World, caller
 
 CALLS, CANCELS = Rate(100, 20), Rate(50, 10)
@@ -62,7 +72,9 @@ def listing(server: Running, token: str = "sk_test") -> Callable[[], Coroutine[A
     return lambda: server.raw(PUBLIC + "ListWorkspaces", bearer(token))
 
 
-def cancelling(server: Running, workspace_id: str, token: str = "sk_test") -> Callable[[], Coroutine[Any, Any, Any]]:
+def cancelling(
+    server: Running, workspace_id: str, token: str = "sk_test"
+) -> Callable[[], Coroutine[Any, Any, Any]]:
     request = messages.CancelTaskRequest(workspace_id=workspace_id).SerializeToString()
     return lambda: server.raw(PUBLIC + "CancelTask", bearer(token), request)
 
@@ -75,7 +87,9 @@ async def test_so_many_at_once_and_so_many_a_second(server: Running, clock: Mono
     assert await served(listing(server)) == 20
 
 
-async def test_a_refused_call_spends_nothing_and_the_next_succeeds_when_it_is_said_to(server: Running, clock: Monotonic) -> None:
+async def test_a_refused_call_spends_nothing_and_the_next_succeeds_when_it_is_said_to(
+    server: Running, clock: Monotonic
+) -> None:
     for _ in range(3):
         await served(listing(server))
     seen = await listing(server)()
@@ -90,12 +104,20 @@ async def test_a_refused_call_is_told_the_same_on_both_wires(server: Running, ed
     seen = await server.raw(PUBLIC + "ListWorkspaces", bearer(x_evershell_edge=edge))
     assert isinstance(seen, Failed)
     assert (seen.code, seen.slug) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited")
-    assert (seen.trailers["retry-after"], seen.details["RetryInfo"].retry_delay.ToMilliseconds()) == ("1", 1000)
+    assert (
+        seen.trailers["retry-after"],
+        seen.details["RetryInfo"].retry_delay.ToMilliseconds(),
+    ) == ("1", 1000)
     facts = {"retry_after_seconds": 1, "limit_per_second": 100, "limit_burst": 20}
-    assert dict(seen.details["ErrorInfo"].metadata) == {name: str(value) for name, value in facts.items()}
+    assert dict(seen.details["ErrorInfo"].metadata) == {
+        name: str(value) for name, value in facts.items()
+    }
     assert "100 times a second" in seen.message and "has changed nothing" in seen.message
     if edge == "rest":
-        assert (seen.trailers["x-evershell-status"], seen.envelope["code"]) == ("429", "rate_limited")
+        assert (seen.trailers["x-evershell-status"], seen.envelope["code"]) == (
+            "429",
+            "rate_limited",
+        )
         assert (seen.envelope["message"], seen.envelope["details"]) == (seen.message, facts)
 
 
@@ -112,7 +134,9 @@ async def test_spent_cancellations_do_not_block_a_read(server: Running, world: W
     assert isinstance(await listing(server)(), bytes)
 
 
-async def test_one_credential_is_not_limited_by_another_of_its_organization(server: Running) -> None:
+async def test_one_credential_is_not_limited_by_another_of_its_organization(
+    server: Running,
+) -> None:
     await served(listing(server))
     assert await served(listing(server, READER)) == 20
 
@@ -127,15 +151,21 @@ async def test_a_refused_cancellation_records_nothing(server: Running, world: Wo
     assert world.agents.cancelled == []
 
 
-async def test_a_loop_on_wrong_tasks_takes_nothing_from_others_in_the_same_workspace(server: Running, world: World) -> None:
+async def test_a_loop_on_wrong_tasks_takes_nothing_from_others_in_the_same_workspace(
+    server: Running, world: World
+) -> None:
     busy, running = await world.add_busy()
-    wrong = messages.CancelTaskRequest(workspace_id=busy.id, task_id="task_wrong").SerializeToString()
+    wrong = messages.CancelTaskRequest(
+        workspace_id=busy.id, task_id="task_wrong"
+    ).SerializeToString()
     assert await served(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong)) == 10
     assert await served(cancelling(server, busy.id)) == 10
     assert world.agents.cancelled == [running.id] * 10
 
 
-async def test_a_loop_on_the_right_task_takes_nothing_from_others_either(server: Running, world: World) -> None:
+async def test_a_loop_on_the_right_task_takes_nothing_from_others_either(
+    server: Running, world: World
+) -> None:
     busy, running = await world.add_busy()
     assert await served(cancelling(server, busy.id, OBSERVER)) == 10
     assert await served(cancelling(server, busy.id)) == 10
@@ -157,12 +187,17 @@ async def test_agents_and_health_are_not_limited(server: Running) -> None:
     assert await served(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
     answer = await server.raw("/grpc.health.v1.Health/Check")
     assert isinstance(answer, bytes)
-    assert health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
+    assert (
+        health_pb2.HealthCheckResponse.FromString(answer).status
+        == health_pb2.HealthCheckResponse.SERVING
+    )
 
 
 async def test_a_stream_counts_once(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
-    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer())
+    call = server.stub.WatchEvents(
+        messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer()
+    )
     stream = aiter(call)
     assert [(await anext(stream)).event.seq, (await anext(stream)).event.seq] == [1, 2]
     assert await served(listing(server)) == 19
@@ -176,7 +211,9 @@ async def spent(limits: RateLimits, by: Caller) -> int:
         pass
 
     details, context = SimpleNamespace(method=PUBLIC + "CancelTask"), SimpleNamespace()
-    calls.begin(Call(method=details.method, request_id="req_1", is_rest=False, metadata={}, caller=by))
+    calls.begin(
+        Call(method=details.method, request_id="req_1", is_rest=False, metadata={}, caller=by)
+    )
     for count in range(50):
         try:
             await limits.around(cast(Any, details), cast(Any, context), proceed)
@@ -186,18 +223,25 @@ async def spent(limits: RateLimits, by: Caller) -> int:
     return 50
 
 
-async def test_each_credential_has_a_bucket_and_a_users_sessions_share_one(limits: RateLimits) -> None:
+async def test_each_credential_has_a_bucket_and_a_users_sessions_share_one(
+    limits: RateLimits,
+) -> None:
     assert await spent(limits, caller("workspace:write", actor_id="user_1")) == 10
     assert await spent(limits, caller("workspace:write:own", actor_id="user_1")) == 0
     assert await spent(limits, caller("workspace:write", actor_id="user_2")) == 10
     assert await spent(limits, caller("workspace:write", org_id="org_b", actor_id="user_1")) == 10
 
 
-async def test_the_memory_of_many_callers_is_bounded(clock: Monotonic, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_of_many_callers_is_bounded(
+    clock: Monotonic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was used the longest ago is forgotten; a busy bucket is not."""
     monkeypatch.setattr("server.api.rate_limits._MAX_BUCKETS", 100)
     limits = RateLimits(CALLS, CANCELS)
-    first, busy = caller("workspace:write", actor_id="first"), caller("workspace:write", actor_id="busy")
+    first, busy = (
+        caller("workspace:write", actor_id="first"),
+        caller("workspace:write", actor_id="busy"),
+    )
     assert await spent(limits, first) == await spent(limits, busy) == 10
     for number in range(99):
         assert await spent(limits, caller("workspace:write", actor_id=f"user_{number}")) == 10

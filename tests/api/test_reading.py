@@ -32,7 +32,9 @@ PROMPT_SECONDS = 10.0
 class Incomplete:
     """A call that sends these messages and leaves its stream open, until it is cancelled."""
 
-    def __init__(self, server: Running, method: str, metadata: Metadata = (), sent: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, server: Running, method: str, metadata: Metadata = (), sent: Sequence[bytes] = ()
+    ) -> None:
         self._ending = asyncio.Event()
 
         async def stream() -> AsyncIterator[bytes]:
@@ -57,7 +59,9 @@ class Incomplete:
 
 @pytest.mark.parametrize("method", [CANCEL, f"{PUBLIC}WatchEvents", f"{INTERNAL}Heartbeat"])
 @pytest.mark.parametrize("metadata", [(), bearer("sk_unknown")])
-async def test_a_bad_credential_is_refused_before_there_is_a_request(server: Running, method: str, metadata: Metadata) -> None:
+async def test_a_bad_credential_is_refused_before_there_is_a_request(
+    server: Running, method: str, metadata: Metadata
+) -> None:
     assert (await Incomplete(server, method, metadata).failure()).slug == "unauthenticated"
 
 
@@ -79,7 +83,9 @@ async def test_a_method_takes_one_message(server: Running, world: World) -> None
         ("/grpc.health.v1.Health/Check", (), 4096),
     ],
 )
-async def test_a_request_has_a_size_limit(server: Running, method: str, metadata: Metadata, limit: int) -> None:
+async def test_a_request_has_a_size_limit(
+    server: Running, method: str, metadata: Metadata, limit: int
+) -> None:
     too_large = await server.raw(method, metadata, unknown_field(limit + 1))
     assert isinstance(too_large, Failed)
     assert (too_large.code, too_large.slug) == (
@@ -113,7 +119,9 @@ async def test_a_request_arrives_in_time(server: Running, monkeypatch: pytest.Mo
     assert unended.slug == "deadline_exceeded"
 
 
-async def test_slow_requests_of_a_credential_make_room_for_its_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_requests_of_a_credential_make_room_for_its_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two at a time are read. Of five that do not arrive, two are let wait once nobody else does."""
     monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
     monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
@@ -135,7 +143,9 @@ async def test_slow_requests_of_a_credential_make_room_for_its_others(world: Wor
         await asyncio.gather(*failures, return_exceptions=True)
 
 
-async def test_requests_of_all_callers_make_room_for_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_of_all_callers_make_room_for_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "_WORKER_BYTES", USUAL_BYTES)
     monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
     metrics = Metrics()
@@ -147,7 +157,9 @@ async def test_requests_of_all_callers_make_room_for_others(world: World, monkey
         assert (await slow).slug == "deadline_exceeded"
 
 
-async def test_a_request_that_waits_for_the_worker_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_waits_for_the_worker_keeps_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A request that is not being read yet is not hurried by another one of its caller."""
     monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.0)
     by_caller, in_all = reading._Turns(1), reading._Turns(1)
@@ -178,7 +190,9 @@ def in_flight(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
 
 
-async def test_a_request_whose_time_is_just_over_fails_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_whose_time_is_just_over_fails_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
     turns, may_begin = reading._Turns(1), asyncio.Event()
 
@@ -204,4 +218,6 @@ async def test_a_request_whose_time_is_just_over_fails_no_other(monkeypatch: pyt
 async def test_health_lists_what_it_knows(server: Running) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     found = await health.List(health_pb2.HealthListRequest())
-    assert dict(found.statuses) == {"": health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)}
+    assert dict(found.statuses) == {
+        "": health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+    }

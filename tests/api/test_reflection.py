@@ -10,14 +10,19 @@ from tests.api.running import Running
 VERSIONS = ["v1", "v1alpha"]
 
 
-async def ask(server: Running, version: str, **question: str) -> reflection_pb2.ServerReflectionResponse:
+async def ask(
+    server: Running, version: str, **question: str
+) -> reflection_pb2.ServerReflectionResponse:
     # Both versions are the same on the wire.
     method = server.channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    (answer,) = [answer async for answer in method(iter([reflection_pb2.ServerReflectionRequest(**question)]))]
+    (answer,) = [
+        answer
+        async for answer in method(iter([reflection_pb2.ServerReflectionRequest(**question)]))
+    ]
     return answer
 
 
@@ -25,22 +30,38 @@ async def ask(server: Running, version: str, **question: str) -> reflection_pb2.
 @pytest.mark.parametrize(
     ("symbol", "file"),
     [
-        ("evershell.workspace.v1.WorkspaceService", "evershell/workspace/v1/workspace_service.proto"),
-        ("evershell.workspace.v1.WorkspaceService.CancelTask", "evershell/workspace/v1/workspace_service.proto"),
+        (
+            "evershell.workspace.v1.WorkspaceService",
+            "evershell/workspace/v1/workspace_service.proto",
+        ),
+        (
+            "evershell.workspace.v1.WorkspaceService.CancelTask",
+            "evershell/workspace/v1/workspace_service.proto",
+        ),
         ("evershell.workspace.v1.Task.status", "evershell/workspace/v1/task.proto"),
         ("grpc.reflection.v1.ServerReflection", "grpc/reflection/v1/reflection.proto"),
-        ("grpc.reflection.v1.ServerReflection.ServerReflectionInfo", "grpc/reflection/v1/reflection.proto"),
+        (
+            "grpc.reflection.v1.ServerReflection.ServerReflectionInfo",
+            "grpc/reflection/v1/reflection.proto",
+        ),
         ("grpc.reflection.v1alpha.ServerReflection", "grpc_reflection/v1alpha/reflection.proto"),
     ],
 )
-async def test_the_file_that_declares_a_symbol(server: Running, version: str, symbol: str, file: str) -> None:
+async def test_the_file_that_declares_a_symbol(
+    server: Running, version: str, symbol: str, file: str
+) -> None:
     answer = await ask(server, version, file_containing_symbol=symbol)
-    protos = map(descriptor_pb2.FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto)
+    protos = map(
+        descriptor_pb2.FileDescriptorProto.FromString,
+        answer.file_descriptor_response.file_descriptor_proto,
+    )
     assert file in [proto.name for proto in protos]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("symbol", ["", ".", "evershell.workspace.v1.WorkspaceService.Nope", "evershell.Nope.CancelTask"])
+@pytest.mark.parametrize(
+    "symbol", ["", ".", "evershell.workspace.v1.WorkspaceService.Nope", "evershell.Nope.CancelTask"]
+)
 async def test_a_symbol_that_does_not_exist(server: Running, version: str, symbol: str) -> None:
     answer = await ask(server, version, file_containing_symbol=symbol)
     assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

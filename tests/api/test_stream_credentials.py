@@ -43,12 +43,16 @@ def keys() -> Keys:
 
 
 @pytest.fixture
-async def server(world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Running]:
+async def server(
+    world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[Running]:
     """One that asks again soon."""
     monkeypatch.setattr("server.api.interceptors.RECHECK_SECONDS", 0.02)
     monkeypatch.setattr("server.auth.api_keys.CACHE_SECONDS", 0.01)
     (tmp_path / "jwks.json").write_text(jwk_set(EC))
-    authenticator = Authenticator(ApiKeys(keys.find), Sessions(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE))
+    authenticator = Authenticator(
+        ApiKeys(keys.find), Sessions(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE)
+    )
     async with running(world, authenticator=authenticator) as started:
         yield started
 
@@ -59,7 +63,9 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def last_message(stream: "AsyncIterator[messages.WatchEventsResponse]") -> tuple[messages.WatchEventsResponse | None, Failed]:
+async def last_message(
+    stream: "AsyncIterator[messages.WatchEventsResponse]",
+) -> tuple[messages.WatchEventsResponse | None, Failed]:
     """What comes last, and how the stream ends."""
     last: messages.WatchEventsResponse | None = None
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -68,10 +74,16 @@ async def last_message(stream: "AsyncIterator[messages.WatchEventsResponse]") ->
     return last, Failed.of(raised.value)
 
 
-async def test_a_key_that_is_revoked_ends_its_streams_in_band(server: Running, world: World, keys: Keys) -> None:
+async def test_a_key_that_is_revoked_ends_its_streams_in_band(
+    server: Running, world: World, keys: Keys
+) -> None:
     busy, _ = await world.add_busy()
     stream = aiter(
-        server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer(), timeout=10)
+        server.stub.WatchEvents(
+            messages.WatchEventsRequest(workspace_id=busy.id, after=1),
+            metadata=bearer(),
+            timeout=10,
+        )
     )
     assert (await anext(stream)).event.seq == 2
     keys.revoked = True
@@ -81,10 +93,14 @@ async def test_a_key_that_is_revoked_ends_its_streams_in_band(server: Running, w
     assert not world.wakeups.is_awaited(busy.id)
 
 
-async def test_a_stream_that_has_told_nothing_yet_ends_as_an_ordinary_error(server: Running, world: World, keys: Keys) -> None:
+async def test_a_stream_that_has_told_nothing_yet_ends_as_an_ordinary_error(
+    server: Running, world: World, keys: Keys
+) -> None:
     busy, _ = await world.add_busy()
     request = messages.WatchEventsRequest(workspace_id=busy.id, after=2)
-    stream = aiter(server.stub.WatchEvents(request, metadata=bearer(x_evershell_edge="rest"), timeout=10))
+    stream = aiter(
+        server.stub.WatchEvents(request, metadata=bearer(x_evershell_edge="rest"), timeout=10)
+    )
     keys.revoked = True
     last, failed = await last_message(stream)
     assert last is None
@@ -102,26 +118,36 @@ async def test_a_session_that_expires_ends_its_streams(server: Running, world: W
     assert last is not None and last.error.code == error_pb2.Error.unauthenticated
 
 
-async def test_a_stream_lives_on_while_its_credential_does(server: Running, world: World, keys: Keys) -> None:
+async def test_a_stream_lives_on_while_its_credential_does(
+    server: Running, world: World, keys: Keys
+) -> None:
     """Through many checks, and while they cannot be made."""
     busy, running_ = await world.add_busy()
-    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10)
+    call = server.stub.WatchEvents(
+        messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10
+    )
     stream = aiter(call)
     seqs = [(await anext(stream)).event.seq for _ in range(2)]
     for number in range(1, 11):
         keys.away = number > 5
         before = keys.asked
-        await until(lambda: keys.asked > before)  # noqa: B023 - awaited at once
+        await until(lambda: keys.asked > before)
         await world.commit(busy.id, running_.id, iteration(number))
         seqs.append((await anext(stream)).event.seq)
     call.cancel()
     assert seqs == list(range(1, 13))
 
 
-async def test_a_watcher_that_reads_nothing_is_ended_too(server: Running, world: World, keys: Keys) -> None:
+async def test_a_watcher_that_reads_nothing_is_ended_too(
+    server: Running, world: World, keys: Keys
+) -> None:
     busy, running_ = await world.add_busy()
-    await world.commit(busy.id, running_.id, *(iteration(number, "x" * 60_000) for number in range(1, 401)))
-    call = server.stub.WatchEvents(messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10)
+    await world.commit(
+        busy.id, running_.id, *(iteration(number, "x" * 60_000) for number in range(1, 401))
+    )
+    call = server.stub.WatchEvents(
+        messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10
+    )
     stream = aiter(call)
     await anext(stream)
     keys.revoked = True

@@ -1,4 +1,6 @@
-"""An identity provider for tests: keys, the JWK set that names them, and tokens that are good unless told otherwise."""
+"""An identity provider for tests: keys, the JWK set that names them, and tokens that are good
+unless told otherwise.
+"""
 
 import json
 import time
@@ -37,7 +39,9 @@ def claims(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in {**good, **changes}.items() if value is not None}
 
 
-def token(algorithm: str = "RS256", key: Key | None = None, kid: str | None = "", **changes: Any) -> str:
+def token(
+    algorithm: str = "RS256", key: Key | None = None, kid: str | None = "", **changes: Any
+) -> str:
     """`kid` empty: the key's own; None: none."""
     key = key or KEYS[algorithm]
     header: dict[str, Any] = {"alg": algorithm, "kid": key.kid if kid == "" else kid}
@@ -45,5 +49,8 @@ def token(algorithm: str = "RS256", key: Key | None = None, kid: str | None = ""
         del header["kid"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)
-        # As JSON in ASCII, in which a provider can send what UTF-8 cannot: half of a surrogate pair.
-        return jws.serialize_compact(header, json.dumps(claims(**changes)), key, algorithms=[algorithm])
+        # As JSON in ASCII, in which a provider can send what UTF-8 cannot: half of a surrogate
+        # pair.
+        return jws.serialize_compact(
+            header, json.dumps(claims(**changes)), key, algorithms=[algorithm]
+        )

@@ -37,7 +37,9 @@ class FakeKeys:
 
     def add(self) -> str:
         secret = new_secret()
-        key = ApiKey(id="key_1", org_id="org_a", name="ci", template=KeyTemplate.READ_ONLY, created_at=NOW)
+        key = ApiKey(
+            id="key_1", org_id="org_a", name="ci", template=KeyTemplate.READ_ONLY, created_at=NOW
+        )
         self.by_fingerprint[fingerprint(secret)] = key
         return secret
 
@@ -95,7 +97,9 @@ async def test_only_the_fingerprint_is_asked_for_and_kept(keys: ApiKeys, stored:
     assert secret not in repr(vars(keys))
 
 
-async def test_an_unknown_key_is_refused_and_asked_for_once(keys: ApiKeys, stored: FakeKeys) -> None:
+async def test_an_unknown_key_is_refused_and_asked_for_once(
+    keys: ApiKeys, stored: FakeKeys
+) -> None:
     secret = new_secret()
     await refused(keys, secret)
     await refused(keys, secret)
@@ -108,7 +112,9 @@ async def test_a_revoked_key_is_refused(keys: ApiKeys, stored: FakeKeys) -> None
     await refused(keys, secret)
 
 
-async def test_a_revocation_is_noticed_when_the_cache_is_over(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+async def test_a_revocation_is_noticed_when_the_cache_is_over(
+    keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
+) -> None:
     secret = stored.add()
     await keys.authenticate(secret)
     stored.revoke(secret)
@@ -119,7 +125,9 @@ async def test_a_revocation_is_noticed_when_the_cache_is_over(keys: ApiKeys, sto
     assert CACHE_SECONDS < 10
 
 
-async def test_calling_on_does_not_keep_a_revoked_key_alive(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+async def test_calling_on_does_not_keep_a_revoked_key_alive(
+    keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
+) -> None:
     secret = stored.add()
     await keys.authenticate(secret)
     stored.revoke(secret)
@@ -130,7 +138,9 @@ async def test_calling_on_does_not_keep_a_revoked_key_alive(keys: ApiKeys, store
     await refused(keys, secret)
 
 
-async def test_a_new_key_works_when_the_cache_is_over(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+async def test_a_new_key_works_when_the_cache_is_over(
+    keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
+) -> None:
     secret = new_secret()
     await refused(keys, secret)
     stored.by_fingerprint[fingerprint(secret)] = stored.by_fingerprint[fingerprint(stored.add())]
@@ -147,7 +157,9 @@ async def test_a_database_that_is_away_is_not_remembered(keys: ApiKeys, stored: 
     await keys.authenticate(secret)
 
 
-async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(keys: ApiKeys, stored: FakeKeys, timer: FakeTimer) -> None:
+async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(
+    keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
+) -> None:
     secret = stored.add()
     await keys.authenticate(secret)
     for ticks in range(1, 6):
@@ -158,7 +170,9 @@ async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(keys: A
         await keys.authenticate(secret)
 
 
-async def test_unknown_keys_evict_no_known_one(monkeypatch: pytest.MonkeyPatch, stored: FakeKeys) -> None:
+async def test_unknown_keys_evict_no_known_one(
+    monkeypatch: pytest.MonkeyPatch, stored: FakeKeys
+) -> None:
     monkeypatch.setattr(api_keys, "_MAX_CACHED_KEYS", 10)
     keys, secret = ApiKeys(stored.find), stored.add()
     await keys.authenticate(secret)

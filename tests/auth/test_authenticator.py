@@ -24,7 +24,19 @@ def test_a_bearer_token_is_found(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", "abc", "Bearer", "Bearer ", "Bearer    ", "Basic abc", "Bearerabc", "Token abc", f"Bearer {'a' * 16_385}"]
+    "value",
+    [
+        None,
+        "",
+        "abc",
+        "Bearer",
+        "Bearer ",
+        "Bearer    ",
+        "Basic abc",
+        "Bearerabc",
+        "Token abc",
+        f"Bearer {'a' * 16_385}",
+    ],
 )
 def test_what_is_no_bearer_token_is_refused(value: str | None) -> None:
     with pytest.raises(Failure) as raised:
@@ -48,12 +60,17 @@ def both(stored: FakeKeys, tmp_path: Path) -> Authenticator:
 async def test_the_prefix_tells_the_kinds_apart(both: Authenticator, stored: FakeKeys) -> None:
     by_key = await both.authenticate(f"Bearer {stored.add()}")
     by_session = await both.authenticate(f"Bearer {token()}")
-    assert (by_key.credential_kind, by_session.credential_kind) == (CredentialKind.API_KEY, CredentialKind.SESSION)
+    assert (by_key.credential_kind, by_session.credential_kind) == (
+        CredentialKind.API_KEY,
+        CredentialKind.SESSION,
+    )
     assert len(stored.asked) == 1
 
 
 @pytest.mark.parametrize("bad", ["hello", "SK_abc", "pk_abc", "sk", "ey"])
-async def test_another_kind_of_token_is_refused_without_a_look(both: Authenticator, stored: FakeKeys, bad: str) -> None:
+async def test_another_kind_of_token_is_refused_without_a_look(
+    both: Authenticator, stored: FakeKeys, bad: str
+) -> None:
     with pytest.raises(Failure) as raised:
         await both.authenticate(f"Bearer {bad}")
     assert (raised.value.code, stored.asked) == ("unauthenticated", [])
@@ -69,7 +86,9 @@ class Slugs:
         return self.by_org.get(org_id)
 
 
-@pytest.mark.parametrize("host", ["acme.evershell.ai", "ACME.Evershell.AI", "acme.evershell.ai:8443"])
+@pytest.mark.parametrize(
+    "host", ["acme.evershell.ai", "ACME.Evershell.AI", "acme.evershell.ai:8443"]
+)
 async def test_an_organizations_own_host_is_good(host: str) -> None:
     await HostBinding("EverShell.ai", Slugs().find).check(CALLER, host)
 
@@ -115,7 +134,9 @@ async def test_a_host_name_is_looked_up_once_a_minute(monkeypatch: pytest.Monkey
     assert slugs.asked == 2
 
 
-async def test_a_name_that_runs_out_while_it_is_looked_up_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_runs_out_while_it_is_looked_up_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     timer = FakeTimer()
     monkeypatch.setattr(authenticator, "TTLCache", partial(TTLCache, timer=timer))
     binding = HostBinding("evershell.ai", Slugs().find)

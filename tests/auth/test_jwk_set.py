@@ -81,7 +81,9 @@ async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:
     assert keys.reads == 1
 
 
-async def test_a_token_of_a_new_key_has_the_set_read_again(keys: CountedSet, path: Path, clock: FakeTime) -> None:
+async def test_a_token_of_a_new_key_has_the_set_read_again(
+    keys: CountedSet, path: Path, clock: FakeTime
+) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     path.write_text(jwk_set(NEW))
@@ -90,7 +92,9 @@ async def test_a_token_of_a_new_key_has_the_set_read_again(keys: CountedSet, pat
     await refused(verifier, token("EdDSA"))
 
 
-async def test_unknown_keys_do_not_have_the_set_read_at_every_call(keys: CountedSet, clock: FakeTime) -> None:
+async def test_unknown_keys_do_not_have_the_set_read_at_every_call(
+    keys: CountedSet, clock: FakeTime
+) -> None:
     verifier = sessions(keys)
     for number in range(20):
         await refused(verifier, token("ES256", kid=f"unknown_{number}"))
@@ -127,7 +131,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_a_broken_set_does_not_replace_a_good_one(keys: CountedSet, path: Path, clock: FakeTime, broken: str) -> None:
+async def test_a_broken_set_does_not_replace_a_good_one(
+    keys: CountedSet, path: Path, clock: FakeTime, broken: str
+) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     path.write_text(broken)
@@ -150,7 +156,9 @@ async def test_a_set_that_was_never_good_is_unavailable_until_it_is(
     await verifier.authenticate(token())
 
 
-async def test_a_file_that_is_gone_leaves_the_known_keys(keys: CountedSet, path: Path, clock: FakeTime) -> None:
+async def test_a_file_that_is_gone_leaves_the_known_keys(
+    keys: CountedSet, path: Path, clock: FakeTime
+) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     path.unlink()
@@ -158,7 +166,9 @@ async def test_a_file_that_is_gone_leaves_the_known_keys(keys: CountedSet, path:
     await verifier.authenticate(token(sub="user_2"))
 
 
-async def test_a_token_that_names_no_key_has_a_set_that_was_away_read_again_soon(path: Path, clock: FakeTime) -> None:
+async def test_a_token_that_names_no_key_has_a_set_that_was_away_read_again_soon(
+    path: Path, clock: FakeTime
+) -> None:
     path.unlink()
     verifier = sessions(JwkSet(str(path)))
     with pytest.raises(UnavailableError):
@@ -177,7 +187,9 @@ async def test_a_token_that_names_no_key_has_a_set_that_was_away_read_again_soon
         {"kty": "RSA", "kid": 7, "n": "AQAB"},
     ],
 )
-async def test_a_key_that_is_not_understood_does_not_hide_the_others(path: Path, stranger: dict[str, object]) -> None:
+async def test_a_key_that_is_not_understood_does_not_hide_the_others(
+    path: Path, stranger: dict[str, object]
+) -> None:
     """RFC 7517, section 5."""
     document = json.loads(path.read_text())
     document["keys"].insert(0, stranger)
@@ -188,7 +200,10 @@ async def test_a_key_that_is_not_understood_does_not_hide_the_others(path: Path,
 async def test_everyone_waits_for_the_first_read(keys: CountedSet) -> None:
     keys.may_read.clear()
     verifier = sessions(keys)
-    calls = [asyncio.create_task(verifier.authenticate(token(sub=f"user_{number}"))) for number in range(5)]
+    calls = [
+        asyncio.create_task(verifier.authenticate(token(sub=f"user_{number}")))
+        for number in range(5)
+    ]
     while not keys.reads:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -197,13 +212,18 @@ async def test_everyone_waits_for_the_first_read(keys: CountedSet) -> None:
     assert keys.reads == 1
 
 
-async def test_everyone_with_a_new_key_waits_for_its_read(keys: CountedSet, path: Path, clock: FakeTime) -> None:
+async def test_everyone_with_a_new_key_waits_for_its_read(
+    keys: CountedSet, path: Path, clock: FakeTime
+) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     path.write_text(jwk_set(RSA, NEW))
     clock.now += REFRESH_SECONDS + 1
     keys.may_read.clear()
-    calls = [asyncio.create_task(verifier.authenticate(token("ES256", NEW, sub=f"user_{number}"))) for number in range(5)]
+    calls = [
+        asyncio.create_task(verifier.authenticate(token("ES256", NEW, sub=f"user_{number}")))
+        for number in range(5)
+    ]
     while keys.reads < 2:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -212,7 +232,9 @@ async def test_everyone_with_a_new_key_waits_for_its_read(keys: CountedSet, path
     assert keys.reads == 2
 
 
-async def test_known_keys_serve_while_the_set_is_read_again(keys: CountedSet, clock: FakeTime) -> None:
+async def test_known_keys_serve_while_the_set_is_read_again(
+    keys: CountedSet, clock: FakeTime
+) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     clock.now += MAX_AGE_SECONDS + 1
@@ -266,7 +288,9 @@ async def test_a_set_is_read_over_http(url: str) -> None:
         response("<html>", status="404 Not Found"),
     ],
 )
-async def test_a_provider_that_answers_nonsense_is_away(url: str, answer: bytes, clock: FakeTime) -> None:
+async def test_a_provider_that_answers_nonsense_is_away(
+    url: str, answer: bytes, clock: FakeTime
+) -> None:
     Provider.answer = answer
     verifier = sessions(JwkSet(url))
     with pytest.raises(UnavailableError):

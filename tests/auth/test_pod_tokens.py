@@ -1,4 +1,6 @@
-"""Tokens between the control plane and its agents: each kind opens what it is for, and nothing else."""
+"""Tokens between the control plane and its agents: each kind opens what it is for, and nothing
+else.
+"""
 
 import json
 import time
@@ -29,7 +31,12 @@ def refused(tokens: PodTokens, bad: str) -> None:
 
 
 def signed(claims: dict[str, Any], key: str = KEY, algorithm: str = "Ed25519") -> str:
-    return jws.serialize_compact({"alg": algorithm}, json.dumps(claims), OKPKey.import_key(json.loads(key)), algorithms=[algorithm])
+    return jws.serialize_compact(
+        {"alg": algorithm},
+        json.dumps(claims),
+        OKPKey.import_key(json.loads(key)),
+        algorithms=[algorithm],
+    )
 
 
 @pytest.fixture
@@ -41,14 +48,18 @@ def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens) -> Non
     minted = tokens.runtime_token(AGENT)
     assert tokens.identify(minted) == AGENT
     assert PodTokens(KEY).identify(minted) == AGENT
-    assert tokens.identify(tokens.runtime_token(AgentIdentity("ws_1", 4))) == AgentIdentity("ws_1", 4)
+    assert tokens.identify(tokens.runtime_token(AgentIdentity("ws_1", 4))) == AgentIdentity(
+        "ws_1", 4
+    )
 
 
 def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens) -> None:
     refused(tokens, tokens.signal_token("ws_1"))
 
 
-def test_a_runtime_token_is_not_for_an_agent_and_a_signal_token_is_for_one_workspace(tokens: PodTokens) -> None:
+def test_a_runtime_token_is_not_for_an_agent_and_a_signal_token_is_for_one_workspace(
+    tokens: PodTokens,
+) -> None:
     key = OKPKey.import_key(json.loads(public_key(KEY)))
     runtime = jwt.decode(tokens.runtime_token(AGENT), key, algorithms=["Ed25519"]).claims
     signal = jwt.decode(tokens.signal_token("ws_1"), key, algorithms=["Ed25519"]).claims
@@ -61,7 +72,10 @@ def test_another_control_planes_token_is_refused(tokens: PodTokens) -> None:
     refused(tokens, PodTokens(new_key()).runtime_token(AGENT))
 
 
-@pytest.mark.parametrize("changes", [{"iss": "other"}, {"iss": None}, {"aud": "agent"}, {"aud": None}, {"aud": ["runtime"]}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"iss": "other"}, {"iss": None}, {"aud": "agent"}, {"aud": None}, {"aud": ["runtime"]}],
+)
 def test_a_wrong_claim_is_refused(tokens: PodTokens, changes: dict[str, object]) -> None:
     refused(tokens, signed({**GOOD, **changes}))
 
@@ -69,11 +83,19 @@ def test_a_wrong_claim_is_refused(tokens: PodTokens, changes: dict[str, object])
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"epoch": epoch} for epoch in (None, "3", "three", 3.0, True, [3], 0, -1, 2**63, 10**400)),
-        *({"workspace_id": workspace_id} for workspace_id in (None, "", 7, ["ws_1"], "ws\0", "\ud800", "w" * 256)),
+        *(
+            {"epoch": epoch}
+            for epoch in (None, "3", "three", 3.0, True, [3], 0, -1, 2**63, 10**400)
+        ),
+        *(
+            {"workspace_id": workspace_id}
+            for workspace_id in (None, "", 7, ["ws_1"], "ws\0", "\ud800", "w" * 256)
+        ),
     ],
 )
-def test_a_token_without_a_workspace_or_an_epoch_is_refused(tokens: PodTokens, changes: dict[str, object]) -> None:
+def test_a_token_without_a_workspace_or_an_epoch_is_refused(
+    tokens: PodTokens, changes: dict[str, object]
+) -> None:
     refused(tokens, signed({**GOOD, **changes}))
 
 
@@ -90,13 +112,18 @@ def test_a_good_claim_is_not(tokens: PodTokens) -> None:
     assert tokens.identify(signed(GOOD)) == AGENT
 
 
-@pytest.mark.parametrize("bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc", "WyJhbGciXQ.e30.AA"])
+@pytest.mark.parametrize(
+    "bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc", "WyJhbGciXQ.e30.AA"]
+)
 def test_what_is_no_token_is_refused(tokens: PodTokens, bad: str) -> None:
     refused(tokens, bad)
 
 
 def test_a_token_without_an_algorithm_is_refused(tokens: PodTokens) -> None:
-    head, body = (urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({"alg": "none"}, GOOD))
+    head, body = (
+        urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+        for part in ({"alg": "none"}, GOOD)
+    )
     refused(tokens, f"{head}.{body}.")
 
 

@@ -15,7 +15,13 @@ from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
 
 from server.auth import sessions
-from server.auth.sessions import CACHE_SECONDS, FORGERIES_PER_SECOND, LEEWAY_SECONDS, JwkSet, Sessions
+from server.auth.sessions import (
+    CACHE_SECONDS,
+    FORGERIES_PER_SECOND,
+    LEEWAY_SECONDS,
+    JwkSet,
+    Sessions,
+)
 from server.core.caller import CredentialKind
 from server.core.errors import Failure
 from tests.auth.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, claims, jwk_set, token
@@ -28,7 +34,18 @@ DEEP_OBJECT = '{"a":' * 2_000
 
 # What PostgreSQL cannot store or index, and what nobody can see.
 UNSTORABLE = [
-    *("a\0b", "\ud800", "a\udfff", "a\nb", "a\x1b[2Jb", "a\x7f", "a\x9bb", "a\u202eb", "a\u2028b", "\ufeff"),
+    *(
+        "a\0b",
+        "\ud800",
+        "a\udfff",
+        "a\nb",
+        "a\x1b[2Jb",
+        "a\x7f",
+        "a\x9bb",
+        "a\u202eb",
+        "a\u2028b",
+        "\ufeff",
+    ),
     *("a" * 256, "ü" * 128, "𝔘" * 64),
 ]
 
@@ -164,7 +181,9 @@ async def test_a_token_without_an_algorithm_is_refused(verifier: Sessions) -> No
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(verifier: Sessions, algorithm: str) -> None:
+async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
+    verifier: Sessions, algorithm: str
+) -> None:
     for secret in (RSA.as_pem(private=False), json.dumps(RSA.as_dict(private=False)).encode()):
         signed = f"{encoded({'alg': algorithm, 'kid': 'rsa'})}.{encoded(claims())}"
         digest = hmac.new(secret, signed.encode(), f"sha{algorithm[2:]}").digest()
@@ -172,18 +191,28 @@ async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(verifie
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "key"), [("RS384", RSA), ("PS256", RSA), ("ES384", ECKey.generate_key("P-384", {"kid": "ec"}))]
+    ("algorithm", "key"),
+    [("RS384", RSA), ("PS256", RSA), ("ES384", ECKey.generate_key("P-384", {"kid": "ec"}))],
 )
-async def test_another_algorithm_is_refused(verifier: Sessions, algorithm: str, key: RSAKey | ECKey) -> None:
-    await refused(verifier, jwt.encode({"alg": algorithm, "kid": key.kid}, claims(), key, algorithms=[algorithm]))
+async def test_another_algorithm_is_refused(
+    verifier: Sessions, algorithm: str, key: RSAKey | ECKey
+) -> None:
+    await refused(
+        verifier,
+        jwt.encode({"alg": algorithm, "kid": key.kid}, claims(), key, algorithms=[algorithm]),
+    )
 
 
 async def test_anothers_key_under_a_known_name_is_refused(verifier: Sessions) -> None:
     await refused(verifier, token("ES256", ECKey.generate_key("P-256"), kid="ec"))
 
 
-@pytest.mark.parametrize(("algorithm", "kid"), [("RS256", "ec"), ("ES256", "rsa"), ("ES256", "ed"), ("EdDSA", "ec")])
-async def test_a_key_of_another_kind_is_refused(verifier: Sessions, algorithm: str, kid: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "kid"), [("RS256", "ec"), ("ES256", "rsa"), ("ES256", "ed"), ("EdDSA", "ec")]
+)
+async def test_a_key_of_another_kind_is_refused(
+    verifier: Sessions, algorithm: str, kid: str
+) -> None:
     await refused(verifier, token(algorithm, kid=kid))
 
 
@@ -230,7 +259,9 @@ async def test_claims_that_are_no_object_are_refused(verifier: Sessions) -> None
         await refused(verifier, jws.serialize_compact(header, payload, key, algorithms=["ES256"]))
 
 
-async def test_a_token_that_was_verified_serves_until_it_expires(verifier: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_that_was_verified_serves_until_it_expires(
+    verifier: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expires_at = int(time.time()) + 30
     good = token(exp=expires_at)
     first = await verifier.authenticate(good)
@@ -264,7 +295,15 @@ def forged(number: int = 0) -> str:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"exp": 1}, {"iss": "other"}, {"aud": "other"}, {"nbf": 9_999_999_999}, {"sub": "a\0"}, {"permissions": 7}]
+    "changes",
+    [
+        {"exp": 1},
+        {"iss": "other"},
+        {"aud": "other"},
+        {"nbf": 9_999_999_999},
+        {"sub": "a\0"},
+        {"permissions": 7},
+    ],
 )
 async def test_what_is_cheap_to_check_is_checked_before_the_signature(
     verifier: Sessions, signatures: CountedSignatures, changes: dict[str, Any]
@@ -300,7 +339,10 @@ async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
     for unknown in (*map(forged, range(FORGERIES_PER_SECOND, FORGERIES_PER_SECOND + 10)), stranger):
         with pytest.raises(Failure) as raised:
             await verifier.authenticate(unknown)
-        assert (raised.value.code, raised.value.details["retry_after_seconds"]) == ("rate_limited", 1)
+        assert (raised.value.code, raised.value.details["retry_after_seconds"]) == (
+            "rate_limited",
+            1,
+        )
     assert signatures.count == verified
     # Remembered, and even when it is verified again: its signature was right before.
     assert await verifier.authenticate(good) is caller
@@ -313,7 +355,9 @@ async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
     assert (await verifier.authenticate(stranger)).actor_id == "user_2"
 
 
-async def test_bad_tokens_evict_no_good_one(tmp_path: Path, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bad_tokens_evict_no_good_one(
+    tmp_path: Path, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sessions, "_MAX_CACHED_TOKENS", 10)
     verifier = a_verifier(tmp_path)
     good = token()

@@ -1,7 +1,8 @@
-"""How long reads take while bad credentials come: `python -m tests.bench.flood` prints it, without and with a flood of each kind.
+"""How long reads take while bad credentials come: `python -m tests.bench.flood` prints it, without
+and with a flood of each kind.
 
-Flood and readers write HTTP/1.1 themselves, so that what is measured is the service and not its callers. The flood runs in a
-process of its own.
+Flood and readers write HTTP/1.1 themselves, so that what is measured is the service and not its
+callers. The flood runs in a process of its own.
 """
 
 import asyncio
@@ -57,7 +58,9 @@ async def _status(reader: asyncio.StreamReader) -> int:
     return int(head.split(b" ", 2)[1])
 
 
-async def read(url: str, path: str, tokens: list[str], seconds: float, per_second: float = 100) -> Figures:
+async def read(
+    url: str, path: str, tokens: list[str], seconds: float, per_second: float = 100
+) -> Figures:
     """Reads at this rate, one caller a token, and measures each read."""
     figures = Figures()
 
@@ -72,12 +75,16 @@ async def read(url: str, path: str, tokens: list[str], seconds: float, per_secon
             figures.seconds.append(time.perf_counter() - sent)
         writer.close()
 
-    await asyncio.gather(*(caller(token, number / per_second) for number, token in enumerate(tokens)))
+    await asyncio.gather(
+        *(caller(token, number / per_second) for number, token in enumerate(tokens))
+    )
     return figures
 
 
 async def flood(url: str, kind: str, session: str, per_second: int, seconds: float) -> Counter[int]:
-    """Sends unknown keys, or the session token with another signature each time; returns the answers by status."""
+    """Sends unknown keys, or the session token with another signature each time; returns the
+    answers by status.
+    """
     statuses: Counter[int] = Counter()
     signed = session.rpartition(".")[0]
 
@@ -106,14 +113,26 @@ async def flood(url: str, kind: str, session: str, per_second: int, seconds: flo
     return statuses
 
 
-def measure(stack: Stack, kind: str | None, seconds: float, per_second: int = 1_000) -> tuple[Figures, Counter[int]]:
+def measure(
+    stack: Stack, kind: str | None, seconds: float, per_second: int = 1_000
+) -> tuple[Figures, Counter[int]]:
     """Reads by four good callers, with a flood of this kind, and what the flood was answered."""
     url, tokens = stack.ready["rest_url"], stack.tokens
     path = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}"
     flooding = None
     if kind is not None:
-        command = [sys.executable, "-m", "tests.bench.flood", url, kind, str(per_second), str(seconds + 1)]
-        flooding = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "tests.bench.flood",
+            url,
+            kind,
+            str(per_second),
+            str(seconds + 1),
+        ]
+        flooding = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert flooding.stdin is not None
         flooding.stdin.write(tokens["owner"])
         flooding.stdin.close()
@@ -121,7 +140,9 @@ def measure(stack: Stack, kind: str | None, seconds: float, per_second: int = 1_
     figures = asyncio.run(read(url, path, callers, seconds))
     answered: Counter[int] = Counter()
     if flooding is not None and flooding.stdout is not None:
-        answered.update({int(status): count for status, count in json.loads(flooding.stdout.read()).items()})
+        answered.update(
+            {int(status): count for status, count in json.loads(flooding.stdout.read()).items()}
+        )
         flooding.wait()
     return figures, answered
 
@@ -135,7 +156,7 @@ def main() -> None:
             measure(stack, None, 1)
             for kind in (None, *KINDS):
                 figures, answered = measure(stack, kind, 10)
-                print(f"{kind or 'no flood':<12} {figures}; flood: {dict(answered)}")  # noqa: T201 - it is what this is for
+                print(f"{kind or 'no flood':<12} {figures}; flood: {dict(answered)}")
         finally:
             stack.kill_if_running()
 
@@ -145,5 +166,7 @@ if __name__ == "__main__":
         main()
     else:
         target, kind, per_second, seconds = sys.argv[1:]
-        answers = asyncio.run(flood(target, kind, sys.stdin.read(), int(per_second), float(seconds)))
-        print(json.dumps(answers))  # noqa: T201 - read by `measure`
+        answers = asyncio.run(
+            flood(target, kind, sys.stdin.read(), int(per_second), float(seconds))
+        )
+        print(json.dumps(answers))

@@ -1,8 +1,10 @@
-"""`make bench`: how long a cancellation takes at one caller, beside an empty call on the same server in the same run.
+"""`make bench`: how long a cancellation takes at one caller, beside an empty call on the same
+server in the same run.
 
-Every round arms one running task for each row and measures the rows in turn, so that a machine whose speed drifts does not favour
-one. Each cancellation is a whole one: authenticated, its intent committed, its agent signalled. Then: how long after its time an
-event reaches a watcher, and the end of a task a waiter, on the other worker; and how long after the natural end of its last
+Every round arms one running task for each row and measures the rows in turn, so that a machine
+whose speed drifts does not favour one. Each cancellation is a whole one: authenticated, its intent
+committed, its agent signalled. Then: how long after its time an event reaches a watcher, and the
+end of a task a waiter, on the other worker; and how long after the natural end of its last
 iteration a cancelled task has ended. Prints a table and writes bench.json.
 """
 
@@ -36,7 +38,9 @@ def main() -> None:
         stack.start()
         try:
             figures = measure(stack)
-            arrivals = measure_arrivals(stack) | {"from the tool's end to the task's": measure_ends(stack)}
+            arrivals = measure_arrivals(stack) | {
+                "from the tool's end to the task's": measure_ends(stack)
+            }
             memory = {program: memory_mb(stack.pids(program)) for program in ("serve", "fleet")}
             memory["agent"] = memory_mb([stack.agent_pid(stack.ready["demo"]["workspace_id"])])
         finally:
@@ -48,18 +52,28 @@ def measure(stack: Stack) -> dict[str, list[float]]:
     """Row → seconds, one of each a round."""
     worker = stack.worker_addresses()[0]
     health = health_pb2_grpc.HealthStub(grpc.insecure_channel(worker))
-    workspaces = {name: Workspace(stack) for name in ("gRPC, worker", "gRPC, through the edge", "REST, through the edge")}
+    workspaces = {
+        name: Workspace(stack)
+        for name in ("gRPC, worker", "gRPC, through the edge", "REST, through the edge")
+    }
     grpc_worker, grpc_edge, rest = stack.grpc(address=worker), stack.grpc(), stack.rest()
     ids = {name: workspace.id for name, workspace in workspaces.items()}
     rows: dict[str, Callable[[], object]] = {
         FLOOR: lambda: health.Check(health_pb2.HealthCheckRequest()),
         "gRPC, worker": lambda: grpc_worker.call("CancelTask", workspace_id=ids["gRPC, worker"]),
-        "gRPC, through the edge": lambda: grpc_edge.call("CancelTask", workspace_id=ids["gRPC, through the edge"]),
-        "REST, through the edge": lambda: rest.post(f"/v1/workspaces/{ids['REST, through the edge']}/task/cancel"),
+        "gRPC, through the edge": lambda: grpc_edge.call(
+            "CancelTask", workspace_id=ids["gRPC, through the edge"]
+        ),
+        "REST, through the edge": lambda: rest.post(
+            f"/v1/workspaces/{ids['REST, through the edge']}/task/cancel"
+        ),
     }
     figures: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(ROUNDS):
-        tasks = {name: workspace.submit("sleep 0.5", "sleep 0.5") for name, workspace in workspaces.items()}
+        tasks = {
+            name: workspace.submit("sleep 0.5", "sleep 0.5")
+            for name, workspace in workspaces.items()
+        }
         for name, workspace in workspaces.items():
             workspace.await_phase(tasks[name], "tool_call")
         for name, call in rows.items():
@@ -74,25 +88,38 @@ def measure(stack: Stack) -> dict[str, list[float]]:
 
 
 def measure_arrivals(stack: Stack) -> dict[str, list[float]]:
-    """Row → seconds from the time that an event or an end bears, which is just before its commit, to its arrival at a client."""
+    """Row → seconds from the time that an event or an end bears, which is just before its commit,
+    to its arrival at a client.
+    """
     first, other = stack.worker_addresses()
     workspace = Workspace(stack)
     canceller, waiter = stack.grpc(address=first), stack.grpc(address=other)
-    figures: dict[str, list[float]] = {"an event at another worker's watcher": [], "the end at another worker's waiter": []}
+    figures: dict[str, list[float]] = {
+        "an event at another worker's watcher": [],
+        "the end at another worker's waiter": [],
+    }
     with ThreadPoolExecutor(2) as pool:
         for _ in range(ROUNDS):
             task_id = workspace.submit("sleep 0.2", "sleep 0.2")
-            watching = pool.submit(arrival, stack, other, workspace.id, task_id, after=workspace.log()[-1]["seq"])
+            watching = pool.submit(
+                arrival, stack, other, workspace.id, task_id, after=workspace.log()[-1]["seq"]
+            )
             workspace.await_phase(task_id, "tool_call")
             canceller.call("CancelTask", workspace_id=workspace.id)
             figures["an event at another worker's watcher"].append(watching.result())
-            ended = waiter.call("CancelTask", workspace_id=workspace.id, task_id=task_id, wait={"seconds": 30})
-            figures["the end at another worker's waiter"].append(time.time() - seconds_of(ended["task"]["completed_at"]))
+            ended = waiter.call(
+                "CancelTask", workspace_id=workspace.id, task_id=task_id, wait={"seconds": 30}
+            )
+            figures["the end at another worker's waiter"].append(
+                time.time() - seconds_of(ended["task"]["completed_at"])
+            )
     return figures
 
 
 def measure_ends(stack: Stack) -> list[float]:
-    """Seconds from the natural end of a cancelled iteration, as its tool call tells it, to the time of the terminal event."""
+    """Seconds from the natural end of a cancelled iteration, as its tool call tells it, to the time
+    of the terminal event.
+    """
     workspace = Workspace(stack)
     figures = []
     for _ in range(CANCELLATIONS):
@@ -124,24 +151,40 @@ def memory_mb(pids: list[int]) -> float:
     return max(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
 
 
-def show(figures: dict[str, list[float]], arrivals: dict[str, list[float]], memory: dict[str, float]) -> None:
+def show(
+    figures: dict[str, list[float]], arrivals: dict[str, list[float]], memory: dict[str, float]
+) -> None:
     """The table, and bench.json."""
-    latency = {name: {**summary(seconds), "ratio": ratio(seconds, figures[FLOOR])} for name, seconds in figures.items()}
+    latency = {
+        name: {**summary(seconds), "ratio": ratio(seconds, figures[FLOOR])}
+        for name, seconds in figures.items()
+    }
     late = {name: summary(seconds) for name, seconds in arrivals.items()}
     lines = [f"{'CancelTask at one caller':28} runs  p50 ms     min     p99     max  ÷ empty"]
     lines += [f"{name:28} {columns(row)} {row['ratio']:8.2f}" for name, row in latency.items()]
     lines += ["", f"{'Beyond':38} runs  p50 ms     min     p99     max"]
     lines += [f"{name:38} {columns(row)}" for name, row in late.items()]
-    lines += ["", *(f"memory of one {program}: {megabytes:.0f} MB" for program, megabytes in memory.items())]
+    lines += [
+        "",
+        *(f"memory of one {program}: {megabytes:.0f} MB" for program, megabytes in memory.items()),
+    ]
     sys.stdout.write("\n".join(lines) + "\n")
-    Path("bench.json").write_text(json.dumps({"cancel": latency, "arrival": late, "memory_mb": memory}, indent=2))
+    Path("bench.json").write_text(
+        json.dumps({"cancel": latency, "arrival": late, "memory_mb": memory}, indent=2)
+    )
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
     """In milliseconds."""
     ordered = sorted(each * 1000 for each in seconds)
     p99 = ordered[math.ceil(len(ordered) * 0.99) - 1]
-    return {"runs": len(ordered), "p50": statistics.median(ordered), "min": ordered[0], "p99": p99, "max": ordered[-1]}
+    return {
+        "runs": len(ordered),
+        "p50": statistics.median(ordered),
+        "min": ordered[0],
+        "p99": p99,
+        "max": ordered[-1],
+    }
 
 
 def ratio(seconds: list[float], floor: list[float]) -> float:

@@ -1,4 +1,6 @@
-"""`make chaos`: cancellations while programs are frozen, killed and restarted and disks are full. It exits 1 if a promise broke."""
+"""`make chaos`: cancellations while programs are frozen, killed and restarted and disks are full.
+It exits 1 if a promise broke.
+"""
 
 import random
 import shutil

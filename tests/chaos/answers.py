@@ -67,8 +67,16 @@ class Answer:
     @property
     def promised_task_id(self) -> str:
         """The task of which this answer says that it will end `cancelled`; empty: none."""
-        recorded = self.is_cancel and self.slug == "agent_unreachable" and str(self.body.get("intent_recorded")).lower() == "true"
-        return str(self.body["task_id"]) if recorded or self.outcome in ("accepted", "already_requested") else ""
+        recorded = (
+            self.is_cancel
+            and self.slug == "agent_unreachable"
+            and str(self.body.get("intent_recorded")).lower() == "true"
+        )
+        return (
+            str(self.body["task_id"])
+            if recorded or self.outcome in ("accepted", "already_requested")
+            else ""
+        )
 
     @property
     def told_task(self) -> Mapping[str, Any]:

@@ -1,4 +1,6 @@
-"""The checks of the verdict that are about time: when a task has to have ended, and what may fail at which moment."""
+"""The checks of the verdict that are about time: when a task has to have ended, and what may fail
+at which moment.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,8 +10,8 @@ from tests.chaos.plan import Stopped, Target
 
 # What a call may answer only while something is wrong.
 _TROUBLE = frozenset({"agent_unreachable", "unavailable", "deadline_exceeded"})
-# From the natural end of the iteration on, beside the time for which the control plane was away: an agent and the workers that are
-# frozen one after the other, and a heartbeat.
+# From the natural end of the iteration on, beside the time for which the control plane was away: an
+# agent and the workers that are frozen one after the other, and a heartbeat.
 LATE_SECONDS = 10.0
 # After a fault is over: until everything serves again as if it had not been.
 RECOVERED_SECONDS = 5.0
@@ -17,11 +19,12 @@ RECOVERED_SECONDS = 5.0
 LEASE_SECONDS = 30.0
 # From the force deadline on, the control plane leaves the agent this long to end its task itself.
 FORCE_MARGIN_SECONDS = 2.0
-# Then it finds the task, ends the processes of the pod and commits. On a machine with six times as much work as it can do, while
-# ten other pods ended, that took 5.2 s.
+# Then it finds the task, ends the processes of the pod and commits. On a machine with six times as
+# much work as it can do, while ten other pods ended, that took 5.2 s.
 FORCE_SLACK_SECONDS = 6.0
-# That needs these. After a fault of one of them is over, the next look at all workspaces comes within this time, and agents are
-# left 3 s to commit what they could not commit during an outage of the database.
+# That needs these. After a fault of one of them is over, the next look at all workspaces comes
+# within this time, and agents are left 3 s to commit what they could not commit during an outage of
+# the database.
 _FORCING = (Target.FLEET, Target.DATABASE, Target.BACKEND)
 _NEXT_LOOK_SECONDS = 1.5 + 3.0
 
@@ -31,7 +34,9 @@ def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
         late = task.late_seconds or 0.0
         allowed = LATE_SECONDS + (LEASE_SECONDS if task.agent_stopped == Stopped.FOR_GOOD else 0.0)
         if late > allowed:
-            away = away_seconds(evidence.hits, task.cancel_requested_at or 0.0, task.completed_at or 0.0)
+            away = away_seconds(
+                evidence.hits, task.cancel_requested_at or 0.0, task.completed_at or 0.0
+            )
             if late > allowed + away:
                 yield (
                     f"{task.id} of {task.workspace_id} ended {late:.1f} s after its iteration's natural end, "
@@ -40,7 +45,9 @@ def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
 
 
 def forced_ends_are_in_time(evidence: Evidence) -> Iterator[str]:
-    """An iteration goes on beyond the force deadline by the margin, and by the time for which the control plane was away."""
+    """An iteration goes on beyond the force deadline by the margin, and by the time for which the
+    control plane was away.
+    """
     for task in evidence.tasks.values():
         overdue = task.overdue_seconds or 0.0
         if overdue > FORCE_MARGIN_SECONDS + FORCE_SLACK_SECONDS:
@@ -66,29 +73,50 @@ def away_seconds(hits: Sequence[Hit], since: float, until: float) -> float:
 def forced_ends_say_so(evidence: Evidence) -> Iterator[str]:
     """Where only the control plane can have broken the iteration off, too."""
     for task in evidence.tasks.values():
-        by_control_plane = task.agent_stopped == Stopped.FOR_GOOD and (task.overdue_seconds or 0.0) > FORCE_MARGIN_SECONDS
-        if by_control_plane and not task.forced and not any(_hit_the_agent_of(task, hit) for hit in evidence.hits):
+        by_control_plane = (
+            task.agent_stopped == Stopped.FOR_GOOD
+            and (task.overdue_seconds or 0.0) > FORCE_MARGIN_SECONDS
+        )
+        if (
+            by_control_plane
+            and not task.forced
+            and not any(_hit_the_agent_of(task, hit) for hit in evidence.hits)
+        ):
             yield f"{task.id} of {task.workspace_id} was broken off after its force deadline, and its end does not say so"
 
 
 def _hit_the_agent_of(task: TaskRow, hit: Hit) -> bool:
-    return hit.workspace_id == task.workspace_id and task.submitted_at < hit.ended and hit.began < (task.completed_at or 0.0)
+    return (
+        hit.workspace_id == task.workspace_id
+        and task.submitted_at < hit.ended
+        and hit.began < (task.completed_at or 0.0)
+    )
 
 
 def trouble_has_a_cause(evidence: Evidence) -> Iterator[str]:
     """Full logs are none: nothing fails for them."""
     for answer in evidence.answers:
-        if answer.slug in _TROUBLE and not _has_cause(evidence, answer.workspace_id, answer.sent, answer.answered):
+        if answer.slug in _TROUBLE and not _has_cause(
+            evidence, answer.workspace_id, answer.sent, answer.answered
+        ):
             yield f"{answer}: {answer.status} {answer.slug} with nothing wrong: {dict(answer.body)}"
     for task in evidence.tasks.values():
         ended = task.completed_at or 0.0
-        if task.status in ("failed", "delivery_failed") and not _has_cause(evidence, task.workspace_id, ended, ended):
+        if task.status in ("failed", "delivery_failed") and not _has_cause(
+            evidence, task.workspace_id, ended, ended
+        ):
             yield f"{task.id} of {task.workspace_id} {task.status} with nothing wrong"
 
 
 def _has_cause(evidence: Evidence, workspace_id: str, since: float, until: float) -> bool:
-    """Whether something was wrong then, or shortly before: a fault, or a tool of the workspace that had stopped its agent."""
-    if any(hit.began < until and since < hit.ended + RECOVERED_SECONDS for hit in evidence.hits if _does_harm(hit)):
+    """Whether something was wrong then, or shortly before: a fault, or a tool of the workspace that
+    had stopped its agent.
+    """
+    if any(
+        hit.began < until and since < hit.ended + RECOVERED_SECONDS
+        for hit in evidence.hits
+        if _does_harm(hit)
+    ):
         return True
     stopped = [task for task in evidence.tasks.values() if task.agent_stopped != Stopped.NEVER]
     return any(

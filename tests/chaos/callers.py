@@ -56,24 +56,44 @@ class Callers:
             trust_env=False,
         )
         first, other = stack.worker_addresses()
-        addresses = {Wire.GRPC: stack.ready["grpc_addr"], Wire.WORKER_0: first, Wire.WORKER_1: other}
-        self._channels = {wire: grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS) for wire, address in addresses.items()}
+        addresses = {
+            Wire.GRPC: stack.ready["grpc_addr"],
+            Wire.WORKER_0: first,
+            Wire.WORKER_1: other,
+        }
+        self._channels = {
+            wire: grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+            for wire, address in addresses.items()
+        }
 
     async def close(self) -> None:
         await self._rest.aclose()
         for channel in self._channels.values():
             await channel.close()
 
-    async def call(self, wire: Wire, rpc: str, limit_seconds: float, fields: Mapping[str, Any], token: str | None = None) -> Reply:
-        """The fields as the JSON of the request's message. The token is that of full access unless given; empty: none is sent."""
+    async def call(
+        self,
+        wire: Wire,
+        rpc: str,
+        limit_seconds: float,
+        fields: Mapping[str, Any],
+        token: str | None = None,
+    ) -> Reply:
+        """The fields as the JSON of the request's message. The token is that of full access unless
+        given; empty: none is sent.
+        """
         token = self._token if token is None else token
         headers = {"authorization": f"Bearer {token}"} if token else {}
         if wire is Wire.REST:
             return await self._call_rest(rpc, limit_seconds, dict(fields), headers)
         return await self._call_grpc(self._channels[wire], rpc, limit_seconds, fields, headers)
 
-    async def watch(self, wire: Wire, workspace_id: str, messages: int, stay_seconds: float) -> Reply:
-        """Follows the log from its beginning, and goes away after so many messages, or so long after the first."""
+    async def watch(
+        self, wire: Wire, workspace_id: str, messages: int, stay_seconds: float
+    ) -> Reply:
+        """Follows the log from its beginning, and goes away after so many messages, or so long
+        after the first.
+        """
         seen = 0
         last = Reply("", NO_ANSWER, {})
         with suppress(TimeoutError):
@@ -97,23 +117,35 @@ class Callers:
             except grpc.aio.AioRpcError as error:
                 yield _grpc_failure(error)
             return
-        async with self._rest.stream("GET", f"/v1/workspaces/{workspace_id}/events", headers=headers, timeout=None) as response:
+        async with self._rest.stream(
+            "GET", f"/v1/workspaces/{workspace_id}/events", headers=headers, timeout=None
+        ) as response:
             if response.status_code != 200:
-                yield rest_reply(response.status_code, response.headers, (await response.aread()).decode())
+                yield rest_reply(
+                    response.status_code, response.headers, (await response.aread()).decode()
+                )
                 return
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
                     yield Reply("200", "", {})
 
-    async def _call_rest(self, rpc: str, limit_seconds: float, fields: dict[str, Any], headers: Mapping[str, str]) -> Reply:
+    async def _call_rest(
+        self, rpc: str, limit_seconds: float, fields: dict[str, Any], headers: Mapping[str, str]
+    ) -> Reply:
         method, path = _ROUTES[rpc]
         if rpc == "CancelTask" and "task_id" in fields:
             path = _CANCEL_OF_A_NAMED_TASK
         url = path.format(**fields)
-        body = {name: value for name, value in fields.items() if f"{{{name}}}" not in path} if method == "POST" else None
+        body = (
+            {name: value for name, value in fields.items() if f"{{{name}}}" not in path}
+            if method == "POST"
+            else None
+        )
         try:
             async with asyncio.timeout(limit_seconds):
-                response = await self._rest.request(method, url, json=body or None, headers=headers, timeout=None)
+                response = await self._rest.request(
+                    method, url, json=body or None, headers=headers, timeout=None
+                )
         except TimeoutError:
             return Reply("", NO_ANSWER, {})
         except httpx.TransportError as error:
@@ -121,7 +153,12 @@ class Callers:
         return rest_reply(response.status_code, response.headers, response.text)
 
     async def _call_grpc(
-        self, channel: grpc.aio.Channel, rpc: str, limit_seconds: float, fields: Mapping[str, Any], headers: Mapping[str, str]
+        self,
+        channel: grpc.aio.Channel,
+        rpc: str,
+        limit_seconds: float,
+        fields: Mapping[str, Any],
+        headers: Mapping[str, str],
     ) -> Reply:
         request = ParseDict(dict(fields), getattr(workspace_service_pb2, f"{rpc}Request")())
         method = getattr(workspace_service_pb2_grpc.WorkspaceServiceStub(channel), rpc)
@@ -129,7 +166,13 @@ class Callers:
             reply = await method(request, metadata=tuple(headers.items()), timeout=limit_seconds)
         except grpc.aio.AioRpcError as error:
             return _grpc_failure(error)
-        return Reply("OK", "", MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+        return Reply(
+            "OK",
+            "",
+            MessageToDict(
+                reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            ),
+        )
 
 
 def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
@@ -141,7 +184,12 @@ def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
         error = body["error"]
         slug, request_id = error["code"], error["request_id"]
     except (ValueError, KeyError, TypeError):
-        return Reply(str(status), BARE, {}, f"{status} has neither a message nor the envelope: {text[:200]!r}")
+        return Reply(
+            str(status),
+            BARE,
+            {},
+            f"{status} has neither a message nor the envelope: {text[:200]!r}",
+        )
     problem, seen_id = "", headers.get("x-request-id", "")
     if slug not in RULES:
         problem = f"the slug {slug!r} is not of the closed set"
@@ -167,6 +215,10 @@ def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
         problem = "" if expected else f"bare {code.name}: {error.details()}"
         return Reply(code.name, BARE, {"said": error.details()}, problem)
     slug = info.reason.lower()
-    problem = "" if slug in RULES and RULES[slug].grpc == code.value[0] else f"{slug!r} came with {code.name}"
+    problem = (
+        ""
+        if slug in RULES and RULES[slug].grpc == code.value[0]
+        else f"{slug!r} came with {code.name}"
+    )
     request_id = str(dict(error.trailing_metadata() or ()).get("x-request-id", ""))
     return Reply(code.name, slug, dict(info.metadata), problem, request_id)

@@ -1,4 +1,6 @@
-"""The small disks of a stack: under the pods' folders, the logs and the embedded database, so that each can be full."""
+"""The small disks of a stack: under the pods' folders, the logs and the embedded database, so that
+each can be full.
+"""
 
 import shutil
 import stat
@@ -12,7 +14,8 @@ from tests import small_disk
 from tests.chaos.plan import Target
 
 _MIB = 1 << 20
-# Measured: a cluster takes 40 MiB, and a minute of calls at 20 workspaces adds no more than 32 MiB of write-ahead log.
+# Measured: a cluster takes 40 MiB, and a minute of calls at 20 workspaces adds no more than 32 MiB
+# of write-ahead log.
 _SIZES = {Target.PODS: 32 * _MIB, Target.LOGS: 64 * _MIB, Target.DATABASE: 160 * _MIB}
 _LOGS_A_SECOND = _MIB // 2
 _DATABASE_A_SECOND = _MIB
@@ -63,9 +66,14 @@ def disks(state_dir: Path, seconds: float) -> Iterator[Disks]:
         Target.LOGS: (state_dir / "logs",),
         Target.DATABASE: (postgres.places(state_dir).data_dir.parent,),
     }
-    grown = {Target.LOGS: int(seconds * _LOGS_A_SECOND), Target.DATABASE: int(seconds * _DATABASE_A_SECOND)}
+    grown = {
+        Target.LOGS: int(seconds * _LOGS_A_SECOND),
+        Target.DATABASE: int(seconds * _DATABASE_A_SECOND),
+    }
     with ExitStack() as mounted:
-        for target, place in [(target, place) for target, of_it in places.items() for place in of_it]:
+        for target, place in [
+            (target, place) for target, of_it in places.items() for place in of_it
+        ]:
             mounted.enter_context(_kept(place, _SIZES[target] + grown.get(target, 0)))
         yield Disks(places)
 

@@ -53,7 +53,9 @@ class Faults:
         self.hits: list[Hit] = []
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """All of them, each at its time, until the last is over; nothing is frozen when this returns."""
+        """All of them, each at its time, until the last is over; nothing is frozen when this
+        returns.
+        """
         try:
             async with asyncio.TaskGroup() as group:
                 for fault in faults:
@@ -65,7 +67,9 @@ class Faults:
     async def _inflict(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_seconds)
         self._last[fault.target] = time.monotonic()
-        self.hits.append(await (self._fill(fault) if fault.kind is Kind.FILL else self._strike(fault)))
+        self.hits.append(
+            await (self._fill(fault) if fault.kind is Kind.FILL else self._strike(fault))
+        )
 
     async def _fill(self, fault: Fault) -> Hit:
         began = time.time()
@@ -84,7 +88,9 @@ class Faults:
         return Hit(fault, False, began, time.time(), await self._back(fault.target))
 
     def _take_next_segment(self) -> None:
-        """Makes the database begin the next file of its write-ahead log, for which there is no space: it aborts and recovers."""
+        """Makes the database begin the next file of its write-ahead log, for which there is no
+        space: it aborts and recovers.
+        """
         with suppress(psycopg.Error), self._database() as connection:
             connection.execute("SELECT pg_switch_wal()")
 
@@ -183,18 +189,29 @@ class Faults:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def _is_led(self) -> bool:
-        """Whether the database answers, and a fleet controller leads. One that recovers refuses; one that is frozen is silent."""
+        """Whether the database answers, and a fleet controller leads. One that recovers refuses;
+        one that is frozen is silent.
+        """
         with suppress(psycopg.OperationalError), self._database() as connection:
-            found = connection.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND granted", (_LOCK_KEY,))
+            found = connection.execute(
+                "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND granted",
+                (_LOCK_KEY,),
+            )
             return found.fetchone() is not None
         return False
 
     def _database(self) -> "psycopg.Connection[tuple[object, ...]]":
         options = f"-c statement_timeout={_PROBE_SECONDS}s"
-        return psycopg.connect(self._stack.ready["database_url"], autocommit=True, connect_timeout=_PROBE_SECONDS, options=options)
+        return psycopg.connect(
+            self._stack.ready["database_url"],
+            autocommit=True,
+            connect_timeout=_PROBE_SECONDS,
+            options=options,
+        )
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    # psutil compares the start time: a number that was given to another process since is left alone.
+    # psutil compares the start time: a number that was given to another process since is left
+    # alone.
     with suppress(psutil.Error):
         process.send_signal(number)

@@ -11,7 +11,8 @@ from tests.chaos.answers import HUNG_UP, Answer, Reply
 from tests.chaos.callers import Callers
 from tests.chaos.plan import Cancel, Plan, Round, Stopped, Wire
 
-# No fault lasts longer than a few seconds, so each call has an answer by then; a cancellation that waits, that much later.
+# No fault lasts longer than a few seconds, so each call has an answer by then; a cancellation that
+# waits, that much later.
 ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
 
@@ -37,7 +38,9 @@ class Load:
         self._over.set()
 
     async def settle(self, limit_seconds: float) -> list[str]:
-        """Brings every workspace back and has it complete one more task. Returns what stands against that."""
+        """Brings every workspace back and has it complete one more task. Returns what stands
+        against that.
+        """
         self._over.clear()
 
         async def one(workspace_id: str) -> str:
@@ -45,18 +48,32 @@ class Load:
                 async with asyncio.timeout(limit_seconds):
                     return await self._complete_one(workspace_id)
             except TimeoutError:
-                last = next(answer for answer in reversed(self.answers) if answer.workspace_id == workspace_id)
+                last = next(
+                    answer
+                    for answer in reversed(self.answers)
+                    if answer.workspace_id == workspace_id
+                )
                 return f"{workspace_id} took no task within {limit_seconds:g} s; last: {last.rpc} {last.slug} {dict(last.body)}"
 
-        return [problem for problem in await asyncio.gather(*(one(each) for each in self._workspace_ids)) if problem]
+        return [
+            problem
+            for problem in await asyncio.gather(*(one(each) for each in self._workspace_ids))
+            if problem
+        ]
 
     async def _complete_one(self, workspace_id: str) -> str:
         # An agent that is gone may not have been found missing yet.
         while (task_id := await self._submit_last(workspace_id)) is None:
             await asyncio.sleep(_PAUSE_SECONDS)
-        while not (task := await self._call(Wire.REST, "GetTask", workspace_id, task_id)).body.get("completed_at"):
+        while not (task := await self._call(Wire.REST, "GetTask", workspace_id, task_id)).body.get(
+            "completed_at"
+        ):
             await asyncio.sleep(_PAUSE_SECONDS)
-        return "" if task.body["status"] == "completed" else f"{workspace_id}: its last task ended {task.body['status']}"
+        return (
+            ""
+            if task.body["status"] == "completed"
+            else f"{workspace_id}: its last task ended {task.body['status']}"
+        )
 
     async def _submit_last(self, workspace_id: str) -> str | None:
         await self._bring_up(workspace_id, Wire.REST)
@@ -70,7 +87,9 @@ class Load:
             await self._play(workspace_id, each)
 
     async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
-        """Until the workspace is idle; one that has stopped or failed is resumed. False: the time was over first."""
+        """Until the workspace is idle; one that has stopped or failed is resumed. False: the time
+        was over first.
+        """
         wires = cycle([*(other for other in Wire if other is not wire), wire])
         while not self._over.is_set():
             workspace = await self._call(wire, "GetWorkspace", workspace_id)
@@ -92,7 +111,8 @@ class Load:
             description="\n".join(_commands(each)),
             metadata=_metadata(each),
         )
-        # Also told by agent_unreachable, and by workspace_busy of the task that was there before. Else not known.
+        # Also told by agent_unreachable, and by workspace_busy of the task that was there before.
+        # Else not known.
         task_id = str(submitted.body.get("task_id", ""))
         calls = [self._cancel(workspace_id, task_id, cancel) for cancel in each.cancels]
         if each.stop_after_seconds is not None:
@@ -109,14 +129,27 @@ class Load:
         # Who goes away is none the wiser; that it did is among the answers.
         with suppress(TimeoutError):
             async with asyncio.timeout(cancel.hangs_up_seconds):
-                await self._call(cancel.wire, "CancelTask", workspace_id, named, cancel.wait_seconds or 0, **fields)
+                await self._call(
+                    cancel.wire,
+                    "CancelTask",
+                    workspace_id,
+                    named,
+                    cancel.wait_seconds or 0,
+                    **fields,
+                )
 
     async def _stop(self, workspace_id: str, each: Round) -> None:
         await asyncio.sleep(each.stop_after_seconds or 0)
         await self._call(each.control_wire, "StopWorkspace", workspace_id)
 
     async def _call(
-        self, wire: Wire, rpc: str, workspace_id: str, task_id: str = "", wait_seconds: float = 0, **fields: Any
+        self,
+        wire: Wire,
+        rpc: str,
+        workspace_id: str,
+        task_id: str = "",
+        wait_seconds: float = 0,
+        **fields: Any,
     ) -> Answer:
         """Makes a call and keeps what came of it, also when the caller goes away."""
         call = f"call {next(self._numbers)}"

@@ -1,4 +1,6 @@
-"""What is done to a stack and asked of it, drawn from a seed before anything starts: the same seed, the same plan."""
+"""What is done to a stack and asked of it, drawn from a seed before anything starts: the same seed,
+the same plan.
+"""
 
 import random
 from collections.abc import Iterator
@@ -38,7 +40,8 @@ class Target(StrEnum):
     DATABASE = "database"
     # The process of one connection.
     BACKEND = "backend"
-    # The folders of the workspaces, in which tools write, with the agents' logs and what the controller keeps of them.
+    # The folders of the workspaces, in which tools write, with the agents' logs and what the
+    # controller keeps of them.
     PODS = "pods"
     # The logs of all programs but the agents.
     LOGS = "logs"
@@ -54,7 +57,11 @@ class Stopped(StrEnum):
 
 # How often each is hit, beside the others.
 _WEIGHTS: dict[tuple[Kind, Target], int] = {
-    **{(kind, target): 4 for kind in (Kind.FREEZE, Kind.KILL, Kind.RESTART) for target in (Target.WORKER_0, Target.WORKER_1)},
+    **{
+        (kind, target): 4
+        for kind in (Kind.FREEZE, Kind.KILL, Kind.RESTART)
+        for target in (Target.WORKER_0, Target.WORKER_1)
+    },
     (Kind.FREEZE, Target.AGENT): 10,
     (Kind.KILL, Target.AGENT): 8,
     (Kind.FREEZE, Target.FLEET): 5,
@@ -80,7 +87,8 @@ _FILL_SECONDS = (1.0, 4.0)
 # How often the tool of a task does which of Stopped to its agent.
 _STOPPED_WEIGHTS = (96, 2, 2)
 _STOPPED_SECONDS = (0.3, 3.0)
-# Of the tasks whose agent stays stopped, how many are cancelled with force. The others last until the lease is over.
+# Of the tasks whose agent stays stopped, how many are cancelled with force. The others last until
+# the lease is over.
 _FORCED_SHARE = 0.8
 # For the faults of the end, and for the recovery before each.
 _SECONDS_BEYOND = 30.0
@@ -97,7 +105,8 @@ class Fault:
     target: Target
     # Of a freeze, and of a full disk.
     seconds: float
-    # Which of several: an agent, a backend. Odd, of the database's disk: not even the next file of its log can be made.
+    # Which of several: an agent, a backend. Odd, of the database's disk: not even the next file of
+    # its log can be made.
     index: int
 
 
@@ -146,10 +155,14 @@ class Plan:
 
 
 def draw(seed: int, seconds: float, workspaces: int, *, logs_alone_seconds: float = 4.0) -> Plan:
-    """The plan of this seed. At the end the disk of the logs is full for that long, and nothing else is wrong; 0: it is not."""
+    """The plan of this seed. At the end the disk of the logs is full for that long, and nothing
+    else is wrong; 0: it is not.
+    """
     chance = random.Random(seed)
     faults = tuple(_faults(chance, seconds, workspaces))
-    last = (Fault(0.0, Kind.FILL, Target.LOGS, logs_alone_seconds, 0),) if logs_alone_seconds else ()
+    last = (
+        (Fault(0.0, Kind.FILL, Target.LOGS, logs_alone_seconds, 0),) if logs_alone_seconds else ()
+    )
     count = int((seconds + _SECONDS_BEYOND) / _SHORTEST_ROUND_SECONDS)
     rounds = tuple(tuple(_round(chance) for _ in range(count)) for _ in range(workspaces))
     return Plan(seed, seconds, faults, last, rounds)
@@ -158,10 +171,18 @@ def draw(seed: int, seconds: float, workspaces: int, *, logs_alone_seconds: floa
 def _faults(chance: random.Random, seconds: float, workspaces: int) -> Iterator[Fault]:
     pairs, weights = list(_WEIGHTS), list(_WEIGHTS.values())
     at = _CALM_SECONDS
-    while (at := at + chance.expovariate(1 / _MEAN_SECONDS_BETWEEN_FAULTS)) < seconds - _CALM_SECONDS:
+    while (
+        at := at + chance.expovariate(1 / _MEAN_SECONDS_BETWEEN_FAULTS)
+    ) < seconds - _CALM_SECONDS:
         ((kind, target),) = chance.choices(pairs, weights)
         lasts = _FILL_SECONDS if kind is Kind.FILL else _FREEZE_SECONDS
-        yield Fault(round(at, 3), kind, target, round(chance.uniform(*lasts), 3), chance.randrange(workspaces))
+        yield Fault(
+            round(at, 3),
+            kind,
+            target,
+            round(chance.uniform(*lasts), 3),
+            chance.randrange(workspaces),
+        )
 
 
 def _round(chance: random.Random) -> Round:
@@ -178,8 +199,12 @@ def _round(chance: random.Random) -> Round:
                 wire=chance.choice(wires),
                 names_task=chance.random() < 0.5,
                 wait_seconds=chance.choice((None, None, None, 0.2, 2.0)),
-                force_after_seconds=round(chance.uniform(0, 0.3), 3) if chance.random() < 0.15 else None,
-                hangs_up_seconds=round(chance.uniform(0, 0.05), 4) if chance.random() < 0.1 else None,
+                force_after_seconds=round(chance.uniform(0, 0.3), 3)
+                if chance.random() < 0.15
+                else None,
+                hangs_up_seconds=round(chance.uniform(0, 0.05), 4)
+                if chance.random() < 0.1
+                else None,
             )
         )
         # Half of those that follow come at the same moment.
@@ -192,9 +217,13 @@ def _round(chance: random.Random) -> Round:
         iterations=iterations,
         iteration_seconds=iteration_seconds,
         agent_stopped=stopped,
-        stopped_seconds=round(chance.uniform(*_STOPPED_SECONDS), 2) if stopped is Stopped.FOR_A_WHILE else 0.0,
+        stopped_seconds=round(chance.uniform(*_STOPPED_SECONDS), 2)
+        if stopped is Stopped.FOR_A_WHILE
+        else 0.0,
         cancels=tuple(cancels),
-        stop_after_seconds=round(chance.uniform(0, length_seconds), 3) if chance.random() < 0.06 else None,
+        stop_after_seconds=round(chance.uniform(0, length_seconds), 3)
+        if chance.random() < 0.06
+        else None,
         control_wire=chance.choice(wires),
     )
 

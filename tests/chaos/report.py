@@ -35,16 +35,23 @@ def lines(outcome: Outcome) -> Iterator[str]:
     for name in sorted({name for name, _ in hits}):
         yield f"{name:24} {hits[name, False]:6} {hits[name, True]:7}"
     yield ""
-    slugs = Counter((answer.slug or answer.outcome or "success", answer.rpc == "CancelTask") for answer in evidence.answers)
+    slugs = Counter(
+        (answer.slug or answer.outcome or "success", answer.rpc == "CancelTask")
+        for answer in evidence.answers
+    )
     yield f"{'answer':24} cancel  others"
     for slug in sorted({slug for slug, _ in slugs}):
         yield f"{slug:24} {slugs[slug, True]:6} {slugs[slug, False]:7}"
     yield ""
     ended = Counter(task.status for task in evidence.tasks.values())
-    yield f"tasks: {len(evidence.tasks)}, " + ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
+    yield f"tasks: {len(evidence.tasks)}, " + ", ".join(
+        f"{count} {status}" for status, count in sorted(ended.items())
+    )
     yield f"events: {len(evidence.events)}"
     yield f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; the stack stopped in {outcome.stop_seconds:.1f} s"
-    stopped = Counter((task.agent_stopped, task.overdue_seconds is not None) for task in evidence.tasks.values())
+    stopped = Counter(
+        (task.agent_stopped, task.overdue_seconds is not None) for task in evidence.tasks.values()
+    )
     for how in (Stopped.FOR_A_WHILE, Stopped.FOR_GOOD):
         yield f"agents stopped {how} by a tool: {stopped[how, True]} in tasks with a force deadline, {stopped[how, False]} others"
     yield f"longest from a force deadline to the end, {_longest_wait(evidence, lambda task: (task.force_at, task.overdue_seconds))}"
@@ -63,19 +70,25 @@ def hit_lines(outcome: Outcome) -> Iterator[str]:
         yield f"{began} {hit.fault.kind} {hit.fault.target} {hit.workspace_id} {how}"
 
 
-def _longest_wait(evidence: Evidence, wait: Callable[[TaskRow], tuple[float | None, float | None]]) -> str:
+def _longest_wait(
+    evidence: Evidence, wait: Callable[[TaskRow], tuple[float | None, float | None]]
+) -> str:
     """`wait` says of a task since when it waited, and for how long."""
 
     def beyond(task: TaskRow) -> float:
         since, seconds = wait(task)
-        return (seconds or 0.0) - away_seconds(evidence.hits, since or 0.0, task.completed_at or 0.0)
+        return (seconds or 0.0) - away_seconds(
+            evidence.hits, since or 0.0, task.completed_at or 0.0
+        )
 
     longest = max(evidence.tasks.values(), key=beyond)
     return f"beyond the time for which the control plane was away: {max(0.0, beyond(longest)):.2f} s ({longest.id})"
 
 
 def violation_lines(violations: Iterable[str]) -> Iterator[str]:
-    """The first few of each sort, and how many more there are. A defect may violate a promise in every call."""
+    """The first few of each sort, and how many more there are. A defect may violate a promise in
+    every call.
+    """
     sorts: defaultdict[str, list[str]] = defaultdict(list)
     for violation in violations:
         sorts[_NUMBERS.sub("", violation)].append(violation)
@@ -90,7 +103,11 @@ def _cancels(outcome: Outcome) -> Iterator[str]:
     tasks = outcome.evidence.tasks
     yield f"{'cancellations':24}   sent  accepted  ended cancelled  promised (tasks)  ended cancelled"
     for wire in [*Wire, None]:
-        sent = [answer for answer in outcome.evidence.answers if answer.is_cancel and wire in (None, answer.wire)]
+        sent = [
+            answer
+            for answer in outcome.evidence.answers
+            if answer.is_cancel and wire in (None, answer.wire)
+        ]
         accepted = [answer.body["task_id"] for answer in sent if answer.outcome == "accepted"]
         promised = {answer.promised_task_id for answer in sent} - {""}
         yield (
@@ -114,5 +131,8 @@ def _holdings(outcome: Outcome) -> Iterator[str]:
     allowed = allowed_connections(WORKERS)
     yield f"connections to the database: {before.connections} before, {after.connections} after, {allowed} allowed"
     yield f"processes: {before.processes} before, {after.processes} after"
-    open_files = ", ".join(f"{program} {count} → {after.descriptors[program]}" for program, count in before.descriptors.items())
+    open_files = ", ".join(
+        f"{program} {count} → {after.descriptors[program]}"
+        for program, count in before.descriptors.items()
+    )
     yield f"open files, the most of one process: {open_files}"

@@ -63,14 +63,33 @@ def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) 
         after = sightings.figures(stack, workspace_ids)
         seen += sightings.leaks(played.before, after, WORKERS, len(workspace_ids))
     except (RetryError, OSError, ValueError) as error:
-        seen += [*sightings.strays(stack, workspace_ids)] if isinstance(error, RetryError) else [f"an agent is missing: {error}"]
+        seen += (
+            [*sightings.strays(stack, workspace_ids)]
+            if isinstance(error, RetryError)
+            else [f"an agent is missing: {error}"]
+        )
     rows = sightings.tasks(stack), sightings.events(stack), sightings.last_seqs(stack)
     began = time.monotonic()
     seen += _stopped(stack)
     stop_seconds = time.monotonic() - began
     seen += sightings.defects(stack)
-    evidence = Evidence(tasks=rows[0], events=rows[1], last_seqs=rows[2], answers=played.answers, hits=played.hits, seen=seen)
-    return Outcome(plan, evidence, played.before, after, played.settled_seconds, stop_seconds, violations(evidence))
+    evidence = Evidence(
+        tasks=rows[0],
+        events=rows[1],
+        last_seqs=rows[2],
+        answers=played.answers,
+        hits=played.hits,
+        seen=seen,
+    )
+    return Outcome(
+        plan,
+        evidence,
+        played.before,
+        after,
+        played.settled_seconds,
+        stop_seconds,
+        violations(evidence),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +105,9 @@ async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[st
     callers = Callers(stack)
     load, faults = Load(callers, workspace_ids), Faults(stack, workspace_ids, mounted)
     try:
-        seen = [f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)]
+        seen = [
+            f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)
+        ]
         before = await asyncio.to_thread(sightings.figures, stack, workspace_ids)
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(plan))

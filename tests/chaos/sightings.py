@@ -16,7 +16,8 @@ _DEFECTS = ("a defect", "never retrieved", "Traceback")
 _POOL_SIZE = 10
 # Beside the pool, each program listens, and the fleet controller holds its leadership.
 _LISTENER = _LEADERSHIP = 1
-# By how much the open files of one program may differ: its connections to clients, to the database and to each agent.
+# By how much the open files of one program may differ: its connections to clients, to the database
+# and to each agent.
 _DESCRIPTORS = 25
 
 
@@ -41,7 +42,10 @@ def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
         "envoy": [child.pid for child in children if child.name() == "envoy"],
         "agent": [stack.agent_pid(workspace_id) for workspace_id in workspace_ids],
     }
-    descriptors = {program: max(psutil.Process(pid).num_fds() for pid in of_it) for program, of_it in pids.items()}
+    descriptors = {
+        program: max(psutil.Process(pid).num_fds() for pid in of_it)
+        for program, of_it in pids.items()
+    }
     with stack.database() as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -66,7 +70,9 @@ def allowed_connections(workers: int) -> int:
 
 
 def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
-    """What runs in a pod beside its agent while it has nothing to do, and what has ended and is not cleared away."""
+    """What runs in a pod beside its agent while it has nothing to do, and what has ended and is not
+    cleared away.
+    """
     for workspace_id in workspace_ids:
         agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
         if found != [agent]:
@@ -79,7 +85,9 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
 
 def defects(stack: Stack) -> Iterator[str]:
     """The lines of all its logs that tell of one."""
-    for path in sorted([stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]):
+    for path in sorted(
+        [stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]
+    ):
         lines = path.read_text(errors="replace").splitlines()
         for index, line in enumerate(lines):
             if any(defect in line for defect in _DEFECTS) and not _is_cancelled_call(lines[index:]):
@@ -87,7 +95,9 @@ def defects(stack: Stack) -> Iterator[str]:
 
 
 def _is_cancelled_call(lines: Sequence[str]) -> bool:
-    """Whether the first line, with the trace behind it, is what grpcio logs of a call that ended before it had begun."""
+    """Whether the first line, with the trace behind it, is what grpcio logs of a call that ended
+    before it had begun.
+    """
     trace: Sequence[str] = lines
     if lines[0].startswith("{"):
         with suppress(ValueError):
@@ -126,7 +136,9 @@ def tasks(stack: Stack) -> dict[str, TaskRow]:
 def events(stack: Stack) -> list[EventRow]:
     """All of them."""
     with stack.database() as connection:
-        rows = connection.execute("SELECT workspace_id, seq, type, task_id, payload ->> 'status' FROM events").fetchall()
+        rows = connection.execute(
+            "SELECT workspace_id, seq, type, task_id, payload ->> 'status' FROM events"
+        ).fetchall()
     return [EventRow(*row) for row in rows]
 
 

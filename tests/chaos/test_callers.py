@@ -6,7 +6,12 @@ import pytest
 
 from tests.chaos.callers import rest_reply
 
-ERROR = {"code": "workspace_busy", "message": "…", "request_id": "r1", "details": {"task_id": "task_1"}}
+ERROR = {
+    "code": "workspace_busy",
+    "message": "…",
+    "request_id": "r1",
+    "details": {"task_id": "task_1"},
+}
 HEADERS = {"x-request-id": "r1"}
 
 
@@ -21,10 +26,17 @@ def test_an_envelope_in_order() -> None:
         (503, HEADERS, "no healthy upstream", "503 has neither"),
         (200, HEADERS, "", "200 has neither"),
         (409, HEADERS, json.dumps({"error": "busy"}), "409 has neither"),
-        (409, HEADERS, json.dumps({"error": {**ERROR, "code": "no_such_slug"}}), "not of the closed set"),
+        (
+            409,
+            HEADERS,
+            json.dumps({"error": {**ERROR, "code": "no_such_slug"}}),
+            "not of the closed set",
+        ),
         (503, HEADERS, json.dumps({"error": ERROR}), "came with status 503"),
         (409, {}, json.dumps({"error": ERROR}), "not that of the header"),
     ],
 )
-def test_an_answer_out_of_form(status: int, headers: dict[str, str], text: str, problem: str) -> None:
+def test_an_answer_out_of_form(
+    status: int, headers: dict[str, str], text: str, problem: str
+) -> None:
     assert problem in rest_reply(status, headers, text).problem

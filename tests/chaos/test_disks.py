@@ -33,7 +33,9 @@ def test_faults_that_overlap_keep_a_disk_full_until_the_last_is_over(tmp_path: P
 
 
 @pytest.mark.parametrize("ends", [lambda: None, lambda: 1 / 0], ids=["well", "by an error"])
-def test_what_a_disk_held_stays_behind_however_the_run_ends(tmp_path: Path, ends: Callable[[], object]) -> None:
+def test_what_a_disk_held_stays_behind_however_the_run_ends(
+    tmp_path: Path, ends: Callable[[], object]
+) -> None:
     pods = tmp_path / "pods"
     with suppress(ZeroDivisionError), disks(tmp_path, 1.0) as mounted:
         if not mounted.has(Target.PODS):
@@ -52,7 +54,9 @@ def test_where_mounts_are_refused_the_disks_that_were_to_be_filled_count_as_miss
 ) -> None:
     monkeypatch.setattr(small_disk, "refusal", lambda: "not root")
     with disks(tmp_path, 1.0) as mounted:
-        assert [mounted.has(target) for target in (Target.PODS, Target.LOGS, Target.DATABASE)] == [False] * 3
+        assert [mounted.has(target) for target in (Target.PODS, Target.LOGS, Target.DATABASE)] == [
+            False
+        ] * 3
         faults = Faults(cast(Stack, None), [], mounted)
         asyncio.run(faults.run([Fault(0.0, Kind.FILL, Target.LOGS, 0.1, 0)]))
     assert [hit.missed for hit in faults.hits] == [True]

@@ -19,8 +19,13 @@ def test_faults_are_of_every_kind_within_the_time_and_end_within_seconds() -> No
     assert set.union(*(pairs(plan) for plan in plans)) == set(_WEIGHTS)
     for plan in plans:
         assert len(plan.faults) > 30
-        assert [fault.at_seconds for fault in plan.faults] == sorted(fault.at_seconds for fault in plan.faults)
-        assert all(1 <= fault.at_seconds <= 59 and 0.2 <= fault.seconds <= 4 and fault.index < 2 for fault in plan.faults)
+        assert [fault.at_seconds for fault in plan.faults] == sorted(
+            fault.at_seconds for fault in plan.faults
+        )
+        assert all(
+            1 <= fault.at_seconds <= 59 and 0.2 <= fault.seconds <= 4 and fault.index < 2
+            for fault in plan.faults
+        )
         assert {fault.kind for fault in plan.faults} == set(Kind)
 
 
@@ -37,13 +42,21 @@ def test_rounds_are_of_every_sort_and_more_than_the_time_allows() -> None:
     assert {cancel.wait_seconds for cancel in cancels} == {None, 0.2, 2.0}
     assert {cancel.force_after_seconds is None for cancel in cancels} == {True, False}
     assert {cancel.hangs_up_seconds is None for cancel in cancels} == {True, False}
-    assert any(one.after_seconds == other.after_seconds for each in rounds for one, other in pairwise(each.cancels))
+    assert any(
+        one.after_seconds == other.after_seconds
+        for each in rounds
+        for one, other in pairwise(each.cancels)
+    )
 
 
 def test_most_agents_that_stay_stopped_are_in_a_task_that_is_cancelled_with_force() -> None:
     rounds = [each for of_workspace in draw(1, 60, 20).rounds for each in of_workspace]
     stopped = [each for each in rounds if each.agent_stopped is Stopped.FOR_GOOD]
-    forced = [each for each in stopped if any(cancel.force_after_seconds is not None for cancel in each.cancels)]
+    forced = [
+        each
+        for each in stopped
+        if any(cancel.force_after_seconds is not None for cancel in each.cancels)
+    ]
     assert len(stopped) * 0.7 < len(forced) < len(stopped)
 
 

@@ -1,4 +1,5 @@
-"""What has to hold at the end, as pure functions over what was answered, what is in the database and what was seen of processes.
+"""What has to hold at the end, as pure functions over what was answered, what is in the database
+and what was seen of processes.
 
 Each check yields a line for each violation.
 """
@@ -7,13 +8,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from tests.chaos.answers import BARE, HUNG_UP, NO_ANSWER, NO_CONNECTION, Answer
-from tests.chaos.bounds import ends_are_in_time, forced_ends_are_in_time, forced_ends_say_so, trouble_has_a_cause
+from tests.chaos.bounds import (
+    ends_are_in_time,
+    forced_ends_are_in_time,
+    forced_ends_say_so,
+    trouble_has_a_cause,
+)
 from tests.chaos.evidence import EventRow, Evidence
 from tests.chaos.faults import Hit
 from tests.chaos.plan import Kind, Target, Wire
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
-# What a stack in trouble may answer to these callers; another slug would mean that it has taken one for someone else.
+# What a stack in trouble may answer to these callers; another slug would mean that it has taken one
+# for someone else.
 ALLOWED_SLUGS = frozenset(
     {
         "",
@@ -47,18 +54,28 @@ def all_ended(evidence: Evidence) -> Iterator[str]:
 def promises_kept(evidence: Evidence) -> Iterator[str]:
     for answer in evidence.answers:
         task_id = answer.promised_task_id
-        if task_id and (task_id not in evidence.tasks or evidence.tasks[task_id].status != "cancelled"):
+        if task_id and (
+            task_id not in evidence.tasks or evidence.tasks[task_id].status != "cancelled"
+        ):
             status = evidence.tasks[task_id].status if task_id in evidence.tasks else "missing"
             yield f"{task_id}: {answer.outcome or answer.slug} was answered to {answer}, and it is {status}"
 
 
 def accepted_once(evidence: Evidence) -> Iterator[str]:
-    accepted = Counter(answer.body["task_id"] for answer in evidence.answers if answer.outcome == "accepted")
-    yield from (f"{task_id} was answered accepted {count} times" for task_id, count in accepted.items() if count > 1)
+    accepted = Counter(
+        answer.body["task_id"] for answer in evidence.answers if answer.outcome == "accepted"
+    )
+    yield from (
+        f"{task_id} was answered accepted {count} times"
+        for task_id, count in accepted.items()
+        if count > 1
+    )
 
 
 def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
-    """A call cancels one task, of its workspace, the one that it names; and whoever is told `accepted` is whom the task names."""
+    """A call cancels one task, of its workspace, the one that it names; and whoever is told
+    `accepted` is whom the task names.
+    """
     calls = {answer.call: answer for answer in evidence.answers if answer.is_cancel}
     used: dict[str, str] = {}
     for task in evidence.tasks.values():
@@ -70,20 +87,28 @@ def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
         if reason == STOP_REASON:
             continue
         call = calls.get(reason)
-        if call is None or call.workspace_id != task.workspace_id or call.task_id not in ("", task.id):
+        if (
+            call is None
+            or call.workspace_id != task.workspace_id
+            or call.task_id not in ("", task.id)
+        ):
             yield f"{task.id} was cancelled by {reason!r}, which did not ask for that"
         if reason in used:
             yield f"{reason} cancelled both {used[reason]} and {task.id}"
         used[reason] = task.id
     for answer in calls.values():
-        accepted = evidence.tasks.get(answer.body["task_id"]) if answer.outcome == "accepted" else None
+        accepted = (
+            evidence.tasks.get(answer.body["task_id"]) if answer.outcome == "accepted" else None
+        )
         if accepted is not None and accepted.cancel_reason != answer.call:
             yield f"{accepted.id}: accepted was answered to {answer}, and it names {accepted.cancel_reason!r}"
 
 
 def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
     submitted = {
-        answer.body["task_id"]: answer.answered for answer in evidence.answers if answer.rpc == "SubmitTask" and not answer.slug
+        answer.body["task_id"]: answer.answered
+        for answer in evidence.answers
+        if answer.rpc == "SubmitTask" and not answer.slug
     }
     for answer in evidence.answers:
         told = answer.told_task
@@ -133,7 +158,11 @@ def tasks_have_their_events(evidence: Evidence) -> Iterator[str]:
             yield f"{task.id} is {task.status}, and its ends in the log are {ends}"
         elif types[-1] != "task_completed":
             yield f"{task.id} goes on behind its end: {types}"
-        if types[:1] != ["task_submitted"] or types.count("task_submitted") > 1 or types.count("task_started") > 1:
+        if (
+            types[:1] != ["task_submitted"]
+            or types.count("task_submitted") > 1
+            or types.count("task_started") > 1
+        ):
             yield f"{task.id} did not begin once: {types}"
         if types.count("task_cancel_requested") != (task.cancel_requested_at is not None):
             yield f"{task.id} was {'not ' * (task.cancel_requested_at is None)}asked to end, and its log says {types}"
@@ -157,23 +186,35 @@ def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
 
 
 def _between(wire: str) -> tuple[Target, ...]:
-    """Whose trouble a caller may see as it is. Over REST that of the edge alone; the workers' comes in the envelope.
+    """Whose trouble a caller may see as it is. Over REST that of the edge alone; the workers' comes
+    in the envelope.
 
-    Over gRPC the edge says itself that no worker serves, which workers do not without their database.
+    Over gRPC the edge says itself that no worker serves, which workers do not without their
+    database.
     """
     return {
         Wire.REST: (Target.ENVOY,),
-        Wire.GRPC: (Target.ENVOY, Target.WORKER_0, Target.WORKER_1, Target.DATABASE, Target.BACKEND),
+        Wire.GRPC: (
+            Target.ENVOY,
+            Target.WORKER_0,
+            Target.WORKER_1,
+            Target.DATABASE,
+            Target.BACKEND,
+        ),
         Wire.WORKER_0: (Target.WORKER_0,),
         Wire.WORKER_1: (Target.WORKER_1,),
     }[Wire(wire)]
 
 
 def _may_show(answer: Answer, hit: Hit) -> bool:
-    if answer.status == "CANCELLED" and (hit.fault.kind is not Kind.RESTART or hit.fault.target is Target.ENVOY):
+    if answer.status == "CANCELLED" and (
+        hit.fault.kind is not Kind.RESTART or hit.fault.target is Target.ENVOY
+    ):
         return False
     is_between = hit.fault.target in _between(answer.wire)
-    return is_between and answer.sent < hit.ended + RECONNECT_SECONDS and hit.began < answer.answered
+    return (
+        is_between and answer.sent < hit.ended + RECONNECT_SECONDS and hit.began < answer.answered
+    )
 
 
 def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
@@ -181,7 +222,11 @@ def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
     for task in evidence.tasks.values():
         calls = [answer for answer in evidence.answers if answer.workspace_id == task.workspace_id]
         forcing = [answer for answer in calls if answer.forces and answer.task_id in ("", task.id)]
-        if task.forced and not forcing and not any(answer.rpc == "StopWorkspace" for answer in calls):
+        if (
+            task.forced
+            and not forcing
+            and not any(answer.rpc == "StopWorkspace" for answer in calls)
+        ):
             yield f"{task.id} of {task.workspace_id} was broken off, and nobody asked for that"
 
 

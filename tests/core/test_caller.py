@@ -37,7 +37,10 @@ def test_an_api_key_has_created_nothing(creator: str | None) -> None:
     assert not key.permission("workspace:read").covers(workspace(created_by_user_id=creator))
 
 
-@pytest.mark.parametrize("held", ["workspace:read", "workspace", "workspace:write:other", "tasks:write", "workspace:write "])
+@pytest.mark.parametrize(
+    "held",
+    ["workspace:read", "workspace", "workspace:write:other", "tasks:write", "workspace:write "],
+)
 def test_another_scope_does_not_do(held: str) -> None:
     with pytest.raises(Failure) as raised:
         caller(held).permission("workspace:write")
@@ -51,19 +54,38 @@ def test_another_organizations_workspace_is_not_found() -> None:
     for found in (theirs, None):
         with pytest.raises(Failure) as raised:
             permission.check(found, theirs.id)
-        assert (raised.value.code, raised.value.details["resource_name"]) == ("workspace_not_found", theirs.id)
+        assert (raised.value.code, raised.value.details["resource_name"]) == (
+            "workspace_not_found",
+            theirs.id,
+        )
 
 
 def test_inside_the_organization_the_creator_is_asked_for() -> None:
     with pytest.raises(Failure) as raised:
-        caller("workspace:read:own", actor_id="user_2").permission("workspace:read").check(workspace(), "ws_1")
-    assert (raised.value.code, raised.value.details["required"]) == ("permission_denied", ["workspace:read"])
+        caller("workspace:read:own", actor_id="user_2").permission("workspace:read").check(
+            workspace(), "ws_1"
+        )
+    assert (raised.value.code, raised.value.details["required"]) == (
+        "permission_denied",
+        ["workspace:read"],
+    )
 
 
 def test_a_key_acts_as_itself_for_its_organization() -> None:
-    key = ApiKey(id="key_1", org_id=ORG, name="ci", template=KeyTemplate.READ_ONLY, created_at=NOW + timedelta(days=1))
+    key = ApiKey(
+        id="key_1",
+        org_id=ORG,
+        name="ci",
+        template=KeyTemplate.READ_ONLY,
+        created_at=NOW + timedelta(days=1),
+    )
     found = key.caller()
-    assert (found.org_id, found.actor_id, found.credential_kind, found.user_id) == (ORG, "key_1", KEY, None)
+    assert (found.org_id, found.actor_id, found.credential_kind, found.user_id) == (
+        ORG,
+        "key_1",
+        KEY,
+        None,
+    )
     assert found.scopes == {"workspace:read", "audit:read"}
 
 

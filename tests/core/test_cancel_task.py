@@ -18,7 +18,11 @@ async def test_the_first_call_records_signals_and_is_accepted(world: World) -> N
     result = await world.cancel(busy.id, reason="too slow")
     assert (result.workspace_id, result.outcome) == (busy.id, Outcome.ACCEPTED)
     recorded = CancelIntent(
-        requested_by=USER, credential_kind="session", requested_at=world.clock(), reason="too slow", request_id="req_c"
+        requested_by=USER,
+        credential_kind="session",
+        requested_at=world.clock(),
+        reason="too slow",
+        request_id="req_c",
     )
     assert result.task == replace(running, cancel=recorded)
     assert await world.task(busy.id, running.id) == result.task
@@ -66,14 +70,20 @@ async def test_an_idle_workspace_has_no_active_task(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", WorkspaceStatus)
-async def test_a_finished_task_is_told_whatever_the_workspace_does(world: World, status: WorkspaceStatus) -> None:
+async def test_a_finished_task_is_told_whatever_the_workspace_does(
+    world: World, status: WorkspaceStatus
+) -> None:
     busy, finished = await world.add_busy()
     await world.end(busy.id, finished.id)
     before = await world.events(busy.id)
     await world.set_status(busy.id, status)
     result = await world.cancel(busy.id, task_id=finished.id)
     assert result.outcome is Outcome.ALREADY_FINISHED
-    assert result.task is not None and result.task.status is TaskStatus.COMPLETED and result.task.cancel is None
+    assert (
+        result.task is not None
+        and result.task.status is TaskStatus.COMPLETED
+        and result.task.cancel is None
+    )
     assert world.agents.cancelled == []
     assert await world.events(busy.id) == before
 
@@ -92,7 +102,9 @@ async def test_a_cancelled_task_is_already_finished_with_its_first_requester(wor
     busy, running = await world.add_busy()
     await world.cancel(busy.id, reason="first")
     await world.end(busy.id, running.id)
-    result = await world.cancel(busy.id, caller(actor_id="user_2"), task_id=running.id, reason="second")
+    result = await world.cancel(
+        busy.id, caller(actor_id="user_2"), task_id=running.id, reason="second"
+    )
     assert result.outcome is Outcome.ALREADY_FINISHED
     assert result.task is not None and result.task.cancel is not None
     assert (result.task.status, result.task.cancel.requested_by) == (TaskStatus.CANCELLED, USER)
@@ -122,8 +134,16 @@ async def test_an_agent_that_does_not_answer_leaves_the_intent_and_says_so(world
         await world.cancel(busy.id)
     failure = raised.value
     assert failure.code == "agent_unreachable"
-    assert failure.details == {"workspace_id": busy.id, "task_id": running.id, "intent_recorded": True}
-    assert running.id in failure.message and busy.id in failure.message and "Do not repeat" in failure.message
+    assert failure.details == {
+        "workspace_id": busy.id,
+        "task_id": running.id,
+        "intent_recorded": True,
+    }
+    assert (
+        running.id in failure.message
+        and busy.id in failure.message
+        and "Do not repeat" in failure.message
+    )
     assert (await world.task(busy.id, running.id)).cancel is not None
     assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
     await world.end(busy.id, running.id)
@@ -136,7 +156,10 @@ async def test_a_repeat_to_an_agent_that_does_not_answer_is_unreachable_too(worl
     world.agents.reachable = False
     with pytest.raises(Failure) as raised:
         await world.cancel(busy.id)
-    assert (raised.value.code, raised.value.details["intent_recorded"]) == ("agent_unreachable", True)
+    assert (raised.value.code, raised.value.details["intent_recorded"]) == (
+        "agent_unreachable",
+        True,
+    )
 
 
 async def test_an_agent_that_has_just_ended_the_task_has_its_end_told(world: World) -> None:
@@ -152,7 +175,9 @@ async def test_an_agent_that_has_just_ended_the_task_has_its_end_told(world: Wor
     assert (result.task.status, result.task.result) == (TaskStatus.CANCELLED, "the answer")
 
 
-async def test_an_agent_that_was_not_yet_given_the_task_leaves_it_as_it_stands(world: World) -> None:
+async def test_an_agent_that_was_not_yet_given_the_task_leaves_it_as_it_stands(
+    world: World,
+) -> None:
     busy, running = await world.add_busy()
     world.agents.known = False
     result = await world.cancel(busy.id)
@@ -168,7 +193,9 @@ async def test_a_database_that_is_away_promises_nothing(world: World) -> None:
     assert world.agents.cancelled == []
 
 
-async def test_a_force_deadline_counts_from_the_call_that_carries_it_and_names_who_asked(world: World) -> None:
+async def test_a_force_deadline_counts_from_the_call_that_carries_it_and_names_who_asked(
+    world: World,
+) -> None:
     busy, running = await world.add_busy()
     await world.cancel(busy.id)
     world.clock.advance(60)
@@ -176,8 +203,14 @@ async def test_a_force_deadline_counts_from_the_call_that_carries_it_and_names_w
     assert result.outcome is Outcome.ALREADY_REQUESTED
     stored = await world.task(busy.id, running.id)
     assert stored.cancel is not None and result.task == stored
-    assert (stored.cancel.force_at, stored.cancel.force_requested_by) == (world.clock() + timedelta(seconds=2.5), "user_2")
-    assert (stored.cancel.requested_by, stored.cancel.requested_at) == (USER, world.clock() - timedelta(seconds=60))
+    assert (stored.cancel.force_at, stored.cancel.force_requested_by) == (
+        world.clock() + timedelta(seconds=2.5),
+        "user_2",
+    )
+    assert (stored.cancel.requested_by, stored.cancel.requested_at) == (
+        USER,
+        world.clock() - timedelta(seconds=60),
+    )
     assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
 
 
@@ -185,4 +218,7 @@ async def test_without_being_asked_for_nothing_is_forced(world: World) -> None:
     busy, running = await world.add_busy()
     await world.cancel(busy.id)
     stored = await world.task(busy.id, running.id)
-    assert stored.cancel is not None and (stored.cancel.force_at, stored.cancel.force_requested_by) == (None, None)
+    assert stored.cancel is not None and (
+        stored.cancel.force_at,
+        stored.cancel.force_requested_by,
+    ) == (None, None)

@@ -1,4 +1,6 @@
-"""The order of a cancellation's checks: when several would fail, the earlier one is told, and nothing is recorded."""
+"""The order of a cancellation's checks: when several would fail, the earlier one is told, and
+nothing is recorded.
+"""
 
 from collections.abc import Iterator
 
@@ -21,7 +23,9 @@ DOWN = {
 }
 
 
-async def refusal(world: World, workspace_id: str, by: Caller | None = None, *, task_id: str = "") -> Failure:
+async def refusal(
+    world: World, workspace_id: str, by: Caller | None = None, *, task_id: str = ""
+) -> Failure:
     """The failure of a call that signals no one."""
     with pytest.raises(Failure) as raised:
         await world.cancel(workspace_id, by, task_id=task_id)
@@ -96,14 +100,21 @@ async def test_the_creator_comes_before_the_state(world: World, status: Workspac
 async def test_the_creator_comes_before_a_task_that_has_ended(world: World) -> None:
     busy, finished = await world.add_busy()
     await world.end(busy.id, finished.id)
-    assert (await refusal(world, busy.id, STRANGER, task_id=finished.id)).code == "permission_denied"
+    assert (
+        await refusal(world, busy.id, STRANGER, task_id=finished.id)
+    ).code == "permission_denied"
 
 
-async def test_a_task_that_is_not_known_comes_before_the_state(world: World, status: WorkspaceStatus) -> None:
+async def test_a_task_that_is_not_known_comes_before_the_state(
+    world: World, status: WorkspaceStatus
+) -> None:
     down = await world.add(status)
     failure = await refusal(world, down.id, task_id="task_unknown")
     assert failure.code == "task_not_found"
-    assert (failure.details["resource_name"], failure.details["workspace_id"]) == ("task_unknown", down.id)
+    assert (failure.details["resource_name"], failure.details["workspace_id"]) == (
+        "task_unknown",
+        down.id,
+    )
 
 
 async def test_a_task_of_another_workspace_is_not_found(world: World) -> None:
@@ -115,14 +126,20 @@ async def test_a_task_of_another_workspace_is_not_found(world: World) -> None:
 
 
 @pytest.mark.parametrize(("down", "code"), DOWN.items())
-async def test_a_workspace_that_is_not_up_is_told_by_its_state(world: World, down: WorkspaceStatus, code: str) -> None:
+async def test_a_workspace_that_is_not_up_is_told_by_its_state(
+    world: World, down: WorkspaceStatus, code: str
+) -> None:
     """Its open task, if it has one, is not touched."""
     busy, running = await world.add_busy()
     await world.set_status(busy.id, down)
     before = await world.events(busy.id)
     for task_id in ("", running.id):
         failure = await refusal(world, busy.id, task_id=task_id)
-        assert (failure.code, failure.details["status"], failure.details["workspace_id"]) == (code, down, busy.id)
+        assert (failure.code, failure.details["status"], failure.details["workspace_id"]) == (
+            code,
+            down,
+            busy.id,
+        )
         assert busy.id in failure.message
     assert (await world.task(busy.id, running.id)).cancel is None
     assert await world.events(busy.id) == before

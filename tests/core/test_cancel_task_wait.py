@@ -101,7 +101,9 @@ async def test_an_end_between_the_signal_and_the_wait_is_not_missed(world: World
     assert result.saw_end
 
 
-async def test_a_database_that_goes_away_after_the_record_does_not_turn_an_accepted_call_into_a_failure(world: World) -> None:
+async def test_a_database_that_goes_away_after_the_record_does_not_turn_an_accepted_call_into_a_failure(
+    world: World,
+) -> None:
     busy, _ = await world.add_busy()
 
     async def go_away(workspace: Workspace, task: Task) -> None:

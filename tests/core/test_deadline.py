@@ -11,8 +11,13 @@ async def test_without_a_limit_of_the_callers_the_own_one_holds() -> None:
     assert deadline.bounded(7) == 7
 
 
-@pytest.mark.parametrize(("left", "limit", "expected"), [(10, 7, 7), (2, 7, 1.75), (0.3, 7, 0.1), (-5, 7, 0.1), (-5, 0.05, 0.05)])
-async def test_the_answer_arrives_within_the_callers_time(left: float, limit: float, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("left", "limit", "expected"),
+    [(10, 7, 7), (2, 7, 1.75), (0.3, 7, 0.1), (-5, 7, 0.1), (-5, 0.05, 0.05)],
+)
+async def test_the_answer_arrives_within_the_callers_time(
+    left: float, limit: float, expected: float
+) -> None:
     deadline.begin(left)
     assert deadline.bounded(limit) == pytest.approx(expected, abs=0.05)
 

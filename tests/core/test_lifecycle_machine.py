@@ -1,7 +1,7 @@
 """Everything that may be said of a workspace, in any order: what must always be true stays true.
 
-Agents here say what no sound agent says: ends before starts, numbers out of order, another task's, another epoch's. What sound
-agents and callers can bring about is in tests/invariants.
+Agents here say what no sound agent says: ends before starts, numbers out of order, another task's,
+another epoch's. What sound agents and callers can bring about is in tests/invariants.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,10 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule()
     def submit(self) -> None:
         submitted = task(self.workspace_id)
-        if self._change(lambda session: lifecycle.submit(session, submitted, USER, "req")) is not None:
+        if (
+            self._change(lambda session: lifecycle.submit(session, submitted, USER, "req"))
+            is not None
+        ):
             self.task_ids.append(submitted.id)
 
     @rule(which=WHICH)
@@ -82,7 +85,11 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def fail_delivery(self, which: int) -> None:
-        self._change(lambda session: lifecycle.fail_delivery(session, self._task_id(which), "gone", self.clock()))
+        self._change(
+            lambda session: lifecycle.fail_delivery(
+                session, self._task_id(which), "gone", self.clock()
+            )
+        )
 
     @rule(which=WHICH, behind=EPOCHS_BEHIND)
     def start(self, which: int, behind: int) -> None:
@@ -91,9 +98,15 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule(which=WHICH, behind=EPOCHS_BEHIND, ahead=st.sampled_from([0, 1, 1, 1, 2]))
     def iterate(self, which: int, behind: int, ahead: int) -> None:
         current = self._current()
-        self._commit(which, behind, iteration((current.iterations if current is not None else 0) + ahead))
+        self._commit(
+            which, behind, iteration((current.iterations if current is not None else 0) + ahead)
+        )
 
-    @rule(which=WHICH, behind=EPOCHS_BEHIND, status=st.sampled_from(["completed", "failed", "cancelled"]))
+    @rule(
+        which=WHICH,
+        behind=EPOCHS_BEHIND,
+        status=st.sampled_from(["completed", "failed", "cancelled"]),
+    )
     def end(self, which: int, behind: int, status: str) -> None:
         self._commit(which, behind, Started(), Ending(status=TaskStatus(status)))
 
@@ -103,7 +116,10 @@ class LifecycleMachine(RuleBasedStateMachine):
         asked = intent(reason=reason, requested_at=self.clock())
         found = finish(
             self.store.record_cancellation(
-                Permission(caller(), "workspace:write", own_only=False), self.workspace_id, task_id, asked
+                Permission(caller(), "workspace:write", own_only=False),
+                self.workspace_id,
+                task_id,
+                asked,
             )
         )
         if found.recorded:
@@ -113,7 +129,9 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule()
     def stop(self) -> None:
-        change = self._change(lambda session: lifecycle.request_stop(session, intent(requested_at=self.clock())))
+        change = self._change(
+            lambda session: lifecycle.request_stop(session, intent(requested_at=self.clock()))
+        )
         if change is not None and change.events:
             assert change.task is not None and change.task.cancel is not None
             self.accepted[change.task.id] = change.task.cancel
@@ -121,7 +139,9 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule(works=st.booleans())
     def finish_stop(self, works: bool) -> None:
         epoch = self._workspace().epoch
-        self._change(lambda session: lifecycle.finish_stop(session, epoch, self.clock(), work_stopped=works))
+        self._change(
+            lambda session: lifecycle.finish_stop(session, epoch, self.clock(), work_stopped=works)
+        )
 
     @rule()
     def resume(self) -> None:
@@ -130,23 +150,37 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule(behind=EPOCHS_BEHIND)
     def register(self, behind: int) -> None:
         epoch = self._workspace().epoch - behind
-        self._change(lambda session: lifecycle.register(session, epoch, "127.0.0.1:1", 30, self.clock()))
+        self._change(
+            lambda session: lifecycle.register(session, epoch, "127.0.0.1:1", 30, self.clock())
+        )
 
     @rule(behind=EPOCHS_BEHIND, which=WHICH, phase=st.sampled_from(Phase))
     def heartbeat(self, behind: int, which: int, phase: Phase) -> None:
         epoch = self._workspace().epoch - behind
-        self._change(lambda session: lifecycle.heartbeat(session, epoch, self._task_id(which), phase, 30, self.clock()))
+        self._change(
+            lambda session: lifecycle.heartbeat(
+                session, epoch, self._task_id(which), phase, 30, self.clock()
+            )
+        )
 
     @rule(behind=EPOCHS_BEHIND, works=st.booleans())
     def lose(self, behind: int, works: bool) -> None:
         epoch = self._workspace().epoch - behind
-        self._change(lambda session: lifecycle.lose_agent(session, epoch, "lost", self.clock(), work_stopped=works))
+        self._change(
+            lambda session: lifecycle.lose_agent(
+                session, epoch, "lost", self.clock(), work_stopped=works
+            )
+        )
 
     @rule(behind=EPOCHS_BEHIND, restarted=st.sampled_from([0, 0, 1]))
     def place(self, behind: int, restarted: int) -> None:
         self.host_number += restarted
         epoch = self._workspace().epoch - behind
-        self._change(lambda session: lifecycle.place(session, epoch, f"host_{self.host_number}", self.clock(), work_stopped=True))
+        self._change(
+            lambda session: lifecycle.place(
+                session, epoch, f"host_{self.host_number}", self.clock(), work_stopped=True
+            )
+        )
 
     @invariant()
     def the_log_has_no_gaps(self) -> None:
@@ -174,11 +208,16 @@ class LifecycleMachine(RuleBasedStateMachine):
     @invariant()
     def the_first_intent_stays_and_is_in_the_log_once(self) -> None:
         for each in self._tasks():
-            requests = [event for event in self._of(each.id) if event.type == "task_cancel_requested"]
+            requests = [
+                event for event in self._of(each.id) if event.type == "task_cancel_requested"
+            ]
             assert len(requests) == (1 if each.id in self.accepted else 0)
             if each.cancel is not None:
                 first = self.accepted[each.id]
-                assert (each.cancel.reason, each.cancel.requested_at) == (first.reason, first.requested_at)
+                assert (each.cancel.reason, each.cancel.requested_at) == (
+                    first.reason,
+                    first.requested_at,
+                )
 
     @invariant()
     def what_has_ended_never_changes(self) -> None:
@@ -191,12 +230,18 @@ class LifecycleMachine(RuleBasedStateMachine):
         at = self._workspace()
         is_open = [each.id for each in self._tasks() if not each.status.is_terminal]
         assert is_open == ([at.current_task_id] if at.current_task_id is not None else [])
-        assert (at.current_task_id is not None) == (at.status is WorkspaceStatus.BUSY) or at.status is WorkspaceStatus.STOPPING
+        assert (at.current_task_id is not None) == (
+            at.status is WorkspaceStatus.BUSY
+        ) or at.status is WorkspaceStatus.STOPPING
 
     @invariant()
     def iterations_are_in_the_log_in_order(self) -> None:
         for each in self._tasks():
-            numbers = [event.payload["number"] for event in self._of(each.id) if event.type == "iteration_completed"]
+            numbers = [
+                event.payload["number"]
+                for event in self._of(each.id)
+                if event.type == "iteration_completed"
+            ]
             assert numbers == list(range(1, each.iterations + 1))
 
     def _change(self, decide: Callable[[Session], Change]) -> Change | None:
@@ -210,7 +255,11 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     def _commit(self, which: int, behind: int, *events: AgentEvent) -> None:
         epoch = self._workspace().epoch - behind
-        self._change(lambda session: lifecycle.commit(session, epoch, self._task_id(which), events, self.clock()))
+        self._change(
+            lambda session: lifecycle.commit(
+                session, epoch, self._task_id(which), events, self.clock()
+            )
+        )
 
     def _task_id(self, which: int) -> str:
         return self.task_ids[which] if len(self.task_ids) >= -which else "task_unknown"
@@ -224,7 +273,9 @@ class LifecycleMachine(RuleBasedStateMachine):
         return next((each for each in self._tasks() if not each.status.is_terminal), None)
 
     def _tasks(self) -> list[Task]:
-        found = [finish(self.store.get_task(self.workspace_id, task_id)) for task_id in self.task_ids]
+        found = [
+            finish(self.store.get_task(self.workspace_id, task_id)) for task_id in self.task_ids
+        ]
         return [each for each in found if each is not None]
 
     def _events(self) -> list[Event]:
@@ -234,5 +285,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         return [event for event in self._events() if event.task_id == task_id]
 
 
-LifecycleMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None, database=None)
+LifecycleMachine.TestCase.settings = settings(
+    max_examples=50, stateful_step_count=40, deadline=None, database=None
+)
 TestLifecycle = LifecycleMachine.TestCase

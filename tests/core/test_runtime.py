@@ -24,9 +24,13 @@ async def test_an_agent_that_registers_is_told_to_wait(world: World, runtime: Ru
     assert (await world.workspace(made.id)).status is WorkspaceStatus.IDLE
 
 
-async def test_an_agent_that_registers_again_is_told_of_its_task(world: World, runtime: Runtime) -> None:
+async def test_an_agent_that_registers_again_is_told_of_its_task(
+    world: World, runtime: Runtime
+) -> None:
     busy, running = await world.add_busy()
-    assert await runtime.register(AgentIdentity(busy.id, 1), "127.0.0.1:1") == Directive(fenced=False, task=running)
+    assert await runtime.register(AgentIdentity(busy.id, 1), "127.0.0.1:1") == Directive(
+        fenced=False, task=running
+    )
 
 
 async def test_every_reply_tells_of_the_intent(world: World, runtime: Runtime) -> None:
@@ -44,23 +48,33 @@ async def test_every_reply_tells_of_the_intent(world: World, runtime: Runtime) -
         assert directive.task.cancel is not None
 
 
-async def test_a_cancellation_before_the_start_meets_the_agent_at_its_start(world: World, runtime: Runtime) -> None:
+async def test_a_cancellation_before_the_start_meets_the_agent_at_its_start(
+    world: World, runtime: Runtime
+) -> None:
     busy, running = await world.add_busy()
     await world.cancel(busy.id)
     directive = await runtime.commit_events(AgentIdentity(busy.id, 1), running.id, [Started()])
-    assert directive.task is not None and directive.task.cancel is not None and directive.task.iterations == 0
+    assert (
+        directive.task is not None
+        and directive.task.cancel is not None
+        and directive.task.iterations == 0
+    )
 
 
 async def test_after_the_end_there_is_no_task(world: World, runtime: Runtime) -> None:
     busy, running = await world.add_busy()
     agent = AgentIdentity(busy.id, 1)
     for _ in range(2):
-        directive = await runtime.commit_events(agent, running.id, [Ending(status=TaskStatus.COMPLETED)])
+        directive = await runtime.commit_events(
+            agent, running.id, [Ending(status=TaskStatus.COMPLETED)]
+        )
         assert directive == Directive(fenced=False, task=None)
     assert (await world.event_types(busy.id)).count("task_completed") == 1
 
 
-async def test_an_agent_with_an_ended_task_in_hand_is_given_the_next(world: World, runtime: Runtime) -> None:
+async def test_an_agent_with_an_ended_task_in_hand_is_given_the_next(
+    world: World, runtime: Runtime
+) -> None:
     busy, first = await world.add_busy()
     await world.end(busy.id, first.id)
     second = await world.run(busy)
@@ -70,19 +84,29 @@ async def test_an_agent_with_an_ended_task_in_hand_is_given_the_next(world: Worl
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-async def test_another_epoch_is_fenced_and_writes_nothing(world: World, runtime: Runtime, epoch: int) -> None:
+async def test_another_epoch_is_fenced_and_writes_nothing(
+    world: World, runtime: Runtime, epoch: int
+) -> None:
     busy, running = await world.add_busy()
     before = await world.events(busy.id)
     agent = AgentIdentity(busy.id, epoch)
     assert await runtime.register(agent, "127.0.0.1:1") == FENCED
     assert await runtime.heartbeat(agent, running.id, Phase.MODEL_CALL) == FENCED
-    assert await runtime.commit_events(agent, running.id, [Ending(status=TaskStatus.COMPLETED)]) == FENCED
-    assert (await world.workspace(busy.id), await world.task(busy.id, running.id)) == (busy, running)
+    assert (
+        await runtime.commit_events(agent, running.id, [Ending(status=TaskStatus.COMPLETED)])
+        == FENCED
+    )
+    assert (await world.workspace(busy.id), await world.task(busy.id, running.id)) == (
+        busy,
+        running,
+    )
     assert await world.events(busy.id) == before
 
 
 @pytest.mark.parametrize("status", [WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED])
-async def test_the_agent_of_what_has_ended_is_fenced(world: World, runtime: Runtime, status: WorkspaceStatus) -> None:
+async def test_the_agent_of_what_has_ended_is_fenced(
+    world: World, runtime: Runtime, status: WorkspaceStatus
+) -> None:
     ended = await world.add(status)
     assert await runtime.heartbeat(AgentIdentity(ended.id, 1), "", Phase.NONE) == FENCED
 
@@ -94,15 +118,21 @@ async def test_the_agent_of_no_workspace_is_fenced(runtime: Runtime) -> None:
 async def test_a_stopping_workspace_still_hears_its_agent(world: World, runtime: Runtime) -> None:
     busy, running = await world.add_busy()
     await world.set_status(busy.id, WorkspaceStatus.STOPPING)
-    directive = await runtime.commit_events(AgentIdentity(busy.id, 1), running.id, [Ending(status=TaskStatus.FAILED)])
+    directive = await runtime.commit_events(
+        AgentIdentity(busy.id, 1), running.id, [Ending(status=TaskStatus.FAILED)]
+    )
     assert directive == Directive(fenced=False, task=None)
     assert (await world.task(busy.id, running.id)).status is TaskStatus.FAILED
 
 
-async def test_an_iteration_out_of_order_commits_none_of_its_batch(world: World, runtime: Runtime) -> None:
+async def test_an_iteration_out_of_order_commits_none_of_its_batch(
+    world: World, runtime: Runtime
+) -> None:
     busy, running = await world.add_busy()
     with pytest.raises(Failure) as raised:
-        await runtime.commit_events(AgentIdentity(busy.id, 1), running.id, [iteration(1), iteration(3)])
+        await runtime.commit_events(
+            AgentIdentity(busy.id, 1), running.id, [iteration(1), iteration(3)]
+        )
     assert raised.value.code == "invalid_state"
     assert (await world.task(busy.id, running.id)).iterations == 0
 

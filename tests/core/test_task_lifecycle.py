@@ -18,7 +18,9 @@ PROPOSALS = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 def then(change: Change) -> Session:
     """The session after the change was committed; a task that has ended is nobody's current task."""
-    open_task = change.task if change.task is not None and not change.task.status.is_terminal else None
+    open_task = (
+        change.task if change.task is not None and not change.task.status.is_terminal else None
+    )
     return Session(change.workspace, open_task)
 
 
@@ -26,7 +28,9 @@ def types(change: Change) -> list[str]:
     return [str(event.type) for event in change.events]
 
 
-def commit(session: Session, *events: AgentEvent, epoch: int = 1, task_id: str | None = None) -> Change:
+def commit(
+    session: Session, *events: AgentEvent, epoch: int = 1, task_id: str | None = None
+) -> Change:
     assert session.task is not None
     return lifecycle.commit(session, epoch, task_id or session.task.id, events, LATER)
 
@@ -35,9 +39,15 @@ def test_a_task_makes_an_idle_workspace_busy() -> None:
     idle = workspace()
     submitted = task(idle.id, description="ls", max_iterations=7)
     change = lifecycle.submit(Session(idle, None), submitted, USER, "req_1")
-    assert change.workspace == replace(idle, status=WorkspaceStatus.BUSY, current_task_id=submitted.id)
+    assert change.workspace == replace(
+        idle, status=WorkspaceStatus.BUSY, current_task_id=submitted.id
+    )
     assert (change.task, types(change)) == (submitted, ["task_submitted"])
-    assert change.events[0].payload == {"description": "ls", "max_iterations": 7, "submitted_by": USER}
+    assert change.events[0].payload == {
+        "description": "ls",
+        "max_iterations": 7,
+        "submitted_by": USER,
+    }
     assert (change.events[0].request_id, change.events[0].task_id) == ("req_1", submitted.id)
 
 
@@ -46,7 +56,10 @@ def test_a_second_task_is_refused_and_told_of_the_first() -> None:
     with pytest.raises(Failure) as raised:
         lifecycle.submit(session, task(session.workspace.id), USER, "req_1")
     assert session.task is not None
-    assert (raised.value.code, raised.value.details["task_id"]) == ("workspace_busy", session.task.id)
+    assert (raised.value.code, raised.value.details["task_id"]) == (
+        "workspace_busy",
+        session.task.id,
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,13 +90,17 @@ def test_an_acknowledgement_that_comes_late_changes_nothing(status: TaskStatus) 
     session = busy_session(status)
     assert session.task is not None
     assert lifecycle.deliver(session, session.task.id) == lifecycle.unchanged(session)
-    assert lifecycle.fail_delivery(session, session.task.id, "gone", LATER) == lifecycle.unchanged(session)
+    assert lifecycle.fail_delivery(session, session.task.id, "gone", LATER) == lifecycle.unchanged(
+        session
+    )
 
 
 def test_the_acknowledgement_of_an_earlier_task_changes_nothing() -> None:
     for session in (busy_session(TaskStatus.SUBMITTED), Session(workspace(), None)):
         assert lifecycle.deliver(session, "task_earlier") == lifecycle.unchanged(session)
-        assert lifecycle.fail_delivery(session, "task_earlier", "gone", LATER) == lifecycle.unchanged(session)
+        assert lifecycle.fail_delivery(
+            session, "task_earlier", "gone", LATER
+        ) == lifecycle.unchanged(session)
 
 
 def test_a_task_that_could_not_be_handed_over_ends() -> None:
@@ -91,8 +108,15 @@ def test_a_task_that_could_not_be_handed_over_ends() -> None:
     assert session.task is not None
     change = lifecycle.fail_delivery(session, session.task.id, "gone", LATER)
     assert change.task is not None
-    assert (change.task.status, change.task.reason, change.task.completed_at) == (TaskStatus.DELIVERY_FAILED, "gone", LATER)
-    assert (change.workspace.status, change.workspace.current_task_id) == (WorkspaceStatus.IDLE, None)
+    assert (change.task.status, change.task.reason, change.task.completed_at) == (
+        TaskStatus.DELIVERY_FAILED,
+        "gone",
+        LATER,
+    )
+    assert (change.workspace.status, change.workspace.current_task_id) == (
+        WorkspaceStatus.IDLE,
+        None,
+    )
     assert types(change) == ["task_completed"]
 
 
@@ -107,7 +131,11 @@ def test_a_cancelled_task_that_could_not_be_handed_over_ends_cancelled() -> None
 def test_the_agent_begins(status: TaskStatus) -> None:
     change = commit(busy_session(status), Started())
     assert change.task is not None
-    assert (change.task.status, change.task.started_at, types(change)) == (TaskStatus.RUNNING, LATER, ["task_started"])
+    assert (change.task.status, change.task.started_at, types(change)) == (
+        TaskStatus.RUNNING,
+        LATER,
+        ["task_started"],
+    )
 
 
 def test_an_iteration_is_counted_and_leaves_its_phase() -> None:
@@ -117,12 +145,19 @@ def test_an_iteration_is_counted_and_leaves_its_phase() -> None:
     change = commit(session, iteration(1, "out"), iteration(2, "", content="said"))
     assert change.task is not None
     assert change.task.usage == Usage(input_tokens=4, output_tokens=6, model_calls=2, tool_calls=2)
-    assert (change.task.iterations, change.task.phase, change.task.result) == (2, Phase.NONE, "said")
+    assert (change.task.iterations, change.task.phase, change.task.result) == (
+        2,
+        Phase.NONE,
+        "said",
+    )
     assert types(change) == ["iteration_completed", "iteration_completed"]
 
 
 def test_an_iteration_without_a_tool_call_counts_none() -> None:
-    change = commit(busy_session(), lifecycle.Iterated(1, {"model_call": {"content": "an answer", "output_tokens": "5"}}))
+    change = commit(
+        busy_session(),
+        lifecycle.Iterated(1, {"model_call": {"content": "an answer", "output_tokens": "5"}}),
+    )
     assert change.task is not None
     assert change.task.usage == Usage(output_tokens=5, model_calls=1)
     assert change.task.result == "an answer"
@@ -131,10 +166,22 @@ def test_an_iteration_without_a_tool_call_counts_none() -> None:
 def test_an_interrupted_model_call_is_counted_and_leaves_its_text_as_the_result() -> None:
     call = {"content": "It is nea", "input_tokens": "7", "status": "interrupted"}
     forced = lifecycle.Ending(status=TaskStatus.CANCELLED, forced=True)
-    change = commit(busy_session(cancel=intent()), iteration(1, "out"), lifecycle.Iterated(2, {"model_call": call}), forced)
+    change = commit(
+        busy_session(cancel=intent()),
+        iteration(1, "out"),
+        lifecycle.Iterated(2, {"model_call": call}),
+        forced,
+    )
     assert change.task is not None
-    assert (change.task.status, change.task.forced, change.task.result) == (TaskStatus.CANCELLED, True, "It is nea")
-    assert (change.task.iterations, change.task.usage) == (2, Usage(input_tokens=9, output_tokens=3, model_calls=2, tool_calls=1))
+    assert (change.task.status, change.task.forced, change.task.result) == (
+        TaskStatus.CANCELLED,
+        True,
+        "It is nea",
+    )
+    assert (change.task.iterations, change.task.usage) == (
+        2,
+        Usage(input_tokens=9, output_tokens=3, model_calls=2, tool_calls=1),
+    )
     assert types(change) == ["iteration_completed", "iteration_completed", "task_completed"]
 
 
@@ -158,10 +205,21 @@ def test_an_iteration_out_of_order_is_refused() -> None:
 
 
 def test_nothing_follows_the_end() -> None:
-    change = commit(busy_session(), Ending(status=TaskStatus.FAILED), iteration(1), Ending(status=TaskStatus.COMPLETED))
+    change = commit(
+        busy_session(),
+        Ending(status=TaskStatus.FAILED),
+        iteration(1),
+        Ending(status=TaskStatus.COMPLETED),
+    )
     assert change.task is not None
-    assert (change.task.status, change.task.iterations, types(change)) == (TaskStatus.FAILED, 0, ["task_completed"])
-    assert lifecycle.commit(then(change), 1, change.task.id, [Started()], LATER) == lifecycle.unchanged(then(change))
+    assert (change.task.status, change.task.iterations, types(change)) == (
+        TaskStatus.FAILED,
+        0,
+        ["task_completed"],
+    )
+    assert lifecycle.commit(
+        then(change), 1, change.task.id, [Started()], LATER
+    ) == lifecycle.unchanged(then(change))
 
 
 def test_a_commit_for_another_task_changes_nothing() -> None:
@@ -172,33 +230,55 @@ def test_a_commit_for_another_task_changes_nothing() -> None:
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_commit_of_another_epoch_changes_nothing(epoch: int) -> None:
     session = busy_session()
-    assert commit(session, iteration(1), Ending(status=TaskStatus.COMPLETED), epoch=epoch) == lifecycle.unchanged(session)
+    assert commit(
+        session, iteration(1), Ending(status=TaskStatus.COMPLETED), epoch=epoch
+    ) == lifecycle.unchanged(session)
 
 
 @pytest.mark.parametrize("proposed", [TaskStatus.COMPLETED, TaskStatus.FAILED])
 def test_an_end_is_what_the_agent_proposes(proposed: TaskStatus) -> None:
-    change = commit(busy_session(), iteration(1), Ending(status=proposed, reason="why", result="what"))
+    change = commit(
+        busy_session(), iteration(1), Ending(status=proposed, reason="why", result="what")
+    )
     assert change.task is not None
     assert (change.task.status, change.task.reason, change.task.result) == (proposed, "why", "what")
     payload = change.events[-1].payload
     assert payload["status"] == proposed
-    assert (payload["iterations"], payload["usage"]["tool_calls"], payload["work_stopped"]) == (1, 1, "yes")
+    assert (payload["iterations"], payload["usage"]["tool_calls"], payload["work_stopped"]) == (
+        1,
+        1,
+        "yes",
+    )
     assert "cancel" not in payload
 
 
 @pytest.mark.parametrize("proposed", PROPOSALS)
 @pytest.mark.parametrize("status", [TaskStatus.SUBMITTED, TaskStatus.DELIVERED, TaskStatus.RUNNING])
-def test_a_recorded_intent_decides_over_every_proposal(status: TaskStatus, proposed: TaskStatus) -> None:
-    change = commit(busy_session(status, cancel=intent()), Ending(status=proposed, result="the answer"))
+def test_a_recorded_intent_decides_over_every_proposal(
+    status: TaskStatus, proposed: TaskStatus
+) -> None:
+    change = commit(
+        busy_session(status, cancel=intent()), Ending(status=proposed, result="the answer")
+    )
     assert change.task is not None
-    assert (change.task.status, change.task.result, change.task.reason) == (TaskStatus.CANCELLED, "the answer", "enough")
+    assert (change.task.status, change.task.result, change.task.reason) == (
+        TaskStatus.CANCELLED,
+        "the answer",
+        "enough",
+    )
     payload = change.events[0].payload
-    assert (payload["status"], payload["result"], payload["cancel"]["requested_by"]) == ("cancelled", "the answer", "user_9")
+    assert (payload["status"], payload["result"], payload["cancel"]["requested_by"]) == (
+        "cancelled",
+        "the answer",
+        "user_9",
+    )
     assert change.workspace.status is WorkspaceStatus.IDLE
 
 
 def test_a_task_cut_short_keeps_what_it_had() -> None:
-    change = commit(busy_session(cancel=intent()), iteration(1, "partial"), Ending(status=TaskStatus.CANCELLED))
+    change = commit(
+        busy_session(cancel=intent()), iteration(1, "partial"), Ending(status=TaskStatus.CANCELLED)
+    )
     assert change.task is not None and change.task.result == "partial"
 
 
@@ -226,16 +306,28 @@ def test_a_cancellation_is_recorded_once() -> None:
     assert second == lifecycle.unchanged(then(first))
 
 
-@pytest.mark.parametrize(("stood", "asked", "stands"), [(9, 5, 5), (5, 9, 5), (None, 5, 5), (5, None, 5), (None, None, None)])
-def test_of_deadlines_the_earliest_stands(stood: int | None, asked: int | None, stands: int | None) -> None:
+@pytest.mark.parametrize(
+    ("stood", "asked", "stands"),
+    [(9, 5, 5), (5, 9, 5), (None, 5, 5), (5, None, 5), (None, None, None)],
+)
+def test_of_deadlines_the_earliest_stands(
+    stood: int | None, asked: int | None, stands: int | None
+) -> None:
     def at(seconds: int | None) -> object:
         return None if seconds is None else NOW + timedelta(seconds=seconds)
 
     session = busy_session(cancel=intent(force_at=at(stood), force_requested_by=stood and "user_9"))
-    asked_for = intent(reason="other", requested_by="user_8", force_at=at(asked), force_requested_by=asked and "user_8")
+    asked_for = intent(
+        reason="other",
+        requested_by="user_8",
+        force_at=at(asked),
+        force_requested_by=asked and "user_8",
+    )
     change = lifecycle.request_cancel(session, asked_for)
     whose = stands and ("user_9" if stands == stood else "user_8")
-    assert change.task is not None and change.task.cancel == intent(force_at=at(stands), force_requested_by=whose)
+    assert change.task is not None and change.task.cancel == intent(
+        force_at=at(stands), force_requested_by=whose
+    )
     assert change.events == ()
 
 

@@ -15,7 +15,9 @@ from server.core.workspace import Workspace, WorkspaceStatus
 from tests.core.world import World, caller, intent
 
 
-async def submit(world: World, workspace_id: str, by: Caller | None = None, **fields: object) -> Task:
+async def submit(
+    world: World, workspace_id: str, by: Caller | None = None, **fields: object
+) -> Task:
     request = SubmitTask(workspace_id=workspace_id, description="ls", request_id="req_s", **fields)  # type: ignore[arg-type]
     return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
 
@@ -36,7 +38,11 @@ async def test_a_task_is_recorded_then_handed_over(world: World) -> None:
     world.agents.meanwhile = look
     submitted = await submit(world, idle.id, metadata={"k": "v"})
     assert submitted.id.startswith("task_")
-    assert (submitted.status, submitted.metadata, submitted.max_iterations) == (TaskStatus.DELIVERED, {"k": "v"}, 100)
+    assert (submitted.status, submitted.metadata, submitted.max_iterations) == (
+        TaskStatus.DELIVERED,
+        {"k": "v"},
+        100,
+    )
     assert recorded == [replace(submitted, status=TaskStatus.SUBMITTED)]
     assert await world.task(idle.id, submitted.id) == submitted
     assert (await world.workspace(idle.id)).current_task_id == submitted.id
@@ -104,23 +110,35 @@ async def test_a_busy_workspace_takes_no_second_task(world: World) -> None:
 
 async def test_the_order_of_the_checks(world: World) -> None:
     failed = await world.add(WorkspaceStatus.FAILED)
-    assert (await refusal(world, "ws_unknown", caller("workspace:write"))).code == "permission_denied"
+    assert (
+        await refusal(world, "ws_unknown", caller("workspace:write"))
+    ).code == "permission_denied"
     assert (await refusal(world, "ws_unknown")).code == "workspace_not_found"
     elsewhere = caller("tasks:write:own", org_id="org_b", actor_id="user_2")
     assert (await refusal(world, failed.id, elsewhere)).code == "workspace_not_found"
-    assert (await refusal(world, failed.id, caller("tasks:write:own", actor_id="user_2"))).code == "permission_denied"
+    assert (
+        await refusal(world, failed.id, caller("tasks:write:own", actor_id="user_2"))
+    ).code == "permission_denied"
     assert (await refusal(world, failed.id, caller("tasks:write:own"))).code == "workspace_failed"
 
 
 async def test_reading_a_task_checks_in_order(world: World) -> None:
     busy, running = await world.add_busy()
     _, foreign = await world.add_busy()
-    assert await tasks.get_task(caller("workspace:read:own"), busy.id, running.id, world.store) == running
+    assert (
+        await tasks.get_task(caller("workspace:read:own"), busy.id, running.id, world.store)
+        == running
+    )
     for by, workspace_id, task_id, code in (
         (caller("tasks:write"), "?", "?", "validation_error"),
         (caller("tasks:write"), "ws_unknown", "task_unknown", "permission_denied"),
         (caller(org_id="org_b"), busy.id, "task_unknown", "workspace_not_found"),
-        (caller("workspace:read:own", actor_id="user_2"), busy.id, "task_unknown", "permission_denied"),
+        (
+            caller("workspace:read:own", actor_id="user_2"),
+            busy.id,
+            "task_unknown",
+            "permission_denied",
+        ),
         (caller(), busy.id, foreign.id, "task_not_found"),
     ):
         with pytest.raises(Failure) as raised:
@@ -132,7 +150,12 @@ async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> N
     busy, first = await world.add_busy()
     ids = [first.id]
     for _ in range(2):
-        await world.change(busy.id, lambda s: lifecycle.commit(s, 1, ids[-1], [Ending(status=TaskStatus.FAILED)], world.clock()))
+        await world.change(
+            busy.id,
+            lambda s: lifecycle.commit(
+                s, 1, ids[-1], [Ending(status=TaskStatus.FAILED)], world.clock()
+            ),
+        )
         ids.append((await world.run(busy)).id)
     newest_first = sorted(ids, reverse=True)
     page, token = await tasks.list_tasks(caller(), busy.id, Page.of(2, ""), world.store)
@@ -141,7 +164,9 @@ async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> N
     assert ([each.id for each in page], token) == (newest_first[2:], "")
 
 
-async def test_a_page_ends_before_it_is_too_large_for_a_message_whatever_is_long(world: World) -> None:
+async def test_a_page_ends_before_it_is_too_large_for_a_message_whatever_is_long(
+    world: World,
+) -> None:
     long = "x" * (MAX_PAGE_CHARACTERS // 2 + 1)
     for fields in (
         {"description": long},
@@ -155,7 +180,9 @@ async def test_a_page_ends_before_it_is_too_large_for_a_message_whatever_is_long
         for _ in range(3):
             running = await world.run(idle)
             await world.end(idle.id, running.id)
-        stored = [replace(task, **fields) for task in await world.store.list_tasks(idle.id, None, 3)]
+        stored = [
+            replace(task, **fields) for task in await world.store.list_tasks(idle.id, None, 3)
+        ]
         world.store._tasks.update({task.id: task for task in stored})
         page, token = await tasks.list_tasks(caller(), idle.id, Page.of(0, ""), world.store)
         assert (len(page), token) == (1, page[-1].id)
@@ -174,7 +201,9 @@ async def test_listing_tasks_checks_in_order(world: World) -> None:
         assert raised.value.code == code
 
 
-async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(world: World) -> None:
+async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(
+    world: World,
+) -> None:
     idle = await world.add()
 
     async def run(at: Workspace, given: Task) -> None:
@@ -186,7 +215,9 @@ async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(
     assert (submitted.status, submitted.result) == (TaskStatus.COMPLETED, "done")
 
 
-async def test_a_task_that_ended_before_its_acknowledgement_is_told_as_it_ended(world: World) -> None:
+async def test_a_task_that_ended_before_its_acknowledgement_is_told_as_it_ended(
+    world: World,
+) -> None:
     idle = await world.add()
 
     async def run(at: Workspace, given: Task) -> None:

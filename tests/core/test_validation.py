@@ -22,7 +22,11 @@ def problems(**changes: object) -> dict[str, str]:
 
 
 def test_a_caller_learns_of_every_wrong_field_at_once() -> None:
-    assert set(problems(workspace_id="?", description=" ", max_iterations=-1)) == {"workspace_id", "description", "max_iterations"}
+    assert set(problems(workspace_id="?", description=" ", max_iterations=-1)) == {
+        "workspace_id",
+        "description",
+        "max_iterations",
+    }
 
 
 @pytest.mark.parametrize("good", ["a", "Z9_-", "x" * 128, "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"])
@@ -63,7 +67,9 @@ def test_metadata_within_its_bounds_is_good() -> None:
     assert problems(metadata={f"{number:064}": "v" * 512 for number in range(32)}) == {}
 
 
-@pytest.mark.parametrize(("count", "good"), [(0, True), (1, True), (1000, True), (1001, False), (-1, False)])
+@pytest.mark.parametrize(
+    ("count", "good"), [(0, True), (1, True), (1000, True), (1001, False), (-1, False)]
+)
 def test_iterations_have_bounds(count: int, good: bool) -> None:
     assert (problems(max_iterations=count) == {}) is good
 

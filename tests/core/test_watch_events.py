@@ -15,7 +15,9 @@ from tests.core.world import World, caller, iteration
 
 
 class ScriptedWakeups:
-    """Implements server.core.ports.Wakeups: the script says what happens while a watcher waits, then lets the time pass."""
+    """Implements server.core.ports.Wakeups: the script says what happens while a watcher waits,
+    then lets the time pass.
+    """
 
     def __init__(self, world: World, *script: Callable[[], Awaitable[object]]) -> None:
         self._world = world
@@ -42,7 +44,13 @@ class ScriptedWakeups:
 
 
 async def watch(
-    world: World, workspace_id: str, wakeups: ScriptedWakeups, *, after: int = 0, until: int, by: Caller | None = None
+    world: World,
+    workspace_id: str,
+    wakeups: ScriptedWakeups,
+    *,
+    after: int = 0,
+    until: int,
+    by: Caller | None = None,
 ) -> list[Event | Heartbeat]:
     """The first messages of a stream."""
     found: list[Event | Heartbeat] = []
@@ -81,7 +89,9 @@ async def test_what_comes_while_it_waits_is_told(world: World) -> None:
 
 async def test_a_long_log_is_read_in_batches(world: World) -> None:
     busy, running = await world.add_busy()
-    await world.commit(busy.id, running.id, *(iteration(number) for number in range(1, BATCH_EVENTS + 2)))
+    await world.commit(
+        busy.id, running.id, *(iteration(number) for number in range(1, BATCH_EVENTS + 2))
+    )
     found = await watch(world, busy.id, ScriptedWakeups(world), until=BATCH_EVENTS + 3)
     assert seqs(found) == list(range(1, BATCH_EVENTS + 4))
 
@@ -91,7 +101,10 @@ async def test_a_quiet_log_beats(world: World) -> None:
     began = world.clock()
     first, second = await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)
     assert isinstance(first, Heartbeat) and isinstance(second, Heartbeat)
-    assert [(each.time - began).total_seconds() for each in (first, second)] == [HEARTBEAT_SECONDS, 2 * HEARTBEAT_SECONDS]
+    assert [(each.time - began).total_seconds() for each in (first, second)] == [
+        HEARTBEAT_SECONDS,
+        2 * HEARTBEAT_SECONDS,
+    ]
     assert (first.seq, second.seq) == (2, 2)
 
 
@@ -168,7 +181,9 @@ async def test_a_database_that_goes_away_ends_the_stream(world: World) -> None:
         await watch(world, busy.id, ScriptedWakeups(world, outage), after=2, until=1)
 
 
-async def test_a_watcher_is_told_that_the_server_is_about_to_end_and_where_to_go_on(world: World) -> None:
+async def test_a_watcher_is_told_that_the_server_is_about_to_end_and_where_to_go_on(
+    world: World,
+) -> None:
     busy, _ = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     wakeups.draining = True

@@ -1,4 +1,6 @@
-"""A workspace's agent: comes up, renews its lease, is stopped, lost, fenced, and comes back in a new epoch."""
+"""A workspace's agent: comes up, renews its lease, is stopped, lost, fenced, and comes back in a
+new epoch.
+"""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +16,11 @@ from tests.core.world import NOW, busy_session, intent, workspace
 
 LATER = NOW + timedelta(minutes=1)
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
-STOPPING, STOPPED, FAILED = WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
+STOPPING, STOPPED, FAILED = (
+    WorkspaceStatus.STOPPING,
+    WorkspaceStatus.STOPPED,
+    WorkspaceStatus.FAILED,
+)
 ENDED = (STOPPED, FAILED)
 
 
@@ -30,10 +36,17 @@ def stopping(session: Session) -> Session:
 
 def without_agent(change: Change) -> bool:
     workspace = change.workspace
-    return (workspace.agent_address, workspace.lease_expires_at, workspace.host, workspace.current_task_id) == (None,) * 4
+    return (
+        workspace.agent_address,
+        workspace.lease_expires_at,
+        workspace.host,
+        workspace.current_task_id,
+    ) == (None,) * 4
 
 
-@pytest.mark.parametrize(("epoch", "event"), [(1, "workspace_provisioned"), (2, "workspace_resumed")])
+@pytest.mark.parametrize(
+    ("epoch", "event"), [(1, "workspace_provisioned"), (2, "workspace_resumed")]
+)
 def test_an_agent_that_registers_makes_its_workspace_idle(epoch: int, event: str) -> None:
     session = Session(workspace(PROVISIONING, epoch=epoch, status_reason="restarting"), None)
     change = lifecycle.register(session, epoch, "127.0.0.1:1", 30, LATER)
@@ -44,11 +57,17 @@ def test_an_agent_that_registers_makes_its_workspace_idle(epoch: int, event: str
 
 
 @pytest.mark.parametrize("status", [IDLE, BUSY, STOPPING])
-def test_an_agent_that_registers_again_renews_its_lease_and_no_more(status: WorkspaceStatus) -> None:
+def test_an_agent_that_registers_again_renews_its_lease_and_no_more(
+    status: WorkspaceStatus,
+) -> None:
     session = busy_session()
     session = replace(session, workspace=replace(session.workspace, status=status))
     change = lifecycle.register(session, 1, "127.0.0.1:2", 30, LATER)
-    renewed = replace(session.workspace, agent_address="127.0.0.1:2", lease_expires_at=LATER + timedelta(seconds=30))
+    renewed = replace(
+        session.workspace,
+        agent_address="127.0.0.1:2",
+        lease_expires_at=LATER + timedelta(seconds=30),
+    )
     assert change == Change(renewed, session.task)
 
 
@@ -59,7 +78,9 @@ def test_an_agent_of_another_epoch_changes_nothing(epoch: int) -> None:
     for change in (
         lifecycle.register(session, epoch, "127.0.0.1:1", 30, LATER),
         lifecycle.heartbeat(session, epoch, session.task.id, Phase.TOOL_CALL, 30, LATER),
-        lifecycle.commit(session, epoch, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER),
+        lifecycle.commit(
+            session, epoch, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER
+        ),
         lifecycle.lose_agent(session, epoch, "gone", LATER, work_stopped=True),
         lifecycle.finish_stop(stopping(session), epoch, LATER, work_stopped=True),
         lifecycle.place(session, epoch, "host_2", LATER, work_stopped=True),
@@ -86,7 +107,9 @@ def test_a_heartbeat_renews_the_lease_and_tells_the_phase() -> None:
     session = busy_session()
     assert session.task is not None
     change = lifecycle.heartbeat(session, 1, session.task.id, Phase.TOOL_CALL, 30, LATER)
-    assert change.workspace == replace(session.workspace, lease_expires_at=LATER + timedelta(seconds=30))
+    assert change.workspace == replace(
+        session.workspace, lease_expires_at=LATER + timedelta(seconds=30)
+    )
     assert (change.task, change.events) == (replace(session.task, phase=Phase.TOOL_CALL), ())
 
 
@@ -97,14 +120,19 @@ def test_a_heartbeat_tells_no_phase_of_a_task_that_does_not_run() -> None:
         (Session(workspace(), None), ""),
     ):
         named = task_id if task_id is not None else session.workspace.current_task_id or ""
-        assert lifecycle.heartbeat(session, 1, named, Phase.MODEL_CALL, 30, LATER).task == session.task
+        assert (
+            lifecycle.heartbeat(session, 1, named, Phase.MODEL_CALL, 30, LATER).task == session.task
+        )
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE])
 def test_a_workspace_without_a_task_begins_to_stop(status: WorkspaceStatus) -> None:
     session = Session(workspace(status), None)
     change = lifecycle.request_stop(session, intent(reason="workspace stopped"))
-    assert (change.workspace.status, change.workspace.status_reason) == (STOPPING, "workspace stopped")
+    assert (change.workspace.status, change.workspace.status_reason) == (
+        STOPPING,
+        "workspace stopped",
+    )
     assert (change.task, change.events) == (None, ())
 
 
@@ -122,7 +150,9 @@ def test_a_stop_of_a_cancelled_task_brings_its_deadline_and_keeps_its_intent() -
     first = intent(reason="first")
     change = lifecycle.request_stop(busy_session(cancel=first), intent(reason="workspace stopped"))
     assert change.task is not None
-    assert change.task.cancel == replace(first, force_at=intent().requested_at + timedelta(seconds=10), force_requested_by="user_9")
+    assert change.task.cancel == replace(
+        first, force_at=intent().requested_at + timedelta(seconds=10), force_requested_by="user_9"
+    )
     assert change.events == ()
 
 
@@ -141,7 +171,9 @@ def test_a_failed_workspace_cannot_be_stopped() -> None:
 def test_a_task_that_ends_while_stopping_leaves_the_workspace_stopping() -> None:
     session = stopping(busy_session())
     assert session.task is not None
-    change = lifecycle.commit(session, 1, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER)
+    change = lifecycle.commit(
+        session, 1, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER
+    )
     assert (change.workspace.status, change.workspace.current_task_id) == (STOPPING, None)
     assert change.task is not None and change.task.status is TaskStatus.CANCELLED
 
@@ -149,8 +181,14 @@ def test_a_task_that_ends_while_stopping_leaves_the_workspace_stopping() -> None
 @pytest.mark.parametrize(("work_stopped", "told"), [(True, "yes"), (False, "unknown")])
 def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told: str) -> None:
     change = lifecycle.finish_stop(stopping(busy_session()), 1, LATER, work_stopped=work_stopped)
-    assert (change.workspace.status, types(change)) == (STOPPED, ["task_completed", "workspace_stopped"])
-    assert change.task is not None and (change.task.status, change.task.forced) == (TaskStatus.CANCELLED, True)
+    assert (change.workspace.status, types(change)) == (
+        STOPPED,
+        ["task_completed", "workspace_stopped"],
+    )
+    assert change.task is not None and (change.task.status, change.task.forced) == (
+        TaskStatus.CANCELLED,
+        True,
+    )
     assert change.events[0].payload["work_stopped"] == told
     assert without_agent(change)
     again = lifecycle.finish_stop(Session(change.workspace, None), 1, LATER, work_stopped=True)
@@ -160,14 +198,20 @@ def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE, BUSY])
 def test_a_workspace_that_is_not_stopping_does_not_finish_to(status: WorkspaceStatus) -> None:
     session = Session(workspace(status), None)
-    assert lifecycle.finish_stop(session, 1, LATER, work_stopped=True) == lifecycle.unchanged(session)
+    assert lifecycle.finish_stop(session, 1, LATER, work_stopped=True) == lifecycle.unchanged(
+        session
+    )
 
 
 @pytest.mark.parametrize("status", ENDED)
 def test_what_has_ended_resumes_in_a_new_epoch(status: WorkspaceStatus) -> None:
     session = Session(workspace(status, status_reason="why", epoch=4), None)
     change = lifecycle.resume(session, LATER)
-    assert (change.workspace.status, change.workspace.epoch, change.workspace.status_reason) == (PROVISIONING, 5, "")
+    assert (change.workspace.status, change.workspace.epoch, change.workspace.status_reason) == (
+        PROVISIONING,
+        5,
+        "",
+    )
     assert without_agent(change) and change.events == ()
     assert lifecycle.is_fenced(change.workspace, 4) and not lifecycle.is_fenced(change.workspace, 5)
 
@@ -186,7 +230,9 @@ def test_what_is_stopping_cannot_resume_yet() -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize(("work_stopped", "told"), [(True, "yes"), (False, "unknown")])
-def test_a_lost_agent_ends_its_task_and_fails_its_workspace(cancelled: bool, work_stopped: bool, told: str) -> None:
+def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
+    cancelled: bool, work_stopped: bool, told: str
+) -> None:
     session = busy_session(cancel=intent() if cancelled else None)
     change = lifecycle.lose_agent(session, 1, "it died", LATER, work_stopped=work_stopped)
     assert (change.workspace.status, change.workspace.status_reason) == (FAILED, "it died")
@@ -196,12 +242,20 @@ def test_a_lost_agent_ends_its_task_and_fails_its_workspace(cancelled: bool, wor
     assert types(change) == ["task_completed", "workspace_failed"]
     assert change.events[0].payload["work_stopped"] == told
     assert without_agent(change)
-    assert lifecycle.lose_agent(Session(change.workspace, None), 1, "again", LATER, work_stopped=True).events == ()
+    assert (
+        lifecycle.lose_agent(
+            Session(change.workspace, None), 1, "again", LATER, work_stopped=True
+        ).events
+        == ()
+    )
 
 
 def test_an_agent_lost_while_stopping_has_stopped() -> None:
     change = lifecycle.lose_agent(stopping(busy_session()), 1, "it died", LATER, work_stopped=True)
-    assert (change.workspace.status, types(change)) == (STOPPED, ["task_completed", "workspace_stopped"])
+    assert (change.workspace.status, types(change)) == (
+        STOPPED,
+        ["task_completed", "workspace_stopped"],
+    )
     assert change.task is not None and change.task.status is TaskStatus.CANCELLED
 
 
@@ -210,7 +264,9 @@ def test_a_host_takes_what_no_host_has() -> None:
     change = lifecycle.place(session, 1, "host_1", LATER, work_stopped=True)
     assert change == Change(replace(session.workspace, host="host_1", updated_at=LATER), None)
     placed = Session(change.workspace, None)
-    assert lifecycle.place(placed, 1, "host_1", LATER, work_stopped=True) == lifecycle.unchanged(placed)
+    assert lifecycle.place(placed, 1, "host_1", LATER, work_stopped=True) == lifecycle.unchanged(
+        placed
+    )
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -221,11 +277,19 @@ def test_a_host_that_was_restarted_ends_the_task_and_begins_a_new_epoch(cancelle
     assert change.task.status is (TaskStatus.CANCELLED if cancelled else TaskStatus.FAILED)
     assert types(change) == ["task_completed"]
     placed = change.workspace
-    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (PROVISIONING, 2, "host_2", None)
+    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (
+        PROVISIONING,
+        2,
+        "host_2",
+        None,
+    )
     assert (placed.agent_address, placed.lease_expires_at) == (None, None)
     assert lifecycle.is_fenced(placed, 1)
 
 
 def test_a_host_that_was_restarted_while_stopping_has_stopped() -> None:
     change = lifecycle.place(stopping(busy_session()), 1, "host_2", LATER, work_stopped=True)
-    assert (change.workspace.status, types(change)) == (STOPPED, ["task_completed", "workspace_stopped"])
+    assert (change.workspace.status, types(change)) == (
+        STOPPED,
+        ["task_completed", "workspace_stopped"],
+    )

@@ -14,7 +14,9 @@ from tests.core.world import ORG, USER, World, caller
 
 
 async def stop(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
-    return await workspaces.stop_workspace(by or caller(), workspace_id, "req_t", world.store, world.agents, world.clock)
+    return await workspaces.stop_workspace(
+        by or caller(), workspace_id, "req_t", world.store, world.agents, world.clock
+    )
 
 
 async def resume(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
@@ -28,7 +30,9 @@ async def code_of(call: Coroutine[Any, Any, object]) -> str:
 
 
 async def test_a_new_workspace_is_recorded_as_its_creators(world: World) -> None:
-    made = await workspaces.create_workspace(caller("workspace:write:own"), "mine", world.store, world.clock)
+    made = await workspaces.create_workspace(
+        caller("workspace:write:own"), "mine", world.store, world.clock
+    )
     assert made.id.startswith("ws_")
     assert (made.org_id, made.name, made.created_by_user_id) == (ORG, "mine", USER)
     assert (made.status, made.epoch, made.host) == (WorkspaceStatus.PROVISIONING, 1, None)
@@ -43,8 +47,14 @@ async def test_an_api_key_makes_a_workspace_of_no_user(world: World) -> None:
 
 async def test_making_a_workspace_checks_in_order(world: World) -> None:
     reader = caller("workspace:read")
-    assert await code_of(workspaces.create_workspace(reader, "x" * 201, world.store, world.clock)) == "validation_error"
-    assert await code_of(workspaces.create_workspace(reader, "x" * 200, world.store, world.clock)) == "permission_denied"
+    assert (
+        await code_of(workspaces.create_workspace(reader, "x" * 201, world.store, world.clock))
+        == "validation_error"
+    )
+    assert (
+        await code_of(workspaces.create_workspace(reader, "x" * 200, world.store, world.clock))
+        == "permission_denied"
+    )
 
 
 async def test_lists_hold_what_the_caller_may_read(world: World) -> None:
@@ -53,7 +63,9 @@ async def test_lists_hold_what_the_caller_may_read(world: World) -> None:
     await world.add(org_id="org_b")
     found, token = await workspaces.list_workspaces(caller(), Page.of(0, ""), world.store)
     assert ({each.id for each in found}, token) == ({mine.id, theirs.id}, "")
-    found, _ = await workspaces.list_workspaces(caller("workspace:read:own"), Page.of(0, ""), world.store)
+    found, _ = await workspaces.list_workspaces(
+        caller("workspace:read:own"), Page.of(0, ""), world.store
+    )
     assert [each.id for each in found] == [mine.id]
     with pytest.raises(Failure, match="workspace:read"):
         await workspaces.list_workspaces(caller("tasks:write"), Page.of(0, ""), world.store)
@@ -64,15 +76,22 @@ async def test_each_use_of_one_workspace_checks_in_order(world: World, scope: st
     async def use(workspace_id: str, by: Caller) -> list[str]:
         if scope == "workspace:read":
             return [await code_of(workspaces.get_workspace(by, workspace_id, world.store))]
-        return [await code_of(stop(world, workspace_id, by)), await code_of(resume(world, workspace_id, by))]
+        return [
+            await code_of(stop(world, workspace_id, by)),
+            await code_of(resume(world, workspace_id, by)),
+        ]
 
     down = await world.add(WorkspaceStatus.FAILED)
     other = caller("tasks:write")
     assert set(await use("a b", other)) == {"validation_error"}
     assert set(await use("ws_unknown", other)) == {"permission_denied"}
     assert set(await use("ws_unknown", caller(scope))) == {"workspace_not_found"}
-    assert set(await use(down.id, caller(f"{scope}:own", org_id="org_b", actor_id="user_2"))) == {"workspace_not_found"}
-    assert set(await use(down.id, caller(f"{scope}:own", actor_id="user_2"))) == {"permission_denied"}
+    assert set(await use(down.id, caller(f"{scope}:own", org_id="org_b", actor_id="user_2"))) == {
+        "workspace_not_found"
+    }
+    assert set(await use(down.id, caller(f"{scope}:own", actor_id="user_2"))) == {
+        "permission_denied"
+    }
     assert await world.workspace(down.id) == down
 
 

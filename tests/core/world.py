@@ -1,4 +1,6 @@
-"""A small world for tests of the core: a store in memory, agents that do as they are told, a clock that stands still."""
+"""A small world for tests of the core: a store in memory, agents that do as they are told, a clock
+that stands still.
+"""
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +44,9 @@ async def _nothing(workspace: Workspace, task: Task) -> None:
 
 @dataclass
 class FakeAgents:
-    """Implements server.core.ports.Agents: notes who was called, looks around, and answers as it is told."""
+    """Implements server.core.ports.Agents: notes who was called, looks around, and answers as it is
+    told.
+    """
 
     reachable: bool = True
     known: bool = True
@@ -67,7 +71,11 @@ class FakeAgents:
 
 
 def caller(
-    *scopes: str, org_id: str = ORG, actor_id: str = USER, kind: CredentialKind = CredentialKind.SESSION, every: bool = True
+    *scopes: str,
+    org_id: str = ORG,
+    actor_id: str = USER,
+    kind: CredentialKind = CredentialKind.SESSION,
+    every: bool = True,
 ) -> Caller:
     """With these scopes; with all of them when none is named."""
     held = scopes or (ALL_SCOPES if every else ())
@@ -75,20 +83,39 @@ def caller(
 
 
 def workspace(status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
-    facts = {"org_id": ORG, "name": "", "created_by_user_id": USER, "created_at": NOW, "updated_at": NOW, **fields}
+    facts = {
+        "org_id": ORG,
+        "name": "",
+        "created_by_user_id": USER,
+        "created_at": NOW,
+        "updated_at": NOW,
+        **fields,
+    }
     return Workspace(id=new_workspace_id(), status=status, **facts)
 
 
 def task(workspace_id: str, **fields: Any) -> Task:
-    return Task(id=new_task_id(), workspace_id=workspace_id, **{"description": "true", "created_at": NOW, **fields})
+    return Task(
+        id=new_task_id(),
+        workspace_id=workspace_id,
+        **{"description": "true", "created_at": NOW, **fields},
+    )
 
 
 def intent(**fields: Any) -> CancelIntent:
-    facts = {"requested_by": "user_9", "credential_kind": "session", "reason": "enough", "request_id": "req_9", **fields}
+    facts = {
+        "requested_by": "user_9",
+        "credential_kind": "session",
+        "reason": "enough",
+        "request_id": "req_9",
+        **fields,
+    }
     return CancelIntent(**{"requested_at": NOW + timedelta(seconds=1), **facts})
 
 
-def busy_session(status: TaskStatus = TaskStatus.RUNNING, *, cancel: CancelIntent | None = None, **fields: Any) -> Session:
+def busy_session(
+    status: TaskStatus = TaskStatus.RUNNING, *, cancel: CancelIntent | None = None, **fields: Any
+) -> Session:
     """A workspace with an agent and a task that has not ended."""
     facts = {"agent_address": "127.0.0.1:9", "host": "host_1", "lease_expires_at": NOW, **fields}
     idle = workspace(WorkspaceStatus.BUSY, **facts)
@@ -139,7 +166,9 @@ class World:
     async def run(self, at: Workspace) -> Task:
         """Gives the workspace a task, and its agent begins."""
         submitted = task(at.id)
-        await self.change(at.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0"))
+        await self.change(
+            at.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0")
+        )
         await self.commit(at.id, submitted.id, Started())
         return await self.task(at.id, submitted.id)
 
@@ -151,10 +180,19 @@ class World:
     async def commit(self, workspace_id: str, task_id: str, *events: AgentEvent) -> None:
         """As the agent of the current epoch."""
         await self.change(
-            workspace_id, lambda session: lifecycle.commit(session, session.workspace.epoch, task_id, events, self.clock())
+            workspace_id,
+            lambda session: lifecycle.commit(
+                session, session.workspace.epoch, task_id, events, self.clock()
+            ),
         )
 
-    async def end(self, workspace_id: str, task_id: str, status: TaskStatus = TaskStatus.COMPLETED, result: str = "done") -> None:
+    async def end(
+        self,
+        workspace_id: str,
+        task_id: str,
+        status: TaskStatus = TaskStatus.COMPLETED,
+        result: str = "done",
+    ) -> None:
         await self.commit(workspace_id, task_id, Ending(status=status, result=result))
 
     async def set_status(self, workspace_id: str, status: WorkspaceStatus) -> None:
@@ -164,9 +202,13 @@ class World:
             lambda session: Change(replace(session.workspace, status=status), session.task),
         )
 
-    async def cancel(self, workspace_id: str, by: Caller | None = None, **fields: Any) -> CancelResult:
+    async def cancel(
+        self, workspace_id: str, by: Caller | None = None, **fields: Any
+    ) -> CancelResult:
         request = CancelTask(workspace_id=workspace_id, request_id="req_c", **fields)
-        return await cancel_task(by or caller(), request, self.store, self.agents, self.wakeups, self.clock)
+        return await cancel_task(
+            by or caller(), request, self.store, self.agents, self.wakeups, self.clock
+        )
 
     async def workspace(self, workspace_id: str) -> Workspace:
         found = await self.store.get_workspace(workspace_id)

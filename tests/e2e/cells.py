@@ -1,4 +1,6 @@
-"""Every cell of the matrix of cancellations, and an oracle for each that shares nothing with the service."""
+"""Every cell of the matrix of cancellations, and an oracle for each that shares nothing with the
+service.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +11,23 @@ import grpc
 # `intent`: busy, and the cancellation of its task is already recorded.
 STATES = ("provisioning", "idle", "busy", "intent", "stopping", "stopped", "failed")
 HAS_CURRENT_TASK = ("busy", "intent", "stopping")
-CREDENTIALS = ("full_access", "submit_observe", "read_only", "owner", "member", "expired", "", "other_org")
+CREDENTIALS = (
+    "full_access",
+    "submit_observe",
+    "read_only",
+    "owner",
+    "member",
+    "expired",
+    "",
+    "other_org",
+)
 TASKS = ("none", "current", "finished", "foreign", "unknown", "malformed")
 # `path`: REST, with the task named in the path.
 WIRES = ("rest", "path", "grpc")
 # Whose workspaces there are. The member's, where `:own` matches, in some states only.
-PLACES = tuple((state, "owner") for state in STATES) + tuple((state, "member") for state in ("idle", "busy", "intent"))
+PLACES = tuple((state, "owner") for state in STATES) + tuple(
+    (state, "member") for state in ("idle", "busy", "intent")
+)
 
 # The row of the contract's tables that each answer stands for.
 STATUSES = {
@@ -55,7 +68,11 @@ class Cell:
     @property
     def required(self) -> list[str]:
         """What would do, where permission is denied."""
-        return ["workspace:write", "workspace:write:own"] if self.credential == "read_only" else ["workspace:write"]
+        return (
+            ["workspace:write", "workspace:write:own"]
+            if self.credential == "read_only"
+            else ["workspace:write"]
+        )
 
 
 def authenticate(cell: Cell) -> str:
@@ -118,10 +135,16 @@ CHECKS: list[tuple[str, Callable[[Cell], str]]] = [
 
 
 def exists(cell: Cell) -> bool:
-    """Some combinations cannot be: a workspace that runs nothing has no current task, and a path always names one."""
-    return (cell.task != "current" or cell.state in HAS_CURRENT_TASK) and (cell.task != "none" or cell.wire != "path")
+    """Some combinations cannot be: a workspace that runs nothing has no current task, and a path
+    always names one.
+    """
+    return (cell.task != "current" or cell.state in HAS_CURRENT_TASK) and (
+        cell.task != "none" or cell.wire != "path"
+    )
 
 
 MATRIX = [
-    cell for (state, creator), *rest in product(PLACES, CREDENTIALS, TASKS, WIRES) if exists(cell := Cell(state, creator, *rest))
+    cell
+    for (state, creator), *rest in product(PLACES, CREDENTIALS, TASKS, WIRES)
+    if exists(cell := Cell(state, creator, *rest))
 ]

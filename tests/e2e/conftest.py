@@ -20,11 +20,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One stack for all tests that kill its programs, with crash points; test_crash_points.py says what the long lease is for."""
+    """One stack for all tests that kill its programs, with crash points; test_crash_points.py says
+    what the long lease is for.
+    """
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
     points.mkdir()
-    running = Stack(folder / "state", CRASH_POINTS_DIR=str(points), LEASE_SECONDS="600", WORKERS="3")
+    running = Stack(
+        folder / "state", CRASH_POINTS_DIR=str(points), LEASE_SECONDS="600", WORKERS="3"
+    )
     try:
         running.start()
         yield running

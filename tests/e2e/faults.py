@@ -1,4 +1,6 @@
-"""What the tests of faults share: calls that may fail, and what must hold of a task whatever happened."""
+"""What the tests of faults share: calls that may fail, and what must hold of a task whatever
+happened.
+"""
 
 from typing import Any
 
@@ -18,13 +20,19 @@ def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
         body = response.json()
         return str(body["outcome"] if response.is_success else body["error"]["code"])
     try:
-        return str(workspace.stack.grpc().call("CancelTask", workspace_id=workspace.id, **fields)["outcome"])
+        return str(
+            workspace.stack.grpc().call("CancelTask", workspace_id=workspace.id, **fields)[
+                "outcome"
+            ]
+        )
     except grpc.RpcError as error:
         return slug_of(error)
 
 
 def slug_of(error: grpc.RpcError) -> str:
-    """What a gRPC caller is told; what the edge says by itself carries no details, and is named after its code."""
+    """What a gRPC caller is told; what the edge says by itself carries no details, and is named
+    after its code.
+    """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     info = error_details_pb2.ErrorInfo()
@@ -36,18 +44,28 @@ def slug_of(error: grpc.RpcError) -> str:
 def intent_of(workspace: Workspace, task_id: str) -> str:
     """`whole`, `absent`, or what there is of it: the task's columns beside its event."""
     with workspace.stack.database() as connection:
-        row = connection.execute("SELECT cancel_requested_at IS NOT NULL FROM tasks WHERE id = %s", (task_id,)).fetchone()
+        row = connection.execute(
+            "SELECT cancel_requested_at IS NOT NULL FROM tasks WHERE id = %s", (task_id,)
+        ).fetchone()
     assert row is not None
     types = [entry["type"] for entry in workspace.log() if entry["task_id"] == task_id]
     count = types.count("task_cancel_requested")
-    return {(True, 1): "whole", (False, 0): "absent"}.get((row[0], count), f"recorded: {row[0]}, events: {count}")
+    return {(True, 1): "whole", (False, 0): "absent"}.get(
+        (row[0], count), f"recorded: {row[0]}, events: {count}"
+    )
 
 
-def await_terminal(workspace: Workspace, task_id: str, timeout_seconds: float = 15.0) -> dict[str, Any]:
+def await_terminal(
+    workspace: Workspace, task_id: str, timeout_seconds: float = 15.0
+) -> dict[str, Any]:
     """The task's `task_completed` event; read from the database, whatever else is down."""
 
     def ends() -> list[dict[str, Any]]:
-        return [entry for entry in workspace.log() if (entry["type"], entry["task_id"]) == ("task_completed", task_id)]
+        return [
+            entry
+            for entry in workspace.log()
+            if (entry["type"], entry["task_id"]) == ("task_completed", task_id)
+        ]
 
     return eventually(ends, timeout_seconds)[0]
 
@@ -56,10 +74,15 @@ def await_workspace(workspace: Workspace, status: str, timeout_seconds: float = 
     """Until the workspace is in this state; read from the database."""
     with workspace.stack.database() as connection:
         query = "SELECT status = %s FROM workspaces WHERE id = %s"
-        eventually(lambda: connection.execute(query, (status, workspace.id)).fetchone() == (True,), timeout_seconds)
+        eventually(
+            lambda: connection.execute(query, (status, workspace.id)).fetchone() == (True,),
+            timeout_seconds,
+        )
 
 
-def assert_story(workspace: Workspace, task_id: str, *, status: str, intent: bool) -> list[dict[str, Any]]:
+def assert_story(
+    workspace: Workspace, task_id: str, *, status: str, intent: bool
+) -> list[dict[str, Any]]:
     """What must hold of a task that has ended, whatever happened to it. Returns its events."""
     log = workspace.log()
     assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))
@@ -72,12 +95,18 @@ def assert_story(workspace: Workspace, task_id: str, *, status: str, intent: boo
     assert (story[-1]["status"], int(story[-1]["iterations"])) == (status, len(numbers))
     for entry in story:
         if entry.get("model_call", {}).get("status") == "interrupted":
-            assert ("tool_call" in entry, entry["number"], story[-1]["forced"]) == (False, len(numbers), True)
+            assert ("tool_call" in entry, entry["number"], story[-1]["forced"]) == (
+                False,
+                len(numbers),
+                True,
+            )
     return story
 
 
 def submit(workspace: Workspace, *lines: str) -> str:
-    """Gives the agent these commands, while workers are dying and starting, and returns the task's id."""
+    """Gives the agent these commands, while workers are dying and starting, and returns the task's
+    id.
+    """
     body = {"description": "\n".join(lines)}
     return str(eventually(lambda: _post(workspace, "tasks", body))["task_id"])
 
@@ -120,7 +149,9 @@ def health_of(address: str) -> str:
     """What a worker says of itself; empty: it says nothing."""
     with grpc.insecure_channel(address) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True)
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True
+            )
         except grpc.RpcError:
             return ""
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -1,4 +1,6 @@
-"""Callers who go on and on, each on a connection of its own kind, and what becomes of each of their calls."""
+"""Callers who go on and on, each on a connection of its own kind, and what becomes of each of their
+calls.
+"""
 
 import json
 import threading
@@ -23,15 +25,19 @@ _JOIN_SECONDS = 30.0
 
 
 class UnreadError(Exception):
-    """The client's HTTP/2 library gave up a connection on which the edge had announced its end, and with it an answer.
+    """The client's HTTP/2 library gave up a connection on which the edge had announced its end, and
+    with it an answer.
 
-    RFC 9113, 6.8: calls in hand are still answered behind a GOAWAY. The library that httpx uses takes it for the end. Whether the
-    edge did answer is in its log; the text is the user agent of the call.
+    RFC 9113, 6.8: calls in hand are still answered behind a GOAWAY. The library that httpx uses
+    takes it for the end. Whether the edge did answer is in its log; the text is the user agent of
+    the call.
     """
 
 
 class Caller(Protocol):
-    """Makes calls of one kind. Raises UnreadError, and whatever says that a call was not answered as it should have been."""
+    """Makes calls of one kind. Raises UnreadError, and whatever says that a call was not answered
+    as it should have been.
+    """
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
         """The reply."""
@@ -70,7 +76,14 @@ class RestCaller:
     }
     _serial = count()
 
-    def __init__(self, stack: Stack, *, token: str = "full_access", http2: bool = False, keeps_connection: bool = True) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        token: str = "full_access",
+        http2: bool = False,
+        keeps_connection: bool = True,
+    ) -> None:
         self._stack = stack
         self._token = token
         self._http2 = http2
@@ -80,7 +93,13 @@ class RestCaller:
     def _connected(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self._stack.tokens[self._token]}"}
         url = self._stack.ready["rest_url"]
-        return httpx.Client(base_url=url, headers=headers, timeout=_CALL_SECONDS, http1=not self._http2, http2=self._http2)
+        return httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=_CALL_SECONDS,
+            http1=not self._http2,
+            http2=self._http2,
+        )
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
         """See Caller."""
@@ -88,16 +107,25 @@ class RestCaller:
         body = {name: value for name, value in fields.items() if f"{{{name}}}" not in path}
         with self._answered() as headers:
             arguments: dict[str, Any] = {"json": body} if method == "POST" else {}
-            response = self._client.request(method, path.format(**fields), headers=headers, **arguments)
-            assert response.status_code in (status, 200), f"{rpc}: {response.status_code} {response.text}"
+            response = self._client.request(
+                method, path.format(**fields), headers=headers, **arguments
+            )
+            assert response.status_code in (status, 200), (
+                f"{rpc}: {response.status_code} {response.text}"
+            )
             answer: dict[str, Any] = response.json()
             return answer
 
     def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
         """See Caller."""
         path = f"/v1/workspaces/{workspace_id}/events"
-        with self._answered() as headers, self._client.stream("GET", path, params={"after": after}, headers=headers) as response:
-            assert response.status_code == 200, f"WatchEvents: {response.status_code} {response.read()!r}"
+        with (
+            self._answered() as headers,
+            self._client.stream("GET", path, params={"after": after}, headers=headers) as response,
+        ):
+            assert response.status_code == 200, (
+                f"WatchEvents: {response.status_code} {response.read()!r}"
+            )
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
@@ -109,7 +137,10 @@ class RestCaller:
             yield {"user-agent": name}
         except (httpx.LocalProtocolError, httpx.RemoteProtocolError) as error:
             # What h2 says of whatever comes behind a GOAWAY, and what httpcore says of the GOAWAY.
-            if self._http2 and ("ConnectionState.CLOSED" in str(error) or "ConnectionTerminated error_code:0" in str(error)):
+            if self._http2 and (
+                "ConnectionState.CLOSED" in str(error)
+                or "ConnectionTerminated error_code:0" in str(error)
+            ):
                 raise UnreadError(name) from error
             raise
         finally:
@@ -121,7 +152,9 @@ class RestCaller:
 class GrpcCaller:
     """Over gRPC."""
 
-    def __init__(self, stack: Stack, *, token: str = "full_access", keeps_connection: bool = True) -> None:
+    def __init__(
+        self, stack: Stack, *, token: str = "full_access", keeps_connection: bool = True
+    ) -> None:
         self._stack = stack
         self._keeps_connection = keeps_connection
         self._metadata = (("authorization", f"Bearer {stack.tokens[token]}"),)
@@ -129,7 +162,9 @@ class GrpcCaller:
 
     def _connect(self) -> None:
         # A connection of its own: gRPC shares one between the channels of a process.
-        self._channel = grpc.insecure_channel(self._stack.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)])
+        self._channel = grpc.insecure_channel(
+            self._stack.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)]
+        )
         self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
@@ -139,7 +174,9 @@ class GrpcCaller:
         if not self._keeps_connection:
             self._channel.close()
             self._connect()
-        return MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        return MessageToDict(
+            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
 
     def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
         """See Caller."""
@@ -159,7 +196,9 @@ class Load:
     """Runs callers until it is told to stop; each is a thread."""
 
     def __init__(self, pause_seconds: float) -> None:
-        """Each caller pauses for so long between its calls, so that together they leave the machine to what they call."""
+        """Each caller pauses for so long between its calls, so that together they leave the machine
+        to what they call.
+        """
         self._pause_seconds = pause_seconds
         self.outcomes = Outcomes()
         self._lock = threading.Lock()
@@ -171,11 +210,15 @@ class Load:
         self._start(what, lambda: self._repeat(what, step))
 
     def watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
-        """Has a thread follow the log, over as many streams as it takes, up to its end once the load is stopping."""
+        """Has a thread follow the log, over as many streams as it takes, up to its end once the
+        load is stopping.
+        """
         self._start(what, lambda: self._watch(what, caller, workspace))
 
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
-        """Makes a call and notes what became of it; None: it was answered, and the client's library did not read it."""
+        """Makes a call and notes what became of it; None: it was answered, and the client's library
+        did not read it.
+        """
         time.sleep(self._pause_seconds)
         began = time.monotonic()
         try:
@@ -186,7 +229,9 @@ class Load:
         finally:
             with self._lock:
                 self.outcomes.calls[what] += 1
-                self.outcomes.slowest_seconds = max(self.outcomes.slowest_seconds, time.monotonic() - began)
+                self.outcomes.slowest_seconds = max(
+                    self.outcomes.slowest_seconds, time.monotonic() - began
+                )
 
     def stop(self) -> None:
         """Returns when every thread has ended its step."""
@@ -224,7 +269,9 @@ class Load:
                         seq += 1
                     if is_over():
                         return
-                assert message.get("error", {}).get("code") == "unavailable", f"the stream ended with {message}"
+                assert message.get("error", {}).get("code") == "unavailable", (
+                    f"the stream ended with {message}"
+                )
                 assert f"after={seq}" in message["error"]["message"]
             except UnreadError as error:
                 self.outcomes.unread.append(str(error))

@@ -29,7 +29,9 @@ T = TypeVar("T")
 def eventually(probe: Callable[[], T], timeout_seconds: float = 15.0) -> T:
     """Asks until the answer is true. Raises tenacity.RetryError."""
     again = Retrying(
-        retry=retry_if_result(lambda answer: not answer), stop=stop_after_delay(timeout_seconds), wait=wait_fixed(0.02)
+        retry=retry_if_result(lambda answer: not answer),
+        stop=stop_after_delay(timeout_seconds),
+        wait=wait_fixed(0.02),
     )
     return again(probe)
 
@@ -42,7 +44,11 @@ class Stack:
         workers = int(environment.get("WORKERS", "2"))
         ports = free_ports(2 + workers, in_a_row=workers)
         self._environment = {
-            **{name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS")
+            },
             "STATE_DIR": str(state_dir),
             "REST_PORT": str(ports[0]),
             "GRPC_PORT": str(ports[1]),
@@ -61,7 +67,9 @@ class Stack:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
             command = [sys.executable, "-m", "server", "up"]
-            return subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output
+            )
 
     def refuses_to_start(self) -> str:
         """What it says instead."""
@@ -189,7 +197,9 @@ class Workspace:
 
     def submit(self, *lines: str, **fields: Any) -> str:
         """Gives the agent these commands and returns the task's id."""
-        task_id: str = self.rest.post(f"{self.path}/tasks", {"description": "\n".join(lines), **fields})["task_id"]
+        task_id: str = self.rest.post(
+            f"{self.path}/tasks", {"description": "\n".join(lines), **fields}
+        )["task_id"]
         return task_id
 
     def cancel(self, status: int = 202, **fields: Any) -> dict[str, Any]:
@@ -202,7 +212,9 @@ class Workspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this has happened; gives up at the first heartbeat, which says that nothing has for 15 s."""
+        """Follows the log until this has happened; gives up at the first heartbeat, which says that
+        nothing has for 15 s.
+        """
         for message in self.rest.events(self.id, after):
             if "event" not in message:
                 break
@@ -228,13 +240,19 @@ class Workspace:
         """The whole log as it stands, from the database."""
         with self.stack.database() as connection:
             rows = connection.execute(
-                "SELECT seq, type, task_id, payload FROM events WHERE workspace_id = %s ORDER BY seq", (self.id,)
+                "SELECT seq, type, task_id, payload FROM events WHERE workspace_id = %s ORDER BY seq",
+                (self.id,),
             ).fetchall()
-        return [{"seq": seq, "type": type_, "task_id": task_id, **payload} for seq, type_, task_id, payload in rows]
+        return [
+            {"seq": seq, "type": type_, "task_id": task_id, **payload}
+            for seq, type_, task_id, payload in rows
+        ]
 
 
 class Gate:
-    """A command that goes on until the test lets it end: it reads a named pipe in the agent's working directory."""
+    """A command that goes on until the test lets it end: it reads a named pipe in the agent's
+    working directory.
+    """
 
     command = "cat gate"
 
@@ -261,7 +279,9 @@ class Gate:
 
 
 def processes_of(state_dir: Path) -> list[str]:
-    """Whatever still runs on behalf of a stack: it has the state folder in its command, its environment or as working folder."""
+    """Whatever still runs on behalf of a stack: it has the state folder in its command, its
+    environment or as working folder.
+    """
     found = []
     for process in psutil.process_iter():
         try:

@@ -1,4 +1,6 @@
-"""What stands at an agent's address in its place: a real AgentService of the test's own, or a socket that never answers."""
+"""What stands at an agent's address in its place: a real AgentService of the test's own, or a
+socket that never answers.
+"""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -13,15 +15,20 @@ from evershell.agent.v1 import agent_service_pb2_grpc
 from tests.e2e.stack import Workspace
 from tests.ports import free_ports
 
-# Given the number of the attempt, from 1, and a call that passes it on to the agent: what is answered.
+# Given the number of the attempt, from 1, and a call that passes it on to the agent: what is
+# answered.
 Behaviour = Callable[[int, Callable[[], messages.CancelTaskResponse]], messages.CancelTaskResponse]
 
 
 @contextmanager
 def address_of_agent(workspace: Workspace, address: str) -> Iterator[str]:
-    """The control plane looks for the workspace's agent there. Gives the address at which it really is."""
+    """The control plane looks for the workspace's agent there. Gives the address at which it really
+    is.
+    """
     with workspace.stack.database() as connection:
-        row = connection.execute("SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)).fetchone()
+        row = connection.execute(
+            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
         assert row is not None
         update = "UPDATE workspaces SET agent_address = %s WHERE id = %s AND agent_address = %s"
         connection.execute(update, (address, workspace.id, row[0]))
@@ -69,9 +76,13 @@ class StandIn(agent_service_pb2_grpc.AgentServiceServicer):
         self.agent_address = ""
         self.attempts: list[messages.CancelTaskRequest] = []
 
-    def CancelTask(self, request: messages.CancelTaskRequest, context: Any) -> messages.CancelTaskResponse:  # noqa: N802
+    def CancelTask(
+        self, request: messages.CancelTaskRequest, context: Any
+    ) -> messages.CancelTaskResponse:
         self.attempts.append(request)
-        metadata = tuple((key, value) for key, value in context.invocation_metadata() if key == "authorization")
+        metadata = tuple(
+            (key, value) for key, value in context.invocation_metadata() if key == "authorization"
+        )
 
         def pass_on() -> messages.CancelTaskResponse:
             with grpc.insecure_channel(self.agent_address) as channel:
@@ -80,10 +91,14 @@ class StandIn(agent_service_pb2_grpc.AgentServiceServicer):
 
         return self._behaviour(len(self.attempts), pass_on)
 
-    def StartTask(self, request: messages.StartTaskRequest, context: Any) -> messages.StartTaskResponse:  # noqa: N802
+    def StartTask(
+        self, request: messages.StartTaskRequest, context: Any
+    ) -> messages.StartTaskResponse:
         raise AssertionError("no test has a task handed to a stand-in")
 
-    def GetSession(self, request: messages.GetSessionRequest, context: Any) -> messages.GetSessionResponse:  # noqa: N802
+    def GetSession(
+        self, request: messages.GetSessionRequest, context: Any
+    ) -> messages.GetSessionResponse:
         raise AssertionError("nothing asks a stand-in for its session")
 
 

@@ -1,4 +1,5 @@
-"""Floods of calls that hold memory: raw bytes, since the flood shares the processor with what it floods.
+"""Floods of calls that hold memory: raw bytes, since the flood shares the processor with what it
+floods.
 
 A program of its own, so that it takes no time from the good callers of a test. It begins with a
 line on its output and ends with its input; then it prints what became of the flood, as JSON.
@@ -81,7 +82,9 @@ class Connection:
         self._told["opened"] += count
 
     def step(self) -> None:
-        """Reads what there is and sends what may be sent. Raises OSError when the connection is over."""
+        """Reads what there is and sends what may be sent. Raises OSError when the connection is
+        over.
+        """
         with suppress(BlockingIOError):
             data = self.socket.recv(1 << 20)
             if not data:
@@ -138,7 +141,9 @@ class Connection:
 
 
 def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
-    """Streams on one connection, each holding a message that lacks its last byte. What ends is begun again."""
+    """Streams on one connection, each holding a message that lacks its last byte. What ends is
+    begun again.
+    """
     method, size = ("SubmitTask", _OWN_MESSAGE_BYTES) if token else ("CancelTask", _MESSAGE_BYTES)
     path = f"/evershell.workspace.v1.WorkspaceService/{method}"
     body = struct.pack(">BI", 0, size) + bytes(size - 1)
@@ -155,7 +160,8 @@ def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[
 def watch_health(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
     """So many attempts to watch the health, over a few connections."""
     open_ = [
-        Connection(address, "/grpc.health.v1.Health/Watch", bytes(5), ends=True, told=told) for _ in range(WATCHING_CONNECTIONS)
+        Connection(address, "/grpc.health.v1.Health/Watch", bytes(5), ends=True, told=told)
+        for _ in range(WATCHING_CONNECTIONS)
     ]
     while True:
         for connection in open_:
@@ -178,7 +184,8 @@ def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[No
         if len(sent) < REST_CONNECTIONS and time.monotonic() > next_round:
             for _ in range(min(100, REST_CONNECTIONS - len(sent))):
                 each = socket.socket()
-                # What waits to be sent is the callers' own memory, which here is the same machine's.
+                # What waits to be sent is the callers' own memory, which here is the same
+                # machine's.
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
                 each.connect(address)
                 each.setblocking(False)
@@ -212,7 +219,9 @@ FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
 
 @contextmanager
 def flooded(flood: str, address: str, token: str = "") -> Iterator[dict[str, int]]:
-    """The flood goes on within; what became of it is there afterwards. Without a token its callers are strangers."""
+    """The flood goes on within; what became of it is there afterwards. Without a token its callers
+    are strangers.
+    """
     command = [sys.executable, "-m", __name__, flood, address, token]
     told: dict[str, int] = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

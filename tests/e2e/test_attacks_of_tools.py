@@ -1,4 +1,6 @@
-"""Tools that write where the controller could look: into their pod's folder and into its records. No other pod is harmed."""
+"""Tools that write where the controller could look: into their pod's folder and into its records.
+No other pod is harmed.
+"""
 
 import subprocess
 from pathlib import Path
@@ -61,10 +63,15 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
     assert stranger.poll() is None
 
 
-def test_a_tool_that_links_its_pods_folder_to_another_ones(stack: Stack, workspace: Workspace, other: Workspace) -> None:
+def test_a_tool_that_links_its_pods_folder_to_another_ones(
+    stack: Stack, workspace: Workspace, other: Workspace
+) -> None:
     agents = [stack.agent_pid(each.id) for each in (workspace, other)]
     pods = stack.state_dir / "pods"
-    task_id = workspace.submit(f"cd {pods}; mv {workspace.id} {workspace.id}.old; ln -s {other.id} {workspace.id}", "touch stray")
+    task_id = workspace.submit(
+        f"cd {pods}; mv {workspace.id} {workspace.id}.old; ln -s {other.id} {workspace.id}",
+        "touch stray",
+    )
     end = faults.await_terminal(workspace, task_id)
     assert (end["status"], "replaced" in end["reason"]) == ("failed", True), end
     faults.await_workspace(workspace, "failed")
@@ -76,7 +83,9 @@ def test_a_tool_that_links_its_pods_folder_to_another_ones(stack: Stack, workspa
     assert_unharmed(other, agents[1])
 
 
-def test_a_tool_that_links_its_files_elsewhere(stack: Stack, workspace: Workspace, tmp_path: Path) -> None:
+def test_a_tool_that_links_its_files_elsewhere(
+    stack: Stack, workspace: Workspace, tmp_path: Path
+) -> None:
     files = stack.files(workspace.id)
     task_id = workspace.submit(f"mv {files} {files}.old; ln -s {tmp_path} {files}", "touch stray")
     end = faults.await_terminal(workspace, task_id)
@@ -84,14 +93,20 @@ def test_a_tool_that_links_its_files_elsewhere(stack: Stack, workspace: Workspac
     faults.resume(workspace)
     task_id = workspace.submit("pwd -P; touch here")
     faults.await_terminal(workspace, task_id)
-    (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed" and entry["task_id"] == task_id]
+    (iteration,) = [
+        entry
+        for entry in workspace.log()
+        if entry["type"] == "iteration_completed" and entry["task_id"] == task_id
+    ]
     assert iteration["tool_call"]["result"]["output"] == f"{files.resolve()}\n"
     assert files.resolve() == files
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Path) -> None:
-    """Neither the agent, nor what left another agent and killed it when the controller of both had ended."""
+    """Neither the agent, nor what left another agent and killed it when the controller of both had
+    ended.
+    """
     own = Stack(tmp_path / "state", WORKERS="1")
     try:
         own.start()

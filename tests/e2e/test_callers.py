@@ -34,7 +34,9 @@ def run_sample(url: str, token: str) -> dict[str, object]:
     return answer
 
 
-def test_the_javascript_sample_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_the_javascript_sample_cancels_a_task(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     url = f"{stack.ready['rest_url']}{workspace.path}/task/cancel"
@@ -42,13 +44,20 @@ def test_the_javascript_sample_cancels_a_task(stack: Stack, workspace: Workspace
     assert answer["status"] == 202
     data = answer["data"]
     assert isinstance(data, dict)
-    assert (data["outcome"], data["task_id"], data["task"]["status"]) == ("accepted", task_id, "running")
+    assert (data["outcome"], data["task_id"], data["task"]["status"]) == (
+        "accepted",
+        task_id,
+        "running",
+    )
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
 def test_the_javascript_sample_gets_json_for_an_error_too(stack: Stack) -> None:
-    answer = run_sample(f"{stack.ready['rest_url']}/v1/workspaces/ws_unknown/task/cancel", stack.tokens["full_access"])
+    answer = run_sample(
+        f"{stack.ready['rest_url']}/v1/workspaces/ws_unknown/task/cancel",
+        stack.tokens["full_access"],
+    )
     assert answer["status"] == 404
     data = answer["data"]
     assert isinstance(data, dict)
@@ -72,29 +81,53 @@ def test_grpcurl_lists_and_describes(stack: Stack) -> None:
         "grpc.reflection.v1alpha.ServerReflection",
     ]
     for service in listed:
-        assert grpcurl(stack, address, "describe", service).stdout.startswith(f"{service} is a service:")
-    method = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService.CancelTask").stdout
+        assert grpcurl(stack, address, "describe", service).stdout.startswith(
+            f"{service} is a service:"
+        )
+    method = grpcurl(
+        stack, address, "describe", "evershell.workspace.v1.WorkspaceService.CancelTask"
+    ).stdout
     assert method.startswith("evershell.workspace.v1.WorkspaceService.CancelTask is a method:")
-    described = grpcurl(stack, address, "describe", "evershell.workspace.v1.WorkspaceService").stdout
+    described = grpcurl(
+        stack, address, "describe", "evershell.workspace.v1.WorkspaceService"
+    ).stdout
     assert "rpc CancelTask ( .evershell.workspace.v1.CancelTaskRequest )" in described
-    assert 'post:"/v1/workspaces/{workspace_id}/task/cancel"' in described.replace(" ", "").replace("\n", "")
+    assert 'post:"/v1/workspaces/{workspace_id}/task/cancel"' in described.replace(" ", "").replace(
+        "\n", ""
+    )
 
 
 def test_grpcurl_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     request = json.dumps({"workspace_id": workspace.id, "reason": "3 a.m."})
-    called = grpcurl(stack, "-d", request, stack.ready["grpc_addr"], "evershell.workspace.v1.WorkspaceService/CancelTask")
+    called = grpcurl(
+        stack,
+        "-d",
+        request,
+        stack.ready["grpc_addr"],
+        "evershell.workspace.v1.WorkspaceService/CancelTask",
+    )
     assert called.returncode == 0, called.stderr
     answer = json.loads(called.stdout)
-    assert (answer["outcome"], answer["task_id"], answer["reason"]) == ("accepted", task_id, "3 a.m.")
+    assert (answer["outcome"], answer["task_id"], answer["reason"]) == (
+        "accepted",
+        task_id,
+        "3 a.m.",
+    )
     gate.open()
     assert workspace.await_end(task_id)["cancel"]["reason"] == "3 a.m."
 
 
 def test_grpcurl_shows_readable_details_of_an_error(stack: Stack) -> None:
     request = json.dumps({"workspace_id": "ws_unknown"})
-    called = grpcurl(stack, "-d", request, stack.ready["grpc_addr"], "evershell.workspace.v1.WorkspaceService/CancelTask")
+    called = grpcurl(
+        stack,
+        "-d",
+        request,
+        stack.ready["grpc_addr"],
+        "evershell.workspace.v1.WorkspaceService/CancelTask",
+    )
     assert called.returncode != 0
     assert "Code: NotFound" in called.stderr
     assert "There is no workspace ws_unknown in your organization." in called.stderr

@@ -24,7 +24,11 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def run(stack: Stack) -> Run:
     """Runs a command beside the stack, which it finds by STATE_DIR alone."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("TOKEN", "GRPC_ADDR", "DATABASE_URL")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TOKEN", "GRPC_ADDR", "DATABASE_URL")
+    }
 
     def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -47,11 +51,19 @@ def test_cancelling_and_what_comes_after(run: Run, workspace: Workspace, gate: G
     first = run("cancel", workspace.id, "--reason", "it has gone wrong")
 
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.startswith(f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n")
-    assert re.search(r"requested  \d{4}-\S+Z by key_\w+\n  reason     it has gone wrong\n", first.stdout)
+    assert first.stdout.startswith(
+        f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
+    )
+    assert re.search(
+        r"requested  \d{4}-\S+Z by key_\w+\n  reason     it has gone wrong\n", first.stdout
+    )
     again = run("cancel", workspace.id, "--task", task_id, "--reason", "another", "--json")
     reply = json.loads(again.stdout)
-    assert (again.returncode, reply["outcome"], reply["reason"]) == (0, "already_requested", "it has gone wrong")
+    assert (again.returncode, reply["outcome"], reply["reason"]) == (
+        0,
+        "already_requested",
+        "it has gone wrong",
+    )
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
     assert workspace.task(task_id)["cancel_reason"] == "it has gone wrong"
@@ -70,7 +82,9 @@ def test_a_wait_that_is_over_before_the_end(run: Run, workspace: Workspace, gate
     early = run("cancel", workspace.id, "--wait", "100ms")
 
     assert (early.returncode, early.stderr) == (7, "")
-    assert early.stdout.startswith(f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n")
+    assert early.stdout.startswith(
+        f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
+    )
     assert "\n  task       running, 0 iterations completed, now in a tool call\n" in early.stdout
     assert "\n  waited     0.1 s; the task has not ended yet.\n" in early.stdout
     assert "\n  follow     grpcurl " in early.stdout
@@ -89,7 +103,9 @@ def test_a_wait_that_sees_the_end(run: Run, workspace: Workspace, gate: Gate) ->
         waited = waiting.result()
 
     assert (waited.returncode, waited.stderr) == (0, "")
-    assert waited.stdout.startswith(f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n")
+    assert waited.stdout.startswith(
+        f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
+    )
     assert "\n  task       cancelled, 1 iteration completed\n" in waited.stdout
     assert waited.stdout.endswith("\n  next       The workspace takes its next task.\n")
     assert workspace.task(task_id)["status"] == "cancelled"
@@ -102,20 +118,28 @@ def test_what_is_refused(run: Run, stack: Stack, workspace: Workspace) -> None:
     assert re.search(r"\n  request    \S+\n", unknown.stderr)
     invalid = run("cancel", workspace.id, "--reason", "x" * 501, "--json")
     assert invalid.returncode == 5
-    assert json.loads(invalid.stdout)["error"]["details"]["fields"] == {"reason": "has 501 characters; at most 500 are allowed"}
+    assert json.loads(invalid.stdout)["error"]["details"]["fields"] == {
+        "reason": "has 501 characters; at most 500 are allowed"
+    }
     reader = run("cancel", workspace.id, TOKEN=stack.tokens["read_only"])
     assert (reader.returncode, reader.stderr.partition(":")[0]) == (5, "permission_denied")
-    expired = run("cancel", workspace.id, GRPC_ADDR=stack.ready["grpc_addr"], TOKEN=stack.tokens["expired"])
+    expired = run(
+        "cancel", workspace.id, GRPC_ADDR=stack.ready["grpc_addr"], TOKEN=stack.tokens["expired"]
+    )
     assert (expired.returncode, expired.stderr.partition(":")[0]) == (5, "unauthenticated")
 
 
-def test_an_agent_that_does_not_answer(run: Run, stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_an_agent_that_does_not_answer(
+    run: Run, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     with stack.frozen_process(stack.agent_pid(workspace.id)):
         unreachable = run("cancel", workspace.id)
     assert (unreachable.returncode, unreachable.stdout) == (4, "")
-    assert unreachable.stderr.startswith(f"agent_unreachable: The cancellation of task {task_id} is recorded and will be delivered")
+    assert unreachable.stderr.startswith(
+        f"agent_unreachable: The cancellation of task {task_id} is recorded and will be delivered"
+    )
     assert f'"task_id": "{task_id}"' in unreachable.stderr
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
@@ -153,8 +177,19 @@ def test_the_client_follows_a_task_to_its_end(stack: Stack, workspace: Workspace
         assert raised.value.slug == "deadline_exceeded"
 
 
-def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(run: Run, stack: Stack, workspace: Workspace) -> None:
-    made = run("keys", "create", "--org", "org_demo", "--template", "submit_observe", "--name", "for the build")
+def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(
+    run: Run, stack: Stack, workspace: Workspace
+) -> None:
+    made = run(
+        "keys",
+        "create",
+        "--org",
+        "org_demo",
+        "--template",
+        "submit_observe",
+        "--name",
+        "for the build",
+    )
     assert made.returncode == 0, made.stderr
     (secret,) = made.stdout.splitlines()
     assert secret.startswith("sk_") and secret not in made.stderr
@@ -162,7 +197,10 @@ def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(run: Run, stac
 
     assert stack.rest(secret).get(workspace.path)["id"] == workspace.id
     for address in stack.worker_addresses():
-        assert stack.grpc(secret, address).call("CancelTask", workspace_id=workspace.id)["outcome"] == "no_active_task"
+        assert (
+            stack.grpc(secret, address).call("CancelTask", workspace_id=workspace.id)["outcome"]
+            == "no_active_task"
+        )
     listed = run("keys", "list", "--org", "org_demo")
     assert listed.returncode == 0, listed.stderr
     (line,) = (line for line in listed.stdout.splitlines() if line.startswith(key_id))
@@ -173,9 +211,13 @@ def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(run: Run, stac
 
     assert (revoked.returncode, revoked.stdout) == (0, ""), revoked.stderr
     for address in stack.worker_addresses():
-        eventually(lambda address=address: _refused(stack, secret, address, workspace), REVOKED_SECONDS)  # type: ignore[misc]
+        eventually(lambda: _refused(stack, secret, address, workspace), REVOKED_SECONDS)
     assert stack.rest(secret).fails("GET", workspace.path).status == 401
-    (line,) = (line for line in run("keys", "list", "--org", "org_demo").stdout.splitlines() if line.startswith(key_id))
+    (line,) = (
+        line
+        for line in run("keys", "list", "--org", "org_demo").stdout.splitlines()
+        if line.startswith(key_id)
+    )
     assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+\S+Z\s+for the build", line)
     again = run("keys", "revoke", key_id)
     assert again.returncode == 1
@@ -183,7 +225,9 @@ def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(run: Run, stac
 
 
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_a_key_that_is_revoked_ends_the_streams_that_it_has_opened(run: Run, stack: Stack, workspace: Workspace, wire: str) -> None:
+def test_a_key_that_is_revoked_ends_the_streams_that_it_has_opened(
+    run: Run, stack: Stack, workspace: Workspace, wire: str
+) -> None:
     made = run("keys", "create", "--org", "org_demo", "--template", "read_only")
     secret = made.stdout.strip()
     (key_id,) = re.findall(r"key_\w+", made.stderr)
@@ -213,7 +257,9 @@ def _refused(stack: Stack, secret: str, address: str, workspace: Workspace) -> b
     try:
         stack.grpc(secret, address).call("GetWorkspace", workspace_id=workspace.id)
     except grpc.RpcError as error:
-        assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED, error
+        assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED, (
+            error
+        )
         return True
     return False
 
@@ -244,16 +290,23 @@ def test_the_demo_keeps_every_promise_on_a_stack_that_runs(run: Run, stack: Stac
     assert re.search(r"\d+ ms from the signal to the end: \d+ ms until ", shown.stdout)
     assert re.search(r"task_completed +completed, not forced, 2 iterations\n", shown.stdout)
     assert shown.stdout.endswith("\nAll promises were kept.\n")
-    assert stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"] == "idle"
+    assert (
+        stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"]
+        == "idle"
+    )
 
 
 def test_the_demo_leaves_a_task_of_others_alone(run: Run, stack: Stack) -> None:
     rest, workspace_id = stack.rest(), stack.ready["demo"]["workspace_id"]
     path, done = f"/v1/workspaces/{workspace_id}", stack.files(workspace_id) / "done"
-    task_id = rest.post(f"{path}/tasks", {"description": "until [ -e done ]; do sleep 0.05; done"})["task_id"]
+    task_id = rest.post(f"{path}/tasks", {"description": "until [ -e done ]; do sleep 0.05; done"})[
+        "task_id"
+    ]
     try:
         refused = run("demo")
     finally:
         done.touch()
-    assert (refused.returncode, "is busy; the demo needs it idle" in refused.stderr) == (1, True), refused.stderr
+    assert (refused.returncode, "is busy; the demo needs it idle" in refused.stderr) == (1, True), (
+        refused.stderr
+    )
     eventually(lambda: rest.get(f"{path}/tasks/{task_id}")["status"] == "completed")

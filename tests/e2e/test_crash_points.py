@@ -1,7 +1,8 @@
-"""A program is killed at each step of a cancellation: whatever the caller was told stays true, and all goes on.
+"""A program is killed at each step of a cancellation: whatever the caller was told stays true, and
+all goes on.
 
-Each row of CASES says at which point which program dies, what the caller may be told, whether the intent is then recorded, and how
-the task ends. The points are those of `server/crash_points.py`.
+Each row of CASES says at which point which program dies, what the caller may be told, whether the
+intent is then recorded, and how the task ends. The points are those of `server/crash_points.py`.
 """
 
 from contextlib import nullcontext
@@ -23,7 +24,8 @@ class Case:
     may_be_told: tuple[str, ...]
     intent: str
     status: str
-    # The worker dies before the signal too, so that the agent ends its iteration without knowing of the intent.
+    # The worker dies before the signal too, so that the agent ends its iteration without knowing of
+    # the intent.
     is_signal_lost: bool = False
 
     @property
@@ -49,8 +51,12 @@ CASES = [
     Case("before_iteration_commit", "agent", (LOST,), "whole", "cancelled", is_signal_lost=True),
     Case("after_terminal_transaction", "worker", (ACCEPTED,), "whole", "cancelled"),
     Case("after_iteration_commit", "agent", (LOST,), "whole", "cancelled", is_signal_lost=True),
-    Case("before_iteration_transaction", "worker", (LOST,), "whole", "cancelled", is_signal_lost=True),
-    Case("after_iteration_transaction", "worker", (LOST,), "whole", "cancelled", is_signal_lost=True),
+    Case(
+        "before_iteration_transaction", "worker", (LOST,), "whole", "cancelled", is_signal_lost=True
+    ),
+    Case(
+        "after_iteration_transaction", "worker", (LOST,), "whole", "cancelled", is_signal_lost=True
+    ),
 ]
 
 
@@ -72,17 +78,22 @@ def name(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_a_crash(bed: Workspace, crash_points: Path, kept: dict[str, Workspace], case: Case) -> None:
+def test_a_crash(
+    bed: Workspace, crash_points: Path, kept: dict[str, Workspace], case: Case
+) -> None:
     stack, wire = bed.stack, ("rest", "grpc")[CASES.index(case) // 2 % 2]
     gate = Gate(bed)
     task_id = faults.submit(bed, gate.command, "echo second")
     faults.await_phase(bed, task_id, "tool_call")
     agent, workers = stack.agent_pid(bed.id), stack.pids("serve")
-    armed = [crash_points / point for point in ["before_signal"] * case.is_signal_lost + [case.point]]
+    armed = [
+        crash_points / point for point in ["before_signal"] * case.is_signal_lost + [case.point]
+    ]
     for point in armed:
         point.touch()
 
-    # The lease is so long that no heartbeat tells the agent either, and the controller is kept from doing it.
+    # The lease is so long that no heartbeat tells the agent either, and the controller is kept from
+    # doing it.
     with stack.frozen("fleet") if case.is_signal_lost else nullcontext():
         if case.may_be_told:
             told = faults.cancel(bed, wire)

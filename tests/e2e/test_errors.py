@@ -1,4 +1,6 @@
-"""Every error that the service makes for a cancellation, for real: the same over gRPC and REST, with its facts."""
+"""Every error that the service makes for a cancellation, for real: the same over gRPC and REST,
+with its facts.
+"""
 
 from typing import Any
 
@@ -9,13 +11,22 @@ from evershell.workspace.v1 import error_pb2
 from tests.e2e.stack import Gate, Stack, Workspace, eventually
 from tests.e2e.wires import Failed
 
-RULES = {value.name: value.GetOptions().Extensions[error_pb2.rule] for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values}
+RULES = {
+    value.name: value.GetOptions().Extensions[error_pb2.rule]
+    for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
+}
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def cancel_fails(stack: Stack, slug: str, workspace_id: str, token: str = "full_access", **fields: Any) -> tuple[Failed, Failed]:
-    """Makes the same call over both wires, checks that it fails alike on both, and returns both failures."""
-    rest = stack.rest(token).fails("POST", f"/v1/workspaces/{workspace_id}/task/cancel", json=fields)
+def cancel_fails(
+    stack: Stack, slug: str, workspace_id: str, token: str = "full_access", **fields: Any
+) -> tuple[Failed, Failed]:
+    """Makes the same call over both wires, checks that it fails alike on both, and returns both
+    failures.
+    """
+    rest = stack.rest(token).fails(
+        "POST", f"/v1/workspaces/{workspace_id}/task/cancel", json=fields
+    )
     rpc = stack.grpc(token).fails("CancelTask", workspace_id=workspace_id, **fields)
     assert (rest.slug, rpc.slug) == (slug, slug)
     assert rest.message == rpc.message
@@ -27,31 +38,46 @@ def cancel_fails(stack: Stack, slug: str, workspace_id: str, token: str = "full_
 
 
 def assert_logged(stack: Stack, failed: Failed) -> None:
-    """The request id finds the call in the log of a worker, which is written right after the answer."""
+    """The request id finds the call in the log of a worker, which is written right after the
+    answer.
+    """
     logs = list((stack.state_dir / "logs").glob("worker-*.log"))
 
     def is_logged() -> bool:
-        lines = [line for log in logs for line in log.read_text().splitlines() if failed.request_id in line]
+        lines = [
+            line
+            for log in logs
+            for line in log.read_text().splitlines()
+            if failed.request_id in line
+        ]
         return any(f'"outcome": "{failed.slug}"' in line for line in lines)
 
     eventually(is_logged)
 
 
-@pytest.mark.parametrize("token", ["", "expired", "sk_unknown", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.", "no such kind"])
+@pytest.mark.parametrize(
+    "token", ["", "expired", "sk_unknown", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.", "no such kind"]
+)
 def test_without_a_valid_credential(stack: Stack, token: str) -> None:
     cancel_fails(stack, "unauthenticated", stack.ready["demo"]["workspace_id"], token)
-    response = stack.rest(token).call("POST", f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")
+    response = stack.rest(token).call(
+        "POST", f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel"
+    )
     assert response.headers["www-authenticate"] == "Bearer"
 
 
 def test_without_the_scope(stack: Stack) -> None:
-    rest, rpc = cancel_fails(stack, "permission_denied", stack.ready["demo"]["workspace_id"], "read_only")
+    rest, rpc = cancel_fails(
+        stack, "permission_denied", stack.ready["demo"]["workspace_id"], "read_only"
+    )
     assert rest.details["required"] == ["workspace:write", "workspace:write:own"]
     assert rpc.details["ErrorInfo"]["metadata"]["required"] == "workspace:write,workspace:write:own"
 
 
 def test_own_scope_on_another_users_workspace(stack: Stack) -> None:
-    rest, _ = cancel_fails(stack, "permission_denied", stack.ready["demo"]["workspace_id"], "member")
+    rest, _ = cancel_fails(
+        stack, "permission_denied", stack.ready["demo"]["workspace_id"], "member"
+    )
     assert rest.details["required"] == ["workspace:write"]
 
 
@@ -61,13 +87,17 @@ def test_own_scope_on_ones_own_workspace(stack: Stack) -> None:
     assert own.cancel()["outcome"] == "no_active_task"
 
 
-def test_a_workspace_that_does_not_exist_and_one_of_another_organization_look_the_same(stack: Stack) -> None:
+def test_a_workspace_that_does_not_exist_and_one_of_another_organization_look_the_same(
+    stack: Stack,
+) -> None:
     there, absent = stack.ready["demo"]["workspace_id"], "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"
     foreign = cancel_fails(stack, "workspace_not_found", there, "other_org")
     unknown = cancel_fails(stack, "workspace_not_found", absent, "other_org")
     for one, other in zip(foreign, unknown, strict=True):
         assert one.message.replace(there, absent) == other.message
-        assert str(one.details).replace(there, absent).replace(one.request_id, other.request_id) == str(other.details)
+        assert str(one.details).replace(there, absent).replace(
+            one.request_id, other.request_id
+        ) == str(other.details)
     assert foreign[0].details == {"resource_type": "workspace", "resource_name": there}
     assert foreign[1].details["ResourceInfo"]["resource_name"] == there
 
@@ -75,7 +105,9 @@ def test_a_workspace_that_does_not_exist_and_one_of_another_organization_look_th
 def test_a_task_of_another_workspace(stack: Stack, workspace: Workspace) -> None:
     task_id = workspace.submit("true")
     workspace.await_end(task_id)
-    rest, rpc = cancel_fails(stack, "task_not_found", stack.ready["demo"]["workspace_id"], task_id=task_id)
+    rest, rpc = cancel_fails(
+        stack, "task_not_found", stack.ready["demo"]["workspace_id"], task_id=task_id
+    )
     assert (rest.details["resource_type"], rest.details["resource_name"]) == ("task", task_id)
     assert rpc.details["ResourceInfo"]["resource_type"] == "task"
 
@@ -87,20 +119,28 @@ def test_fields_that_are_wrong_are_told_all_at_once(stack: Stack) -> None:
         "reason": "has 501 characters; at most 500 are allowed",
     }
     violations = rpc.details["BadRequest"]["field_violations"]
-    assert {violation["field"]: violation["description"] for violation in violations} == rest.details["fields"]
+    assert {
+        violation["field"]: violation["description"] for violation in violations
+    } == rest.details["fields"]
 
 
 def assert_precondition(rest: Failed, rpc: Failed, workspace_id: str) -> None:
     assert rest.details["workspace_id"] == workspace_id
     (violation,) = rpc.details["PreconditionFailure"]["violations"]
-    assert violation == {"type": rest.slug.upper(), "subject": workspace_id, "description": rest.message}
+    assert violation == {
+        "type": rest.slug.upper(),
+        "subject": workspace_id,
+        "description": rest.message,
+    }
 
 
 def test_a_workspace_that_is_provisioning(stack: Stack) -> None:
     with stack.frozen("fleet"):
         created = stack.rest().post("/v1/workspaces", {}, status=201)
         assert created["status"] == "provisioning"
-        assert_precondition(*cancel_fails(stack, "workspace_provisioning", created["id"]), created["id"])
+        assert_precondition(
+            *cancel_fails(stack, "workspace_provisioning", created["id"]), created["id"]
+        )
 
 
 def test_a_workspace_that_is_stopped(stack: Stack, workspace: Workspace) -> None:
@@ -143,10 +183,14 @@ def test_a_second_task_while_one_runs(stack: Stack, workspace: Workspace, gate: 
     workspace.await_end(task_id)
 
 
-def test_a_task_for_an_agent_that_does_not_answer_is_not_delivered(stack: Stack, workspace: Workspace) -> None:
+def test_a_task_for_an_agent_that_does_not_answer_is_not_delivered(
+    stack: Stack, workspace: Workspace
+) -> None:
     pid = stack.agent_pid(workspace.id)
     with stack.frozen_process(pid):
-        failed = workspace.rest.fails("POST", f"{workspace.path}/tasks", json={"description": "touch ran"})
+        failed = workspace.rest.fails(
+            "POST", f"{workspace.path}/tasks", json={"description": "touch ran"}
+        )
         assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", False)
         task_id = failed.details["task_id"]
         assert workspace.await_end(task_id)["status"] == "delivery_failed"

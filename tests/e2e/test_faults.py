@@ -1,4 +1,6 @@
-"""Faults that a cancellation may meet, each a row of the table in CONTRIBUTING.md: what an agent may do to it."""
+"""Faults that a cancellation may meet, each a row of the table in CONTRIBUTING.md: what an agent
+may do to it.
+"""
 
 import shutil
 import threading
@@ -53,7 +55,12 @@ def test_an_agent_that_does_not_answer(
         eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
         # Other calls are not hurt: of this workspace, of another, of the same agent.
         assert workspace.task(task_id)["cancel_requested_at"]
-        assert stack.rest().post(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")["outcome"] == "no_active_task"
+        assert (
+            stack.rest().post(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")[
+                "outcome"
+            ]
+            == "no_active_task"
+        )
         assert not calling.done()
         message, facts = calling.result()
         assert facts["task_id"] == task_id
@@ -71,12 +78,20 @@ def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, An
     if wire == "rest":
         rest = stack.rest().fails("POST", f"{workspace.path}/task/cancel")
         assert time.monotonic() - began < ANSWER_SECONDS
-        assert (rest.slug, rest.status, rest.details["intent_recorded"]) == ("agent_unreachable", 503, True)
+        assert (rest.slug, rest.status, rest.details["intent_recorded"]) == (
+            "agent_unreachable",
+            503,
+            True,
+        )
         return rest.message, rest.details
     rpc = stack.grpc().fails("CancelTask", workspace_id=workspace.id)
     assert time.monotonic() - began < ANSWER_SECONDS
     facts = rpc.details["ErrorInfo"]["metadata"]
-    assert (rpc.slug, rpc.status, facts["intent_recorded"]) == ("agent_unreachable", grpc.StatusCode.UNAVAILABLE, "true")
+    assert (rpc.slug, rpc.status, facts["intent_recorded"]) == (
+        "agent_unreachable",
+        grpc.StatusCode.UNAVAILABLE,
+        "true",
+    )
     assert "RetryInfo" not in rpc.details
     return rpc.message, facts
 
@@ -85,7 +100,9 @@ def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
     """It takes each signal, and answers the first when nobody waits for that any more."""
     is_over = threading.Event()
 
-    def slow_once(attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]) -> messages.CancelTaskResponse:
+    def slow_once(
+        attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
+    ) -> messages.CancelTaskResponse:
         answer = pass_on()
         if attempt == 1:
             is_over.wait(20)
@@ -107,11 +124,17 @@ def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
     assert story[-1]["iterations"] == 1
 
 
-def test_an_agent_that_says_it_has_no_such_task_while_it_runs(workspace: Workspace, gate: Gate) -> None:
-    """The agent has not been told, so the answer does not claim an end; its next commit meets the intent."""
+def test_an_agent_that_says_it_has_no_such_task_while_it_runs(
+    workspace: Workspace, gate: Gate
+) -> None:
+    """The agent has not been told, so the answer does not claim an end; its next commit meets the
+    intent.
+    """
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    with stand_in.standing_in(workspace, lambda attempt, pass_on: messages.CancelTaskResponse(known=False)) as agent:
+    with stand_in.standing_in(
+        workspace, lambda attempt, pass_on: messages.CancelTaskResponse(known=False)
+    ) as agent:
         answer = workspace.cancel()
         assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "running")
         assert agent.attempts[0].task_id == task_id
@@ -120,10 +143,14 @@ def test_an_agent_that_says_it_has_no_such_task_while_it_runs(workspace: Workspa
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
 
 
-def test_an_agent_that_says_it_has_no_such_task_since_it_has_just_ended(workspace: Workspace, gate: Gate) -> None:
+def test_an_agent_that_says_it_has_no_such_task_since_it_has_just_ended(
+    workspace: Workspace, gate: Gate
+) -> None:
     """The end falls between the record and the signal: the answer tells of it, read again."""
 
-    def end_first(attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]) -> messages.CancelTaskResponse:
+    def end_first(
+        attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
+    ) -> messages.CancelTaskResponse:
         if attempt == 1:
             gate.open()
             faults.await_terminal(workspace, task_id)
@@ -133,13 +160,21 @@ def test_an_agent_that_says_it_has_no_such_task_since_it_has_just_ended(workspac
     workspace.await_phase(task_id, "tool_call")
     with stand_in.standing_in(workspace, end_first):
         answer = workspace.cancel()
-    assert (answer["outcome"], answer["task"]["status"], answer["task"]["result"]) == ("accepted", "cancelled", "Ran 1 command.")
+    assert (answer["outcome"], answer["task"]["status"], answer["task"]["result"]) == (
+        "accepted",
+        "cancelled",
+        "Ran 1 command.",
+    )
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-def test_an_agent_that_is_killed_in_a_tool_call(stack: Stack, workspace: Workspace, cancelled: bool) -> None:
-    task_id = workspace.submit(f"(trap '' TERM HUP; sleep {LEFT_BEHIND} & setsid sleep {LEFT_BEHIND} & wait)", "echo never")
+def test_an_agent_that_is_killed_in_a_tool_call(
+    stack: Stack, workspace: Workspace, cancelled: bool
+) -> None:
+    task_id = workspace.submit(
+        f"(trap '' TERM HUP; sleep {LEFT_BEHIND} & setsid sleep {LEFT_BEHIND} & wait)", "echo never"
+    )
     eventually(lambda: len(running(LEFT_BEHIND)) == 2)
     if cancelled:
         assert workspace.cancel()["outcome"] == "accepted"
@@ -172,7 +207,9 @@ def test_a_cancellation_during_a_stop(workspace: Workspace, gate: Gate) -> None:
     workspace.await_phase(task_id, "tool_call")
     workspace.rest.post(f"{workspace.path}/stop")
     for named in ({}, {"task_id": task_id}):
-        failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"reason": "second", **named})
+        failed = workspace.rest.fails(
+            "POST", f"{workspace.path}/task/cancel", json={"reason": "second", **named}
+        )
         assert (failed.slug, failed.status) == ("workspace_stopped", 409)
     gate.open()
     workspace.await_status("stopped")
@@ -181,7 +218,9 @@ def test_a_cancellation_during_a_stop(workspace: Workspace, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-def test_the_folder_of_a_pod_is_deleted(stack: Stack, workspace: Workspace, cancelled: bool) -> None:
+def test_the_folder_of_a_pod_is_deleted(
+    stack: Stack, workspace: Workspace, cancelled: bool
+) -> None:
     agent = stack.agent_pid(workspace.id)
     task_id = workspace.submit(f"sleep {LEFT_BEHIND}", "echo never")
     eventually(lambda: running(LEFT_BEHIND))

@@ -1,4 +1,6 @@
-"""Agents that lose the control plane, or that it has given up: they end by themselves, on a stack whose leases are short."""
+"""Agents that lose the control plane, or that it has given up: they end by themselves, on a stack
+whose leases are short.
+"""
 
 import asyncio
 import json
@@ -31,7 +33,9 @@ CUT_OFF, OUTLIVED = "86400.75", "86400.875"
 
 @pytest.fixture(scope="module")
 def short_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    own = Stack(tmp_path_factory.mktemp("leases") / "state", LEASE_SECONDS=str(LEASE_SECONDS), WORKERS="1")
+    own = Stack(
+        tmp_path_factory.mktemp("leases") / "state", LEASE_SECONDS=str(LEASE_SECONDS), WORKERS="1"
+    )
     try:
         own.start()
         yield own
@@ -40,10 +44,16 @@ def short_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         own.kill_if_running()
 
 
-def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_leases_are_over(short_leases: Stack) -> None:
-    """All workers are frozen, as behind a network that delivers nothing. The controller only looks when the agents have ended."""
+def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_leases_are_over(
+    short_leases: Stack,
+) -> None:
+    """All workers are frozen, as behind a network that delivers nothing. The controller only looks
+    when the agents have ended.
+    """
     cancelled, left = Workspace(short_leases), Workspace(short_leases)
-    task_ids = [workspace.submit(f"sleep {CUT_OFF}", "echo never") for workspace in (cancelled, left)]
+    task_ids = [
+        workspace.submit(f"sleep {CUT_OFF}", "echo never") for workspace in (cancelled, left)
+    ]
     eventually(lambda: len(running(CUT_OFF)) == 2)
     assert cancelled.cancel()["outcome"] == "accepted"
     agents = [short_leases.agent_pid(workspace.id) for workspace in (cancelled, left)]
@@ -52,7 +62,9 @@ def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_lea
         eventually(lambda: not any(short_leases.is_alive(agent) for agent in agents))
         assert time.time() < min(leases_over_at)
         assert running(CUT_OFF) == []
-    for workspace, task_id, status in zip((cancelled, left), task_ids, ("cancelled", "failed"), strict=True):
+    for workspace, task_id, status in zip(
+        (cancelled, left), task_ids, ("cancelled", "failed"), strict=True
+    ):
         end = faults.await_terminal(workspace, task_id)
         assert end["work_stopped"] == "yes"
         faults.assert_story(workspace, task_id, status=status, intent=status == "cancelled")
@@ -62,8 +74,12 @@ def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_lea
     faults.assert_next_task_works(left)
 
 
-def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(short_leases: Stack, tmp_path: Path) -> None:
-    """The older one runs where the controller cannot reach it, so the controller, whose part the test plays, has to fence it."""
+def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
+    short_leases: Stack, tmp_path: Path
+) -> None:
+    """The older one runs where the controller cannot reach it, so the controller, whose part the
+    test plays, has to fence it.
+    """
     workspace = Workspace(short_leases)
     with ExitStack() as stack:
         stack.enter_context(short_leases.frozen("fleet"))
@@ -90,13 +106,17 @@ def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(shor
 def _lease_over_at(workspace: Workspace) -> float:
     """Seconds since 1970, by the database's clock, which is this machine's."""
     with workspace.stack.database() as connection:
-        row = connection.execute("SELECT lease_expires_at FROM workspaces WHERE id = %s", (workspace.id,)).fetchone()
+        row = connection.execute(
+            "SELECT lease_expires_at FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
     assert row is not None
     return float(row[0].timestamp())
 
 
 @contextmanager
-def agent_by_hand(workspace: Workspace, epoch: int, folder: Path, *, registers: bool = True) -> Iterator["subprocess.Popen[bytes]"]:
+def agent_by_hand(
+    workspace: Workspace, epoch: int, folder: Path, *, registers: bool = True
+) -> Iterator["subprocess.Popen[bytes]"]:
     """An agent that no controller has started; it has registered if it is to."""
     before = _address(workspace)
     with (folder / "log").open("ab") as log:
@@ -132,7 +152,9 @@ def _spec(workspace: Workspace, epoch: int) -> dict[str, Any]:
 
 def _address(workspace: Workspace) -> str | None:
     with workspace.stack.database() as connection:
-        row = connection.execute("SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)).fetchone()
+        row = connection.execute(
+            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
     assert row is not None
     address: str | None = row[0]
     return address
@@ -142,5 +164,8 @@ async def _lose_agent(workspace: Workspace) -> None:
     """What the controller does when an agent is not heard of any more and cannot be reached."""
     async with open_pool(workspace.stack.ready["database_url"]) as pool:
         await PostgresStore(pool).transition(
-            workspace.id, lambda session: lifecycle.lose_agent(session, 1, "not heard of", datetime.now(UTC), work_stopped=False)
+            workspace.id,
+            lambda session: lifecycle.lose_agent(
+                session, 1, "not heard of", datetime.now(UTC), work_stopped=False
+            ),
         )

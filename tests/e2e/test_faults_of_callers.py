@@ -1,4 +1,6 @@
-"""A caller goes away in the midst of its CancelTask: there is no intent then, or a whole one, and nothing is left waiting."""
+"""A caller goes away in the midst of its CancelTask: there is no intent then, or a whole one, and
+nothing is left waiting.
+"""
 
 import json
 import socket
@@ -44,12 +46,18 @@ def over_grpc(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None
 
 def with_deadline(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
     """Waits until its deadline, and no longer."""
-    call = workspace.stack.grpc().begin("CancelTask", DEADLINE_SECONDS, workspace_id=workspace.id, **fields)
+    call = workspace.stack.grpc().begin(
+        "CancelTask", DEADLINE_SECONDS, workspace_id=workspace.id, **fields
+    )
 
     def go() -> None:
         # A server that sees the deadline coming may still answer.
         error = call.exception(timeout=2 * DEADLINE_SECONDS)
-        assert error is None or faults.slug_of(error) in ("deadline_exceeded", "unavailable", "agent_unreachable")
+        assert error is None or faults.slug_of(error) in (
+            "deadline_exceeded",
+            "unavailable",
+            "agent_unreachable",
+        )
 
     return go
 
@@ -79,7 +87,14 @@ def seen_recorded(workspace: Workspace, task_id: str) -> None:
     eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
 
 
-POINTS: dict[str, tuple[Callable[[Workspace], AbstractContextManager[None]], Callable[[Workspace, str], None], dict[str, Any]]] = {
+POINTS: dict[
+    str,
+    tuple[
+        Callable[[Workspace], AbstractContextManager[None]],
+        Callable[[Workspace, str], None],
+        dict[str, Any],
+    ],
+] = {
     "before the intent": (workspace_locked, seen_in_database, {}),
     "within the intent": (next_event_held_up, seen_in_database, {}),
     "during the signal": (agent_frozen, seen_recorded, {}),
@@ -106,13 +121,19 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
         go = caller(bed, fields)
         await_seen(bed, task_id)
         go()
-        # Whoever has gone is not waited for: no session of the database goes on for it, as it would until its own limit of 5 s.
+        # Whoever has gone is not waited for: no session of the database goes on for it, as it would
+        # until its own limit of 5 s.
         eventually(lambda: in_database(bed) == 0, 3)
     intent = faults.intent_of(bed, task_id)
     assert intent == "whole" or (intent == "absent" and await_seen is seen_in_database)
     gate.open()
     bed.await_end(task_id)
-    faults.assert_story(bed, task_id, status="cancelled" if intent == "whole" else "completed", intent=intent == "whole")
+    faults.assert_story(
+        bed,
+        task_id,
+        status="cancelled" if intent == "whole" else "completed",
+        intent=intent == "whole",
+    )
     assert bed.cancel()["outcome"] == "no_active_task"
 
 

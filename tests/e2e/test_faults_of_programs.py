@@ -1,4 +1,6 @@
-"""Programs that die or freeze during a cancellation: the database, the workers, the controller, the edge."""
+"""Programs that die or freeze during a cancellation: the database, the workers, the controller, the
+edge.
+"""
 
 import signal
 import subprocess
@@ -70,9 +72,13 @@ def held_back(workspace: Workspace) -> Iterator[None]:
 
 @pytest.mark.parametrize("fault", [database_killed, database_frozen])
 def test_a_database_that_is_away(
-    fragile_stack: Stack, pool: ThreadPoolExecutor, fault: Callable[[Stack], AbstractContextManager[None]]
+    fragile_stack: Stack,
+    pool: ThreadPoolExecutor,
+    fault: Callable[[Stack], AbstractContextManager[None]],
 ) -> None:
-    """It goes away during an iteration and during a CancelTask, and the iteration ends while it is away."""
+    """It goes away during an iteration and during a CancelTask, and the iteration ends while it is
+    away.
+    """
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo second")
@@ -86,14 +92,15 @@ def test_a_database_that_is_away(
             response = in_hand.result(ANSWER_SECONDS)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
             for address in fragile_stack.worker_addresses():
-                eventually(lambda: faults.health_of(address) == "NOT_SERVING", ANSWER_SECONDS)  # noqa: B023
+                eventually(lambda: faults.health_of(address) == "NOT_SERVING", ANSWER_SECONDS)
             # The edge, which asks them, now answers by itself.
             assert_unavailable(fragile_stack, workspace)
             gate.open()
     for address in fragile_stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING", 20)  # noqa: B023
+        eventually(lambda: faults.health_of(address) == "SERVING", 20)
 
-    # What the agent could not commit is committed, once. A call that was told `unavailable` may have recorded the intent or not.
+    # What the agent could not commit is committed, once. A call that was told `unavailable` may
+    # have recorded the intent or not.
     faults.await_terminal(workspace, task_id)
     intent = faults.intent_of(workspace, task_id)
     assert intent in ("whole", "absent")
@@ -113,14 +120,18 @@ def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
     assert int(response.headers["retry-after"]) >= 1
     assert time.monotonic() - began < ANSWER_SECONDS
     began = time.monotonic()
-    failed = stack.grpc(address=stack.worker_addresses()[0]).fails("CancelTask", workspace_id=workspace.id)
+    failed = stack.grpc(address=stack.worker_addresses()[0]).fails(
+        "CancelTask", workspace_id=workspace.id
+    )
     assert (failed.slug, failed.status) == ("unavailable", grpc.StatusCode.UNAVAILABLE)
     assert "RetryInfo" in failed.details
     assert time.monotonic() - began < ANSWER_SECONDS
 
 
 @pytest.mark.parametrize("program", ["worker", "controller", "envoy"])
-def test_a_program_that_is_killed(fragile_stack: Stack, pool: ThreadPoolExecutor, program: str) -> None:
+def test_a_program_that_is_killed(
+    fragile_stack: Stack, pool: ThreadPoolExecutor, program: str
+) -> None:
     """All of its kind die while a cancellation is recorded and its caller waits for the end."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
@@ -154,7 +165,9 @@ def _pids(stack: Stack, program: str) -> list[int]:
 def _cancel_and_wait(workspace: Workspace) -> str:
     """The task's status as the caller is told it; `lost`: the answer did not come."""
     try:
-        response = workspace.rest.call("POST", f"{workspace.path}/task/cancel", json={"wait": "30s"})
+        response = workspace.rest.call(
+            "POST", f"{workspace.path}/task/cancel", json={"wait": "30s"}
+        )
     except httpx.TransportError:
         return "lost"
     return str(response.json()["task"]["status"]) if response.is_success else "lost"
@@ -189,9 +202,12 @@ def _standby(leader: int, folder: Path) -> Iterator[None]:
     """A second controller, with the settings of the first; it has found that another one leads."""
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "server", "fleet"]
-        process = subprocess.Popen(command, cwd=ROOT, env=psutil.Process(leader).environ(), stderr=log)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=psutil.Process(leader).environ(), stderr=log
+        )
     try:
-        # It keeps a connection on which it asks for the leadership, and none but the leader has any other use for a pool's.
+        # It keeps a connection on which it asks for the leadership, and none but the leader has any
+        # other use for a pool's.
         eventually(lambda: len(psutil.Process(process.pid).net_connections("unix")) >= 3)
         yield
     finally:

@@ -1,11 +1,19 @@
-"""Every field of every message that the service answers with is seen over REST: a new field needs a line here to be met."""
+"""Every field of every message that the service answers with is seen over REST: a new field needs a
+line here to be met.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from evershell.workspace.v1 import (
+    error_pb2,
+    event_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+)
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from tests.e2e.stack import Gate, Stack, Workspace
@@ -14,7 +22,8 @@ PACKAGE = "evershell.workspace.v1"
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 REPLIES = {method.name: method.output_type for method in SERVICE.methods}
 STREAMED = workspace_service_pb2.WatchEventsResponse.DESCRIPTOR
-# These come on a stream that is quiet for 15 s, or breaks; the tests of the use case and of the waits meet them.
+# These come on a stream that is quiet for 15 s, or breaks; the tests of the use case and of the
+# waits meet them.
 ELSEWHERE = {f"{STREAMED.full_name}.heartbeat", f"{STREAMED.full_name}.error"}
 
 
@@ -26,7 +35,9 @@ class Seen:
         self.absent: dict[str, set[str]] = defaultdict(set)
 
     def note(self, message: Descriptor, answer: dict[str, Any]) -> dict[str, Any]:
-        """Checks one answer: it has nothing unknown, and every field that is not a message, zero or not."""
+        """Checks one answer: it has nothing unknown, and every field that is not a message, zero or
+        not.
+        """
         assert set(answer) <= set(message.fields_by_name), (message.full_name, answer)
         self._fields[message.full_name] |= set(answer)
         for field in message.fields:
@@ -43,14 +54,26 @@ class Seen:
 
     def missing(self) -> set[str]:
         """The fields that no answer had."""
-        every = {f"{message.full_name}.{field.name}" for message in reachable() for field in message.fields}
-        return every - {f"{message}.{name}" for message, names in self._fields.items() for name in names}
+        every = {
+            f"{message.full_name}.{field.name}"
+            for message in reachable()
+            for field in message.fields
+        }
+        return every - {
+            f"{message}.{name}" for message, names in self._fields.items() for name in names
+        }
 
 
 def ours(field: FieldDescriptor) -> Descriptor | None:
     """The message of this API that it holds; None for a scalar, a map and what Google defines."""
     message = field.message_type
-    return message if message is not None and message.file.package == PACKAGE and not message.GetOptions().map_entry else None
+    return (
+        message
+        if message is not None
+        and message.file.package == PACKAGE
+        and not message.GetOptions().map_entry
+        else None
+    )
 
 
 def reachable() -> list[Descriptor]:
@@ -61,7 +84,11 @@ def reachable() -> list[Descriptor]:
         message = left.pop()
         if message.full_name not in found:
             found[message.full_name] = message
-            fields = [field for field in message.fields if f"{message.full_name}.{field.name}" not in ELSEWHERE]
+            fields = [
+                field
+                for field in message.fields
+                if f"{message.full_name}.{field.name}" not in ELSEWHERE
+            ]
             left += [inner for field in fields if (inner := ours(field)) is not None]
     return list(found.values())
 
@@ -71,11 +98,16 @@ def seen() -> Seen:
     return Seen()
 
 
-def pages(stack: Stack, seen: Seen, rpc: str, path: str, items: str, size: int) -> Iterator[list[dict[str, Any]]]:
+def pages(
+    stack: Stack, seen: Seen, rpc: str, path: str, items: str, size: int
+) -> Iterator[list[dict[str, Any]]]:
     """All pages of a list."""
     token = ""
     while True:
-        page = seen.note(REPLIES[rpc], stack.rest("owner").get(path, params={"page_size": size, "page_token": token}))
+        page = seen.note(
+            REPLIES[rpc],
+            stack.rest("owner").get(path, params={"page_size": size, "page_token": token}),
+        )
         yield page[items]
         token = page["next_page_token"]
         if not token:
@@ -87,17 +119,34 @@ def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
     workspace = Workspace(stack, "owner")
     gate, rest, path = Gate(workspace), workspace.rest, workspace.path
 
-    created = seen.note(REPLIES["CreateWorkspace"], rest.post("/v1/workspaces", {"name": "named"}, status=201))
-    assert (created["name"], created["created_by_user_id"], created["epoch"]) == ("named", "user_owner", "1")
+    created = seen.note(
+        REPLIES["CreateWorkspace"], rest.post("/v1/workspaces", {"name": "named"}, status=201)
+    )
+    assert (created["name"], created["created_by_user_id"], created["epoch"]) == (
+        "named",
+        "user_owner",
+        "1",
+    )
     assert (created["current_task_id"], created["status_reason"]) == ("", "")
-    by_key = seen.note(REPLIES["CreateWorkspace"], stack.rest().post("/v1/workspaces", {}, status=201))
+    by_key = seen.note(
+        REPLIES["CreateWorkspace"], stack.rest().post("/v1/workspaces", {}, status=201)
+    )
     assert (by_key["created_by_user_id"], by_key["name"]) == ("", "")
 
     idle = seen.note(REPLIES["CancelTask"], workspace.cancel())
-    assert (idle["outcome"], idle["task_id"], idle["requested_by"], idle["reason"]) == ("no_active_task", "", "", "")
+    assert (idle["outcome"], idle["task_id"], idle["requested_by"], idle["reason"]) == (
+        "no_active_task",
+        "",
+        "",
+        "",
+    )
     assert not {"task", "requested_at"} & set(idle)
 
-    order = {"description": f"echo hi\n{gate.command}\ntrue", "metadata": {"ticket": "42"}, "max_iterations": 7}
+    order = {
+        "description": f"echo hi\n{gate.command}\ntrue",
+        "metadata": {"ticket": "42"},
+        "max_iterations": 7,
+    }
     submitted = seen.note(REPLIES["SubmitTask"], rest.post(f"{path}/tasks", order))
     task_id = submitted["task_id"]
     assert submitted["workspace_id"] == workspace.id
@@ -107,12 +156,26 @@ def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
     assert {name: running[name] for name in order} == order
     assert (running["status"], running["forced"], running["iterations"]) == ("running", False, 1)
     assert running["started_at"] and not {"completed_at", "cancel_requested_at"} & set(running)
-    assert (running["cancel_requested_by"], running["cancel_reason"], running["reason"]) == ("", "", "")
+    assert (running["cancel_requested_by"], running["cancel_reason"], running["reason"]) == (
+        "",
+        "",
+        "",
+    )
     busy = seen.note(REPLIES["GetWorkspace"], workspace.get())
     assert (busy["status"], busy["current_task_id"]) == ("busy", task_id)
-    accepted = seen.note(REPLIES["CancelTask"], workspace.cancel(reason="enough", force_after="600s"))
-    assert (accepted["outcome"], accepted["reason"], accepted["requested_by"]) == ("accepted", "enough", "user_owner")
-    assert accepted["requested_at"] == accepted["task"]["cancel_requested_at"] < accepted["task"]["cancel_force_at"]
+    accepted = seen.note(
+        REPLIES["CancelTask"], workspace.cancel(reason="enough", force_after="600s")
+    )
+    assert (accepted["outcome"], accepted["reason"], accepted["requested_by"]) == (
+        "accepted",
+        "enough",
+        "user_owner",
+    )
+    assert (
+        accepted["requested_at"]
+        == accepted["task"]["cancel_requested_at"]
+        < accepted["task"]["cancel_force_at"]
+    )
     gate.open()
     workspace.await_end(task_id)
     ended = seen.note(REPLIES["GetTask"], workspace.task(task_id))
@@ -138,12 +201,17 @@ def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
 
     assert seen.missing() == ELSEWHERE
     # What is not set and has a presence of its own was absent at least once: it is never made up.
-    assert seen.absent[task_pb2.Task.DESCRIPTOR.full_name] >= {"completed_at", "cancel_requested_at"}
+    assert seen.absent[task_pb2.Task.DESCRIPTOR.full_name] >= {
+        "completed_at",
+        "cancel_requested_at",
+    }
     assert seen.absent[workspace_pb2.Workspace.DESCRIPTOR.full_name] == set()
 
 
 def check_events(workspace: Workspace, seen: Seen) -> None:
-    """The whole log over REST: every type there is, each with the one payload that is named after it."""
+    """The whole log over REST: every type there is, each with the one payload that is named after
+    it.
+    """
     payloads = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
     last = workspace.log()[-1]["seq"]
     events: list[dict[str, Any]] = []
@@ -164,9 +232,13 @@ def check_events(workspace: Workspace, seen: Seen) -> None:
     assert by_type["task_submitted"]["task_submitted"]["submitted_by"] == "user_owner"
     assert by_type["workspace_failed"]["workspace_failed"]["reason"]
     assert (
-        by_type["task_completed"]["task_completed"]["cancel"] == by_type["task_cancel_requested"]["task_cancel_requested"]["cancel"]
+        by_type["task_completed"]["task_completed"]["cancel"]
+        == by_type["task_cancel_requested"]["task_cancel_requested"]["cancel"]
     )
-    assert by_type["iteration_completed"]["iteration_completed"]["tool_call"]["result"]["exit_code"] == 0
+    assert (
+        by_type["iteration_completed"]["iteration_completed"]["tool_call"]["result"]["exit_code"]
+        == 0
+    )
 
 
 def test_a_list_of_tasks_is_paged_newest_first(stack: Stack, seen: Seen) -> None:
@@ -184,7 +256,11 @@ def test_a_list_of_tasks_is_paged_newest_first(stack: Stack, seen: Seen) -> None
 
 def test_a_list_of_workspaces_is_paged_newest_first(stack: Stack, seen: Seen) -> None:
     made = [stack.rest("owner").post("/v1/workspaces", {}, status=201)["id"] for _ in range(3)]
-    found = [each for page in pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 2) for each in page]
+    found = [
+        each
+        for page in pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 2)
+        for each in page
+    ]
     ids = [each["id"] for each in found]
     assert ids[:3] == made[::-1]
     assert ids == sorted(set(ids), reverse=True)
@@ -194,4 +270,8 @@ def test_a_list_of_workspaces_is_paged_newest_first(stack: Stack, seen: Seen) ->
 @pytest.mark.parametrize("page", [{"page_size": 201}, {"page_size": -1}, {"page_token": "no good"}])
 def test_a_page_that_is_none_is_refused(stack: Stack, page: dict[str, object]) -> None:
     failed = stack.rest().fails("GET", "/v1/workspaces", params=page)
-    assert (failed.status, failed.slug, set(failed.details["fields"])) == (400, "validation_error", set(page))
+    assert (failed.status, failed.slug, set(failed.details["fields"])) == (
+        400,
+        "validation_error",
+        set(page),
+    )

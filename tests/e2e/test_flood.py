@@ -7,9 +7,11 @@ from tests.e2e.stack import Stack
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flood_of_bad_credentials_is_refused_and_good_callers_go_on(stack: Stack, kind: str) -> None:
+def test_a_flood_of_bad_credentials_is_refused_and_good_callers_go_on(
+    stack: Stack, kind: str
+) -> None:
     figures, answered = measure(stack, kind, seconds=3)
-    print(f"reads beside a flood of bad {kind}: {figures}; flood: {dict(answered)}")  # noqa: T201 - figures are reported
+    print(f"reads beside a flood of bad {kind}: {figures}; flood: {dict(answered)}")
     assert set(figures.statuses) == {200}
     assert answered[401] > 0
     # A signature that there is no time for is not verified, and the token is refused all the same.

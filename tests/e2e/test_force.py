@@ -20,7 +20,9 @@ def running(argument: str) -> bool:
     )
 
 
-def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(workspace: Workspace) -> None:
+def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(
+    workspace: Workspace,
+) -> None:
     line = f"setsid sleep {OWN_SESSION} & (cd /; env -i setsid sleep {NOTHING_LEFT} &); echo so far; sleep {PLAIN}"
     task_id = workspace.submit(line, "touch never")
     eventually(lambda: all(running(each) for each in (PLAIN, OWN_SESSION, NOTHING_LEFT)))
@@ -30,7 +32,12 @@ def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(wor
     end = workspace.await_end(task_id)
     assert 0.5 <= time.monotonic() - began < 5
     assert not any(running(each) for each in (PLAIN, OWN_SESSION, NOTHING_LEFT))
-    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 1, "so far\n")
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
+        "cancelled",
+        True,
+        1,
+        "so far\n",
+    )
     cancel = end["cancel"]
     assert cancel["force_requested_by"] == cancel["requested_by"] == answer["requested_by"]
     assert cancel["force_at"] == answer["task"]["cancel_force_at"]
@@ -42,7 +49,9 @@ def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(wor
     assert workspace.get()["epoch"] == "1"
 
 
-def test_a_last_command_that_was_broken_off_is_not_said_to_have_run(workspace: Workspace, gate: Gate) -> None:
+def test_a_last_command_that_was_broken_off_is_not_said_to_have_run(
+    workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command)
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel(force_after="0s")
@@ -53,18 +62,28 @@ def test_a_last_command_that_was_broken_off_is_not_said_to_have_run(workspace: W
     assert iteration["model_call"]["content"] == ""
 
 
-def test_force_may_come_in_a_later_call_of_another_caller(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_force_may_come_in_a_later_call_of_another_caller(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "touch never")
     workspace.await_phase(task_id, "tool_call")
     first = workspace.cancel(force_after="86400s")
-    later = stack.rest("submit_observe").post(f"{workspace.path}/tasks/{task_id}/cancel", {"force_after": "0s"})
+    later = stack.rest("submit_observe").post(
+        f"{workspace.path}/tasks/{task_id}/cancel", {"force_after": "0s"}
+    )
     assert (later["outcome"], later["requested_by"]) == ("already_requested", first["requested_by"])
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"]) == ("cancelled", True)
-    assert end["cancel"]["requested_by"] == first["requested_by"] != end["cancel"]["force_requested_by"]
+    assert (
+        end["cancel"]["requested_by"]
+        == first["requested_by"]
+        != end["cancel"]["force_requested_by"]
+    )
 
 
-def test_an_iteration_that_ends_in_time_is_not_called_forced(workspace: Workspace, gate: Gate) -> None:
+def test_an_iteration_that_ends_in_time_is_not_called_forced(
+    workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "touch never")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel(force_after="60s")
@@ -73,24 +92,34 @@ def test_an_iteration_that_ends_in_time_is_not_called_forced(workspace: Workspac
     assert (end["status"], end["forced"], end["result"]) == ("cancelled", False, "open\n")
 
 
-def test_a_force_deadline_whose_signal_was_lost_is_delivered(stack: Stack, workspace: Workspace) -> None:
-    """The agent is frozen while the deadline comes in a second call; it breaks off when it lives again."""
+def test_a_force_deadline_whose_signal_was_lost_is_delivered(
+    stack: Stack, workspace: Workspace
+) -> None:
+    """The agent is frozen while the deadline comes in a second call; it breaks off when it lives
+    again.
+    """
     task_id = workspace.submit(f"sleep {PLAIN}")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel()
     with stack.frozen_process(stack.agent_pid(workspace.id)):
-        failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"force_after": "0s"})
+        failed = workspace.rest.fails(
+            "POST", f"{workspace.path}/task/cancel", json={"force_after": "0s"}
+        )
         assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", True)
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"]) == ("cancelled", True)
 
 
 def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
-    """A tool stops its agent: the control plane ends the pod 2 s after the deadline, long before the lease of 30 s is over."""
+    """A tool stops its agent: the control plane ends the pod 2 s after the deadline, long before
+    the lease of 30 s is over.
+    """
     task_id = workspace.submit(f"kill -STOP $PPID; sleep {PLAIN}", "touch never")
     eventually(lambda: running(PLAIN))
     began = time.monotonic()
-    failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"force_after": "1s"})
+    failed = workspace.rest.fails(
+        "POST", f"{workspace.path}/task/cancel", json={"force_after": "1s"}
+    )
     assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", True)
     end = workspace.await_end(task_id)
     assert 3 <= time.monotonic() - began < 15
@@ -102,9 +131,13 @@ def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("force_after", ["-1s", "86401s", "soon", 5])
-def test_what_is_no_duration_is_refused_and_cancels_nothing(workspace: Workspace, gate: Gate, force_after: object) -> None:
+def test_what_is_no_duration_is_refused_and_cancels_nothing(
+    workspace: Workspace, gate: Gate, force_after: object
+) -> None:
     task_id = workspace.submit(gate.command)
-    failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"force_after": force_after})
+    failed = workspace.rest.fails(
+        "POST", f"{workspace.path}/task/cancel", json={"force_after": force_after}
+    )
     assert (failed.slug, failed.status) == ("validation_error", 400)
     gate.open()
     assert workspace.await_end(task_id)["status"] == "completed"

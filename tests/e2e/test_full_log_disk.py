@@ -1,4 +1,6 @@
-"""The disks of the logs are full: nothing fails, and logging goes on when they are free again. Rotation, of every program."""
+"""The disks of the logs are full: nothing fails, and logging goes on when they are free again.
+Rotation, of every program.
+"""
 
 import json
 import time
@@ -61,8 +63,14 @@ def lost_lines(stack: Stack) -> float:
     """Of the workers, so far."""
     found = 0.0
     for index in range(2):
-        metrics = httpx.get(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", trust_env=False).text
-        (line,) = [line for line in metrics.splitlines() if line.startswith("evershell_log_lines_lost_total ")]
+        metrics = httpx.get(
+            f"http://127.0.0.1:{stack.metrics_port + index}/metrics", trust_env=False
+        ).text
+        (line,) = [
+            line
+            for line in metrics.splitlines()
+            if line.startswith("evershell_log_lines_lost_total ")
+        ]
         found += float(line.split()[1])
     return found
 
@@ -70,14 +78,21 @@ def lost_lines(stack: Stack) -> float:
 def assert_healthy(stack: Stack) -> None:
     for address in stack.worker_addresses():
         with grpc.insecure_channel(address) as channel:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=5
+            )
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def notices(stack: Stack) -> list[dict[str, Any]]:
     """What the workers say of lines that were lost."""
     paths = (stack.state_dir / "logs").glob("worker-*.log*")
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines() if "log_lines_lost" in line]
+    return [
+        json.loads(line)
+        for path in paths
+        for line in path.read_text().splitlines()
+        if "log_lines_lost" in line
+    ]
 
 
 def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
@@ -100,7 +115,10 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     assert cancelled.cancel()["outcome"] == "accepted"
     for gate in gates:
         gate.open()
-    ends = [workspace.await_end(task_id)["status"] for workspace, task_id in zip(workspaces, tasks, strict=True)]
+    ends = [
+        workspace.await_end(task_id)["status"]
+        for workspace, task_id in zip(workspaces, tasks, strict=True)
+    ]
     assert ends == ["cancelled", "completed"]
     assert [cramped.agent_pid(workspace.id) for workspace in workspaces] == agents
     assert programs(cramped) == running
@@ -128,7 +146,9 @@ def test_every_program_is_kept_within_its_bound(cramped: Stack) -> None:
         def rotated() -> bool:
             for _ in range(100):
                 assert client.get("/v1/workspaces", headers=headers).status_code == 200
-            return all((logs / f"{name}.log.2").exists() for name in ("envoy", "worker-0", "worker-1"))
+            return all(
+                (logs / f"{name}.log.2").exists() for name in ("envoy", "worker-0", "worker-1")
+            )
 
         eventually(rotated, 60)
     sizes = {path.name: path.stat().st_size for path in logs.iterdir()}

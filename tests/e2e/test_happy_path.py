@@ -13,7 +13,11 @@ def test_cancelling_finishes_the_current_iteration_and_the_next_task_runs_on_the
     answer = workspace.cancel(reason="it has gone wrong")
 
     assert answer["outcome"] == "accepted"
-    assert (answer["workspace_id"], answer["task_id"], answer["reason"]) == (workspace.id, task_id, "it has gone wrong")
+    assert (answer["workspace_id"], answer["task_id"], answer["reason"]) == (
+        workspace.id,
+        task_id,
+        "it has gone wrong",
+    )
     assert answer["requested_at"] and answer["requested_by"].startswith("key_")
     # The answer does not wait for the iteration.
     assert answer["task"]["status"] == "running"
@@ -23,7 +27,12 @@ def test_cancelling_finishes_the_current_iteration_and_the_next_task_runs_on_the
     assert end["status"] == "cancelled"
     assert (end["iterations"], end["forced"], end["work_stopped"]) == (2, False, "yes")
     assert end["cancel"]["reason"] == "it has gone wrong"
-    assert end["usage"] == {"input_tokens": "0", "output_tokens": "0", "model_calls": "2", "tool_calls": "2"}
+    assert end["usage"] == {
+        "input_tokens": "0",
+        "output_tokens": "0",
+        "model_calls": "2",
+        "tool_calls": "2",
+    }
 
     following = workspace.submit("echo as if nothing had been")
 

@@ -7,7 +7,9 @@ from typing import Any
 from tests.e2e.stack import Gate, Stack, Workspace
 
 
-def test_a_cancellation_during_the_last_iteration_keeps_its_result(workspace: Workspace, gate: Gate) -> None:
+def test_a_cancellation_during_the_last_iteration_keeps_its_result(
+    workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit("echo first", gate.command)
     workspace.await_event("iteration_completed", task_id)
     assert workspace.cancel()["outcome"] == "accepted"
@@ -18,7 +20,9 @@ def test_a_cancellation_during_the_last_iteration_keeps_its_result(workspace: Wo
     assert (task["status"], task["result"]) == ("cancelled", "Ran 2 commands.")
 
 
-def test_the_iteration_in_flight_is_finished_and_recorded_with_its_result(workspace: Workspace, gate: Gate) -> None:
+def test_the_iteration_in_flight_is_finished_and_recorded_with_its_result(
+    workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "touch never")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel()
@@ -30,7 +34,12 @@ def test_the_iteration_in_flight_is_finished_and_recorded_with_its_result(worksp
     end = workspace.await_end(task_id)
     (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
     assert iteration["number"] == 1
-    assert iteration["tool_call"]["result"] == {"status": "exited", "exit_code": 0, "output": "open\n", "truncated_bytes": "0"}
+    assert iteration["tool_call"]["result"] == {
+        "status": "exited",
+        "exit_code": 0,
+        "output": "open\n",
+        "truncated_bytes": "0",
+    }
     assert end["iterations"] == 1
     # What it had by then.
     assert end["result"] == "open\n"
@@ -47,7 +56,11 @@ def test_an_intent_does_not_leak_to_the_next_task(workspace: Workspace, gate: Ga
     second = workspace.submit(gate.command, "echo also")
     # A late retry of the first cancellation, by its name, does not touch the second task.
     late = workspace.cancel(task_id=first)
-    assert (late["outcome"], late["task_id"], late["task"]["status"]) == ("already_finished", first, "cancelled")
+    assert (late["outcome"], late["task_id"], late["task"]["status"]) == (
+        "already_finished",
+        first,
+        "cancelled",
+    )
     gate.open()
     end = workspace.await_end(second)
     assert (end["status"], end["iterations"]) == ("completed", 2)
@@ -78,11 +91,17 @@ def test_a_mistyped_task_id_in_the_path_cancels_nothing(workspace: Workspace, ga
 def test_a_task_that_fails_by_itself_says_why(workspace: Workspace) -> None:
     task_id = workspace.submit("echo fine", "fail: the repository is empty")
     end = workspace.await_end(task_id)
-    assert (end["status"], end["reason"], end["iterations"]) == ("failed", "the repository is empty", 1)
+    assert (end["status"], end["reason"], end["iterations"]) == (
+        "failed",
+        "the repository is empty",
+        1,
+    )
     assert workspace.cancel(task_id=task_id)["outcome"] == "already_finished"
 
 
-def test_fifty_concurrent_cancellations_over_two_workers_record_one(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_fifty_concurrent_cancellations_over_two_workers_record_one(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     callers = 50

@@ -13,11 +13,17 @@ STUBBORN, HIDDEN, GONE = "86400.125", "86400.375", "86400.625"
 
 def running(argument: str) -> list[int]:
     """Processes with this argument."""
-    processes = [process for process in psutil.process_iter(["cmdline", "status"]) if argument in (process.info["cmdline"] or [])]
+    processes = [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if argument in (process.info["cmdline"] or [])
+    ]
     return [process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE]
 
 
-def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(workspace: Workspace) -> None:
+def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(
+    workspace: Workspace,
+) -> None:
     task_id = workspace.submit(f"sleep {STUBBORN}", "touch never")
     workspace.await_phase(task_id, "tool_call")
     eventually(lambda: running(STUBBORN))
@@ -33,10 +39,15 @@ def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_per
     assert running(STUBBORN) == []
     (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
     assert iteration["tool_call"]["result"]["status"] == "interrupted"
-    assert [entry["type"] for entry in workspace.log()][-2:] == ["task_completed", "workspace_stopped"]
+    assert [entry["type"] for entry in workspace.log()][-2:] == [
+        "task_completed",
+        "workspace_stopped",
+    ]
 
 
-def test_a_tool_that_hides_its_environment_ends_with_its_pod_too(stack: Stack, workspace: Workspace) -> None:
+def test_a_tool_that_hides_its_environment_ends_with_its_pod_too(
+    stack: Stack, workspace: Workspace
+) -> None:
     task_id = workspace.submit(f"env -i sleep {HIDDEN}")
     eventually(lambda: running(HIDDEN))
     stack.kill(stack.agent_pid(workspace.id))
@@ -46,11 +57,15 @@ def test_a_tool_that_hides_its_environment_ends_with_its_pod_too(stack: Stack, w
     assert running(HIDDEN) == []
 
 
-@pytest.mark.parametrize(("controller", "told"), [("the one that started it", "yes"), ("a later one", "unknown")])
+@pytest.mark.parametrize(
+    ("controller", "told"), [("the one that started it", "yes"), ("a later one", "unknown")]
+)
 def test_a_tool_that_has_left_everything_and_kills_its_agent(
     stack: Stack, workspace: Workspace, controller: str, told: str
 ) -> None:
-    """What the agent leaves goes to its controller, and ends; where that has gone itself, nobody says that all has ended."""
+    """What the agent leaves goes to its controller, and ends; where that has gone itself, nobody
+    says that all has ended.
+    """
     if controller == "a later one":
         (leader,) = stack.pids("fleet")
         stack.kill(leader)

@@ -63,7 +63,9 @@ def test_ctrl_c_leaves_no_process_and_a_second_run_finds_its_workspaces(own_stac
         end = running.await_end(lost)
         assert (end["status"], end["reason"]) == ("failed", "the host was restarted")
         assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
-        assert [entry["seq"] for entry in workspace.log()] == list(range(1, len(workspace.log()) + 1))
+        assert [entry["seq"] for entry in workspace.log()] == list(
+            range(1, len(workspace.log()) + 1)
+        )
     finally:
         assert own_stack.stop() == 0
     assert processes_of(own_stack.state_dir) == []
@@ -72,7 +74,15 @@ def test_ctrl_c_leaves_no_process_and_a_second_run_finds_its_workspaces(own_stac
 def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
     for name in ("ready.json", "demo.env", "demo.json", "control-plane.jwk"):
         assert stat.S_IMODE((stack.state_dir / name).stat().st_mode) == 0o600, name
-    assert set(stack.tokens) == {"full_access", "submit_observe", "read_only", "owner", "member", "expired", "other_org"}
+    assert set(stack.tokens) == {
+        "full_access",
+        "submit_observe",
+        "read_only",
+        "owner",
+        "member",
+        "expired",
+        "other_org",
+    }
     assert not any(token in stack.output.read_text() for token in stack.tokens.values())
 
 
@@ -111,21 +121,45 @@ def test_the_printed_calls_work_in_their_order(stack: Stack) -> None:
 def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
     own_stack.start()
     try:
-        assert own_stack.rest().get(f"/v1/workspaces/{own_stack.ready['demo']['workspace_id']}")["status"] == "idle"
-        assert stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"] == "idle"
+        assert (
+            own_stack.rest().get(f"/v1/workspaces/{own_stack.ready['demo']['workspace_id']}")[
+                "status"
+            ]
+            == "idle"
+        )
+        assert (
+            stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"]
+            == "idle"
+        )
     finally:
         assert own_stack.stop() == 0
 
 
-def test_a_second_run_on_the_same_state_or_port_says_what_to_do(stack: Stack, tmp_path: Path) -> None:
+def test_a_second_run_on_the_same_state_or_port_says_what_to_do(
+    stack: Stack, tmp_path: Path
+) -> None:
     assert "Another run uses" in Stack(stack.state_dir).refuses_to_start()
-    on_the_same_port = Stack(tmp_path / "state", REST_PORT=stack.ready["rest_url"].rpartition(":")[2])
+    on_the_same_port = Stack(
+        tmp_path / "state", REST_PORT=stack.ready["rest_url"].rpartition(":")[2]
+    )
     assert "Set REST_PORT to another one" in on_the_same_port.refuses_to_start()
-    assert stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"] == "idle"
+    assert (
+        stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"]
+        == "idle"
+    )
 
 
-@pytest.mark.parametrize("url", ["postgresql://user:secret@127.0.0.1:1/none", "user:secret", "mysql://user:secret@127.0.0.1/none"])
-def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:secret@127.0.0.1:1/none",
+        "user:secret",
+        "mysql://user:secret@127.0.0.1/none",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(
+    tmp_path: Path, url: str
+) -> None:
     said = Stack(tmp_path / "state", DATABASE_URL=url).refuses_to_start()
     assert "DATABASE_URL" in said
     assert "Traceback" not in said
@@ -156,7 +190,9 @@ def test_another_database_under_the_same_state(tmp_path: Path, empty_database_ur
             own.kill_if_running()
 
 
-def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(own_stack: Stack) -> None:
+def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
+    own_stack: Stack,
+) -> None:
     own_stack.start()
     demo = own_stack.ready["demo"]["workspace_id"]
     own_stack.rest().post(f"/v1/workspaces/{demo}/tasks", {"description": "sleep 60"})
@@ -178,7 +214,7 @@ def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> No
             killed = own_stack.pids(program)
             for each in killed:
                 own_stack.kill(each)
-            eventually(lambda: len(set(own_stack.pids(program)) - set(killed)) == len(killed))  # noqa: B023
+            eventually(lambda: len(set(own_stack.pids(program)) - set(killed)) == len(killed))
         # Agents live through it, and the new controller watches over them.
         eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
         assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
@@ -198,7 +234,13 @@ def database_over_tcp(tmp_path: Path) -> Iterator[str]:
     with (places.data_dir / "pg_hba.conf").open("w") as access:
         access.write("host all all 127.0.0.1/32 trust\n")
     (port,) = free_ports(1)
-    command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "listen_addresses=127.0.0.1", "-c", f"port={port}"]
+    command = [
+        *postgres.command(places.data_dir, places.socket_dir),
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-c",
+        f"port={port}",
+    ]
     with (tmp_path / "database.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     url = f"postgresql://{postgres.USER}@127.0.0.1:{port}/{postgres.DATABASE}"

@@ -1,4 +1,6 @@
-"""Every cancellation there can be, each state with each credential, task and wire: a real stack against an oracle."""
+"""Every cancellation there can be, each state with each credential, task and wire: a real stack
+against an oracle.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +21,12 @@ MALFORMED = "no good"
 UNKNOWN = "task_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 FIRST_REASON = "the first to ask"
 # What the credential's actor is called.
-ACTORS = {"full_access": "key_", "submit_observe": "key_", "owner": "user_owner", "member": "user_member"}
+ACTORS = {
+    "full_access": "key_",
+    "submit_observe": "key_",
+    "owner": "user_owner",
+    "member": "user_member",
+}
 
 
 @dataclass(slots=True)
@@ -53,7 +60,9 @@ class Places:
     places: dict[tuple[str, str], Place]
 
     def snapshot(self, place: Place) -> dict[str, Any]:
-        """Everything the database holds of it and of the bystander, but for their leases, which go on."""
+        """Everything the database holds of it and of the bystander, but for their leases, which go
+        on.
+        """
         of = [place.workspace.id, self.bystander.workspace.id]
         with self.stack.database() as connection:
             row = connection.execute(
@@ -72,7 +81,9 @@ class Places:
 def prepare(stack: Stack, state: str, creator: str) -> Place:
     """A workspace as near to the state as it gets before its cells run."""
     workspace = Workspace(stack, creator)
-    place = Place(workspace, Gate(workspace), {"unknown": UNKNOWN, "malformed": MALFORMED, "none": ""})
+    place = Place(
+        workspace, Gate(workspace), {"unknown": UNKNOWN, "malformed": MALFORMED, "none": ""}
+    )
     place.tasks["finished"] = workspace.submit("true")
     workspace.await_end(place.tasks["finished"])
     if state in ("busy", "intent", "stopping"):
@@ -102,16 +113,23 @@ def places(stack: Stack) -> Iterator[Places]:
     for place in prepared.values():
         place.tasks["foreign"] = bystander.tasks["current"]
     yield Places(stack, bystander, prepared)
-    for each in (bystander, *(place for (state, _), place in prepared.items() if state in ("busy", "intent"))):
+    for each in (
+        bystander,
+        *(place for (state, _), place in prepared.items() if state in ("busy", "intent")),
+    ):
         each.end()
 
 
 def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
-    """The states that pass by themselves are held up: nobody starts or ends a pod, and the agent that is to end does not run."""
+    """The states that pass by themselves are held up: nobody starts or ends a pod, and the agent
+    that is to end does not run.
+    """
     if state in ("provisioning", "stopping"):
         held.enter_context(stack.frozen("fleet"))
     if state == "provisioning":
-        assert place.workspace.rest.post(f"{place.workspace.path}/resume")["status"] == "provisioning"
+        assert (
+            place.workspace.rest.post(f"{place.workspace.path}/resume")["status"] == "provisioning"
+        )
     if state == "stopping":
         assert place.workspace.rest.post(f"{place.workspace.path}/stop")["status"] == "stopping"
         held.enter_context(stack.frozen_process(stack.agent_pid(place.workspace.id)))
@@ -123,12 +141,19 @@ def call(stack: Stack, cell: Cell, place: Place) -> dict[str, Any] | Failed:
     if cell.wire == "grpc":
         grpc_ = stack.grpc(cell.credential)
         fields: dict[str, Any] = {"workspace_id": place.workspace.id, "task_id": task_id}
-        return grpc_.fails("CancelTask", **fields) if cell.fails else grpc_.call("CancelTask", **fields)
+        return (
+            grpc_.fails("CancelTask", **fields)
+            if cell.fails
+            else grpc_.call("CancelTask", **fields)
+        )
     rest = stack.rest(cell.credential)
     if cell.wire == "path":
         path, body = f"{place.workspace.path}/tasks/{quote(task_id)}/cancel", None
     else:
-        path, body = f"{place.workspace.path}/task/cancel", {"task_id": task_id} if task_id else None
+        path, body = (
+            f"{place.workspace.path}/task/cancel",
+            {"task_id": task_id} if task_id else None,
+        )
     return rest.fails("POST", path, json=body) if cell.fails else rest.post(path, body)
 
 
@@ -140,12 +165,21 @@ def facts(failed: Failed, cell: Cell) -> dict[str, Any]:
     if "required" in found:
         found["required"] = found["required"].split(",")
     if "BadRequest" in failed.details:
-        found["fields"] = {each["field"]: each["description"] for each in failed.details["BadRequest"]["field_violations"]}
+        found["fields"] = {
+            each["field"]: each["description"]
+            for each in failed.details["BadRequest"]["field_violations"]
+        }
     if "ResourceInfo" in failed.details:
-        found |= {name: failed.details["ResourceInfo"][name] for name in ("resource_type", "resource_name")}
+        found |= {
+            name: failed.details["ResourceInfo"][name]
+            for name in ("resource_type", "resource_name")
+        }
     if "PreconditionFailure" in failed.details:
         (violation,) = failed.details["PreconditionFailure"]["violations"]
-        assert (violation["type"], violation["subject"]) == (failed.slug.upper(), found["workspace_id"])
+        assert (violation["type"], violation["subject"]) == (
+            failed.slug.upper(),
+            found["workspace_id"],
+        )
     return found
 
 
@@ -159,14 +193,21 @@ def expected_facts(cell: Cell, place: Place) -> dict[str, Any]:
         case "workspace_not_found":
             return {"resource_type": "workspace", "resource_name": id_}
         case "task_not_found":
-            return {"resource_type": "task", "resource_name": place.tasks[cell.task], "workspace_id": id_}
+            return {
+                "resource_type": "task",
+                "resource_name": place.tasks[cell.task],
+                "workspace_id": id_,
+            }
         case "workspace_provisioning" | "workspace_stopped" | "workspace_failed":
             return {"workspace_id": id_, "status": cell.state}
     return {}
 
 
 def check_failure(failed: Failed, cell: Cell, place: Place) -> None:
-    assert (failed.slug, failed.status) == (cell.answer, STATUSES[cell.answer][cell.wire == "grpc"]), cell
+    assert (failed.slug, failed.status) == (
+        cell.answer,
+        STATUSES[cell.answer][cell.wire == "grpc"],
+    ), cell
     assert facts(failed, cell) == expected_facts(cell, place), cell
 
 
@@ -179,10 +220,21 @@ def check_reply(reply: dict[str, Any], cell: Cell, place: Place) -> None:
     finished = cell.answer == "already_finished"
     task_id = place.tasks["finished" if finished else "current"]
     task = reply["task"]
-    assert (reply["task_id"], task["id"], task["workspace_id"]) == (task_id, task_id, place.workspace.id)
+    assert (reply["task_id"], task["id"], task["workspace_id"]) == (
+        task_id,
+        task_id,
+        place.workspace.id,
+    )
     assert task["status"] == (place.finished_status if finished else "running")
-    assert task.get("completed_at") if finished else task["phase"] == "tool_call" and "completed_at" not in task
-    assert (reply["requested_by"], reply["reason"]) == (task["cancel_requested_by"], task["cancel_reason"])
+    assert (
+        task.get("completed_at")
+        if finished
+        else task["phase"] == "tool_call" and "completed_at" not in task
+    )
+    assert (reply["requested_by"], reply["reason"]) == (
+        task["cancel_requested_by"],
+        task["cancel_reason"],
+    )
     assert reply.get("requested_at") == task.get("cancel_requested_at")
     if cell.answer == "already_requested":
         assert (reply["requested_by"], reply["reason"]) == (ACTORS[cell.creator], FIRST_REASON)
@@ -207,14 +259,22 @@ def test_the_matrix_is_whole() -> None:
         "accepted": 35,
     }
     # Each answer on each wire, but for those that only a call without a task's id can get.
-    never = {("no_active_task", "path"), ("workspace_provisioning", "path"), ("workspace_failed", "path")}
+    never = {
+        ("no_active_task", "path"),
+        ("workspace_provisioning", "path"),
+        ("workspace_failed", "path"),
+    }
     assert {(cell.answer, cell.wire) for cell in MATRIX} == set(product(STATUSES, WIRES)) - never
 
 
 @pytest.mark.parametrize(("state", "creator"), PLACES)
 def test_cells_that_change_nothing(stack: Stack, places: Places, state: str, creator: str) -> None:
     place = places.places[state, creator]
-    cells = [cell for cell in MATRIX if (cell.state, cell.creator) == (state, creator) and cell.answer != "accepted"]
+    cells = [
+        cell
+        for cell in MATRIX
+        if (cell.state, cell.creator) == (state, creator) and cell.answer != "accepted"
+    ]
     with ExitStack() as held:
         enter(stack, state, place, held)
         before = places.snapshot(place)
@@ -241,10 +301,16 @@ def test_cells_that_record(stack: Stack, places: Places, creator: str) -> None:
         (requested,) = workspace.log()[len(before) :]
         assert (requested["type"], requested["task_id"]) == ("task_cancel_requested", task_id)
         assert requested["cancel"]["requested_by"] == reply["requested_by"]
-        assert requested["cancel"]["credential_kind"] == ("api_key" if reply["requested_by"].startswith("key_") else "session")
+        assert requested["cancel"]["credential_kind"] == (
+            "api_key" if reply["requested_by"].startswith("key_") else "session"
+        )
         end = place.end()
         assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 1, False), cell
-        assert end["cancel"] == {**requested["cancel"], "requested_at": reply["requested_at"], "force_requested_by": ""}
+        assert end["cancel"] == {
+            **requested["cancel"],
+            "requested_at": reply["requested_at"],
+            "force_requested_by": "",
+        }
         since = Counter(entry["type"] for entry in workspace.log()[len(before) :])
         assert since == {"task_cancel_requested": 1, "iteration_completed": 1, "task_completed": 1}
     assert not (stack.files(workspace.id) / "never").exists()

@@ -18,7 +18,11 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("measured") / "state", WORKERS="1", METRICS_PORT=str(free_ports(2)[0]))
+    stack = Stack(
+        tmp_path_factory.mktemp("measured") / "state",
+        WORKERS="1",
+        METRICS_PORT=str(free_ports(2)[0]),
+    )
     try:
         stack.start()
         yield stack
@@ -30,7 +34,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def scrape(stack: Stack, index: int) -> Samples:
     text = httpx.get(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", trust_env=False).text
     families = text_string_to_metric_families(text)
-    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:
@@ -50,14 +58,27 @@ def test_a_cancellation_is_seen_in_the_metrics(measured: Stack) -> None:
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
     assert total(measured, "evershell_rpc_seconds_count", rpc="CancelTask", outcome="ok") == 2
-    assert total(measured, "evershell_rpc_seconds_count", rpc="CancelTask", outcome="workspace_not_found") == 1
-    assert total(measured, "evershell_agent_signal_seconds_count", rpc="CancelTask", result="ok") == 2
-    assert total(measured, "evershell_agent_signal_seconds_count", rpc="StartTask", result="ok") == 1
+    assert (
+        total(
+            measured, "evershell_rpc_seconds_count", rpc="CancelTask", outcome="workspace_not_found"
+        )
+        == 1
+    )
+    assert (
+        total(measured, "evershell_agent_signal_seconds_count", rpc="CancelTask", result="ok") == 2
+    )
+    assert (
+        total(measured, "evershell_agent_signal_seconds_count", rpc="StartTask", result="ok") == 1
+    )
     # It is counted behind the commit, which others see first.
-    eventually(lambda: total(measured, "evershell_cancel_to_end_seconds_count", forced="false") == 1)
+    eventually(
+        lambda: total(measured, "evershell_cancel_to_end_seconds_count", forced="false") == 1
+    )
     assert total(measured, "evershell_database_connections", state="idle") >= 2
     ids = {workspace.id, task_id, measured.ready["demo"]["org_id"]}
-    labels = {value for index in PROGRAMS for _, pairs in scrape(measured, index) for _, value in pairs}
+    labels = {
+        value for index in PROGRAMS for _, pairs in scrape(measured, index) for _, value in pairs
+    }
     assert not ids & labels
 
 

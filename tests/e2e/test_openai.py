@@ -9,7 +9,16 @@ import pytest
 
 from tests.e2e.faults import assert_story
 from tests.e2e.stack import Stack, Workspace
-from tests.model_server import Answer, Gate, ModelServer, calls, event_of, model_server, says, streams
+from tests.model_server import (
+    Answer,
+    Gate,
+    ModelServer,
+    calls,
+    event_of,
+    model_server,
+    says,
+    streams,
+)
 
 KEY = "sk-only-for-the-endpoint"
 
@@ -23,7 +32,9 @@ def server() -> Iterator[ModelServer]:
 @pytest.fixture(scope="module")
 def stack(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     state_dir = tmp_path_factory.mktemp("openai") / "state"
-    running = Stack(state_dir, MODEL="openai:test", OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=KEY)
+    running = Stack(
+        state_dir, MODEL="openai:test", OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=KEY
+    )
     try:
         running.start()
         yield running
@@ -38,16 +49,25 @@ def _afresh(server: ModelServer) -> None:
     server.left.clear()
 
 
-def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(workspace: Workspace, server: ModelServer) -> None:
+def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(
+    workspace: Workspace, server: ModelServer
+) -> None:
     server.script.extend((calls("echo 42 > answer"), calls("cat answer; env"), says("It is 42.")))
     end = workspace.await_end(workspace.submit("find the answer"))
     assert (end["status"], end["result"], end["iterations"]) == ("completed", "It is 42.", 3)
-    assert end["usage"] == {"input_tokens": "33", "output_tokens": "21", "model_calls": "3", "tool_calls": "2"}
+    assert end["usage"] == {
+        "input_tokens": "33",
+        "output_tokens": "21",
+        "model_calls": "3",
+        "tool_calls": "2",
+    }
     assert server.requests[2]["messages"][-1]["content"].startswith("Exit code 0.\n42\n")
     assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
 
 
-def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(workspace: Workspace, server: ModelServer) -> None:
+def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(
+    workspace: Workspace, server: ModelServer
+) -> None:
     server.script.extend((calls("env; cat /proc/$PPID/environ /proc/$PPID/cmdline"), says("done")))
     workspace.await_end(workspace.submit("look around"))
     assert KEY not in json.dumps(workspace.log())
@@ -62,14 +82,20 @@ def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(workspac
         assert KEY not in log.read_text()
 
 
-def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(workspace: Workspace, server: ModelServer) -> None:
+def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(
+    workspace: Workspace, server: ModelServer
+) -> None:
     server.script.append(Answer(b"{}", status=401))
     end = workspace.await_end(workspace.submit("try"))
     assert (end["status"], end["iterations"]) == ("failed", 0)
-    assert end["reason"] == f"The model's endpoint {server.host} does not take the API key (HTTP 401)."
+    assert (
+        end["reason"] == f"The model's endpoint {server.host} does not take the API key (HTTP 401)."
+    )
 
 
-def test_cancelling_in_a_model_call_finishes_the_iteration(workspace: Workspace, server: ModelServer) -> None:
+def test_cancelling_in_a_model_call_finishes_the_iteration(
+    workspace: Workspace, server: ModelServer
+) -> None:
     gate = Gate()
     server.script.extend((replace(calls("echo finished"), gate=gate), says("never asked for")))
     task_id = workspace.submit("begin")
@@ -79,24 +105,57 @@ def test_cancelling_in_a_model_call_finishes_the_iteration(workspace: Workspace,
     assert workspace.task(task_id)["status"] == "running"
     gate.opened.set()
     end = workspace.await_end(task_id)
-    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", False, 1, "finished\n")
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
+        "cancelled",
+        False,
+        1,
+        "finished\n",
+    )
     assert len(server.requests) == 1
 
 
-def test_force_in_the_middle_of_an_answer_keeps_what_has_come(workspace: Workspace, server: ModelServer) -> None:
+def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
+    workspace: Workspace, server: ModelServer
+) -> None:
     gate = Gate()
     counted = event_of({"content": "nearly "}, usage={"prompt_tokens": 11, "completion_tokens": 4})
-    server.script.append(streams(event_of({"content": "It is "}), counted, gate, event_of({"content": "done."}, "stop")))
+    server.script.append(
+        streams(
+            event_of({"content": "It is "}), counted, gate, event_of({"content": "done."}, "stop")
+        )
+    )
     task_id = workspace.submit("begin")
     gate.await_reached()
     assert workspace.cancel(force_after="1s")["outcome"] == "accepted"
     end = workspace.await_end(task_id)
-    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 1, "It is nearly ")
-    assert end["usage"] == {"input_tokens": "11", "output_tokens": "4", "model_calls": "1", "tool_calls": "0"}
-    (iteration,) = [entry for entry in assert_story(workspace, task_id, status="cancelled", intent=True) if "model_call" in entry]
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
+        "cancelled",
+        True,
+        1,
+        "It is nearly ",
+    )
+    assert end["usage"] == {
+        "input_tokens": "11",
+        "output_tokens": "4",
+        "model_calls": "1",
+        "tool_calls": "0",
+    }
+    (iteration,) = [
+        entry
+        for entry in assert_story(workspace, task_id, status="cancelled", intent=True)
+        if "model_call" in entry
+    ]
     call = iteration["model_call"]
-    assert (call["status"], call["model"], call["content"]) == ("interrupted", "test-0613", "It is nearly ")
-    assert (call["input_tokens"], call["output_tokens"], int(call["duration_ms"]) >= 1000) == ("11", "4", True)
+    assert (call["status"], call["model"], call["content"]) == (
+        "interrupted",
+        "test-0613",
+        "It is nearly ",
+    )
+    assert (call["input_tokens"], call["output_tokens"], int(call["duration_ms"]) >= 1000) == (
+        "11",
+        "4",
+        True,
+    )
     assert server.left.wait(10)
     # The same agent takes the next task, which begins without what was broken off.
     server.script.append(says("next"))
@@ -105,7 +164,9 @@ def test_force_in_the_middle_of_an_answer_keeps_what_has_come(workspace: Workspa
     assert (workspace.get()["epoch"], len(server.requests[-1]["messages"])) == ("1", 2)
 
 
-def test_force_before_an_answer_has_begun_records_an_empty_one(workspace: Workspace, server: ModelServer) -> None:
+def test_force_before_an_answer_has_begun_records_an_empty_one(
+    workspace: Workspace, server: ModelServer
+) -> None:
     gate = Gate()
     server.script.extend((calls("echo so far"), replace(says("too late"), gate=gate)))
     task_id = workspace.submit("begin")
@@ -114,16 +175,33 @@ def test_force_before_an_answer_has_begun_records_an_empty_one(workspace: Worksp
     end = workspace.await_end(task_id)
     gate.opened.set()
     # The result stays what the task had by then.
-    assert (end["status"], end["forced"], end["iterations"], end["result"]) == ("cancelled", True, 2, "so far\n")
-    assert end["usage"] == {"input_tokens": "11", "output_tokens": "7", "model_calls": "2", "tool_calls": "1"}
+    assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
+        "cancelled",
+        True,
+        2,
+        "so far\n",
+    )
+    assert end["usage"] == {
+        "input_tokens": "11",
+        "output_tokens": "7",
+        "model_calls": "2",
+        "tool_calls": "1",
+    }
     story = assert_story(workspace, task_id, status="cancelled", intent=True)
     first, last = [entry["model_call"] for entry in story if "model_call" in entry]
-    assert (first["status"], last["status"], last["model"], last["content"]) == ("completed", "interrupted", "test", "")
+    assert (first["status"], last["status"], last["model"], last["content"]) == (
+        "completed",
+        "interrupted",
+        "test",
+        "",
+    )
     assert (last["input_tokens"], last["output_tokens"]) == ("0", "0")
 
 
 # Last, for the endpoint does not come back.
-def test_an_endpoint_that_is_down_ends_the_task_with_the_reason(workspace: Workspace, server: ModelServer) -> None:
+def test_an_endpoint_that_is_down_ends_the_task_with_the_reason(
+    workspace: Workspace, server: ModelServer
+) -> None:
     server.server_close()
     end = workspace.await_end(workspace.submit("try"))
     assert end["status"] == "failed"

@@ -1,4 +1,6 @@
-"""The answers of a real stack are those that the OpenAPI document describes; that `Rest.call` looks is seen here."""
+"""The answers of a real stack are those that the OpenAPI document describes; that `Rest.call` looks
+is seen here.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +25,10 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     workspace.await_phase(task_id, "tool_call")
     yield "GetTask", workspace.task(task_id)
     yield "CancelTask", workspace.cancel(**example("CancelTask"))
-    yield "CancelTaskByTaskId", rest.post(f"{path}/tasks/{task_id}/cancel", example("CancelTaskByTaskId"))
+    yield (
+        "CancelTaskByTaskId",
+        rest.post(f"{path}/tasks/{task_id}/cancel", example("CancelTaskByTaskId")),
+    )
     gate.open()
     workspace.await_end(task_id)
     yield "CancelTask", workspace.cancel(200, task_id=task_id, wait="1s")
@@ -37,7 +42,9 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
 
 def example(name: str) -> dict[str, Any]:
     """The document's example of a body."""
-    body: dict[str, Any] = named(name).described["requestBody"]["content"]["application/json"]["example"]
+    body: dict[str, Any] = named(name).described["requestBody"]["content"]["application/json"][
+        "example"
+    ]
     return dict(body)
 
 
@@ -46,13 +53,17 @@ def named(name: str) -> Operation:
     return found
 
 
-def test_every_operation_answers_as_it_is_described(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_every_operation_answers_as_it_is_described(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     called = set()
     for name, answer in answers(stack, workspace, gate):
         called.add(name)
         # What nobody described is noticed: a field too many, and one too few.
         successes = named(name).described["responses"].items()
-        status, response = next((int(status), response) for status, response in successes if status < "400")
+        status, response = next(
+            (int(status), response) for status, response in successes if status < "400"
+        )
         (kind,) = response["content"]
         named(name).check(status, kind, answer)
         for wrong in (answer | {"surprise": 1}, dict(list(answer.items())[1:])):
@@ -62,21 +73,31 @@ def test_every_operation_answers_as_it_is_described(stack: Stack, workspace: Wor
 
 
 FAILURES: dict[str, Callable[[Stack, Rest, str], Any]] = {
-    "validation_error": lambda stack, rest, path: rest.fails("POST", f"{path}/task/cancel", json={"reason": "x" * 612}),
+    "validation_error": lambda stack, rest, path: rest.fails(
+        "POST", f"{path}/task/cancel", json={"reason": "x" * 612}
+    ),
     "unauthenticated": lambda stack, rest, path: stack.rest("").fails("GET", path),
-    "permission_denied": lambda stack, rest, path: stack.rest("read_only").fails("POST", f"{path}/task/cancel"),
+    "permission_denied": lambda stack, rest, path: stack.rest("read_only").fails(
+        "POST", f"{path}/task/cancel"
+    ),
     "workspace_not_found": lambda stack, rest, path: rest.fails("GET", "/v1/workspaces/ws_unknown"),
     "task_not_found": lambda stack, rest, path: rest.fails("GET", f"{path}/tasks/task_unknown"),
-    "workspace_busy": lambda stack, rest, path: rest.fails("POST", f"{path}/tasks", json={"description": "true"}),
+    "workspace_busy": lambda stack, rest, path: rest.fails(
+        "POST", f"{path}/tasks", json={"description": "true"}
+    ),
     "unsupported_media_type": lambda stack, rest, path: rest.fails(
         "POST", f"{path}/task/cancel", content=b"x", headers={"content-type": "text/csv"}
     ),
-    "payload_too_large": lambda stack, rest, path: rest.fails("POST", f"{path}/tasks", content=b"x" * 2**21),
+    "payload_too_large": lambda stack, rest, path: rest.fails(
+        "POST", f"{path}/tasks", content=b"x" * 2**21
+    ),
 }
 
 
 @pytest.mark.parametrize("slug", FAILURES)
-def test_a_failure_has_the_shape_of_its_example(stack: Stack, workspace: Workspace, gate: Gate, slug: str) -> None:
+def test_a_failure_has_the_shape_of_its_example(
+    stack: Stack, workspace: Workspace, gate: Gate, slug: str
+) -> None:
     task_id = workspace.submit(gate.command)
     failed = FAILURES[slug](stack, workspace.rest, workspace.path)
     shown = document()["components"]["examples"][slug]["value"]["error"]

@@ -5,7 +5,9 @@ import psutil
 from tests.e2e.stack import Stack, Workspace
 
 
-def test_programs_have_a_memory_limit_and_tools_have_none(stack: Stack, workspace: Workspace) -> None:
+def test_programs_have_a_memory_limit_and_tools_have_none(
+    stack: Stack, workspace: Workspace
+) -> None:
     programs = psutil.Process(stack.pid).children()
     names = {program.name() for program in programs}
     assert {"envoy", "postgres"} <= names

@@ -1,4 +1,6 @@
-"""Cancellation against natural completion, forced both ways by a barrier within the commit that is to come first."""
+"""Cancellation against natural completion, forced both ways by a barrier within the commit that is
+to come first.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,8 @@ from tests.e2e.stack import Gate, Workspace, eventually
 
 @contextmanager
 def next_event_held_up(workspace: Workspace) -> Iterator[None]:
-    """Whoever commits the workspace's next event holds its lock and waits until the context is left; others wait behind it.
+    """Whoever commits the workspace's next event holds its lock and waits until the context is
+    left; others wait behind it.
 
     The test has inserted an event of the same `seq` and has not committed it.
     """
@@ -37,7 +40,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_a_cancellation_that_comes_before_the_completion_wins(workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor) -> None:
+def test_a_cancellation_that_comes_before_the_completion_wins(
+    workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
     task_id = workspace.submit(gate.command)
     workspace.await_phase(task_id, "tool_call")
     with next_event_held_up(workspace):
@@ -60,7 +65,9 @@ def test_a_completion_that_comes_before_the_cancellation_wins(
     with next_event_held_up(workspace):
         gate.open()
         await_waiting(workspace, "INSERT INTO events")
-        cancelling = pool.submit(lambda: workspace.rest.post(f"{workspace.path}/task/cancel", fields))
+        cancelling = pool.submit(
+            lambda: workspace.rest.post(f"{workspace.path}/task/cancel", fields)
+        )
         await_waiting(workspace, "record_cancellation")
     answer = cancelling.result()
     end = workspace.await_end(task_id)
@@ -71,16 +78,26 @@ def test_a_completion_that_comes_before_the_cancellation_wins(
         assert answer["task"]["status"] == "completed"
 
 
-def test_a_cancellation_before_the_agent_has_begun_means_zero_iterations(workspace: Workspace, pool: ThreadPoolExecutor) -> None:
-    """The agent is frozen while the task and its cancellation are recorded, and then meets both at once."""
+def test_a_cancellation_before_the_agent_has_begun_means_zero_iterations(
+    workspace: Workspace, pool: ThreadPoolExecutor
+) -> None:
+    """The agent is frozen while the task and its cancellation are recorded, and then meets both at
+    once.
+    """
     with workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id)):
-        submitting = pool.submit(workspace.rest.call, "POST", f"{workspace.path}/tasks", json={"description": "touch never"})
+        submitting = pool.submit(
+            workspace.rest.call,
+            "POST",
+            f"{workspace.path}/tasks",
+            json={"description": "touch never"},
+        )
         task_id = workspace.await_event("task_submitted")["task_id"]
         cancelling = pool.submit(workspace.rest.call, "POST", f"{workspace.path}/task/cancel")
         workspace.await_event("task_cancel_requested", task_id)
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 0)
     assert not (workspace.stack.files(workspace.id) / "never").exists()
-    # On a machine so slow that the agent was given up meanwhile, these say that; the end is the same.
+    # On a machine so slow that the agent was given up meanwhile, these say that; the end is the
+    # same.
     assert submitting.result().status_code in (202, 503)
     assert cancelling.result().json().get("outcome", "accepted") == "accepted"

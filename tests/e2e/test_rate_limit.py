@@ -42,15 +42,35 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def read(stack: Stack, wire: str, token: str) -> Call:
-    return calling(stack, wire, token, "GetWorkspace", "GET", "", stack.ready["demo"]["workspace_id"])
+    return calling(
+        stack, wire, token, "GetWorkspace", "GET", "", stack.ready["demo"]["workspace_id"]
+    )
 
 
 def cancel(stack: Stack, wire: str, token: str, workspace_id: str, task_id: str = "") -> Call:
     path = f"/tasks/{task_id}/cancel" if task_id else "/task/cancel"
-    return calling(stack, wire, token, "CancelTask", "POST", path, workspace_id, **({"task_id": task_id} if task_id else {}))
+    return calling(
+        stack,
+        wire,
+        token,
+        "CancelTask",
+        "POST",
+        path,
+        workspace_id,
+        **({"task_id": task_id} if task_id else {}),
+    )
 
 
-def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: str, workspace_id: str, **fields: Any) -> Call:
+def calling(
+    stack: Stack,
+    wire: str,
+    token: str,
+    rpc: str,
+    method: str,
+    suffix: str,
+    workspace_id: str,
+    **fields: Any,
+) -> Call:
     def over_rest() -> Failed | None:
         response = stack.rest(token).call(method, f"/v1/workspaces/{workspace_id}{suffix}")
         failed = rest_failure(response) if response.status_code >= 400 else None
@@ -69,7 +89,9 @@ def calling(stack: Stack, wire: str, token: str, rpc: str, method: str, suffix: 
 
 
 def spend(call: Call, least: int) -> Failed:
-    """Makes calls until one is refused: not before as many as are promised, and not long after those of all workers."""
+    """Makes calls until one is refused: not before as many as are promised, and not long after
+    those of all workers.
+    """
     for served in range(least * WORKERS + 10):
         failed = call()
         if failed is not None and failed.slug == "rate_limited":
@@ -78,7 +100,9 @@ def spend(call: Call, least: int) -> Failed:
     raise AssertionError("no call was refused")
 
 
-def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(limited: Stack, wire: str) -> None:
+def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(
+    limited: Stack, wire: str
+) -> None:
     """Each wire has a credential of its own, whose bucket is full."""
     looping = {"rest": "owner", "grpc": "submit_observe"}[wire]
     failed = spend(read(limited, wire, looping), BURST)
@@ -88,7 +112,8 @@ def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(limited
         assert failed.details["retry_after_seconds"] == RETRY_AFTER_SECONDS
     else:
         assert failed.details["RetryInfo"] == {"retry_delay": f"{RETRY_AFTER_SECONDS}s"}
-    # Another credential of the same organization is unhurt, and spent reads do not block a cancellation.
+    # Another credential of the same organization is unhurt, and spent reads do not block a
+    # cancellation.
     assert read(limited, wire, "read_only")() is None
     assert cancel(limited, wire, looping, limited.ready["demo"]["workspace_id"])() is None
     # What was said is true: that long, and no longer, is waited for.
@@ -96,20 +121,25 @@ def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(limited
     assert read(limited, wire, looping)() is None
 
 
-def test_a_loop_of_cancellations_leaves_reads_and_other_workspaces_alone(limited: Stack, wire: str) -> None:
+def test_a_loop_of_cancellations_leaves_reads_and_other_workspaces_alone(
+    limited: Stack, wire: str
+) -> None:
     looping, other = {"rest": ("member", "full_access"), "grpc": ("other_org", "owner")}[wire]
     failed = spend(cancel(limited, wire, looping, f"ws_{wire}"), CANCEL_BURST)
     assert "CancelTask" in failed.message
     # Whatever else it is told: the demo workspace is not every credential's to read.
     unread = read(limited, wire, looping)()
     assert unread is None or unread.slug != "rate_limited"
-    # It was not there to be cancelled, and whoever guessed at it spent nothing of those who could have.
+    # It was not there to be cancelled, and whoever guessed at it spent nothing of those who could
+    # have.
     seen = cancel(limited, wire, other, f"ws_{wire}")()
     assert seen is not None and seen.slug == "workspace_not_found"
 
 
 def test_a_loop_on_a_wrong_task_blocks_no_one_elses_cancellation(limited: Stack) -> None:
-    """In the same workspace: the loop has emptied its own buckets on both workers, and 60 calls are within the owner's limit."""
+    """In the same workspace: the loop has emptied its own buckets on both workers, and 60 calls are
+    within the owner's limit.
+    """
     workspace_id = limited.ready["demo"]["workspace_id"]
     loop = cancel(limited, "grpc", "full_access", workspace_id, "task_wrong")
     seen = loop()

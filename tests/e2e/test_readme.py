@@ -72,7 +72,9 @@ def events(text: str) -> list[Any]:
 
 
 def walk(stack: Stack, folder: Path) -> list[str]:
-    """Types all that README.md says, in one shell and in a folder as `make run` leaves it; returns what each block printed."""
+    """Types all that README.md says, in one shell and in a folder as `make run` leaves it; returns
+    what each block printed.
+    """
     (folder / ".state").symlink_to(stack.state_dir)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     script = "".join(f"{step.commands}printf '{MARK}'\n" for step in steps())
@@ -98,25 +100,43 @@ def test_each_call_prints_what_is_shown(stack: Stack, tmp_path: Path) -> None:
     printed = walk(stack, tmp_path)
 
     assert len(printed) == len(expected)
-    (task_id,) = {answer["task_id"] for answer in map(json.loads, filter(is_object, printed)) if "task_id" in answer}
+    (task_id,) = {
+        answer["task_id"]
+        for answer in map(json.loads, filter(is_object, printed))
+        if "task_id" in answer
+    }
     for step, output in zip(expected, printed, strict=True):
         if step.shown.startswith("data: "):
             # What other tests did in this workspace before is in its log too.
-            seen = [message for message in events(output) if "event" in message and message["event"]["task_id"] == task_id]
+            seen = [
+                message
+                for message in events(output)
+                if "event" in message and message["event"]["task_id"] == task_id
+            ]
             for message in events(step.shown):
                 assert told(message) in map(told, seen), f"{step.commands}{output}"
         elif is_object(step.shown):
-            assert shape(json.loads(output)) == shape(json.loads(step.shown)), f"{step.commands}{output}"
+            assert shape(json.loads(output)) == shape(json.loads(step.shown)), (
+                f"{step.commands}{output}"
+            )
         else:
             assert (output, step.shown) == ("", ""), step.commands
 
 
 def test_what_is_shown_tells_one_story() -> None:
     answers = [json.loads(step.shown) for step in steps() if is_object(step.shown)]
-    stream = [message["event"] for step in steps() if step.shown.startswith("data: ") for message in events(step.shown)]
+    stream = [
+        message["event"]
+        for step in steps()
+        if step.shown.startswith("data: ")
+        for message in events(step.shown)
+    ]
     ended = stream[-1]
     assert {answer["task_id"] for answer in answers if "task_id" in answer} == {ended["task_id"]}
-    assert [answer["outcome"] for answer in answers if "outcome" in answer] == ["accepted", "already_requested"]
+    assert [answer["outcome"] for answer in answers if "outcome" in answer] == [
+        "accepted",
+        "already_requested",
+    ]
     assert (ended["type"], ended["task_completed"]["status"]) == ("task_completed", "cancelled")
     assert [int(event["seq"]) for event in stream] == sorted(int(event["seq"]) for event in stream)
 
@@ -137,7 +157,9 @@ def test_a_link_leads_somewhere(link: str) -> None:
 
 def test_the_table_of_calls_is_that_of_the_protos() -> None:
     table = set()
-    for row in re.findall(r"^\| (\w+) \| (.*) \| (\d+)[^|]*\|([^|]*)\|$", section("Calls"), re.MULTILINE):
+    for row in re.findall(
+        r"^\| (\w+) \| (.*) \| (\d+)[^|]*\|([^|]*)\|$", section("Calls"), re.MULTILINE
+    ):
         for method, path in re.findall(r"([A-Z]+) `([^`?]+)[^`]*`", row[1]):
             table.add((row[0], method, path, int(row[2]), *re.findall(r"`(\w+)`", row[3])))
     bindings = set()
@@ -153,8 +175,15 @@ def test_the_table_of_calls_is_that_of_the_protos() -> None:
 
 
 def test_the_errors_of_every_call_are_those_of_the_protos() -> None:
-    (sentence,) = re.findall(r"^Every call may also answer (.*?), or what", section("Calls"), re.MULTILINE | re.DOTALL)
+    (sentence,) = re.findall(
+        r"^Every call may also answer (.*?), or what", section("Calls"), re.MULTILINE | re.DOTALL
+    )
     service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
-    slugs = {SLUGS[number] for number in service.GetOptions().Extensions[workspace_service_pb2.every_call].errors}
-    of_the_service = {slug.name for slug in slugs if not slug.GetOptions().Extensions[error_pb2.rule].edge_only}
+    slugs = {
+        SLUGS[number]
+        for number in service.GetOptions().Extensions[workspace_service_pb2.every_call].errors
+    }
+    of_the_service = {
+        slug.name for slug in slugs if not slug.GetOptions().Extensions[error_pb2.rule].edge_only
+    }
     assert set(re.findall(r"`(\w+)`", sentence)) == of_the_service

@@ -18,7 +18,8 @@ ROUNDS = 2
 ROUND_SECONDS = 60.0
 # Of each caller, between its calls.
 PAUSE_SECONDS = 0.2
-# Iterations that end soon, so that many tasks are cancelled, and such that a wait is there when a worker ends.
+# Iterations that end soon, so that many tasks are cancelled, and such that a wait is there when a
+# worker ends.
 SHORT = "\n".join(["sleep 0.1"] * 100)
 LONG = "\n".join(["sleep 3"] * 100)
 
@@ -26,7 +27,15 @@ LONG = "\n".join(["sleep 3"] * 100)
 class Canceller:
     """Submits a task, reads it, cancels it, and sees it end `cancelled`; then the next one."""
 
-    def __init__(self, load: Load, what: str, caller: Caller, workspace: Workspace, description: str, **cancel: str) -> None:
+    def __init__(
+        self,
+        load: Load,
+        what: str,
+        caller: Caller,
+        workspace: Workspace,
+        description: str,
+        **cancel: str,
+    ) -> None:
         self.workspace = workspace
         self.ended = 0
         self._load, self._what, self._caller = load, what, caller
@@ -34,7 +43,10 @@ class Canceller:
         load.repeat(what, self._step)
 
     def _step(self) -> None:
-        if self._call("SubmitTask", description=self._description) is None and self.workspace.get()["status"] == "idle":
+        if (
+            self._call("SubmitTask", description=self._description) is None
+            and self.workspace.get()["status"] == "idle"
+        ):
             return
         task_id = self.workspace.get()["current_task_id"]
         while self._read(task_id) != "running":
@@ -54,15 +66,17 @@ class Canceller:
         return None if task is None else str(task["status"])
 
     def _call(self, rpc: str, **fields: str) -> dict[str, Any] | None:
-        return self._load.call(self._what, self._caller, rpc, workspace_id=self.workspace.id, **fields)
+        return self._load.call(
+            self._what, self._caller, rpc, workspace_id=self.workspace.id, **fields
+        )
 
     def assert_cancelled(self) -> None:
         """All that were asked to be, and nothing else."""
         log = self.workspace.log()
         asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
-        assert {entry["task_id"]: entry["status"] for entry in log if entry["type"] == "task_completed"} == dict.fromkeys(
-            asked, "cancelled"
-        )
+        assert {
+            entry["task_id"]: entry["status"] for entry in log if entry["type"] == "task_completed"
+        } == dict.fromkeys(asked, "cancelled")
         assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))
 
 
@@ -75,7 +89,9 @@ def restarts(stack: Stack) -> int:
 
 def programs(stack: Stack) -> set[int]:
     """All that a restart is to replace."""
-    envoys = [child.pid for child in psutil.Process(stack.pid).children() if child.name() == "envoy"]
+    envoys = [
+        child.pid for child in psutil.Process(stack.pid).children() if child.name() == "envoy"
+    ]
     return {*stack.pids("serve"), *stack.pids("fleet"), *envoys}
 
 
@@ -83,7 +99,11 @@ def statuses(stack: Stack) -> dict[str, int]:
     """User agent → how the edge answered it."""
     lines = (stack.state_dir / "logs" / "envoy.log").read_text().splitlines()
     calls = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-    return {call["user_agent"]: call["status"] for call in calls if (call["user_agent"] or "").startswith("load-")}
+    return {
+        call["user_agent"]: call["status"]
+        for call in calls
+        if (call["user_agent"] or "").startswith("load-")
+    }
 
 
 def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
@@ -95,7 +115,10 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
         "gRPC": GrpcCaller(stack, token="submit_observe"),
         "gRPC, always a new connection": GrpcCaller(stack, keeps_connection=False),
     }
-    long: dict[str, Caller] = {"REST, waits": RestCaller(stack), "gRPC, waits": GrpcCaller(stack, token="submit_observe")}
+    long: dict[str, Caller] = {
+        "REST, waits": RestCaller(stack),
+        "gRPC, waits": GrpcCaller(stack, token="submit_observe"),
+    }
     watchers: dict[str, Caller] = {
         "stream over HTTP/1.1": RestCaller(stack),
         "stream over HTTP/2": RestCaller(stack, http2=True),
@@ -106,8 +129,13 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     done, before = restarts(stack), programs(stack)
     with ThreadPoolExecutor() as pool:
         quiet, *workspaces = pool.map(lambda _: Workspace(stack), range(1 + len(short) + len(long)))
-    cancellers = [Canceller(load, what, caller, workspaces.pop(), SHORT) for what, caller in short.items()]
-    cancellers += [Canceller(load, what, caller, workspaces.pop(), LONG, wait="10s") for what, caller in long.items()]
+    cancellers = [
+        Canceller(load, what, caller, workspaces.pop(), SHORT) for what, caller in short.items()
+    ]
+    cancellers += [
+        Canceller(load, what, caller, workspaces.pop(), LONG, wait="10s")
+        for what, caller in long.items()
+    ]
     for what, caller in watchers.items():
         watched = quiet if what.startswith("quiet") else cancellers[0].workspace
         load.watch(what, caller, watched)
@@ -117,12 +145,21 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     for number in range(ROUNDS):
         # The next one is wanted while the one before goes on.
         assert run("restart", stack.state_dir).returncode == 0
-        eventually(lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1, ROUND_SECONDS)  # noqa: B023
+        eventually(
+            lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1,
+            ROUND_SECONDS,
+        )
     eventually(lambda: restarts(stack) == done + ROUNDS, ROUND_SECONDS)
 
     calls, seconds = load.outcomes.calls.total() - calls, time.monotonic() - began
     load.stop()
-    log.info("%d calls within %d restarts of %.1f s; in all %s", calls, ROUNDS, seconds / ROUNDS, load.outcomes)
+    log.info(
+        "%d calls within %d restarts of %.1f s; in all %s",
+        calls,
+        ROUNDS,
+        seconds / ROUNDS,
+        load.outcomes,
+    )
     assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
     assert len(programs(stack)) == len(before)
     assert not programs(stack) & before
@@ -132,4 +169,8 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     # The edge writes its log by and by.
     unread = set(load.outcomes.unread)
     eventually(lambda: unread <= statuses(stack).keys())
-    assert {name: status for name, status in statuses(stack).items() if name in unread and status not in (200, 202)} == {}
+    assert {
+        name: status
+        for name, status in statuses(stack).items()
+        if name in unread and status not in (200, 202)
+    } == {}

@@ -1,4 +1,6 @@
-"""A short soak: mixed calls leave no open file and no process behind. `make soak` makes many, and looks at the memory too."""
+"""A short soak: mixed calls leave no open file and no process behind. `make soak` makes many, and
+looks at the memory too.
+"""
 
 import asyncio
 

@@ -25,13 +25,18 @@ from tests.edge.clients import is_whole, parse
 
 FLOOD_SECONDS = 8.0
 PAUSE_SECONDS = 0.04
-# Beyond what it takes without a flood. A worker held 4 MiB of each stream; Envoy 1 MiB of each body.
+# Beyond what it takes without a flood. A worker held 4 MiB of each stream; Envoy 1 MiB of each
+# body.
 WORKER_GROWTH_MB, ENVOY_GROWTH_MB = 48, 160
 
 
 @pytest.mark.parametrize("path", ["tasks", "task/cancel"])
-@pytest.mark.parametrize("framing", ["content-length: 9000", "content-length: 16000", "transfer-encoding: chunked"])
-def test_a_bad_credential_is_refused_before_the_body(stack: Stack, workspace: Workspace, path: str, framing: str) -> None:
+@pytest.mark.parametrize(
+    "framing", ["content-length: 9000", "content-length: 16000", "transfer-encoding: chunked"]
+)
+def test_a_bad_credential_is_refused_before_the_body(
+    stack: Stack, workspace: Workspace, path: str, framing: str
+) -> None:
     url = urlsplit(stack.ready["rest_url"])
     head = f"POST {workspace.path}/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk_unknown\r\n{framing}\r\n\r\n"
     with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
@@ -59,7 +64,12 @@ class GoodCallers:
         task_id = workspace.submit("true")
         workspace.await_end(task_id)
         callers = (RestCaller(stack, keeps_connection=False), RestCaller(stack), GrpcCaller(stack))
-        calls = [lambda caller=caller: caller.call("CancelTask", workspace_id=workspace.id, task_id=task_id) for caller in callers]
+        calls = [
+            lambda caller=caller: caller.call(
+                "CancelTask", workspace_id=workspace.id, task_id=task_id
+            )
+            for caller in callers
+        ]
         self._threads = [threading.Thread(target=self._repeat, args=(call,)) for call in calls]
 
     def _repeat(self, call: Callable[[], object]) -> None:
@@ -101,7 +111,8 @@ class Memory:
     def _now(self) -> tuple[int, int]:
         """Of the edge and of the largest worker, in MiB."""
         return tuple(  # type: ignore[return-value]
-            max(process.memory_info().rss for process in processes) >> 20 for processes in (self._envoy, self._workers)
+            max(process.memory_info().rss for process in processes) >> 20
+            for processes in (self._envoy, self._workers)
         )
 
     def look(self) -> None:
@@ -111,9 +122,17 @@ class Memory:
         return self._most[0] - self._before[0], self._most[1] - self._before[1]
 
 
-def flood(stack: Stack, workspace: Workspace, kind: str, wire: str, token: str = "") -> dict[str, int]:
-    """The flood, with good callers beside it: none of them fails, and memory stays within its bounds."""
-    address = stack.ready["grpc_addr"] if wire == "grpc" else stack.ready["rest_url"].removeprefix("http://")
+def flood(
+    stack: Stack, workspace: Workspace, kind: str, wire: str, token: str = ""
+) -> dict[str, int]:
+    """The flood, with good callers beside it: none of them fails, and memory stays within its
+    bounds.
+    """
+    address = (
+        stack.ready["grpc_addr"]
+        if wire == "grpc"
+        else stack.ready["rest_url"].removeprefix("http://")
+    )
     good, memory = GoodCallers(stack, workspace), Memory(stack)
     with flooded(kind, address, stack.tokens.get(token, "")) as told, good.calling():
         until = time.monotonic() + FLOOD_SECONDS
@@ -121,7 +140,7 @@ def flood(stack: Stack, workspace: Workspace, kind: str, wire: str, token: str =
             memory.look()
             time.sleep(0.05)
     envoy, worker = memory.grown()
-    print(  # noqa: T201 - the figures are what the test is for
+    print(
         f"{kind}: {len(good.seconds)} cancels, p50 {good.percentile(0.5) * 1000:.0f} ms, "
         f"p99 {good.percentile(0.99) * 1000:.0f} ms; +{envoy} MiB Envoy, +{worker} MiB worker; {told}"
     )

@@ -22,19 +22,34 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
         workspace_id = stack.ready["demo"]["workspace_id"]
         url = stack.ready["rest_url"]
         assert url.startswith("https://")
-        with httpx.Client(base_url=url, verify=trust(certificate.cert_file), http2=True, trust_env=False) as client:
+        with httpx.Client(
+            base_url=url, verify=trust(certificate.cert_file), http2=True, trust_env=False
+        ) as client:
             refused = client.post(f"/v1/workspaces/{workspace_id}/task/cancel")
         assert (refused.status_code, refused.http_version) == (401, "HTTP/2")
         printed = stack.output.read_text()
-        environment = os.environ | {"TOKEN": stack.tokens["full_access"], "STATE_DIR": str(stack.state_dir), "GRPC_ADDR": ""}
+        environment = os.environ | {
+            "TOKEN": stack.tokens["full_access"],
+            "STATE_DIR": str(stack.state_dir),
+            "GRPC_ADDR": "",
+        }
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         calls = [
             found[1].replace("\\\n", "")
-            for found in re.finditer(r"\n  ((?:curl .*-X POST .*cancel|\S*grpcurl )(?:.*\\\n)*.*)", printed)
+            for found in re.finditer(
+                r"\n  ((?:curl .*-X POST .*cancel|\S*grpcurl )(?:.*\\\n)*.*)", printed
+            )
         ]
         assert len(calls) == 2
         for call in [*calls, f"{sys.executable} -m server cancel {workspace_id}"]:
-            called = subprocess.run(["/bin/sh", "-c", call], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+            called = subprocess.run(
+                ["/bin/sh", "-c", call],
+                cwd=ROOT,
+                env=environment,
+                check=False,
+                capture_output=True,
+                text=True,
+            )
             assert "no_active_task" in called.stdout, (call, called)
     finally:
         stack.kill_if_running()
@@ -43,5 +58,10 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
 def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "authority")
     one, other = authority.issue("one"), authority.issue("other")
-    stack = Stack(tmp_path / "state", TLS_CERT_FILE=str(one.cert_file), TLS_KEY_FILE=str(other.key_file))
-    assert "Error: Envoy refuses its configuration: TLS_KEY_FILE does not belong to TLS_CERT_FILE." in stack.refuses_to_start()
+    stack = Stack(
+        tmp_path / "state", TLS_CERT_FILE=str(one.cert_file), TLS_KEY_FILE=str(other.key_file)
+    )
+    assert (
+        "Error: Envoy refuses its configuration: TLS_KEY_FILE does not belong to TLS_CERT_FILE."
+        in stack.refuses_to_start()
+    )

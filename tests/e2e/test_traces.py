@@ -1,4 +1,6 @@
-"""A trace from the edge to the agent and back into the log of events, and the lines of the logs that belong together."""
+"""A trace from the edge to the agent and back into the log of events, and the lines of the logs
+that belong together.
+"""
 
 import json
 import secrets
@@ -28,7 +30,9 @@ def receiver() -> Receiver:
 def traced(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stack]:
     """A stack that sends its spans. It ends without their receiver, and in time."""
     state_dir = tmp_path_factory.mktemp("traced") / "state"
-    stack = Stack(state_dir, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="100")
+    stack = Stack(
+        state_dir, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="100"
+    )
     try:
         with receiver.running():
             stack.start()
@@ -46,7 +50,10 @@ def new_trace() -> tuple[str, str, str]:
 
 def submit(workspace: Workspace, traceparent: str, *lines: str) -> str:
     response = workspace.rest.call(
-        "POST", f"{workspace.path}/tasks", json={"description": "\n".join(lines)}, headers={"traceparent": traceparent}
+        "POST",
+        f"{workspace.path}/tasks",
+        json={"description": "\n".join(lines)},
+        headers={"traceparent": traceparent},
     )
     task_id: str = response.json()["task_id"]
     return task_id
@@ -55,10 +62,15 @@ def submit(workspace: Workspace, traceparent: str, *lines: str) -> str:
 def cancel(stack: Stack, workspace: Workspace, wire: str, traceparent: str) -> str:
     """Cancels what runs and returns the request's id."""
     if wire == "rest":
-        response = workspace.rest.call("POST", f"{workspace.path}/task/cancel", headers={"traceparent": traceparent})
+        response = workspace.rest.call(
+            "POST", f"{workspace.path}/task/cancel", headers={"traceparent": traceparent}
+        )
         assert response.status_code == 202
         return response.headers["x-request-id"]
-    metadata = (("authorization", f"Bearer {stack.tokens['full_access']}"), ("traceparent", traceparent))
+    metadata = (
+        ("authorization", f"Bearer {stack.tokens['full_access']}"),
+        ("traceparent", traceparent),
+    )
     with grpc.insecure_channel(stack.ready["grpc_addr"]) as channel:
         stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         request = workspace_service_pb2.CancelTaskRequest(workspace_id=workspace.id)
@@ -85,7 +97,9 @@ def lines(stack: Stack, program: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def run_to_cancellation(stack: Stack, wire: str, submitted: str, cancelled: str) -> tuple[Workspace, str, str]:
+def run_to_cancellation(
+    stack: Stack, wire: str, submitted: str, cancelled: str
+) -> tuple[Workspace, str, str]:
     workspace = Workspace(stack)
     gate = Gate(workspace)
     task_id = submit(workspace, submitted, gate.command, "echo never")
@@ -97,7 +111,9 @@ def run_to_cancellation(stack: Stack, wire: str, submitted: str, cancelled: str)
 
 
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_a_trace_goes_to_the_agent_and_back_into_the_log(traced: Stack, receiver: Receiver, wire: str) -> None:
+def test_a_trace_goes_to_the_agent_and_back_into_the_log(
+    traced: Stack, receiver: Receiver, wire: str
+) -> None:
     (first, _, submitted), (second, caller_span, cancelled) = new_trace(), new_trace()
     workspace, task_id, request_id = run_to_cancellation(traced, wire, submitted, cancelled)
 
@@ -111,7 +127,13 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(traced: Stack, receiver
         "task_completed": second,
     }
     commit = INTERNAL + "CommitEvents"
-    wanted = {PUBLIC + "CancelTask", "store.record_cancellation", "agent.cancel_task", commit, "store.transition"}
+    wanted = {
+        PUBLIC + "CancelTask",
+        "store.record_cancellation",
+        "agent.cancel_task",
+        commit,
+        "store.transition",
+    }
     eventually(lambda: wanted <= {span.name for span in receiver.spans(second)})
     spans = {span.name: span for span in receiver.spans(second)}
     call = spans[PUBLIC + "CancelTask"]
@@ -120,11 +142,22 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(traced: Stack, receiver
     assert attributes["evershell.request_id"] == request_id
     for inner in ("store.record_cancellation", "agent.cancel_task"):
         assert spans[inner].parent_span_id == call.span_id
-        assert call.start_time_unix_nano <= spans[inner].start_time_unix_nano <= spans[inner].end_time_unix_nano
+        assert (
+            call.start_time_unix_nano
+            <= spans[inner].start_time_unix_nano
+            <= spans[inner].end_time_unix_nano
+        )
     # The agent commits in the course of the signal.
     assert spans[commit].parent_span_id == spans["agent.cancel_task"].span_id
-    assert spans["store.transition"].parent_span_id in {span.span_id for span in receiver.spans(second) if span.name == commit}
-    eventually(lambda: {PUBLIC + "SubmitTask", "agent.start_task"} <= {span.name for span in receiver.spans(first)})
+    assert spans["store.transition"].parent_span_id in {
+        span.span_id for span in receiver.spans(second) if span.name == commit
+    }
+    eventually(
+        lambda: (
+            {PUBLIC + "SubmitTask", "agent.start_task"}
+            <= {span.name for span in receiver.spans(first)}
+        )
+    )
     assert receiver.services() == {"evershell-control-plane"}
 
 
@@ -136,13 +169,17 @@ def test_a_call_that_brings_no_trace_begins_one(traced: Stack, receiver: Receive
     trace_id = seen["task_submitted"]
     assert len(trace_id) == 32 and set(seen.values()) <= {trace_id, ""}
     # Sent last: it ends after all that it has caused.
-    (root,) = eventually(lambda: [span for span in receiver.spans(trace_id) if not span.parent_span_id])
+    (root,) = eventually(
+        lambda: [span for span in receiver.spans(trace_id) if not span.parent_span_id]
+    )
     assert root.name == PUBLIC + "SubmitTask"
 
 
 def test_a_failure_is_told_in_its_span(traced: Stack, receiver: Receiver) -> None:
     trace_id, _, traceparent = new_trace()
-    response = traced.rest().call("POST", "/v1/workspaces/ws_unknown/task/cancel", headers={"traceparent": traceparent})
+    response = traced.rest().call(
+        "POST", "/v1/workspaces/ws_unknown/task/cancel", headers={"traceparent": traceparent}
+    )
     assert response.status_code == 404
     eventually(lambda: len(receiver.spans(trace_id)) == 2)
     (call,) = (span for span in receiver.spans(trace_id) if span.kind == Span.SPAN_KIND_SERVER)
@@ -156,7 +193,11 @@ def test_a_trace_is_passed_on_where_no_spans_are_sent(stack: Stack, wire: str) -
     (first, _, submitted), (second, _, cancelled) = new_trace(), new_trace()
     workspace, task_id, _ = run_to_cancellation(stack, wire, submitted, cancelled)
     seen = traces(workspace, task_id)
-    assert (seen["task_submitted"], seen["task_cancel_requested"], seen["task_completed"]) == (first, second, second)
+    assert (seen["task_submitted"], seen["task_cancel_requested"], seen["task_completed"]) == (
+        first,
+        second,
+        second,
+    )
     quiet = workspace.submit("true")
     workspace.await_end(quiet)
     log = [entry for entry in workspace.log() if entry["task_id"] == quiet]
@@ -164,7 +205,9 @@ def test_a_trace_is_passed_on_where_no_spans_are_sent(stack: Stack, wire: str) -
 
 
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_a_call_has_one_line_at_the_edge_and_one_in_its_worker(stack: Stack, workspace: Workspace, wire: str) -> None:
+def test_a_call_has_one_line_at_the_edge_and_one_in_its_worker(
+    stack: Stack, workspace: Workspace, wire: str
+) -> None:
     """The request's id joins them."""
     trace_id, _, traceparent = new_trace()
     request_id = cancel(stack, workspace, wire, traceparent)
@@ -175,7 +218,9 @@ def test_a_call_has_one_line_at_the_edge_and_one_in_its_worker(stack: Stack, wor
     # Envoy writes its lines now and then.
     (edge,) = eventually(lambda: of_the_call("envoy"), 20)
     (worker,) = of_the_call("worker-")
-    assert edge["event"] == "edge_call" and edge["path"].endswith("/cancel" if wire == "rest" else "/CancelTask")
+    assert edge["event"] == "edge_call" and edge["path"].endswith(
+        "/cancel" if wire == "rest" else "/CancelTask"
+    )
     assert (worker["method"], worker["trace_id"]) == ("/" + PUBLIC + "CancelTask", trace_id)
 
 

@@ -14,7 +14,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_a_wait_that_sees_the_end_is_200_and_tells_it(workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor) -> None:
+def test_a_wait_that_sees_the_end_is_200_and_tells_it(
+    workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     calling = pool.submit(workspace.cancel, 200, wait="30s")
@@ -28,7 +30,9 @@ def test_a_wait_that_sees_the_end_is_200_and_tells_it(workspace: Workspace, gate
     assert again["outcome"] == "already_finished"
 
 
-def test_a_wait_that_is_over_is_202_with_the_task_as_it_stands(workspace: Workspace, gate: Gate) -> None:
+def test_a_wait_that_is_over_is_202_with_the_task_as_it_stands(
+    workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     answer = workspace.cancel(202, wait="0.1s")
@@ -38,11 +42,18 @@ def test_a_wait_that_is_over_is_202_with_the_task_as_it_stands(workspace: Worksp
     assert workspace.cancel(202, wait="30s")["outcome"] == "no_active_task"
 
 
-def test_waiters_on_every_worker_are_woken(stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor) -> None:
+def test_waiters_on_every_worker_are_woken(
+    stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     calling = [
-        pool.submit(stack.grpc(address=address).call, "CancelTask", workspace_id=workspace.id, wait={"seconds": 30})
+        pool.submit(
+            stack.grpc(address=address).call,
+            "CancelTask",
+            workspace_id=workspace.id,
+            wait={"seconds": 30},
+        )
         for address in stack.worker_addresses()
     ]
     workspace.await_event("task_cancel_requested", task_id)

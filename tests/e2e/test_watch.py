@@ -21,11 +21,15 @@ def test_a_stream_that_is_quiet_says_that_it_lives(workspace: Workspace) -> None
 def test_a_stream_goes_on_behind_any_seq(workspace: Workspace, after: int) -> None:
     workspace.await_end(workspace.submit("true", "true"))
     log = [(str(entry["seq"]), entry["type"]) for entry in workspace.log()][after:]
-    seen = [message["event"] for message in islice(workspace.rest.events(workspace.id, after), len(log))]
+    seen = [
+        message["event"] for message in islice(workspace.rest.events(workspace.id, after), len(log))
+    ]
     assert [(event["seq"], event["type"]) for event in seen] == log
 
 
-def test_a_watcher_of_each_worker_sees_all_that_any_of_them_commits(stack: Stack, workspace: Workspace) -> None:
+def test_a_watcher_of_each_worker_sees_all_that_any_of_them_commits(
+    stack: Stack, workspace: Workspace
+) -> None:
     def watched(address: str) -> list[int]:
         with WorkspaceClient(address, stack.tokens["full_access"]) as client:
             seqs = []

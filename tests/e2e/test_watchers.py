@@ -36,7 +36,9 @@ async def watch(stack: Stack) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
     url = urlsplit(stack.ready["rest_url"])
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     path = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/events"
-    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.tokens['full_access']}\r\n\r\n".encode())
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.tokens['full_access']}\r\n\r\n".encode()
+    )
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
     assert b"workspace_provisioned" in await reader.readuntil(b"}}\n\n")
     return reader, writer
@@ -47,7 +49,10 @@ def kib(stack: Stack) -> dict[str, float]:
     children = psutil.Process(stack.pid).children()
     envoy = next(child for child in children if child.name() == "envoy")
     (worker,) = stack.pids("serve")
-    return {"worker": psutil.Process(worker).memory_info().rss / 1024, "envoy": envoy.memory_info().rss / 1024}
+    return {
+        "worker": psutil.Process(worker).memory_info().rss / 1024,
+        "envoy": envoy.memory_info().rss / 1024,
+    }
 
 
 async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
@@ -57,22 +62,28 @@ async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
         streams = await asyncio.gather(*(watch(crowded) for _ in range(WATCHERS)))
     after = kib(crowded)
     each = {program: round((after[program] - before[program]) / WATCHERS, 1) for program in before}
-    print(f"KiB a watcher: {each}")  # noqa: T201
+    print(f"KiB a watcher: {each}")
     assert all(each[program] < most for program, most in MOST_KIB.items()), each
 
     # Others are served as if nobody watched.
     began = time.monotonic()
     assert other.cancel()["outcome"] == "no_active_task"
     cancelled_seconds = time.monotonic() - began
-    assert (await asyncio.to_thread(lambda: other.await_end(other.submit("true"))))["status"] == "completed"
-    print(f"a cancellation beside them took {cancelled_seconds * 1000:.0f} ms")  # noqa: T201
+    assert (await asyncio.to_thread(lambda: other.await_end(other.submit("true"))))[
+        "status"
+    ] == "completed"
+    print(f"a cancellation beside them took {cancelled_seconds * 1000:.0f} ms")
     assert cancelled_seconds < 1
 
     # So are they in the workspace that all of them watch, and each sees what happens there.
     path = f"/v1/workspaces/{crowded.ready['demo']['workspace_id']}"
-    task_id = (await asyncio.to_thread(crowded.rest().post, f"{path}/tasks", {"description": "true"}))["task_id"]
+    task_id = (
+        await asyncio.to_thread(crowded.rest().post, f"{path}/tasks", {"description": "true"})
+    )["task_id"]
     async with asyncio.timeout(FIRST_EVENT_SECONDS):
-        seen = await asyncio.gather(*(reader.readuntil(b'"task_completed":{') for reader, _ in streams))
+        seen = await asyncio.gather(
+            *(reader.readuntil(b'"task_completed":{') for reader, _ in streams)
+        )
     assert all(task_id.encode() in each for each in seen)
     assert not any(reader.at_eof() for reader, _ in streams)
     for _, writer in streams:
@@ -85,5 +96,7 @@ async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
 
 def admin_socket(stack: Stack) -> str:
     """Envoy's, by its configuration."""
-    path: str = json.loads((stack.state_dir / "envoy.yaml").read_text().split("path: ", 1)[1].split(",", 1)[0])
+    path: str = json.loads(
+        (stack.state_dir / "envoy.yaml").read_text().split("path: ", 1)[1].split(",", 1)[0]
+    )
     return path

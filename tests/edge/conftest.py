@@ -26,8 +26,12 @@ def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
 
 
 @pytest.fixture(scope="session")
-def edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
-    """The edge as it is shipped. No test may leave a Lua error behind, nor a worker that took the edge's pings for an attack."""
+def edge(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEdge]:
+    """The edge as it is shipped. No test may leave a Lua error behind, nor a worker that took the
+    edge's pings for an attack.
+    """
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1]) as running:
         yield running
         assert running.stat("http.rest.lua.errors") == 0
@@ -42,14 +46,18 @@ def lonely_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdg
 
 
 @pytest.fixture(scope="session")
-def hasty_edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+def hasty_edge(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEdge]:
     """The edge with short time limits."""
     hurry = {
         '"35s"': '"0.3s"',
         "request_headers_timeout: 10s": "request_headers_timeout: 0.3s",
         "request_timeout: 30s": "request_timeout: 0.3s",
     }
-    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=hurry) as running:
+    with running_edge(
+        short_directory(tmp_path_factory), _stub_and_address[1], hurry=hurry
+    ) as running:
         yield running
 
 
@@ -57,7 +65,9 @@ def hasty_edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.Tem
 def rest(request: pytest.FixtureRequest, edge: RunningEdge) -> Iterator[httpx.Client]:
     """A REST client, once for each protocol."""
     http2 = request.param == "HTTP/2"
-    with httpx.Client(base_url=edge.rest_url, http1=not http2, http2=http2, trust_env=False, timeout=15) as client:
+    with httpx.Client(
+        base_url=edge.rest_url, http1=not http2, http2=http2, trust_env=False, timeout=15
+    ) as client:
         yield client
 
 

@@ -1,13 +1,60 @@
-"""Requests by chance: methods, paths, headers and bodies, well-formed or not, from a seed; as bytes of HTTP/1.1."""
+"""Requests by chance: methods, paths, headers and bodies, well-formed or not, from a seed; as bytes
+of HTTP/1.1.
+"""
 
 import random
 from collections.abc import Iterator
 
 from .raw_cases import RAW_CASES
 
-METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PURGE", "BREW", "get", "", "G\x00T"]
-SEGMENTS = ["v1", "workspaces", "ws_1", "task", "tasks", "cancel", "events", "stop", "resume", "audit", "healthz", "error_internal"]
-SEGMENTS += ["..", ".", "", "%2F", "%00", "%zz", "%", "ä", "a" * 300, "*", ";x=1", "{id}", "\\", "bare_14", "~", "%e2%98%83"]
+METHODS = [
+    "GET",
+    "POST",
+    "HEAD",
+    "PUT",
+    "DELETE",
+    "PATCH",
+    "OPTIONS",
+    "TRACE",
+    "CONNECT",
+    "PURGE",
+    "BREW",
+    "get",
+    "",
+    "G\x00T",
+]
+SEGMENTS = [
+    "v1",
+    "workspaces",
+    "ws_1",
+    "task",
+    "tasks",
+    "cancel",
+    "events",
+    "stop",
+    "resume",
+    "audit",
+    "healthz",
+    "error_internal",
+]
+SEGMENTS += [
+    "..",
+    ".",
+    "",
+    "%2F",
+    "%00",
+    "%zz",
+    "%",
+    "ä",
+    "a" * 300,
+    "*",
+    ";x=1",
+    "{id}",
+    "\\",
+    "bare_14",
+    "~",
+    "%e2%98%83",
+]
 QUERIES = [
     "",
     "",
@@ -21,7 +68,17 @@ QUERIES = [
     "?a[]=1",
     "?" + "q" * 2000,
 ]
-NAMES = ["content-type", "content-length", "transfer-encoding", "host", "connection", "upgrade", "expect", "te", "x-request-id"]
+NAMES = [
+    "content-type",
+    "content-length",
+    "transfer-encoding",
+    "host",
+    "connection",
+    "upgrade",
+    "expect",
+    "te",
+    "x-request-id",
+]
 NAMES += [
     "authorization",
     "origin",
@@ -71,7 +128,20 @@ VALUES += [
     "1m",
     "a" * 5000,
 ]
-VALUES += ["\x00", "\x7f", "ä", "é" * 10, "\t", " ", "a\rb", "1, 2", '"', "%s%n", "${jndi:x}", "\x1b[2J"]
+VALUES += [
+    "\x00",
+    "\x7f",
+    "ä",
+    "é" * 10,
+    "\t",
+    " ",
+    "a\rb",
+    "1, 2",
+    '"',
+    "%s%n",
+    "${jndi:x}",
+    "\x1b[2J",
+]
 BODIES = [
     "",
     "{}",
@@ -114,19 +184,28 @@ def requests(seed: int) -> Iterator[bytes]:
             yield sent
 
 
-SEEDS = [case.sent for case in RAW_CASES if isinstance(case.sent, bytes) and len(case.sent) < 10_000]
+SEEDS = [
+    case.sent for case in RAW_CASES if isinstance(case.sent, bytes) and len(case.sent) < 10_000
+]
 
 
 def _composed(chance: random.Random) -> bytes:
     path = "/" + "/".join(chance.choice(SEGMENTS) for _ in range(chance.randrange(6)))
     if chance.random() < 0.5:
         path = chance.choice(
-            ["/v1/workspaces/ws_1/task/cancel", "/v1/workspaces", "/v1/workspaces/ws_1/tasks", "/v1/workspaces/ws_1/events"]
+            [
+                "/v1/workspaces/ws_1/task/cancel",
+                "/v1/workspaces",
+                "/v1/workspaces/ws_1/tasks",
+                "/v1/workspaces/ws_1/events",
+            ]
         )
     method = chance.choice(METHODS if chance.random() < 0.5 else METHODS[:3])
     version = chance.choice(["HTTP/1.1"] * 12 + ["HTTP/1.0", "HTTP/2", "HTTP/1.1 ", ""])
     lines = [f"{method} {path}{chance.choice(QUERIES)} {version}", "host: x"]
-    lines += [f"{chance.choice(NAMES)}: {chance.choice(VALUES)}" for _ in range(chance.randrange(5))]
+    lines += [
+        f"{chance.choice(NAMES)}: {chance.choice(VALUES)}" for _ in range(chance.randrange(5))
+    ]
     body = chance.choice(BODIES).encode("utf-8" if chance.random() < 0.5 else "latin-1", "replace")
     if chance.random() < 0.7:
         lines += [f"content-length: {len(body)}", "connection: close"]

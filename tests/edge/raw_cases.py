@@ -1,4 +1,6 @@
-"""The rows of the table that no client sends: bytes, as they come over a socket that speaks HTTP/1.1."""
+"""The rows of the table that no client sends: bytes, as they come over a socket that speaks
+HTTP/1.1.
+"""
 
 from .cases import CANCEL, Case
 
@@ -7,7 +9,9 @@ HOST = "host: x\r\nx-request-id: chosen-by-the-client\r\n"
 CLOSE = "connection: close\r\n"
 
 
-def raw(line: str = f"POST {CANCEL} HTTP/1.1", headers: str = "", body: str = "", host: str = HOST) -> bytes:
+def raw(
+    line: str = f"POST {CANCEL} HTTP/1.1", headers: str = "", body: str = "", host: str = HOST
+) -> bytes:
     return f"{line}\r\n{host}{headers}\r\n{body}".encode("latin-1")
 
 
@@ -28,20 +32,41 @@ def chunks(field: str, size: int) -> str:
 TASKS_LINE = "POST /v1/workspaces/ws_1/tasks HTTP/1.1"
 CHUNKED = "transfer-encoding: chunked\r\n"
 FRAMING = [
-    bad("two lengths that differ", raw(headers="content-length: 2\r\ncontent-length: 3\r\n", body="{}")),
-    bad("two lengths that are alike", raw(headers="content-length: 2\r\ncontent-length: 2\r\n", body="{}")),
+    bad(
+        "two lengths that differ",
+        raw(headers="content-length: 2\r\ncontent-length: 3\r\n", body="{}"),
+    ),
+    bad(
+        "two lengths that are alike",
+        raw(headers="content-length: 2\r\ncontent-length: 2\r\n", body="{}"),
+    ),
     bad("a negative length", raw(headers="content-length: -1\r\n")),
     bad("a length that is no number", raw(headers="content-length: abc\r\n")),
     bad("a length beyond all numbers", raw(headers=f"content-length: {'9' * 23}\r\n")),
     bad("a length and chunks", raw(headers=f"content-length: 5\r\n{CHUNKED}", body="0\r\n\r\n")),
     bad("chunks that are none", raw(headers=CHUNKED, body="zz\r\n{}\r\n0\r\n\r\n")),
-    bad("a hidden transfer encoding", raw(headers="transfer-encoding: \x0bchunked\r\n", body="0\r\n\r\n")),
-    bad("another transfer encoding", raw(headers="transfer-encoding: gzip\r\n"), "transfer encoding"),
-    bad("two transfer encodings", raw(headers="transfer-encoding: gzip, chunked\r\n", body="0\r\n\r\n"), "transfer encoding"),
+    bad(
+        "a hidden transfer encoding",
+        raw(headers="transfer-encoding: \x0bchunked\r\n", body="0\r\n\r\n"),
+    ),
+    bad(
+        "another transfer encoding", raw(headers="transfer-encoding: gzip\r\n"), "transfer encoding"
+    ),
+    bad(
+        "two transfer encodings",
+        raw(headers="transfer-encoding: gzip, chunked\r\n", body="0\r\n\r\n"),
+        "transfer encoding",
+    ),
     bad("a space before the colon", raw(headers="content-length : 2\r\n", body="{}")),
     good("chunks", raw(headers=CHUNKED + CLOSE, body="2\r\n{}\r\n0\r\n\r\n")),
-    good("chunks with a trailer", raw(headers=CHUNKED + CLOSE, body="2\r\n{}\r\n0\r\nx-evershell-edge: 1\r\n\r\n")),
-    good("a body that is a request", raw(headers="content-length: 0\r\n" + CLOSE, body="GET /admin HTTP/1.1\r\n\r\n")),
+    good(
+        "chunks with a trailer",
+        raw(headers=CHUNKED + CLOSE, body="2\r\n{}\r\n0\r\nx-evershell-edge: 1\r\n\r\n"),
+    ),
+    good(
+        "a body that is a request",
+        raw(headers="content-length: 0\r\n" + CLOSE, body="GET /admin HTTP/1.1\r\n\r\n"),
+    ),
     good("expect", raw(headers="expect: 100-continue\r\ncontent-length: 2\r\n" + CLOSE, body="{}")),
     Case(
         "too large in chunks",
@@ -83,14 +108,36 @@ LINES = [
     Case("HTTP/1.2", raw("GET /healthz HTTP/1.2"), 426, "upgrade_required"),
     Case("a long URL", raw(f"GET /{'x' * 70_000} HTTP/1.1"), 431, "headers_too_large"),
     Case("a long method", raw(f"{'X' * 70_000} / HTTP/1.1"), 431, "headers_too_large"),
-    Case("a websocket", raw(f"GET {CANCEL} HTTP/1.1", "connection: upgrade\r\nupgrade: websocket\r\n"), 403, "upgrade_refused"),
-    Case("CONNECT", b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n", 403, "upgrade_refused"),
+    Case(
+        "a websocket",
+        raw(f"GET {CANCEL} HTTP/1.1", "connection: upgrade\r\nupgrade: websocket\r\n"),
+        403,
+        "upgrade_refused",
+    ),
+    Case(
+        "CONNECT",
+        b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n",
+        403,
+        "upgrade_refused",
+    ),
     good("an absolute URL", raw("GET http://x/v1/workspaces HTTP/1.1", CLOSE), 200),
-    good("an upgrade to HTTP/2 is not taken", raw(headers="connection: upgrade, close\r\nupgrade: h2c\r\n")),
-    good("hop-by-hop headers that are none", raw(headers="connection: close, x-request-id, x-evershell-edge\r\n")),
+    good(
+        "an upgrade to HTTP/2 is not taken",
+        raw(headers="connection: upgrade, close\r\nupgrade: h2c\r\n"),
+    ),
+    good(
+        "hop-by-hop headers that are none",
+        raw(headers="connection: close, x-request-id, x-evershell-edge\r\n"),
+    ),
 ]
 SLOW = [
-    Case("slow headers", f"POST {CANCEL} HTTP/1.1\r\nhost: x\r\n".encode(), 408, "request_timeout", edge="hasty_edge"),
+    Case(
+        "slow headers",
+        f"POST {CANCEL} HTTP/1.1\r\nhost: x\r\n".encode(),
+        408,
+        "request_timeout",
+        edge="hasty_edge",
+    ),
     Case(
         "a slow body",
         raw(headers="content-type: application/json\r\ncontent-length: 10\r\n", body="{"),

@@ -1,4 +1,6 @@
-"""A control plane that does what the id of the workspace says, and the edge in front of it as a real process."""
+"""A control plane that does what the id of the workspace says, and the edge in front of it as a
+real process.
+"""
 
 import asyncio
 import json
@@ -14,7 +16,14 @@ from typing import Any
 
 import grpc
 import httpx
-from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_pb2, workspace_service_pb2, workspace_service_pb2_grpc
+from evershell.workspace.v1 import (
+    error_pb2,
+    event_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.api.server import OPTIONS
@@ -29,7 +38,9 @@ AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
 
 
 class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
-    """`error_<slug>`: that error. `bare_<n>`: gRPC status n as the library sends it. Others: see below."""
+    """`error_<slug>`: that error. `bare_<n>`: gRPC status n as the library sends it. Others: see
+    below.
+    """
 
     def __init__(self, slow_seconds: float = 10.0) -> None:
         self._slow_seconds = slow_seconds
@@ -43,15 +54,27 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         asyncio.run(self.health.set("", status))
 
     async def _act(self, request: Any, context: Any) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        metadata = {
+            key: value for key, value in context.invocation_metadata() if isinstance(value, str)
+        }
         self.seen.append((request, metadata))
         name = request.workspace_id
         if name.startswith("error_"):
             slug = name.removeprefix("error_")
-            body = {"error": {"code": slug, "message": AWKWARD, "request_id": metadata["x-request-id"], "details": {"n": 1}}}
+            body = {
+                "error": {
+                    "code": slug,
+                    "message": AWKWARD,
+                    "request_id": metadata["x-request-id"],
+                    "details": {"n": 1},
+                }
+            }
             trailing = [("grpc-status-details-bin", b"\x08\x05"), ("retry-after", "7")]
             if metadata.get("x-evershell-edge") == "rest":
-                trailing += [("x-evershell-error", json.dumps(body)), ("x-evershell-status", str(rule(slug).http))]
+                trailing += [
+                    ("x-evershell-error", json.dumps(body)),
+                    ("x-evershell-status", str(rule(slug).http)),
+                ]
             await context.abort(CODES[rule(slug).grpc], AWKWARD, tuple(trailing))
         if name.startswith("bare_"):
             await context.abort(CODES[int(name.removeprefix("bare_"))], "a secret of the library")
@@ -62,7 +85,9 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         if name == "waits":
             await asyncio.to_thread(self.release.wait, START_SECONDS)
 
-    async def CancelTask(self, request: Any, context: Any) -> workspace_service_pb2.CancelTaskResponse:  # noqa: N802
+    async def CancelTask(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.CancelTaskResponse:
         await self._act(request, context)
         if request.workspace_id == "ended":
             await context.send_initial_metadata([("x-evershell-status", "200")])
@@ -70,40 +95,52 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         outcome = workspace_service_pb2.CancelTaskResponse.accepted
         context.set_trailing_metadata([("x-evershell-note", "internal")])
         return workspace_service_pb2.CancelTaskResponse(
-            workspace_id=request.workspace_id, task_id=task.id, outcome=outcome, reason=request.reason, task=task
+            workspace_id=request.workspace_id,
+            task_id=task.id,
+            outcome=outcome,
+            reason=request.reason,
+            task=task,
         )
 
-    async def CreateWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+    async def CreateWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         return workspace_pb2.Workspace(id="ws_new")
 
-    async def GetWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+    async def GetWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         await self._act(request, context)
         return workspace_pb2.Workspace(id=request.workspace_id)
 
-    async def ListTasks(self, request: Any, context: Any) -> workspace_service_pb2.ListTasksResponse:  # noqa: N802
+    async def ListTasks(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.ListTasksResponse:
         await self._act(request, context)
         long = task_pb2.Task(id="task_1", description="x" * 100_000)
         return workspace_service_pb2.ListTasksResponse(tasks=[long] * request.page_size)
 
-    async def GetTask(self, request: Any, context: Any) -> task_pb2.Task:  # noqa: N802
+    async def GetTask(self, request: Any, context: Any) -> task_pb2.Task:
         return task_pb2.Task(id=request.task_id)
 
-    async def SubmitTask(self, request: Any, context: Any) -> workspace_service_pb2.SubmitTaskResponse:  # noqa: N802
+    async def SubmitTask(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.SubmitTaskResponse:
         return workspace_service_pb2.SubmitTaskResponse(workspace_id=request.workspace_id)
 
-    async def ListWorkspaces(self, request: Any, context: Any) -> workspace_service_pb2.ListWorkspacesResponse:  # noqa: N802
+    async def ListWorkspaces(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.ListWorkspacesResponse:
         return workspace_service_pb2.ListWorkspacesResponse()
 
-    async def StopWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+    async def StopWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         return workspace_pb2.Workspace(id=request.workspace_id)
 
-    async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:  # noqa: N802
+    async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         return workspace_pb2.Workspace(id=request.workspace_id)
 
-    async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._act(request, context)
         response = workspace_service_pb2.WatchEventsResponse
-        yield response(event=event_pb2.Event(seq=request.after + 1, workspace_id=request.workspace_id))
+        yield response(
+            event=event_pb2.Event(seq=request.after + 1, workspace_id=request.workspace_id)
+        )
         if request.workspace_id == "breaks":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
         # The second message leaves only when the test has read the first one.
@@ -113,7 +150,9 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
 @contextmanager
 def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
-    """Serves the stub from an event loop in a thread of its own; yields its address. Ends as the control plane does."""
+    """Serves the stub from an event loop in a thread of its own; yields its address. Ends as the
+    control plane does.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -151,7 +190,9 @@ class RunningEdge:
 
     def admin(self, path: str) -> str:
         """What the admin interface says."""
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False) as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False
+        ) as client:
             return client.get(f"http://admin{path}").text
 
     def stat(self, name: str) -> int:
@@ -161,13 +202,20 @@ class RunningEdge:
     def answers(self, status: int) -> bool:
         """Whether /healthz answers with this status."""
         try:
-            return httpx.get(f"{self.rest_url}/healthz", verify=self.verify, trust_env=False).status_code == status
+            return (
+                httpx.get(
+                    f"{self.rest_url}/healthz", verify=self.verify, trust_env=False
+                ).status_code
+                == status
+            )
         except httpx.TransportError:
             return False
 
     def raw(self, data: bytes) -> bytes:
         """What comes back for these bytes until the edge closes the connection."""
-        with socket.create_connection(("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS
+        ) as connection:
             connection.sendall(data)
             received = b""
             while chunk := connection.recv(65536):
@@ -193,7 +241,8 @@ def running_edge(
     verify: ssl.SSLContext | bool = True,
     logs_all: bool = True,
 ) -> Iterator[RunningEdge]:
-    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is how callers trust it.
+    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is
+    how callers trust it.
 
     With `logs_all` no call is left out of its log, since tests call faster than it would show.
     """

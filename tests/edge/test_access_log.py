@@ -27,9 +27,13 @@ CANCEL = "/v1/workspaces/{}/task/cancel"
 
 
 @pytest.fixture(scope="module")
-def quiet_edge(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+def quiet_edge(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEdge]:
     """An edge whose log nobody else fills."""
-    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False) as running:
+    with running_edge(
+        short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False
+    ) as running:
         yield running
 
 
@@ -52,7 +56,11 @@ class Log:
             return log.read()
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.text().splitlines(keepends=True) if line.endswith("\n")]
+        return [
+            json.loads(line)
+            for line in self.text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
 
     def assert_all(self, calls: int) -> None:
         """Each of the calls is in the log, or counted among those that were left out."""
@@ -103,7 +111,9 @@ def health(edge: RunningEdge, client: httpx.Client) -> int:
 
 
 def rapid_reset(edge: RunningEdge, client: httpx.Client) -> int:
-    """Streams that are reset with the packet that opens them. The edge closes each connection after some hundreds."""
+    """Streams that are reset with the packet that opens them. The edge closes each connection after
+    some hundreds.
+    """
     before = edge.stat("http.rest.downstream_rq_total")
     for _ in range(10):
         _reset(edge.settings.rest_port, 2_000)
@@ -116,12 +126,20 @@ def rapid_reset(edge: RunningEdge, client: httpx.Client) -> int:
 def _reset(port: int, streams: int) -> None:
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     connection.initiate_connection()
-    request = [(":method", "POST"), (":path", CANCEL.format("slow")), (":scheme", "http"), (":authority", "x")]
+    request = [
+        (":method", "POST"),
+        (":path", CANCEL.format("slow")),
+        (":scheme", "http"),
+        (":authority", "x"),
+    ]
     for number in range(streams):
         connection.send_headers(2 * number + 1, request, end_stream=True)
         connection.reset_stream(2 * number + 1)
     # The edge may close the connection before all is sent.
-    with socket.create_connection(("127.0.0.1", port), timeout=15) as wire, suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=15) as wire,
+        suppress(ConnectionError),
+    ):
         wire.sendall(connection.data_to_send())
         while wire.recv(65536):
             pass
@@ -129,13 +147,18 @@ def _reset(port: int, streams: int) -> None:
 
 @pytest.mark.parametrize("flood", [long_paths, bad_keys, pages, health, rapid_reset])
 def test_calls_without_a_credential_do_not_fill_the_log(
-    quiet_edge: RunningEdge, log: Log, client: httpx.Client, flood: Callable[[RunningEdge, httpx.Client], int]
+    quiet_edge: RunningEdge,
+    log: Log,
+    client: httpx.Client,
+    flood: Callable[[RunningEdge, httpx.Client], int],
 ) -> None:
     log.assert_all(flood(quiet_edge, client))
     log.assert_bounded()
 
 
-def test_what_a_worker_answers_is_all_there(quiet_edge: RunningEdge, log: Log, client: httpx.Client) -> None:
+def test_what_a_worker_answers_is_all_there(
+    quiet_edge: RunningEdge, log: Log, client: httpx.Client
+) -> None:
     for _ in range(60):
         client.post(CANCEL.format("ws_1"))
         client.post(CANCEL.format("error_unavailable"))
@@ -147,7 +170,10 @@ def test_what_a_worker_answers_is_all_there(quiet_edge: RunningEdge, log: Log, c
                 with suppress(grpc.RpcError):
                     stub.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id=failing))
     until(lambda: len(log.lines()) >= 300)
-    assert Counter((line["path"].startswith("/v1"), line["status"], line["grpc_status"]) for line in log.lines()) == {
+    assert Counter(
+        (line["path"].startswith("/v1"), line["status"], line["grpc_status"])
+        for line in log.lines()
+    ) == {
         (True, 202, "Unknown"): 60,
         (True, 503, "Unavailable"): 60,
         (False, 200, "OK"): 60,
@@ -156,11 +182,15 @@ def test_what_a_worker_answers_is_all_there(quiet_edge: RunningEdge, log: Log, c
     }
 
 
-def test_every_field_that_a_caller_chooses_has_a_bound(quiet_edge: RunningEdge, log: Log, client: httpx.Client) -> None:
+def test_every_field_that_a_caller_chooses_has_a_bound(
+    quiet_edge: RunningEdge, log: Log, client: httpx.Client
+) -> None:
     client.get("/" + "x" * 50_000, headers={"user-agent": "u" * 5_000})
     client.request("M" * 3_000, "/x")
     client.post(CANCEL.format("ws_1"), json={"reason": {"r" * 30_000: "r" * 30_000}})
-    quiet_edge.raw(b"GET / HTTP/1.1\r\nhost: x\r\nx-request-id: " + b"r" * 3_000 + b"\r\nbad\r\n\r\n")
+    quiet_edge.raw(
+        b"GET / HTTP/1.1\r\nhost: x\r\nx-request-id: " + b"r" * 3_000 + b"\r\nbad\r\n\r\n"
+    )
     until(lambda: len(log.lines()) == 4)
     assert max(len(json.dumps(line)) for line in log.lines()) < _LINE_BYTES
     assert (len(log.lines()[0]["path"]), len(log.lines()[0]["user_agent"])) == (300, 200)

@@ -32,9 +32,12 @@ def clients() -> Iterator[dict[str, Client]]:
 
 
 @pytest.mark.parametrize(
-    ("case", "name"), [pytest.param(case, name, id=f"{case}-{name}") for case in CASES for name in case.clients]
+    ("case", "name"),
+    [pytest.param(case, name, id=f"{case}-{name}") for case in CASES for name in case.clients],
 )
-def test_case(request: pytest.FixtureRequest, clients: dict[str, Client], stub: Stub, case: Case, name: str) -> None:
+def test_case(
+    request: pytest.FixtureRequest, clients: dict[str, Client], stub: Stub, case: Case, name: str
+) -> None:
     edge: RunningEdge = request.getfixturevalue(case.edge)
     assert isinstance(case.sent, Request)
     judge(case, clients[name](edge.rest_url, case.sent), stub, to_head=case.sent.method == "HEAD")
@@ -71,7 +74,9 @@ def judge(case: Case, answer: Answer, stub: Stub, *, to_head: bool = False) -> N
 
 def converse(edge: RunningEdge, sent: bytes) -> Answer:
     """What comes back for these bytes; the edge may close the connection before all are sent."""
-    with socket.create_connection(("127.0.0.1", edge.settings.rest_port), timeout=START_SECONDS) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", edge.settings.rest_port), timeout=START_SECONDS
+    ) as connection:
         received = b""
         with contextlib.suppress(OSError):
             connection.sendall(sent)

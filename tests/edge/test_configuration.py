@@ -1,4 +1,6 @@
-"""What is generated for the edge agrees with the protos, and Envoy accepts what is rendered from it."""
+"""What is generated for the edge agrees with the protos, and Envoy accepts what is rendered from
+it.
+"""
 
 import json
 import subprocess
@@ -32,7 +34,11 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 
 def test_generated_files_have_not_drifted() -> None:
     result = subprocess.run(
-        [sys.executable, "protos/generate.py", "--check"], cwd=ROOT, check=False, capture_output=True, text=True
+        [sys.executable, "protos/generate.py", "--check"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -46,7 +52,10 @@ def test_every_code_of_the_edges_own_has_its_reply() -> None:
         comparison = mapper["filter"]["status_code_filter"]["comparison"]
         error = mapper["body_format_override"]["json_format"]["error"]
         assert len(error["message"]) > 10
-        if comparison["op"] == "EQ" and comparison["value"]["default_value"] == rule(error["code"]).http:
+        if (
+            comparison["op"] == "EQ"
+            and comparison["value"]["default_value"] == rule(error["code"]).http
+        ):
             replies[error["code"]] = comparison["value"]["default_value"]
     for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values[1:]:
         if rule(value.name).edge_only or value.name in replies:

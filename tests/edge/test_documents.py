@@ -1,4 +1,6 @@
-"""The edge serves the OpenAPI document and the page that shows it, without a worker and without a token."""
+"""The edge serves the OpenAPI document and the page that shows it, without a worker and without a
+token.
+"""
 
 import re
 
@@ -26,10 +28,20 @@ def test_a_document(rest: httpx.Client, stub: Stub, path: str) -> None:
     assert answer.headers["cache-control"] == "public, max-age=300"
     assert answer.headers["x-content-type-options"] == "nosniff"
     policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
-    assert not [name for name in answer.headers if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))]
+    assert (
+        "default-src 'none'" in policy
+        and "frame-ancestors 'none'" in policy
+        and "unsafe" not in policy
+    )
+    assert not [
+        name for name in answer.headers if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
+    ]
     head = rest.head(path)
-    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(answer.content)))
+    assert (head.status_code, head.content, head.headers["content-length"]) == (
+        200,
+        b"",
+        str(len(answer.content)),
+    )
     assert stub.seen == []
 
 
@@ -42,7 +54,14 @@ def test_a_document_is_only_read(rest: httpx.Client, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/docs/", "/docs/../gen/workspace.binpb", "/docs/swagger-ui.js", "/openapi.yml", "/openapi.yaml/"]
+    "path",
+    [
+        "/docs/",
+        "/docs/../gen/workspace.binpb",
+        "/docs/swagger-ui.js",
+        "/openapi.yml",
+        "/openapi.yaml/",
+    ],
 )
 def test_nothing_else_is_served(rest: httpx.Client, path: str) -> None:
     assert code(rest.get(path)) == "not_found"

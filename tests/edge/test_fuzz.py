@@ -1,4 +1,6 @@
-"""Whatever is sent: what comes back is the envelope, or a success. FUZZ_SECONDS makes it longer, FUZZ_SEED another one."""
+"""Whatever is sent: what comes back is the envelope, or a success. FUZZ_SECONDS makes it longer,
+FUZZ_SEED another one.
+"""
 
 import contextlib
 import os
@@ -33,11 +35,17 @@ def test_whatever_is_sent(edge: RunningEdge, stub: Stub) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while time.monotonic() < ends or told.total() < LEAST:
             batch = list(islice(sent, AT_ONCE * 8))
-            for request, verdict in zip(batch, pool.map(lambda each: verdict_on(edge, each), batch), strict=True):
-                told[verdict if verdict in (NOTHING, OUTSIDE) or verdict.isdigit() else OUTSIDE] += 1
+            for request, verdict in zip(
+                batch, pool.map(lambda each: verdict_on(edge, each), batch), strict=True
+            ):
+                told[
+                    verdict if verdict in (NOTHING, OUTSIDE) or verdict.isdigit() else OUTSIDE
+                ] += 1
                 if told[OUTSIDE] > len(outside):
                     outside.append((request, verdict))
-    print(f"seed {SEED}: {told.total()} requests, {len(outside)} answers outside the envelope; {dict(sorted(told.items()))}")  # noqa: T201
+    print(
+        f"seed {SEED}: {told.total()} requests, {len(outside)} answers outside the envelope; {dict(sorted(told.items()))}"
+    )
     assert not outside, outside[:3]
     assert len(told) > 5
     assert edge.answers(200)
@@ -52,7 +60,8 @@ def verdict_on(edge: RunningEdge, sent: bytes) -> str:
     try:
         answer = parse(received, to_head=to_head)
         if answer.body and answer.status in UNREAD and answer.header("connection") == "close":
-            # What cannot be read is not known to be a HEAD, and nothing more comes on this connection.
+            # What cannot be read is not known to be a HEAD, and nothing more comes on this
+            # connection.
             to_head = False
         check(answer, to_head=to_head)
     except (AssertionError, ValueError) as error:
@@ -75,4 +84,8 @@ def received_for(edge: RunningEdge, sent: bytes) -> bytes:
 
 
 def test_a_seed_always_gives_the_same() -> None:
-    assert list(islice(requests(7), 200)) == list(islice(requests(7), 200)) != list(islice(requests(8), 200))
+    assert (
+        list(islice(requests(7), 200))
+        == list(islice(requests(7), 200))
+        != list(islice(requests(8), 200))
+    )

@@ -36,13 +36,20 @@ def test_call(edge: RunningEdge, channel: grpc.Channel, stub: Stub) -> None:
     metadata = stub.seen[-1][1]
     assert "x-evershell-edge" not in metadata
     assert metadata["x-evershell-host"] == edge.grpc_address
-    assert dict(call.initial_metadata())["x-request-id"] == metadata["x-request-id"] != "chosen-by-the-client"
+    assert (
+        dict(call.initial_metadata())["x-request-id"]
+        == metadata["x-request-id"]
+        != "chosen-by-the-client"
+    )
 
 
 def test_error_is_untouched(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     with pytest.raises(grpc.RpcError) as raised:
-        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="error_workspace_not_found"), timeout=10)
+        client.CancelTask(
+            workspace_service_pb2.CancelTaskRequest(workspace_id="error_workspace_not_found"),
+            timeout=10,
+        )
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
     assert raised.value.details() == AWKWARD
     trailing = metadata_of(raised.value)
@@ -59,7 +66,11 @@ def test_deadline_reaches_the_server(channel: grpc.Channel, stub: Stub) -> None:
 
 def test_stream(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
-    messages = iter(client.WatchEvents(workspace_service_pb2.WatchEventsRequest(workspace_id="ws_1"), timeout=10))
+    messages = iter(
+        client.WatchEvents(
+            workspace_service_pb2.WatchEventsRequest(workspace_id="ws_1"), timeout=10
+        )
+    )
     assert next(messages).event.seq == 1
     stub.release.set()
     assert next(messages).error.message == AWKWARD
@@ -70,7 +81,10 @@ def test_health(channel: grpc.Channel) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize(("method", "limit"), [("CancelTask", 16_384), ("SubmitTask", 1_048_576), ("WatchEvents", 1_048_576)])
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [("CancelTask", 16_384), ("SubmitTask", 1_048_576), ("WatchEvents", 1_048_576)],
+)
 def test_a_message_has_a_size_limit(channel: Any, stub: Stub, method: str, limit: int) -> None:
     path = f"/{workspace_service_pb2.DESCRIPTOR.package}.WorkspaceService/{method}"
     with pytest.raises(grpc.RpcError) as raised:
@@ -86,7 +100,12 @@ def test_a_message_has_a_size_limit(channel: Any, stub: Stub, method: str, limit
 
 @pytest.mark.parametrize(
     "method",
-    ["/evershell.agent.v1.RuntimeService/Heartbeat", "/evershell.workspace.v1.WorkspaceService/Nothing", "/a.b.C/D", "/nothing"],
+    [
+        "/evershell.agent.v1.RuntimeService/Heartbeat",
+        "/evershell.workspace.v1.WorkspaceService/Nothing",
+        "/a.b.C/D",
+        "/nothing",
+    ],
 )
 def test_a_method_that_there_is_not(channel: grpc.Channel, stub: Stub, method: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
@@ -116,7 +135,10 @@ def told(error: Any) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb
 
 
 def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
-    with grpc.insecure_channel(lonely_edge.grpc_address) as channel, pytest.raises(grpc.RpcError) as raised:
+    with (
+        grpc.insecure_channel(lonely_edge.grpc_address) as channel,
+        pytest.raises(grpc.RpcError) as raised,
+    ):
         client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -124,15 +146,20 @@ def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
     assert (info.reason, retry.retry_delay.seconds) == ("UNAVAILABLE", 1)
 
 
-def test_a_path_that_gRPC_has_not(edge: RunningEdge) -> None:  # noqa: N802
-    with grpc.insecure_channel(edge.grpc_address) as channel, pytest.raises(grpc.RpcError) as raised:
+def test_a_path_that_gRPC_has_not(edge: RunningEdge) -> None:
+    with (
+        grpc.insecure_channel(edge.grpc_address) as channel,
+        pytest.raises(grpc.RpcError) as raised,
+    ):
         call(channel, "/a%2Fb")
     assert raised.value.code() is grpc.StatusCode.INTERNAL
     assert told(raised.value)[1].reason == "INTERNAL"
 
 
 def test_rest_is_not_here(edge: RunningEdge) -> None:
-    answer = httpx.post(f"http://{edge.grpc_address}/v1/workspaces/ws_1/task/cancel", trust_env=False)
+    answer = httpx.post(
+        f"http://{edge.grpc_address}/v1/workspaces/ws_1/task/cancel", trust_env=False
+    )
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
     assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]

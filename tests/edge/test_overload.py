@@ -41,7 +41,9 @@ def test_idle_connections_make_room_before_there_is_none(
     few = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 20"}
     few |= {"min_timeout: 5s": "min_timeout: 0.5s"}
     with ExitStack() as opened:
-        edge = opened.enter_context(running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=few))
+        edge = opened.enter_context(
+            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=few)
+        )
         for _ in range(19):
             opened.enter_context(connected(edge, b""))
         until(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") == 19)
@@ -55,14 +57,18 @@ def test_when_memory_runs_out_what_holds_the_most_is_reset(
     little = {"max_heap_size_bytes: 1073741824": "max_heap_size_bytes: 134217728"}
     request = f"GET {TASKS}?page_size=200 HTTP/1.1\r\nhost: x\r\n\r\n".encode()
     with ExitStack() as opened:
-        edge = opened.enter_context(running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=little))
+        edge = opened.enter_context(
+            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=little)
+        )
         for _ in range(8):
             opened.enter_context(connected(edge, request))
         until(lambda: edge.stat("envoy.overload_actions.reset_high_memory_stream.count") > 0)
         until(lambda: cancels(edge))
 
 
-def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(edge: RunningEdge, stub: Stub) -> None:
+def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(
+    edge: RunningEdge, stub: Stub
+) -> None:
     head = f"POST {TASKS} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{{"
     with ExitStack() as opened:
         for _ in range(LARGE_BODIES):
@@ -87,10 +93,15 @@ def large_bodies(edge: RunningEdge) -> int:
 def channels(edge: RunningEdge) -> Iterator[list[grpc.Channel]]:
     with ExitStack() as opened:
         alone = [("grpc.use_local_subchannel_pool", 1)]
-        yield [opened.enter_context(grpc.insecure_channel(edge.grpc_address, options=alone)) for _ in range(2)]
+        yield [
+            opened.enter_context(grpc.insecure_channel(edge.grpc_address, options=alone))
+            for _ in range(2)
+        ]
 
 
-def test_streams_without_a_credential_are_few_at_a_time(edge: RunningEdge, channels: list[grpc.Channel]) -> None:
+def test_streams_without_a_credential_are_few_at_a_time(
+    edge: RunningEdge, channels: list[grpc.Channel]
+) -> None:
     first, other = (health_pb2_grpc.HealthStub(channel) for channel in channels)
     request = health_pb2.HealthCheckRequest()
     watches = [first.Watch(request) for _ in range(PROBES)]

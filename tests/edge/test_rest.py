@@ -9,11 +9,19 @@ from .stub import Stub
 
 def test_the_two_paths_of_a_cancellation(rest: httpx.Client, stub: Stub) -> None:
     shown = rest.post("/v1/workspaces/ws_1/tasks/task_9/cancel").json()
-    assert (shown["workspace_id"], shown["task_id"], shown["outcome"]) == ("ws_1", "task_9", "accepted")
+    assert (shown["workspace_id"], shown["task_id"], shown["outcome"]) == (
+        "ws_1",
+        "task_9",
+        "accepted",
+    )
     assert shown["task"]["iterations"] == 0
     rest.post(CANCEL, json={"reason": "größer", "wait": "1.5s", "task_id": "task_8"})
     request = stub.seen[-1][0]
-    assert (request.reason, request.task_id, request.wait.ToTimedelta().total_seconds()) == ("größer", "task_8", 1.5)
+    assert (request.reason, request.task_id, request.wait.ToTimedelta().total_seconds()) == (
+        "größer",
+        "task_8",
+        1.5,
+    )
 
 
 def test_request_id_is_the_edges(rest: httpx.Client, stub: Stub) -> None:
@@ -55,11 +63,16 @@ DURATION = "a duration is a string that ends in s, such as"
         ('{"wait": "\\"}}"}', "wait", f'{DURATION} "10s"'),
     ],
 )
-def test_a_value_that_a_field_cannot_take(rest: httpx.Client, body: str, field: str, reason: str) -> None:
+def test_a_value_that_a_field_cannot_take(
+    rest: httpx.Client, body: str, field: str, reason: str
+) -> None:
     answer = rest.post(CANCEL, content=body)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert (error["code"], error["message"]) == ("validation_error", f"The request cannot be read: {field}: {reason}")
+    assert (error["code"], error["message"]) == (
+        "validation_error",
+        f"The request cannot be read: {field}: {reason}",
+    )
     assert error["details"] == {"fields": {field: reason}}
     assert error["request_id"] == answer.headers["x-request-id"]
 

@@ -13,7 +13,11 @@ def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) ->
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream"
         assert answer.headers["cache-control"] == "no-store"
-        assert not [name for name in answer.headers if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))]
+        assert not [
+            name
+            for name in answer.headers
+            if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
+        ]
         lines = answer.iter_lines()
         # The stub sends the second message when the first has been read, and not before.
         first = json.loads(next(lines).removeprefix("data: "))
@@ -30,7 +34,9 @@ def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) ->
 def test_a_stream_goes_on_behind_any_position(rest: httpx.Client, stub: Stub, after: int) -> None:
     stub.release.set()
     answer = rest.get(f"/v1/workspaces/ws_1/events?after={after}")
-    assert json.loads(answer.text.splitlines()[0].removeprefix("data: "))["event"]["seq"] == str(after + 1)
+    assert json.loads(answer.text.splitlines()[0].removeprefix("data: "))["event"]["seq"] == str(
+        after + 1
+    )
 
 
 def test_stream_that_breaks_ends_without_a_trace(rest: httpx.Client, stub: Stub) -> None:

@@ -60,7 +60,9 @@ async def holds(probe: Callable[[], Awaitable[bool]]) -> None:
 
 
 @asynccontextmanager
-async def supervised(directory: Path, worker: str, tls: Tls | None = None) -> AsyncIterator[Supervised]:
+async def supervised(
+    directory: Path, worker: str, tls: Tls | None = None
+) -> AsyncIterator[Supervised]:
     rest_port, grpc_port = free_ports(2)
     settings = Edge(rest_port, grpc_port, [worker], directory / "admin.sock", tls=tls)
     process = EdgeProcess(settings, directory / "envoy.yaml")
@@ -85,12 +87,16 @@ def worker() -> Iterator[tuple[Stub, str]]:
 
 
 @pytest.fixture
-async def running(worker: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Supervised]:
+async def running(
+    worker: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Supervised]:
     async with supervised(short_directory(tmp_path_factory), worker[1]) as edge:
         yield edge
 
 
-async def test_the_next_process_takes_over_and_the_one_before_answers_what_it_has(running: Supervised) -> None:
+async def test_the_next_process_takes_over_and_the_one_before_answers_what_it_has(
+    running: Supervised,
+) -> None:
     for _ in range(2):
         async with httpx.AsyncClient(base_url=running.url, trust_env=False) as kept:
             assert "connection" not in (await kept.get(CALL)).headers
@@ -107,8 +113,12 @@ async def test_the_next_process_takes_over_and_the_one_before_answers_what_it_ha
             assert (await kept.get(CALL)).status_code == 200
 
 
-@pytest.mark.parametrize("dies", ["before it has taken over", "while the one before leaves", "by itself"])
-async def test_a_process_that_dies_is_followed_by_one_that_serves(running: Supervised, dies: str) -> None:
+@pytest.mark.parametrize(
+    "dies", ["before it has taken over", "while the one before leaves", "by itself"]
+)
+async def test_a_process_that_dies_is_followed_by_one_that_serves(
+    running: Supervised, dies: str
+) -> None:
     if dies != "by itself":
         await running.supervisor.replace("envoy", running.process.next(), LEAVE_SECONDS)
     if dies == "while the one before leaves":
@@ -147,7 +157,9 @@ async def test_a_process_that_drains_answers_what_it_has_and_takes_nothing_new(
         assert "unavailable" in "".join([line async for line in lines])
 
 
-async def test_nothing_of_it_stays_in_memory(worker: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_nothing_of_it_stays_in_memory(
+    worker: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     async with supervised(short_directory(tmp_path_factory), worker[1]) as edge:
         first = edge.left_in_memory()
         assert first.exists()

@@ -1,4 +1,6 @@
-"""Both listeners with TLS: what clients see, what is refused, and what is said of files that do not fit."""
+"""Both listeners with TLS: what clients see, what is refused, and what is said of files that do not
+fit.
+"""
 
 import ssl
 import subprocess
@@ -39,24 +41,38 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture(scope="session")
-def tls_edge(_stub_and_address: tuple[Stub, str], pki: Pki, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+def tls_edge(
+    _stub_and_address: tuple[Stub, str], pki: Pki, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEdge]:
     """TLS on both listeners, and client certificates on the gRPC one."""
     tls = Tls(pki.edge.cert_file, pki.edge.key_file, pki.callers.ca_file)
     trusting = ssl.create_default_context(cafile=str(pki.authority.ca_file))
-    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], tls=tls, verify=trusting) as running:
+    with running_edge(
+        short_directory(tmp_path_factory), _stub_and_address[1], tls=tls, verify=trusting
+    ) as running:
         yield running
 
 
 def credentials(pki: Pki, shown: Certificate | None) -> grpc.ChannelCredentials:
-    key, cert = (shown.key_file.read_bytes(), shown.cert_file.read_bytes()) if shown else (None, None)
+    key, cert = (
+        (shown.key_file.read_bytes(), shown.cert_file.read_bytes()) if shown else (None, None)
+    )
     return grpc.ssl_channel_credentials(pki.authority.ca_file.read_bytes(), key, cert)
 
 
-@pytest.mark.parametrize(("http1", "http2", "version"), [(True, True, "HTTP/2"), (True, False, "HTTP/1.1")])
+@pytest.mark.parametrize(
+    ("http1", "http2", "version"), [(True, True, "HTTP/2"), (True, False, "HTTP/1.1")]
+)
 def test_the_protocol_is_agreed_on_in_the_handshake(
     tls_edge: RunningEdge, stub: Stub, http1: bool, http2: bool, version: str
 ) -> None:
-    with httpx.Client(base_url=tls_edge.rest_url, verify=tls_edge.verify, http1=http1, http2=http2, trust_env=False) as client:
+    with httpx.Client(
+        base_url=tls_edge.rest_url,
+        verify=tls_edge.verify,
+        http1=http1,
+        http2=http2,
+        trust_env=False,
+    ) as client:
         for path, status in ((CANCEL, 202), ("/nowhere", 404)):
             answer = client.post(path)
             assert (answer.status_code, answer.http_version) == (status, version)
@@ -66,21 +82,41 @@ def test_the_protocol_is_agreed_on_in_the_handshake(
 
 def test_curl_trusts_the_certificate_itself(tls_edge: RunningEdge, stub: Stub, pki: Pki) -> None:
     """As `make run` prints it, whoever signed the certificate."""
-    command = ["curl", "-sS", "--cacert", str(pki.edge.cert_file), "-X", "POST", f"{tls_edge.rest_url}{CANCEL}"]
-    assert '"outcome":"accepted"' in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [
+        "curl",
+        "-sS",
+        "--cacert",
+        str(pki.edge.cert_file),
+        "-X",
+        "POST",
+        f"{tls_edge.rest_url}{CANCEL}",
+    ]
+    assert (
+        '"outcome":"accepted"'
+        in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 @pytest.mark.parametrize(
     ("version", "accepted"),
-    [(ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, True)],
+    [
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
 )
-def test_old_versions_are_refused(tls_edge: RunningEdge, pki: Pki, version: ssl.TLSVersion, accepted: bool) -> None:
+def test_old_versions_are_refused(
+    tls_edge: RunningEdge, pki: Pki, version: ssl.TLSVersion, accepted: bool
+) -> None:
     context = ssl.create_default_context(cafile=str(pki.authority.ca_file))
     context.set_ciphers("DEFAULT@SECLEVEL=0")
     context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, version
     if accepted:
-        assert httpx.get(f"{tls_edge.rest_url}/healthz", verify=context, trust_env=False).status_code == 200
+        assert (
+            httpx.get(f"{tls_edge.rest_url}/healthz", verify=context, trust_env=False).status_code
+            == 200
+        )
     else:
         with pytest.raises(httpx.ConnectError, match=r"(?i)protocol version|unsupported protocol"):
             httpx.get(f"{tls_edge.rest_url}/healthz", verify=context, trust_env=False)
@@ -91,13 +127,19 @@ def test_plain_text_is_refused(tls_edge: RunningEdge) -> None:
         httpx.get(f"http://{HOST}:{tls_edge.settings.rest_port}/healthz", trust_env=False)
 
 
-def test_a_caller_of_grpc_shows_its_certificate(tls_edge: RunningEdge, stub: Stub, pki: Pki) -> None:
+def test_a_caller_of_grpc_shows_its_certificate(
+    tls_edge: RunningEdge, stub: Stub, pki: Pki
+) -> None:
     address = f"https://{tls_edge.grpc_address}"
     with WorkspaceClient(address, "token", credentials=credentials(pki, pki.caller)) as client:
-        assert client.cancel_task("ws_1").outcome == workspace_service_pb2.CancelTaskResponse.accepted
+        assert (
+            client.cancel_task("ws_1").outcome == workspace_service_pb2.CancelTaskResponse.accepted
+        )
 
 
-def test_a_caller_of_grpc_without_a_certificate_that_is_known_is_refused(tls_edge: RunningEdge, stub: Stub, pki: Pki) -> None:
+def test_a_caller_of_grpc_without_a_certificate_that_is_known_is_refused(
+    tls_edge: RunningEdge, stub: Stub, pki: Pki
+) -> None:
     for shown in (None, pki.authority.issue("stranger")):
         address = f"https://{tls_edge.grpc_address}"
         with WorkspaceClient(address, "token", credentials=credentials(pki, shown)) as client:
@@ -109,7 +151,10 @@ def test_a_caller_of_grpc_without_a_certificate_that_is_known_is_refused(tls_edg
 
 def test_an_edge_that_is_not_known_is_refused(tls_edge: RunningEdge, stub: Stub, pki: Pki) -> None:
     strangers = grpc.ssl_channel_credentials(pki.callers.ca_file.read_bytes())
-    with grpc.secure_channel(tls_edge.grpc_address, strangers) as channel, pytest.raises(grpc.RpcError):
+    with (
+        grpc.secure_channel(tls_edge.grpc_address, strangers) as channel,
+        pytest.raises(grpc.RpcError),
+    ):
         client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=5)
     assert not stub.seen
@@ -124,7 +169,9 @@ def test_files_that_do_not_fit_are_told_in_one_line(tmp_path: Path, pki: Pki) ->
         Tls(pki.edge.cert_file, other.key_file): "TLS_KEY_FILE does not belong to TLS_CERT_FILE",
         Tls(garbage, pki.edge.key_file): f"certificate chain from {garbage}",
         Tls(pki.edge.cert_file, garbage): f"private key from {garbage}",
-        Tls(pki.edge.cert_file, pki.edge.key_file, garbage): f"trusted CA certificates from {garbage}",
+        Tls(
+            pki.edge.cert_file, pki.edge.key_file, garbage
+        ): f"trusted CA certificates from {garbage}",
     }
     for tls, message in said.items():
         with pytest.raises(EdgeConfigurationError) as raised:
@@ -135,5 +182,8 @@ def test_files_that_do_not_fit_are_told_in_one_line(tmp_path: Path, pki: Pki) ->
 
 
 def check(directory: Path, tls: Tls) -> None:
-    render(Edge(8080, 8081, ["127.0.0.1:50051"], directory / "admin.sock", tls=tls), directory / "envoy.yaml")
+    render(
+        Edge(8080, 8081, ["127.0.0.1:50051"], directory / "admin.sock", tls=tls),
+        directory / "envoy.yaml",
+    )
     validate(directory / "envoy.yaml")

@@ -1,4 +1,6 @@
-"""What the table cannot show: HTTP/2 frame by frame, the log, workers that freeze or end, and an edge that has too much to do."""
+"""What the table cannot show: HTTP/2 frame by frame, the log, workers that freeze or end, and an
+edge that has too much to do.
+"""
 
 import json
 import os
@@ -26,7 +28,8 @@ from .stub import RunningEdge, Stub, running_edge, until
 from .worker import Worker, worker
 
 SLOW = "/v1/workspaces/slow/task/cancel"
-# Envoy asks a worker each second, and waits two for the answer; a machine that is busy takes its time.
+# Envoy asks a worker each second, and waits two for the answer; a machine that is busy takes its
+# time.
 NOTICED_SECONDS = 5.0
 
 
@@ -38,14 +41,22 @@ def test_http2_answers_have_no_internal_headers_or_trailers(edge: RunningEdge, s
     for workspace in ("ws_1", "error_workspace_not_found"):
         names = http2_names(edge, f"/v1/workspaces/{workspace}/task/cancel")
         assert b":status" in names
-        assert not [name for name in names if name.startswith((b"grpc-", b"x-evershell-", b"x-envoy-"))]
+        assert not [
+            name for name in names if name.startswith((b"grpc-", b"x-evershell-", b"x-envoy-"))
+        ]
 
 
 def http2_names(edge: RunningEdge, path: str) -> list[bytes]:
     """The names of all headers and trailers of an answer; httpx does not show trailers."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     connection.initiate_connection()
-    request = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x"), ("te", "trailers")]
+    request = [
+        (":method", "POST"),
+        (":path", path),
+        (":scheme", "http"),
+        (":authority", "x"),
+        ("te", "trailers"),
+    ]
     connection.send_headers(1, request, end_stream=True)
     names: list[bytes] = []
     with socket.create_connection(("127.0.0.1", edge.settings.rest_port), timeout=15) as wire:
@@ -53,7 +64,10 @@ def http2_names(edge: RunningEdge, path: str) -> list[bytes]:
         while data := wire.recv(65536):
             for event in connection.receive_data(data):
                 if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-                    names += [name if isinstance(name, bytes) else name.encode() for name, _ in event.headers or []]
+                    names += [
+                        name if isinstance(name, bytes) else name.encode()
+                        for name, _ in event.headers or []
+                    ]
                 if isinstance(event, h2.events.StreamEnded):
                     return names
             wire.sendall(connection.data_to_send())
@@ -85,12 +99,18 @@ def test_what_http2_refuses_ends_its_own_stream_alone(edge: RunningEdge, stub: S
 
 def test_access_log(edge: RunningEdge, stub: Stub) -> None:
     log = edge.settings.admin_socket.parent / "envoy.log"
-    answer = httpx.get(f"{edge.rest_url}/v1/workspaces/ws_1/tasks?page_token=private", trust_env=False)
+    answer = httpx.get(
+        f"{edge.rest_url}/v1/workspaces/ws_1/tasks?page_token=private", trust_env=False
+    )
     request_id = answer.headers["x-request-id"]
     until(lambda: request_id in log.read_text())
     line = next(line for line in log.read_text().splitlines() if request_id in line)
     entry = json.loads(line)
-    assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/v1/workspaces/ws_1/tasks", 200)
+    assert (entry["method"], entry["path"], entry["status"]) == (
+        "GET",
+        "/v1/workspaces/ws_1/tasks",
+        200,
+    )
     assert "private" not in line
 
 
@@ -103,20 +123,31 @@ def workers() -> Iterator[list[Worker]]:
 @pytest.fixture
 def pair(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
     """An edge in front of two workers that are processes."""
-    with running_edge(short_directory(tmp_path_factory), *(each.address for each in workers)) as running:
+    with running_edge(
+        short_directory(tmp_path_factory), *(each.address for each in workers)
+    ) as running:
         yield running
 
 
 def calls_in_hand(edge: RunningEdge, each: Worker) -> int:
     """How many calls the edge has at a worker."""
-    line = next(line for line in edge.admin("/clusters").splitlines() if f"control_plane::{each.address}::rq_active::" in line)
+    line = next(
+        line
+        for line in edge.admin("/clusters").splitlines()
+        if f"control_plane::{each.address}::rq_active::" in line
+    )
     return int(line.rpartition("::")[2])
 
 
 def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> None:
-    """What waits on it is told at once; the other worker's calls go on, and it gets all that comes after."""
+    """What waits on it is told at once; the other worker's calls go on, and it gets all that comes
+    after.
+    """
     with ThreadPoolExecutor(2) as pool:
-        slow = [pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60) for _ in range(2)]
+        slow = [
+            pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60)
+            for _ in range(2)
+        ]
         until(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
         os.kill(workers[0].process.pid, signal.SIGSTOP)
         began = time.monotonic()
@@ -130,25 +161,41 @@ def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> No
     assert failed.elapsed.total_seconds() < NOTICED_SECONDS
     assert succeeded.status_code == 202
     until(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
-    assert [httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)] == [202] * 4
+    assert [httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)] == [
+        202
+    ] * 4
 
 
 def test_a_worker_that_drains_ends_its_calls(workers: list[Worker], pair: RunningEdge) -> None:
     with ThreadPoolExecutor(2) as pool:
-        slow = [pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60) for _ in range(2)]
+        slow = [
+            pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60)
+            for _ in range(2)
+        ]
         until(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
         workers[0].process.terminate()
         until(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
-        assert [httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)] == [202] * 4
+        assert [
+            httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)
+        ] == [202] * 4
         assert [each.result().status_code for each in slow] == [202, 202]
 
 
-def test_one_connection_too_many_is_closed(_stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_one_connection_too_many_is_closed(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     limit = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 3"}
-    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=limit) as running, ExitStack() as opened:
+    with (
+        running_edge(
+            short_directory(tmp_path_factory), _stub_and_address[1], hurry=limit
+        ) as running,
+        ExitStack() as opened,
+    ):
         address = ("127.0.0.1", running.settings.rest_port)
         until(lambda: running.stat("http.rest.downstream_cx_active") == 0)
-        idle = [opened.enter_context(socket.create_connection(address, timeout=15)) for _ in range(3)]
+        idle = [
+            opened.enter_context(socket.create_connection(address, timeout=15)) for _ in range(3)
+        ]
         until(lambda: running.stat("http.rest.downstream_cx_active") == 3)
         assert not running.answers(200)
         idle[0].close()
@@ -159,8 +206,14 @@ def test_too_much_memory_is_told_as_unavailable(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     little = {"max_heap_size_bytes: 1073741824": "max_heap_size_bytes: 1048576"}
-    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=little, healthz=503) as running:
-        until(lambda: running.stat("overload.envoy.overload_actions.stop_accepting_requests.active") == 1)
+    with running_edge(
+        short_directory(tmp_path_factory), _stub_and_address[1], hurry=little, healthz=503
+    ) as running:
+        until(
+            lambda: (
+                running.stat("overload.envoy.overload_actions.stop_accepting_requests.active") == 1
+            )
+        )
         answer = httpx.post(running.rest_url + CANCEL, trust_env=False)
     error = check(answered(answer))
     assert error is not None
@@ -170,11 +223,17 @@ def test_too_much_memory_is_told_as_unavailable(
 def test_a_script_error_is_counted(
     _stub_and_address: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Envoy then leaves the answer as it is: only the counter, which every other test wants at zero, tells."""
+    """Envoy then leaves the answer as it is: only the counter, which every other test wants at
+    zero, tells.
+    """
     script = tmp_path / "envelope.lua"
-    script.write_text("function envoy_on_response(handle)\n  local nothing = nil\n  nothing:headers()\nend\n")
+    script.write_text(
+        "function envoy_on_response(handle)\n  local nothing = nil\n  nothing:headers()\nend\n"
+    )
     broken = {str(ROOT / "envoy" / "envelope.lua"): str(script)}
-    with running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=broken) as running:
+    with running_edge(
+        short_directory(tmp_path_factory), _stub_and_address[1], hurry=broken
+    ) as running:
         before = running.stat("http.rest.lua.errors")
         assert httpx.post(running.rest_url + CANCEL, trust_env=False).status_code == 200
         assert running.stat("http.rest.lua.errors") == before + 1

@@ -1,4 +1,6 @@
-"""Asks Envoy whether it likes what is rendered from its template, in plain text and with TLS: a part of `make check`."""
+"""Asks Envoy whether it likes what is rendered from its template, in plain text and with TLS: a
+part of `make check`.
+"""
 
 import sys
 import tempfile
@@ -14,9 +16,16 @@ def main() -> None:
         directory = Path(temporary)
         authority = Authority(directory, "authority")
         files = authority.issue("edge")
-        for tls in (None, Tls(files.cert_file, files.key_file), Tls(files.cert_file, files.key_file, authority.ca_file)):
+        for tls in (
+            None,
+            Tls(files.cert_file, files.key_file),
+            Tls(files.cert_file, files.key_file, authority.ca_file),
+        ):
             workers = ["127.0.0.1:50051", "[::1]:50052", f"unix:{directory}/worker.sock"]
-            render(Edge(8080, 8081, workers, directory / "admin.sock", tls=tls), directory / "envoy.yaml")
+            render(
+                Edge(8080, 8081, workers, directory / "admin.sock", tls=tls),
+                directory / "envoy.yaml",
+            )
             try:
                 validate(directory / "envoy.yaml")
             except EdgeConfigurationError as error:

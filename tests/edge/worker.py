@@ -1,4 +1,6 @@
-"""The stub as a process of its own, which can be frozen and asked to end: `python -m tests.edge.worker`."""
+"""The stub as a process of its own, which can be frozen and asked to end: `python -m
+tests.edge.worker`.
+"""
 
 import signal
 import subprocess
@@ -28,7 +30,9 @@ class Worker:
 @contextmanager
 def worker() -> Iterator[Worker]:
     """Starts one and ends it, frozen or not."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.edge.worker"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.edge.worker"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     output: IO[str] | None = process.stdout
     assert output is not None
     try:

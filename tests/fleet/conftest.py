@@ -19,7 +19,9 @@ def at() -> Workspace:
 
 
 @pytest.fixture
-async def pods(tmp_path: Path, at: Workspace, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalPods]:
+async def pods(
+    tmp_path: Path, at: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[LocalPods]:
     program = tmp_path / "agent"
     program.write_text(AGENT)
     program.chmod(0o700)

@@ -67,7 +67,9 @@ class FakePods:
         self.done.append(f"end {grace_seconds:g}")
         self.on_end()
         await asyncio.sleep(0)
-        for key in [key for key in self.alive if key[0] == workspace.id and key[1] <= workspace.epoch]:
+        for key in [
+            key for key in self.alive if key[0] == workspace.id and key[1] <= workspace.epoch
+        ]:
             self.alive.pop(key).set()
         return self.ends_all
 
@@ -90,7 +92,9 @@ class Fleet:
     backlog: Backlog | None = None
     answering_since: datetime = NOW - timedelta(hours=1)
 
-    async def add(self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any) -> Workspace:
+    async def add(
+        self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any
+    ) -> Workspace:
         added = await self.world.add(status, host=host, **fields)
         if pod:
             self.pods.add(added)
@@ -100,7 +104,9 @@ class Fleet:
         idle = await self.add(WorkspaceStatus.IDLE, **fields)
         running = await self.world.run(idle)
         if cancelled:
-            await self.world.change(idle.id, lambda session: lifecycle.request_cancel(session, intent()))
+            await self.world.change(
+                idle.id, lambda session: lifecycle.request_cancel(session, intent())
+            )
         return await self.world.workspace(idle.id), running
 
     @asynccontextmanager

@@ -1,4 +1,6 @@
-"""The client that reaches agents, against a real AgentService: quick, slow, refusing, silent, gone and back."""
+"""The client that reaches agents, against a real AgentService: quick, slow, refusing, silent, gone
+and back.
+"""
 
 import asyncio
 import time
@@ -50,21 +52,29 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         if self._server is not None:
             await self._server.stop(0)
 
-    async def StartTask(self, request: Any, context: Context) -> messages.StartTaskResponse:  # noqa: N802
+    async def StartTask(self, request: Any, context: Context) -> messages.StartTaskResponse:
         await self._note(request, context)
         return messages.StartTaskResponse()
 
-    async def CancelTask(self, request: Any, context: Context) -> messages.CancelTaskResponse:  # noqa: N802
+    async def CancelTask(self, request: Any, context: Context) -> messages.CancelTaskResponse:
         await self._note(request, context)
         return messages.CancelTaskResponse(known=self.known)
 
-    async def GetSession(self, request: Any, context: Context) -> messages.GetSessionResponse:  # noqa: N802
+    async def GetSession(self, request: Any, context: Context) -> messages.GetSessionResponse:
         return messages.GetSessionResponse()
 
     async def _note(self, request: Any, context: Context) -> None:
         self.requests.append(request)
-        self.authorizations += [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
-        self.traceparents += [str(value) for name, value in context.invocation_metadata() or () if name == "traceparent"]
+        self.authorizations += [
+            str(value)
+            for name, value in context.invocation_metadata() or ()
+            if name == "authorization"
+        ]
+        self.traceparents += [
+            str(value)
+            for name, value in context.invocation_metadata() or ()
+            if name == "traceparent"
+        ]
         await self.before(len(self.requests), context)
 
 
@@ -108,7 +118,9 @@ async def refuse(attempt: int, context: Context) -> None:
     await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "busy")
 
 
-async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(client: AgentClient, agent: FakeAgent) -> None:
+async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     assert await cancel(client, agent.address) is True
     (request,) = agent.requests
     assert TASK is not None
@@ -118,20 +130,30 @@ async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(client: 
     assert agent.authorizations[0].startswith("Bearer eyJ")
 
 
-async def test_an_agent_may_say_that_it_does_not_have_the_task(client: AgentClient, agent: FakeAgent) -> None:
+async def test_an_agent_may_say_that_it_does_not_have_the_task(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     agent.known = False
     assert await cancel(client, agent.address) is False
 
 
-async def test_a_task_is_handed_over_with_an_intent_that_came_first(client: AgentClient, agent: FakeAgent) -> None:
+async def test_a_task_is_handed_over_with_an_intent_that_came_first(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     assert TASK is not None
     await client.start_task(at(agent.address), TASK)
     (request,) = agent.requests
-    assert (request.task.task_id, request.task.description, request.task.max_iterations) == (TASK.id, "true", 100)
+    assert (request.task.task_id, request.task.description, request.task.max_iterations) == (
+        TASK.id,
+        "true",
+        100,
+    )
     assert request.task.cancellation.reason == "enough"
 
 
-async def test_a_failed_attempt_is_repeated_within_the_call(client: AgentClient, agent: FakeAgent) -> None:
+async def test_a_failed_attempt_is_repeated_within_the_call(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     async def fail_once(attempt: int, context: Context) -> None:
         if attempt == 1:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
@@ -161,12 +183,16 @@ async def test_an_agent_that_never_answers_or_refuses_is_given_up_within_two_sec
     assert len(agent.requests) >= 2
 
 
-async def test_an_agent_that_is_gone_is_given_up_within_two_seconds(client: AgentClient, agent: FakeAgent) -> None:
+async def test_an_agent_that_is_gone_is_given_up_within_two_seconds(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     await agent.stop()
     assert await unreachable(client, agent.address) < 2
 
 
-async def test_a_caller_with_less_time_is_answered_within_it(client: AgentClient, agent: FakeAgent) -> None:
+async def test_a_caller_with_less_time_is_answered_within_it(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     agent.before = never
     deadline.begin(1.0)
     assert await unreachable(client, agent.address) < 1.0
@@ -183,7 +209,9 @@ async def test_an_agent_that_comes_back_is_reached(client: AgentClient, agent: F
     assert await cancel(client, agent.address) is True
 
 
-async def test_an_agent_that_comes_back_during_a_call_is_reached(client: AgentClient, agent: FakeAgent) -> None:
+async def test_an_agent_that_comes_back_during_a_call_is_reached(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     assert await cancel(client, agent.address) is True
     await agent.stop()
     call = asyncio.create_task(cancel(client, agent.address))
@@ -192,7 +220,9 @@ async def test_an_agent_that_comes_back_during_a_call_is_reached(client: AgentCl
     assert await call is True
 
 
-async def test_many_calls_to_a_silent_agent_all_learn_that_it_is(client: AgentClient, agent: FakeAgent) -> None:
+async def test_many_calls_to_a_silent_agent_all_learn_that_it_is(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     """The first to give up drops the channel; the others' calls are on their way through it."""
     agent.before = never
     calls = []
@@ -219,7 +249,9 @@ async def test_one_channel_serves_all_calls_to_an_agent(
     assert made == [agent.address]
 
 
-async def test_a_caller_that_goes_away_is_not_told_that_the_agent_is_gone(client: AgentClient, agent: FakeAgent) -> None:
+async def test_a_caller_that_goes_away_is_not_told_that_the_agent_is_gone(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     agent.before = never
     call = asyncio.create_task(cancel(client, agent.address))
     while not agent.requests:
@@ -233,7 +265,9 @@ def test_the_budget_is_below_two_seconds() -> None:
     assert agent_client.SIGNAL_BUDGET_SECONDS < 2
 
 
-async def test_the_agent_is_told_of_which_trace_a_signal_is_part(agent: FakeAgent, client: AgentClient) -> None:
+async def test_the_agent_is_told_of_which_trace_a_signal_is_part(
+    agent: FakeAgent, client: AgentClient
+) -> None:
     assert TASK is not None
     await client.start_task(at(agent.address), TASK)
     with trace.within(TraceContext("a" * 32, "b" * 16)):

@@ -64,7 +64,9 @@ async def test_a_standby_shows_no_backlog(fleet: Fleet, metrics: Metrics) -> Non
     assert value(metrics, "workspaces", status="busy") is None
 
 
-async def test_redeliveries_by_their_result(fleet: Fleet, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_redeliveries_by_their_result(
+    fleet: Fleet, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(redelivery, "_FIRST_BACKOFF_SECONDS", 0)
     await fleet.add_busy(cancelled=True)
     fleet.world.clock.now += FIRST_AFTER + timedelta(seconds=1)

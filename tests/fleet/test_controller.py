@@ -1,4 +1,6 @@
-"""The controller against what each workspace wants and what runs: the one next step, and what it leaves behind."""
+"""The controller against what each workspace wants and what runs: the one next step, and what it
+leaves behind.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +19,11 @@ from tests.core.world import NOW, intent
 from tests.fleet.surroundings import BOUNDS, HOST, Fleet, settle
 
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
-STOPPING, STOPPED, FAILED = WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
+STOPPING, STOPPED, FAILED = (
+    WorkspaceStatus.STOPPING,
+    WorkspaceStatus.STOPPED,
+    WorkspaceStatus.FAILED,
+)
 
 
 @pytest.fixture
@@ -56,7 +62,10 @@ async def test_a_pod_that_ends_before_it_registers_has_its_last_words_told(fleet
     await fleet.look()
     failed = await fleet.world.workspace(made.id)
     assert failed.status is FAILED
-    assert "ended before it had registered: ImportError" in failed.status_reason and len(failed.status_reason) < 400
+    assert (
+        "ended before it had registered: ImportError" in failed.status_reason
+        and len(failed.status_reason) < 400
+    )
 
 
 async def test_a_pod_whose_folder_was_deleted_fails_with_that_reason(fleet: Fleet) -> None:
@@ -64,13 +73,17 @@ async def test_a_pod_whose_folder_was_deleted_fails_with_that_reason(fleet: Flee
     fleet.pods.files_are_there = False
     await fleet.look()
     assert fleet.pods.done == ["end 0"]
-    assert (await fleet.world.workspace(busy.id)).status_reason == "its folder was deleted or replaced"
+    assert (
+        await fleet.world.workspace(busy.id)
+    ).status_reason == "its folder was deleted or replaced"
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.reason) == (TaskStatus.FAILED, "its folder was deleted or replaced")
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, PROVISIONING), (1, FAILED)])
-async def test_a_pod_that_does_not_register_in_time_fails(fleet: Fleet, seconds: int, status: WorkspaceStatus) -> None:
+async def test_a_pod_that_does_not_register_in_time_fails(
+    fleet: Fleet, seconds: int, status: WorkspaceStatus
+) -> None:
     made = await fleet.add(PROVISIONING)
     fleet.world.clock.now = NOW + START_LIMIT + timedelta(seconds=seconds)
     await fleet.look()
@@ -84,12 +97,18 @@ async def test_an_agent_is_lost_when_its_lease_is_over(fleet: Fleet, seconds: in
     fleet.world.clock.advance(seconds)
     await fleet.look()
     assert (await fleet.world.workspace(busy.id)).status is (FAILED if seconds else BUSY)
-    assert (await fleet.world.task(busy.id, running.id)).status is (TaskStatus.FAILED if seconds else TaskStatus.RUNNING)
+    assert (await fleet.world.task(busy.id, running.id)).status is (
+        TaskStatus.FAILED if seconds else TaskStatus.RUNNING
+    )
     assert fleet.pods.done == (["end 0"] if seconds else [])
 
 
-@pytest.mark.parametrize(("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)])
-async def test_a_dead_agents_task_ends_after_all_that_ran_in_the_pod(fleet: Fleet, cancelled: bool, status: TaskStatus) -> None:
+@pytest.mark.parametrize(
+    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
+)
+async def test_a_dead_agents_task_ends_after_all_that_ran_in_the_pod(
+    fleet: Fleet, cancelled: bool, status: TaskStatus
+) -> None:
     busy, running = await fleet.add_busy(cancelled=cancelled)
     fleet.pods.kill(busy)
     seen: list[int] = []
@@ -119,21 +138,34 @@ async def test_a_death_is_seen_at_once(fleet: Fleet) -> None:
         assert (await fleet.world.workspace(idle.id)).status is FAILED
 
 
-@pytest.mark.parametrize(("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)])
-async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(fleet: Fleet, cancelled: bool, status: TaskStatus) -> None:
+@pytest.mark.parametrize(
+    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
+)
+async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(
+    fleet: Fleet, cancelled: bool, status: TaskStatus
+) -> None:
     busy, running = await fleet.add_busy(host="host_0", cancelled=cancelled)
     await fleet.look()
     placed = await fleet.world.workspace(busy.id)
-    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (PROVISIONING, 2, HOST, None)
+    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (
+        PROVISIONING,
+        2,
+        HOST,
+        None,
+    )
     assert (await fleet.world.task(busy.id, running.id)).status is status
     assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}", "end 0", "start 2"]
 
 
-async def test_after_a_restart_what_could_not_be_ended_is_not_said_to_have_stopped(fleet: Fleet) -> None:
+async def test_after_a_restart_what_could_not_be_ended_is_not_said_to_have_stopped(
+    fleet: Fleet,
+) -> None:
     busy, _ = await fleet.add_busy(host="host_0")
     fleet.pods.ends_all = False
     await fleet.look()
-    (end,) = [event for event in await fleet.world.events(busy.id) if event.type == "task_completed"]
+    (end,) = [
+        event for event in await fleet.world.events(busy.id) if event.type == "task_completed"
+    ]
     assert end.payload["work_stopped"] == "unknown"
 
 
@@ -146,7 +178,9 @@ async def test_after_a_restart_of_the_host_what_was_stopping_has_stopped(fleet: 
 
 async def stop(fleet: Fleet, workspace_id: str) -> None:
     def request(session: Session) -> Change:
-        return lifecycle.request_stop(session, intent(requested_at=fleet.world.clock(), reason="workspace stopped"))
+        return lifecycle.request_stop(
+            session, intent(requested_at=fleet.world.clock(), reason="workspace stopped")
+        )
 
     await fleet.world.change(workspace_id, request)
 
@@ -190,7 +224,10 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
     assert fleet.pods.done == []
     fleet.world.clock.advance(0.1)
     await fleet.look()
-    ended, failed = await fleet.world.task(busy.id, running.id), await fleet.world.workspace(busy.id)
+    ended, failed = (
+        await fleet.world.task(busy.id, running.id),
+        await fleet.world.workspace(busy.id),
+    )
     assert (ended.status, ended.forced, ended.reason) == (
         TaskStatus.CANCELLED,
         True,
@@ -248,16 +285,25 @@ async def test_a_cancelled_task_that_outlasts_an_iteration_ends_with_its_pod(fle
     await fleet.look()
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
-    assert ended.reason == "its agent did not end the cancelled task within the limits of an iteration"
+    assert (
+        ended.reason == "its agent did not end the cancelled task within the limits of an iteration"
+    )
 
 
-@pytest.mark.parametrize(("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)])
-async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(fleet: Fleet, cancelled: bool, status: TaskStatus) -> None:
+@pytest.mark.parametrize(
+    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
+)
+async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(
+    fleet: Fleet, cancelled: bool, status: TaskStatus
+) -> None:
     busy, running = await fleet.add_busy(cancelled=cancelled)
 
     async def beat(task_id: str) -> None:
         await fleet.world.change(
-            busy.id, lambda session: lifecycle.heartbeat(session, 1, task_id, Phase.NONE, 60, fleet.world.clock())
+            busy.id,
+            lambda session: lifecycle.heartbeat(
+                session, 1, task_id, Phase.NONE, 60, fleet.world.clock()
+            ),
         )
 
     await beat("")
@@ -270,8 +316,14 @@ async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(fleet: Flee
     assert fleet.pods.done == []
     fleet.world.clock.advance(0.1)
     await fleet.look()
-    ended, failed = await fleet.world.task(busy.id, running.id), await fleet.world.workspace(busy.id)
-    assert (ended.status, ended.reason) == (status, "its agent did not work on the task that it was given")
+    ended, failed = (
+        await fleet.world.task(busy.id, running.id),
+        await fleet.world.workspace(busy.id),
+    )
+    assert (ended.status, ended.reason) == (
+        status,
+        "its agent did not work on the task that it was given",
+    )
     assert (failed.status, failed.task_unnamed_since) == (FAILED, None)
 
 
@@ -301,7 +353,10 @@ async def test_a_lease_that_was_renewed_since_the_scan_leaves_its_pod_alone(flee
         return read_before
 
     fleet.world.store.list_wanted_pods = list_wanted  # type: ignore[method-assign]
-    await fleet.world.change(idle.id, lambda session: lifecycle.heartbeat(session, 1, "", Phase.NONE, 60, fleet.world.clock()))
+    await fleet.world.change(
+        idle.id,
+        lambda session: lifecycle.heartbeat(session, 1, "", Phase.NONE, 60, fleet.world.clock()),
+    )
     await fleet.look()
     assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.done) == (IDLE, [])
 

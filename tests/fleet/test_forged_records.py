@@ -20,7 +20,9 @@ from tests.fleet.surroundings import HOST
 
 
 def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | None) -> None:
-    """Writes what a controller would write of such an agent, into its records and beside the tool's files."""
+    """Writes what a controller would write of such an agent, into its records and beside the tool's
+    files.
+    """
     started = f" {process.pid} {process.started_at}" if process is not None else ""
     for folder in (state_dir / "fleet" / workspace_id, state_dir / "pods" / workspace_id):
         (folder / "files").mkdir(parents=True, exist_ok=True)
@@ -48,10 +50,14 @@ async def test_a_stranger_that_a_record_names_lives_on(
     assert stranger.poll() is None
 
 
-async def test_a_stranger_in_the_session_that_a_record_names_lives_on(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_a_stranger_in_the_session_that_a_record_names_lives_on(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     """The session's leader has ended, so nothing can be asked of it."""
     line = "sleep 600 > /dev/null & echo $!"
-    leader = await asyncio.create_subprocess_exec("/bin/sh", "-c", line, start_new_session=True, stdout=subprocess.PIPE)
+    leader = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", line, start_new_session=True, stdout=subprocess.PIPE
+    )
     named = ProcessId(leader.pid, 1)
     output, _ = await leader.communicate()
     member = ProcessId.of(int(output))
@@ -64,7 +70,9 @@ async def test_a_stranger_in_the_session_that_a_record_names_lives_on(pods: Loca
         os.kill(member.pid, 9)
 
 
-async def test_the_agent_of_another_workspace_lives_on(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_the_agent_of_another_workspace_lives_on(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     other = workspace(epoch=at.epoch, host=HOST)
     await pods.start(other)
     await given(tmp_path, other)
@@ -93,9 +101,21 @@ async def test_an_epoch_in_a_record_neither_protects_nor_condemns(
 
 
 @pytest.mark.parametrize(
-    "forged", ["deleted", "nonsense", f"1 {HOST} 99999999999 1", f"3 {HOST} 1 1", "", f"3 {HOST}", "3", "9" * 190]
+    "forged",
+    [
+        "deleted",
+        "nonsense",
+        f"1 {HOST} 99999999999 1",
+        f"3 {HOST} 1 1",
+        "",
+        f"3 {HOST}",
+        "3",
+        "9" * 190,
+    ],
 )
-async def test_a_controller_remembers_what_it_has_started(pods: LocalPods, at: Workspace, tmp_path: Path, forged: str) -> None:
+async def test_a_controller_remembers_what_it_has_started(
+    pods: LocalPods, at: Workspace, tmp_path: Path, forged: str
+) -> None:
     await pods.start(at)
     await given(tmp_path, at)
     record = tmp_path / "fleet" / at.id / "agent"

@@ -20,7 +20,9 @@ from server.fleet.processes import Pod
 from tests.fleet.small_agent import given, spec_for
 
 
-async def test_an_agent_is_given_its_secrets_on_standard_input_alone(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_an_agent_is_given_its_secrets_on_standard_input_alone(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     await pods.start(at)
     told = await given(tmp_path, at)
     files = str(tmp_path / "pods" / at.id / "files")
@@ -28,12 +30,21 @@ async def test_an_agent_is_given_its_secrets_on_standard_input_alone(pods: Local
     assert json.loads(str(told["stdin"])) == asdict(spec_for(AgentIdentity(at.id, 3)))
     environment = told["environment"]
     assert isinstance(environment, dict)
-    assert set(environment) <= {"PATH", "LANG", "EVERSHELL_WORKSPACE_ID", "EVERSHELL_EPOCH", "EVERSHELL_STATE_DIR", "LC_CTYPE"}
+    assert set(environment) <= {
+        "PATH",
+        "LANG",
+        "EVERSHELL_WORKSPACE_ID",
+        "EVERSHELL_EPOCH",
+        "EVERSHELL_STATE_DIR",
+        "LC_CTYPE",
+    }
     assert told["cwd"] == files
     assert "secret" not in str(environment)
 
 
-async def test_what_is_on_disk_is_enough_for_another_controller(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_what_is_on_disk_is_enough_for_another_controller(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     assert not pods.was_started(at) and not pods.is_alive(at)
     await pods.start(at)
     other = LocalPods(tmp_path, spec_for)
@@ -43,10 +54,14 @@ async def test_what_is_on_disk_is_enough_for_another_controller(pods: LocalPods,
     # Epochs repeat with another database under the same folder, or with a restored one.
     assert not other.was_started(replace(at, host="host_2"))
     for epoch in (2, 4):
-        assert not other.was_started(replace(at, epoch=epoch)) and not other.is_alive(replace(at, epoch=epoch))
+        assert not other.was_started(replace(at, epoch=epoch)) and not other.is_alive(
+            replace(at, epoch=epoch)
+        )
 
 
-async def test_the_end_of_a_pod_is_seen_and_its_files_stay(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_the_end_of_a_pod_is_seen_and_its_files_stay(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     await pods.start(at)
     await given(tmp_path, at)
     waiting = asyncio.create_task(pods.ended(at))
@@ -59,7 +74,9 @@ async def test_the_end_of_a_pod_is_seen_and_its_files_stay(pods: LocalPods, at: 
     assert (tmp_path / "pods" / at.id / "files" / "given.json").exists()
 
 
-async def test_a_controller_that_was_held_up_leaves_a_later_pod_alone(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_a_controller_that_was_held_up_leaves_a_later_pod_alone(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     later = replace(at, epoch=at.epoch + 1)
     await pods.start(later)
     await given(tmp_path, later)
@@ -96,7 +113,9 @@ async def test_an_agent_that_lives_is_ended_with_all_it_has_by_any_controller(
     assert await LocalPods(tmp_path, spec_for).end(at, 0) is True
 
 
-async def test_a_dead_agent_is_not_alive_though_nobody_has_waited_for_it(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_a_dead_agent_is_not_alive_though_nobody_has_waited_for_it(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     await pods.start(at)
     await given(tmp_path, at)
     (process,) = processes.find(Pod(at.id))
@@ -136,7 +155,9 @@ async def test_a_pod_whose_folder_was_deleted_is_not_alive_and_still_ends(
     assert pods.is_alive(at)
 
 
-async def test_the_last_line_of_the_log_are_the_last_words(pods: LocalPods, at: Workspace, tmp_path: Path) -> None:
+async def test_the_last_line_of_the_log_are_the_last_words(
+    pods: LocalPods, at: Workspace, tmp_path: Path
+) -> None:
     await pods.start(at)
     async with asyncio.timeout(10):
         while pods.last_words(at.id) != "last words":
@@ -155,7 +176,9 @@ async def test_a_program_that_cannot_be_started_is_an_error_of_the_system(
 async def test_a_pod_that_was_just_started_is_alive_and_can_be_ended(
     pods: LocalPods, at: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is just being started shows no environment for a moment: it must not be taken for another's."""
+    """A process that is just being started shows no environment for a moment: it must not be taken
+    for another's.
+    """
     await pods.start(at)
     with monkeypatch.context() as loading:
         loading.setattr(psutil.Process, "environ", lambda process: {})

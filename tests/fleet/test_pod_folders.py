@@ -52,7 +52,9 @@ def pods(tmp_path: Path) -> LocalPods:
 
 
 @pytest.mark.parametrize("module", ["server/__init__.py", "select.py"])
-async def test_an_agent_runs_no_module_of_the_workspace(pods: LocalPods, workspace: Workspace, tmp_path: Path, module: str) -> None:
+async def test_an_agent_runs_no_module_of_the_workspace(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, module: str
+) -> None:
     written = tmp_path / "pods" / workspace.id / "files" / module
     written.parent.mkdir(parents=True)
     written.write_text("raise SystemExit('taken from the workspace')")
@@ -86,7 +88,11 @@ _REPLACEMENTS = pytest.mark.parametrize(
 @_REPLACEMENTS
 @pytest.mark.parametrize("name", ["agent", "log"])
 async def test_a_record_that_was_replaced_blocks_nobody(
-    pods: LocalPods, workspace: Workspace, tmp_path: Path, name: str, replace: Callable[[Path], None]
+    pods: LocalPods,
+    workspace: Workspace,
+    tmp_path: Path,
+    name: str,
+    replace: Callable[[Path], None],
 ) -> None:
     folder = tmp_path / "fleet" / workspace.id
     folder.mkdir(parents=True)

@@ -36,10 +36,18 @@ def workspace_id() -> str:
 def start() -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(workspace_id: str, prelude: str = "", state_dir: Path = Path("/nowhere")) -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, WORKSPACE_MARKER: workspace_id, STATE_DIR_MARKER: str(state_dir)}
+    def begin(
+        workspace_id: str, prelude: str = "", state_dir: Path = Path("/nowhere")
+    ) -> "subprocess.Popen[bytes]":
+        environment = {
+            **os.environ,
+            WORKSPACE_MARKER: workspace_id,
+            STATE_DIR_MARKER: str(state_dir),
+        }
         command = [sys.executable, "-c", WAIT.format(prelude=prelude)]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, start_new_session=True
+        )
         started.append(process)
         assert process.stdout is not None and process.stdout.readline()
         return process
@@ -73,11 +81,16 @@ async def test_all_pods_of_a_stack_end_together(start: Start, tmp_path: Path) ->
     assert other.poll() is None
 
 
-async def test_a_tool_is_not_asked_when_its_agent_is(start: Start, workspace_id: str, tmp_path: Path) -> None:
+async def test_a_tool_is_not_asked_when_its_agent_is(
+    start: Start, workspace_id: str, tmp_path: Path
+) -> None:
     """Else the agent could take it for the tool's own end."""
     asked = tmp_path / "asked"
     line = f"trap 'touch {asked}' TERM; echo; while :; do sleep 0.01; done"
-    start(workspace_id, f"tool = subprocess.Popen(['sh', '-c', {line!r}], stdout=subprocess.PIPE)\ntool.stdout.readline()")
+    start(
+        workspace_id,
+        f"tool = subprocess.Popen(['sh', '-c', {line!r}], stdout=subprocess.PIPE)\ntool.stdout.readline()",
+    )
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0.3) is True
     assert not asked.exists()
 
@@ -96,7 +109,9 @@ async def test_what_ends_when_asked_is_not_killed(start: Start, workspace_id: st
     assert with_status in (0, 7)
 
 
-async def test_what_does_not_hear_is_killed_after_the_grace(start: Start, workspace_id: str) -> None:
+async def test_what_does_not_hear_is_killed_after_the_grace(
+    start: Start, workspace_id: str
+) -> None:
     process = start(workspace_id, DEAF)
     began = time.monotonic()
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0.2) is True
@@ -111,7 +126,9 @@ async def test_without_a_grace_it_is_killed_at_once(start: Start, workspace_id: 
     assert pids(workspace_id) == set()
 
 
-async def test_a_descendant_in_a_session_of_its_own_ends_too(start: Start, workspace_id: str) -> None:
+async def test_a_descendant_in_a_session_of_its_own_ends_too(
+    start: Start, workspace_id: str
+) -> None:
     parent = start(workspace_id, CHILD_IN_A_SESSION_OF_ITS_OWN)
     assert len(pids(workspace_id)) == 2
     os.kill(parent.pid, signal.SIGKILL)
@@ -121,8 +138,13 @@ async def test_a_descendant_in_a_session_of_its_own_ends_too(start: Start, works
     assert pids(workspace_id) == set()
 
 
-async def test_a_descendant_that_has_cleared_its_environment_ends_too(start: Start, workspace_id: str) -> None:
-    start(workspace_id, CHILD_IN_A_SESSION_OF_ITS_OWN.replace("start_new_session", "env={}, start_new_session"))
+async def test_a_descendant_that_has_cleared_its_environment_ends_too(
+    start: Start, workspace_id: str
+) -> None:
+    start(
+        workspace_id,
+        CHILD_IN_A_SESSION_OF_ITS_OWN.replace("start_new_session", "env={}, start_new_session"),
+    )
     assert len(pids(workspace_id)) == 2
     everything = processes.find(Pod(workspace_id))
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is True
@@ -136,14 +158,18 @@ async def test_what_is_started_while_ending_is_ended_too(start: Start, workspace
     assert pids(workspace_id) == set()
 
 
-async def test_what_survives_everything_is_told(start: Start, workspace_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_survives_everything_is_told(
+    start: Start, workspace_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(workspace_id, DEAF)
     monkeypatch.setattr(processes, "_signal", lambda *_: None)
     monkeypatch.setattr(processes, "_wait_gone", lambda *_: asyncio.sleep(0))
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is False
 
 
-async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(start: Start, workspace_id: str) -> None:
+async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(
+    start: Start, workspace_id: str
+) -> None:
     process = start(workspace_id)
     waiting = [asyncio.create_task(processes.gone(process.pid)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -156,7 +182,9 @@ async def test_a_process_that_never_was_is_gone() -> None:
     await asyncio.wait_for(processes.gone(2**22 - 1), 10)
 
 
-async def test_scans_that_are_wanted_at_the_same_time_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scans_that_are_wanted_at_the_same_time_are_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """And the event loop goes on: the first scan waits for it."""
     scans, may_end, began = processes.Scans(), threading.Event(), threading.Semaphore(0)
     scanned: list[int] = []

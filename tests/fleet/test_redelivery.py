@@ -1,4 +1,6 @@
-"""Cancellations whose signal did not arrive: delivered again until they are acknowledged, or their task has ended."""
+"""Cancellations whose signal did not arrive: delivered again until they are acknowledged, or their
+task has ended.
+"""
 
 import asyncio
 from dataclasses import replace
@@ -29,7 +31,9 @@ def world() -> World:
 
 async def cancelled(world: World, asked: CancelIntent | None = None) -> Workspace:
     busy, _ = await world.add_busy()
-    await world.change(busy.id, lambda session: lifecycle.request_cancel(session, asked or intent()))
+    await world.change(
+        busy.id, lambda session: lifecycle.request_cancel(session, asked or intent())
+    )
     return busy
 
 
@@ -84,7 +88,10 @@ async def test_it_is_over_with_its_task(world: World) -> None:
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries)
     await world.change(
-        busy.id, lambda session: lifecycle.lose_agent(session, 1, "its agent died", world.clock(), work_stopped=True)
+        busy.id,
+        lambda session: lifecycle.lose_agent(
+            session, 1, "its agent died", world.clock(), work_stopped=True
+        ),
     )
     await follow(world, deliveries)
     attempts = len(world.agents.cancelled)
@@ -104,13 +111,17 @@ async def test_an_earlier_deadline_is_delivered_anew(world: World) -> None:
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries)
     force_at = NOW + timedelta(seconds=9)
-    await world.change(busy.id, lambda session: lifecycle.request_cancel(session, intent(force_at=force_at)))
+    await world.change(
+        busy.id, lambda session: lifecycle.request_cancel(session, intent(force_at=force_at))
+    )
     await follow(world, deliveries)
     assert told == [None, force_at]
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
-async def test_a_defect_of_one_delivery_ends_no_other(world: World, kind: type[BaseException]) -> None:
+async def test_a_defect_of_one_delivery_ends_no_other(
+    world: World, kind: type[BaseException]
+) -> None:
     delivered: list[str] = []
     error: BaseException | None = kind("from within")
 

@@ -1,4 +1,6 @@
-"""An agent in this process: the real session, loop, committer, heartbeat and lease, put together as in program.py."""
+"""An agent in this process: the real session, loop, committer, heartbeat and lease, put together as
+in program.py.
+"""
 
 import asyncio
 import logging
@@ -30,7 +32,9 @@ from tests.invariants.trouble import Fault, Link
 _NO_LIMITS = Limits(model_timeout_seconds=1e6)
 
 # What agents log is of no interest here.
-_log: FilteringBoundLogger = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+_log: FilteringBoundLogger = structlog.wrap_logger(
+    None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +52,14 @@ class Surrounded:
 class _Committer(Committer):
     """The real one, with a control plane in this process."""
 
-    def __init__(self, stub: RuntimeStub, lease: Lease, shutdown: Shutdown, session: Session, apply: ApplyDirective) -> None:
+    def __init__(
+        self,
+        stub: RuntimeStub,
+        lease: Lease,
+        shutdown: Shutdown,
+        session: Session,
+        apply: ApplyDirective,
+    ) -> None:
         super().__init__([], "token", lease, shutdown, session.mark, apply, lambda: None, _log)
         self._addresses = ["here"]
         self._stubs = [cast(Any, stub)]
@@ -73,13 +84,22 @@ class Agent:
         # What came while it was frozen.
         self._backlog: list[Callable[[], object]] = []
         self.is_gone = False
-        # The tasks of which it has been told that they are to be cancelled, and the earliest time to break them off.
+        # The tasks of which it has been told that they are to be cancelled, and the earliest time
+        # to break them off.
         self.told: dict[str, float | None] = {}
         self._shared = shared
         self._lease, self.shutdown = Lease(shared.clock.monotonic), Shutdown()
         self.gates = Gates(self._surroundings(), shared.record)
-        self.session = Session(self._work, self.shutdown, lambda: self._heartbeat.hurry(), _log, shared.clock.unix_seconds)
-        stub = RuntimeStub(AgentIdentity(workspace_id, epoch), self, shared.runtime, shared.store, shared.record)
+        self.session = Session(
+            self._work,
+            self.shutdown,
+            lambda: self._heartbeat.hurry(),
+            _log,
+            shared.clock.unix_seconds,
+        )
+        stub = RuntimeStub(
+            AgentIdentity(workspace_id, epoch), self, shared.runtime, shared.store, shared.record
+        )
         self._committer = _Committer(stub, self._lease, self.shutdown, self.session, self._apply)
         self._heartbeat = Heartbeat(self._committer, self._lease, self.session)
         self._life = asyncio.create_task(self._live())
@@ -160,7 +180,9 @@ class Agent:
     async def _work(self, task: TaskInHand) -> Ending | None:
         if self.fault is Fault.BREAKS:
             raise OSError(28, "No space left on device")
-        return await run_task(task, self.gates, self.gates, self._committer.commit, _NO_LIMITS, self._heartbeat.hurry)
+        return await run_task(
+            task, self.gates, self.gates, self._committer.commit, _NO_LIMITS, self._heartbeat.hurry
+        )
 
     async def _live(self) -> None:
         background = [self._guarded(self._beat()), self._guarded(self._watch_lease())]
@@ -214,8 +236,16 @@ class Agent:
         """Only when its time has come, when the agent ends, or when the task is no longer its."""
         store = self._shared.store
         intent = store.intent(task_id)
-        is_due = intent is not None and intent.force_at is not None and intent.force_at <= self._shared.clock()
-        is_over = store.workspace is None or store.workspace.epoch != self.epoch or not store.is_open(task_id)
+        is_due = (
+            intent is not None
+            and intent.force_at is not None
+            and intent.force_at <= self._shared.clock()
+        )
+        is_over = (
+            store.workspace is None
+            or store.workspace.epoch != self.epoch
+            or not store.is_open(task_id)
+        )
         return is_due or is_over or self.shutdown.is_begun
 
     def _tool_runs(self, task_id: str, runs: bool) -> None:

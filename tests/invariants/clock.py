@@ -6,7 +6,9 @@ _START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class Clock:
-    """Stands still until a rule moves it. It moves in steps that a float holds exactly, so that what is due is due."""
+    """Stands still until a rule moves it. It moves in steps that a float holds exactly, so that
+    what is due is due.
+    """
 
     def __init__(self) -> None:
         self._passed_seconds = 0.0

@@ -10,8 +10,11 @@ from tests.invariants.trouble import Fault, Link
 from tests.invariants.wire import Network
 from tests.invariants.world import BOUNDS, CALLER, World
 
-# Longer than a lease, than what a controller gives an agent to come up or to stop, and than the bounds of a cancellation.
-_LIMIT_SECONDS = 60 + round(BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds())
+# Longer than a lease, than what a controller gives an agent to come up or to stop, and than the
+# bounds of a cancellation.
+_LIMIT_SECONDS = 60 + round(
+    BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds()
+)
 # A heartbeat, a scan of the controller, and the steps between them.
 _SLACK = timedelta(seconds=5)
 
@@ -40,31 +43,61 @@ async def _repair(world: World) -> None:
 
 
 async def _await_ends(world: World) -> None:
-    """Tasks that are to be cancelled would go on for ever by themselves; the others are done with their next reply."""
+    """Tasks that are to be cancelled would go on for ever by themselves; the others are done with
+    their next reply.
+    """
     due = _due(world, await world.tasks(), await world.workspace())
     for _ in range(_LIMIT_SECONDS):
         await _open_gates(world)
         tasks, at = await world.tasks(), await world.workspace()
-        overdue = [task for task in tasks if not task.status.is_terminal and due.get(task.id, world.clock()) < world.clock()]
-        assert not overdue, ("invariant 2: the control plane does not enforce the bounds", due, overdue)
-        has_settled = at.status in (WorkspaceStatus.IDLE, WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
-        is_alone = all(agent.is_gone for agent in world.agents if agent.epoch != at.epoch or not at.is_up)
+        overdue = [
+            task
+            for task in tasks
+            if not task.status.is_terminal and due.get(task.id, world.clock()) < world.clock()
+        ]
+        assert not overdue, (
+            "invariant 2: the control plane does not enforce the bounds",
+            due,
+            overdue,
+        )
+        has_settled = at.status in (
+            WorkspaceStatus.IDLE,
+            WorkspaceStatus.STOPPED,
+            WorkspaceStatus.FAILED,
+        )
+        is_alone = all(
+            agent.is_gone for agent in world.agents if agent.epoch != at.epoch or not at.is_up
+        )
         has_answered = all(call.runner.done() for call in world.record.calls)
-        if all(task.status.is_terminal for task in tasks) and has_settled and is_alone and has_answered:
+        if (
+            all(task.status.is_terminal for task in tasks)
+            and has_settled
+            and is_alone
+            and has_answered
+        ):
             break
         await world.advance(1.0)
     else:
-        raise AssertionError("it does not come to its end", at, [task for task in tasks if not task.status.is_terminal])
+        raise AssertionError(
+            "it does not come to its end",
+            at,
+            [task for task in tasks if not task.status.is_terminal],
+        )
     promised = {call.target_id for call in world.record.calls if call.is_promise}
     assert all(task.status is TaskStatus.CANCELLED for task in tasks if task.id in promised), (
         "invariant 2: an accepted one got lost"
     )
-    # A tool of an agent that crashed out of the controller's reach may be left; nothing says that it has ended.
+    # A tool of an agent that crashed out of the controller's reach may be left; nothing says that
+    # it has ended.
 
 
 def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
-    """By when each cancelled task that is open has to have ended, although its agent may do nothing for it."""
-    faults = {agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone}
+    """By when each cancelled task that is open has to have ended, although its agent may do nothing
+    for it.
+    """
+    faults = {
+        agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
+    }
     due = {}
     for task in tasks:
         if task.status.is_terminal or task.cancel is None:

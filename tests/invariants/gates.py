@@ -20,7 +20,8 @@ class Surroundings:
     may_break_off: Callable[[str], bool]
     # Whether the process is gone: then what its coroutines still do has not happened.
     is_gone: Callable[[], bool]
-    # A tool runs, for the task; it does so until it is known to have ended, whatever becomes of the agent.
+    # A tool runs, for the task; it does so until it is known to have ended, whatever becomes of the
+    # agent.
     tool_runs: Callable[[str, bool], None]
 
 
@@ -54,7 +55,14 @@ class Gates:
         self._iteration.content = content = f"{'final' if final else 'step'} {number}"
         self._iteration.is_final = final
         call = ToolCall(id=f"call_{number}", name="shell", arguments="{}") if tool else None
-        reply = ModelReply(model=self.name, content=content, tool_call=call, final=final, input_tokens=3, output_tokens=2)
+        reply = ModelReply(
+            model=self.name,
+            content=content,
+            tool_call=call,
+            final=final,
+            input_tokens=3,
+            output_tokens=2,
+        )
         self._reply.set_result(reply)
 
     def fail(self) -> None:
@@ -106,7 +114,9 @@ class Gates:
                 result = self._result.result()
             else:
                 self._break_off("tool_call")
-                result = ToolResult(status=ToolStatus.INTERRUPTED, output=f"so far {self._iteration.number}")
+                result = ToolResult(
+                    status=ToolStatus.INTERRUPTED, output=f"so far {self._iteration.number}"
+                )
             self._iteration.tool_output = result.output
             return result
         except asyncio.CancelledError:

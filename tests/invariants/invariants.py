@@ -1,6 +1,8 @@
-"""What must always be true of a cancellation, one function an invariant, from what can be seen of it.
+"""What must always be true of a cancellation, one function an invariant, from what can be seen of
+it.
 
-Each takes what was seen up to now, and raises AssertionError. What it catches is what it says; the numbers are the contract's.
+Each takes what was seen up to now, and raises AssertionError. What it catches is what it says; the
+numbers are the contract's.
 """
 
 from dataclasses import replace
@@ -21,7 +23,9 @@ _RECORDED = ("accepted", "already_requested")
 
 
 def nothing_unexpected_is_raised(view: View) -> None:
-    """Neither the database's guards nor any other defect was met; each agent ended for a reason that it has."""
+    """Neither the database's guards nor any other defect was met; each agent ended for a reason
+    that it has.
+    """
     assert not view.record.defects, view.record.defects
 
 
@@ -32,20 +36,37 @@ def answers_are_those_of_the_contract(view: View) -> None:
 
 
 def invariant_1_durable_first(view: View) -> None:
-    """When an agent is signalled, and when a caller is told, another session of the database sees the intent."""
+    """When an agent is signalled, and when a caller is told, another session of the database sees
+    the intent.
+    """
     assert all(signal.was_recorded for signal in view.record.signals), view.record.signals
     for call in view.record.calls:
         if call.is_promise:
             assert call.seen_task is not None and call.seen_task.cancel is not None, call
     for task in view.tasks.values():
-        first = next((call for call in view.calls_for(task.id) if task.cancel and task.cancel.request_id == call.request_id), None)
+        first = next(
+            (
+                call
+                for call in view.calls_for(task.id)
+                if task.cancel and task.cancel.request_id == call.request_id
+            ),
+            None,
+        )
         if first is not None and task.cancel is not None:
-            whole = (task.cancel.requested_by, task.cancel.credential_kind, task.cancel.requested_at)
-            assert whole == (first.by.actor_id, first.by.credential_kind, first.asked_at), task.cancel
+            whole = (
+                task.cancel.requested_by,
+                task.cancel.credential_kind,
+                task.cancel.requested_at,
+            )
+            assert whole == (first.by.actor_id, first.by.credential_kind, first.asked_at), (
+                task.cancel
+            )
 
 
 def invariant_2_accepted_means_cancelled(view: View) -> None:
-    """A task that a caller was promised the cancellation of ends so, with its result; no answer says so any earlier."""
+    """A task that a caller was promised the cancellation of ends so, with its result; no answer
+    says so any earlier.
+    """
     promised = {call.target_id for call in view.record.calls if call.is_promise}
     for task in view.tasks.values():
         if task.id in promised and task.status.is_terminal:
@@ -56,7 +77,9 @@ def invariant_2_accepted_means_cancelled(view: View) -> None:
             assert task.result == content, task
     for call in view.record.calls:
         if call.returned_task is not None and call.returned_task.status.is_terminal:
-            assert call.seen_task is not None and call.seen_task.status is call.returned_task.status, call
+            assert (
+                call.seen_task is not None and call.seen_task.status is call.returned_task.status
+            ), call
 
 
 def invariant_3_one_end(view: View) -> None:
@@ -66,29 +89,53 @@ def invariant_3_one_end(view: View) -> None:
         assert len(ends) == (1 if task.status.is_terminal else 0), (task, ends)
         if ends:
             payload = ends[0].payload
-            said = (payload["status"], payload["forced"], payload["iterations"], payload["result"], payload["reason"])
-            assert said == (task.status, task.forced, task.iterations, task.result, task.reason), (task, payload)
-            assert payload.get("cancel") == (cancel_payload(task.cancel) if task.cancel is not None else None), (task, payload)
+            said = (
+                payload["status"],
+                payload["forced"],
+                payload["iterations"],
+                payload["result"],
+                payload["reason"],
+            )
+            assert said == (task.status, task.forced, task.iterations, task.result, task.reason), (
+                task,
+                payload,
+            )
+            assert payload.get("cancel") == (
+                cancel_payload(task.cancel) if task.cancel is not None else None
+            ), (task, payload)
             assert ends[0] == view.log[task.id][-1], "something is in the log behind the end"
             assert view.record.ends.setdefault(task.id, task) == task, "an end was changed"
     assert [event.seq for event in view.events] == list(range(1, view.workspace.last_seq + 1))
     still_open = [task.id for task in view.tasks.values() if not task.status.is_terminal]
-    assert still_open == ([view.workspace.current_task_id] if view.workspace.current_task_id else [])
+    assert still_open == (
+        [view.workspace.current_task_id] if view.workspace.current_task_id else []
+    )
 
 
 def invariant_4_the_iteration_is_finished(view: View) -> None:
-    """Once told, an agent begins no further iteration; the one in flight is on record with its result, unless it was forced."""
+    """Once told, an agent begins no further iteration; the one in flight is on record with its
+    result, unless it was forced.
+    """
     for begun in view.record.iterations:
         assert not begun.was_told, ("began although it had been told", begun)
         assert begun.may_break_off, ("broken off without right", begun)
     for task in view.tasks.values():
         events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
-        assert [event.payload["number"] for event in events] == list(range(1, task.iterations + 1)), events
+        assert [event.payload["number"] for event in events] == list(
+            range(1, task.iterations + 1)
+        ), events
         begun_by_number = {begun.number: begun for begun in view.iterations_of(task.id)}
-        tool_calls = [event.payload["tool_call"] for event in events if event.payload.get("tool_call")]
+        tool_calls = [
+            event.payload["tool_call"] for event in events if event.payload.get("tool_call")
+        ]
         for event in events:
             _check_iteration(event, begun_by_number[event.payload["number"]])
-        usage = (task.usage.model_calls, task.usage.tool_calls, task.usage.input_tokens, task.usage.output_tokens)
+        usage = (
+            task.usage.model_calls,
+            task.usage.tool_calls,
+            task.usage.input_tokens,
+            task.usage.output_tokens,
+        )
         assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
         if task.id in view.record.ended_by_agent:
             to_record = [each for each in begun_by_number.values() if not each.failed]
@@ -99,22 +146,42 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
     model_call, tool_call = event.payload["model_call"], event.payload.get("tool_call")
     assert model_call["content"] == begun.content, (event, begun)
     is_interrupted = begun.broken_off == "model_call"
-    assert model_call["status"] == ("interrupted" if is_interrupted else "completed"), (event, begun)
-    assert not is_interrupted or not tool_call, ("a tool call of a model call that was broken off", event, begun)
+    assert model_call["status"] == ("interrupted" if is_interrupted else "completed"), (
+        event,
+        begun,
+    )
+    assert not is_interrupted or not tool_call, (
+        "a tool call of a model call that was broken off",
+        event,
+        begun,
+    )
     if begun.tool_output is not None:
-        assert tool_call is not None and begun.tool_output, ("a tool call without its result", event, begun)
+        assert tool_call is not None and begun.tool_output, (
+            "a tool call without its result",
+            event,
+            begun,
+        )
         status = "interrupted" if begun.broken_off else "exited"
-        assert (tool_call["result"]["status"], tool_call["result"]["output"]) == (status, begun.tool_output), (event, begun)
+        assert (tool_call["result"]["status"], tool_call["result"]["output"]) == (
+            status,
+            begun.tool_output,
+        ), (event, begun)
 
 
 def invariant_5_no_leak(view: View) -> None:
-    """An intent is on the task that was asked about, and no other; nothing is cancelled that nobody asked about."""
+    """An intent is on the task that was asked about, and no other; nothing is cancelled that nobody
+    asked about.
+    """
     assert not view.record.unasked, view.record.unasked
     for task in view.tasks.values():
         assert task.status is not TaskStatus.CANCELLED or task.cancel is not None, task
         if task.cancel is not None:
             asked = {call.request_id for call in view.calls_for(task.id)}
-            asked |= {request_id for request_id, task_id in view.record.stops.items() if task_id == task.id}
+            asked |= {
+                request_id
+                for request_id, task_id in view.record.stops.items()
+                if task_id == task.id
+            }
             assert task.cancel.request_id in asked, (task, asked)
 
 
@@ -126,9 +193,17 @@ def invariant_6_the_pod_lives(view: View) -> None:
             continue
         code = agent.shutdown.code
         allowed = (ExitCode.STOPPED, ExitCode.FENCED, ExitCode.LEASE_OVER)
-        assert code in allowed or (code is ExitCode.CRASHED and agent.fault is Fault.BREAKS), agent.shutdown.reason
-        assert code is not ExitCode.LEASE_OVER or agent.was_disturbed, "its lease was over although it was in touch"
-        assert code is not ExitCode.FENCED or agent.epoch < view.workspace.epoch or not view.workspace.is_up, "fenced without need"
+        assert code in allowed or (code is ExitCode.CRASHED and agent.fault is Fault.BREAKS), (
+            agent.shutdown.reason
+        )
+        assert code is not ExitCode.LEASE_OVER or agent.was_disturbed, (
+            "its lease was over although it was in touch"
+        )
+        assert (
+            code is not ExitCode.FENCED
+            or agent.epoch < view.workspace.epoch
+            or not view.workspace.is_up
+        ), "fenced without need"
     last = view.events[-1] if view.events else None
     if last is not None and last.task_id in view.record.ended_by_agent and view.workspace.is_up:
         assert view.workspace.status is WorkspaceStatus.IDLE, view.workspace
@@ -136,31 +211,58 @@ def invariant_6_the_pod_lives(view: View) -> None:
 
 
 def invariant_7_not_lost(view: View) -> None:
-    """An unreachable agent: the caller is told what is recorded. A lost one: its work ends first, and it has no say any more."""
+    """An unreachable agent: the caller is told what is recorded. A lost one: its work ends first,
+    and it has no say any more.
+    """
     for call in view.record.calls:
         if call.answer == "agent_unreachable":
-            assert (call.details["task_id"], call.details["intent_recorded"]) == (call.target_id, True), call
+            assert (call.details["task_id"], call.details["intent_recorded"]) == (
+                call.target_id,
+                True,
+            ), call
             assert "retry_after_seconds" not in call.details, call
     for epoch, task_id in view.world.shared.tools:
         end = next(iter(view.events_of(task_id, EventType.TASK_COMPLETED)), None)
-        assert end is None or end.payload["work_stopped"] != "yes", ("a tool outlives its task", epoch, end)
-    assert all(hop.says_fenced for hop in view.record.hops if hop.was_over), "an agent of another epoch is not fenced"
+        assert end is None or end.payload["work_stopped"] != "yes", (
+            "a tool outlives its task",
+            epoch,
+            end,
+        )
+    assert all(hop.says_fenced for hop in view.record.hops if hop.was_over), (
+        "an agent of another epoch is not fenced"
+    )
     is_down = False
     for event in view.events:
-        assert not is_down or event.task_id is None, ("a task goes on in a workspace without an agent", event)
+        assert not is_down or event.task_id is None, (
+            "a task goes on in a workspace without an agent",
+            event,
+        )
         is_down = event.type in (EventType.WORKSPACE_FAILED, EventType.WORKSPACE_STOPPED)
     for agent in view.world.agents:
         lease = view.world.store.leases.get(agent.epoch)
-        if lease is not None and lease < view.world.clock() and not agent.is_gone and not agent.is_frozen:
-            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, "an agent works although its lease is over"
+        if (
+            lease is not None
+            and lease < view.world.clock()
+            and not agent.is_gone
+            and not agent.is_frozen
+        ):
+            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
+                "an agent works although its lease is over"
+            )
 
 
 def invariant_8_idempotent(view: View) -> None:
-    """One call is `accepted`: the one whose intent is recorded. That intent stays, and is in the log once."""
+    """One call is `accepted`: the one whose intent is recorded. That intent stays, and is in the
+    log once.
+    """
     for task_id, intent in view.record.intents.items():
         now = view.tasks[task_id].cancel
         # Only its deadline may be moved, and that is another invariant's.
-        assert now is not None and _without_force(now) == _without_force(intent), ("an intent was changed", intent, now)
+        assert now is not None and _without_force(now) == _without_force(intent), (
+            "an intent was changed",
+            intent,
+            now,
+        )
     for task in view.tasks.values():
         requests = view.events_of(task.id, EventType.TASK_CANCEL_REQUESTED)
         assert len(requests) == (1 if task.cancel is not None else 0), (task, requests)
@@ -174,7 +276,10 @@ def invariant_8_idempotent(view: View) -> None:
         assert requests[0].request_id == task.cancel.request_id, (task, requests)
         for call in view.calls_for(task.id):
             if call.answer in _RECORDED:
-                assert (call.answer == "accepted") == (call.request_id == task.cancel.request_id), (call, task.cancel)
+                assert (call.answer == "accepted") == (call.request_id == task.cancel.request_id), (
+                    call,
+                    task.cancel,
+                )
 
 
 def _without_force(intent: CancelIntent) -> CancelIntent:
@@ -182,7 +287,9 @@ def _without_force(intent: CancelIntent) -> CancelIntent:
 
 
 def invariant_9_every_hop_checks(view: View) -> None:
-    """What the database held when an agent called is in the reply: after the request one iteration ends at most, or none."""
+    """What the database held when an agent called is in the reply: after the request one iteration
+    ends at most, or none.
+    """
     for hop in view.record.hops:
         assert hop.says_cancelled or not hop.was_recorded, ("an agent was not told", hop)
     for task in view.tasks.values():
@@ -205,33 +312,70 @@ def invariant_10_bounded(view: View) -> None:
             assert waited_seconds <= _UNREACHABLE_SECONDS, call
         if not call.answer and not call.has_left and waited_seconds >= call.signal_seconds:
             assert waited_seconds < wait_seconds + call.signal_seconds, ("it has no end", call)
-            assert target is not None and not target.status.is_terminal, ("it waits for a task that has ended", call)
-            assert view.record.drains == call.drains_before, ("it waits although the server drains", call)
-        if call.answer in _RECORDED and waited_seconds < wait_seconds and view.record.drains == call.drains_before:
-            assert call.returned_task is not None and call.returned_task.status.is_terminal, ("it did not wait", call)
+            assert target is not None and not target.status.is_terminal, (
+                "it waits for a task that has ended",
+                call,
+            )
+            assert view.record.drains == call.drains_before, (
+                "it waits although the server drains",
+                call,
+            )
+        if (
+            call.answer in _RECORDED
+            and waited_seconds < wait_seconds
+            and view.record.drains == call.drains_before
+        ):
+            assert call.returned_task is not None and call.returned_task.status.is_terminal, (
+                "it did not wait",
+                call,
+            )
 
 
 def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest deadline that was asked for holds; the call then open is broken off, is recorded so, and no other is."""
+    """The earliest deadline that was asked for holds; the call then open is broken off, is recorded
+    so, and no other is.
+    """
     for task in view.tasks.values():
         _check_deadline(view, task)
         if task.forced:
-            assert _was_force_due(task) or task.id in view.record.stops.values(), ("forced before its time", task)
+            assert _was_force_due(task) or task.id in view.record.stops.values(), (
+                "forced before its time",
+                task,
+            )
         # A task that was never delivered has no pod to end.
-        is_ended_with_its_pod = task.id not in view.record.ends_proposed and task.reason != "the agent could not be reached"
+        is_ended_with_its_pod = (
+            task.id not in view.record.ends_proposed
+            and task.reason != "the agent could not be reached"
+        )
         if task.status is TaskStatus.CANCELLED and is_ended_with_its_pod:
-            assert task.forced == _was_force_due(task), ("the control plane ended it, forced or not", task)
+            assert task.forced == _was_force_due(task), (
+                "the control plane ended it, forced or not",
+                task,
+            )
         if task.id in view.record.ended_by_agent:
             events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
             interrupted = [each for each in events if _is_interrupted(each)]
             broken_off = [each for each in view.iterations_of(task.id) if each.broken_off]
             assert task.forced == bool(interrupted), ("forced, or not", task, interrupted)
-            assert not interrupted or interrupted == events[-1:], ("it goes on behind what was broken off", events)
-            assert len(interrupted) >= len(broken_off), ("broken off, and not on record", events, broken_off)
+            assert not interrupted or interrupted == events[-1:], (
+                "it goes on behind what was broken off",
+                events,
+            )
+            assert len(interrupted) >= len(broken_off), (
+                "broken off, and not on record",
+                events,
+                broken_off,
+            )
     for agent in view.world.agents:
         force_at = agent.told.get(agent.session.task_id)
-        if force_at is not None and force_at <= view.world.clock.unix_seconds() and not agent.is_gone:
-            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, "a call goes on behind its deadline"
+        if (
+            force_at is not None
+            and force_at <= view.world.clock.unix_seconds()
+            and not agent.is_gone
+        ):
+            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
+                "a call goes on behind its deadline"
+            )
 
 
 def _was_force_due(task: Task) -> bool:
@@ -246,12 +390,21 @@ def _is_interrupted(iteration: Event) -> bool:
 
 def _check_deadline(view: View, task: Task) -> None:
     calls = view.calls_for(task.id)
-    if any(call.answer in ("unavailable", "internal") for call in calls) or task.id in view.record.stops.values():
+    if (
+        any(call.answer in ("unavailable", "internal") for call in calls)
+        or task.id in view.record.stops.values()
+    ):
         # Whether these took effect is not known.
         return
-    asked = [call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None]
+    asked = [
+        call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
+    ]
     earliest = min(asked, key=lambda call: str(call.force_at), default=None)
-    kept = (task.cancel.force_at, task.cancel.force_requested_by) if task.cancel is not None else (None, None)
+    kept = (
+        (task.cancel.force_at, task.cancel.force_requested_by)
+        if task.cancel is not None
+        else (None, None)
+    )
     if earliest is None:
         assert kept == (None, None), (task, asked)
     elif task.cancel is not None:
@@ -262,9 +415,11 @@ def _check_deadline(view: View, task: Task) -> None:
 def invariant_12_visible(view: View) -> None:
     """Between request and end the task shows who asked, and the phase of its agent."""
     for task in view.tasks.values():
-        assert not view.calls_for(task.id) or task.cancel is not None or not any(c.is_promise for c in view.calls_for(task.id)), (
-            task
-        )
+        assert (
+            not view.calls_for(task.id)
+            or task.cancel is not None
+            or not any(c.is_promise for c in view.calls_for(task.id))
+        ), task
         if task.status is not TaskStatus.RUNNING:
             continue
         for agent in view.world.agents:
@@ -278,7 +433,9 @@ def _is_in_touch(view: View, epoch: int) -> bool:
     now, hiccup_at = view.world.clock, view.world.store.last_hiccup_at
     is_mended = now.monotonic() > agent.mended_at + _BACKOFF_SECONDS or not agent.was_disturbed
     is_past_hiccups = hiccup_at is None or (now() - hiccup_at).total_seconds() > _BACKOFF_SECONDS
-    is_well = agent.is_up and not agent.is_frozen and agent.link is Link.GOOD and agent.fault is None
+    is_well = (
+        agent.is_up and not agent.is_frozen and agent.link is Link.GOOD and agent.fault is None
+    )
     return is_well and is_mended and is_past_hiccups
 
 

@@ -22,13 +22,16 @@ NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LA
 WHICH = st.sampled_from([-1, -1, -1, -2])
 
 
-# Of so many steps one is trouble at most, or nothing would ever get far enough for it to matter; and in one time passes.
+# Of so many steps one is trouble at most, or nothing would ever get far enough for it to matter;
+# and in one time passes.
 _STEPS_A_TROUBLE = 5
 _STEPS_A_PASSING = 4
 
 
 class CancellationMachine(RuleBasedStateMachine):
-    """One workspace, its agents and its callers. After every rule all is at rest, and every invariant is checked."""
+    """One workspace, its agents and its callers. After every rule all is at rest, and every
+    invariant is checked.
+    """
 
     def __init__(self, open_stores: OpenStores) -> None:
         super().__init__()
@@ -42,9 +45,15 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.run(self._begin())
 
     @precondition(lambda self: not self.has_open_task or self.may_be_trouble)
-    @rule(comes_up=st.sampled_from([True, True, True, False]), is_heard=st.sampled_from([True, True, False]), network=NETWORKS)
+    @rule(
+        comes_up=st.sampled_from([True, True, True, False]),
+        is_heard=st.sampled_from([True, True, False]),
+        network=NETWORKS,
+    )
     def begin(self, comes_up: bool, is_heard: bool, network: Network) -> None:
-        """A task comes, to a workspace that is up, or is as it is; the agent has it, and may be unable to say so."""
+        """A task comes, to a workspace that is up, or is as it is; the agent has it, and may be
+        unable to say so.
+        """
         self.world.run(self._begin(comes_up=comes_up, is_heard=is_heard, network=network))
 
     @precondition(lambda self: self.has_open_task)
@@ -72,7 +81,11 @@ class CancellationMachine(RuleBasedStateMachine):
         if hiccup is not None:
             self.world.store.hiccups.appendleft(hiccup)
         call = self.world.cancel(
-            CALLERS[by], reason=reason, wait_seconds=wait_seconds, force_after_seconds=force_after_seconds, times=times
+            CALLERS[by],
+            reason=reason,
+            wait_seconds=wait_seconds,
+            force_after_seconds=force_after_seconds,
+            times=times,
         )
         self.world.run(call)
 
@@ -84,26 +97,42 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.run(self.world.cancel(CALLERS[by], force_after_seconds=STEP_SECONDS))
 
     @precondition(lambda self: self.world.task_ids and self.may_be_trouble)
-    @rule(which=st.sampled_from(["first", "last", "unknown", "none"]), wait_seconds=st.sampled_from([None, 10.0]))
+    @rule(
+        which=st.sampled_from(["first", "last", "unknown", "none"]),
+        wait_seconds=st.sampled_from([None, 10.0]),
+    )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
         """Callers name a task that may have ended, or ask for whichever runs when none may."""
         self._troubles += 1
         task_ids = self.world.task_ids
-        named = {"first": task_ids[0], "last": task_ids[-1], "unknown": "task_unknown", "none": None}[which]
+        named = {
+            "first": task_ids[0],
+            "last": task_ids[-1],
+            "unknown": "task_unknown",
+            "none": None,
+        }[which]
         self.world.wire.network = Network.GOOD
         self.world.run(self.world.cancel(CALLERS["user"], task_id=named, wait_seconds=wait_seconds))
 
     @precondition(lambda self: any(agent.gates.is_model_called for agent in self.awake()))
-    @rule(reply=st.sampled_from(["tool", "tool", "final", "final", "final with a tool", "fails"]), which=WHICH)
+    @rule(
+        reply=st.sampled_from(["tool", "tool", "final", "final", "final with a tool", "fails"]),
+        which=WHICH,
+    )
     def model_replies(self, reply: str, which: int) -> None:
-        agent = self._one_of([agent for agent in self.awake() if agent.gates.is_model_called], which)
+        agent = self._one_of(
+            [agent for agent in self.awake() if agent.gates.is_model_called], which
+        )
         if reply == "fails":
             self._do(agent.gates.fail)
         else:
             self._do(lambda: agent.gates.reply(final="final" in reply, tool="tool" in reply))
 
     @precondition(lambda self: any(agent.gates.is_model_called for agent in self.awake()))
-    @rule(reply=st.sampled_from(["final", "final", "fails", "tool"]), network=st.sampled_from([Network.LOST, Network.LATE]))
+    @rule(
+        reply=st.sampled_from(["final", "final", "fails", "tool"]),
+        network=st.sampled_from([Network.LOST, Network.LATE]),
+    )
     def model_replies_before_the_signal_comes(self, reply: str, network: Network) -> None:
         """The task may end, and the next begin, before its agent hears that it was to be cancelled."""
         self.world.wire.network = network
@@ -115,7 +144,11 @@ class CancellationMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(agent.gates.is_tool_called for agent in self.awake()))
     @rule(which=WHICH)
     def tool_ends(self, which: int) -> None:
-        self._do(self._one_of([agent for agent in self.awake() if agent.gates.is_tool_called], which).gates.end_tool)
+        self._do(
+            self._one_of(
+                [agent for agent in self.awake() if agent.gates.is_tool_called], which
+            ).gates.end_tool
+        )
 
     @precondition(lambda self: self._passings * _STEPS_A_PASSING < self._steps)
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 5.0, 15.0]))
@@ -124,7 +157,12 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.run(self.world.advance(seconds))
 
     @precondition(lambda self: self.there() and self.may_be_trouble)
-    @rule(what=st.sampled_from(["crash", "crash out of reach", "freeze", "requests lost", "replies lost"]), which=WHICH)
+    @rule(
+        what=st.sampled_from(
+            ["crash", "crash out of reach", "freeze", "requests lost", "replies lost"]
+        ),
+        which=WHICH,
+    )
     def agent_in_trouble(self, what: str, which: int) -> None:
         self._troubles += 1
         agent = self._one_of(self.there(), which)
@@ -134,7 +172,11 @@ class CancellationMachine(RuleBasedStateMachine):
         elif what == "freeze":
             self._do(agent.freeze)
         else:
-            self._do(lambda: agent.set_link(Link.REQUESTS_LOST if what == "requests lost" else Link.REPLIES_LOST))
+            self._do(
+                lambda: agent.set_link(
+                    Link.REQUESTS_LOST if what == "requests lost" else Link.REPLIES_LOST
+                )
+            )
 
     @precondition(lambda self: self.there() and self.may_be_trouble)
     @rule(fault=st.sampled_from(Fault), which=WHICH)
@@ -143,7 +185,9 @@ class CancellationMachine(RuleBasedStateMachine):
         self._troubles += 1
         self._one_of(self.there(), which).fault = fault
 
-    @precondition(lambda self: any(agent.is_frozen or agent.link is not Link.GOOD for agent in self.there()))
+    @precondition(
+        lambda self: any(agent.is_frozen or agent.link is not Link.GOOD for agent in self.there())
+    )
     @rule()
     def agents_are_well(self) -> None:
         """What is frozen comes alive, and is heard again."""
@@ -162,7 +206,10 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.store.hiccups.append(hiccup)
 
     @precondition(lambda self: self.may_be_trouble)
-    @rule(what=st.sampled_from(["looks", "redelivers", "ends", "cannot end pods", "can end pods"]), network=NETWORKS)
+    @rule(
+        what=st.sampled_from(["looks", "redelivers", "ends", "cannot end pods", "can end pods"]),
+        network=NETWORKS,
+    )
     def controller(self, what: str, network: Network) -> None:
         self._troubles += 1
         self.world.wire.network = network
@@ -177,9 +224,14 @@ class CancellationMachine(RuleBasedStateMachine):
                 self.world.pods.are_in_reach = what == "can end pods"
 
     @precondition(lambda self: self.may_be_trouble)
-    @rule(what=st.sampled_from(["stop", "stop", "resume", "fence", "cut off", "restart"]), network=NETWORKS)
+    @rule(
+        what=st.sampled_from(["stop", "stop", "resume", "fence", "cut off", "restart"]),
+        network=NETWORKS,
+    )
     def upheaval(self, what: str, network: Network) -> None:
-        """The workspace stops or comes back, its agent is lost, or goes on beside the next one, or its host is started again."""
+        """The workspace stops or comes back, its agent is lost, or goes on beside the next one, or
+        its host is started again.
+        """
         self._troubles += 1
         self.world.wire.network = network
         steps = {
@@ -210,7 +262,9 @@ class CancellationMachine(RuleBasedStateMachine):
             check(view)
 
     def teardown(self) -> None:
-        """All is well again: everything comes to its end, each accepted cancellation to the right one."""
+        """All is well again: everything comes to its end, each accepted cancellation to the right
+        one.
+        """
         try:
             end_all(self.world)
             self.all_invariants()
@@ -254,7 +308,9 @@ class CancellationMachine(RuleBasedStateMachine):
         await self.world.resume()
         await self._look()
 
-    async def _begin(self, *, comes_up: bool = True, is_heard: bool = True, network: Network = Network.GOOD) -> None:
+    async def _begin(
+        self, *, comes_up: bool = True, is_heard: bool = True, network: Network = Network.GOOD
+    ) -> None:
         if comes_up:
             await self._come_up()
         if not is_heard:
@@ -282,7 +338,9 @@ class CancellationMachine(RuleBasedStateMachine):
         await self._look()
 
     async def _cut_off(self) -> None:
-        """The agents are not heard of for longer than their lease, and have to end by their own clock: there is no controller."""
+        """The agents are not heard of for longer than their lease, and have to end by their own
+        clock: there is no controller.
+        """
         await self.world.follow()
         for agent in self.awake():
             agent.set_link(Link.REQUESTS_LOST)

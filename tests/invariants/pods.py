@@ -37,7 +37,9 @@ class Pods:
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         if not self.are_in_reach:
             return False
-        for agent in [agent for agent in self._agents if agent.epoch <= workspace.epoch and not agent.is_gone]:
+        for agent in [
+            agent for agent in self._agents if agent.epoch <= workspace.epoch and not agent.is_gone
+        ]:
             if grace_seconds and not agent.is_frozen:
                 await agent.end()
             else:
@@ -47,7 +49,9 @@ class Pods:
 
 
 class Changes:
-    """Implements server.fleet.controller.Changes: a rule has the controller look now; by itself it looks when its time has come."""
+    """Implements server.fleet.controller.Changes: a rule has the controller look now; by itself it
+    looks when its time has come.
+    """
 
     def __init__(self) -> None:
         self._announced: asyncio.Queue[set[str]] = asyncio.Queue()

@@ -1,4 +1,6 @@
-"""What was observed of a run: everything that the invariants are checked from, beside the rows of the database."""
+"""What was observed of a run: everything that the invariants are checked from, beside the rows of
+the database.
+"""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -22,12 +24,14 @@ class Call:
     # How long its signal may be under way.
     signal_seconds: float
     force_at: datetime | None
-    # The answers that are right for what the database held before; None: the database fails meanwhile.
+    # The answers that are right for what the database held before; None: the database fails
+    # meanwhile.
     expected: frozenset[str] | None
     # How many times the server had begun to drain.
     drains_before: int
     runner: "asyncio.Task[CancelResult]"
-    # Noted the moment the answer is there. The outcome, or the slug of the failure; empty until then.
+    # Noted the moment the answer is there. The outcome, or the slug of the failure; empty until
+    # then.
     answer: str = ""
     details: dict[str, object] = field(default_factory=dict)
     answered_at: datetime | None = None
@@ -39,12 +43,17 @@ class Call:
     @property
     def is_promise(self) -> bool:
         """Whether the caller knows that the cancellation is recorded."""
-        return self.answer in ("accepted", "already_requested") or self.details.get("intent_recorded") is True
+        return (
+            self.answer in ("accepted", "already_requested")
+            or self.details.get("intent_recorded") is True
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A cancellation on its way to an agent, and whether another session of the database saw its intent at that moment."""
+    """A cancellation on its way to an agent, and whether another session of the database saw its
+    intent at that moment.
+    """
 
     task_id: str
     was_recorded: bool
@@ -57,7 +66,8 @@ class Iteration:
     epoch: int
     task_id: str
     number: int
-    # The agent had been told of the cancellation before it began: by a signal, or by what the database held at its last call.
+    # The agent had been told of the cancellation before it began: by a signal, or by what the
+    # database held at its last call.
     was_told: bool
     # What the model has said so far.
     content: str = ""
@@ -78,7 +88,8 @@ class Hop:
     epoch: int
     # The epoch was over when the call was sent.
     was_over: bool
-    # The task of the call was open and its intent recorded when the call was sent, and it is still open.
+    # The task of the call was open and its intent recorded when the call was sent, and it is still
+    # open.
     was_recorded: bool
     says_fenced: bool
     says_cancelled: bool
@@ -102,7 +113,8 @@ class Record:
     refused_submits: list[str] = field(default_factory=list)
     # Request ids of StopWorkspace.
     stops: dict[str, str | None] = field(default_factory=dict)
-    # How each task that has ended stood when that was first seen, and the intent of each as first seen.
+    # How each task that has ended stood when that was first seen, and the intent of each as first
+    # seen.
     ends: dict[str, Task] = field(default_factory=dict)
     intents: dict[str, CancelIntent] = field(default_factory=dict)
     # How many times a server has drained.

@@ -1,4 +1,6 @@
-"""RuntimeService as an agent calls it, in this process: the messages are the real ones, the network does what rules say."""
+"""RuntimeService as an agent calls it, in this process: the messages are the real ones, the network
+does what rules say.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -31,30 +33,44 @@ if TYPE_CHECKING:
     from tests.invariants.agent import Agent
 
 # What the heartbeats of an agent that lies about its task name.
-_NAMED: dict[Fault | None, str] = {Fault.FORGETS_ITS_TASK: "", Fault.NAMES_ANOTHER_TASK: "task_of_earlier"}
+_NAMED: dict[Fault | None, str] = {
+    Fault.FORGETS_ITS_TASK: "",
+    Fault.NAMES_ANOTHER_TASK: "task_of_earlier",
+}
 
 
 class RuntimeStub:
     """One agent's. It does what server/api/runtime_servicer.py does, and notes what went by."""
 
-    def __init__(self, identity: AgentIdentity, agent: "Agent", runtime: Runtime, store: SpyStore, record: Record) -> None:
+    def __init__(
+        self,
+        identity: AgentIdentity,
+        agent: "Agent",
+        runtime: Runtime,
+        store: SpyStore,
+        record: Record,
+    ) -> None:
         self._identity = identity
         self._agent = agent
         self._runtime = runtime
         self._store = store
         self._record = record
 
-    async def Register(self, request: RegisterRequest, **_: Any) -> RegisterResponse:  # noqa: N802
-        directive = await self._call("", lambda: self._runtime.register(self._identity, request.address))
+    async def Register(self, request: RegisterRequest, **_: Any) -> RegisterResponse:
+        directive = await self._call(
+            "", lambda: self._runtime.register(self._identity, request.address)
+        )
         return RegisterResponse(directive=directive)
 
-    async def Heartbeat(self, request: HeartbeatRequest, **_: Any) -> HeartbeatResponse:  # noqa: N802
+    async def Heartbeat(self, request: HeartbeatRequest, **_: Any) -> HeartbeatResponse:
         phase = Phase(Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
         named = _NAMED.get(self._agent.fault, request.task_id)
-        directive = await self._call(request.task_id, lambda: self._runtime.heartbeat(self._identity, named, phase))
+        directive = await self._call(
+            request.task_id, lambda: self._runtime.heartbeat(self._identity, named, phase)
+        )
         return HeartbeatResponse(directive=directive)
 
-    async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:  # noqa: N802
+    async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:
         task_id, events = request.task_id, codec.decode_agent_events(request.events)
         ending = next((event for event in events if isinstance(event, Ending)), None)
         if self._agent.fault in (Fault.COMMITS_NOTHING, *_NAMED):
@@ -101,4 +117,6 @@ class RuntimeStub:
 
 
 def _error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "as a rule wants it")
+    return grpc.aio.AioRpcError(
+        code, grpc.aio.Metadata(), grpc.aio.Metadata(), "as a rule wants it"
+    )

@@ -1,4 +1,6 @@
-"""The store under test, watched: what is committed is known the moment it is, and it can be out of reach for a while."""
+"""The store under test, watched: what is committed is known the moment it is, and it can be out of
+reach for a while.
+"""
 
 import asyncio
 from collections import deque
@@ -76,7 +78,9 @@ class SpyStore:
 
         return await self._write(write)
 
-    async def transition(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change | None:
+    async def transition(
+        self, workspace_id: str, decide: Callable[[Session], Change]
+    ) -> Change | None:
         async def write() -> Change | None:
             change = await self._store.transition(workspace_id, decide)
             if change is not None:
@@ -92,13 +96,17 @@ class SpyStore:
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         return await self._read(self._store.get_workspace(workspace_id))
 
-    async def list_workspaces(self, permission: Permission, before_id: str | None, limit: int) -> Sequence[Workspace]:
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
         return await self._read(self._store.list_workspaces(permission, before_id, limit))
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
         return await self._read(self._store.get_task(workspace_id, task_id))
 
-    async def list_tasks(self, workspace_id: str, before_id: str | None, limit: int) -> Sequence[Task]:
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
         return await self._read(self._store.list_tasks(workspace_id, before_id, limit))
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
@@ -142,7 +150,10 @@ class SpyStore:
     def _note(self, workspace: Workspace | None, task: Task | None) -> None:
         """Two replies may come in another order than their commits."""
         known = self.workspace
-        if workspace is None or (known is not None and (workspace.epoch, workspace.last_seq) < (known.epoch, known.last_seq)):
+        if workspace is None or (
+            known is not None
+            and (workspace.epoch, workspace.last_seq) < (known.epoch, known.last_seq)
+        ):
             return
         self.workspace = workspace
         if workspace.lease_expires_at is not None:

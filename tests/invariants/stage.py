@@ -1,4 +1,6 @@
-"""The event loop of a run: its time is the clock's, and each step is taken until everything is at rest."""
+"""The event loop of a run: its time is the clock's, and each step is taken until everything is at
+rest.
+"""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,7 +1,9 @@
-"""Random interleavings of all that may happen, on the real use cases, store, agents and controller, against the invariants.
+"""Random interleavings of all that may happen, on the real use cases, store, agents and controller,
+against the invariants.
 
-INVARIANT_EXAMPLES: how many runs in memory, new ones each time, and about a tenth of that on PostgreSQL. Sessions race there, so a
-run may go another way than one that began alike, which hypothesis does not take: a few have a seed, and what fails stays as it is.
+INVARIANT_EXAMPLES: how many runs in memory, new ones each time, and about a tenth of that on
+PostgreSQL. Sessions race there, so a run may go another way than one that began alike, which
+hypothesis does not take: a few have a seed, and what fails stays as it is.
 """
 
 import os
@@ -44,13 +46,17 @@ def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
     return Machine
 
 
-async def _in_memory(resources: AsyncExitStack, announce: Callable[[str], None]) -> tuple[Store, Store]:
+async def _in_memory(
+    resources: AsyncExitStack, announce: Callable[[str], None]
+) -> tuple[Store, Store]:
     store = FakeStore(announce)
     return store, store
 
 
 def _on_postgres(url: str) -> OpenStores:
-    async def open_stores(resources: AsyncExitStack, announce: Callable[[str], None]) -> tuple[Store, Store]:
+    async def open_stores(
+        resources: AsyncExitStack, announce: Callable[[str], None]
+    ) -> tuple[Store, Store]:
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:

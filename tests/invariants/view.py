@@ -29,7 +29,13 @@ class View:
         for event in events:
             if event.task_id is not None:
                 log[event.task_id].append(event)
-        return cls(world, await world.workspace(), {task.id: task for task in await world.tasks()}, events, log)
+        return cls(
+            world,
+            await world.workspace(),
+            {task.id: task for task in await world.tasks()},
+            events,
+            log,
+        )
 
     @property
     def record(self) -> Record:

@@ -1,4 +1,6 @@
-"""How the control plane reaches agents: ports.Agents in this process, with a network that does what rules say."""
+"""How the control plane reaches agents: ports.Agents in this process, with a network that does what
+rules say.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -62,9 +64,13 @@ class Wire:
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         """See the port."""
         seen = await self._observer.get_task(workspace.id, task.id)
-        self._record.signals.append(Signal(task_id=task.id, was_recorded=seen is not None and seen.cancel is not None))
+        self._record.signals.append(
+            Signal(task_id=task.id, was_recorded=seen is not None and seen.cancel is not None)
+        )
         cancellation = encode_cancellation(task) or Cancellation()
-        return await self._call(workspace, lambda agent: agent.cancel(workspace.epoch, task.id, cancellation))
+        return await self._call(
+            workspace, lambda agent: agent.cancel(workspace.epoch, task.id, cancellation)
+        )
 
     async def close(self) -> None:
         """What is still under way is lost."""
@@ -100,7 +106,14 @@ class Wire:
         _delivered(agent, deliver)
 
     def _agent_of(self, workspace: Workspace) -> Agent | None:
-        return next((agent for agent in self._agents if agent.address == workspace.agent_address and not agent.is_gone), None)
+        return next(
+            (
+                agent
+                for agent in self._agents
+                if agent.address == workspace.agent_address and not agent.is_gone
+            ),
+            None,
+        )
 
 
 def _delivered(agent: Agent, deliver: Callable[[Agent], object]) -> None:

@@ -1,4 +1,6 @@
-"""All of the product that runs in one process, wired as in production, between a database and a network that do what rules say."""
+"""All of the product that runs in one process, wired as in production, between a database and a
+network that do what rules say.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -28,8 +30,11 @@ from tests.invariants.stage import Stage
 from tests.invariants.wire import SLOW_SECONDS, Network, Wire
 
 LEASE_SECONDS = 12.0
-# Longer than all the time that passes in a run: an agent here keeps no limits, since its calls last until a rule ends them.
-BOUNDS = Bounds(model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS)
+# Longer than all the time that passes in a run: an agent here keeps no limits, since its calls last
+# until a rule ends them.
+BOUNDS = Bounds(
+    model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
+)
 # Fine enough that a heartbeat, a third of which may fail, is never due twice in a step.
 STEP_SECONDS = 0.5
 _SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write"})
@@ -43,12 +48,17 @@ _STATE_SLUGS = {
 }
 
 Returned = TypeVar("Returned")
-# Opens the store under test and another session of its database, given what to call after each commit.
-OpenStores = Callable[[AsyncExitStack, Callable[[str], None]], Coroutine[Any, Any, tuple[Store, Store]]]
+# Opens the store under test and another session of its database, given what to call after each
+# commit.
+OpenStores = Callable[
+    [AsyncExitStack, Callable[[str], None]], Coroutine[Any, Any, tuple[Store, Store]]
+]
 
 
 class World:
-    """One workspace, all its agents, one controller, and the callers. Made and used within its own event loop, see `run`."""
+    """One workspace, all its agents, one controller, and the callers. Made and used within its own
+    event loop, see `run`.
+    """
 
     def __init__(self, open_stores: OpenStores) -> None:
         self.clock = Clock()
@@ -65,7 +75,9 @@ class World:
         self._stage.open(self._open(open_stores))
 
     def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
-        """Takes a step, and lets everything run that follows from it without the clock's moving or a gate's opening."""
+        """Takes a step, and lets everything run that follows from it without the clock's moving or
+        a gate's opening.
+        """
         return self._stage.run(step)
 
     async def settle(self) -> None:
@@ -73,16 +85,22 @@ class World:
         await self._stage.settle()
 
     async def _open(self, open_stores: OpenStores) -> None:
-        store, observer = await open_stores(self._resources, lambda workspace_id: self.wakeups.announce(workspace_id))
+        store, observer = await open_stores(
+            self._resources, lambda workspace_id: self.wakeups.announce(workspace_id)
+        )
         self.observer = SpyStore(observer, self.record, self.clock)
         self.store = SpyStore(store, self.record, self.clock)
         self._stage.stores += [self.store, self.observer]
         runtime = Runtime(self.store, self.clock, LEASE_SECONDS)
-        self.shared = Surrounded(runtime=runtime, store=self.store, record=self.record, clock=self.clock)
+        self.shared = Surrounded(
+            runtime=runtime, store=self.store, record=self.record, clock=self.clock
+        )
         self.wire = Wire(self.agents, self.observer, self.record)
         self.pods = Pods(self.agents, self.shared)
         self.host = f"host_{next(self._host_numbers)}"
-        self.workspace_id = (await workspaces.create_workspace(CALLER, "", self.store, self.clock)).id
+        self.workspace_id = (
+            await workspaces.create_workspace(CALLER, "", self.store, self.clock)
+        ).id
         self.lead()
 
     def close(self) -> None:
@@ -128,17 +146,29 @@ class World:
         return await self.observer.list_events(self.workspace_id, 0, 10_000)
 
     async def task(self, task_id: str | None) -> Task | None:
-        return await self.observer.get_task(self.workspace_id, task_id) if task_id is not None else None
+        return (
+            await self.observer.get_task(self.workspace_id, task_id)
+            if task_id is not None
+            else None
+        )
 
     # What callers do.
 
     async def submit(self) -> None:
-        """Whether it works depends on much; that an idle agent in good order takes it is noted for the check."""
+        """Whether it works depends on much; that an idle agent in good order takes it is noted for
+        the check.
+        """
         before = await self.workspace()
-        is_free = before.status is WorkspaceStatus.IDLE and self.wire.network is Network.GOOD and self._agent_is_free(before)
+        is_free = (
+            before.status is WorkspaceStatus.IDLE
+            and self.wire.network is Network.GOOD
+            and self._agent_is_free(before)
+        )
         due = is_free and self.wire.reaches(before) and not self.store.hiccups
         number = next(self._request_numbers)
-        request = tasks.SubmitTask(workspace_id=before.id, description=f"task {number}", request_id=f"submit_{number}")
+        request = tasks.SubmitTask(
+            workspace_id=before.id, description=f"task {number}", request_id=f"submit_{number}"
+        )
 
         async def call() -> None:
             try:
@@ -150,13 +180,17 @@ class World:
         self._go_on(call())
 
     def _agent_is_free(self, at: Workspace) -> bool:
-        """Whether its last task was ended by itself, and it has nothing else in hand, such as a task that came to it too late."""
+        """Whether its last task was ended by itself, and it has nothing else in hand, such as a
+        task that came to it too late.
+        """
         last = self.task_ids[-1] if self.task_ids else None
         current = [agent for agent in self.agents if agent.epoch == at.epoch]
         if any(agent.fault for agent in current):
             return False
         in_hand = [agent.session.task_id for agent in current]
-        return in_hand in ([""], [last]) and (last is None or self.record.ended_by_agent.get(last) == at.epoch)
+        return in_hand in ([""], [last]) and (
+            last is None or self.record.ended_by_agent.get(last) == at.epoch
+        )
 
     async def cancel(
         self,
@@ -171,13 +205,17 @@ class World:
         """So many calls at once; they go on by themselves."""
         at = await self.workspace()
         target = await self.task(task_id or at.current_task_id)
-        expected = None if self.store.hiccups else self._expected(at, target, named=task_id is not None)
+        expected = (
+            None if self.store.hiccups else self._expected(at, target, named=task_id is not None)
+        )
         if times > 1 and expected is not None and target is not None:
             # The first may have brought about the end by the time the last is looked at.
             expected |= {"no_active_task"}
         target_id = target.id if target is not None else None
         now = self.clock()
-        force_at = None if force_after_seconds is None else now + timedelta(seconds=force_after_seconds)
+        force_at = (
+            None if force_after_seconds is None else now + timedelta(seconds=force_after_seconds)
+        )
         for _ in range(times):
             request_id = f"cancel_{next(self._request_numbers)}"
             request = CancelTask(
@@ -188,7 +226,9 @@ class World:
                 request_id=request_id,
                 force_after_seconds=force_after_seconds,
             )
-            runner = asyncio.create_task(cancel_task(by, request, self.store, self.wire, self.wakeups, self.clock))
+            runner = asyncio.create_task(
+                cancel_task(by, request, self.store, self.wire, self.wakeups, self.clock)
+            )
             call = Call(
                 request_id=request_id,
                 by=by,
@@ -214,7 +254,11 @@ class World:
             return frozenset({_STATE_SLUGS[at.status]})
         if target is None:
             return frozenset({"no_active_task"})
-        outcomes = {"already_requested"} if target.cancel is not None else {"accepted", "already_requested"}
+        outcomes = (
+            {"already_requested"}
+            if target.cancel is not None
+            else {"accepted", "already_requested"}
+        )
         return frozenset(outcomes if self.wire.reaches(at) else {*outcomes, "agent_unreachable"})
 
     async def _note_answer(self, call: Call) -> None:
@@ -238,10 +282,18 @@ class World:
         at = await self.workspace()
         request_id = f"stop_{next(self._request_numbers)}"
         self.record.stops[request_id] = at.current_task_id
-        self._go_on(self._try(workspaces.stop_workspace(CALLER, at.id, request_id, self.store, self.wire, self.clock)))
+        self._go_on(
+            self._try(
+                workspaces.stop_workspace(
+                    CALLER, at.id, request_id, self.store, self.wire, self.clock
+                )
+            )
+        )
 
     async def resume(self) -> None:
-        await self._try(workspaces.resume_workspace(CALLER, self.workspace_id, self.store, self.clock))
+        await self._try(
+            workspaces.resume_workspace(CALLER, self.workspace_id, self.store, self.clock)
+        )
 
     async def _try(self, call: Coroutine[Any, Any, object]) -> None:
         try:
@@ -255,7 +307,9 @@ class World:
         """A controller leads from here on."""
         if self._leading is None:
             self.changes = Changes()
-            controller = Controller(self.store, self.pods, self.wire, BOUNDS, self.host, self.clock, self.clock())
+            controller = Controller(
+                self.store, self.pods, self.wire, BOUNDS, self.host, self.clock, self.clock()
+            )
             self._leading = asyncio.create_task(controller.run(self.changes))
 
     async def follow(self) -> None:

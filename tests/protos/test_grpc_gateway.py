@@ -1,7 +1,7 @@
 """The google.api.http annotations would serve grpc-gateway as they serve Envoy.
 
-First by the rules that google/api/http.proto and grpc-gateway state, then, where it is installed, by grpc-gateway itself, whose own
-OpenAPI document is a second opinion on ours.
+First by the rules that google/api/http.proto and grpc-gateway state, then, where it is installed,
+by grpc-gateway itself, whose own OpenAPI document is a second opinion on ours.
 """
 
 import json
@@ -57,12 +57,14 @@ def is_primitive(field: FieldDescriptor) -> bool:
 
 @pytest.mark.parametrize(("rpc", "rule"), rules(), ids=lambda value: getattr(value, "name", ""))
 def test_a_rule_keeps_the_rules(rpc: Any, rule: Any) -> None:
-    # The selector is for configuration files; one level of bindings is all there may be, and `custom` is no method of ours.
+    # The selector is for configuration files; one level of bindings is all there may be, and
+    # `custom` is no method of ours.
     assert not rule.selector
     assert all(not inner.additional_bindings for inner in rule.additional_bindings)
     assert verb(rule) in {"get", "put", "post", "delete", "patch"}
     assert TEMPLATE.fullmatch(template(rule)), template(rule)
-    # A variable is a field of the request that is neither repeated nor a message, and is there once.
+    # A variable is a field of the request that is neither repeated nor a message, and is there
+    # once.
     fields = rpc.input_type.fields_by_name
     assert len(set(variables(rule))) == len(variables(rule))
     for name in variables(rule):
@@ -83,7 +85,9 @@ def test_a_rule_keeps_the_rules(rpc: Any, rule: Any) -> None:
 
 def matches_the_same(one: list[str], other: list[str]) -> bool:
     """Whether there is a path that both templates match."""
-    return len(one) == len(other) and all(a == b or "{" in (a[0], b[0]) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        a == b or "{" in (a[0], b[0]) for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_no_request_fits_two_rules() -> None:
@@ -95,7 +99,9 @@ def test_no_request_fits_two_rules() -> None:
 
 
 def test_every_binding_fills_the_same_request() -> None:
-    """Each has the variables of the RPC's first one: a call that leaves one out would be about nothing."""
+    """Each has the variables of the RPC's first one: a call that leaves one out would be about
+    nothing.
+    """
     for rpc, rule in rules():
         first = rpc.GetOptions().Extensions[annotations_pb2.http]
         assert set(variables(first)) <= set(variables(rule))
@@ -117,7 +123,9 @@ generate.protoc(
     "--openapiv2_out={out}", "--openapiv2_opt=json_names_for_fields=false," + files,
 )
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert list(out.rglob("workspace_service.pb.gw.go"))
     (path,) = Path(out).rglob("workspace_service.swagger.json")
@@ -126,12 +134,16 @@ generate.protoc(
 
 
 def test_the_gateway_has_the_same_operations(of_the_gateway: dict[str, Any]) -> None:
-    theirs = {(method.upper(), path) for path, item in of_the_gateway["paths"].items() for method in item}
+    theirs = {
+        (method.upper(), path) for path, item in of_the_gateway["paths"].items() for method in item
+    }
     assert theirs == {(each.method, each.path) for each in operations()}
 
 
 @pytest.mark.parametrize("ours", operations(), ids=lambda each: each.described["operationId"])
-def test_the_gateway_reads_the_same_from_a_request(of_the_gateway: dict[str, Any], ours: Operation) -> None:
+def test_the_gateway_reads_the_same_from_a_request(
+    of_the_gateway: dict[str, Any], ours: Operation
+) -> None:
     theirs = of_the_gateway["paths"][ours.path][ours.method.lower()]
     places = {(each["name"], each["in"]) for each in theirs["parameters"] if each["in"] != "body"}
     assert places == {(each["name"], each["in"]) for each in ours.described["parameters"]}
@@ -140,7 +152,12 @@ def test_the_gateway_reads_the_same_from_a_request(of_the_gateway: dict[str, Any
         body = of_the_gateway["definitions"][body["$ref"].rpartition("/")[2]]
     of_ours = ours.described.get("requestBody", {"content": {"application/json": {"schema": {}}}})
     # The gateway has one body for all bindings of an RPC, without what any of them has in its path.
-    elsewhere = {name for rpc, rule in rules() for name in variables(rule) if f"_{rpc.name}" in theirs["operationId"]}
+    elsewhere = {
+        name
+        for rpc, rule in rules()
+        for name in variables(rule)
+        if f"_{rpc.name}" in theirs["operationId"]
+    }
     named = of_ours["content"]["application/json"]["schema"].get("properties", {}).keys()
     assert body.get("properties", {}).keys() == named - elsewhere
 

@@ -15,7 +15,11 @@ from tests.openapi import Operation, document, operation, operations, references
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR
-RULES = {value.name: value.GetOptions().Extensions[error_pb2.rule] for value in CODES.values if value.number}
+RULES = {
+    value.name: value.GetOptions().Extensions[error_pb2.rule]
+    for value in CODES.values
+    if value.number
+}
 # What no path that exists, called with its method, answers.
 ELSEWHERE = {"not_found", "method_not_allowed"}
 
@@ -38,7 +42,9 @@ def test_the_document_is_valid() -> None:
 
 
 def test_there_is_no_operation_that_no_rpc_has() -> None:
-    assert {each.path for rpc in SERVICE.methods for each in of_rpc(rpc)} == set(document()["paths"])
+    assert {each.path for rpc in SERVICE.methods for each in of_rpc(rpc)} == set(
+        document()["paths"]
+    )
     assert sum(len(of_rpc(rpc)) for rpc in SERVICE.methods) == len(operations())
     names = [each.described["operationId"] for each in operations()]
     assert len(set(names)) == len(names)
@@ -84,7 +90,9 @@ def test_every_field_and_every_value_is_described_as_in_the_protos() -> None:
         assert list(schema["properties"]) == [field.name for field in message.DESCRIPTOR.fields]
     status = document()["components"]["schemas"]["Task.Status"]
     assert status["enum"] == task_pb2.Task.Status.keys()[1:]
-    assert "`cancelled`: Ended: a cancellation was recorded before its end." in status["description"]
+    assert (
+        "`cancelled`: Ended: a cancellation was recorded before its end." in status["description"]
+    )
     # A zero that means something is one of the values.
     assert "phase_unspecified" in document()["components"]["schemas"]["Task.Phase"]["enum"]
 
@@ -101,10 +109,15 @@ def test_an_example_of_a_body_is_one() -> None:
 
 def test_what_protobuf_makes_of_a_message_is_what_the_schema_says() -> None:
     task = task_pb2.Task(
-        id="task_1", status=task_pb2.Task.running, metadata={"a": "b"}, usage=task_pb2.Usage(input_tokens=2**53 + 1)
+        id="task_1",
+        status=task_pb2.Task.running,
+        metadata={"a": "b"},
+        usage=task_pb2.Usage(input_tokens=2**53 + 1),
     )
     task.created_at.FromDatetime(datetime.now(UTC))
-    text = json_format.MessageToJson(task, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    text = json_format.MessageToJson(
+        task, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     validate(json.loads(text), {"$ref": "#/components/schemas/Task"})
     shown = json.loads(text)
     assert isinstance(shown["usage"]["input_tokens"], str)

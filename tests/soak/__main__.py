@@ -1,4 +1,6 @@
-"""`make soak`: many mixed calls, and what every program of the stack holds before and after. It exits 1 if one has grown."""
+"""`make soak`: many mixed calls, and what every program of the stack holds before and after. It
+exits 1 if one has grown.
+"""
 
 import asyncio
 import random
@@ -18,17 +20,24 @@ from tests.soak.holdings import grown_files, grown_memory, settled, table
 _WORKSPACES = 6
 _PROBLEMS_SHOWN = 10
 # The limits count every credential and workspace, and refuse nobody here.
-_LIMITS = dict.fromkeys(("RATE_LIMIT_PER_SECOND", "RATE_LIMIT_BURST", "CANCEL_LIMIT_PER_SECOND", "CANCEL_LIMIT_BURST"), "100000")
+_LIMITS = dict.fromkeys(
+    ("RATE_LIMIT_PER_SECOND", "RATE_LIMIT_BURST", "CANCEL_LIMIT_PER_SECOND", "CANCEL_LIMIT_BURST"),
+    "100000",
+)
 
 
 @click.command()
 @click.option("--calls", default=20_000, show_default=True, help="Between the two measurements.")
-@click.option("--warm-up", default=5_000, show_default=True, help="Calls before the first measurement.")
+@click.option(
+    "--warm-up", default=5_000, show_default=True, help="Calls before the first measurement."
+)
 @click.option("--seed", type=int, help="Of an earlier run, to have its mix of calls again.")
 def main(calls: int, warm_up: int, seed: int | None) -> None:
     """Makes the calls on a stack of its own."""
     seed = random.randrange(10**6) if seed is None else seed
-    click.echo(f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, {_WORKSPACES} workspaces")
+    click.echo(
+        f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, {_WORKSPACES} workspaces"
+    )
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         stack = Stack(Path(folder) / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
         try:
@@ -49,7 +58,12 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
     asyncio.run(mix.run(calls))
     took, made = time.monotonic() - began, mix.tally.calls - made
     after = settled(stack)
-    for line in (*_answers(mix.tally), "", f"{made} calls in {took:.0f} s", *table(before, after, made)):
+    for line in (
+        *_answers(mix.tally),
+        "",
+        f"{made} calls in {took:.0f} s",
+        *table(before, after, made),
+    ):
         click.echo(line)
     yield from mix.tally.problems[:_PROBLEMS_SHOWN]
     yield from grown_files(before, after)
@@ -59,8 +73,12 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
 def _answers(tally: Tally) -> Iterator[str]:
     """A line an RPC, the warm-up included."""
     for rpc in sorted({rpc for rpc, _ in tally.answers}):
-        of_rpc = Counter({answer: count for (each, answer), count in tally.answers.items() if each == rpc})
-        yield f"{rpc:16} " + ", ".join(f"{count} {answer}" for answer, count in of_rpc.most_common())
+        of_rpc = Counter(
+            {answer: count for (each, answer), count in tally.answers.items() if each == rpc}
+        )
+        yield f"{rpc:16} " + ", ".join(
+            f"{count} {answer}" for answer, count in of_rpc.most_common()
+        )
 
 
 if __name__ == "__main__":

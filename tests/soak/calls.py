@@ -1,4 +1,6 @@
-"""Mixed calls: every RPC over every wire, good and refused, by callers whose connections come and go."""
+"""Mixed calls: every RPC over every wire, good and refused, by callers whose connections come and
+go.
+"""
 
 import asyncio
 import random
@@ -18,7 +20,9 @@ CALLERS = 8
 _CALLS_A_CONNECTION = 50
 _ANSWER_SECONDS = 20.0
 _PAUSE_SECONDS = 0.1
-_STATES = frozenset({"workspace_busy", "workspace_stopped", "workspace_provisioning", "invalid_state"})
+_STATES = frozenset(
+    {"workspace_busy", "workspace_stopped", "workspace_provisioning", "invalid_state"}
+)
 
 
 @dataclass(slots=True)
@@ -37,7 +41,9 @@ class Tally:
     def note(self, rpc: str, reply: Reply, allowed: Collection[str]) -> None:
         self.answers[rpc, reply.slug or str(reply.body.get("outcome", "")) or "success"] += 1
         if reply.problem or reply.slug not in allowed:
-            self.problems.append(f"{rpc}: {reply.status} {reply.slug} {reply.problem} {dict(reply.body)}")
+            self.problems.append(
+                f"{rpc}: {reply.status} {reply.slug} {reply.problem} {dict(reply.body)}"
+            )
 
 
 class Mix:
@@ -52,7 +58,9 @@ class Mix:
         self.tally = Tally()
 
     async def run(self, calls: int) -> None:
-        """Returns when so many calls are answered, a few more at most, and nothing of them is under way."""
+        """Returns when so many calls are answered, a few more at most, and nothing of them is under
+        way.
+        """
         self._until = self.tally.calls + calls
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
@@ -77,18 +85,32 @@ class Mix:
         try:
             while (status := (await self._get(callers, workspace_id)).body.get("status")) != "idle":
                 if status == "stopped":
-                    await callers.call(Wire.REST, "ResumeWorkspace", _ANSWER_SECONDS, {"workspace_id": workspace_id})
+                    await callers.call(
+                        Wire.REST,
+                        "ResumeWorkspace",
+                        _ANSWER_SECONDS,
+                        {"workspace_id": workspace_id},
+                    )
                 await asyncio.sleep(_PAUSE_SECONDS)
         finally:
             await callers.close()
 
     async def _get(self, callers: Callers, workspace_id: str) -> Reply:
-        return await callers.call(Wire.REST, "GetWorkspace", _ANSWER_SECONDS, {"workspace_id": workspace_id})
+        return await callers.call(
+            Wire.REST, "GetWorkspace", _ANSWER_SECONDS, {"workspace_id": workspace_id}
+        )
 
     async def _call(
-        self, callers: Callers, rpc: str, allowed: Collection[str] = ("",), token: str | None = None, **fields: Any
+        self,
+        callers: Callers,
+        rpc: str,
+        allowed: Collection[str] = ("",),
+        token: str | None = None,
+        **fields: Any,
     ) -> Reply:
-        reply = await callers.call(self._chance.choice(list(Wire)), rpc, _ANSWER_SECONDS, fields, token)
+        reply = await callers.call(
+            self._chance.choice(list(Wire)), rpc, _ANSWER_SECONDS, fields, token
+        )
         self.tally.note(rpc, reply, allowed)
         return reply
 
@@ -97,22 +119,38 @@ class Mix:
 
     async def submit(self, callers: Callers) -> None:
         workspace_id = self._workspace_id()
-        lines = [f"echo {'x' * self._chance.randrange(200)}; sleep 0.0{self._chance.randrange(9)}"] * self._chance.randint(1, 3)
+        lines = [
+            f"echo {'x' * self._chance.randrange(200)}; sleep 0.0{self._chance.randrange(9)}"
+        ] * self._chance.randint(1, 3)
         reply = await self._call(
-            callers, "SubmitTask", {"", *_STATES}, workspace_id=workspace_id, description="\n".join(lines), metadata={"of": "soak"}
+            callers,
+            "SubmitTask",
+            {"", *_STATES},
+            workspace_id=workspace_id,
+            description="\n".join(lines),
+            metadata={"of": "soak"},
         )
         self._last_task_ids[workspace_id] = str(reply.body.get("task_id", ""))
 
     async def cancel(self, callers: Callers) -> None:
         durations = self._chance.choice(({}, {}, {"wait": "0.2s"}, {"force_after": "0.01s"}))
         allowed = {"", "agent_unreachable", *_STATES}
-        await self._call(callers, "CancelTask", allowed, workspace_id=self._workspace_id(), reason="soak", **durations)
+        await self._call(
+            callers,
+            "CancelTask",
+            allowed,
+            workspace_id=self._workspace_id(),
+            reason="soak",
+            **durations,
+        )
 
     async def cancel_named(self, callers: Callers) -> None:
         workspace_id = self._workspace_id()
         if task_id := self._last_task_ids[workspace_id]:
             allowed = {"", "agent_unreachable", *_STATES}
-            await self._call(callers, "CancelTask", allowed, workspace_id=workspace_id, task_id=task_id)
+            await self._call(
+                callers, "CancelTask", allowed, workspace_id=workspace_id, task_id=task_id
+            )
 
     async def get_task(self, callers: Callers) -> None:
         workspace_id = self._workspace_id()
@@ -130,44 +168,72 @@ class Mix:
 
     async def watch(self, callers: Callers) -> None:
         wire, workspace_id = self._chance.choice(list(Wire)), self._workspace_id()
-        reply = await callers.watch(wire, workspace_id, self._chance.choice((1, 5, 1000)), self._chance.uniform(0, 0.5))
+        reply = await callers.watch(
+            wire, workspace_id, self._chance.choice((1, 5, 1000)), self._chance.uniform(0, 0.5)
+        )
         self.tally.note("WatchEvents", reply, ("",))
 
     async def stop(self, callers: Callers) -> None:
         workspace_id = self._workspace_id()
         await self._call(callers, "StopWorkspace", {"", *_STATES}, workspace_id=workspace_id)
-        resumed = await self._call(callers, "ResumeWorkspace", {"", *_STATES}, workspace_id=workspace_id)
+        resumed = await self._call(
+            callers, "ResumeWorkspace", {"", *_STATES}, workspace_id=workspace_id
+        )
         while resumed.slug:
             # It is still stopping.
             await asyncio.sleep(_PAUSE_SECONDS)
-            resumed = await self._call(callers, "ResumeWorkspace", {"", *_STATES}, workspace_id=workspace_id)
+            resumed = await self._call(
+                callers, "ResumeWorkspace", {"", *_STATES}, workspace_id=workspace_id
+            )
 
     async def create(self, callers: Callers) -> None:
         """It is stopped at once: each workspace that stays up is a process more."""
         created = await self._call(callers, "CreateWorkspace", name="soak")
-        await self._call(callers, "StopWorkspace", {"", *_STATES}, workspace_id=str(created.body["id"]))
+        await self._call(
+            callers, "StopWorkspace", {"", *_STATES}, workspace_id=str(created.body["id"])
+        )
 
     async def refused_credential(self, callers: Callers) -> None:
         unknown = f"sk_{secrets.token_urlsafe(32)}"
         token = self._chance.choice((self._stack.tokens["expired"], unknown, "eyJ.eyJ.x", ""))
-        await self._call(callers, "CancelTask", ("unauthenticated",), token, workspace_id=self._workspace_id())
+        await self._call(
+            callers, "CancelTask", ("unauthenticated",), token, workspace_id=self._workspace_id()
+        )
 
     async def refused_scope(self, callers: Callers) -> None:
         token = self._stack.tokens["read_only"]
-        await self._call(callers, "CancelTask", ("permission_denied",), token, workspace_id=self._workspace_id())
+        await self._call(
+            callers, "CancelTask", ("permission_denied",), token, workspace_id=self._workspace_id()
+        )
 
     async def refused_workspace(self, callers: Callers) -> None:
         token = self._stack.tokens["other_org"]
-        await self._call(callers, "GetWorkspace", ("workspace_not_found",), token, workspace_id=self._workspace_id())
+        await self._call(
+            callers,
+            "GetWorkspace",
+            ("workspace_not_found",),
+            token,
+            workspace_id=self._workspace_id(),
+        )
 
     async def refused_task(self, callers: Callers) -> None:
         workspace_id = self._workspace_id()
         await self._call(
-            callers, "CancelTask", ("task_not_found",), workspace_id=workspace_id, task_id=f"task_{secrets.token_hex(8)}"
+            callers,
+            "CancelTask",
+            ("task_not_found",),
+            workspace_id=workspace_id,
+            task_id=f"task_{secrets.token_hex(8)}",
         )
 
     async def refused_field(self, callers: Callers) -> None:
-        await self._call(callers, "CancelTask", ("validation_error",), workspace_id=self._workspace_id(), reason="x" * 501)
+        await self._call(
+            callers,
+            "CancelTask",
+            ("validation_error",),
+            workspace_id=self._workspace_id(),
+            reason="x" * 501,
+        )
 
 
 _WEIGHTS: dict[Callable[[Mix, Callers], Awaitable[None]], float] = {

@@ -17,10 +17,12 @@ _POLL_SECONDS = 0.5
 _QUIET_LOOKS = 4
 # By how much the largest process of a program may grow.
 MEMORY_MIB = 6.0
-# Its heap does not give back at once what connections took; two runs of 20,000 calls differed by 4 MiB.
+# Its heap does not give back at once what connections took; two runs of 20,000 calls differed by 4
+# MiB.
 _MEMORY_MIB_OF = {"envoy": 12.0}
 OPEN_FILES = 8
-# PostgreSQL keeps files open that it has used, up to a bound of its own (max_files_per_process, 1000).
+# PostgreSQL keeps files open that it has used, up to a bound of its own (max_files_per_process,
+# 1000).
 _OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}
 # How many there are depends on how many calls came at once.
 _POOLED = "postgres, a connection"
@@ -42,7 +44,9 @@ Holdings = Mapping[str, Holding]
 
 
 def settled(stack: Stack) -> Holdings:
-    """As soon as the open files have not changed for two seconds, or as it is when the time is over."""
+    """As soon as the open files have not changed for two seconds, or as it is when the time is
+    over.
+    """
     until = time.monotonic() + _SETTLE_SECONDS
     last, looks = holdings(stack), 0
     while looks < _QUIET_LOOKS and time.monotonic() < until:
@@ -76,14 +80,18 @@ def _held(each: list[tuple[int, int, float]]) -> Holding:
 def _program(process: psutil.Process) -> str:
     command = process.cmdline()
     if "server" in command:
-        return {"up": "up", "serve": "worker", "fleet": "fleet", "agent": "agent"}[command[command.index("server") + 1]]
+        return {"up": "up", "serve": "worker", "fleet": "fleet", "agent": "agent"}[
+            command[command.index("server") + 1]
+        ]
     if command[0].startswith("postgres:"):
         return "postgres, a connection" if "[local]" in command[0] else "postgres, background"
     return Path(command[0]).name
 
 
 def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
-    """The programs of which one process has more open files than it may, or of which there are more processes."""
+    """The programs of which one process has more open files than it may, or of which there are more
+    processes.
+    """
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _OPEN_FILES_OF.get(program, OPEN_FILES)

@@ -29,7 +29,9 @@ def of(path: Path, max_bytes: int, files: int) -> LogFile:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".ballast"}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".ballast"
+    }
 
 
 def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
@@ -46,7 +48,11 @@ def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
             # The program goes on in the same file, from its beginning.
             assert path.stat().st_size == 0
     whole = {letter: letter.encode() * (_SIZE - 1) + b"\n" for letter in "abcd"}
-    assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": whole["d"], "fleet.log.2": whole["c"]}
+    assert contents(tmp_path) == {
+        "fleet.log": b"",
+        "fleet.log.1": whole["d"],
+        "fleet.log.2": whole["c"],
+    }
     # Fewer are wanted from here on.
     path.write_bytes(b"e" * _SIZE)
     rotate([of(path, _SIZE, 1)])
@@ -74,7 +80,9 @@ def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None
         assert path.stat().st_size == 0
     program.communicate()
     copies = contents(tmp_path)
-    assert [copies[f"cat.log.{10 - number}"] for number in range(10)] == [f"{number}".encode() * _SIZE for number in range(10)]
+    assert [copies[f"cat.log.{10 - number}"] for number in range(10)] == [
+        f"{number}".encode() * _SIZE for number in range(10)
+    ]
 
 
 def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
@@ -90,7 +98,9 @@ def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
     paths = [pod / "link", pod / "hard", pod / "pipe", pod / "absent", tmp_path / "linked" / "log"]
     rotate([of(path, 1, 2) for path in paths])
-    assert all(victim.read_bytes() == b"v" * _SIZE for victim in [*victims, tmp_path / "elsewhere" / "log"])
+    assert all(
+        victim.read_bytes() == b"v" * _SIZE for victim in [*victims, tmp_path / "elsewhere" / "log"]
+    )
     assert {path.name for path in pod.iterdir()} == {"link", "hard", "pipe"}
     for name in ("link", "hard", "pipe"):
         with open_log(pod, name) as output:
@@ -99,7 +109,9 @@ def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
     assert all(victim.read_bytes() == b"v" * _SIZE for victim in victims)
 
 
-def test_what_lies_in_the_way_of_a_copy_does_not_keep_the_file_from_being_emptied(tmp_path: Path) -> None:
+def test_what_lies_in_the_way_of_a_copy_does_not_keep_the_file_from_being_emptied(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"x" * _SIZE)
     (tmp_path / "log.1" / "full").mkdir(parents=True)
@@ -121,7 +133,10 @@ async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path)
     rotating = asyncio.create_task(log_files.keep_rotating(settings))
     names = {"postgres.log.1", "worker-0.log.1", "log.1"}
     async with asyncio.timeout(10):
-        while not names <= {path.name for path in [*disk.iterdir(), *agents.iterdir()]} or (agents / "log").stat().st_size:
+        while (
+            not names <= {path.name for path in [*disk.iterdir(), *agents.iterdir()]}
+            or (agents / "log").stat().st_size
+        ):
             await asyncio.sleep(0.01)
     rotating.cancel()
 
@@ -138,7 +153,11 @@ def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
         fill(disk)
         rotate([of(path, size, 4)])
         # The copy needed the room of the older of the two.
-        assert contents(disk) == {"envoy.log": b"", "envoy.log.1": b"c" * size, "envoy.log.2": b"1" * size}
+        assert contents(disk) == {
+            "envoy.log": b"",
+            "envoy.log.1": b"c" * size,
+            "envoy.log.2": b"1" * size,
+        }
         path.write_bytes(b"d" * size)
         path.with_name("envoy.log.1").unlink()
         path.with_name("envoy.log.2").unlink()
@@ -148,7 +167,9 @@ def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
         assert contents(disk) == {"envoy.log": b""}
 
 
-def test_copies_are_removed_while_a_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_removed_while_a_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, 1 << 20):
         monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 1 << 16)
@@ -173,7 +194,9 @@ def test_copies_are_removed_while_a_disk_is_full(tmp_path: Path, monkeypatch: py
         assert (disk / "envoy.log").read_bytes() == b"now\n"
 
 
-async def test_a_program_starts_without_its_log_and_has_it_again_at_the_next_start(tmp_path: Path) -> None:
+async def test_a_program_starts_without_its_log_and_has_it_again_at_the_next_start(
+    tmp_path: Path,
+) -> None:
     logs_dir = tmp_path / "logs"
     logs_dir.write_text("no folder")
     supervisor = Supervisor(logs_dir)

@@ -27,7 +27,9 @@ def places(tmp_path: Path) -> Places:
 
 @pytest.fixture
 def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
-    started = subprocess.Popen(postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
+    )
     asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
     yield started
     if started.poll() is None:
@@ -42,23 +44,32 @@ def test_its_socket_is_found_whatever_the_state_folder_is_called(tmp_path: Path,
     assert conninfo_to_dict(postgres.database_url(made.socket_dir))["host"] == str(made.socket_dir)
 
 
-def test_it_serves_utf8_on_a_socket_alone_and_stops_cleanly(places: Places, process: subprocess.Popen[bytes]) -> None:
+def test_it_serves_utf8_on_a_socket_alone_and_stops_cleanly(
+    places: Places, process: subprocess.Popen[bytes]
+) -> None:
     with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
-        settings = [connection.execute(f"SHOW {name}").fetchone() for name in ("server_encoding", "listen_addresses", "fsync")]
+        settings = [
+            connection.execute(f"SHOW {name}").fetchone()
+            for name in ("server_encoding", "listen_addresses", "fsync")
+        ]
         assert settings == [("UTF8",), ("",), ("on",)]
     process.send_signal(postgres.STOP_SIGNAL)
     assert process.wait(20) == 0
     assert not (places.data_dir / "postmaster.pid").exists()
 
 
-def test_a_server_left_behind_is_ended_and_the_next_one_finds_its_data(places: Places, process: subprocess.Popen[bytes]) -> None:
+def test_a_server_left_behind_is_ended_and_the_next_one_finds_its_data(
+    places: Places, process: subprocess.Popen[bytes]
+) -> None:
     url = postgres.database_url(places.socket_dir)
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE kept ()")
     with psycopg.connect(url):
         postgres.clear_stale(places.data_dir)
     assert process.wait(20) == 0
-    again = subprocess.Popen(postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL)
+    again = subprocess.Popen(
+        postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
+    )
     try:
         asyncio.run(postgres.wait_ready(url, 20))
         with psycopg.connect(url) as connection:
@@ -68,12 +79,16 @@ def test_a_server_left_behind_is_ended_and_the_next_one_finds_its_data(places: P
         again.wait(20)
 
 
-def test_a_killed_server_leaves_nothing_in_the_way(places: Places, process: subprocess.Popen[bytes]) -> None:
+def test_a_killed_server_leaves_nothing_in_the_way(
+    places: Places, process: subprocess.Popen[bytes]
+) -> None:
     family = psutil.Process(process.pid).children()
     process.kill()
     process.wait(20)
     postgres.clear_stale(places.data_dir)
-    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def test_a_process_of_someone_else_is_left_alone(places: Places) -> None:
@@ -123,30 +138,45 @@ async def test_waiting_for_a_server_that_does_not_come_ends(tmp_path: Path) -> N
         await postgres.wait_ready(postgres.database_url(tmp_path), 0.1)
 
 
-def test_a_server_of_which_a_backend_is_killed_exits(places: Places, process: subprocess.Popen[bytes]) -> None:
+def test_a_server_of_which_a_backend_is_killed_exits(
+    places: Places, process: subprocess.Popen[bytes]
+) -> None:
     with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
         psutil.Process(connection.info.backend_pid).kill()
         assert process.wait(20) != 0
 
 
-async def test_a_server_that_crashed_on_a_full_disk_serves_again_once_there_is_space(tmp_path: Path) -> None:
+async def test_a_server_that_crashed_on_a_full_disk_serves_again_once_there_is_space(
+    tmp_path: Path,
+) -> None:
     supervisor = Supervisor(tmp_path / "logs")
     disk = postgres.places(tmp_path).data_dir.parent
     with small_disk(disk, 100 << 20):
         made = postgres.places(tmp_path)
         postgres.initialise(made.data_dir)
         url = postgres.database_url(made.socket_dir)
-        await supervisor.start(Program("postgres", postgres.command(made.data_dir, made.socket_dir), stop_signal=STOP_SIGNAL))
+        await supervisor.start(
+            Program(
+                "postgres",
+                postgres.command(made.data_dir, made.socket_dir),
+                stop_signal=STOP_SIGNAL,
+            )
+        )
         try:
             await postgres.wait_ready(url, 20)
             fill(disk)
-            with pytest.raises(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
+            with (
+                pytest.raises(psycopg.OperationalError),
+                psycopg.connect(url, autocommit=True) as connection,
+            ):
                 # The file of the write-ahead log that comes next cannot be made.
                 for _ in range(3):
                     connection.execute("SELECT pg_switch_wal(), txid_current()")
             # Its recovery has met the full disk too.
             log = tmp_path / "logs" / "postgres.log"
-            await asyncio.to_thread(eventually, lambda: re.search("FATAL: .*No space left", log.read_text()))
+            await asyncio.to_thread(
+                eventually, lambda: re.search("FATAL: .*No space left", log.read_text())
+            )
             free(disk)
             await postgres.wait_ready(url, 10)
         finally:

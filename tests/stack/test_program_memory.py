@@ -51,7 +51,9 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_program_that_grows_beyond_its_limit_ends_and_comes_back(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_a_program_that_grows_beyond_its_limit_ends_and_comes_back(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     starts = await start(supervisor, tmp_path, GROWS)
     largest = 0
 
@@ -72,7 +74,9 @@ async def test_what_is_asked_for_at_once_is_refused(supervisor: Supervisor, tmp_
     assert "MemoryError" in (tmp_path / "logs" / "program.log").read_text()
 
 
-async def test_a_program_within_its_limit_is_left_alone(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_a_program_within_its_limit_is_left_alone(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     starts = await start(supervisor, tmp_path, STAYS)
     await until(lambda: count(starts) == 1)
     # Longer than the supervisor takes to look at it twice.

@@ -48,7 +48,8 @@ def take_terminal(terminal: int, *, ignores: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terminal_goes", "ignores", "said"), [(True, False, "stop"), (True, True, "restart"), (False, False, "restart")]
+    ("terminal_goes", "ignores", "said"),
+    [(True, False, "stop"), (True, True, "restart"), (False, False, "restart")],
 )
 def test_a_terminal_that_goes_stops_a_stack_and_a_signal_restarts_it(
     tmp_path: Path, terminal_goes: bool, ignores: bool, said: str

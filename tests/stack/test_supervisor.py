@@ -35,7 +35,9 @@ async def test_what_a_program_leaves_is_not_its_supervisors_own(tmp_path: Path) 
         left = int((tmp_path / "left").read_text())
         # Other tests of this process may have left processes, too.
         async with asyncio.timeout(10):
-            while left not in (found := {process.pid for process in processes.leftovers(supervisor.own_pids())}):
+            while left not in (
+                found := {process.pid for process in processes.leftovers(supervisor.own_pids())}
+            ):
                 await asyncio.sleep(0.005)
         own = {helper.pid, supervisor.pids()["program"]}
         assert own <= supervisor.own_pids() and not own & found

@@ -15,14 +15,22 @@ ORG = "org_a"
 USER = "user_1"
 
 
-def permission(*, org_id: str = ORG, user_id: str | None = USER, own_only: bool = False) -> Permission:
+def permission(
+    *, org_id: str = ORG, user_id: str | None = USER, own_only: bool = False
+) -> Permission:
     """A caller's; `user_id` None: an API key's."""
     kind = CredentialKind.API_KEY if user_id is None else CredentialKind.SESSION
-    return Permission(Caller(org_id, user_id or "key_1", kind, frozenset()), "workspace:write", own_only)
+    return Permission(
+        Caller(org_id, user_id or "key_1", kind, frozenset()), "workspace:write", own_only
+    )
 
 
 def intent(
-    reason: str = "because", *, force_after_seconds: float | None = None, request_id: str = "req_1", requested_by: str = USER
+    reason: str = "because",
+    *,
+    force_after_seconds: float | None = None,
+    request_id: str = "req_1",
+    requested_by: str = USER,
 ) -> CancelIntent:
     force_at = None if force_after_seconds is None else NOW + timedelta(seconds=force_after_seconds)
     return CancelIntent(
@@ -36,7 +44,9 @@ def intent(
     )
 
 
-def workspace(status: WorkspaceStatus = WorkspaceStatus.IDLE, *, org_id: str = ORG, user_id: str | None = USER) -> Workspace:
+def workspace(
+    status: WorkspaceStatus = WorkspaceStatus.IDLE, *, org_id: str = ORG, user_id: str | None = USER
+) -> Workspace:
     return Workspace(
         id=new_workspace_id(),
         org_id=org_id,
@@ -49,7 +59,13 @@ def workspace(status: WorkspaceStatus = WorkspaceStatus.IDLE, *, org_id: str = O
 
 
 def task(workspace_id: str) -> Task:
-    return Task(id=new_task_id(), workspace_id=workspace_id, description="echo 'ü'", metadata={"a": "b"}, created_at=NOW)
+    return Task(
+        id=new_task_id(),
+        workspace_id=workspace_id,
+        description="echo 'ü'",
+        metadata={"a": "b"},
+        created_at=NOW,
+    )
 
 
 async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Workspace, Task]:
@@ -57,7 +73,9 @@ async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Worksp
     idle = workspace(user_id=user_id)
     await store.create_workspace(idle)
     submitted = task(idle.id)
-    change = await store.transition(idle.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0"))
+    change = await store.transition(
+        idle.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0")
+    )
     assert change is not None and change.task is not None
     return change.workspace, change.task
 
@@ -65,11 +83,16 @@ async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Worksp
 async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -> None:
     """Whatever the lifecycle would say to it."""
     await store.transition(
-        workspace_id, lambda session: replace(lifecycle.unchanged(session), workspace=replace(session.workspace, status=status))
+        workspace_id,
+        lambda session: replace(
+            lifecycle.unchanged(session), workspace=replace(session.workspace, status=status)
+        ),
     )
 
 
 async def complete(store: Store, at: Workspace, task_id: str) -> None:
     """The agent says that the task is completed."""
     ending = lifecycle.Ending(status=TaskStatus.COMPLETED, result="done")
-    await store.transition(at.id, lambda session: lifecycle.commit(session, at.epoch, task_id, [ending], NOW))
+    await store.transition(
+        at.id, lambda session: lifecycle.commit(session, at.epoch, task_id, [ending], NOW)
+    )

@@ -16,7 +16,9 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
 
 
 @asynccontextmanager
-async def held(url: str, workspace_id: str) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
+async def held(
+    url: str, workspace_id: str
+) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
     """The workspace's row is locked; gives a wait for so many others to queue up behind the lock."""
     async with (
         await AsyncConnection.connect(url) as holder,

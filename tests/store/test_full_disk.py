@@ -1,4 +1,5 @@
-"""A database whose disk is full, or that may not write: callers are told `unavailable`, nothing half done is left, and it recovers.
+"""A database whose disk is full, or that may not write: callers are told `unavailable`, nothing
+half done is left, and it recovers.
 
 Where no small disk can be mounted, these tests are skipped.
 """
@@ -69,7 +70,9 @@ def server(disk: Path) -> Iterator[Server]:
 
 @dataclass(slots=True)
 class Calls:
-    """Makes calls and keeps what they said: they succeed, or raise UnavailableError, and nothing else."""
+    """Makes calls and keeps what they said: they succeed, or raise UnavailableError, and nothing
+    else.
+    """
 
     succeeded: list[str] = field(default_factory=list)
     unavailable: list[str] = field(default_factory=list)
@@ -83,7 +86,9 @@ class Calls:
             self.succeeded.append(name)
 
 
-async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(server: Server, disk: Path) -> None:
+async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
+    server: Server, disk: Path
+) -> None:
     async with open_pool(server.url) as pool:
         store, calls = PostgresStore(pool), Calls()
         busy = [await with_task(store) for _ in range(40)]
@@ -95,11 +100,15 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(s
             await calls.make(created[-1].id, lambda: store.create_workspace(created[-1]))
             await calls.make("submit", lambda: with_task(store))
             await calls.make("cancel", cancel_last)
-            return created[-1].id in calls.unavailable and {"submit", "cancel"} <= set(calls.unavailable)
+            return created[-1].id in calls.unavailable and {"submit", "cancel"} <= set(
+                calls.unavailable
+            )
 
         async def cancel_last() -> None:
             at, task = busy[-1]
-            assert (await store.record_cancellation(permission(), at.id, task.id, intent())).recorded
+            assert (
+                await store.record_cancellation(permission(), at.id, task.id, intent())
+            ).recorded
             busy.pop()
 
         await until(all_have_failed)
@@ -112,23 +121,34 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(s
             assert left is not None and left.cancel is None
         free(disk)
         for at, task in busy:
-            assert (await store.record_cancellation(permission(), at.id, task.id, intent())).recorded
+            assert (
+                await store.record_cancellation(permission(), at.id, task.id, intent())
+            ).recorded
         await with_task(store)
 
 
-async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(server: Server, disk: Path) -> None:
-    """PostgreSQL does not survive that its log cannot go on: it recovers once there is room, or ends and is started again."""
+async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(
+    server: Server, disk: Path
+) -> None:
+    """PostgreSQL does not survive that its log cannot go on: it recovers once there is room, or
+    ends and is started again.
+    """
     async with open_pool(server.url, acquire_timeout_seconds=0.2) as pool:
         store, calls = PostgresStore(pool), Calls()
         at, task = await with_task(store)
         fill(disk)
-        with psycopg.connect(server.url, autocommit=True) as connection, pytest.raises(psycopg.Error):
+        with (
+            psycopg.connect(server.url, autocommit=True) as connection,
+            pytest.raises(psycopg.Error),
+        ):
             connection.execute("SELECT pg_switch_wal()")
             connection.execute("CREATE TABLE needs_a_new_segment ()")
 
         async def all_have_failed() -> bool:
             await calls.make("submit", lambda: with_task(store))
-            await calls.make("cancel", lambda: store.record_cancellation(permission(), at.id, task.id, intent()))
+            await calls.make(
+                "cancel", lambda: store.record_cancellation(permission(), at.id, task.id, intent())
+            )
             await calls.make("read", lambda: store.get_workspace(at.id))
             return {"submit", "cancel", "read"} == set(calls.unavailable)
 
@@ -149,14 +169,18 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
 
 
 async def test_a_file_that_may_not_grow_is_unavailable(server: Server) -> None:
-    """As with a quota, PostgreSQL has no name of its own for this error: it is an internal one (SQLSTATE XX000)."""
+    """As with a quota, PostgreSQL has no name of its own for this error: it is an internal one
+    (SQLSTATE XX000).
+    """
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, unlimited[1]))
     try:
         async with open_pool(server.url) as pool:
             with pytest.raises(UnavailableError) as raised:
                 async with connected(pool) as connection:
-                    await connection.execute("CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+                    await connection.execute(
+                        "CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
+                    )
             assert isinstance(raised.value.__cause__, psycopg.errors.InternalError_)
             await with_task(PostgresStore(pool))
     finally:

@@ -17,7 +17,13 @@ SHA256 = hashlib.sha256(b"sk_secret").digest()
 
 
 def key(org_id: str = "org_a") -> ApiKey:
-    return ApiKey(id=new_key_id(), org_id=org_id, name="ci", template=KeyTemplate.SUBMIT_OBSERVE, created_at=NOW)
+    return ApiKey(
+        id=new_key_id(),
+        org_id=org_id,
+        name="ci",
+        template=KeyTemplate.SUBMIT_OBSERVE,
+        created_at=NOW,
+    )
 
 
 async def test_an_organization_keeps_one_slug(pool: Pool) -> None:
@@ -53,13 +59,17 @@ async def test_keys_that_are_looked_for_together_take_one_connection(pool: Pool)
     await keys.create_key(made, SHA256)
     before = pool.get_stats()["requests_num"]
     unknown = [hashlib.sha256(str(number).encode()).digest() for number in range(700)]
-    answers = await asyncio.gather(*(keys.find_key(sha256) for sha256 in [*unknown, SHA256, *unknown]))
+    answers = await asyncio.gather(
+        *(keys.find_key(sha256) for sha256 in [*unknown, SHA256, *unknown])
+    )
     assert answers == [*([None] * 700), made, *([None] * 700)]
     # 701 keys, 500 a query.
     assert pool.get_stats()["requests_num"] - before == 2
 
 
-async def test_a_key_is_waited_for_no_longer_than_its_caller_waits(database_url: str, pool: Pool) -> None:
+async def test_a_key_is_waited_for_no_longer_than_its_caller_waits(
+    database_url: str, pool: Pool
+) -> None:
     """However long others, who came first, still wait."""
     keys = PostgresKeys(pool)
     async with await psycopg.AsyncConnection.connect(database_url) as locking:

@@ -44,7 +44,11 @@ async def test_only_one_leads(database_url: str) -> None:
     for _ in candidates:
         async with asyncio.timeout(LIMIT_SECONDS):
             await asyncio.wait(
-                [asyncio.create_task(each.leads.wait()) for each in candidates if not each.stop.is_set()],
+                [
+                    asyncio.create_task(each.leads.wait())
+                    for each in candidates
+                    if not each.stop.is_set()
+                ],
                 return_when=asyncio.FIRST_COMPLETED,
             )
         leaders = [each for each in candidates if each.leads.is_set() and not each.stop.is_set()]
@@ -87,7 +91,9 @@ asyncio.run(lead())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(database_url: str, number: signal.Signals) -> None:
+async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
+    database_url: str, number: signal.Signals
+) -> None:
     command = [sys.executable, "-c", LEADER, database_url]
     leader = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220 - its first line is waited for
     assert leader.stdout is not None

@@ -9,12 +9,17 @@ from server.core.errors import UnavailableError
 from server.store import migrate as migration
 from server.store.migrate import ForeignTablesError, migrate
 
-MIGRATIONS = sorted(path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql"))
+MIGRATIONS = sorted(
+    path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql")
+)
 
 
 def applied(url: str) -> list[str]:
     with psycopg.connect(url) as connection:
-        return [row[0] for row in connection.execute("SELECT migration_id FROM _yoyo_migration ORDER BY 1")]
+        return [
+            row[0]
+            for row in connection.execute("SELECT migration_id FROM _yoyo_migration ORDER BY 1")
+        ]
 
 
 def test_twice_is_once(empty_database_url: str) -> None:
@@ -52,7 +57,9 @@ def tables(url: str) -> set[str]:
 
 # The second one is of an application that uses the same migration tool.
 @pytest.mark.parametrize("table", ["customers", "_yoyo_migration"])
-def test_a_database_of_another_application_is_left_alone(empty_database_url: str, table: str) -> None:
+def test_a_database_of_another_application_is_left_alone(
+    empty_database_url: str, table: str
+) -> None:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute(f"CREATE TABLE {table} (migration_id text)")
         connection.execute("CREATE TABLE orders (id int)")
@@ -71,7 +78,9 @@ def test_a_schema_of_its_own_beside_foreign_tables(empty_database_url: str) -> N
     assert applied(own) == MIGRATIONS
 
 
-def test_tables_of_extensions_and_later_ones_of_others_do_not_matter(empty_database_url: str) -> None:
+def test_tables_of_extensions_and_later_ones_of_others_do_not_matter(
+    empty_database_url: str,
+) -> None:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("CREATE VIEW statistics AS SELECT 1")
         # As CREATE EXTENSION records it.

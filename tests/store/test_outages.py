@@ -1,4 +1,6 @@
-"""A database that is away, frozen or slow, and callers that go away: what callers are told, and that nothing is left behind."""
+"""A database that is away, frozen or slow, and callers that go away: what callers are told, and
+that nothing is left behind.
+"""
 
 import asyncio
 import os
@@ -22,7 +24,9 @@ from tests.store.locks import held, until
 
 
 async def test_without_a_server_everything_is_unavailable() -> None:
-    async with open_pool("postgresql:///nowhere?host=/nonexistent", acquire_timeout_seconds=0.1) as pool:
+    async with open_pool(
+        "postgresql:///nowhere?host=/nonexistent", acquire_timeout_seconds=0.1
+    ) as pool:
         store = PostgresStore(pool)
         calls: list[Coroutine[Any, Any, Any]] = [
             store.record_cancellation(permission(), "ws_1", None, intent()),
@@ -66,7 +70,9 @@ async def test_a_server_that_never_answers_is_unavailable(pool: Pool, pipelined:
 
 
 @pytest.mark.parametrize("what", ["postmaster", "sessions"])
-async def test_a_frozen_server_is_unavailable_within_the_callers_time(database_url: str, what: str) -> None:
+async def test_a_frozen_server_is_unavailable_within_the_callers_time(
+    database_url: str, what: str
+) -> None:
     async with open_pool(database_url, min_size=1, max_size=1) as pool:
         await pool.wait()
         store = PostgresStore(pool)
@@ -111,16 +117,34 @@ async def raise_in_server(pool: Pool, sqlstate: str, *, pipelined: bool) -> None
         if pipelined:
             await stack.enter_async_context(connection.pipeline())
             await stack.enter_async_context(connection.transaction())
-        await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}'; END $$")
+        await connection.execute(
+            f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}'; END $$"
+        )
         await connection.execute("SELECT 1")
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize(
     "sqlstate",
-    ["53000", "53100", "53200", "53400", "55000", "57P02", "58000", "58030", "58P01", "XX000", "XX001", "XX002", "25P04"],
+    [
+        "53000",
+        "53100",
+        "53200",
+        "53400",
+        "55000",
+        "57P02",
+        "58000",
+        "58030",
+        "58P01",
+        "XX000",
+        "XX001",
+        "XX002",
+        "25P04",
+    ],
 )
-async def test_what_the_server_cannot_do_is_unavailable(pool: Pool, sqlstate: str, pipelined: bool) -> None:
+async def test_what_the_server_cannot_do_is_unavailable(
+    pool: Pool, sqlstate: str, pipelined: bool
+) -> None:
     """Disks that are full or broken, memory, limits, and what PostgreSQL calls internal."""
     with pytest.raises(UnavailableError):
         await raise_in_server(pool, sqlstate, pipelined=pipelined)
@@ -142,7 +166,9 @@ async def test_a_closed_pool_is_unavailable(database_url: str) -> None:
         await ping(pool)
 
 
-async def test_a_session_that_is_ended_under_way_is_unavailable(database_url: str, pool: Pool) -> None:
+async def test_a_session_that_is_ended_under_way_is_unavailable(
+    database_url: str, pool: Pool
+) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     async with held(database_url, busy.id) as queued:
@@ -186,13 +212,23 @@ async def _end_sessions(url: str, which: str) -> None:
 
 
 @pytest.mark.parametrize("turns", range(1, 40, 3))
-async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_that_commits(database_url: str, turns: int) -> None:
-    """Cancelled wherever it is: what is written next on the same connection is there for others to see."""
-    async with open_pool(database_url, min_size=1, max_size=1) as pool, open_pool(database_url, min_size=1, max_size=1) as other:
+async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_that_commits(
+    database_url: str, turns: int
+) -> None:
+    """Cancelled wherever it is: what is written next on the same connection is there for others to
+    see.
+    """
+    async with (
+        open_pool(database_url, min_size=1, max_size=1) as pool,
+        open_pool(database_url, min_size=1, max_size=1) as other,
+    ):
         store = PostgresStore(pool)
         busy, running = await with_task(store)
         starting = asyncio.create_task(
-            store.transition(busy.id, lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW))
+            store.transition(
+                busy.id,
+                lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW),
+            )
         )
         for _ in range(turns):
             await asyncio.sleep(0)

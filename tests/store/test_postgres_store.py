@@ -23,20 +23,30 @@ async def test_of_many_on_two_replicas_one_records(database_url: str) -> None:
         stores = [PostgresStore(one), PostgresStore(other)]
         busy, _ = await with_task(stores[0])
         calls = [
-            stores[at % 2].record_cancellation(permission(), busy.id, None, intent(request_id=f"req_{at}")) for at in range(50)
+            stores[at % 2].record_cancellation(
+                permission(), busy.id, None, intent(request_id=f"req_{at}")
+            )
+            for at in range(50)
         ]
         found = await asyncio.gather(*calls)
         assert [each.recorded for each in found].count(True) == 1
-        assert [event.type for event in await stores[0].list_events(busy.id, 0, 10)] == ["task_submitted", "task_cancel_requested"]
+        assert [event.type for event in await stores[0].list_events(busy.id, 0, 10)] == [
+            "task_submitted",
+            "task_cancel_requested",
+        ]
 
 
 @pytest.mark.parametrize("cancel_first", [True, False])
-async def test_a_cancellation_that_meets_the_end(database_url: str, pool: Pool, cancel_first: bool) -> None:
+async def test_a_cancellation_that_meets_the_end(
+    database_url: str, pool: Pool, cancel_first: bool
+) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
 
     async def cancel() -> bool:
-        return (await store.record_cancellation(permission(), busy.id, submitted.id, intent())).recorded
+        return (
+            await store.record_cancellation(permission(), busy.id, submitted.id, intent())
+        ).recorded
 
     async with held(database_url, busy.id) as queued:
         if cancel_first:
@@ -50,34 +60,52 @@ async def test_a_cancellation_that_meets_the_end(database_url: str, pool: Pool, 
     recorded, _ = await asyncio.gather(cancelling, completing)
     ended = await store.get_task(busy.id, submitted.id)
     assert ended is not None
-    assert (recorded, ended.status) == ((True, TaskStatus.CANCELLED) if cancel_first else (False, TaskStatus.COMPLETED))
+    assert (recorded, ended.status) == (
+        (True, TaskStatus.CANCELLED) if cancel_first else (False, TaskStatus.COMPLETED)
+    )
     types = [event.type for event in await store.list_events(busy.id, 0, 10)]
-    assert types == ["task_submitted", *(["task_cancel_requested"] if cancel_first else []), "task_completed"]
+    assert types == [
+        "task_submitted",
+        *(["task_cancel_requested"] if cancel_first else []),
+        "task_completed",
+    ]
 
 
-@pytest.mark.parametrize("type_", ["task_completed", "task_cancel_requested", "iteration_completed"])
+@pytest.mark.parametrize(
+    "type_", ["task_completed", "task_cancel_requested", "iteration_completed"]
+)
 async def test_the_database_refuses_a_second_one(pool: Pool, type_: str) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     async with pool.connection() as connection:
         await connection.execute(_INSERT_EVENT, (busy.id, 2, type_, submitted.id, '{"number": 1}'))
         with pytest.raises(psycopg.errors.UniqueViolation):
-            await connection.execute(_INSERT_EVENT, (busy.id, 3, type_, submitted.id, '{"number": 1}'))
+            await connection.execute(
+                _INSERT_EVENT, (busy.id, 3, type_, submitted.id, '{"number": 1}')
+            )
 
 
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        ("UPDATE tasks SET status = 'completed', completed_at = now()", psycopg.errors.CheckViolation),
+        (
+            "UPDATE tasks SET status = 'completed', completed_at = now()",
+            psycopg.errors.CheckViolation,
+        ),
         ("UPDATE tasks SET status = 'cancelled'", psycopg.errors.CheckViolation),
         ("UPDATE tasks SET cancel_reason = NULL", psycopg.errors.CheckViolation),
         ("UPDATE tasks SET status = 'unheard_of'", psycopg.errors.CheckViolation),
         ("UPDATE workspaces SET status = 'unheard_of'", psycopg.errors.CheckViolation),
         ("UPDATE events SET type = 'unheard_of'", psycopg.errors.CheckViolation),
-        ('INSERT INTO tasks SELECT (jsonb_populate_record(t, \'{"id": "x"}\')).* FROM tasks t', psycopg.errors.UniqueViolation),
+        (
+            'INSERT INTO tasks SELECT (jsonb_populate_record(t, \'{"id": "x"}\')).* FROM tasks t',
+            psycopg.errors.UniqueViolation,
+        ),
     ],
 )
-async def test_the_database_refuses_what_must_not_be(pool: Pool, statement: str, error: type[Exception]) -> None:
+async def test_the_database_refuses_what_must_not_be(
+    pool: Pool, statement: str, error: type[Exception]
+) -> None:
     store = PostgresStore(pool)
     busy, _ = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent())
@@ -90,9 +118,15 @@ async def test_what_cannot_be_stored_is_replaced(pool: Pool) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     output = "a\0b\\u0000\ud800ü"
-    payload = {"number": 1, "model_call": {}, "tool_call": {"name": "shell", "result": {"output": output}}}
+    payload = {
+        "number": 1,
+        "model_call": {},
+        "tool_call": {"name": "shell", "result": {"output": output}},
+    }
     events: list[lifecycle.AgentEvent] = [Started(), Iterated(1, payload)]
-    await store.transition(busy.id, lambda session: lifecycle.commit(session, 1, submitted.id, events, NOW))
+    await store.transition(
+        busy.id, lambda session: lifecycle.commit(session, 1, submitted.id, events, NOW)
+    )
     stored = await store.get_task(busy.id, submitted.id)
     assert stored is not None and stored.result == "a\ufffdb\\u0000?ü"
     (event,) = await store.list_events(busy.id, 2, 1)
@@ -134,7 +168,12 @@ async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url:
         announced.clear()
         async with held(database_url, busy.id) as queued:
             starting = asyncio.create_task(
-                store.transition(busy.id, lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW))
+                store.transition(
+                    busy.id,
+                    lambda session: lifecycle.commit(
+                        session, busy.epoch, running.id, [Started()], NOW
+                    ),
+                )
             )
             await queued(1)
             starting.cancel()
@@ -144,8 +183,13 @@ async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url:
 
 
 async def test_a_crowd_of_watchers_leaves_connections_to_others(database_url: str) -> None:
-    """The whole log is locked, so that every read of it waits; another workspace is read all the same."""
-    async with open_pool(database_url, min_size=2, max_size=2) as pool, await AsyncConnection.connect(database_url) as holder:
+    """The whole log is locked, so that every read of it waits; another workspace is read all the
+    same.
+    """
+    async with (
+        open_pool(database_url, min_size=2, max_size=2) as pool,
+        await AsyncConnection.connect(database_url) as holder,
+    ):
         store = PostgresStore(pool)
         busy, _ = await with_task(store)
         await holder.execute("LOCK TABLE events")

@@ -1,4 +1,6 @@
-"""Whatever happens in whatever order: the store on PostgreSQL ends up with what the one in memory ends up with."""
+"""Whatever happens in whatever order: the store on PostgreSQL ends up with what the one in memory
+ends up with.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +28,11 @@ _END_STATUSES = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 def _iterate(session: Session) -> Change:
     number = session.task.iterations + 1 if session.task else 1
-    payload = {"number": number, "model_call": {"input_tokens": number}, "tool_call": {"result": {"output": "ü"}}}
+    payload = {
+        "number": number,
+        "model_call": {"input_tokens": number},
+        "tool_call": {"result": {"output": "ü"}},
+    }
     return _commit(session, Iterated(number, payload))
 
 
@@ -40,36 +46,65 @@ def _end(status: TaskStatus) -> Step:
 
 
 _STEPS: dict[str, Step] = {
-    "register": lambda _: lambda session: lifecycle.register(session, session.workspace.epoch, "127.0.0.1:1", 9, NOW),
+    "register": lambda _: (
+        lambda session: lifecycle.register(session, session.workspace.epoch, "127.0.0.1:1", 9, NOW)
+    ),
     "submit": lambda new: lambda session: lifecycle.submit(session, new, "user_1", "req_1"),
-    "deliver": lambda _: lambda session: lifecycle.deliver(session, session.task.id if session.task else ""),
+    "deliver": lambda _: (
+        lambda session: lifecycle.deliver(session, session.task.id if session.task else "")
+    ),
     "fail_delivery": lambda _: (
-        lambda session: lifecycle.fail_delivery(session, session.task.id if session.task else "", "unreachable", NOW)
+        lambda session: lifecycle.fail_delivery(
+            session, session.task.id if session.task else "", "unreachable", NOW
+        )
     ),
     "start": lambda _: lambda session: _commit(session, Started()),
     "iterate": lambda _: _iterate,
     "heartbeat": lambda _: (
         lambda session: lifecycle.heartbeat(
-            session, session.workspace.epoch, session.task.id if session.task else "", Phase.MODEL_CALL, 20, NOW
+            session,
+            session.workspace.epoch,
+            session.task.id if session.task else "",
+            Phase.MODEL_CALL,
+            20,
+            NOW,
         )
     ),
     "stop": lambda _: lambda session: lifecycle.request_stop(session, intent("workspace stopped")),
-    "stopped": lambda _: lambda session: lifecycle.finish_stop(session, session.workspace.epoch, NOW, work_stopped=True),
-    "lose": lambda _: lambda session: lifecycle.lose_agent(session, session.workspace.epoch, "gone", NOW, work_stopped=False),
+    "stopped": lambda _: (
+        lambda session: lifecycle.finish_stop(
+            session, session.workspace.epoch, NOW, work_stopped=True
+        )
+    ),
+    "lose": lambda _: (
+        lambda session: lifecycle.lose_agent(
+            session, session.workspace.epoch, "gone", NOW, work_stopped=False
+        )
+    ),
     "resume": lambda _: lambda session: lifecycle.resume(session, NOW),
-    "place": lambda _: lambda session: lifecycle.place(session, session.workspace.epoch, "host_1", NOW, work_stopped=True),
+    "place": lambda _: (
+        lambda session: lifecycle.place(
+            session, session.workspace.epoch, "host_1", NOW, work_stopped=True
+        )
+    ),
     "place_elsewhere": lambda _: (
-        lambda session: lifecycle.place(session, session.workspace.epoch, "host_2", NOW, work_stopped=True)
+        lambda session: lifecycle.place(
+            session, session.workspace.epoch, "host_2", NOW, work_stopped=True
+        )
     ),
     **{f"end_{status}": _end(status) for status in _END_STATUSES},
 }
 _CANCEL = st.tuples(st.just("cancel"), st.none() | st.integers(1, 9), st.booleans())
 _TRANSITION = st.tuples(st.sampled_from(sorted(_STEPS)), st.none(), st.just(False))
 # Mostly what makes something happen; an odd step now and then.
-_LIVELY = st.tuples(st.sampled_from(["register", "submit", "start", "iterate"]), st.none(), st.just(False))
+_LIVELY = st.tuples(
+    st.sampled_from(["register", "submit", "start", "iterate"]), st.none(), st.just(False)
+)
 
 
-async def _apply(store: Store, new: Workspace, steps: list[tuple[str, int | None, bool]], tasks: list[Task]) -> list[object]:
+async def _apply(
+    store: Store, new: Workspace, steps: list[tuple[str, int | None, bool]], tasks: list[Task]
+) -> list[object]:
     """Takes the steps; returns all that could be seen on the way and at the end."""
     seen: list[object] = []
     await store.create_workspace(new)
@@ -83,11 +118,17 @@ async def _apply(store: Store, new: Workspace, steps: list[tuple[str, int | None
             seen.append(await store.transition(new.id, _STEPS[name](offered)))
         except Failure as failure:
             seen.append(failure.code)
-    seen += [await store.get_workspace(new.id), await store.list_tasks(new.id, None, 100), await store.list_events(new.id, 0, 1000)]
+    seen += [
+        await store.get_workspace(new.id),
+        await store.list_tasks(new.id, None, 100),
+        await store.list_events(new.id, 0, 1000),
+    ]
     return seen
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=st.lists(_LIVELY | _TRANSITION | _CANCEL, min_size=1, max_size=25))
 def test_both_stores_agree(database_url: str, steps: list[tuple[str, int | None, bool]]) -> None:
     async def compare() -> None:

@@ -1,4 +1,6 @@
-"""Reads that are shared: who is given which, how many there are at once, and what becomes of failures."""
+"""Reads that are shared: who is given which, how many there are at once, and what becomes of
+failures.
+"""
 
 import asyncio
 import gc
@@ -10,7 +12,9 @@ from server.store.shared_reads import BatchedReads, SharedReads
 
 
 class Log:
-    """What is read: each read takes until the test lets it end, and sees what there was when it began."""
+    """What is read: each read takes until the test lets it end, and sees what there was when it
+    began.
+    """
 
     def __init__(self) -> None:
         self.length = 0
@@ -111,7 +115,9 @@ async def test_a_failure_of_which_nobody_is_left_to_be_told_is_not_unobserved(lo
 
 
 class Table:
-    """What is read: each query takes until the test lets it end, and finds the keys that are there when it ends."""
+    """What is read: each query takes until the test lets it end, and finds the keys that are there
+    when it ends.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -139,7 +145,9 @@ def table() -> Table:
     return Table()
 
 
-async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_one(table: Table) -> None:
+async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_one(
+    table: Table,
+) -> None:
     reads = BatchedReads(table.read, max_batch=1_000, pause_seconds=0)
     table.rows = {"0": 0, "57": 57}
     first = asyncio.create_task(reads("0"))
@@ -210,7 +218,9 @@ async def test_a_batch_of_which_nobody_is_left_does_not_hinder_the_next(table: T
 
 async def test_what_nobody_waits_for_any_more_is_not_read(table: Table) -> None:
     reads = BatchedReads(table.read, max_batch=1, pause_seconds=0)
-    first, left, gone, same = (asyncio.create_task(reads(key)) for key in ("first", "left", "gone", "left"))
+    first, left, gone, same = (
+        asyncio.create_task(reads(key)) for key in ("first", "left", "gone", "left")
+    )
     await settle()
     for caller in (gone, same):
         caller.cancel()

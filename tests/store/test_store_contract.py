@@ -15,7 +15,16 @@ from server.core.ports import Store
 from server.core.task import Phase, TaskStatus, Usage
 from server.core.trace import TraceContext
 from server.core.workspace import WorkspaceStatus
-from tests.store.examples import NOW, complete, intent, permission, set_status, task, with_task, workspace
+from tests.store.examples import (
+    NOW,
+    complete,
+    intent,
+    permission,
+    set_status,
+    task,
+    with_task,
+    workspace,
+)
 
 
 async def test_a_cancellation_is_recorded_with_its_event(store: Store) -> None:
@@ -27,7 +36,12 @@ async def test_a_cancellation_is_recorded_with_its_event(store: Store) -> None:
     assert await store.get_task(busy.id, submitted.id) == found.task
     assert await store.get_workspace(busy.id) == found.workspace
     (event,) = await store.list_events(busy.id, 1, 10)
-    assert (event.seq, event.type, event.task_id, event.request_id) == (2, "task_cancel_requested", submitted.id, "req_1")
+    assert (event.seq, event.type, event.task_id, event.request_id) == (
+        2,
+        "task_cancel_requested",
+        submitted.id,
+        "req_1",
+    )
     assert (event.time, event.payload) == (NOW, {"cancel": cancel_payload(intent())})
 
 
@@ -40,25 +54,37 @@ async def test_the_task_may_be_named(store: Store) -> None:
 async def test_the_first_intent_stays(store: Store) -> None:
     busy, _ = await with_task(store)
     first = await store.record_cancellation(permission(), busy.id, None, intent("first"))
-    second = await store.record_cancellation(permission(), busy.id, None, intent("second", request_id="req_2"))
+    second = await store.record_cancellation(
+        permission(), busy.id, None, intent("second", request_id="req_2")
+    )
     assert not second.recorded
     assert (second.workspace, second.task) == (first.workspace, first.task)
     assert len(await store.list_events(busy.id, 0, 10)) == 2
 
 
-@pytest.mark.parametrize(("stood", "asked", "then"), [(None, 9, 9), (9, 5, 5), (5, 9, 5), (5, None, 5), (None, None, None)])
+@pytest.mark.parametrize(
+    ("stood", "asked", "then"),
+    [(None, 9, 9), (9, 5, 5), (5, 9, 5), (5, None, 5), (None, None, None)],
+)
 async def test_the_earliest_deadline_wins_with_whoever_asked_for_it(
     store: Store, stood: float | None, asked: float | None, then: float | None
 ) -> None:
     busy, submitted = await with_task(store)
-    await store.record_cancellation(permission(), busy.id, None, intent("first", force_after_seconds=stood))
+    await store.record_cancellation(
+        permission(), busy.id, None, intent("first", force_after_seconds=stood)
+    )
     found = await store.record_cancellation(
-        permission(), busy.id, None, intent("second", force_after_seconds=asked, requested_by="user_2")
+        permission(),
+        busy.id,
+        None,
+        intent("second", force_after_seconds=asked, requested_by="user_2"),
     )
     assert not found.recorded
     whose = "user_1" if then == stood else "user_2"
     forced = intent(force_after_seconds=then, requested_by=whose)
-    stands = replace(intent("first"), force_at=forced.force_at, force_requested_by=forced.force_requested_by)
+    stands = replace(
+        intent("first"), force_at=forced.force_at, force_requested_by=forced.force_requested_by
+    )
     assert found.task == replace(submitted, cancel=stands)
     assert await store.get_task(busy.id, submitted.id) == found.task
 
@@ -66,7 +92,9 @@ async def test_the_earliest_deadline_wins_with_whoever_asked_for_it(
 async def test_another_organization_finds_nothing(store: Store) -> None:
     busy, submitted = await with_task(store)
     for task_id in (None, submitted.id):
-        found = await store.record_cancellation(permission(org_id="org_b"), busy.id, task_id, intent())
+        found = await store.record_cancellation(
+            permission(org_id="org_b"), busy.id, task_id, intent()
+        )
         assert (found.workspace, found.task, found.recorded) == (None, None, False)
     assert await store.get_task(busy.id, submitted.id) == submitted
 
@@ -86,9 +114,13 @@ async def test_an_unknown_workspace_is_none(store: Store) -> None:
         (None, None, False),
     ],
 )
-async def test_own_covers_the_creator_alone(store: Store, creator: str | None, caller: str | None, recorded: bool) -> None:
+async def test_own_covers_the_creator_alone(
+    store: Store, creator: str | None, caller: str | None, recorded: bool
+) -> None:
     busy, submitted = await with_task(store, user_id=creator)
-    found = await store.record_cancellation(permission(user_id=caller, own_only=True), busy.id, None, intent())
+    found = await store.record_cancellation(
+        permission(user_id=caller, own_only=True), busy.id, None, intent()
+    )
     assert found.recorded is recorded
     assert found.workspace is not None and found.workspace.id == busy.id
     stored = await store.get_task(busy.id, submitted.id)
@@ -116,7 +148,10 @@ async def test_a_finished_task_stays_as_it_ended(store: Store) -> None:
     await complete(store, busy, submitted.id)
     found = await store.record_cancellation(permission(), busy.id, submitted.id, intent())
     assert not found.recorded
-    assert found.task is not None and (found.task.status, found.task.cancel) == (TaskStatus.COMPLETED, None)
+    assert found.task is not None and (found.task.status, found.task.cancel) == (
+        TaskStatus.COMPLETED,
+        None,
+    )
     current = await store.record_cancellation(permission(), busy.id, None, intent())
     assert (current.task, current.recorded) == (None, False)
 
@@ -135,16 +170,23 @@ async def test_a_refused_call_moves_no_deadline(store: Store) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=9))
     await set_status(store, busy.id, WorkspaceStatus.STOPPING)
-    found = await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=1))
+    found = await store.record_cancellation(
+        permission(), busy.id, None, intent(force_after_seconds=1)
+    )
     assert found.task == replace(submitted, cancel=intent(force_after_seconds=9))
 
 
 async def test_of_many_at_once_one_records(store: Store) -> None:
     busy, _ = await with_task(store)
-    calls = [store.record_cancellation(permission(), busy.id, None, intent(request_id=f"req_{number}")) for number in range(50)]
+    calls = [
+        store.record_cancellation(permission(), busy.id, None, intent(request_id=f"req_{number}"))
+        for number in range(50)
+    ]
     found = await asyncio.gather(*calls)
     assert [each.recorded for each in found].count(True) == 1
-    assert len({each.task.cancel.request_id for each in found if each.task and each.task.cancel}) == 1
+    assert (
+        len({each.task.cancel.request_id for each in found if each.task and each.task.cancel}) == 1
+    )
     assert len(await store.list_events(busy.id, 0, 100)) == 2
 
 
@@ -155,7 +197,9 @@ async def test_a_cancellation_does_not_leak_into_the_next_task(store: Store) -> 
     ended = await store.get_task(busy.id, submitted.id)
     assert ended is not None and (ended.status, ended.result) == (TaskStatus.CANCELLED, "done")
     following = task(busy.id)
-    change = await store.transition(busy.id, lambda session: lifecycle.submit(session, following, "user_1", "req_3"))
+    change = await store.transition(
+        busy.id, lambda session: lifecycle.submit(session, following, "user_1", "req_3")
+    )
     assert change is not None and change.task == following
     assert await store.get_task(busy.id, following.id) == following
 
@@ -164,7 +208,10 @@ async def test_a_transition_commits_workspace_task_and_events(store: Store) -> N
     busy, submitted = await with_task(store)
     payload = {"number": 1, "model_call": {"input_tokens": 3, "output_tokens": 4, "content": "ü"}}
     change = await store.transition(
-        busy.id, lambda session: lifecycle.commit(session, 1, submitted.id, [Started(), Iterated(1, payload)], NOW)
+        busy.id,
+        lambda session: lifecycle.commit(
+            session, 1, submitted.id, [Started(), Iterated(1, payload)], NOW
+        ),
     )
     assert change is not None and change.task is not None
     assert (change.workspace.last_seq, change.task.iterations) == (3, 1)
@@ -173,7 +220,11 @@ async def test_a_transition_commits_workspace_task_and_events(store: Store) -> N
     assert await store.get_task(busy.id, submitted.id) == change.task
     events = await store.list_events(busy.id, 0, 10)
     assert [event.seq for event in events] == [1, 2, 3]
-    assert [event.type for event in events] == [EventType.TASK_SUBMITTED, EventType.TASK_STARTED, EventType.ITERATION_COMPLETED]
+    assert [event.type for event in events] == [
+        EventType.TASK_SUBMITTED,
+        EventType.TASK_STARTED,
+        EventType.ITERATION_COMPLETED,
+    ]
     assert events[2].payload == payload
 
 
@@ -209,7 +260,12 @@ async def test_every_field_comes_back(store: Store) -> None:
     assert await store.get_workspace(busy.id) == change.workspace
     assert await store.get_task(busy.id, change.task.id) == change.task
     seen: list[Session] = []
-    await store.transition(busy.id, lambda session: seen.append(session) or lifecycle.unchanged(session))  # type: ignore[func-returns-value]
+
+    def look(session: Session) -> Change:
+        seen.append(session)
+        return lifecycle.unchanged(session)
+
+    await store.transition(busy.id, look)
     assert seen == [Session(change.workspace, change.task)]
 
 
@@ -217,7 +273,9 @@ async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
     busy, submitted = await with_task(store)
     second = task(busy.id)
     with pytest.raises(Failure) as raised:
-        await store.transition(busy.id, lambda session: lifecycle.submit(session, second, "user_1", "req_1"))
+        await store.transition(
+            busy.id, lambda session: lifecycle.submit(session, second, "user_1", "req_1")
+        )
     assert raised.value.code == "workspace_busy"
     assert await store.get_task(busy.id, second.id) is None
     assert await store.get_workspace(busy.id) == busy
@@ -234,7 +292,13 @@ async def test_seq_has_no_gaps_under_concurrency(store: Store) -> None:
     def iterate(session: Session) -> Change:
         assert session.task is not None
         payload = {"number": session.task.iterations + 1, "model_call": {}}
-        return lifecycle.commit(session, 1, submitted.id, [Started(), Iterated(session.task.iterations + 1, payload)], NOW)
+        return lifecycle.commit(
+            session,
+            1,
+            submitted.id,
+            [Started(), Iterated(session.task.iterations + 1, payload)],
+            NOW,
+        )
 
     changes = await asyncio.gather(*(store.transition(busy.id, iterate) for _ in range(30)))
     events = await store.list_events(busy.id, 0, 100)
@@ -250,7 +314,9 @@ async def test_lists_are_newest_first_and_paged(store: Store) -> None:
         await store.create_workspace(each)
     newest_first = sorted((each.id for each in mine + others[:2]), reverse=True)
     assert [each.id for each in await store.list_workspaces(permission(), None, 10)] == newest_first
-    assert [each.id for each in await store.list_workspaces(permission(), newest_first[1], 2)] == newest_first[2:4]
+    assert [
+        each.id for each in await store.list_workspaces(permission(), newest_first[1], 2)
+    ] == newest_first[2:4]
     own = await store.list_workspaces(permission(own_only=True), None, 10)
     assert [each.id for each in own] == sorted((each.id for each in mine), reverse=True)
     assert not await store.list_workspaces(permission(user_id=None, own_only=True), None, 10)
@@ -261,10 +327,14 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
     await with_task(store)
     await complete(store, busy, first.id)
     second = task(busy.id)
-    await store.transition(busy.id, lambda session: lifecycle.submit(session, second, "user_1", "req_1"))
+    await store.transition(
+        busy.id, lambda session: lifecycle.submit(session, second, "user_1", "req_1")
+    )
     newest_first = sorted((first.id, second.id), reverse=True)
     assert [each.id for each in await store.list_tasks(busy.id, None, 10)] == newest_first
-    assert [each.id for each in await store.list_tasks(busy.id, newest_first[0], 10)] == newest_first[1:]
+    assert [
+        each.id for each in await store.list_tasks(busy.id, newest_first[0], 10)
+    ] == newest_first[1:]
     assert len(await store.list_tasks(busy.id, None, 1)) == 1
     assert [event.seq for event in await store.list_events(busy.id, 1, 1)] == [2]
     assert await store.list_events(busy.id, 3, 10) == []
@@ -289,7 +359,10 @@ async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store
     with trace.within(TraceContext("a" * 32, "b" * 16)):
         await store.record_cancellation(permission(), busy.id, None, intent())
     with trace.within(TraceContext("c" * 32, "b" * 16)):
-        await store.transition(busy.id, lambda session: lifecycle.commit(session, busy.epoch, submitted.id, [Started()], NOW))
+        await store.transition(
+            busy.id,
+            lambda session: lifecycle.commit(session, busy.epoch, submitted.id, [Started()], NOW),
+        )
     events = await store.list_events(busy.id, 0, 10)
     assert [event.trace_id for event in events] == ["", "a" * 32, "c" * 32]
     assert not any("trace_id" in event.payload for event in events)

@@ -11,7 +11,9 @@ LIMIT_SECONDS = 10
 
 
 @pytest.fixture
-async def wakeups(pool: Pool, database_url: str) -> AsyncIterator[tuple[PostgresWakeups, PostgresWakeups]]:
+async def wakeups(
+    pool: Pool, database_url: str
+) -> AsyncIterator[tuple[PostgresWakeups, PostgresWakeups]]:
     """Two processes' worth, listening, with a poll that comes too late to help."""
     async with (
         PostgresWakeups(pool, database_url, poll_seconds=60) as one,
@@ -23,9 +25,15 @@ async def wakeups(pool: Pool, database_url: str) -> AsyncIterator[tuple[Postgres
         yield one, other
 
 
-async def test_a_change_wakes_its_subscribers_everywhere(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+async def test_a_change_wakes_its_subscribers_everywhere(
+    wakeups: tuple[PostgresWakeups, PostgresWakeups],
+) -> None:
     one, other = wakeups
-    async with one.subscribe("ws_1") as here, other.subscribe("ws_1") as there, other.subscribe("ws_2") as elsewhere:
+    async with (
+        one.subscribe("ws_1") as here,
+        other.subscribe("ws_1") as there,
+        other.subscribe("ws_2") as elsewhere,
+    ):
         one.announce("ws_1")
         async with asyncio.timeout(LIMIT_SECONDS):
             await here.wait(60)
@@ -35,7 +43,9 @@ async def test_a_change_wakes_its_subscribers_everywhere(wakeups: tuple[Postgres
                 await elsewhere.wait(60)
 
 
-async def test_a_change_before_the_wait_is_not_lost(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+async def test_a_change_before_the_wait_is_not_lost(
+    wakeups: tuple[PostgresWakeups, PostgresWakeups],
+) -> None:
     one, other = wakeups
     async with one.subscribe("ws_1") as first, other.subscribe("ws_1") as second:
         one.announce("ws_1")
@@ -44,7 +54,9 @@ async def test_a_change_before_the_wait_is_not_lost(wakeups: tuple[PostgresWakeu
             await first.wait(60)
 
 
-async def test_the_fleet_learns_of_all_workspaces(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+async def test_the_fleet_learns_of_all_workspaces(
+    wakeups: tuple[PostgresWakeups, PostgresWakeups],
+) -> None:
     one, other = wakeups
     expected = {f"ws_{number:0120d}" for number in range(200)}
     async with other.subscribe_all() as wakeup:
@@ -57,11 +69,19 @@ async def test_the_fleet_learns_of_all_workspaces(wakeups: tuple[PostgresWakeups
         assert await wakeup.wait(0.01) == set()
 
 
-async def test_a_wait_ends_with_the_poll_and_with_its_own_time(pool: Pool, database_url: str) -> None:
-    async with PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling, polling.subscribe("ws_1") as wakeup:
+async def test_a_wait_ends_with_the_poll_and_with_its_own_time(
+    pool: Pool, database_url: str
+) -> None:
+    async with (
+        PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling,
+        polling.subscribe("ws_1") as wakeup,
+    ):
         async with asyncio.timeout(LIMIT_SECONDS):
             await wakeup.wait(60)
-    async with PostgresWakeups(pool, database_url, poll_seconds=60) as patient, patient.subscribe("ws_1") as wakeup:
+    async with (
+        PostgresWakeups(pool, database_url, poll_seconds=60) as patient,
+        patient.subscribe("ws_1") as wakeup,
+    ):
         async with asyncio.timeout(LIMIT_SECONDS):
             await wakeup.wait(0.01)
 
@@ -86,7 +106,10 @@ async def test_a_lost_listener_comes_back_and_wakes_all(
 
 
 async def test_it_starts_and_stops_without_a_database(pool: Pool) -> None:
-    async with PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent") as wakeups, wakeups.subscribe("ws_1") as wakeup:
+    async with (
+        PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent") as wakeups,
+        wakeups.subscribe("ws_1") as wakeup,
+    ):
         wakeups.announce("ws_1")
         async with asyncio.timeout(LIMIT_SECONDS):
             await wakeup.wait(60)
@@ -99,9 +122,15 @@ def test_payloads_stay_below_the_limit() -> None:
     assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids
 
 
-async def test_waits_are_ended_and_later_ones_are_not(wakeups: tuple[PostgresWakeups, PostgresWakeups]) -> None:
+async def test_waits_are_ended_and_later_ones_are_not(
+    wakeups: tuple[PostgresWakeups, PostgresWakeups],
+) -> None:
     one, _ = wakeups
-    async with one.subscribe("ws_1") as waiting, one.subscribe("ws_1") as not_yet, asyncio.timeout(LIMIT_SECONDS):
+    async with (
+        one.subscribe("ws_1") as waiting,
+        one.subscribe("ws_1") as not_yet,
+        asyncio.timeout(LIMIT_SECONDS),
+    ):
         wait = asyncio.create_task(waiting.wait(60))
         await asyncio.sleep(0)
         one.end_waits()
