@@ -37,10 +37,10 @@ bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency
 
 chaos: $(READY) ## cancel tasks while programs are frozen, killed and restarted and disks fill, at random (SECONDS=60 SEED=n)
-	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 soak: $(READY) ## make many mixed calls, and fail if a program of the stack has grown (CALLS=20000 SEED=n)
-	@$(BIN)/python -m tests.soak --calls $(or $(CALLS),20000) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.exhaustive.soak --calls $(or $(CALLS),20000) $(if $(SEED),--seed $(SEED))
 
 gen: $(READY) ## write gen/ from protos/
 	$(BIN)/python protos/generate.py

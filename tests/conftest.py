@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,6 +19,9 @@ from psycopg.conninfo import make_conninfo
 
 from server.stack import postgres
 from server.store.migrate import migrate
+from server.store.pool import Pool, open_pool
+
+pytest_plugins = ["tests.support.edge.fixtures", "tests.support.stack_fixtures"]
 
 _numbers = itertools.count(1)
 
@@ -90,6 +93,12 @@ def database_url(migrated_database_url: str) -> Iterator[str]:
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         connection.execute("TRUNCATE orgs, api_keys, workspaces, tasks, events")
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    async with open_pool(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture

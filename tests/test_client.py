@@ -23,7 +23,7 @@ from server.api.status import RULES
 from server.client import ATTEMPTS, WorkspaceClient, WorkspaceServiceError
 from server.core import errors
 from server.core.errors import Failure
-from tests.fake_channel import TIMEOUT_SECONDS, Service, trailers
+from tests.support.fake_channel import TIMEOUT_SECONDS, Service, trailers
 
 Reply = workspace_service_pb2.CancelTaskResponse
 UNREACHABLE = errors.agent_unreachable(

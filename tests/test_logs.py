@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 from server import logs
 from server.logs import Sampler, Sink
 from server.metrics import Metrics
-from tests.small_disk import fill, free, small_disk
+from tests.support.small_disk import fill, free, small_disk
 
 Lines = Callable[[], list[dict[str, Any]]]
 _LIMIT = 1_000

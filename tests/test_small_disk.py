@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_disk import fill, free, small_disk
+from tests.support.small_disk import fill, free, small_disk
 
 SIZE_BYTES = 1 << 20
 

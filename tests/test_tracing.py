@@ -9,7 +9,7 @@ from server.core import trace
 from server.core.errors import UnavailableError
 from server.core.trace import TraceContext
 from server.tracing import Tracing
-from tests.otlp import Receiver
+from tests.support.otlp import Receiver
 
 CALLER = TraceContext("a" * 32, "b" * 16)
 UNRECORDED = TraceContext("c" * 32, "b" * 16, "00")

@@ -14,7 +14,7 @@ from server.agent.model import Endpoint, History, ModelFailure, ModelReply, Part
 from server.agent.openai_model import OpenAIModel
 from server.agent.tools import ShellTool
 from server.core.lifecycle import AgentEvent, Ending, Iterated
-from tests.model_server import Answer, ModelServer
+from tests.support.model_server import Answer, ModelServer
 
 KEY = "sk-a-secret-key"
 TASK = History("do it")

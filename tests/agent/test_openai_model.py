@@ -19,7 +19,7 @@ from server.agent.tools import ToolCall, ToolResult, ToolStatus
 from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
 from tests.agent.asking import KEY, TASK, Run, failure, next_reply
-from tests.model_server import (
+from tests.support.model_server import (
     Answer,
     Gate,
     ModelServer,

@@ -14,7 +14,7 @@ from server.agent.tools import ToolCall
 from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
 from tests.agent.asking import KEY, TASK, Run, failure, model_at, next_reply
-from tests.model_server import (
+from tests.support.model_server import (
     DONE,
     Answer,
     Gate,

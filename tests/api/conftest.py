@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.api.running import FailingStore, Running, running
-from tests.core.world import World
+from tests.support.world import World
 
 
 @pytest.fixture

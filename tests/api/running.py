@@ -22,8 +22,8 @@ from server.auth.sessions import JwkSet, Sessions
 from server.core.api_key import ApiKey, KeyTemplate
 from server.core.runtime import AgentIdentity, Runtime
 from server.metrics import Metrics
-from tests.core.world import NOW, ORG, World
-from tests.fakes import FakeStore
+from tests.support.fakes import FakeStore
+from tests.support.world import NOW, ORG, World
 
 PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
 INTERNAL = "/evershell.agent.v1.RuntimeService/"

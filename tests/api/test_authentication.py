@@ -26,8 +26,8 @@ from tests.api.running import (
     find_key,
     running,
 )
-from tests.auth.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
-from tests.core.world import ORG, World
+from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
+from tests.support.world import ORG, World
 
 PUBLIC_METHODS = [
     method.name

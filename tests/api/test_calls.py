@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.core.errors import UnavailableError
 from server.core.event import Event
 from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
-from tests.core.world import World, iteration
+from tests.support.world import World, iteration
 
 Outcome = messages.CancelTaskResponse.Outcome
 

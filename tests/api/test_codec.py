@@ -21,7 +21,7 @@ from server.core.runtime import Directive
 from server.core.task import Phase, Task, TaskStatus, Usage
 from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.core.world import NOW, intent
+from tests.support.world import NOW, intent
 
 USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
 INTENT = intent(force_at=NOW + timedelta(seconds=4), force_requested_by="user_8")

@@ -14,7 +14,7 @@ from structlog.testing import LogCapture
 from server import logs
 from server.core.errors import UnavailableError
 from tests.api.running import FailingStore, Running, bearer
-from tests.core.world import ORG, World
+from tests.support.world import ORG, World
 
 UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
 

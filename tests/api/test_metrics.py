@@ -25,8 +25,8 @@ from tests.api.running import (
     bearer,
     running,
 )
-from tests.core.world import NOW, FakeAgents, World, busy_session, intent, task, workspace
-from tests.ports import free_ports
+from tests.support.ports import free_ports
+from tests.support.world import NOW, FakeAgents, World, busy_session, intent, task, workspace
 
 
 @pytest.fixture

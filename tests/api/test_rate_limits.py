@@ -26,7 +26,7 @@ from tests.api.running import (
     bearer,
     running,
 )
-from tests.core.world import World, caller
+from tests.support.world import World, caller
 
 CALLS, CANCELS = Rate(100, 20), Rate(50, 10)
 

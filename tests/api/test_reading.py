@@ -22,7 +22,7 @@ from tests.api.running import (
     bearer,
     running,
 )
-from tests.core.world import World
+from tests.support.world import World
 
 CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
 CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576

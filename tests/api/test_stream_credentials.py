@@ -17,8 +17,8 @@ from server.auth.sessions import JwkSet, Sessions
 from server.core.api_key import ApiKey
 from server.core.errors import UnavailableError
 from tests.api.running import Failed, Running, bearer, find_key, running
-from tests.auth.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
-from tests.core.world import NOW, World, iteration
+from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
+from tests.support.world import NOW, World, iteration
 
 
 class Keys:

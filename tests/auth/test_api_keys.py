@@ -1,6 +1,5 @@
 """API keys: known, unknown, revoked, and how soon a change is noticed."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -9,49 +8,10 @@ from cachetools import TTLCache
 
 from server.auth import api_keys
 from server.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
-from server.core.api_key import ApiKey, KeyTemplate
 from server.core.errors import Failure, UnavailableError
+from tests.auth.fake_keys import FakeKeys, FakeTimer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-class FakeTimer:
-    """A clock in seconds that is set by hand, and may tick at every look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.tick = 0.0
-
-    def __call__(self) -> float:
-        self.now += self.tick
-        return self.now
-
-
-class FakeKeys:
-    """What the database holds, by fingerprint."""
-
-    def __init__(self) -> None:
-        self.by_fingerprint: dict[bytes, ApiKey] = {}
-        self.asked: list[bytes] = []
-        self.unavailable = False
-
-    def add(self) -> str:
-        secret = new_secret()
-        key = ApiKey(
-            id="key_1", org_id="org_a", name="ci", template=KeyTemplate.READ_ONLY, created_at=NOW
-        )
-        self.by_fingerprint[fingerprint(secret)] = key
-        return secret
-
-    def revoke(self, secret: str) -> None:
-        digest = fingerprint(secret)
-        self.by_fingerprint[digest] = replace(self.by_fingerprint[digest], revoked_at=NOW)
-
-    async def find(self, digest: bytes) -> ApiKey | None:
-        self.asked.append(digest)
-        if self.unavailable:
-            raise UnavailableError("the database is away")
-        return self.by_fingerprint.get(digest)
 
 
 @pytest.fixture

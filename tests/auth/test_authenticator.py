@@ -12,8 +12,8 @@ from server.auth.authenticator import Authenticator, HostBinding, bearer_token
 from server.auth.sessions import JwkSet, Sessions
 from server.core.caller import Caller, CredentialKind
 from server.core.errors import Failure
-from tests.auth.identity_provider import AUDIENCE, ISSUER, RSA, jwk_set, token
-from tests.auth.test_api_keys import FakeKeys, FakeTimer
+from tests.auth.fake_keys import FakeKeys, FakeTimer
+from tests.support.identity_provider import AUDIENCE, ISSUER, RSA, jwk_set, token
 
 CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, frozenset())
 

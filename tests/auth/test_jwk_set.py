@@ -13,7 +13,7 @@ from joserfc.jwk import ECKey, OKPKey
 
 from server.auth.sessions import JwkSet, Sessions
 from server.core.errors import Failure, UnavailableError
-from tests.auth.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
+from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
 
 NEW = ECKey.generate_key("P-256", {"kid": "new"})
 # Unknown names have the set read again, though not more often than this.

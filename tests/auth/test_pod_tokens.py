@@ -17,7 +17,7 @@ from server.auth import pod_tokens
 from server.auth.pod_tokens import PodTokens, new_key, public_key
 from server.core.errors import Failure
 from server.core.runtime import AgentIdentity
-from tests.auth.test_api_keys import FakeTimer
+from tests.auth.fake_keys import FakeTimer
 
 KEY = new_key()
 AGENT = AgentIdentity("ws_1", 3)

@@ -24,8 +24,8 @@ from server.auth.sessions import (
 )
 from server.core.caller import CredentialKind
 from server.core.errors import Failure
-from tests.auth.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, claims, jwk_set, token
-from tests.auth.test_api_keys import FakeTimer
+from tests.auth.fake_keys import FakeTimer
+from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, claims, jwk_set, token
 
 # Nested deeper than a recursive parser may go.
 DEEP_LIST = '{"a":' + "[" * 11_000

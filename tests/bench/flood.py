@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.e2e.stack import ROOT, Stack
+from tests.support.stack import ROOT, Stack
 
 KINDS = ("keys", "signatures")
 _CONNECTIONS = 16

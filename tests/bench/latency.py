@@ -24,7 +24,7 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.client import WorkspaceClient
-from tests.e2e.stack import Stack, Workspace
+from tests.support.stack import Stack, Workspace
 
 ROUNDS = 60
 CANCELLATIONS = 200

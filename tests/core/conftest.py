@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.core.world import World
+from tests.support.world import World
 
 
 @pytest.fixture

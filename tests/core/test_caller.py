@@ -7,7 +7,7 @@ import pytest
 from server.core.api_key import TEMPLATE_SCOPES, ApiKey, KeyTemplate
 from server.core.caller import CredentialKind
 from server.core.errors import Failure
-from tests.core.world import NOW, ORG, USER, caller, workspace
+from tests.support.world import NOW, ORG, USER, caller, workspace
 
 KEY = CredentialKind.API_KEY
 

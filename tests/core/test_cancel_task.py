@@ -9,7 +9,7 @@ from server.core.cancel_task import Outcome
 from server.core.errors import Failure, UnavailableError
 from server.core.task import CancelIntent, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.core.world import NOW, USER, World, caller
+from tests.support.world import NOW, USER, World, caller
 
 
 async def test_the_first_call_records_signals_and_is_accepted(world: World) -> None:

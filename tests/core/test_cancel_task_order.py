@@ -10,7 +10,7 @@ from server.core.caller import Caller, CredentialKind
 from server.core.cancel_task import CancelTask
 from server.core.errors import Failure
 from server.core.workspace import WorkspaceStatus
-from tests.core.world import World, caller
+from tests.support.world import World, caller
 
 STRANGER = caller("workspace:write:own", actor_id="user_2")
 ELSEWHERE = caller(org_id="org_b")

@@ -10,7 +10,7 @@ from server.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, Outcome
 from server.core.errors import Failure
 from server.core.task import Task, TaskStatus
 from server.core.workspace import Workspace
-from tests.core.world import World
+from tests.support.world import World
 
 LIMIT_SECONDS = 10
 

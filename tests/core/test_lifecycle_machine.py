@@ -17,8 +17,8 @@ from server.core.event import Event
 from server.core.lifecycle import AgentEvent, Change, Ending, Session, Started
 from server.core.task import CancelIntent, Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.core.world import USER, FakeClock, caller, finish, intent, iteration, task, workspace
-from tests.fakes import FakeStore
+from tests.support.fakes import FakeStore
+from tests.support.world import USER, FakeClock, caller, finish, intent, iteration, task, workspace
 
 REFUSALS = {
     "workspace_busy",

@@ -7,7 +7,7 @@ from server.core.lifecycle import Ending, Started
 from server.core.runtime import AgentIdentity, Directive, Runtime
 from server.core.task import Phase, TaskStatus
 from server.core.workspace import WorkspaceStatus
-from tests.core.world import World, iteration, task
+from tests.support.world import World, iteration, task
 
 FENCED = Directive(fenced=True, task=None)
 

@@ -10,7 +10,7 @@ from server.core.errors import Failure
 from server.core.lifecycle import AgentEvent, Change, Ending, Session, Started
 from server.core.task import Phase, TaskStatus, Usage
 from server.core.workspace import WorkspaceStatus
-from tests.core.world import NOW, USER, busy_session, intent, iteration, task, workspace
+from tests.support.world import NOW, USER, busy_session, intent, iteration, task, workspace
 
 LATER = NOW + timedelta(minutes=1)
 PROPOSALS = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)

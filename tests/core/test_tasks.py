@@ -12,7 +12,7 @@ from server.core.task import Task, TaskStatus
 from server.core.tasks import SubmitTask
 from server.core.validation import MAX_PAGE_CHARACTERS, Page
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.core.world import World, caller, intent
+from tests.support.world import World, caller, intent
 
 
 async def submit(

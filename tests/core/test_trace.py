@@ -4,7 +4,7 @@ import pytest
 
 from server.core import lifecycle, trace
 from server.core.trace import TraceContext
-from tests.core.world import busy_session, intent
+from tests.support.world import busy_session, intent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE}-{SPAN}-01"

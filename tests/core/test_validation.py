@@ -5,7 +5,7 @@ import pytest
 from server.core.errors import Failure
 from server.core.tasks import SubmitTask
 from server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
-from tests.core.world import workspace
+from tests.support.world import workspace
 
 
 def problems(**changes: object) -> dict[str, str]:

@@ -11,7 +11,7 @@ from server.core.errors import Failure, UnavailableError
 from server.core.event import Event
 from server.core.lifecycle import Started
 from server.core.watch_events import BATCH_EVENTS, HEARTBEAT_SECONDS, Heartbeat, watch_events
-from tests.core.world import World, caller, iteration
+from tests.support.world import World, caller, iteration
 
 
 class ScriptedWakeups:

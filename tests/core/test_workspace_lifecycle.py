@@ -12,7 +12,7 @@ from server.core.errors import Failure
 from server.core.lifecycle import Change, Ending, Session
 from server.core.task import Phase, TaskStatus
 from server.core.workspace import WorkspaceStatus
-from tests.core.world import NOW, busy_session, intent, workspace
+from tests.support.world import NOW, busy_session, intent, workspace
 
 LATER = NOW + timedelta(minutes=1)
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY

@@ -10,7 +10,7 @@ from server.core.caller import Caller, CredentialKind
 from server.core.errors import Failure
 from server.core.validation import Page
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.core.world import ORG, USER, World, caller
+from tests.support.world import ORG, USER, World, caller
 
 
 async def stop(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:

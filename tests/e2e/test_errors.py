@@ -8,8 +8,8 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from tests.e2e.stack import Gate, Stack, Workspace, eventually
-from tests.e2e.wires import Failed
+from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.wires import Failed
 
 RULES = {
     value.name: value.GetOptions().Extensions[error_pb2.rule]

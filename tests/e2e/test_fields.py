@@ -16,7 +16,7 @@ from evershell.workspace.v1 import (
 )
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from tests.e2e.stack import Gate, Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 
 PACKAGE = "evershell.workspace.v1"
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]

@@ -1,6 +1,6 @@
 """The promise, as a customer sees it through Envoy."""
 
-from tests.e2e.stack import Gate, Workspace
+from tests.support.stack import Gate, Workspace
 
 
 def test_cancelling_finishes_the_current_iteration_and_the_next_task_runs_on_the_same_process(

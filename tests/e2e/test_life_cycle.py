@@ -2,23 +2,12 @@
 
 import time
 
-import psutil
 import pytest
 
-from tests.e2e.stack import Stack, Workspace, eventually
+from tests.support.stack import Stack, Workspace, eventually, running
 
 # Told apart from every other sleep on the machine by their numbers.
 STUBBORN, HIDDEN, GONE = "86400.125", "86400.375", "86400.625"
-
-
-def running(argument: str) -> list[int]:
-    """Processes with this argument."""
-    processes = [
-        process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if argument in (process.info["cmdline"] or [])
-    ]
-    return [process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE]
 
 
 def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from server.stack import postgres
-from tests.e2e.stack import ROOT, Gate, Stack, Workspace, eventually, processes_of
-from tests.ports import free_ports
+from tests.support.ports import free_ports
+from tests.support.stack import ROOT, Gate, Stack, Workspace, eventually, processes_of
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.stack import postgres
-from tests.e2e.stack import Gate, Stack, Workspace, eventually
-from tests.ports import free_ports
+from tests.support.ports import free_ports
+from tests.support.stack import Gate, Stack, Workspace, eventually
 
 # By how far their ports are behind METRICS_PORT.
 WORKER, FLEET = PROGRAMS = (0, 1)

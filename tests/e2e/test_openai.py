@@ -7,9 +7,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tests.e2e.faults import assert_story
-from tests.e2e.stack import Stack, Workspace
-from tests.model_server import (
+from tests.support.faults import assert_story
+from tests.support.model_server import (
     Answer,
     Gate,
     ModelServer,
@@ -19,6 +18,7 @@ from tests.model_server import (
     says,
     streams,
 )
+from tests.support.stack import Stack, Workspace
 
 KEY = "sk-only-for-the-endpoint"
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError
 
-from tests.e2e.stack import Gate, Stack, Workspace
-from tests.e2e.wires import Rest
-from tests.openapi import Operation, document, operation, operations
+from tests.support.openapi import Operation, document, operation, operations
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.wires import Rest
 
 
 def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:

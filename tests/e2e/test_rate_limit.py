@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.stack import Stack, Workspace
-from tests.e2e.wires import Failed, grpc_failure, rest_failure
+from tests.support.stack import Stack, Workspace
+from tests.support.wires import Failed, grpc_failure, rest_failure
 
 BURST, CANCEL_BURST, WORKERS = 20, 60, 2
 RETRY_AFTER_SECONDS = 1

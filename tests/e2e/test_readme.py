@@ -12,7 +12,7 @@ import pytest
 from evershell.workspace.v1 import error_pb2, workspace_service_pb2
 from google.api import annotations_pb2
 
-from tests.e2e.stack import ROOT, Stack
+from tests.support.stack import ROOT, Stack
 
 SLUGS = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_number
 README = (ROOT / "README.md").read_text()

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 
 from server.config import trust
-from tests.e2e.stack import ROOT, Stack
-from tests.edge.certificates import Authority
+from tests.support.edge.certificates import Authority
+from tests.support.stack import ROOT, Stack
 
 
 def test_a_stack_with_tls(tmp_path: Path) -> None:

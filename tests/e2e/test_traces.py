@@ -14,8 +14,8 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.e2e.stack import Gate, Stack, Workspace, eventually
-from tests.otlp import Receiver
+from tests.support.otlp import Receiver
+from tests.support.stack import Gate, Stack, Workspace, eventually
 
 PUBLIC = "evershell.workspace.v1.WorkspaceService/"
 INTERNAL = "evershell.agent.v1.RuntimeService/"

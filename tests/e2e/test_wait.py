@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.e2e.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace, eventually
 
 
 @pytest.fixture

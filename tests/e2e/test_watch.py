@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from server.client import WorkspaceClient
-from tests.e2e.stack import Stack, Workspace
+from tests.support.stack import Stack, Workspace
 
 
 def test_a_stream_that_is_quiet_says_that_it_lives(workspace: Workspace) -> None:

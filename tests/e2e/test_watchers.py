@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.stack import Stack, Workspace, eventually
+from tests.support.stack import Stack, Workspace, eventually
 
 WATCHERS = 1000
 # What one may cost the worker and Envoy; 38 and 69 were measured.

@@ -17,8 +17,8 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from .conftest import short_directory
-from .stub import RunningEdge, Stub, running_edge, until
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.stub import RunningEdge, Stub, running_edge, until
 
 # The bucket, and a line with every field at its bound.
 _PER_SECOND = 20

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from .answers import Answer, check
-from .cases import CASES, Case
-from .clients import Client, Node, Request, curl, httpx_client, is_whole, parse
-from .raw_cases import RAW_CASES
-from .stub import START_SECONDS, RunningEdge, Stub, until
+from tests.support.edge.answers import Answer, check
+from tests.support.edge.cases import CASES, Case
+from tests.support.edge.clients import Client, Node, Request, curl, httpx_client, is_whole, parse
+from tests.support.edge.raw_cases import RAW_CASES
+from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, until
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 
 from server.stack.envoy import ROOT, Edge, EdgeConfigurationError, render, validate
-
-from .answers import rule
+from tests.support.edge.answers import rule
 
 
 def test_envoy_accepts_the_configuration(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import httpx
 import pytest
 
 from server.stack.documents import FILES
-from tests.openapi import PATH
-
-from .answers import Answer, check
-from .stub import Stub
+from tests.support.edge.answers import Answer, check
+from tests.support.edge.stub import Stub
+from tests.support.openapi import PATH
 
 
 def code(answer: httpx.Response) -> str | None:

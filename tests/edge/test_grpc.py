@@ -7,24 +7,16 @@ import grpc
 import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 
-from server.api.status import DOMAIN
-
-from .stub import AWKWARD, RunningEdge, Stub
+from tests.support.edge.rich_status import metadata_of, told
+from tests.support.edge.stub import AWKWARD, RunningEdge, Stub
 
 
 @pytest.fixture
 def channel(edge: RunningEdge) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(edge.grpc_address) as channel:
         yield channel
-
-
-def metadata_of(error: Any) -> dict[str, Any]:
-    """All that came with an error."""
-    return dict(error.initial_metadata() or ()) | dict(error.trailing_metadata() or ())
 
 
 def test_call(edge: RunningEdge, channel: grpc.Channel, stub: Stub) -> None:
@@ -119,19 +111,6 @@ def test_a_method_that_there_is_not(channel: grpc.Channel, stub: Stub, method: s
 
 def call(channel: Any, method: str) -> None:
     channel.unary_unary(method)(b"", timeout=10)
-
-
-def told(error: Any) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
-    """The rich status of an error that the edge has made, checked in what is common to them."""
-    status = rpc_status.from_call(error)
-    assert status is not None
-    assert error.details() == status.message
-    assert metadata_of(error)["x-request-id"]
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    for detail in status.details:
-        assert detail.Unpack(info) or detail.Unpack(retry)
-    assert info.domain == DOMAIN
-    return status, info, retry
 
 
 def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:

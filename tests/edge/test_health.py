@@ -4,8 +4,8 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2
 
-from .conftest import short_directory
-from .stub import Stub, running_edge, serving, until
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.stub import Stub, running_edge, serving, until
 
 Health = health_pb2.HealthCheckResponse
 

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from .cases import CANCEL
-from .stub import Stub
+from tests.support.edge.cases import CANCEL
+from tests.support.edge.stub import Stub
 
 
 def test_the_two_paths_of_a_cancellation(rest: httpx.Client, stub: Stub) -> None:

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from .stub import AWKWARD, Stub
+from tests.support.edge.stub import AWKWARD, Stub
 
 
 def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) -> None:

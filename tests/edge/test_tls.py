@@ -15,10 +15,9 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 
 from server.client import WorkspaceClient, WorkspaceServiceError
 from server.stack.envoy import Edge, EdgeConfigurationError, Tls, render, validate
-
-from .certificates import HOST, Authority, Certificate
-from .conftest import short_directory
-from .stub import RunningEdge, Stub, running_edge
+from tests.support.edge.certificates import HOST, Authority, Certificate
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.stub import RunningEdge, Stub, running_edge
 
 CANCEL = "/v1/workspaces/ws_1/task/cancel"
 

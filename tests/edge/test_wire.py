@@ -20,12 +20,11 @@ import psutil
 import pytest
 
 from server.stack.envoy import ROOT
-
-from .answers import Answer, check
-from .cases import CANCEL
-from .conftest import short_directory
-from .stub import RunningEdge, Stub, running_edge, until
-from .worker import Worker, worker
+from tests.edge.worker import Worker, worker
+from tests.support.edge.answers import Answer, check
+from tests.support.edge.cases import CANCEL
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.stub import RunningEdge, Stub, running_edge, until
 
 SLOW = "/v1/workspaces/slow/task/cancel"
 # Envoy asks a worker each second, and waits two for the answer; a machine that is busy takes its

@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 
 from server.stack.envoy import Edge, EdgeConfigurationError, Tls, render, validate
-
-from .certificates import Authority
+from tests.support.edge.certificates import Authority
 
 
 def main() -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from server.stack.envoy import ROOT
-
-from .stub import START_SECONDS, Stub, serving
+from tests.support.edge.stub import START_SECONDS, Stub, serving
 
 GRACE_SECONDS = 10.0
 # Longer than it takes to notice a worker that is frozen.

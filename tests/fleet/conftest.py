@@ -8,9 +8,9 @@ from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
-from tests.core.world import workspace
 from tests.fleet.small_agent import AGENT, spec_for
 from tests.fleet.surroundings import HOST
+from tests.support.world import workspace
 
 
 @pytest.fixture

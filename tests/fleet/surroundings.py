@@ -13,7 +13,7 @@ from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
 from server.metrics import Backlog
-from tests.core.world import NOW, World, intent
+from tests.support.world import NOW, World, intent
 
 HOST = "host_1"
 BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seconds=6.0)

@@ -18,7 +18,7 @@ from server.core.errors import AgentUnreachableError
 from server.core.trace import TraceContext
 from server.fleet import agent_client
 from server.fleet.agent_client import AgentClient
-from tests.core.world import NOW, busy_session, intent
+from tests.support.world import NOW, busy_session, intent
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SESSION = busy_session(cancel=intent(force_at=NOW), epoch=3)

@@ -14,9 +14,9 @@ from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.local_pods import LocalPods, end_every_pod
 from server.fleet.processes import Pod, ProcessId
-from tests.core.world import workspace
 from tests.fleet.small_agent import given, spec_for
 from tests.fleet.surroundings import HOST
+from tests.support.world import workspace
 
 
 def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | None) -> None:

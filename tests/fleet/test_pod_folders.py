@@ -13,8 +13,8 @@ from server.core.ids import new_workspace_id
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.local_pods import LocalPods, PodSpec
-from tests.core.world import NOW, ORG
 from tests.fleet.surroundings import HOST
+from tests.support.world import NOW, ORG
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from hypothesis.stateful import run_state_machine_as_test
 from server.core.ports import Store
 from server.store.pool import connected, open_pool
 from server.store.postgres_store import PostgresStore
-from tests.fakes import FakeStore
 from tests.invariants.machine import CancellationMachine
 from tests.invariants.world import OpenStores
+from tests.support.fakes import FakeStore
 
 _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 

@@ -20,7 +20,6 @@ from server.core.runtime import Runtime
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
-from tests.fakes import FakeWakeups
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Changes, Pods
@@ -28,6 +27,7 @@ from tests.invariants.record import Call, Record
 from tests.invariants.spy_store import SpyStore
 from tests.invariants.stage import Stage
 from tests.invariants.wire import SLOW_SECONDS, Network, Wire
+from tests.support.fakes import FakeWakeups
 
 LEASE_SECONDS = 12.0
 # Longer than all the time that passes in a run: an agent here keeps no limits, since its calls last

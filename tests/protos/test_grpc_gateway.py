@@ -19,7 +19,7 @@ from google.api import annotations_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from server.stack.envoy import ROOT
-from tests.openapi import Operation, operations, resolved
+from tests.support.openapi import Operation, operations, resolved
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 # The grammar in google/api/http.proto.

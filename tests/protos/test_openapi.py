@@ -11,7 +11,15 @@ from google.api import annotations_pb2
 from google.protobuf import json_format
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.openapi import Operation, document, operation, operations, references, resolved, validate
+from tests.support.openapi import (
+    Operation,
+    document,
+    operation,
+    operations,
+    references,
+    resolved,
+    validate,
+)
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR

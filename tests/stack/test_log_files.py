@@ -12,8 +12,8 @@ from server.config import Settings
 from server.stack import log_files
 from server.stack.log_files import LogFile, open_log, rotate
 from server.stack.supervisor import Program, Supervisor, ended
-from tests.edge.stub import until
-from tests.small_disk import fill, small_disk
+from tests.support.edge.stub import until
+from tests.support.small_disk import fill, small_disk
 
 _SIZE = 1_000
 

@@ -14,8 +14,8 @@ from psycopg.conninfo import conninfo_to_dict
 from server.stack import postgres
 from server.stack.postgres import STOP_SIGNAL, Places
 from server.stack.supervisor import Program, Supervisor
-from tests.e2e.stack import eventually
-from tests.small_disk import fill, free, small_disk
+from tests.support.small_disk import fill, free, small_disk
+from tests.support.stack import eventually
 
 
 @pytest.fixture

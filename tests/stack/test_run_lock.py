@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.stack import run_lock
-from tests.test_programs import run
+from tests.support.programs import run
 
 
 def test_the_run_is_named_while_it_holds_the_folder(tmp_path: Path) -> None:

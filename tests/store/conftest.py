@@ -5,15 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from server.core.ports import Store
-from server.store.pool import Pool, open_pool
+from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
-from tests.fakes import FakeStore
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    async with open_pool(database_url) as opened:
-        yield opened
+from tests.support.fakes import FakeStore
 
 
 @pytest.fixture(params=["fake", "postgres"])

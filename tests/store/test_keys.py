@@ -11,7 +11,7 @@ from server.core.errors import UnavailableError
 from server.core.ids import new_key_id
 from server.store.keys import PostgresKeys
 from server.store.pool import Pool
-from tests.store.examples import NOW
+from tests.support.store.examples import NOW
 
 SHA256 = hashlib.sha256(b"sk_secret").digest()
 

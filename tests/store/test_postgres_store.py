@@ -12,8 +12,8 @@ from server.core.task import TaskStatus
 from server.core.workspace import WorkspaceStatus
 from server.store.pool import Pool, open_pool
 from server.store.postgres_store import PostgresStore
-from tests.store.examples import NOW, complete, intent, permission, set_status, with_task
-from tests.store.locks import held
+from tests.support.store.examples import NOW, complete, intent, permission, set_status, with_task
+from tests.support.store.locks import held
 
 _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, %s)"
 

@@ -16,8 +16,8 @@ from server.core.task import Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
-from tests.fakes import FakeStore
-from tests.store.examples import NOW, intent, permission, task, workspace
+from tests.support.fakes import FakeStore
+from tests.support.store.examples import NOW, intent, permission, task, workspace
 
 Decide = Callable[[Session], Change]
 # A step gets the task it may submit, and says what it does to a session.

@@ -15,7 +15,7 @@ from server.core.ports import Store
 from server.core.task import Phase, TaskStatus, Usage
 from server.core.trace import TraceContext
 from server.core.workspace import WorkspaceStatus
-from tests.store.examples import (
+from tests.support.store.examples import (
     NOW,
     complete,
     intent,

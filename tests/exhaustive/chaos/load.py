@@ -1,0 +1,200 @@
+"""The load: each workspace lives through its rounds, whatever goes wrong meanwhile."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count, cycle
+from typing import Any
+
+from tests.exhaustive.chaos.answers import HUNG_UP, Answer, Reply
+from tests.exhaustive.chaos.callers import Callers
+from tests.exhaustive.chaos.plan import Cancel, Plan, Round, Stopped, Wire
+
+# No fault lasts longer than a few seconds, so each call has an answer by then; a cancellation that
+# waits, that much later.
+ANSWER_SECONDS = 15.0
+_PAUSE_SECONDS = 0.15
+
+
+class Load:
+    """Makes the calls of a plan and keeps all answers."""
+
+    def __init__(self, callers: Callers, workspace_ids: list[str]) -> None:
+        self._callers = callers
+        self._workspace_ids = workspace_ids
+        self.answers: list[Answer] = []
+        self._over = asyncio.Event()
+        self._numbers = count(1)
+
+    async def run(self, plan: Plan) -> None:
+        """Until `end` is called and the calls that were made by then are answered."""
+        async with asyncio.TaskGroup() as lives:
+            for workspace_id, rounds in zip(self._workspace_ids, plan.rounds, strict=True):
+                lives.create_task(self._live(workspace_id, rounds))
+
+    def end(self) -> None:
+        """Begins no further round."""
+        self._over.set()
+
+    async def settle(self, limit_seconds: float) -> list[str]:
+        """Brings every workspace back and has it complete one more task. Returns what stands
+        against that.
+        """
+        self._over.clear()
+
+        async def one(workspace_id: str) -> str:
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    return await self._complete_one(workspace_id)
+            except TimeoutError:
+                last = next(
+                    answer
+                    for answer in reversed(self.answers)
+                    if answer.workspace_id == workspace_id
+                )
+                return f"{workspace_id} took no task within {limit_seconds:g} s; last: {last.rpc} {last.slug} {dict(last.body)}"
+
+        return [
+            problem
+            for problem in await asyncio.gather(*(one(each) for each in self._workspace_ids))
+            if problem
+        ]
+
+    async def _complete_one(self, workspace_id: str) -> str:
+        # An agent that is gone may not have been found missing yet.
+        while (task_id := await self._submit_last(workspace_id)) is None:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        while not (task := await self._call(Wire.REST, "GetTask", workspace_id, task_id)).body.get(
+            "completed_at"
+        ):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return (
+            ""
+            if task.body["status"] == "completed"
+            else f"{workspace_id}: its last task ended {task.body['status']}"
+        )
+
+    async def _submit_last(self, workspace_id: str) -> str | None:
+        await self._bring_up(workspace_id, Wire.REST)
+        submitted = await self._call(Wire.REST, "SubmitTask", workspace_id, description="true")
+        return None if submitted.slug else submitted.body["task_id"]
+
+    async def _live(self, workspace_id: str, rounds: tuple[Round, ...]) -> None:
+        for each in rounds:
+            if not await self._bring_up(workspace_id, each.control_wire):
+                return
+            await self._play(workspace_id, each)
+
+    async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
+        """Until the workspace is idle; one that has stopped or failed is resumed. False: the time
+        was over first.
+        """
+        wires = cycle([*(other for other in Wire if other is not wire), wire])
+        while not self._over.is_set():
+            workspace = await self._call(wire, "GetWorkspace", workspace_id)
+            status = workspace.body.get("status")
+            if status == "idle":
+                return True
+            if workspace.slug:
+                wire = next(wires)
+            if status in ("stopped", "failed"):
+                await self._call(wire, "ResumeWorkspace", workspace_id)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return False
+
+    async def _play(self, workspace_id: str, each: Round) -> None:
+        submitted = await self._call(
+            each.submit_wire,
+            "SubmitTask",
+            workspace_id,
+            description="\n".join(_commands(each)),
+            metadata=_metadata(each),
+        )
+        # Also told by agent_unreachable, and by workspace_busy of the task that was there before.
+        # Else not known.
+        task_id = str(submitted.body.get("task_id", ""))
+        calls = [self._cancel(workspace_id, task_id, cancel) for cancel in each.cancels]
+        if each.stop_after_seconds is not None:
+            calls.append(self._stop(workspace_id, each))
+        await asyncio.gather(*calls)
+        if task_id:
+            await self._call(each.control_wire, "GetTask", workspace_id, task_id)
+
+    async def _cancel(self, workspace_id: str, task_id: str, cancel: Cancel) -> None:
+        await asyncio.sleep(cancel.after_seconds)
+        durations = {"wait": cancel.wait_seconds, "force_after": cancel.force_after_seconds}
+        fields = {name: f"{seconds}s" for name, seconds in durations.items() if seconds is not None}
+        named = task_id if cancel.names_task else ""
+        # Who goes away is none the wiser; that it did is among the answers.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(cancel.hangs_up_seconds):
+                await self._call(
+                    cancel.wire,
+                    "CancelTask",
+                    workspace_id,
+                    named,
+                    cancel.wait_seconds or 0,
+                    **fields,
+                )
+
+    async def _stop(self, workspace_id: str, each: Round) -> None:
+        await asyncio.sleep(each.stop_after_seconds or 0)
+        await self._call(each.control_wire, "StopWorkspace", workspace_id)
+
+    async def _call(
+        self,
+        wire: Wire,
+        rpc: str,
+        workspace_id: str,
+        task_id: str = "",
+        wait_seconds: float = 0,
+        **fields: Any,
+    ) -> Answer:
+        """Makes a call and keeps what came of it, also when the caller goes away."""
+        call = f"call {next(self._numbers)}"
+        request: Mapping[str, Any] = {
+            "workspace_id": workspace_id,
+            **({"task_id": task_id} if task_id else {}),
+            **({"reason": call} if rpc == "CancelTask" else {}),
+            **fields,
+        }
+        sent, reply = time.time(), Reply("", HUNG_UP, {})
+        try:
+            reply = await self._callers.call(wire, rpc, ANSWER_SECONDS + wait_seconds, request)
+        finally:
+            answer = Answer(
+                call=call,
+                rpc=rpc,
+                wire=wire,
+                workspace_id=workspace_id,
+                task_id=task_id,
+                waits=wait_seconds > 0,
+                forces="force_after" in fields,
+                sent=sent,
+                answered=time.time(),
+                status=reply.status,
+                slug=reply.slug,
+                body=reply.body,
+                problem=reply.problem,
+                request_id=reply.request_id,
+            )
+            self.answers.append(answer)
+        return answer
+
+
+def _commands(each: Round) -> list[str]:
+    """A line an iteration. The parent of a tool's shell is its agent."""
+    commands = [f"sleep {each.iteration_seconds}"] * each.iterations
+    match each.agent_stopped:
+        case Stopped.FOR_A_WHILE:
+            commands[0] = f"kill -STOP $PPID; sleep {each.stopped_seconds}; kill -CONT $PPID"
+        case Stopped.FOR_GOOD:
+            commands[0] = f"kill -STOP $PPID; {commands[0]}"
+    return commands
+
+
+def _metadata(each: Round) -> dict[str, str]:
+    """What the verdict has to know of the task."""
+    longest_seconds = max(each.iteration_seconds, each.stopped_seconds)
+    return {"iteration_seconds": str(longest_seconds), "agent_stopped": each.agent_stopped}

@@ -1,0 +1,136 @@
+"""One run: a stack of its own, the plan, and what came of it."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tenacity import RetryError
+
+from tests.exhaustive.chaos import sightings
+from tests.exhaustive.chaos.answers import Answer
+from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
+from tests.exhaustive.chaos.callers import Callers
+from tests.exhaustive.chaos.disks import Disks, disks
+from tests.exhaustive.chaos.evidence import Evidence
+from tests.exhaustive.chaos.faults import Faults, Hit
+from tests.exhaustive.chaos.load import Load
+from tests.exhaustive.chaos.plan import Plan
+from tests.exhaustive.chaos.sightings import Figures
+from tests.exhaustive.chaos.verdict import violations
+from tests.support.stack import Stack, Workspace, eventually, processes_of
+
+WORKERS = 2
+# Until all is quiet after the last fault.
+SETTLE_SECONDS = 60.0
+_CLEARED_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run."""
+
+    plan: Plan
+    evidence: Evidence
+    before: Figures
+    after: Figures | None
+    settled_seconds: float
+    stop_seconds: float
+    violations: list[str]
+
+
+def run(plan: Plan, state_dir: Path) -> Outcome:
+    """Plays the plan on a stack of its own, which is stopped again."""
+    # How often a credential may call is not what is tried here.
+    stack = Stack(state_dir, WORKERS=str(WORKERS), RATE_LIMIT="off", LOG_LEVEL="INFO")
+    with disks(state_dir, plan.seconds) as mounted:
+        try:
+            stack.start()
+            workspace_ids = [Workspace(stack).id for _ in plan.rounds]
+            return _judged(stack, mounted, plan, workspace_ids)
+        finally:
+            stack.kill_if_running()
+
+
+def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> Outcome:
+    played = asyncio.run(_play(stack, mounted, plan, workspace_ids))
+    seen = list(played.seen)
+    after = None
+    try:
+        eventually(lambda: not list(sightings.strays(stack, workspace_ids)), _CLEARED_SECONDS)
+        after = sightings.figures(stack, workspace_ids)
+        seen += sightings.leaks(played.before, after, WORKERS, len(workspace_ids))
+    except (RetryError, OSError, ValueError) as error:
+        seen += (
+            [*sightings.strays(stack, workspace_ids)]
+            if isinstance(error, RetryError)
+            else [f"an agent is missing: {error}"]
+        )
+    rows = sightings.tasks(stack), sightings.events(stack), sightings.last_seqs(stack)
+    began = time.monotonic()
+    seen += _stopped(stack)
+    stop_seconds = time.monotonic() - began
+    seen += sightings.defects(stack)
+    evidence = Evidence(
+        tasks=rows[0],
+        events=rows[1],
+        last_seqs=rows[2],
+        answers=played.answers,
+        hits=played.hits,
+        seen=seen,
+    )
+    return Outcome(
+        plan,
+        evidence,
+        played.before,
+        after,
+        played.settled_seconds,
+        stop_seconds,
+        violations(evidence),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    answers: list[Answer]
+    hits: list[Hit]
+    before: Figures
+    settled_seconds: float
+    seen: list[str]
+
+
+async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> _Played:
+    callers = Callers(stack)
+    load, faults = Load(callers, workspace_ids), Faults(stack, workspace_ids, mounted)
+    try:
+        seen = [
+            f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)
+        ]
+        before = await asyncio.to_thread(sightings.figures, stack, workspace_ids)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(plan))
+            await asyncio.gather(faults.run(plan.faults), asyncio.sleep(plan.seconds))
+            for last in plan.last_faults:
+                await asyncio.sleep(RECOVERED_SECONDS)
+                await faults.run([last])
+            load.end()
+        began = time.monotonic()
+        seen += await load.settle(SETTLE_SECONDS)
+        return _Played(load.answers, faults.hits, before, time.monotonic() - began, seen)
+    finally:
+        await callers.close()
+
+
+def _stopped(stack: Stack) -> Iterator[str]:
+    """Stops the stack; what stands against how it does that."""
+    try:
+        code = stack.stop()
+    except subprocess.TimeoutExpired:
+        yield "the stack did not stop within its time"
+        stack.kill_if_running()
+    else:
+        if code:
+            yield f"the stack ended with exit code {code}"
+    yield from (f"left behind: {process}" for process in processes_of(stack.state_dir))

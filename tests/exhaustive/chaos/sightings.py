@@ -1,0 +1,148 @@
+"""What is seen of a stack from outside: its rows, its processes, its connections, its logs."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from tests.exhaustive.chaos.evidence import EventRow, TaskRow
+from tests.exhaustive.chaos.plan import Stopped
+from tests.support.stack import Stack
+
+# In a line of a log, they tell of a defect.
+_DEFECTS = ("a defect", "never retrieved", "Traceback")
+_POOL_SIZE = 10
+# Beside the pool, each program listens, and the fleet controller holds its leadership.
+_LISTENER = _LEADERSHIP = 1
+# By how much the open files of one program may differ: its connections to clients, to the database
+# and to each agent.
+_DESCRIPTORS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How much a stack holds."""
+
+    # To the database.
+    connections: int
+    # Program → the most open files that one of its processes has.
+    descriptors: Mapping[str, int]
+    processes: int
+
+
+def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
+    """As it is now."""
+    children = psutil.Process(stack.pid).children(recursive=True)
+    pids = {
+        "up": [stack.pid],
+        "serve": stack.pids("serve"),
+        "fleet": stack.pids("fleet"),
+        "envoy": [child.pid for child in children if child.name() == "envoy"],
+        "agent": [stack.agent_pid(workspace_id) for workspace_id in workspace_ids],
+    }
+    descriptors = {
+        program: max(psutil.Process(pid).num_fds() for pid in of_it)
+        for program, of_it in pids.items()
+    }
+    with stack.database() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchone()
+    assert row is not None
+    return Figures(int(row[0]), descriptors, len(children))
+
+
+def leaks(before: Figures, after: Figures, workers: int, workspaces: int) -> Iterator[str]:
+    """What is held at the end and should not be."""
+    allowed = allowed_connections(workers)
+    if after.connections > allowed:
+        yield f"{after.connections} connections to the database, where the pools allow {allowed}"
+    for program, descriptors in after.descriptors.items():
+        if descriptors > before.descriptors[program] + workspaces + _DESCRIPTORS:
+            yield f"{program} has {descriptors} open files, {before.descriptors[program]} at the start"
+
+
+def allowed_connections(workers: int) -> int:
+    """What the workers and the fleet controller may hold."""
+    return (workers + 1) * (_POOL_SIZE + _LISTENER) + _LEADERSHIP
+
+
+def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
+    """What runs in a pod beside its agent while it has nothing to do, and what has ended and is not
+    cleared away.
+    """
+    for workspace_id in workspace_ids:
+        agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
+        if found != [agent]:
+            yield f"the pod of {workspace_id}, which is idle, runs {found} and not its agent {agent} alone"
+    for child in psutil.Process(stack.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                yield f"{child.pid} has ended and is not cleared away"
+
+
+def defects(stack: Stack) -> Iterator[str]:
+    """The lines of all its logs that tell of one."""
+    for path in sorted(
+        [stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]
+    ):
+        lines = path.read_text(errors="replace").splitlines()
+        for index, line in enumerate(lines):
+            if any(defect in line for defect in _DEFECTS) and not _is_cancelled_call(lines[index:]):
+                yield f"{path.relative_to(stack.state_dir.parent)}: {line[:2000]}"
+
+
+def _is_cancelled_call(lines: Sequence[str]) -> bool:
+    """Whether the first line, with the trace behind it, is what grpcio logs of a call that ended
+    before it had begun.
+    """
+    trace: Sequence[str] = lines
+    if lines[0].startswith("{"):
+        with suppress(ValueError):
+            trace = str(json.loads(lines[0]).get("exception")).splitlines()
+    error = next((line for line in trace[1:] if not line.startswith(" ")), "")
+    return trace[0].startswith("Traceback") and error == "asyncio.exceptions.CancelledError"
+
+
+def tasks(stack: Stack) -> dict[str, TaskRow]:
+    """All of them."""
+    with stack.database() as connection:
+        rows = connection.execute(
+            "SELECT id, workspace_id, status, coalesce(metadata ->> 'iteration_seconds', '0')::float, "
+            "extract(epoch FROM cancel_requested_at)::float, cancel_reason, extract(epoch FROM completed_at)::float, forced, "
+            "extract(epoch FROM cancel_force_at)::float, extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped' "
+            "FROM tasks"
+        ).fetchall()
+    return {
+        row[0]: TaskRow(
+            id=row[0],
+            workspace_id=row[1],
+            status=row[2],
+            iteration_seconds=row[3],
+            cancel_requested_at=row[4],
+            cancel_reason=row[5],
+            completed_at=row[6],
+            forced=row[7],
+            force_at=row[8],
+            submitted_at=row[9],
+            agent_stopped=row[10] or Stopped.NEVER,
+        )
+        for row in rows
+    }
+
+
+def events(stack: Stack) -> list[EventRow]:
+    """All of them."""
+    with stack.database() as connection:
+        rows = connection.execute(
+            "SELECT workspace_id, seq, type, task_id, payload ->> 'status' FROM events"
+        ).fetchall()
+    return [EventRow(*row) for row in rows]
+
+
+def last_seqs(stack: Stack) -> dict[str, int]:
+    """Of every workspace."""
+    with stack.database() as connection:
+        return dict(connection.execute("SELECT id, last_seq FROM workspaces").fetchall())

@@ -1,0 +1,65 @@
+"""The plan: the same for the same seed, and with something of everything in it."""
+
+from itertools import pairwise
+
+from tests.exhaustive.chaos.plan import _WEIGHTS, Fault, Kind, Plan, Stopped, Target, draw
+
+
+def pairs(plan: Plan) -> set[tuple[str, str]]:
+    return {(fault.kind, fault.target) for fault in plan.faults}
+
+
+def test_the_same_seed_gives_the_same_plan() -> None:
+    assert draw(7, 60, 20) == draw(7, 60, 20)
+    assert draw(7, 60, 20) != draw(8, 60, 20)
+
+
+def test_faults_are_of_every_kind_within_the_time_and_end_within_seconds() -> None:
+    plans = [draw(seed, 60, 2) for seed in range(20)]
+    assert set.union(*(pairs(plan) for plan in plans)) == set(_WEIGHTS)
+    for plan in plans:
+        assert len(plan.faults) > 30
+        assert [fault.at_seconds for fault in plan.faults] == sorted(
+            fault.at_seconds for fault in plan.faults
+        )
+        assert all(
+            1 <= fault.at_seconds <= 59 and 0.2 <= fault.seconds <= 4 and fault.index < 2
+            for fault in plan.faults
+        )
+        assert {fault.kind for fault in plan.faults} == set(Kind)
+
+
+def test_rounds_are_of_every_sort_and_more_than_the_time_allows() -> None:
+    plan = draw(1, 60, 20)
+    rounds = [each for of_workspace in plan.rounds for each in of_workspace]
+    cancels = [cancel for each in rounds for cancel in each.cancels]
+    assert len(plan.rounds) == 20
+    assert all(len(of_workspace) == 450 for of_workspace in plan.rounds)
+    assert {len(each.cancels) for each in rounds} == {0, 1, 2, 3, 4, 5}
+    assert {each.agent_stopped for each in rounds} == set(Stopped)
+    assert {each.stop_after_seconds is None for each in rounds} == {True, False}
+    assert {cancel.names_task for cancel in cancels} == {True, False}
+    assert {cancel.wait_seconds for cancel in cancels} == {None, 0.2, 2.0}
+    assert {cancel.force_after_seconds is None for cancel in cancels} == {True, False}
+    assert {cancel.hangs_up_seconds is None for cancel in cancels} == {True, False}
+    assert any(
+        one.after_seconds == other.after_seconds
+        for each in rounds
+        for one, other in pairwise(each.cancels)
+    )
+
+
+def test_most_agents_that_stay_stopped_are_in_a_task_that_is_cancelled_with_force() -> None:
+    rounds = [each for of_workspace in draw(1, 60, 20).rounds for each in of_workspace]
+    stopped = [each for each in rounds if each.agent_stopped is Stopped.FOR_GOOD]
+    forced = [
+        each
+        for each in stopped
+        if any(cancel.force_after_seconds is not None for cancel in each.cancels)
+    ]
+    assert len(stopped) * 0.7 < len(forced) < len(stopped)
+
+
+def test_the_logs_are_full_alone_at_the_end() -> None:
+    assert draw(1, 60, 20).last_faults == (Fault(0.0, Kind.FILL, Target.LOGS, 4.0, 0),)
+    assert draw(1, 60, 20, logs_alone_seconds=0).last_faults == ()

@@ -1,0 +1,381 @@
+"""Each check of the verdict sees what it is for, in evidence that is whole but for one thing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.exhaustive.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Answer
+from tests.exhaustive.chaos.bounds import (
+    ends_are_in_time,
+    forced_ends_are_in_time,
+    forced_ends_say_so,
+    trouble_has_a_cause,
+)
+from tests.exhaustive.chaos.evidence import EventRow, Evidence, TaskRow
+from tests.exhaustive.chaos.faults import Hit
+from tests.exhaustive.chaos.plan import Fault, Kind, Stopped, Target, Wire
+from tests.exhaustive.chaos.verdict import CHECKS, violations
+
+WS = "ws_1"
+CANCELLED = TaskRow(
+    id="task_1",
+    workspace_id=WS,
+    status="cancelled",
+    iteration_seconds=0.3,
+    cancel_requested_at=101.0,
+    cancel_reason="call 1",
+    submitted_at=100.0,
+    completed_at=101.2,
+)
+COMPLETED = TaskRow(
+    id="task_2",
+    workspace_id=WS,
+    status="completed",
+    iteration_seconds=0.3,
+    submitted_at=105.0,
+    completed_at=106.0,
+)
+LOG = (
+    ("task_submitted", "task_1"),
+    ("task_started", "task_1"),
+    ("task_cancel_requested", "task_1"),
+    ("iteration_completed", "task_1"),
+    ("task_completed", "task_1"),
+    ("task_submitted", "task_2"),
+    ("task_started", "task_2"),
+    ("iteration_completed", "task_2"),
+    ("task_completed", "task_2"),
+)
+STATUS = {"task_1": "cancelled", "task_2": "completed"}
+
+
+def answer(
+    call: str, rpc: str, sent: float, wire: Wire = Wire.REST, task_id: str = "", **changes: Any
+) -> Answer:
+    given = Answer(
+        call=call,
+        rpc=rpc,
+        wire=wire,
+        workspace_id=WS,
+        task_id=task_id,
+        sent=sent,
+        answered=sent + 0.1,
+        status="202",
+    )
+    return replace(given, **changes)
+
+
+def running(task_id: str, outcome: str) -> dict[str, Any]:
+    return {"task_id": task_id, "outcome": outcome, "task": {"id": task_id, "status": "running"}}
+
+
+ENVOY_KILLED = Hit(
+    Fault(8.0, Kind.KILL, Target.ENVOY, 1.0, 0), missed=False, began=108.0, ended=109.0
+)
+AGENT_FROZEN = Hit(
+    Fault(1.0, Kind.FREEZE, Target.AGENT, 0.1, 0),
+    missed=False,
+    began=101.0,
+    ended=101.1,
+    workspace_id=WS,
+)
+LOGS_FULL = Hit(Fault(14.0, Kind.FILL, Target.LOGS, 2.0, 0), missed=False, began=114.0, ended=117.0)
+# Whole: one task that was cancelled, one that completed, and calls that met trouble while Envoy was
+# killed.
+ANSWERS = {
+    "submit 1": answer("call 0", "SubmitTask", 100.0, body={"task_id": "task_1"}),
+    "accepted": answer("call 1", "CancelTask", 100.95, body=running("task_1", "accepted")),
+    "again": answer(
+        "call 2",
+        "CancelTask",
+        101.1,
+        Wire.WORKER_1,
+        "task_1",
+        body=running("task_1", "already_requested"),
+    ),
+    "unreachable": answer(
+        "call 3",
+        "CancelTask",
+        101.1,
+        status="503",
+        slug="agent_unreachable",
+        body={"task_id": "task_1", "intent_recorded": "true"},
+    ),
+    "finished": answer(
+        "call 4",
+        "CancelTask",
+        102.0,
+        task_id="task_1",
+        body={
+            "task_id": "task_1",
+            "outcome": "already_finished",
+            "task": {"id": "task_1", "status": "cancelled"},
+        },
+    ),
+    "none": answer(
+        "call 5",
+        "CancelTask",
+        103.0,
+        body={"task_id": "", "outcome": "no_active_task", "task": None},
+    ),
+    "submit 2": answer("call 6", "SubmitTask", 105.0, body={"task_id": "task_2"}),
+    "read": answer(
+        "call 7", "GetTask", 107.0, status="200", body={"id": "task_2", "status": "completed"}
+    ),
+    "broken": answer("call 8", "CancelTask", 108.2, slug=NO_CONNECTION, status=""),
+    "bare": answer("call 9", "CancelTask", 110.5, Wire.GRPC, slug=BARE, status="UNAVAILABLE"),
+}
+WHOLE = Evidence(
+    tasks={"task_1": CANCELLED, "task_2": COMPLETED},
+    events=[
+        EventRow(WS, 1, "workspace_provisioned"),
+        *(
+            EventRow(
+                WS, seq, type_, task_id, STATUS[task_id] if type_ == "task_completed" else None
+            )
+            for seq, (type_, task_id) in enumerate(LOG, 2)
+        ),
+    ],
+    last_seqs={WS: 10},
+    answers=list(ANSWERS.values()),
+    hits=[AGENT_FROZEN, ENVOY_KILLED, LOGS_FULL],
+)
+
+
+def test_what_is_whole_is_passed() -> None:
+    assert violations(WHOLE) == []
+
+
+def with_task(task: TaskRow, **changes: Any) -> Evidence:
+    return replace(WHOLE, tasks={**WHOLE.tasks, task.id: replace(task, **changes)})
+
+
+def with_answer(name: str, **changes: Any) -> Evidence:
+    return replace(
+        WHOLE, answers=list({**ANSWERS, name: replace(ANSWERS[name], **changes)}.values())
+    )
+
+
+def with_event(
+    at: int, type_: str, task_id: str | None = None, status: str | None = None
+) -> Evidence:
+    """Another entry behind this place, in a log that stays without gaps."""
+    rows = [*WHOLE.events[:at], EventRow(WS, 0, type_, task_id, status), *WHOLE.events[at:]]
+    return replace(
+        WHOLE,
+        events=[replace(row, seq=seq) for seq, row in enumerate(rows, 1)],
+        last_seqs={WS: len(rows)},
+    )
+
+
+def without_event(seq: int) -> Evidence:
+    return replace(WHOLE, events=[row for row in WHOLE.events if row.seq != seq])
+
+
+# Two faults that overlap, and one that is no excuse.
+AWAY = [
+    Hit(Fault(2.0, Kind.FREEZE, Target.FLEET, 2.0, 0), missed=False, began=102.0, ended=104.0),
+    Hit(Fault(3.0, Kind.FILL, Target.DATABASE, 2.0, 0), missed=False, began=103.0, ended=105.0),
+    Hit(Fault(8.0, Kind.FREEZE, Target.WORKER_0, 2.0, 0), missed=False, began=108.0, ended=110.0),
+]
+
+BROKEN: dict[str, tuple[Evidence, str]] = {
+    "a task that still runs": (
+        with_task(COMPLETED, status="running", completed_at=None),
+        "task_2 of ws_1 has not ended",
+    ),
+    "accepted, and completed": (
+        with_task(CANCELLED, status="completed"),
+        "accepted was answered to call 1",
+    ),
+    "requested, and failed": (
+        with_task(CANCELLED, status="failed"),
+        "already_requested was answered to call 2",
+    ),
+    "unreachable, and completed": (
+        with_task(CANCELLED, status="completed"),
+        "agent_unreachable was answered to call 3",
+    ),
+    "accepted, and not there": (
+        with_answer("accepted", body=running("task_9", "accepted")),
+        "and it is missing",
+    ),
+    "accepted twice": (
+        with_answer("again", body=running("task_1", "accepted")),
+        "answered accepted 2 times",
+    ),
+    "cancelled unasked": (with_task(COMPLETED, status="cancelled"), "nobody asked for it"),
+    "an intent of no call": (
+        with_task(CANCELLED, cancel_reason="call 77"),
+        "'call 77', which did not ask for that",
+    ),
+    "an intent of a call for another task": (
+        with_answer("accepted", task_id="task_2"),
+        "'call 1', which did not ask",
+    ),
+    "an intent of a call for another workspace": (
+        with_answer("accepted", workspace_id="ws_2"),
+        "which did not ask",
+    ),
+    "one call that cancelled two tasks": (
+        with_task(COMPLETED, status="cancelled", cancel_requested_at=105.5, cancel_reason="call 1"),
+        "call 1 cancelled both task_1 and task_2",
+    ),
+    "accepted for another's intent": (
+        with_task(CANCELLED, cancel_reason="call 2"),
+        "and it names 'call 2'",
+    ),
+    "an end that was another": (
+        with_answer("read", body={"id": "task_2", "status": "failed"}),
+        "had ended failed",
+    ),
+    "an end that was not yet": (
+        with_answer("read", sent=105.5, answered=105.6),
+        "was told its end before it was",
+    ),
+    "a task that is not there": (
+        with_answer("read", body={"id": "task_8", "status": "running"}),
+        "task that is not there",
+    ),
+    "finished, and running": (
+        with_answer("finished", body=running("task_1", "already_finished")),
+        "told already_finished",
+    ),
+    "200 without an end": (
+        with_answer("accepted", status="200"),
+        "was answered 200 while its task had not ended",
+    ),
+    "no task, while one ran": (
+        with_answer("none", sent=105.3, answered=105.4),
+        "no_active_task, and task_2 ran",
+    ),
+    "a gap": (without_event(4), "without gaps"),
+    "an end of the log that is missing": (replace(WHOLE, last_seqs={WS: 11}), "without gaps"),
+    "a number twice": (
+        replace(WHOLE, events=[*WHOLE.events, EventRow(WS, 3, "task_started")]),
+        "without gaps",
+    ),
+    "two ends": (
+        with_event(10, "task_completed", "task_2", "completed"),
+        "its ends in the log are ['completed', 'completed']",
+    ),
+    "no end": (without_event(10), "its ends in the log are []"),
+    "an end with another status": (
+        with_task(COMPLETED, status="failed"),
+        "task_2 is failed, and its ends",
+    ),
+    "something behind the end": (
+        with_event(10, "iteration_completed", "task_2"),
+        "goes on behind its end",
+    ),
+    "two beginnings": (with_event(3, "task_started", "task_1"), "did not begin once"),
+    "two requests": (
+        with_event(4, "task_cancel_requested", "task_1"),
+        "was asked to end, and its log says",
+    ),
+    "a request without a record": (
+        with_event(8, "task_cancel_requested", "task_2"),
+        "was not asked to end",
+    ),
+    "one iteration too many": (
+        with_event(5, "iteration_completed", "task_1"),
+        "2 iterations after it was cancelled",
+    ),
+    "a late end": (
+        with_task(CANCELLED, completed_at=125.0),
+        "23.7 s after its iteration's natural end, of which",
+    ),
+    "an iteration that goes on behind its force deadline": (
+        with_task(CANCELLED, force_at=101.0, completed_at=109.5),
+        "ended 8.5 s after its force deadline, of which the control plane was away for 0.0 s",
+    ),
+    "one that the control plane was not away for long enough to excuse": (
+        replace(
+            with_task(CANCELLED, force_at=101.0, completed_at=118.0), hits=[AGENT_FROZEN, *AWAY]
+        ),
+        "ended 17.0 s after its force deadline, of which the control plane was away for 7.5 s",
+    ),
+    "force that is not said": (
+        replace(
+            with_task(
+                CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD
+            ),
+            hits=[],
+        ),
+        "its end does not say so",
+    ),
+    "a failure while nothing but the logs was full": (
+        with_answer("unreachable", slug="unavailable", sent=115.0, answered=115.1),
+        "503 unavailable with nothing wrong",
+    ),
+    "a task that failed while nothing but the logs was full": (
+        with_task(COMPLETED, status="failed", completed_at=116.0),
+        "failed with nothing wrong",
+    ),
+    "no envelope": (with_answer("read", problem="404 has no envelope"), "404 has no envelope"),
+    "no answer": (with_answer("bare", slug=NO_ANSWER), "was not answered"),
+    "no connection, with nothing killed": (
+        with_answer("broken", sent=104.0, answered=104.1),
+        "with nothing killed",
+    ),
+    "a bare status, with nothing killed": (
+        with_answer("bare", sent=111.5, answered=111.6),
+        "with nothing killed",
+    ),
+    "a bare status of a worker that nothing befell": (
+        with_answer("bare", wire=Wire.WORKER_0),
+        "with nothing killed",
+    ),
+    "a bare status of a worker that was not asked to end": (
+        with_answer("bare", status="CANCELLED"),
+        "CANCELLED with nothing killed",
+    ),
+    "a defect": (with_answer("unreachable", slug="internal", status="500"), "500 internal"),
+    "taken for someone else": (
+        with_answer("unreachable", slug="unauthenticated", status="401"),
+        "401 unauthenticated",
+    ),
+    "broken off unasked": (with_task(CANCELLED, forced=True), "was broken off, and nobody asked"),
+    "one that stayed away": (
+        replace(WHOLE, hits=[replace(ENVOY_KILLED, came_back=False)]),
+        "envoy did not come back",
+    ),
+    "something that was seen": (replace(WHOLE, seen=["left behind: 77"]), "left behind: 77"),
+}
+
+
+EXCUSED: dict[str, Evidence] = {
+    "late behind a force deadline, while the control plane was away": replace(
+        with_task(CANCELLED, force_at=101.0, completed_at=113.4), hits=[*WHOLE.hits, *AWAY]
+    ),
+    "late without a force deadline, of an agent that was stopped for good": with_task(
+        CANCELLED, completed_at=141.0, agent_stopped=Stopped.FOR_GOOD
+    ),
+    "unreachable, of an agent that was stopped by a tool": replace(
+        with_task(CANCELLED, agent_stopped=Stopped.FOR_A_WHILE), hits=[ENVOY_KILLED]
+    ),
+    "not forced, of an agent that was hit": with_task(
+        CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD
+    ),
+    "a failed task behind a fault": with_task(COMPLETED, status="failed", completed_at=112.0),
+}
+
+
+@pytest.mark.parametrize("what", EXCUSED)
+def test_what_has_an_excuse_is_passed_by_the_checks_of_time_and_cause(what: str) -> None:
+    checks = (ends_are_in_time, forced_ends_are_in_time, forced_ends_say_so, trouble_has_a_cause)
+    assert [violation for check in checks for violation in check(EXCUSED[what])] == []
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_told(what: str) -> None:
+    evidence, told = BROKEN[what]
+    found = violations(evidence)
+    assert any(told in violation for violation in found), found
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_no_check_is_idle(check: Callable[[Evidence], object]) -> None:
+    assert any(list(check(evidence)) for evidence, _ in BROKEN.values())  # type: ignore[call-overload]

@@ -1,0 +1,279 @@
+"""Callers who go on and on, each on a connection of its own kind, and what becomes of each of their
+calls.
+"""
+
+import json
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, ClassVar, Protocol
+
+import grpc
+import httpx
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from tests.support.stack import Stack, Workspace
+
+_CALL_SECONDS = 20.0
+_JOIN_SECONDS = 30.0
+
+
+class UnreadError(Exception):
+    """The client's HTTP/2 library gave up a connection on which the edge had announced its end, and
+    with it an answer.
+
+    RFC 9113, 6.8: calls in hand are still answered behind a GOAWAY. The library that httpx uses
+    takes it for the end. Whether the edge did answer is in its log; the text is the user agent of
+    the call.
+    """
+
+
+class Caller(Protocol):
+    """Makes calls of one kind. Raises UnreadError, and whatever says that a call was not answered
+    as it should have been.
+    """
+
+    def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
+        """The reply."""
+
+    def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
+        """The messages of one stream until it ends."""
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What became of all calls."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    # The user agents of calls whose answers the client's library did not read.
+    unread: list[str] = field(default_factory=list)
+    streams: int = 0
+    slowest_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        total = sum(self.calls.values())
+        return (
+            f"{total} calls {dict(self.calls)}, {self.streams} streams, {len(self.failures)} failed, "
+            f"{len(self.unread)} not read by the client's library, slowest {self.slowest_seconds:.2f} s"
+        )
+
+
+class RestCaller:
+    """Over REST."""
+
+    _paths: ClassVar = {
+        "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}", 200),
+        "GetWorkspace": ("GET", "/v1/workspaces/{workspace_id}", 200),
+        "SubmitTask": ("POST", "/v1/workspaces/{workspace_id}/tasks", 202),
+        "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel", 202),
+    }
+    _serial = count()
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        token: str = "full_access",
+        http2: bool = False,
+        keeps_connection: bool = True,
+    ) -> None:
+        self._stack = stack
+        self._token = token
+        self._http2 = http2
+        self._keeps_connection = keeps_connection
+        self._client = self._connected()
+
+    def _connected(self) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self._stack.tokens[self._token]}"}
+        url = self._stack.ready["rest_url"]
+        return httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=_CALL_SECONDS,
+            http1=not self._http2,
+            http2=self._http2,
+        )
+
+    def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
+        """See Caller."""
+        method, path, status = self._paths[rpc]
+        body = {name: value for name, value in fields.items() if f"{{{name}}}" not in path}
+        with self._answered() as headers:
+            arguments: dict[str, Any] = {"json": body} if method == "POST" else {}
+            response = self._client.request(
+                method, path.format(**fields), headers=headers, **arguments
+            )
+            assert response.status_code in (status, 200), (
+                f"{rpc}: {response.status_code} {response.text}"
+            )
+            answer: dict[str, Any] = response.json()
+            return answer
+
+    def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
+        """See Caller."""
+        path = f"/v1/workspaces/{workspace_id}/events"
+        with (
+            self._answered() as headers,
+            self._client.stream("GET", path, params={"after": after}, headers=headers) as response,
+        ):
+            assert response.status_code == 200, (
+                f"WatchEvents: {response.status_code} {response.read()!r}"
+            )
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+
+    @contextmanager
+    def _answered(self) -> Iterator[dict[str, str]]:
+        name = f"load-{next(self._serial)}."
+        try:
+            yield {"user-agent": name}
+        except (httpx.LocalProtocolError, httpx.RemoteProtocolError) as error:
+            # What h2 says of whatever comes behind a GOAWAY, and what httpcore says of the GOAWAY.
+            if self._http2 and (
+                "ConnectionState.CLOSED" in str(error)
+                or "ConnectionTerminated error_code:0" in str(error)
+            ):
+                raise UnreadError(name) from error
+            raise
+        finally:
+            if not self._keeps_connection:
+                self._client.close()
+                self._client = self._connected()
+
+
+class GrpcCaller:
+    """Over gRPC."""
+
+    def __init__(
+        self, stack: Stack, *, token: str = "full_access", keeps_connection: bool = True
+    ) -> None:
+        self._stack = stack
+        self._keeps_connection = keeps_connection
+        self._metadata = (("authorization", f"Bearer {stack.tokens[token]}"),)
+        self._connect()
+
+    def _connect(self) -> None:
+        # A connection of its own: gRPC shares one between the channels of a process.
+        self._channel = grpc.insecure_channel(
+            self._stack.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)]
+        )
+        self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
+
+    def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
+        """See Caller."""
+        request = ParseDict(fields, getattr(workspace_service_pb2, f"{rpc}Request")())
+        reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        if not self._keeps_connection:
+            self._channel.close()
+            self._connect()
+        return MessageToDict(
+            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+
+    def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
+        """See Caller."""
+        request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
+        told = False
+        try:
+            for message in self._stub.WatchEvents(request, metadata=self._metadata):
+                told = message.HasField("error")
+                yield MessageToDict(message, preserving_proto_field_name=True)
+        except grpc.RpcError:
+            # The status says again what the last message has said.
+            if not told:
+                raise
+
+
+class Load:
+    """Runs callers until it is told to stop; each is a thread."""
+
+    def __init__(self, pause_seconds: float) -> None:
+        """Each caller pauses for so long between its calls, so that together they leave the machine
+        to what they call.
+        """
+        self._pause_seconds = pause_seconds
+        self.outcomes = Outcomes()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def repeat(self, what: str, step: Callable[[], None]) -> None:
+        """Has a thread take this step again and again. A step that raises is a failure."""
+        self._start(what, lambda: self._repeat(what, step))
+
+    def watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
+        """Has a thread follow the log, over as many streams as it takes, up to its end once the
+        load is stopping.
+        """
+        self._start(what, lambda: self._watch(what, caller, workspace))
+
+    def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
+        """Makes a call and notes what became of it; None: it was answered, and the client's library
+        did not read it.
+        """
+        time.sleep(self._pause_seconds)
+        began = time.monotonic()
+        try:
+            return caller.call(rpc, **fields)
+        except UnreadError as error:
+            self.outcomes.unread.append(str(error))
+            return None
+        finally:
+            with self._lock:
+                self.outcomes.calls[what] += 1
+                self.outcomes.slowest_seconds = max(
+                    self.outcomes.slowest_seconds, time.monotonic() - began
+                )
+
+    def stop(self) -> None:
+        """Returns when every thread has ended its step."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
+            if thread.is_alive():
+                self.outcomes.failures.append(f"{thread.name} does not end")
+
+    def _start(self, what: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=what, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _repeat(self, what: str, step: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
+            try:
+                step()
+            except Exception:  # noqa: BLE001 - whatever it is, it is what the caller saw
+                self.outcomes.failures.append(f"{time.time():.3f} {what}: {traceback.format_exc()}")
+
+    def _watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
+        seq = 0
+
+        def is_over() -> bool:
+            return self._stopping.is_set() and seq >= workspace.log()[-1]["seq"]
+
+        while not is_over():
+            self.outcomes.streams += 1
+            message: dict[str, Any] = {}
+            try:
+                for message in caller.watch(workspace.id, seq):
+                    if "event" in message:
+                        assert int(message["event"]["seq"]) == seq + 1, f"{message} behind {seq}"
+                        seq += 1
+                    if is_over():
+                        return
+                assert message.get("error", {}).get("code") == "unavailable", (
+                    f"the stream ended with {message}"
+                )
+                assert f"after={seq}" in message["error"]["message"]
+            except UnreadError as error:
+                self.outcomes.unread.append(str(error))
+            except Exception:  # noqa: BLE001 - whatever it is, it is what the watcher saw
+                self.outcomes.failures.append(f"{time.time():.3f} {what}: {traceback.format_exc()}")

@@ -1,0 +1,117 @@
+"""What stands at an agent's address in its place: a real AgentService of the test's own, or a
+socket that never answers.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import grpc
+from evershell.agent.v1 import agent_service_pb2 as messages
+from evershell.agent.v1 import agent_service_pb2_grpc
+
+from tests.support.ports import free_ports
+from tests.support.stack import Workspace
+
+# Given the number of the attempt, from 1, and a call that passes it on to the agent: what is
+# answered.
+Behaviour = Callable[[int, Callable[[], messages.CancelTaskResponse]], messages.CancelTaskResponse]
+
+
+@contextmanager
+def address_of_agent(workspace: Workspace, address: str) -> Iterator[str]:
+    """The control plane looks for the workspace's agent there. Gives the address at which it really
+    is.
+    """
+    with workspace.stack.database() as connection:
+        row = connection.execute(
+            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
+        assert row is not None
+        update = "UPDATE workspaces SET agent_address = %s WHERE id = %s AND agent_address = %s"
+        connection.execute(update, (address, workspace.id, row[0]))
+        try:
+            yield row[0]
+        finally:
+            connection.execute(update, (row[0], workspace.id, address))
+
+
+@contextmanager
+def nobody(workspace: Workspace) -> Iterator[None]:
+    """Calls to the agent are refused."""
+    (port,) = free_ports(1)
+    with address_of_agent(workspace, f"127.0.0.1:{port}"):
+        yield
+
+
+@contextmanager
+def silence(workspace: Workspace) -> Iterator[None]:
+    """Connections to the agent are accepted, and nothing is ever answered."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as accepting:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            # Closing the listener does not end an `accept` that waits, shutting it down does.
+            with suppress(OSError):
+                while True:
+                    accepted.append(listener.accept()[0])
+
+        accepting.submit(accept)
+        try:
+            with address_of_agent(workspace, f"127.0.0.1:{listener.getsockname()[1]}"):
+                yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for connection in accepted:
+                connection.close()
+
+
+class StandIn(agent_service_pb2_grpc.AgentServiceServicer):
+    """Answers CancelTask as the test wants it."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self.agent_address = ""
+        self.attempts: list[messages.CancelTaskRequest] = []
+
+    def CancelTask(
+        self, request: messages.CancelTaskRequest, context: Any
+    ) -> messages.CancelTaskResponse:
+        self.attempts.append(request)
+        metadata = tuple(
+            (key, value) for key, value in context.invocation_metadata() if key == "authorization"
+        )
+
+        def pass_on() -> messages.CancelTaskResponse:
+            with grpc.insecure_channel(self.agent_address) as channel:
+                stub = agent_service_pb2_grpc.AgentServiceStub(channel)
+                return stub.CancelTask(request, metadata=metadata, timeout=5)
+
+        return self._behaviour(len(self.attempts), pass_on)
+
+    def StartTask(
+        self, request: messages.StartTaskRequest, context: Any
+    ) -> messages.StartTaskResponse:
+        raise AssertionError("no test has a task handed to a stand-in")
+
+    def GetSession(
+        self, request: messages.GetSessionRequest, context: Any
+    ) -> messages.GetSessionResponse:
+        raise AssertionError("nothing asks a stand-in for its session")
+
+
+@contextmanager
+def standing_in(workspace: Workspace, behaviour: Behaviour) -> Iterator[StandIn]:
+    """The control plane signals this one instead of the agent."""
+    stand_in = StandIn(behaviour)
+    server = grpc.server(ThreadPoolExecutor(4))
+    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(stand_in, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with address_of_agent(workspace, f"127.0.0.1:{port}") as stand_in.agent_address:
+            yield stand_in
+    finally:
+        server.stop(None).wait()

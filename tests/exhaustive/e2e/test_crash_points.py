@@ -1,0 +1,119 @@
+"""A program is killed at each step of a cancellation: whatever the caller was told stays true, and
+all goes on.
+
+Each row of CASES says at which point which program dies, what the caller may be told, whether the
+intent is then recorded, and how the task ends. The points are those of `server/crash_points.py`.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import faults
+from tests.support.stack import Gate, Stack, Workspace, eventually
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    point: str
+    # `worker`: the one that the call or the commit is at. `agent`: the workspace's.
+    dies: str
+    # Outcomes and slugs; none: no cancellation is asked for.
+    may_be_told: tuple[str, ...]
+    intent: str
+    status: str
+    # The worker dies before the signal too, so that the agent ends its iteration without knowing of
+    # the intent.
+    is_signal_lost: bool = False
+
+    @property
+    def in_signal(self) -> bool:
+        return self.point.endswith("_ack")
+
+
+LOST, ACCEPTED, UNREACHABLE = "unavailable", "accepted", "agent_unreachable"
+CASES = [
+    Case("before_intent", "worker", (LOST,), "absent", "completed"),
+    Case("before_ack", "agent", (UNREACHABLE,), "whole", "cancelled"),
+    Case("after_intent", "worker", (LOST,), "whole", "cancelled"),
+    Case("after_ack", "agent", (UNREACHABLE,), "whole", "cancelled"),
+    Case("before_signal", "worker", (LOST,), "whole", "cancelled"),
+    Case("before_terminal_commit", "agent", (ACCEPTED,), "whole", "cancelled"),
+    Case("after_signal", "worker", (LOST,), "whole", "cancelled"),
+    Case("after_terminal_commit", "agent", (ACCEPTED,), "whole", "cancelled"),
+    Case("before_reply", "worker", (LOST,), "whole", "cancelled"),
+    Case("before_iteration_commit", "agent", (), "absent", "failed"),
+    Case("after_reply", "worker", (LOST, ACCEPTED), "whole", "cancelled"),
+    Case("after_iteration_commit", "agent", (), "absent", "failed"),
+    Case("before_terminal_transaction", "worker", (ACCEPTED,), "whole", "cancelled"),
+    Case("before_iteration_commit", "agent", (LOST,), "whole", "cancelled", is_signal_lost=True),
+    Case("after_terminal_transaction", "worker", (ACCEPTED,), "whole", "cancelled"),
+    Case("after_iteration_commit", "agent", (LOST,), "whole", "cancelled", is_signal_lost=True),
+    Case(
+        "before_iteration_transaction", "worker", (LOST,), "whole", "cancelled", is_signal_lost=True
+    ),
+    Case(
+        "after_iteration_transaction", "worker", (LOST,), "whole", "cancelled", is_signal_lost=True
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Workspace]:
+    """The workspace that a case leaves as it found it, for the next one."""
+    return {}
+
+
+@pytest.fixture
+def bed(fragile_stack: Stack, kept: dict[str, Workspace]) -> Workspace:
+    """An idle workspace. One that a failed case has left behind is not used again."""
+    return kept.pop("workspace", None) or Workspace(fragile_stack)
+
+
+def name(case: Case) -> str:
+    asked = "" if case.may_be_told else "-uncancelled"
+    return f"{case.point}{asked}{'-unsignalled' * case.is_signal_lost}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_a_crash(
+    bed: Workspace, crash_points: Path, kept: dict[str, Workspace], case: Case
+) -> None:
+    stack, wire = bed.stack, ("rest", "grpc")[CASES.index(case) // 2 % 2]
+    gate = Gate(bed)
+    task_id = faults.submit(bed, gate.command, "echo second")
+    faults.await_phase(bed, task_id, "tool_call")
+    agent, workers = stack.agent_pid(bed.id), stack.pids("serve")
+    armed = [
+        crash_points / point for point in ["before_signal"] * case.is_signal_lost + [case.point]
+    ]
+    for point in armed:
+        point.touch()
+
+    # The lease is so long that no heartbeat tells the agent either, and the controller is kept from
+    # doing it.
+    with stack.frozen("fleet") if case.is_signal_lost else nullcontext():
+        if case.may_be_told:
+            told = faults.cancel(bed, wire)
+            assert told in case.may_be_told
+            assert faults.intent_of(bed, task_id) == case.intent
+        if not case.in_signal:
+            gate.open()
+        eventually(lambda: not any(point.exists() for point in armed))
+
+    end = faults.await_terminal(bed, task_id)
+    faults.assert_story(bed, task_id, status=case.status, intent=case.intent == "whole")
+    # However the agent learnt of it, it began no second iteration.
+    assert end["iterations"] <= 1 or case.status == "completed"
+    if case.dies == "agent":
+        eventually(lambda: not stack.is_alive(agent))
+        faults.await_workspace(bed, "failed")
+        assert stack.pod_processes(bed.id) == []
+        faults.resume(bed)
+    else:
+        assert set(workers) - set(stack.pids("serve"))
+        assert stack.agent_pid(bed.id) == agent
+    faults.assert_next_task_works(bed)
+    kept["workspace"] = bed

@@ -1,0 +1,170 @@
+"""Agents that lose the control plane, or that it has given up: they end by themselves, on a stack
+whose leases are short.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agent.shutdown import ExitCode
+from server.auth.pod_tokens import PodTokens, public_key
+from server.core import lifecycle
+from server.core.runtime import AgentIdentity
+from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
+from tests.support import faults
+from tests.support.stack import STOP_SECONDS, Stack, Workspace, eventually, running
+
+LEASE_SECONDS = 4
+# Told apart from every other sleep on the machine by their numbers.
+CUT_OFF, OUTLIVED = "86400.75", "86400.875"
+
+
+@pytest.fixture(scope="module")
+def short_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    own = Stack(
+        tmp_path_factory.mktemp("leases") / "state", LEASE_SECONDS=str(LEASE_SECONDS), WORKERS="1"
+    )
+    try:
+        own.start()
+        yield own
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()
+
+
+def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_leases_are_over(
+    short_leases: Stack,
+) -> None:
+    """All workers are frozen, as behind a network that delivers nothing. The controller only looks
+    when the agents have ended.
+    """
+    cancelled, left = Workspace(short_leases), Workspace(short_leases)
+    task_ids = [
+        workspace.submit(f"sleep {CUT_OFF}", "echo never") for workspace in (cancelled, left)
+    ]
+    eventually(lambda: len(running(CUT_OFF)) == 2)
+    assert cancelled.cancel()["outcome"] == "accepted"
+    agents = [short_leases.agent_pid(workspace.id) for workspace in (cancelled, left)]
+    with short_leases.frozen("fleet"), short_leases.frozen("serve"):
+        leases_over_at = [_lease_over_at(workspace) for workspace in (cancelled, left)]
+        eventually(lambda: not any(short_leases.is_alive(agent) for agent in agents))
+        assert time.time() < min(leases_over_at)
+        assert running(CUT_OFF) == []
+    for workspace, task_id, status in zip(
+        (cancelled, left), task_ids, ("cancelled", "failed"), strict=True
+    ):
+        end = faults.await_terminal(workspace, task_id)
+        assert end["work_stopped"] == "yes"
+        faults.assert_story(workspace, task_id, status=status, intent=status == "cancelled")
+        log = (short_leases.state_dir / "fleet" / workspace.id / "log").read_text()
+        assert "the lease could not be renewed in time" in log
+    faults.resume(left)
+    faults.assert_next_task_works(left)
+
+
+def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
+    short_leases: Stack, tmp_path: Path
+) -> None:
+    """The older one runs where the controller cannot reach it, so the controller, whose part the
+    test plays, has to fence it.
+    """
+    workspace = Workspace(short_leases)
+    with ExitStack() as stack:
+        stack.enter_context(short_leases.frozen("fleet"))
+        short_leases.kill(short_leases.agent_pid(workspace.id))
+        older = stack.enter_context(agent_by_hand(workspace, 1, tmp_path))
+        task_id = workspace.submit(f"sleep {OUTLIVED}", "echo never")
+        eventually(lambda: running(OUTLIVED))
+
+        asyncio.run(_lose_agent(workspace))
+        assert workspace.rest.post(f"{workspace.path}/resume")["epoch"] == "2"
+        before = workspace.log()
+        stack.enter_context(agent_by_hand(workspace, 2, tmp_path))
+
+        assert older.wait(STOP_SECONDS) == ExitCode.FENCED
+        assert running(OUTLIVED) == []
+        faults.assert_story(workspace, task_id, status="failed", intent=False)
+        # Nor does it get in again.
+        with agent_by_hand(workspace, 1, tmp_path, registers=False) as again:
+            assert again.wait(STOP_SECONDS) == ExitCode.FENCED
+        assert [entry["type"] for entry in workspace.log()[len(before) :]] == ["workspace_resumed"]
+        faults.assert_next_task_works(workspace)
+
+
+def _lease_over_at(workspace: Workspace) -> float:
+    """Seconds since 1970, by the database's clock, which is this machine's."""
+    with workspace.stack.database() as connection:
+        row = connection.execute(
+            "SELECT lease_expires_at FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
+    assert row is not None
+    return float(row[0].timestamp())
+
+
+@contextmanager
+def agent_by_hand(
+    workspace: Workspace, epoch: int, folder: Path, *, registers: bool = True
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """An agent that no controller has started; it has registered if it is to."""
+    before = _address(workspace)
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "server", "agent"],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stderr=log,
+            env={"PATH": os.environ["PATH"]},
+        )
+    try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(_spec(workspace, epoch)).encode())
+        process.stdin.close()
+        if registers:
+            eventually(lambda: _address(workspace) not in (before, None))
+        yield process
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+
+
+def _spec(workspace: Workspace, epoch: int) -> dict[str, Any]:
+    key = (workspace.stack.state_dir / "control-plane.jwk").read_text()
+    return {
+        "workspace_id": workspace.id,
+        "epoch": epoch,
+        "runtime_addresses": workspace.stack.worker_addresses(),
+        "runtime_token": PodTokens(key).runtime_token(AgentIdentity(workspace.id, epoch)),
+        "control_plane_public_key": public_key(key),
+    }
+
+
+def _address(workspace: Workspace) -> str | None:
+    with workspace.stack.database() as connection:
+        row = connection.execute(
+            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
+    assert row is not None
+    address: str | None = row[0]
+    return address
+
+
+async def _lose_agent(workspace: Workspace) -> None:
+    """What the controller does when an agent is not heard of any more and cannot be reached."""
+    async with open_pool(workspace.stack.ready["database_url"]) as pool:
+        await PostgresStore(pool).transition(
+            workspace.id,
+            lambda session: lifecycle.lose_agent(
+                session, 1, "not heard of", datetime.now(UTC), work_stopped=False
+            ),
+        )

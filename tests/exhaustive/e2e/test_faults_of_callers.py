@@ -1,0 +1,146 @@
+"""A caller goes away in the midst of its CancelTask: there is no intent then, or a whole one, and
+nothing is left waiting.
+"""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support import faults
+from tests.support.commit_barrier import await_waiting, next_event_held_up
+from tests.support.stack import Gate, Stack, Workspace, eventually
+
+# How long a caller with a deadline waits: long enough for its call to get to each of the points.
+DEADLINE_SECONDS = 1.0
+
+# Makes a call with these fields; what it returns, called, has the caller go away.
+Caller = Callable[[Workspace, dict[str, Any]], Callable[[], None]]
+
+
+def over_http(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
+    """Closes its connection."""
+    url, body = urlsplit(workspace.stack.ready["rest_url"]), json.dumps(fields)
+    connection = socket.create_connection((url.hostname, url.port))
+    head = (
+        f"POST {workspace.path}/task/cancel HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-length: {len(body)}\r\n"
+        f"content-type: application/json\r\nauthorization: Bearer {workspace.stack.tokens['full_access']}\r\n\r\n"
+    )
+    connection.sendall(f"{head}{body}".encode())
+    return connection.close
+
+
+def over_grpc(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
+    """Cancels its call."""
+    call = workspace.stack.grpc().begin("CancelTask", workspace_id=workspace.id, **fields)
+
+    def go() -> None:
+        assert call.cancel()
+
+    return go
+
+
+def with_deadline(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
+    """Waits until its deadline, and no longer."""
+    call = workspace.stack.grpc().begin(
+        "CancelTask", DEADLINE_SECONDS, workspace_id=workspace.id, **fields
+    )
+
+    def go() -> None:
+        # A server that sees the deadline coming may still answer.
+        error = call.exception(timeout=2 * DEADLINE_SECONDS)
+        assert error is None or faults.slug_of(error) in (
+            "deadline_exceeded",
+            "unavailable",
+            "agent_unreachable",
+        )
+
+    return go
+
+
+@contextmanager
+def workspace_locked(workspace: Workspace) -> Iterator[None]:
+    """Whoever is to change the workspace has not begun to."""
+    with workspace.stack.database() as connection, connection.transaction(force_rollback=True):
+        connection.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (workspace.id,))
+        yield
+
+
+def agent_frozen(workspace: Workspace) -> AbstractContextManager[None]:
+    return workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id))
+
+
+@contextmanager
+def nothing_held_up(workspace: Workspace) -> Iterator[None]:
+    yield
+
+
+def seen_in_database(workspace: Workspace, task_id: str) -> None:
+    await_waiting(workspace, "record_cancellation")
+
+
+def seen_recorded(workspace: Workspace, task_id: str) -> None:
+    eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
+
+
+POINTS: dict[
+    str,
+    tuple[
+        Callable[[Workspace], AbstractContextManager[None]],
+        Callable[[Workspace, str], None],
+        dict[str, Any],
+    ],
+] = {
+    "before the intent": (workspace_locked, seen_in_database, {}),
+    "within the intent": (next_event_held_up, seen_in_database, {}),
+    "during the signal": (agent_frozen, seen_recorded, {}),
+    "during the wait": (nothing_held_up, seen_recorded, {"wait": {"seconds": 30}}),
+}
+
+
+@pytest.fixture(scope="module")
+def bed(stack: Stack) -> Workspace:
+    """Serves all cases, one after the other."""
+    return Workspace(stack)
+
+
+@pytest.mark.parametrize("caller", [over_http, over_grpc, with_deadline])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> None:
+    hold_up, await_seen, fields = POINTS[point]
+    if "wait" in fields and caller is over_http:
+        fields = {"wait": "30s"}
+    gate = Gate(bed)
+    task_id = bed.submit(gate.command)
+    bed.await_phase(task_id, "tool_call")
+    with hold_up(bed):
+        go = caller(bed, fields)
+        await_seen(bed, task_id)
+        go()
+        # Whoever has gone is not waited for: no session of the database goes on for it, as it would
+        # until its own limit of 5 s.
+        eventually(lambda: in_database(bed) == 0, 3)
+    intent = faults.intent_of(bed, task_id)
+    assert intent == "whole" or (intent == "absent" and await_seen is seen_in_database)
+    gate.open()
+    bed.await_end(task_id)
+    faults.assert_story(
+        bed,
+        task_id,
+        status="cancelled" if intent == "whole" else "completed",
+        intent=intent == "whole",
+    )
+    assert bed.cancel()["outcome"] == "no_active_task"
+
+
+def in_database(workspace: Workspace) -> int:
+    """How many cancellations are being recorded."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"
+    with workspace.stack.database() as connection:
+        row = connection.execute(query, ("%FROM record_cancellation%",)).fetchone()
+    assert row is not None
+    return int(row[0])

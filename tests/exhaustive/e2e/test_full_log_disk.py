@@ -1,0 +1,159 @@
+"""The disks of the logs are full: nothing fails, and logging goes on when they are free again.
+Rotation, of every program.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.ports import free_ports
+from tests.support.small_disk import fill, free, small_disk
+from tests.support.stack import Gate, Stack, Workspace, eventually
+
+_LEASE_SECONDS = 2
+# Where the logs of the programs, and those of the agents, are.
+_DISKS = ("logs", "fleet")
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a stack to be; its logs, and its agents', are on small disks."""
+    state_dir = tmp_path_factory.mktemp("logs") / "state"
+    with ExitStack() as mounted:
+        for name in _DISKS:
+            mounted.enter_context(small_disk(state_dir / name, 8 << 20))
+        yield state_dir
+
+
+@pytest.fixture(scope="module")
+def cramped(disks: Path) -> Iterator[Stack]:
+    running = Stack(
+        disks,
+        LEASE_SECONDS=str(_LEASE_SECONDS),
+        LOG_MAX_BYTES="65536",
+        LOG_FILES="3",
+        METRICS_PORT=str(free_ports(3, in_a_row=3)[0]),
+    )
+    running.output = disks / "logs" / "up.output"
+    try:
+        running.start()
+        yield running
+        assert running.stop() == 0
+    finally:
+        running.kill_if_running()
+
+
+def disks_of(stack: Stack) -> list[Path]:
+    return [stack.state_dir / name for name in _DISKS]
+
+
+def programs(stack: Stack) -> set[int]:
+    return {*stack.pids("serve"), *stack.pids("fleet"), stack.pid}
+
+
+def lost_lines(stack: Stack) -> float:
+    """Of the workers, so far."""
+    found = 0.0
+    for index in range(2):
+        metrics = httpx.get(
+            f"http://127.0.0.1:{stack.metrics_port + index}/metrics", trust_env=False
+        ).text
+        (line,) = [
+            line
+            for line in metrics.splitlines()
+            if line.startswith("evershell_log_lines_lost_total ")
+        ]
+        found += float(line.split()[1])
+    return found
+
+
+def assert_healthy(stack: Stack) -> None:
+    for address in stack.worker_addresses():
+        with grpc.insecure_channel(address) as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=5
+            )
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def notices(stack: Stack) -> list[dict[str, Any]]:
+    """What the workers say of lines that were lost."""
+    paths = (stack.state_dir / "logs").glob("worker-*.log*")
+    return [
+        json.loads(line)
+        for path in paths
+        for line in path.read_text().splitlines()
+        if "log_lines_lost" in line
+    ]
+
+
+def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
+    workspaces = cancelled, left = Workspace(cramped), Workspace(cramped)
+    gates = [Gate(workspace) for workspace in workspaces]
+    tasks = [workspace.submit(Gate.command, "true") for workspace in workspaces]
+    for workspace, task_id in zip(workspaces, tasks, strict=True):
+        workspace.await_phase(task_id, "tool_call")
+    agents = [cramped.agent_pid(workspace.id) for workspace in workspaces]
+    running = programs(cramped)
+
+    # Agents whose worker does not answer end when their lease does.
+    full_until = time.monotonic() + 2 * _LEASE_SECONDS
+    while time.monotonic() < full_until:
+        for disk in disks_of(cramped):
+            fill(disk)
+        assert cancelled.get()["status"] == "busy"
+        assert cancelled.rest.call("GET", "/v1/workspaces/ws_unknown").status_code == 404
+        assert_healthy(cramped)
+    assert cancelled.cancel()["outcome"] == "accepted"
+    for gate in gates:
+        gate.open()
+    ends = [
+        workspace.await_end(task_id)["status"]
+        for workspace, task_id in zip(workspaces, tasks, strict=True)
+    ]
+    assert ends == ["cancelled", "completed"]
+    assert [cramped.agent_pid(workspace.id) for workspace in workspaces] == agents
+    assert programs(cramped) == running
+    assert lost_lines(cramped) > 0
+    # A program can be started, too.
+    (controller,) = cramped.pids("fleet")
+    cramped.kill(controller)
+    eventually(lambda: cramped.pids("fleet") not in ([], [controller]))
+
+    for disk in disks_of(cramped):
+        free(disk)
+
+    def counted() -> int:
+        left.cancel()
+        return sum(line["count"] for line in notices(cramped))
+
+    eventually(lambda: 0 < counted() <= lost_lines(cramped))
+
+
+def test_every_program_is_kept_within_its_bound(cramped: Stack) -> None:
+    logs = cramped.state_dir / "logs"
+    with httpx.Client(base_url=cramped.ready["rest_url"], trust_env=False) as client:
+        headers = {"authorization": f"Bearer {cramped.tokens['read_only']}"}
+
+        def rotated() -> bool:
+            for _ in range(100):
+                assert client.get("/v1/workspaces", headers=headers).status_code == 200
+            return all(
+                (logs / f"{name}.log.2").exists() for name in ("envoy", "worker-0", "worker-1")
+            )
+
+        eventually(rotated, 60)
+    sizes = {path.name: path.stat().st_size for path in logs.iterdir()}
+    assert all(size <= 65536 for name, size in sizes.items() if name[-2:] in (".1", ".2")), sizes
+    assert not [name for name in sizes if name.endswith(".3")]
+    # All lines of a copy but its first and its last are whole.
+    for line in (logs / "worker-0.log.2").read_text().splitlines()[1:-1]:
+        json.loads(line)

@@ -1,0 +1,100 @@
+"""Requests drawn from the OpenAPI document, valid ones and others: the answers are those that it
+describes, or the envelope.
+
+FUZZ_EXAMPLES makes it longer, FUZZ_SEED another one.
+"""
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import requests
+import schemathesis
+from schemathesis import Case, GenerationMode
+
+from tests.support.edge.answers import Answer, check
+from tests.support.openapi import Operation, document, operations
+from tests.support.stack import Stack, Workspace
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
+SEED = int(os.environ.get("FUZZ_SEED", "1"))
+# These would run what was drawn, or start an agent each time: they are only ever asked of
+# workspaces that are not there, or by those who may not.
+HARMFUL = {"CreateWorkspace", "SubmitTask", "StopWorkspace", "ResumeWorkspace"}
+# A stream says nothing before there is something to tell.
+QUIET = {"WatchEvents"}
+MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+
+
+def ask(stack: Stack, case: Case[Any], token: str) -> Answer:
+    """Sends it. Of a stream that has begun, no more than the head is read."""
+    arguments = case.as_transport_kwargs(base_url=stack.ready["rest_url"])
+    arguments["headers"] = {
+        **arguments.get("headers", {}),
+        "authorization": f"Bearer {stack.tokens[token]}",
+    }
+    with requests.request(**arguments, timeout=10, stream=True, allow_redirects=False) as response:
+        headers = [(name.lower(), value) for name, value in response.headers.items()]
+        is_stream = response.headers.get("content-type") == "text/event-stream"
+        return Answer(response.status_code, headers, b"" if is_stream else response.content)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+@pytest.mark.parametrize(
+    "operation", operations(), ids=lambda operation: operation.described["operationId"]
+)
+def test_whatever_is_drawn_from_the_document(
+    stack: Stack, workspace: Workspace, operation: Operation, mode: GenerationMode
+) -> None:
+    drawn = schemathesis.openapi.from_dict(document())[operation.path][operation.method]
+    name = operation.described["operationId"]
+    may_be_real = name not in HARMFUL | QUIET
+    told: Counter[int] = Counter()
+
+    @hypothesis.seed(SEED)
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(
+        case=drawn.as_strategy(generation_mode=mode),
+        token=st.sampled_from(
+            ["read_only", "expired"] if name in HARMFUL else ["full_access", "member", "read_only"]
+        ),
+        is_real=st.booleans(),
+    )
+    def send(case: Case[Any], token: str, is_real: bool) -> None:
+        if is_real and may_be_real and "workspace_id" in case.path_parameters:
+            case.path_parameters["workspace_id"] = workspace.id
+        answer = ask(stack, case, token)
+        told[answer.status] += 1
+        assert answer.status < 500, (answer, case.as_curl_command())
+        error = check(answer)
+        if error is None:
+            if answer.header("content-type") == "application/json":
+                operation.check(answer.status, "application/json", json.loads(answer.body))
+        elif error["code"] in operation.slugs():
+            operation.check(answer.status, "application/json", {"error": error})
+
+    send()
+    print(f"{sum(told.values())} requests: {dict(sorted(told.items()))}")
+    assert sum(told.values()) >= min(EXAMPLES, 2)
+
+
+def test_the_operations_that_do_harm_are_known() -> None:
+    """A new one is looked at before requests are drawn for it."""
+    harmless = {
+        "CancelTask",
+        "CancelTaskByTaskId",
+        "GetTask",
+        "ListTasks",
+        "GetWorkspace",
+        "ListWorkspaces",
+    }
+    assert {each.described["operationId"] for each in operations()} == HARMFUL | QUIET | harmless

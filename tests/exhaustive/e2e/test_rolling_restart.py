@@ -1,0 +1,176 @@
+"""SIGHUP restarts everything under load, and nobody who calls notices."""
+
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+
+from tests.exhaustive.e2e.load import Caller, GrpcCaller, Load, RestCaller
+from tests.support.programs import run
+from tests.support.stack import Stack, Workspace, eventually
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 2
+ROUND_SECONDS = 60.0
+# Of each caller, between its calls.
+PAUSE_SECONDS = 0.2
+# Iterations that end soon, so that many tasks are cancelled, and such that a wait is there when a
+# worker ends.
+SHORT = "\n".join(["sleep 0.1"] * 100)
+LONG = "\n".join(["sleep 3"] * 100)
+
+
+class Canceller:
+    """Submits a task, reads it, cancels it, and sees it end `cancelled`; then the next one."""
+
+    def __init__(
+        self,
+        load: Load,
+        what: str,
+        caller: Caller,
+        workspace: Workspace,
+        description: str,
+        **cancel: str,
+    ) -> None:
+        self.workspace = workspace
+        self.ended = 0
+        self._load, self._what, self._caller = load, what, caller
+        self._description, self._cancel = description, cancel
+        load.repeat(what, self._step)
+
+    def _step(self) -> None:
+        if (
+            self._call("SubmitTask", description=self._description) is None
+            and self.workspace.get()["status"] == "idle"
+        ):
+            return
+        task_id = self.workspace.get()["current_task_id"]
+        while self._read(task_id) != "running":
+            pass
+        outcomes = {"accepted", "already_requested"}
+        while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
+            # It was answered, and may have had its effect by now.
+            outcomes.add("already_finished")
+        assert cancelled["outcome"] in outcomes, cancelled
+        while (status := self._read(task_id)) in (None, "running"):
+            pass
+        assert status == "cancelled"
+        self.ended += 1
+
+    def _read(self, task_id: str) -> str | None:
+        task = self._call("GetTask", task_id=task_id)
+        return None if task is None else str(task["status"])
+
+    def _call(self, rpc: str, **fields: str) -> dict[str, Any] | None:
+        return self._load.call(
+            self._what, self._caller, rpc, workspace_id=self.workspace.id, **fields
+        )
+
+    def assert_cancelled(self) -> None:
+        """All that were asked to be, and nothing else."""
+        log = self.workspace.log()
+        asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
+        assert {
+            entry["task_id"]: entry["status"] for entry in log if entry["type"] == "task_completed"
+        } == dict.fromkeys(asked, "cancelled")
+        assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))
+
+
+def restarts(stack: Stack) -> int:
+    """How many are over."""
+    said = stack.output.read_text()
+    assert "given up" not in said, said
+    return said.count("rolling_restart_completed")
+
+
+def programs(stack: Stack) -> set[int]:
+    """All that a restart is to replace."""
+    envoys = [
+        child.pid for child in psutil.Process(stack.pid).children() if child.name() == "envoy"
+    ]
+    return {*stack.pids("serve"), *stack.pids("fleet"), *envoys}
+
+
+def statuses(stack: Stack) -> dict[str, int]:
+    """User agent → how the edge answered it."""
+    lines = (stack.state_dir / "logs" / "envoy.log").read_text().splitlines()
+    calls = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return {
+        call["user_agent"]: call["status"]
+        for call in calls
+        if (call["user_agent"] or "").startswith("load-")
+    }
+
+
+def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
+    load = Load(PAUSE_SECONDS)
+    short: dict[str, Caller] = {
+        "REST over HTTP/1.1": RestCaller(stack),
+        "REST over HTTP/2": RestCaller(stack, token="submit_observe", http2=True),
+        "REST, always a new connection": RestCaller(stack, keeps_connection=False),
+        "gRPC": GrpcCaller(stack, token="submit_observe"),
+        "gRPC, always a new connection": GrpcCaller(stack, keeps_connection=False),
+    }
+    long: dict[str, Caller] = {
+        "REST, waits": RestCaller(stack),
+        "gRPC, waits": GrpcCaller(stack, token="submit_observe"),
+    }
+    watchers: dict[str, Caller] = {
+        "stream over HTTP/1.1": RestCaller(stack),
+        "stream over HTTP/2": RestCaller(stack, http2=True),
+        "stream over gRPC": GrpcCaller(stack),
+        "quiet stream over HTTP/1.1": RestCaller(stack),
+        "quiet stream over gRPC": GrpcCaller(stack),
+    }
+    done, before = restarts(stack), programs(stack)
+    with ThreadPoolExecutor() as pool:
+        quiet, *workspaces = pool.map(lambda _: Workspace(stack), range(1 + len(short) + len(long)))
+    cancellers = [
+        Canceller(load, what, caller, workspaces.pop(), SHORT) for what, caller in short.items()
+    ]
+    cancellers += [
+        Canceller(load, what, caller, workspaces.pop(), LONG, wait="10s")
+        for what, caller in long.items()
+    ]
+    for what, caller in watchers.items():
+        watched = quiet if what.startswith("quiet") else cancellers[0].workspace
+        load.watch(what, caller, watched)
+    eventually(lambda: all(canceller.ended for canceller in cancellers))
+    calls, began = load.outcomes.calls.total(), time.monotonic()
+
+    for number in range(ROUNDS):
+        # The next one is wanted while the one before goes on.
+        assert run("restart", stack.state_dir).returncode == 0
+        eventually(
+            lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1,
+            ROUND_SECONDS,
+        )
+    eventually(lambda: restarts(stack) == done + ROUNDS, ROUND_SECONDS)
+
+    calls, seconds = load.outcomes.calls.total() - calls, time.monotonic() - began
+    load.stop()
+    log.info(
+        "%d calls within %d restarts of %.1f s; in all %s",
+        calls,
+        ROUNDS,
+        seconds / ROUNDS,
+        load.outcomes,
+    )
+    assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
+    assert len(programs(stack)) == len(before)
+    assert not programs(stack) & before
+    for canceller in cancellers:
+        assert canceller.ended > 1
+        canceller.assert_cancelled()
+    # The edge writes its log by and by.
+    unread = set(load.outcomes.unread)
+    eventually(lambda: unread <= statuses(stack).keys())
+    assert {
+        name: status
+        for name, status in statuses(stack).items()
+        if name in unread and status not in (200, 202)
+    } == {}

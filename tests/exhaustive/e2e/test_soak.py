@@ -1,0 +1,21 @@
+"""A short soak: mixed calls leave no open file and no process behind. `make soak` makes many, and
+looks at the memory too.
+"""
+
+import asyncio
+
+from tests.exhaustive.soak.calls import Mix
+from tests.exhaustive.soak.holdings import grown_files, holdings
+from tests.support.stack import Stack, Workspace, eventually
+
+WARM_UP, CALLS = 100, 300
+
+
+def test_mixed_calls_leave_no_open_file_behind(stack: Stack) -> None:
+    mix = Mix(stack, [Workspace(stack).id for _ in range(2)], seed=1)
+    asyncio.run(mix.run(WARM_UP))
+    before = holdings(stack)
+    asyncio.run(mix.run(CALLS))
+    # The edge closes a connection some time after its caller has gone.
+    eventually(lambda: not list(grown_files(before, holdings(stack))))
+    assert mix.tally.problems == []

@@ -1,0 +1,118 @@
+"""What the edge does when callers take more than their part: of connections, of memory, of streams."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.edge.cases import CANCEL, TASKS
+from tests.support.edge.clients import is_whole, parse
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.rich_status import told
+from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, running_edge, until
+
+# As envoy.yaml has them.
+LARGE_BODIES = 64
+PROBES = 64
+
+
+def cancels(edge: RunningEdge) -> bool:
+    return httpx.post(edge.rest_url + CANCEL, trust_env=False).status_code == 202
+
+
+def connected(edge: RunningEdge, sent: bytes) -> socket.socket:
+    """A connection that has sent this."""
+    connection = socket.socket()
+    # Before it connects: it decides how much the edge can send to a client that does not read.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(START_SECONDS)
+    connection.connect(("127.0.0.1", edge.settings.rest_port))
+    connection.sendall(sent)
+    return connection
+
+
+def test_idle_connections_make_room_before_there_is_none(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    few = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 20"}
+    few |= {"min_timeout: 5s": "min_timeout: 0.5s"}
+    with ExitStack() as opened:
+        edge = opened.enter_context(
+            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=few)
+        )
+        for _ in range(19):
+            opened.enter_context(connected(edge, b""))
+        until(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") == 19)
+        assert cancels(edge)
+
+
+def test_when_memory_runs_out_what_holds_the_most_is_reset(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Clients that ask for 20 MB each and do not read them."""
+    little = {"max_heap_size_bytes: 1073741824": "max_heap_size_bytes: 134217728"}
+    request = f"GET {TASKS}?page_size=200 HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    with ExitStack() as opened:
+        edge = opened.enter_context(
+            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=little)
+        )
+        for _ in range(8):
+            opened.enter_context(connected(edge, request))
+        until(lambda: edge.stat("envoy.overload_actions.reset_high_memory_stream.count") > 0)
+        until(lambda: cancels(edge))
+
+
+def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(
+    edge: RunningEdge, stub: Stub
+) -> None:
+    head = f"POST {TASKS} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{{"
+    with ExitStack() as opened:
+        for _ in range(LARGE_BODIES):
+            opened.enter_context(connected(edge, head.encode()))
+        until(lambda: large_bodies(edge) == LARGE_BODIES)
+        assert cancels(edge)
+        small = httpx.post(edge.rest_url + TASKS, json={"description": "x"}, trust_env=False)
+        assert small.status_code == 202
+        one_more = opened.enter_context(connected(edge, head.encode()))
+        received = b""
+        while not is_whole(received):
+            received += one_more.recv(65536)
+        assert parse(received).status == 503
+    until(lambda: large_bodies(edge) == 0)
+
+
+def large_bodies(edge: RunningEdge) -> int:
+    return edge.stat("cluster.control_plane.upstream_rq_active")
+
+
+@pytest.fixture
+def channels(edge: RunningEdge) -> Iterator[list[grpc.Channel]]:
+    with ExitStack() as opened:
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        yield [
+            opened.enter_context(grpc.insecure_channel(edge.grpc_address, options=alone))
+            for _ in range(2)
+        ]
+
+
+def test_streams_without_a_credential_are_few_at_a_time(
+    edge: RunningEdge, channels: list[grpc.Channel]
+) -> None:
+    first, other = (health_pb2_grpc.HealthStub(channel) for channel in channels)
+    request = health_pb2.HealthCheckRequest()
+    watches = [first.Watch(request) for _ in range(PROBES)]
+    for watch in watches:
+        assert next(iter(watch)).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as raised:
+        next(iter(other.Watch(request)))
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert told(raised.value)[1].reason == "UNAVAILABLE"
+    # What asks once has a bound of its own.
+    assert other.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+    for watch in watches:
+        watch.cancel()
+    until(lambda: edge.stat("cluster.introspection.upstream_rq_active") == 0)

@@ -1,0 +1,126 @@
+"""What the programs of a stack hold: open files, threads, and memory that they share with nobody."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.support.stack import Stack
+
+# Connections of callers who have gone are closed within this time.
+_SETTLE_SECONDS = 20.0
+_POLL_SECONDS = 0.5
+_QUIET_LOOKS = 4
+# By how much the largest process of a program may grow.
+MEMORY_MIB = 6.0
+# Its heap does not give back at once what connections took; two runs of 20,000 calls differed by 4
+# MiB.
+_MEMORY_MIB_OF = {"envoy": 12.0}
+OPEN_FILES = 8
+# PostgreSQL keeps files open that it has used, up to a bound of its own (max_files_per_process,
+# 1000).
+_OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}
+# How many there are depends on how many calls came at once.
+_POOLED = "postgres, a connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What all processes of one program hold, and the largest of them."""
+
+    processes: int
+    open_files: int
+    most_open_files: int
+    threads: int
+    memory_mib: float
+    most_memory_mib: float
+
+
+Holdings = Mapping[str, Holding]
+
+
+def settled(stack: Stack) -> Holdings:
+    """As soon as the open files have not changed for two seconds, or as it is when the time is
+    over.
+    """
+    until = time.monotonic() + _SETTLE_SECONDS
+    last, looks = holdings(stack), 0
+    while looks < _QUIET_LOOKS and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+        now = holdings(stack)
+        looks = looks + 1 if _files(now) == _files(last) else 0
+        last = now
+    return last
+
+
+def _files(of_all: Holdings) -> dict[str, int]:
+    return {program: holding.open_files for program, holding in of_all.items()}
+
+
+def holdings(stack: Stack) -> Holdings:
+    """As it is now."""
+    up = psutil.Process(stack.pid)
+    processes: defaultdict[str, list[tuple[int, int, float]]] = defaultdict(list)
+    for process in (up, *up.children(recursive=True)):
+        with suppress(psutil.Error, IndexError):
+            memory = process.memory_full_info().uss / 2**20
+            processes[_program(process)].append((process.num_fds(), process.num_threads(), memory))
+    return {program: _held(each) for program, each in sorted(processes.items())}
+
+
+def _held(each: list[tuple[int, int, float]]) -> Holding:
+    files, threads, memory = zip(*each, strict=True)
+    return Holding(len(each), sum(files), max(files), sum(threads), sum(memory), max(memory))
+
+
+def _program(process: psutil.Process) -> str:
+    command = process.cmdline()
+    if "server" in command:
+        return {"up": "up", "serve": "worker", "fleet": "fleet", "agent": "agent"}[
+            command[command.index("server") + 1]
+        ]
+    if command[0].startswith("postgres:"):
+        return "postgres, a connection" if "[local]" in command[0] else "postgres, background"
+    return Path(command[0]).name
+
+
+def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
+    """The programs of which one process has more open files than it may, or of which there are more
+    processes.
+    """
+    for program, now in after.items():
+        was = before.get(program, _NOTHING)
+        allowed = _OPEN_FILES_OF.get(program, OPEN_FILES)
+        if now.most_open_files > was.most_open_files + allowed:
+            yield f"{program}: {was.most_open_files} → {now.most_open_files} open files, {allowed} more are allowed"
+        if now.processes > was.processes and program != _POOLED:
+            yield f"{program}: {was.processes} → {now.processes} processes"
+
+
+def grown_memory(before: Holdings, after: Holdings) -> Iterator[str]:
+    """The programs of which one process has more memory than it may."""
+    for program, now in after.items():
+        was = before.get(program, _NOTHING)
+        allowed = _MEMORY_MIB_OF.get(program, MEMORY_MIB)
+        if now.most_memory_mib > was.most_memory_mib + allowed:
+            yield f"{program}: {was.most_memory_mib:.1f} → {now.most_memory_mib:.1f} MiB, {allowed:g} more are allowed"
+
+
+def table(before: Holdings, after: Holdings, calls: int) -> Iterator[str]:
+    """A line a program."""
+    yield f"{'program':24} processes   open files      most of one     threads    memory MiB        most of one      B a call"
+    for program in sorted(before.keys() | after.keys()):
+        was, now = before.get(program, _NOTHING), after.get(program, _NOTHING)
+        a_call = (now.most_memory_mib - was.most_memory_mib) * 2**20 / calls
+        yield (
+            f"{program:24} {was.processes:4} → {now.processes:<4} {was.open_files:4} → {now.open_files:<5} "
+            f"{was.most_open_files:5} → {now.most_open_files:<5} {was.threads:5} → {now.threads:<4} "
+            f"{was.memory_mib:7.1f} → {now.memory_mib:<7.1f} {was.most_memory_mib:6.1f} → {now.most_memory_mib:<6.1f} {a_call:7.0f}"
+        )
+
+
+_NOTHING = Holding(0, 0, 0, 0, 0.0, 0.0)

@@ -1,0 +1,187 @@
+"""A database whose disk is full, or that may not write: callers are told `unavailable`, nothing
+half done is left, and it recovers.
+
+Where no small disk can be mounted, these tests are skipped.
+"""
+
+import asyncio
+import resource
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from server.core.errors import UnavailableError
+from server.core.workspace import Workspace
+from server.stack import postgres
+from server.store.migrate import migrate
+from server.store.pool import connected, open_pool
+from server.store.postgres_store import PostgresStore
+from tests.support.small_disk import fill, free, small_disk
+from tests.support.store.examples import intent, permission, with_task, workspace
+from tests.support.store.locks import until
+
+# PostgreSQL's own files take 42 MB, and each segment of its log 16 MB.
+_DISK_BYTES = 96 * 1024 * 1024
+_MAX_FILE_BYTES = 17 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Server:
+    """A PostgreSQL whose data are on that disk."""
+
+    disk: Path
+    url: str = field(init=False)
+    process: "subprocess.Popen[bytes]" = field(init=False)
+
+    def start(self) -> None:
+        places = postgres.places(self.disk)
+        postgres.initialise(places.data_dir)
+        command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.url = postgres.database_url(places.socket_dir)
+        asyncio.run(postgres.wait_ready(self.url, 20))
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(postgres.STOP_SIGNAL)
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("disk")
+    with small_disk(path, _DISK_BYTES):
+        yield path
+
+
+@pytest.fixture(scope="module")
+def server(disk: Path) -> Iterator[Server]:
+    started = Server(disk)
+    started.start()
+    migrate(started.url)
+    yield started
+    started.stop()
+
+
+@dataclass(slots=True)
+class Calls:
+    """Makes calls and keeps what they said: they succeed, or raise UnavailableError, and nothing
+    else.
+    """
+
+    succeeded: list[str] = field(default_factory=list)
+    unavailable: list[str] = field(default_factory=list)
+
+    async def make(self, name: str, call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await call()
+        except UnavailableError:
+            self.unavailable.append(name)
+        else:
+            self.succeeded.append(name)
+
+
+async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
+    server: Server, disk: Path
+) -> None:
+    async with open_pool(server.url) as pool:
+        store, calls = PostgresStore(pool), Calls()
+        busy = [await with_task(store) for _ in range(40)]
+        fill(disk)
+        created: list[Workspace] = []
+
+        async def all_have_failed() -> bool:
+            created.append(workspace())
+            await calls.make(created[-1].id, lambda: store.create_workspace(created[-1]))
+            await calls.make("submit", lambda: with_task(store))
+            await calls.make("cancel", cancel_last)
+            return created[-1].id in calls.unavailable and {"submit", "cancel"} <= set(
+                calls.unavailable
+            )
+
+        async def cancel_last() -> None:
+            at, task = busy[-1]
+            assert (
+                await store.record_cancellation(permission(), at.id, task.id, intent())
+            ).recorded
+            busy.pop()
+
+        await until(all_have_failed)
+        # Reads need no disk.
+        for at in created:
+            stored = await store.get_workspace(at.id)
+            assert (stored is not None) == (at.id in calls.succeeded)
+        for at, task in busy:
+            left = await store.get_task(at.id, task.id)
+            assert left is not None and left.cancel is None
+        free(disk)
+        for at, task in busy:
+            assert (
+                await store.record_cancellation(permission(), at.id, task.id, intent())
+            ).recorded
+        await with_task(store)
+
+
+async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(
+    server: Server, disk: Path
+) -> None:
+    """PostgreSQL does not survive that its log cannot go on: it recovers once there is room, or
+    ends and is started again.
+    """
+    async with open_pool(server.url, acquire_timeout_seconds=0.2) as pool:
+        store, calls = PostgresStore(pool), Calls()
+        at, task = await with_task(store)
+        fill(disk)
+        with (
+            psycopg.connect(server.url, autocommit=True) as connection,
+            pytest.raises(psycopg.Error),
+        ):
+            connection.execute("SELECT pg_switch_wal()")
+            connection.execute("CREATE TABLE needs_a_new_segment ()")
+
+        async def all_have_failed() -> bool:
+            await calls.make("submit", lambda: with_task(store))
+            await calls.make(
+                "cancel", lambda: store.record_cancellation(permission(), at.id, task.id, intent())
+            )
+            await calls.make("read", lambda: store.get_workspace(at.id))
+            return {"submit", "cancel", "read"} == set(calls.unavailable)
+
+        await until(all_have_failed)
+        free(disk)
+
+        async def is_back() -> bool:
+            if server.process.poll() is not None:
+                await asyncio.to_thread(server.start)
+            with suppress(UnavailableError):
+                return await store.get_task(at.id, task.id) is not None
+            return False
+
+        await until(is_back)
+        found = await store.record_cancellation(permission(), at.id, task.id, intent())
+        assert found.recorded == ("cancel" not in calls.succeeded)
+        await with_task(store)
+
+
+async def test_a_file_that_may_not_grow_is_unavailable(server: Server) -> None:
+    """As with a quota, PostgreSQL has no name of its own for this error: it is an internal one
+    (SQLSTATE XX000).
+    """
+    unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, unlimited[1]))
+    try:
+        async with open_pool(server.url) as pool:
+            with pytest.raises(UnavailableError) as raised:
+                async with connected(pool) as connection:
+                    await connection.execute(
+                        "CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
+                    )
+            assert isinstance(raised.value.__cause__, psycopg.errors.InternalError_)
+            await with_task(PostgresStore(pool))
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)

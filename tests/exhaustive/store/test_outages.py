@@ -1,0 +1,247 @@
+"""A database that is away, frozen or slow, and callers that go away: what callers are told, and
+that nothing is left behind.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from server.core import deadline, lifecycle
+from server.core.errors import UnavailableError
+from server.core.lifecycle import Started
+from server.store.pool import Pool, answered_within, connected, open_pool
+from server.store.postgres_store import PostgresStore
+from tests.support.store.examples import (
+    NOW,
+    complete,
+    intent,
+    permission,
+    task,
+    with_task,
+    workspace,
+)
+from tests.support.store.locks import held, until
+
+
+async def test_without_a_server_everything_is_unavailable() -> None:
+    async with open_pool(
+        "postgresql:///nowhere?host=/nonexistent", acquire_timeout_seconds=0.1
+    ) as pool:
+        store = PostgresStore(pool)
+        calls: list[Coroutine[Any, Any, Any]] = [
+            store.record_cancellation(permission(), "ws_1", None, intent()),
+            store.transition("ws_1", lifecycle.unchanged),
+            store.create_workspace(workspace()),
+            store.get_workspace("ws_1"),
+            store.list_workspaces(permission(), None, 1),
+            store.get_task("ws_1", "task_1"),
+            store.list_tasks("ws_1", None, 1),
+            store.list_events("ws_1", 0, 1),
+            store.list_wanted_pods(),
+            store.list_cancellations(),
+            store.count_workspaces(),
+        ]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [UnavailableError] * len(calls)
+
+
+async def ping(pool: Pool) -> None:
+    async with connected(pool) as connection:
+        await connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_a_server_that_never_answers_is_unavailable(pool: Pool, pipelined: bool) -> None:
+    """The server is at it for longer than it is waited for, as one that is frozen would be."""
+
+    async def ask_too_much() -> None:
+        async with connected(pool) as connection, AsyncExitStack() as stack:
+            if pipelined:
+                await stack.enter_async_context(connection.pipeline())
+                await stack.enter_async_context(connection.transaction())
+            with answered_within(connection, 0.05):
+                await connection.execute("SELECT pg_sleep(60)")
+                await connection.execute("SELECT 1")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError):
+            await ask_too_much()
+        await ping(pool)
+
+
+@pytest.mark.parametrize("what", ["postmaster", "sessions"])
+async def test_a_frozen_server_is_unavailable_within_the_callers_time(
+    database_url: str, what: str
+) -> None:
+    async with open_pool(database_url, min_size=1, max_size=1) as pool:
+        await pool.wait()
+        store = PostgresStore(pool)
+        pids = await _pids_of(database_url, what)
+        if what == "postmaster":
+            # So that a new session is needed.
+            await _end_sessions(database_url, "application_name = 'evershell'")
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            deadline.begin(0.6)
+            async with asyncio.timeout(10):
+                began = time.monotonic()
+                with pytest.raises(UnavailableError):
+                    await store.get_workspace("ws_1")
+                assert time.monotonic() - began < 0.6
+        finally:
+            deadline.begin(None)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+        async def answers() -> bool:
+            with suppress(UnavailableError):
+                return await store.get_workspace("ws_1") is None
+            return False
+
+        await until(answers)
+
+
+async def _pids_of(url: str, what: str) -> list[int]:
+    async with await AsyncConnection.connect(url) as connection:
+        query = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'evershell'"
+            if what == "sessions"
+            else "SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)::int"
+        )
+        return [row[0] for row in await (await connection.execute(query)).fetchall()]
+
+
+async def raise_in_server(pool: Pool, sqlstate: str, *, pipelined: bool) -> None:
+    async with connected(pool) as connection, AsyncExitStack() as stack:
+        if pipelined:
+            await stack.enter_async_context(connection.pipeline())
+            await stack.enter_async_context(connection.transaction())
+        await connection.execute(
+            f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}'; END $$"
+        )
+        await connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize(
+    "sqlstate",
+    [
+        "53000",
+        "53100",
+        "53200",
+        "53400",
+        "55000",
+        "57P02",
+        "58000",
+        "58030",
+        "58P01",
+        "XX000",
+        "XX001",
+        "XX002",
+        "25P04",
+    ],
+)
+async def test_what_the_server_cannot_do_is_unavailable(
+    pool: Pool, sqlstate: str, pipelined: bool
+) -> None:
+    """Disks that are full or broken, memory, limits, and what PostgreSQL calls internal."""
+    with pytest.raises(UnavailableError):
+        await raise_in_server(pool, sqlstate, pipelined=pipelined)
+    await ping(pool)
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("sqlstate", ["22021", "23505", "25P02", "42501", "42601", "42P01"])
+async def test_what_is_our_own_fault_is_not(pool: Pool, sqlstate: str, pipelined: bool) -> None:
+    with pytest.raises(psycopg.Error):
+        await raise_in_server(pool, sqlstate, pipelined=pipelined)
+    await ping(pool)
+
+
+async def test_a_closed_pool_is_unavailable(database_url: str) -> None:
+    async with open_pool(database_url) as pool:
+        await ping(pool)
+    with pytest.raises(UnavailableError):
+        await ping(pool)
+
+
+async def test_a_session_that_is_ended_under_way_is_unavailable(
+    database_url: str, pool: Pool
+) -> None:
+    store = PostgresStore(pool)
+    busy, submitted = await with_task(store)
+    async with held(database_url, busy.id) as queued:
+        calls = [
+            asyncio.create_task(complete(store, busy, submitted.id)),
+            asyncio.create_task(store.record_cancellation(permission(), busy.id, None, intent())),
+        ]
+        await queued(2)
+        await _end_sessions(database_url, "wait_event_type = 'Lock'")
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 2
+    assert await store.get_task(busy.id, submitted.id) == submitted
+
+
+async def test_idle_connections_that_were_ended_are_not_handed_out(database_url: str) -> None:
+    async with open_pool(database_url, min_size=4) as pool:
+        await pool.wait()
+        await _end_sessions(database_url, "application_name = 'evershell'")
+        for _ in range(8):
+            await ping(pool)
+
+
+async def test_a_caller_that_goes_away_leaves_no_lock(database_url: str, pool: Pool) -> None:
+    store = PostgresStore(pool)
+    busy, submitted = await with_task(store)
+    async with held(database_url, busy.id) as queued:
+        waiting = asyncio.create_task(store.transition(busy.id, lifecycle.unchanged))
+        await queued(1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert (await store.record_cancellation(permission(), busy.id, submitted.id, intent())).recorded
+    await store.create_workspace(workspace())
+    assert await store.get_task(busy.id, task(busy.id).id) is None
+
+
+async def _end_sessions(url: str, which: str) -> None:
+    async with await AsyncConnection.connect(url, autocommit=True) as connection:
+        query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        await connection.execute(f"{query} AND pid <> pg_backend_pid() AND {which}")
+
+
+@pytest.mark.parametrize("turns", range(1, 40, 3))
+async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_that_commits(
+    database_url: str, turns: int
+) -> None:
+    """Cancelled wherever it is: what is written next on the same connection is there for others to
+    see.
+    """
+    async with (
+        open_pool(database_url, min_size=1, max_size=1) as pool,
+        open_pool(database_url, min_size=1, max_size=1) as other,
+    ):
+        store = PostgresStore(pool)
+        busy, running = await with_task(store)
+        starting = asyncio.create_task(
+            store.transition(
+                busy.id,
+                lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW),
+            )
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait({starting})
+        assert (await store.record_cancellation(permission(), busy.id, None, intent())).recorded
+        seen = await PostgresStore(other).get_task(busy.id, running.id)
+        assert seen is not None and seen.cancel is not None

@@ -1,0 +1,26 @@
+"""Reads what comes with an error of a gRPC call."""
+
+from typing import Any
+
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from server.api.status import DOMAIN
+
+
+def metadata_of(error: Any) -> dict[str, Any]:
+    """All that came with an error."""
+    return dict(error.initial_metadata() or ()) | dict(error.trailing_metadata() or ())
+
+
+def told(error: Any) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
+    """The rich status of an error that the edge has made, checked in what is common to them."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert error.details() == status.message
+    assert metadata_of(error)["x-request-id"]
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        assert detail.Unpack(info) or detail.Unpack(retry)
+    assert info.domain == DOMAIN
+    return status, info, retry

@@ -1,0 +1,272 @@
+"""A control plane that does what the id of the workspace says, and the edge in front of it as a
+real process.
+"""
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+from evershell.workspace.v1 import (
+    error_pb2,
+    event_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from server.api.server import OPTIONS
+from server.stack.envoy import ROOT, Edge, Tls, command, render
+from tests.support.edge.answers import rule
+from tests.support.ports import free_ports
+
+START_SECONDS = 15
+CODES = {status.value[0]: status for status in grpc.StatusCode}
+AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
+
+
+class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
+    """`error_<slug>`: that error. `bare_<n>`: gRPC status n as the library sends it. Others: see
+    below.
+    """
+
+    def __init__(self, slow_seconds: float = 10.0) -> None:
+        self._slow_seconds = slow_seconds
+        self.seen: list[tuple[Any, dict[str, str]]] = []
+        self.release = threading.Event()
+        self.health = health.aio.HealthServicer()
+
+    def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        """What its health is from here on."""
+        # There are no watchers, so it needs no loop of its server's.
+        asyncio.run(self.health.set("", status))
+
+    async def _act(self, request: Any, context: Any) -> None:
+        metadata = {
+            key: value for key, value in context.invocation_metadata() if isinstance(value, str)
+        }
+        self.seen.append((request, metadata))
+        name = request.workspace_id
+        if name.startswith("error_"):
+            slug = name.removeprefix("error_")
+            body = {
+                "error": {
+                    "code": slug,
+                    "message": AWKWARD,
+                    "request_id": metadata["x-request-id"],
+                    "details": {"n": 1},
+                }
+            }
+            trailing = [("grpc-status-details-bin", b"\x08\x05"), ("retry-after", "7")]
+            if metadata.get("x-evershell-edge") == "rest":
+                trailing += [
+                    ("x-evershell-error", json.dumps(body)),
+                    ("x-evershell-status", str(rule(slug).http)),
+                ]
+            await context.abort(CODES[rule(slug).grpc], AWKWARD, tuple(trailing))
+        if name.startswith("bare_"):
+            await context.abort(CODES[int(name.removeprefix("bare_"))], "a secret of the library")
+        if name == "raise":
+            raise RuntimeError("a secret of the code")
+        if name == "slow":
+            await asyncio.sleep(self._slow_seconds)
+        if name == "waits":
+            await asyncio.to_thread(self.release.wait, START_SECONDS)
+
+    async def CancelTask(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.CancelTaskResponse:
+        await self._act(request, context)
+        if request.workspace_id == "ended":
+            await context.send_initial_metadata([("x-evershell-status", "200")])
+        task = task_pb2.Task(id=request.task_id or "task_1", status=task_pb2.Task.running)
+        outcome = workspace_service_pb2.CancelTaskResponse.accepted
+        context.set_trailing_metadata([("x-evershell-note", "internal")])
+        return workspace_service_pb2.CancelTaskResponse(
+            workspace_id=request.workspace_id,
+            task_id=task.id,
+            outcome=outcome,
+            reason=request.reason,
+            task=task,
+        )
+
+    async def CreateWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
+        return workspace_pb2.Workspace(id="ws_new")
+
+    async def GetWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
+        await self._act(request, context)
+        return workspace_pb2.Workspace(id=request.workspace_id)
+
+    async def ListTasks(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.ListTasksResponse:
+        await self._act(request, context)
+        long = task_pb2.Task(id="task_1", description="x" * 100_000)
+        return workspace_service_pb2.ListTasksResponse(tasks=[long] * request.page_size)
+
+    async def GetTask(self, request: Any, context: Any) -> task_pb2.Task:
+        return task_pb2.Task(id=request.task_id)
+
+    async def SubmitTask(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.SubmitTaskResponse:
+        return workspace_service_pb2.SubmitTaskResponse(workspace_id=request.workspace_id)
+
+    async def ListWorkspaces(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.ListWorkspacesResponse:
+        return workspace_service_pb2.ListWorkspacesResponse()
+
+    async def StopWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
+        return workspace_pb2.Workspace(id=request.workspace_id)
+
+    async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
+        return workspace_pb2.Workspace(id=request.workspace_id)
+
+    async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._act(request, context)
+        response = workspace_service_pb2.WatchEventsResponse
+        yield response(
+            event=event_pb2.Event(seq=request.after + 1, workspace_id=request.workspace_id)
+        )
+        if request.workspace_id == "breaks":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
+        # The second message leaves only when the test has read the first one.
+        await asyncio.to_thread(self.release.wait, START_SECONDS)
+        yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
+
+
+@contextmanager
+def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
+    """Serves the stub from an event loop in a thread of its own; yields its address. Ends as the
+    control plane does.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(START_SECONDS)
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(options=OPTIONS)
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(stub, server)
+        health_pb2_grpc.add_HealthServicer_to_server(stub.health, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    server, port = run(start())
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        run(stub.health.enter_graceful_shutdown())
+        run(server.stop(grace_seconds))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+class RunningEdge:
+    """A started Envoy and how to reach it."""
+
+    def __init__(self, settings: Edge, verify: ssl.SSLContext | bool = True) -> None:
+        self.settings = settings
+        self.verify = verify
+        self.rest_url = f"{'https' if settings.tls else 'http'}://127.0.0.1:{settings.rest_port}"
+        self.grpc_address = f"127.0.0.1:{settings.grpc_port}"
+
+    def admin(self, path: str) -> str:
+        """What the admin interface says."""
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False
+        ) as client:
+            return client.get(f"http://admin{path}").text
+
+    def stat(self, name: str) -> int:
+        """A counter or gauge of Envoy's."""
+        return int(self.admin(f"/stats?filter=^{name}$").rpartition(": ")[2])
+
+    def answers(self, status: int) -> bool:
+        """Whether /healthz answers with this status."""
+        try:
+            return (
+                httpx.get(
+                    f"{self.rest_url}/healthz", verify=self.verify, trust_env=False
+                ).status_code
+                == status
+            )
+        except httpx.TransportError:
+            return False
+
+    def raw(self, data: bytes) -> bytes:
+        """What comes back for these bytes until the edge closes the connection."""
+        with socket.create_connection(
+            ("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS
+        ) as connection:
+            connection.sendall(data)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+        return received
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for something to hold, and fails when it takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold in time"
+        time.sleep(0.02)
+
+
+@contextmanager
+def running_edge(
+    directory: Path,
+    *workers: str,
+    healthz: int = 200,
+    hurry: dict[str, str] | None = None,
+    tls: Tls | None = None,
+    verify: ssl.SSLContext | bool = True,
+    logs_all: bool = True,
+) -> Iterator[RunningEdge]:
+    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is
+    how callers trust it.
+
+    With `logs_all` no call is left out of its log, since tests call faster than it would show.
+    """
+    rest_port, grpc_port = free_ports(2)
+    settings = Edge(rest_port, grpc_port, workers, directory / "admin.sock", tls=tls)
+    config = directory / "envoy.yaml"
+    render(settings, config)
+    text = config.read_text()
+    if logs_all:
+        shipped = ROOT / "envoy" / "unsolicited_calls.yaml"
+        roomy = directory / shipped.name
+        roomy.write_text(shipped.read_text().replace("max_tokens: 20", "max_tokens: 1000000"))
+        hurry = (hurry or {}) | {str(shipped): str(roomy)}
+    for long, short in (hurry or {}).items():
+        assert long in text
+        text = text.replace(long, short)
+    config.write_text(text)
+    edge = RunningEdge(settings, verify)
+    # Tests wait for lines of the log.
+    at_once = ["20" if argument == "1000" else argument for argument in command(config)]
+    with (directory / "envoy.log").open("w") as log:
+        process = subprocess.Popen(at_once, stdout=log, stderr=log)
+    try:
+        until(lambda: edge.answers(healthz))
+        yield edge
+    finally:
+        process.terminate()
+        process.wait(START_SECONDS)

@@ -1,0 +1,157 @@
+"""What the tests of faults share: calls that may fail, and what must hold of a task whatever
+happened.
+"""
+
+from typing import Any
+
+import grpc
+import httpx
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from tests.support.stack import Workspace, eventually
+
+
+def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
+    """Cancels over either wire. Returns the outcome, or the slug of the failure."""
+    if wire == "rest":
+        response = workspace.rest.call("POST", f"{workspace.path}/task/cancel", json=fields or None)
+        body = response.json()
+        return str(body["outcome"] if response.is_success else body["error"]["code"])
+    try:
+        return str(
+            workspace.stack.grpc().call("CancelTask", workspace_id=workspace.id, **fields)[
+                "outcome"
+            ]
+        )
+    except grpc.RpcError as error:
+        return slug_of(error)
+
+
+def slug_of(error: grpc.RpcError) -> str:
+    """What a gRPC caller is told; what the edge says by itself carries no details, and is named
+    after its code.
+    """
+    assert isinstance(error, grpc.Call)
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    if status is not None and any(detail.Unpack(info) for detail in status.details):
+        return info.reason.lower()
+    return error.code().name.lower()
+
+
+def intent_of(workspace: Workspace, task_id: str) -> str:
+    """`whole`, `absent`, or what there is of it: the task's columns beside its event."""
+    with workspace.stack.database() as connection:
+        row = connection.execute(
+            "SELECT cancel_requested_at IS NOT NULL FROM tasks WHERE id = %s", (task_id,)
+        ).fetchone()
+    assert row is not None
+    types = [entry["type"] for entry in workspace.log() if entry["task_id"] == task_id]
+    count = types.count("task_cancel_requested")
+    return {(True, 1): "whole", (False, 0): "absent"}.get(
+        (row[0], count), f"recorded: {row[0]}, events: {count}"
+    )
+
+
+def await_terminal(
+    workspace: Workspace, task_id: str, timeout_seconds: float = 15.0
+) -> dict[str, Any]:
+    """The task's `task_completed` event; read from the database, whatever else is down."""
+
+    def ends() -> list[dict[str, Any]]:
+        return [
+            entry
+            for entry in workspace.log()
+            if (entry["type"], entry["task_id"]) == ("task_completed", task_id)
+        ]
+
+    return eventually(ends, timeout_seconds)[0]
+
+
+def await_workspace(workspace: Workspace, status: str, timeout_seconds: float = 15.0) -> None:
+    """Until the workspace is in this state; read from the database."""
+    with workspace.stack.database() as connection:
+        query = "SELECT status = %s FROM workspaces WHERE id = %s"
+        eventually(
+            lambda: connection.execute(query, (status, workspace.id)).fetchone() == (True,),
+            timeout_seconds,
+        )
+
+
+def assert_story(
+    workspace: Workspace, task_id: str, *, status: str, intent: bool
+) -> list[dict[str, Any]]:
+    """What must hold of a task that has ended, whatever happened to it. Returns its events."""
+    log = workspace.log()
+    assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))
+    story = [entry for entry in log if entry["task_id"] == task_id]
+    types = [entry["type"] for entry in story]
+    assert (types.count("task_completed"), types[-1]) == (1, "task_completed")
+    assert types.count("task_cancel_requested") == intent
+    numbers = [entry["number"] for entry in story if entry["type"] == "iteration_completed"]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert (story[-1]["status"], int(story[-1]["iterations"])) == (status, len(numbers))
+    for entry in story:
+        if entry.get("model_call", {}).get("status") == "interrupted":
+            assert ("tool_call" in entry, entry["number"], story[-1]["forced"]) == (
+                False,
+                len(numbers),
+                True,
+            )
+    return story
+
+
+def submit(workspace: Workspace, *lines: str) -> str:
+    """Gives the agent these commands, while workers are dying and starting, and returns the task's
+    id.
+    """
+    body = {"description": "\n".join(lines)}
+    return str(eventually(lambda: _post(workspace, "tasks", body))["task_id"])
+
+
+def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
+    """Until the agent is seen there in its iteration; read from the database."""
+    with workspace.stack.database() as connection:
+        query = "SELECT phase = %s FROM tasks WHERE id = %s"
+        eventually(lambda: connection.execute(query, (phase, task_id)).fetchone() == (True,))
+
+
+def assert_next_task_works(workspace: Workspace) -> None:
+    """A task is taken and runs to its end, as if nothing had been."""
+    task_id = submit(workspace, "true")
+    await_terminal(workspace, task_id)
+    assert_story(workspace, task_id, status="completed", intent=False)
+
+
+def resume(workspace: Workspace) -> None:
+    """Brings a failed workspace back."""
+    await_workspace(workspace, "failed")
+    eventually(lambda: _post(workspace, "resume"))
+    await_workspace(workspace, "idle")
+
+
+def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:
+    """The answer; empty when there is no edge, or the edge finds no worker."""
+    try:
+        response = workspace.rest.call("POST", f"{workspace.path}/{path}", json=body)
+    except httpx.TransportError:
+        return {}
+    if response.status_code == 503:
+        return {}
+    assert response.status_code == 202, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def health_of(address: str) -> str:
+    """What a worker says of itself; empty: it says nothing."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True
+            )
+        except grpc.RpcError:
+            return ""
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -1,0 +1,18 @@
+"""Runs one program of the stack to its end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(program: str, state_dir: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    given = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "server", program],
+        env={**given, "STATE_DIR": str(state_dir), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )

@@ -1,0 +1,303 @@
+"""A whole stack, started as `make run` starts it, and what tests do with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import psycopg
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from server.fleet import processes
+from server.fleet.processes import Pod
+from tests.support.ports import free_ports
+from tests.support.wires import Grpc, Rest
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 10.0
+ROOT = Path(__file__).resolve().parents[2]
+
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], timeout_seconds: float = 15.0) -> T:
+    """Asks until the answer is true. Raises tenacity.RetryError."""
+    again = Retrying(
+        retry=retry_if_result(lambda answer: not answer),
+        stop=stop_after_delay(timeout_seconds),
+        wait=wait_fixed(0.02),
+    )
+    return again(probe)
+
+
+class Stack:
+    """A running stack."""
+
+    def __init__(self, state_dir: Path, **environment: str) -> None:
+        self.state_dir = state_dir
+        workers = int(environment.get("WORKERS", "2"))
+        ports = free_ports(2 + workers, in_a_row=workers)
+        self._environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS")
+            },
+            "STATE_DIR": str(state_dir),
+            "REST_PORT": str(ports[0]),
+            "GRPC_PORT": str(ports[1]),
+            "SERVER_PORT": str(ports[2]),
+            "WORKERS": "2",
+            # Tests are faster than any customer, and share their credentials.
+            "RATE_LIMIT": "off",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self.ready: dict[str, Any] = {}
+        self._rest: dict[str, Rest] = {}
+        self._grpc: dict[tuple[str, str], Grpc] = {}
+        self.output = state_dir.with_name(state_dir.name + ".output")
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        with self.output.open("ab") as output:
+            command = [sys.executable, "-m", "server", "up"]
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output
+            )
+
+    def refuses_to_start(self) -> str:
+        """What it says instead."""
+        assert self._spawn().wait(READY_SECONDS) == 1
+        return self.output.read_text()
+
+    def start(self) -> None:
+        """Returns when it is ready."""
+        process, path = self._spawn(), self.state_dir / "ready.json"
+        self._process = process
+        eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS + 5)
+        assert process.poll() is None, self.output.read_text()
+        self.ready = json.loads(path.read_text())
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it and returns its exit code."""
+        assert self._process is not None
+        for rest in self._rest.values():
+            rest.close()
+        for rpc in self._grpc.values():
+            rpc.close()
+        self._rest.clear()
+        self._grpc.clear()
+        self._process.send_signal(number)
+        return self._process.wait(STOP_SECONDS)
+
+    def kill_if_running(self) -> None:
+        """Ends it after a failed test, however long that takes."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(READY_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        tokens: dict[str, str] = self.ready["demo"]["tokens"]
+        return tokens
+
+    def rest(self, token: str = "full_access") -> "Rest":
+        """Calls over REST with the demo credential of this name; empty: without any."""
+        if token not in self._rest:
+            self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
+        return self._rest[token]
+
+    def grpc(self, token: str = "full_access", address: str | None = None) -> "Grpc":
+        """Calls over gRPC, through the edge unless an address is given."""
+        key = (token, address or self.ready["grpc_addr"])
+        if key not in self._grpc:
+            self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
+        return self._grpc[key]
+
+    @property
+    def metrics_port(self) -> int:
+        """Of the first worker; 0 when metrics are not served."""
+        return int(self._environment.get("METRICS_PORT", "0"))
+
+    def worker_addresses(self) -> list[str]:
+        host, _, port = self.ready["server_addr"].rpartition(":")
+        return [f"{host}:{int(port) + index}" for index in range(int(self._environment["WORKERS"]))]
+
+    def database(self) -> "psycopg.Connection[Any]":
+        return psycopg.connect(self.ready["database_url"], autocommit=True)
+
+    def agent_pid(self, workspace_id: str) -> int:
+        return int((self.state_dir / "pods" / workspace_id / "pid").read_text())
+
+    @contextmanager
+    def frozen_process(self, pid: int) -> Iterator[None]:
+        """The process neither runs nor ends."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self, program: str) -> Iterator[None]:
+        """All programs of this kind (`serve`, `fleet`) neither run nor end."""
+        with ExitStack() as frozen:
+            for pid in self.pids(program):
+                frozen.enter_context(self.frozen_process(pid))
+            yield
+
+    def pids(self, program: str) -> list[int]:
+        """The processes of this kind."""
+        found = []
+        for child in psutil.Process(self.pid).children():
+            # One that is just being started, or has just ended, has no command yet, or any more.
+            with suppress(psutil.Error):
+                if child.cmdline()[1:4] == ["-m", "server", program]:
+                    found.append(child.pid)
+        return found
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def terminate(self, pid: int) -> None:
+        os.kill(pid, signal.SIGTERM)
+
+    def is_alive(self, pid: int) -> bool:
+        return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+    def pod_processes(self, workspace_id: str) -> list[int]:
+        """Whatever runs in the workspace's pod."""
+        return [process.pid for process in processes.find(Pod(workspace_id))]
+
+    def files(self, workspace_id: str) -> Path:
+        return self.state_dir / "pods" / workspace_id / "files"
+
+
+class Workspace:
+    """A workspace of the stack, made for one test."""
+
+    def __init__(self, stack: Stack, token: str = "full_access") -> None:
+        self.stack = stack
+        self.rest = stack.rest(token)
+        self.id: str = self.rest.post("/v1/workspaces", {"name": "test"}, status=201)["id"]
+        self.path = f"/v1/workspaces/{self.id}"
+        self.await_event("workspace_provisioned")
+
+    def submit(self, *lines: str, **fields: Any) -> str:
+        """Gives the agent these commands and returns the task's id."""
+        task_id: str = self.rest.post(
+            f"{self.path}/tasks", {"description": "\n".join(lines), **fields}
+        )["task_id"]
+        return task_id
+
+    def cancel(self, status: int = 202, **fields: Any) -> dict[str, Any]:
+        return self.rest.post(f"{self.path}/task/cancel", fields or None, status)
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        return self.rest.get(f"{self.path}/tasks/{task_id}")
+
+    def get(self) -> dict[str, Any]:
+        return self.rest.get(self.path)
+
+    def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
+        """Follows the log until this has happened; gives up at the first heartbeat, which says that
+        nothing has for 15 s.
+        """
+        for message in self.rest.events(self.id, after):
+            if "event" not in message:
+                break
+            event: dict[str, Any] = message["event"]
+            if event["type"] == type_ and (not task_id or event["task_id"] == task_id):
+                return event
+        raise AssertionError(f"no {type_}: {self.get()} {self.log()}")
+
+    def await_end(self, task_id: str) -> dict[str, Any]:
+        """The task's `task_completed` payload."""
+        payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
+        return payload
+
+    def await_phase(self, task_id: str, phase: str) -> None:
+        """Until the agent is seen there in its iteration."""
+        eventually(lambda: self.task(task_id)["phase"] == phase)
+
+    def await_status(self, status: str) -> dict[str, Any]:
+        eventually(lambda: self.get()["status"] == status)
+        return self.get()
+
+    def log(self) -> list[dict[str, Any]]:
+        """The whole log as it stands, from the database."""
+        with self.stack.database() as connection:
+            rows = connection.execute(
+                "SELECT seq, type, task_id, payload FROM events WHERE workspace_id = %s ORDER BY seq",
+                (self.id,),
+            ).fetchall()
+        return [
+            {"seq": seq, "type": type_, "task_id": task_id, **payload}
+            for seq, type_, task_id, payload in rows
+        ]
+
+
+class Gate:
+    """A command that goes on until the test lets it end: it reads a named pipe in the agent's
+    working directory.
+    """
+
+    command = "cat gate"
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._path = workspace.stack.files(workspace.id) / "gate"
+        # It serves one task of the workspace after the other.
+        if not self._path.exists():
+            os.mkfifo(self._path)
+
+    def open(self, timeout_seconds: float = 15.0) -> None:
+        """Lets the command end; waits for it to have begun."""
+
+        def writer() -> int | None:
+            try:
+                return os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                # Nobody reads yet.
+                return None
+
+        descriptor = eventually(writer, timeout_seconds)
+        assert descriptor is not None
+        os.write(descriptor, b"open\n")
+        os.close(descriptor)
+
+
+def processes_of(state_dir: Path) -> list[str]:
+    """Whatever still runs on behalf of a stack: it has the state folder in its command, its
+    environment or as working folder.
+    """
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.Error, OSError):
+            continue
+        if process.pid != os.getpid() and any(str(state_dir) in text for text in told):
+            found.append(f"{process.pid} {process.cmdline()}")
+    return found
+
+
+def running(argument: str) -> list[int]:
+    """Processes with this argument."""
+    processes = [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if argument in (process.info["cmdline"] or [])
+    ]
+    return [process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE]

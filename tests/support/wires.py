@@ -1,0 +1,149 @@
+"""A customer, who calls over REST, and an internal caller, over gRPC. What fails is looked at the
+same way over both.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from google.protobuf.json_format import MessageToDict
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tests.support.openapi import operation
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A failed call, over whichever wire."""
+
+    # HTTP status, or gRPC code.
+    status: Any
+    slug: str
+    message: str
+    request_id: str
+    # REST: the envelope's details. gRPC: each standard detail by the name of its message.
+    details: Mapping[str, Any]
+
+
+class Rest:
+    """A customer."""
+
+    def __init__(self, url: str, token: str) -> None:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.client = httpx.Client(base_url=url, headers=headers, timeout=20)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """Makes a call, and checks that the OpenAPI document describes the answer."""
+        response = self.client.request(method, path, **arguments)
+        described = operation(method, response.request.url.path)
+        if described is not None:
+            described.check(response.status_code, response.headers["content-type"], response.json())
+        return response
+
+    def get(self, path: str, **arguments: Any) -> dict[str, Any]:
+        return _succeeded(self.call("GET", path, **arguments), 200)
+
+    def post(self, path: str, body: Any = None, status: int = 202) -> dict[str, Any]:
+        return _succeeded(
+            self.call("POST", path, json=body) if body is not None else self.call("POST", path),
+            status,
+        )
+
+    def fails(self, method: str, path: str, **arguments: Any) -> Failed:
+        """Makes a call that is to fail, and checks that it does so as every REST failure does."""
+        response = self.call(method, path, **arguments)
+        assert response.status_code >= 400, response.text
+        assert response.headers["content-type"] == "application/json"
+        return rest_failure(response)
+
+    def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Follows the log, as Server-Sent Events that the OpenAPI document describes."""
+        path = f"/v1/workspaces/{workspace_id}/events"
+        watch = operation("GET", path)
+        assert watch is not None
+        with self.client.stream("GET", path, params={"after": after}) as response:
+            assert response.status_code == 200
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    message = json.loads(line.removeprefix("data: "))
+                    watch.check(200, response.headers["content-type"], message)
+                    yield message
+
+
+def rest_failure(response: httpx.Response) -> Failed:
+    """What a failed call over REST has told."""
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert error["request_id"] == response.headers["x-request-id"]
+    return Failed(
+        response.status_code,
+        error["code"],
+        error["message"],
+        error["request_id"],
+        error.get("details", {}),
+    )
+
+
+def _succeeded(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+class Grpc:
+    """An internal caller."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def call(self, rpc: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
+        """The reply, as REST would show it. Raises grpc.RpcError."""
+        request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
+        reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
+        return MessageToDict(
+            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+
+    def begin(self, rpc: str, timeout: float = 20, **fields: Any) -> Any:
+        """Makes the call and does not wait for it: a grpc.Future, which can be cancelled."""
+        request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
+        return getattr(self._stub, rpc).future(request, metadata=self._metadata, timeout=timeout)
+
+    def fails(self, rpc: str, **fields: Any) -> Failed:
+        """Makes a call that is to fail, and checks that it does so as every gRPC failure does."""
+        with pytest.raises(grpc.RpcError) as raised:
+            self.call(rpc, **fields)
+        return grpc_failure(raised.value)
+
+
+def grpc_failure(error: grpc.RpcError) -> Failed:
+    """What a failed call over gRPC has told."""
+    assert isinstance(error, grpc.Call)
+    status = rpc_status.from_call(error)
+    assert status is not None, error
+    details = {detail.TypeName().rpartition(".")[2]: _unpacked(detail) for detail in status.details}
+    info = details["ErrorInfo"]
+    assert info["domain"] == "evershell.ai"
+    request_id = details["RequestInfo"]["request_id"]
+    assert dict(error.trailing_metadata())["x-request-id"] == request_id
+    return Failed(error.code(), info["reason"].lower(), status.message, request_id, details)
+
+
+def _unpacked(detail: Any) -> dict[str, Any]:
+    message = getattr(error_details_pb2, detail.TypeName().rpartition(".")[2])()
+    assert detail.Unpack(message)
+    return MessageToDict(message, preserving_proto_field_name=True)

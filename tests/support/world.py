@@ -1,0 +1,227 @@
+"""A small world for tests of the core: a store in memory, agents that do as they are told, a clock
+that stands still.
+"""
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from server.core import lifecycle
+from server.core.caller import Caller, CredentialKind
+from server.core.cancel_task import CancelResult, CancelTask, cancel_task
+from server.core.errors import AgentUnreachableError
+from server.core.event import Event
+from server.core.ids import new_task_id, new_workspace_id
+from server.core.lifecycle import AgentEvent, Change, Ending, Iterated, Session, Started
+from server.core.task import CancelIntent, Task, TaskStatus
+from server.core.workspace import Workspace, WorkspaceStatus
+from tests.support.fakes import FakeStore, FakeWakeups
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ORG = "org_a"
+USER = "user_1"
+ALL_SCOPES = ("workspace:read", "workspace:write", "tasks:write")
+Returned = TypeVar("Returned")
+
+
+class FakeClock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+async def _nothing(workspace: Workspace, task: Task) -> None:
+    """Agents do nothing unless told otherwise."""
+
+
+@dataclass
+class FakeAgents:
+    """Implements server.core.ports.Agents: notes who was called, looks around, and answers as it is
+    told.
+    """
+
+    reachable: bool = True
+    known: bool = True
+    # Awaited in the middle of each call, before it is answered or fails.
+    meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
+    started: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        self.started.append(task.id)
+        await self._answer(workspace, task)
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        self.cancelled.append(task.id)
+        await self._answer(workspace, task)
+        return self.known
+
+    async def _answer(self, workspace: Workspace, task: Task) -> None:
+        await self.meanwhile(workspace, task)
+        if not self.reachable:
+            raise AgentUnreachableError("the fake agent is silent")
+
+
+def caller(
+    *scopes: str,
+    org_id: str = ORG,
+    actor_id: str = USER,
+    kind: CredentialKind = CredentialKind.SESSION,
+    every: bool = True,
+) -> Caller:
+    """With these scopes; with all of them when none is named."""
+    held = scopes or (ALL_SCOPES if every else ())
+    return Caller(org_id, actor_id, kind, frozenset(held))
+
+
+def workspace(status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
+    facts = {
+        "org_id": ORG,
+        "name": "",
+        "created_by_user_id": USER,
+        "created_at": NOW,
+        "updated_at": NOW,
+        **fields,
+    }
+    return Workspace(id=new_workspace_id(), status=status, **facts)
+
+
+def task(workspace_id: str, **fields: Any) -> Task:
+    return Task(
+        id=new_task_id(),
+        workspace_id=workspace_id,
+        **{"description": "true", "created_at": NOW, **fields},
+    )
+
+
+def intent(**fields: Any) -> CancelIntent:
+    facts = {
+        "requested_by": "user_9",
+        "credential_kind": "session",
+        "reason": "enough",
+        "request_id": "req_9",
+        **fields,
+    }
+    return CancelIntent(**{"requested_at": NOW + timedelta(seconds=1), **facts})
+
+
+def busy_session(
+    status: TaskStatus = TaskStatus.RUNNING, *, cancel: CancelIntent | None = None, **fields: Any
+) -> Session:
+    """A workspace with an agent and a task that has not ended."""
+    facts = {"agent_address": "127.0.0.1:9", "host": "host_1", "lease_expires_at": NOW, **fields}
+    idle = workspace(WorkspaceStatus.BUSY, **facts)
+    open_task = task(idle.id, status=status, cancel=cancel)
+    return Session(replace(idle, current_task_id=open_task.id), open_task)
+
+
+def iteration(number: int, output: str = "hello", **model_call: Any) -> Iterated:
+    """One model call with one tool call."""
+    call = {"content": "", "input_tokens": 2, "output_tokens": 3, **model_call}
+    tool = {"name": "shell", "result": {"status": "exited", "output": output}}
+    return Iterated(number, {"number": number, "model_call": call, "tool_call": tool})
+
+
+def finish(coroutine: Coroutine[Any, Any, Returned]) -> Returned:
+    """Runs a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stopped:
+        value: Returned = stopped.value
+        return value
+    raise AssertionError("it waits")
+
+
+@dataclass
+class World:
+    """Everything that a use case needs."""
+
+    wakeups: FakeWakeups = field(default_factory=FakeWakeups)
+    store: FakeStore = field(default_factory=FakeStore)
+    agents: FakeAgents = field(default_factory=FakeAgents)
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    def __post_init__(self) -> None:
+        self.store.announce = self.wakeups.announce
+
+    async def add(self, status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
+        added = workspace(status, **fields)
+        await self.store.create_workspace(added)
+        return added
+
+    async def add_busy(self, **fields: Any) -> tuple[Workspace, Task]:
+        """A workspace with a task that runs."""
+        idle = await self.add(**fields)
+        running = await self.run(idle)
+        return await self.workspace(idle.id), running
+
+    async def run(self, at: Workspace) -> Task:
+        """Gives the workspace a task, and its agent begins."""
+        submitted = task(at.id)
+        await self.change(
+            at.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0")
+        )
+        await self.commit(at.id, submitted.id, Started())
+        return await self.task(at.id, submitted.id)
+
+    async def change(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change:
+        change = await self.store.transition(workspace_id, decide)
+        assert change is not None
+        return change
+
+    async def commit(self, workspace_id: str, task_id: str, *events: AgentEvent) -> None:
+        """As the agent of the current epoch."""
+        await self.change(
+            workspace_id,
+            lambda session: lifecycle.commit(
+                session, session.workspace.epoch, task_id, events, self.clock()
+            ),
+        )
+
+    async def end(
+        self,
+        workspace_id: str,
+        task_id: str,
+        status: TaskStatus = TaskStatus.COMPLETED,
+        result: str = "done",
+    ) -> None:
+        await self.commit(workspace_id, task_id, Ending(status=status, result=result))
+
+    async def set_status(self, workspace_id: str, status: WorkspaceStatus) -> None:
+        """Whatever the lifecycle would say to it."""
+        await self.change(
+            workspace_id,
+            lambda session: Change(replace(session.workspace, status=status), session.task),
+        )
+
+    async def cancel(
+        self, workspace_id: str, by: Caller | None = None, **fields: Any
+    ) -> CancelResult:
+        request = CancelTask(workspace_id=workspace_id, request_id="req_c", **fields)
+        return await cancel_task(
+            by or caller(), request, self.store, self.agents, self.wakeups, self.clock
+        )
+
+    async def workspace(self, workspace_id: str) -> Workspace:
+        found = await self.store.get_workspace(workspace_id)
+        assert found is not None
+        return found
+
+    async def task(self, workspace_id: str, task_id: str) -> Task:
+        found = await self.store.get_task(workspace_id, task_id)
+        assert found is not None
+        return found
+
+    async def events(self, workspace_id: str) -> Sequence[Event]:
+        return await self.store.list_events(workspace_id, 0, 10_000)
+
+    async def event_types(self, workspace_id: str) -> list[str]:
+        return [str(event.type) for event in await self.events(workspace_id)]
