@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 STATE_DIR ?= .state
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test check bench chaos soak gen format lock clean
+.PHONY: help run restart demo test test-fast test-exhaustive check bench chaos soak gen format lock clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
@@ -30,8 +30,14 @@ check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes,
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tests.edge.validate
 
-test: $(READY) ## run every test, on real PostgreSQL, real Envoy and real agents
-	@exec $(BIN)/python -m pytest
+test: $(READY) ## run the tests of every behaviour, on real PostgreSQL, real Envoy and real agents
+	@exec $(BIN)/python -m pytest --ignore=tests/exhaustive
+
+test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
+	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/test_client.py
+
+test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
+	@exec $(BIN)/python -m pytest tests/exhaustive
 
 bench: $(READY) ## measure a cancellation beside an empty call, in one run
 	@$(BIN)/python -m tests.bench.latency
@@ -53,7 +59,7 @@ clean: ## remove the environment; with STATE=1 also the state: keys, database, l
 	@$(PYTHON) -c "$$CLEAN" '$(STATE_DIR)' '$(VENV)' '$(STATE)'
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Refuses while a stack runs: it holds the lock and uses both folders.
 define CLEAN

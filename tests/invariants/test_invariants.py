@@ -1,77 +1,11 @@
-"""Random interleavings of all that may happen, on the real use cases, store, agents and controller,
-against the invariants.
+"""A short run of random interleavings against the invariants; tests/exhaustive has a long one."""
 
-INVARIANT_EXAMPLES: how many runs in memory, new ones each time, and about a tenth of that on
-PostgreSQL. Sessions race there, so a run may go another way than one that began alike, which
-hypothesis does not take: a few have a seed, and what fails stays as it is.
-"""
-
-import os
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-
-import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.stateful import run_state_machine_as_test
-
-from server.core.ports import Store
-from server.store.pool import connected, open_pool
-from server.store.postgres_store import PostgresStore
-from tests.invariants.machine import CancellationMachine
-from tests.invariants.world import OpenStores
-from tests.support.fakes import FakeStore
-
-_EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
-
-
-_SETTINGS = settings(
-    max_examples=_EXAMPLES or 80,
-    stateful_step_count=30,
-    deadline=None,
-    database=None,
-    # The same runs each time, but when more are asked for.
-    derandomize=not _EXAMPLES,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
-    print_blob=False,
-    report_multiple_bugs=False,
-)
-
-
-def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
-    class Machine(CancellationMachine):
-        def __init__(self) -> None:
-            super().__init__(open_stores)
-
-    return Machine
-
-
-async def _in_memory(
-    resources: AsyncExitStack, announce: Callable[[str], None]
-) -> tuple[Store, Store]:
-    store = FakeStore(announce)
-    return store, store
-
-
-def _on_postgres(url: str) -> OpenStores:
-    async def open_stores(
-        resources: AsyncExitStack, announce: Callable[[str], None]
-    ) -> tuple[Store, Store]:
-        pool = await resources.enter_async_context(open_pool(url, min_size=1))
-        observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
-        async with connected(pool) as connection:
-            await connection.execute("TRUNCATE workspaces, tasks, events")
-        return PostgresStore(pool, announce), PostgresStore(observing)
-
-    return open_stores
+from tests.invariants.runs import run_in_memory, run_on_postgres
 
 
 def test_in_memory() -> None:
-    run_state_machine_as_test(_machine(_in_memory), settings=_SETTINGS)
+    run_in_memory(20)
 
 
-@pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 4))
-def test_on_postgres(database_url: str, number: int) -> None:
-    # The first of them is the shortest that there is.
-    few = settings(_SETTINGS, max_examples=6, phases=[Phase.generate])
-    run_state_machine_as_test(seed(number)(_machine(_on_postgres(database_url))), settings=few)
+def test_on_postgres(database_url: str) -> None:
+    run_on_postgres(database_url, 0)
