@@ -16,6 +16,7 @@ from server.agent.session import Session, WrongTaskError
 from server.agent.shutdown import ExitCode, Shutdown
 from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
+from tests.support.waiting import settle
 
 
 class Runs:
@@ -44,11 +45,6 @@ class Runs:
     async def end(self, task_id: str) -> None:
         self.ends.setdefault(task_id, asyncio.Event()).set()
         await settle()
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 def _names(task_id: str, force_at: int | None = None) -> Directive:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
 from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 from server.pod_process import adopt
 from tests.agent.conftest import shell_call
+from tests.support.waiting import eventually_async
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
@@ -33,12 +33,6 @@ async def _run(
     tool = ShellTool(files_dir, "ws_1", 7, timeout_seconds)
     async with asyncio.timeout(30):
         return await tool.run(shell_call(command), interrupt or asyncio.Event())
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def _lives(pid_file: Path) -> bool:
@@ -111,7 +105,7 @@ async def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
     command = "(sh -c 'echo $$ > grandchild; sleep 600' & wait) & echo begun; wait"
     result = await _run(tmp_path, command, timeout_seconds=0.3)
     assert (result.status, result.exit_code, result.output) == (ToolStatus.TIMED_OUT, -9, "begun\n")
-    await _until(lambda: not _lives(tmp_path / "grandchild"))
+    await eventually_async(lambda: not _lives(tmp_path / "grandchild"))
 
 
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
@@ -123,7 +117,7 @@ async def test_broken_off_nothing_is_left_whatever_it_has_left(
     line = f"echo so far; ({start} -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' &) ; exec sleep 600"
     interrupt = asyncio.Event()
     running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
-    await _until((tmp_path / "own").exists)
+    await eventually_async((tmp_path / "own").exists)
     assert _lives(tmp_path / "own")
     if how == "interrupt":
         interrupt.set()
@@ -134,17 +128,17 @@ async def test_broken_off_nothing_is_left_whatever_it_has_left(
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    await _until(lambda: not _lives(tmp_path / "own"))
+    await eventually_async(lambda: not _lives(tmp_path / "own"))
 
 
 async def test_what_has_cleared_its_environment_ends_with_its_group(tmp_path: Path) -> None:
     line = "env -i /bin/sh -c 'echo $$ > own.new; mv own.new own; exec sleep 600' & wait"
     interrupt = asyncio.Event()
     running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
-    await _until((tmp_path / "own").exists)
+    await eventually_async((tmp_path / "own").exists)
     interrupt.set()
     assert (await running).status is ToolStatus.INTERRUPTED
-    await _until(lambda: not _lives(tmp_path / "own"))
+    await eventually_async(lambda: not _lives(tmp_path / "own"))
 
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
@@ -156,7 +150,7 @@ async def test_a_process_that_has_left_everything_ends_with_its_call(
     own = tmp_path / "own"
     left = f"(cd /; env -i setsid sh -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' > /dev/null 2>&1 &)"
     await _run(tmp_path, f"{left}; while [ ! -e {own} ]; do :; done; {end}")
-    await _until(lambda: not _lives(own))
+    await eventually_async(lambda: not _lives(own))
 
 
 async def test_what_was_adopted_is_cleared_away(tmp_path: Path) -> None:
@@ -171,8 +165,8 @@ async def test_what_ends_during_the_call_takes_no_process_number(tmp_path: Path)
     running = asyncio.create_task(
         _run(tmp_path, "(exit 0 &); (exit 0 &); echo > begun; exec sleep 600", interrupt=interrupt)
     )
-    await _until((tmp_path / "begun").exists)
-    await _until(lambda: len(set(psutil.Process().children()) - before) == 1)
+    await eventually_async((tmp_path / "begun").exists)
+    await eventually_async(lambda: len(set(psutil.Process().children()) - before) == 1)
     interrupt.set()
     assert (await running).status is ToolStatus.INTERRUPTED
 
@@ -196,7 +190,7 @@ async def test_what_flees_by_forking_is_caught(tmp_path: Path) -> None:
     interrupt = asyncio.Event()
     command = f"env -i setsid {sys.executable} relay.py & exec sleep 600"
     running = asyncio.create_task(_run(tmp_path, command, interrupt=interrupt))
-    await _until(lambda: (tmp_path / "beat").stat().st_size > 1_000)
+    await eventually_async(lambda: (tmp_path / "beat").stat().st_size > 1_000)
     interrupt.set()
     began = time.monotonic()
     assert (await running).status is ToolStatus.INTERRUPTED
@@ -229,7 +223,7 @@ async def test_a_background_child_neither_holds_the_call_nor_outlives_it(
     result = await _run(tmp_path, f"sleep 600 {redirect} & echo $! > child; echo done")
     assert result == ToolResult(status=ToolStatus.EXITED, output="done\n")
     assert time.monotonic() - began < 5
-    await _until(lambda: not _lives(tmp_path / "child"))
+    await eventually_async(lambda: not _lives(tmp_path / "child"))
 
 
 async def test_late_output_of_a_pipeline_is_waited_for(tmp_path: Path) -> None:

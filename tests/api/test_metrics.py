@@ -1,8 +1,7 @@
 """What a worker counts of its calls."""
 
-import asyncio
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -26,6 +25,7 @@ from tests.api.running import (
     running,
 )
 from tests.support.ports import free_ports
+from tests.support.waiting import eventually_async
 from tests.support.world import NOW, FakeAgents, World, busy_session, intent, task, workspace
 
 
@@ -50,12 +50,6 @@ def in_flight(metrics: Metrics, rpc: str) -> float | None:
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", {"rpc": rpc})
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.001)
-
-
 async def test_calls_are_counted_by_what_became_of_them(
     server: Running, world: World, metrics: Metrics
 ) -> None:
@@ -73,7 +67,7 @@ async def test_calls_are_counted_by_what_became_of_them(
     await server.fails(server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=busy.id)))
     await server.raw(INTERNAL + "Heartbeat", agent_bearer(busy.id))
     # A call is counted when it is over, which its caller may know a moment before.
-    await until(
+    await eventually_async(
         lambda: calls(metrics, "Heartbeat", "ok") == 1 and in_flight(metrics, "CancelTask") == 0
     )
     assert calls(metrics, "CancelTask", "ok") == 3
@@ -102,7 +96,7 @@ async def test_open_watchers_are_shown_until_they_go(
     assert in_flight(metrics, "WatchEvents") == 3
     for call in watching:
         call.cancel()
-    await until(lambda: in_flight(metrics, "WatchEvents") == 0)
+    await eventually_async(lambda: in_flight(metrics, "WatchEvents") == 0)
     assert calls(metrics, "WatchEvents", "caller_gone") == 3
 
 
@@ -122,7 +116,7 @@ async def test_no_label_grows_with_use(
         bearer(),
         messages.GetWorkspaceRequest(workspace_id="ws_1").SerializeToString(),
     )
-    await until(lambda: calls(metrics, "GetWorkspace", "internal") == 1)
+    await eventually_async(lambda: calls(metrics, "GetWorkspace", "internal") == 1)
     outcomes = {"ok", "caller_gone", *RULES}
     seen = {
         (sample.labels["rpc"], sample.labels["outcome"])

@@ -1,8 +1,7 @@
 """A stream ends when its credential does."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from server.core.api_key import ApiKey
 from server.core.errors import UnavailableError
 from tests.api.running import Failed, Running, bearer, find_key, running
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
+from tests.support.waiting import eventually_async
 from tests.support.world import NOW, World, iteration
 
 
@@ -55,12 +55,6 @@ async def server(
     )
     async with running(world, authenticator=authenticator) as started:
         yield started
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.001)
 
 
 async def last_message(
@@ -131,7 +125,7 @@ async def test_a_stream_lives_on_while_its_credential_does(
     for number in range(1, 11):
         keys.away = number > 5
         before = keys.asked
-        await until(lambda: keys.asked > before)
+        await eventually_async(lambda: keys.asked > before)
         await world.commit(busy.id, running_.id, iteration(number))
         seqs.append((await anext(stream)).event.seq)
     call.cancel()
@@ -151,7 +145,7 @@ async def test_a_watcher_that_reads_nothing_is_ended_too(
     stream = aiter(call)
     await anext(stream)
     keys.revoked = True
-    await until(lambda: not world.wakeups.is_awaited(busy.id))
+    await eventually_async(lambda: not world.wakeups.is_awaited(busy.id))
     count = 1
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         async for _ in stream:

@@ -13,7 +13,8 @@ import grpc
 import pytest
 
 from server.client import WorkspaceClient, WorkspaceServiceError
-from tests.support.stack import ROOT, Gate, Stack, Workspace, eventually
+from tests.support.stack import ROOT, Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 # Of the contract: from then on no replica takes a revoked key.
 REVOKED_SECONDS = 10.0

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 from tests.support.wires import Failed
 
 RULES = {

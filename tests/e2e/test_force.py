@@ -5,7 +5,8 @@ import time
 import psutil
 import pytest
 
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 # Told apart from every other sleep on the machine by their numbers.
 PLAIN, OWN_SESSION, NOTHING_LEFT = "86400.0625", "86400.1875", "86400.3125"

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.support.stack import Stack, Workspace, eventually, running
+from tests.support.stack import Stack, Workspace, running
+from tests.support.waiting import eventually
 
 # Told apart from every other sleep on the machine by their numbers.
 STUBBORN, HIDDEN, GONE = "86400.125", "86400.375", "86400.625"

@@ -15,7 +15,8 @@ import pytest
 
 from server.stack import postgres
 from tests.support.ports import free_ports
-from tests.support.stack import ROOT, Gate, Stack, Workspace, eventually, processes_of
+from tests.support.stack import ROOT, Gate, Stack, Workspace, processes_of
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.stack import postgres
 from tests.support.ports import free_ports
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 # By how far their ports are behind METRICS_PORT.
 WORKER, FLEET = PROGRAMS = (0, 1)

@@ -15,7 +15,8 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.support.otlp import Receiver
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 PUBLIC = "evershell.workspace.v1.WorkspaceService/"
 INTERNAL = "evershell.agent.v1.RuntimeService/"

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.stack import Stack, Workspace, eventually
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
 
 WATCHERS = 1000
 # What one may cost the worker and Envoy; 38 and 69 were measured.

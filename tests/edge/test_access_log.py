@@ -18,7 +18,8 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import RunningEdge, Stub, running_edge, until
+from tests.support.edge.stub import RunningEdge, Stub, running_edge
+from tests.support.waiting import eventually
 
 # The bucket, and a line with every field at its bound.
 _PER_SECOND = 20
@@ -64,7 +65,7 @@ class Log:
 
     def assert_all(self, calls: int) -> None:
         """Each of the calls is in the log, or counted among those that were left out."""
-        until(lambda: len(self.lines()) + self.denied() - self._denied >= calls)
+        eventually(lambda: len(self.lines()) + self.denied() - self._denied >= calls)
         assert len(self.lines()) + self.denied() - self._denied == calls
 
     def assert_bounded(self) -> None:
@@ -117,7 +118,7 @@ def rapid_reset(edge: RunningEdge, client: httpx.Client) -> int:
     before = edge.stat("http.rest.downstream_rq_total")
     for _ in range(10):
         _reset(edge.settings.rest_port, 2_000)
-    until(lambda: edge.stat("http.rest.downstream_rq_active") == 0)
+    eventually(lambda: edge.stat("http.rest.downstream_rq_active") == 0)
     seen = edge.stat("http.rest.downstream_rq_total") - before
     assert seen >= 1_000
     return seen
@@ -169,7 +170,7 @@ def test_what_a_worker_answers_is_all_there(
             for failing in ("error_unavailable", "raise"):
                 with suppress(grpc.RpcError):
                     stub.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id=failing))
-    until(lambda: len(log.lines()) >= 300)
+    eventually(lambda: len(log.lines()) >= 300)
     assert Counter(
         (line["path"].startswith("/v1"), line["status"], line["grpc_status"])
         for line in log.lines()
@@ -191,6 +192,6 @@ def test_every_field_that_a_caller_chooses_has_a_bound(
     quiet_edge.raw(
         b"GET / HTTP/1.1\r\nhost: x\r\nx-request-id: " + b"r" * 3_000 + b"\r\nbad\r\n\r\n"
     )
-    until(lambda: len(log.lines()) == 4)
+    eventually(lambda: len(log.lines()) == 4)
     assert max(len(json.dumps(line)) for line in log.lines()) < _LINE_BYTES
     assert (len(log.lines()[0]["path"]), len(log.lines()[0]["user_agent"])) == (300, 200)

@@ -12,7 +12,8 @@ from tests.support.edge.answers import Answer, check
 from tests.support.edge.cases import CASES, Case
 from tests.support.edge.clients import Client, Node, Request, curl, httpx_client, is_whole, parse
 from tests.support.edge.raw_cases import RAW_CASES
-from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, until
+from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +96,4 @@ def assert_logged(edge: RunningEdge, answer: Answer) -> None:
     request_id = answer.header("x-request-id")
     assert request_id
     log = edge.settings.admin_socket.parent / "envoy.log"
-    until(lambda: request_id in log.read_text())
+    eventually(lambda: request_id in log.read_text())

@@ -5,7 +5,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import Stub, running_edge, serving, until
+from tests.support.edge.stub import Stub, running_edge, serving
+from tests.support.waiting import eventually
 
 Health = health_pb2.HealthCheckResponse
 
@@ -24,7 +25,7 @@ def test_calls_follow_what_is_known_at_once(tmp_path_factory: pytest.TempPathFac
         for _ in range(3):
             assert status() == 200
             stub.set_serving(Health.NOT_SERVING)
-            until(lambda: known("/failed_active_hc"))
+            eventually(lambda: known("/failed_active_hc"))
             assert status() == 503
             stub.set_serving(Health.SERVING)
-            until(lambda: known("healthy"))
+            eventually(lambda: known("healthy"))

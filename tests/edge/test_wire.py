@@ -24,7 +24,8 @@ from tests.edge.worker import Worker, worker
 from tests.support.edge.answers import Answer, check
 from tests.support.edge.cases import CANCEL
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import RunningEdge, Stub, running_edge, until
+from tests.support.edge.stub import RunningEdge, Stub, running_edge
+from tests.support.waiting import eventually
 
 SLOW = "/v1/workspaces/slow/task/cancel"
 # Envoy asks a worker each second, and waits two for the answer; a machine that is busy takes its
@@ -82,7 +83,7 @@ def test_what_http2_refuses_ends_its_own_stream_alone(edge: RunningEdge, stub: S
     ended: dict[int, str] = {}
     with socket.create_connection(("127.0.0.1", edge.settings.rest_port), timeout=15) as wire:
         wire.sendall(connection.data_to_send())
-        until(lambda: bool(stub.seen))
+        eventually(lambda: bool(stub.seen))
         connection.send_headers(3, [*request, ("x_under", "score")], end_stream=True)
         while ended.keys() != {1, 3}:
             wire.sendall(connection.data_to_send())
@@ -102,7 +103,7 @@ def test_access_log(edge: RunningEdge, stub: Stub) -> None:
         f"{edge.rest_url}/v1/workspaces/ws_1/tasks?page_token=private", trust_env=False
     )
     request_id = answer.headers["x-request-id"]
-    until(lambda: request_id in log.read_text())
+    eventually(lambda: request_id in log.read_text())
     line = next(line for line in log.read_text().splitlines() if request_id in line)
     entry = json.loads(line)
     assert (entry["method"], entry["path"], entry["status"]) == (
@@ -147,10 +148,10 @@ def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> No
             pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60)
             for _ in range(2)
         ]
-        until(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
+        eventually(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
         os.kill(workers[0].process.pid, signal.SIGSTOP)
         began = time.monotonic()
-        until(lambda: psutil.Process(workers[0].process.pid).status() == psutil.STATUS_STOPPED)
+        eventually(lambda: psutil.Process(workers[0].process.pid).status() == psutil.STATUS_STOPPED)
         answers = [each.result() for each in slow]
     assert time.monotonic() - began < 15
     failed, succeeded = sorted(answers, key=lambda answer: answer.status_code, reverse=True)
@@ -159,7 +160,7 @@ def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> No
     assert (error["code"], failed.headers["retry-after"]) == ("unavailable", "1")
     assert failed.elapsed.total_seconds() < NOTICED_SECONDS
     assert succeeded.status_code == 202
-    until(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
+    eventually(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
     assert [httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)] == [
         202
     ] * 4
@@ -171,9 +172,9 @@ def test_a_worker_that_drains_ends_its_calls(workers: list[Worker], pair: Runnin
             pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60)
             for _ in range(2)
         ]
-        until(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
+        eventually(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
         workers[0].process.terminate()
-        until(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
+        eventually(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
         assert [
             httpx.post(pair.rest_url + CANCEL, trust_env=False).status_code for _ in range(4)
         ] == [202] * 4
@@ -191,14 +192,14 @@ def test_one_connection_too_many_is_closed(
         ExitStack() as opened,
     ):
         address = ("127.0.0.1", running.settings.rest_port)
-        until(lambda: running.stat("http.rest.downstream_cx_active") == 0)
+        eventually(lambda: running.stat("http.rest.downstream_cx_active") == 0)
         idle = [
             opened.enter_context(socket.create_connection(address, timeout=15)) for _ in range(3)
         ]
-        until(lambda: running.stat("http.rest.downstream_cx_active") == 3)
+        eventually(lambda: running.stat("http.rest.downstream_cx_active") == 3)
         assert not running.answers(200)
         idle[0].close()
-        until(lambda: running.answers(200))
+        eventually(lambda: running.answers(200))
 
 
 def test_too_much_memory_is_told_as_unavailable(
@@ -208,7 +209,7 @@ def test_too_much_memory_is_told_as_unavailable(
     with running_edge(
         short_directory(tmp_path_factory), _stub_and_address[1], hurry=little, healthz=503
     ) as running:
-        until(
+        eventually(
             lambda: (
                 running.stat("overload.envoy.overload_actions.stop_accepting_requests.active") == 1
             )

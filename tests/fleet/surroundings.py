@@ -13,6 +13,7 @@ from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
 from server.metrics import Backlog
+from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 
 HOST = "host_1"
@@ -134,9 +135,3 @@ class Fleet:
         """One scan, and all that follows from it at once."""
         async with self.running():
             pass
-
-
-async def settle() -> None:
-    """Lets everything run that has something to do."""
-    for _ in range(50):
-        await asyncio.sleep(0)

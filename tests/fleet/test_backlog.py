@@ -8,7 +8,8 @@ from server.core.workspace import WorkspaceStatus
 from server.fleet import redelivery
 from server.fleet.redelivery import FIRST_AFTER
 from server.metrics import Metrics
-from tests.fleet.surroundings import Fleet, settle
+from tests.fleet.surroundings import Fleet
+from tests.support.waiting import settle
 
 
 @pytest.fixture

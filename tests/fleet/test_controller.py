@@ -15,7 +15,8 @@ from server.core.lifecycle import Change, Session
 from server.core.task import Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT
-from tests.fleet.surroundings import BOUNDS, HOST, Fleet, settle
+from tests.fleet.surroundings import BOUNDS, HOST, Fleet
+from tests.support.waiting import settle
 from tests.support.world import NOW, intent
 
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY

@@ -13,7 +13,8 @@ from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace
 from server.fleet import redelivery
 from server.fleet.redelivery import FIRST_AFTER, Redelivery
-from tests.fleet.surroundings import Fleet, settle
+from tests.fleet.surroundings import Fleet
+from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 
 LATER = NOW + timedelta(seconds=1) + FIRST_AFTER

@@ -12,8 +12,8 @@ from server.config import Settings
 from server.stack import log_files
 from server.stack.log_files import LogFile, open_log, rotate
 from server.stack.supervisor import Program, Supervisor, ended
-from tests.support.edge.stub import until
 from tests.support.small_disk import fill, small_disk
+from tests.support.waiting import eventually
 
 _SIZE = 1_000
 
@@ -74,7 +74,7 @@ def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None
     for number in range(10):
         program.stdin.write(f"{number}".encode() * _SIZE)
         program.stdin.flush()
-        until(lambda: path.stat().st_size == _SIZE)
+        eventually(lambda: path.stat().st_size == _SIZE)
         rotate([of(path, _SIZE, 100)])
         # No hole where the program had been.
         assert path.stat().st_size == 0

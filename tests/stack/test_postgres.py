@@ -15,7 +15,7 @@ from server.stack import postgres
 from server.stack.postgres import STOP_SIGNAL, Places
 from server.stack.supervisor import Program, Supervisor
 from tests.support.small_disk import fill, free, small_disk
-from tests.support.stack import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from server.stack.supervisor import Program, Supervisor
+from tests.support.waiting import eventually_async
 
 LIMIT_BYTES = 96 * 2**20
 WAIT_SECONDS = 15.0
@@ -45,12 +46,6 @@ def count(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not holds():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_program_that_grows_beyond_its_limit_ends_and_comes_back(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
@@ -64,13 +59,13 @@ async def test_a_program_that_grows_beyond_its_limit_ends_and_comes_back(
                 largest = max(largest, psutil.Process(pid).memory_info().rss)
         return count(starts) >= 3
 
-    await until(has_come_back)
+    await eventually_async(has_come_back)
     assert largest < 1.5 * LIMIT_BYTES, "the kernel has refused it more"
 
 
 async def test_what_is_asked_for_at_once_is_refused(supervisor: Supervisor, tmp_path: Path) -> None:
     starts = await start(supervisor, tmp_path, LEAPS)
-    await until(lambda: count(starts) >= 2)
+    await eventually_async(lambda: count(starts) >= 2)
     assert "MemoryError" in (tmp_path / "logs" / "program.log").read_text()
 
 
@@ -78,7 +73,7 @@ async def test_a_program_within_its_limit_is_left_alone(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     starts = await start(supervisor, tmp_path, STAYS)
-    await until(lambda: count(starts) == 1)
+    await eventually_async(lambda: count(starts) == 1)
     # Longer than the supervisor takes to look at it twice.
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(2.5):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from server.store.shared_reads import BatchedReads, SharedReads
+from tests.support.waiting import settle
 
 
 class Log:
@@ -41,11 +42,6 @@ class Log:
 @pytest.fixture
 def log() -> Log:
     return Log()
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 async def test_all_who_ask_together_share_one_read(log: Log) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.stack import Workspace, eventually
+from tests.support.stack import Workspace
+from tests.support.waiting import eventually
 
 
 @contextmanager

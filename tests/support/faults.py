@@ -10,7 +10,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tests.support.stack import Workspace, eventually
+from tests.support.stack import Workspace
+from tests.support.waiting import eventually
 
 
 def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:

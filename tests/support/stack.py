@@ -5,35 +5,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import psycopg
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from server.fleet import processes
 from server.fleet.processes import Pod
 from tests.support.ports import free_ports
+from tests.support.waiting import eventually
 from tests.support.wires import Grpc, Rest
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
 ROOT = Path(__file__).resolve().parents[2]
-
-T = TypeVar("T")
-
-
-def eventually(probe: Callable[[], T], timeout_seconds: float = 15.0) -> T:
-    """Asks until the answer is true. Raises tenacity.RetryError."""
-    again = Retrying(
-        retry=retry_if_result(lambda answer: not answer),
-        stop=stop_after_delay(timeout_seconds),
-        wait=wait_fixed(0.02),
-    )
-    return again(probe)
 
 
 class Stack:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenacity import RetryError
-
 from tests.exhaustive.chaos import sightings
 from tests.exhaustive.chaos.answers import Answer
 from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
@@ -20,7 +18,8 @@ from tests.exhaustive.chaos.load import Load
 from tests.exhaustive.chaos.plan import Plan
 from tests.exhaustive.chaos.sightings import Figures
 from tests.exhaustive.chaos.verdict import violations
-from tests.support.stack import Stack, Workspace, eventually, processes_of
+from tests.support.stack import Stack, Workspace, processes_of
+from tests.support.waiting import eventually
 
 WORKERS = 2
 # Until all is quiet after the last fault.
@@ -62,10 +61,10 @@ def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) 
         eventually(lambda: not list(sightings.strays(stack, workspace_ids)), _CLEARED_SECONDS)
         after = sightings.figures(stack, workspace_ids)
         seen += sightings.leaks(played.before, after, WORKERS, len(workspace_ids))
-    except (RetryError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         seen += (
             [*sightings.strays(stack, workspace_ids)]
-            if isinstance(error, RetryError)
+            if isinstance(error, TimeoutError)
             else [f"an agent is missing: {error}"]
         )
     rows = sightings.tasks(stack), sightings.events(stack), sightings.last_seqs(stack)

@@ -9,7 +9,8 @@ import pytest
 
 from server.fleet.processes import ProcessId
 from tests.support import faults
-from tests.support.stack import Stack, Workspace, eventually, running
+from tests.support.stack import Stack, Workspace, running
+from tests.support.waiting import eventually
 
 # Distinct from every other sleep on the machine.
 LEFT = "86400.9375"

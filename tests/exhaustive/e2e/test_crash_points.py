@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import faults
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 
 @dataclass(frozen=True, slots=True)

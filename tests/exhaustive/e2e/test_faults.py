@@ -17,7 +17,8 @@ from evershell.agent.v1 import agent_service_pb2 as messages
 from tests.exhaustive.e2e import stand_in
 from tests.support import faults
 from tests.support.commit_barrier import await_waiting, next_event_held_up
-from tests.support.stack import Gate, Stack, Workspace, eventually, running
+from tests.support.stack import Gate, Stack, Workspace, running
+from tests.support.waiting import eventually
 
 # Told apart from every other sleep on the machine by its number.
 LEFT_BEHIND = "86400.625"

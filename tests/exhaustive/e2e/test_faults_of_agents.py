@@ -23,7 +23,8 @@ from server.core.runtime import AgentIdentity
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from tests.support import faults
-from tests.support.stack import STOP_SECONDS, Stack, Workspace, eventually, running
+from tests.support.stack import STOP_SECONDS, Stack, Workspace, running
+from tests.support.waiting import eventually
 
 LEASE_SECONDS = 4
 # Told apart from every other sleep on the machine by their numbers.

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support import faults
 from tests.support.commit_barrier import await_waiting, next_event_held_up
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 # How long a caller with a deadline waits: long enough for its call to get to each of the points.
 DEADLINE_SECONDS = 1.0

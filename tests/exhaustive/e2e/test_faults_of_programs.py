@@ -19,7 +19,8 @@ import pytest
 
 from tests.support import faults
 from tests.support.commit_barrier import await_waiting
-from tests.support.stack import ROOT, STOP_SECONDS, Gate, Stack, Workspace, eventually
+from tests.support.stack import ROOT, STOP_SECONDS, Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 # Within this, a call is told that the database does not answer.
 ANSWER_SECONDS = 5.0

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.ports import free_ports
 from tests.support.small_disk import fill, free, small_disk
-from tests.support.stack import Gate, Stack, Workspace, eventually
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 _LEASE_SECONDS = 2
 # Where the logs of the programs, and those of the agents, are.

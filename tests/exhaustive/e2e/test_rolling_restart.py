@@ -10,7 +10,8 @@ import psutil
 
 from tests.exhaustive.e2e.load import Caller, GrpcCaller, Load, RestCaller
 from tests.support.programs import run
-from tests.support.stack import Stack, Workspace, eventually
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
 
 log = logging.getLogger(__name__)
 

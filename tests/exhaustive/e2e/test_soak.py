@@ -6,7 +6,8 @@ import asyncio
 
 from tests.exhaustive.soak.calls import Mix
 from tests.exhaustive.soak.holdings import grown_files, holdings
-from tests.support.stack import Stack, Workspace, eventually
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
 
 WARM_UP, CALLS = 100, 300
 

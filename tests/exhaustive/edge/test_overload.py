@@ -13,7 +13,8 @@ from tests.support.edge.cases import CANCEL, TASKS
 from tests.support.edge.clients import is_whole, parse
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.rich_status import told
-from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, running_edge, until
+from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, running_edge
+from tests.support.waiting import eventually
 
 # As envoy.yaml has them.
 LARGE_BODIES = 64
@@ -46,7 +47,7 @@ def test_idle_connections_make_room_before_there_is_none(
         )
         for _ in range(19):
             opened.enter_context(connected(edge, b""))
-        until(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") == 19)
+        eventually(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") == 19)
         assert cancels(edge)
 
 
@@ -62,8 +63,8 @@ def test_when_memory_runs_out_what_holds_the_most_is_reset(
         )
         for _ in range(8):
             opened.enter_context(connected(edge, request))
-        until(lambda: edge.stat("envoy.overload_actions.reset_high_memory_stream.count") > 0)
-        until(lambda: cancels(edge))
+        eventually(lambda: edge.stat("envoy.overload_actions.reset_high_memory_stream.count") > 0)
+        eventually(lambda: cancels(edge))
 
 
 def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(
@@ -73,7 +74,7 @@ def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(
     with ExitStack() as opened:
         for _ in range(LARGE_BODIES):
             opened.enter_context(connected(edge, head.encode()))
-        until(lambda: large_bodies(edge) == LARGE_BODIES)
+        eventually(lambda: large_bodies(edge) == LARGE_BODIES)
         assert cancels(edge)
         small = httpx.post(edge.rest_url + TASKS, json={"description": "x"}, trust_env=False)
         assert small.status_code == 202
@@ -82,7 +83,7 @@ def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(
         while not is_whole(received):
             received += one_more.recv(65536)
         assert parse(received).status == 503
-    until(lambda: large_bodies(edge) == 0)
+    eventually(lambda: large_bodies(edge) == 0)
 
 
 def large_bodies(edge: RunningEdge) -> int:
@@ -115,4 +116,4 @@ def test_streams_without_a_credential_are_few_at_a_time(
     assert other.Check(request).status == health_pb2.HealthCheckResponse.SERVING
     for watch in watches:
         watch.cancel()
-    until(lambda: edge.stat("cluster.introspection.upstream_rq_active") == 0)
+    eventually(lambda: edge.stat("cluster.introspection.upstream_rq_active") == 0)

@@ -1,10 +1,9 @@
 """One process of Envoy follows another: on a restart, behind a crash, and at the end."""
 
-import asyncio
 import shutil
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.support.edge.certificates import Authority
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.ports import free_ports
+from tests.support.waiting import eventually_async
 
 CALL = "/v1/workspaces/ws_1"
 
@@ -43,19 +43,13 @@ class Supervised:
     async def follow(self) -> int:
         """Has the next process take over; returns the id of the one before."""
         old = await self.supervisor.replace("envoy", self.process.next(), START_SECONDS)
-        await holds(self.process.is_live)
+        await eventually_async(self.process.is_live)
         return old.pid
 
     def left_in_memory(self) -> Path:
         """What the process that runs would leave there by itself."""
         command = psutil.Process(self.pid).cmdline()
         return Path("/dev/shm") / f"envoy_shared_memory_{command[command.index('--base-id') + 1]}0"  # noqa: S108 - Envoy's choice
-
-
-async def holds(probe: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(START_SECONDS):
-        while not await probe():
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -69,7 +63,7 @@ async def supervised(
     supervisor = Supervisor(directory)
     try:
         await supervisor.start(Program("envoy", process.first))
-        await holds(process.is_live)
+        await eventually_async(process.is_live)
         scheme = "https" if tls else "http"
         yield Supervised(f"{scheme}://127.0.0.1:{settings.rest_port}", process, supervisor)
     finally:
@@ -121,10 +115,10 @@ async def test_a_process_that_dies_is_followed_by_one_that_serves(
     if dies != "by itself":
         await running.supervisor.replace("envoy", running.process.next(), LEAVE_SECONDS)
     if dies == "while the one before leaves":
-        await holds(running.process.is_live)
+        await eventually_async(running.process.is_live)
     dead = running.pid
     running.supervisor.send_signal(signal.SIGKILL, "envoy")
-    await holds(lambda: running.is_another_than(dead))
+    await eventually_async(lambda: running.is_another_than(dead))
     await running.supervisor.left()
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(running.url + CALL)).status_code == 200
@@ -164,7 +158,7 @@ async def test_nothing_of_it_stays_in_memory(
         assert first.exists()
         dead = edge.pid
         edge.supervisor.send_signal(signal.SIGKILL, "envoy")
-        await holds(lambda: edge.is_another_than(dead))
+        await eventually_async(lambda: edge.is_another_than(dead))
         assert not first.exists()
         second = edge.left_in_memory()
         await edge.follow()

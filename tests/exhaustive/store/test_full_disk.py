@@ -23,7 +23,7 @@ from server.store.pool import connected, open_pool
 from server.store.postgres_store import PostgresStore
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.store.examples import intent, permission, with_task, workspace
-from tests.support.store.locks import until
+from tests.support.waiting import eventually_async
 
 # PostgreSQL's own files take 42 MB, and each segment of its log 16 MB.
 _DISK_BYTES = 96 * 1024 * 1024
@@ -111,7 +111,7 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
             ).recorded
             busy.pop()
 
-        await until(all_have_failed)
+        await eventually_async(all_have_failed)
         # Reads need no disk.
         for at in created:
             stored = await store.get_workspace(at.id)
@@ -152,7 +152,7 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
             await calls.make("read", lambda: store.get_workspace(at.id))
             return {"submit", "cancel", "read"} == set(calls.unavailable)
 
-        await until(all_have_failed)
+        await eventually_async(all_have_failed)
         free(disk)
 
         async def is_back() -> bool:
@@ -162,7 +162,7 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
                 return await store.get_task(at.id, task.id) is not None
             return False
 
-        await until(is_back)
+        await eventually_async(is_back)
         found = await store.record_cancellation(permission(), at.id, task.id, intent())
         assert found.recorded == ("cancel" not in calls.succeeded)
         await with_task(store)

@@ -28,7 +28,8 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
-from tests.support.store.locks import held, until
+from tests.support.store.locks import held
+from tests.support.waiting import eventually_async
 
 
 async def test_without_a_server_everything_is_unavailable() -> None:
@@ -107,7 +108,7 @@ async def test_a_frozen_server_is_unavailable_within_the_callers_time(
                 return await store.get_workspace("ws_1") is None
             return False
 
-        await until(answers)
+        await eventually_async(answers)
 
 
 async def _pids_of(url: str, what: str) -> list[int]:

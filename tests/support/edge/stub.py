@@ -8,8 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from server.api.server import OPTIONS
 from server.stack.envoy import ROOT, Edge, Tls, command, render
 from tests.support.edge.answers import rule
 from tests.support.ports import free_ports
+from tests.support.waiting import eventually
 
 START_SECONDS = 15
 CODES = {status.value[0]: status for status in grpc.StatusCode}
@@ -222,14 +222,6 @@ class RunningEdge:
         return received
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Waits for something to hold, and fails when it takes too long."""
-    deadline = time.monotonic() + START_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold in time"
-        time.sleep(0.02)
-
-
 @contextmanager
 def running_edge(
     directory: Path,
@@ -265,7 +257,7 @@ def running_edge(
     with (directory / "envoy.log").open("w") as log:
         process = subprocess.Popen(at_once, stdout=log, stderr=log)
     try:
-        until(lambda: edge.answers(healthz))
+        eventually(lambda: edge.answers(healthz))
         yield edge
     finally:
         process.terminate()

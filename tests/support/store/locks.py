@@ -1,18 +1,12 @@
 """Holds a workspace's lock, so that a test decides in which order others come to it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 from psycopg import AsyncConnection
 
-
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-    """Returns once it holds. Raises TimeoutError after 10 s."""
-    async with asyncio.timeout(10):
-        while not await condition():
-            await asyncio.sleep(0.005)
+from tests.support.waiting import eventually_async
 
 
 @asynccontextmanager
@@ -32,6 +26,6 @@ async def held(
                 row = await (await observer.execute(query)).fetchone()
                 return row is not None and row[0] >= count
 
-            await until(reached)
+            await eventually_async(reached)
 
         yield queued

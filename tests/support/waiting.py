@@ -1,0 +1,54 @@
+"""Waits for a condition, with a limit."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+T = TypeVar("T")
+
+_POLL = wait_fixed(0.01)
+_UNTIL_TRUE = retry_if_result(lambda answer: not answer)
+
+
+def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
+    """Calls the condition until its result is true, and returns that. Raises TimeoutError."""
+    again = Retrying(
+        retry=_UNTIL_TRUE,
+        stop=stop_after_delay(timeout_seconds),
+        wait=_POLL,
+        retry_error_callback=lambda _: _fail(condition, timeout_seconds),
+    )
+    return again(condition)
+
+
+async def eventually_async(condition: Callable[[], object], timeout_seconds: float = 15.0) -> Any:
+    """Does the same without blocking the event loop; the condition may be a coroutine function."""
+
+    async def ask() -> Any:
+        answer = condition()
+        return await answer if inspect.isawaitable(answer) else answer
+
+    again = AsyncRetrying(
+        retry=_UNTIL_TRUE,
+        stop=stop_after_delay(timeout_seconds),
+        wait=_POLL,
+        retry_error_callback=lambda _: _fail(condition, timeout_seconds),
+    )
+    return await again(ask)
+
+
+async def settle() -> None:
+    """Runs every task of the event loop that is ready, and those that become ready by that."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def _fail(condition: Callable[[], object], timeout_seconds: float) -> None:
+    try:
+        named = " ".join(inspect.getsource(condition).split())
+    except (OSError, TypeError):
+        named = repr(condition)
+    raise TimeoutError(f"not true within {timeout_seconds:g} s: {named}")
