@@ -24,6 +24,7 @@ RELEASED = PROTOS / "released.binpb"
 DESCRIPTOR_SET = "workspace.binpb"
 ROUTES = "routes.json"
 OPENAPI = "openapi.yaml"
+SLUGS = "evershell/workspace/v1/error_slugs.py"
 
 
 def proto_files() -> list[str]:
@@ -69,8 +70,19 @@ def generate(out: Path) -> None:
         details,
     )
     protos = Protos(descriptor_set.read_bytes())
+    (out / SLUGS).write_text(slugs(protos))
     (out / ROUTES).write_text(json.dumps(edge(protos), indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
+
+
+def slugs(protos: Protos) -> str:
+    """A Python module with the type of the error slugs."""
+    values = "\n".join(f'    "{rule.slug}",' for rule in protos.rules())
+    return (
+        '"""The error slugs of error.proto."""\n\n'
+        "from typing import Literal, TypeAlias\n\n"
+        f"Slug: TypeAlias = Literal[\n{values}\n]\n"
+    )
 
 
 def generated_files(directory: Path) -> dict[str, bytes]:

@@ -108,11 +108,11 @@ class _Document:
                 binding, name
             )
         service, rules = self._protos.service, self._protos.rules()
-        called = {rule.code for binding in bindings for rule in self._protos.errors(binding)}
+        called = {rule.slug for binding in bindings for rule in self._protos.errors(binding)}
         elsewhere = "".join(
-            f"\n- {rule.http} `{rule.code}`: {rule.message}"
+            f"\n- {rule.http} `{rule.slug}`: {rule.message}"
             for rule in rules
-            if rule.code not in called
+            if rule.slug not in called
         )
         # The schema of an error is there before the narrower ones that refer to it.
         self._schema(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
@@ -138,7 +138,7 @@ class _Document:
                 },
                 "schemas": self._schemas | {"ErrorEnvelope": ENVELOPE},
                 "responses": self._responses,
-                "examples": {rule.code: _example(rule) for rule in rules},
+                "examples": {rule.slug: _example(rule) for rule in rules},
                 "headers": HEADERS,
             },
         }
@@ -214,7 +214,7 @@ class _Document:
 
     def _failure(self, rules: list[Rule]) -> dict[str, Any]:
         """The answers that share a status; operations with the same ones share the response."""
-        codes = [rule.code for rule in rules]
+        codes = [rule.slug for rule in rules]
         headers = ["x-request-id"]
         if any("retry_after_seconds" in rule.details for rule in rules):
             headers.append("retry-after")
@@ -223,7 +223,7 @@ class _Document:
         narrowed = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
         name = "_or_".join(codes)
         self._responses[name] = {
-            "description": "\n".join(f"- `{rule.code}`: {rule.message}" for rule in rules),
+            "description": "\n".join(f"- `{rule.slug}`: {rule.message}" for rule in rules),
             "headers": _headers(*headers),
             "content": {
                 "application/json": {
@@ -311,11 +311,11 @@ ENVELOPE = {
 
 
 def _example(rule: Rule) -> dict[str, Any]:
-    error: dict[str, Any] = {"code": rule.code, "message": rule.message, "request_id": REQUEST_ID}
+    error: dict[str, Any] = {"code": rule.slug, "message": rule.message, "request_id": REQUEST_ID}
     if rule.details:
         error["details"] = json.loads(rule.details)
     return {
-        "summary": f"{rule.http} {rule.code}",
+        "summary": f"{rule.http} {rule.slug}",
         "description": rule.example,
         "value": {"error": error},
     }

@@ -79,7 +79,7 @@ GRPC_CALL = {
 
 def _headers(rule: Rule) -> dict[str, str]:
     """What an answer with this code has beside its body."""
-    return {"retry-after": str(RETRY_AFTER_SECONDS)} if rule.code == RETRYABLE else {}
+    return {"retry-after": str(RETRY_AFTER_SECONDS)} if rule.slug == RETRYABLE else {}
 
 
 def header(name: str, value: str) -> dict[str, Any]:
@@ -91,21 +91,26 @@ def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
     """The envelope for each status with which the edge itself may answer."""
     by_status = defaultdict(list)
     for rule in rules:
-        by_status[rule.http].append(replace(rule, message=MESSAGES.get(rule.code, rule.message)))
+        by_status[rule.http].append(replace(rule, message=MESSAGES.get(rule.slug, rule.message)))
     chosen = {status: _plainest(candidates) for status, candidates in sorted(by_status.items())}
-    by_code = {rule.code: rule for rule in rules}
+    by_slug = {rule.slug: rule for rule in rules}
     mappers = [
-        _unread(by_code[code], details, message or by_code[code].message)
+        _unread(by_slug[code], details, message or by_slug[code].message)
         for code, details, message in UNREAD
     ]
-    for status, rule in chosen.items():
-        if rule:
+    for status, chosen_rule in chosen.items():
+        if chosen_rule:
             mappers.append(
-                _mapper("EQ", status, rule, NEW_REQUEST_ID if status in NEVER_READ else REQUEST_ID)
+                _mapper(
+                    "EQ",
+                    status,
+                    chosen_rule,
+                    NEW_REQUEST_ID if status in NEVER_READ else REQUEST_ID,
+                )
             )
     # Whatever Envoy calls it, this is the client's fault.
     encoding = replace(
-        by_code["validation_error"],
+        by_slug["validation_error"],
         message="The transfer encoding is none that there is; chunked is the only one.",
     )
     mappers.append(_mapper("EQ", 501, encoding, NEW_REQUEST_ID) | {"status_code": encoding.http})
@@ -123,7 +128,7 @@ def _plainest(candidates: list[Rule]) -> Rule | None:
     several others, none.
     """
     own = [rule for rule in candidates if rule.edge_only]
-    same = [rule for rule in candidates if rule.code.upper() == code_pb2.Code.Name(rule.grpc)]
+    same = [rule for rule in candidates if rule.slug.upper() == code_pb2.Code.Name(rule.grpc)]
     fallback = [rule for rule in candidates if rule.fallback]
     chosen = own or same or fallback or candidates
     return chosen[0] if len(chosen) == 1 else None
@@ -133,7 +138,7 @@ def _mapper(
     comparison: str, status: int, rule: Rule, request_id: dict[str, str] = REQUEST_ID
 ) -> dict[str, Any]:
     envelope = {
-        "error": {"code": rule.code, "message": rule.message, "request_id": "%RESP(x-request-id)%"}
+        "error": {"code": rule.slug, "message": rule.message, "request_id": "%RESP(x-request-id)%"}
     }
     headers = request_id | _headers(rule)
     return {
@@ -180,9 +185,9 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     chosen = {grpc: _plainest(candidates) for grpc, candidates in sorted(by_status.items())}
     return {
         str(grpc): {
-            "code": rule.code,
+            "code": rule.slug,
             "status": str(rule.http),
-            "message": BARE_MESSAGES.get(rule.code, rule.message),
+            "message": BARE_MESSAGES.get(rule.slug, rule.message),
             "retry_after": _headers(rule).get("retry-after", ""),
         }
         for grpc, rule in chosen.items()
@@ -196,21 +201,21 @@ def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> lis
 
     `size_limits` maps the path of a method to the size limit of its requests.
     """
-    by_code = {rule.code: rule for rule in rules}
+    by_slug = {rule.slug: rule for rule in rules}
     mappers = []
     for path, limit in size_limits.items():
         text = f"The request is larger than the {limit:,} bytes that this method takes."
         method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
-        mapper = _grpc_mapper(("EQ", 413), 400, by_code["validation_error"], text, method)
+        mapper = _grpc_mapper(("EQ", 413), 400, by_slug["validation_error"], text, method)
         # Set directly, because Envoy maps no HTTP status to INVALID_ARGUMENT.
         mapper["headers_to_add"].append(
-            header("grpc-status", str(by_code["validation_error"].grpc))
+            header("grpc-status", str(by_slug["validation_error"].grpc))
         )
         mappers.append(mapper)
     for comparison, status, shown, code, message in GRPC_REPLIES:
         mappers.append(
             _grpc_mapper(
-                (comparison, status), shown, by_code[code], message or by_code[code].message
+                (comparison, status), shown, by_slug[code], message or by_slug[code].message
             )
         )
     return mappers + local_replies(rules)
@@ -235,8 +240,8 @@ def _rich_status(rule: Rule, text: str) -> str:
     """google.rpc.Status as a header carries it; without RequestInfo, since it is the same for every
     call.
     """
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.code.upper(), domain=DOMAIN)]
-    if rule.code == RETRYABLE:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.slug.upper(), domain=DOMAIN)]
+    if rule.slug == RETRYABLE:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []

@@ -41,9 +41,9 @@ class Binding:
 
 @dataclass(frozen=True)
 class Rule:
-    """One error code: how it looks on each wire, and its text."""
+    """The rule of one error code: its representation over gRPC and REST, and its texts."""
 
-    code: str
+    slug: str
     grpc: int
     http: int
     edge_only: bool
@@ -91,9 +91,8 @@ class Protos:
         known = message_factory.GetMessageClass(
             self.pool.FindMessageTypeByName(options.DESCRIPTOR.full_name)
         )
-        return known.FromString(options.SerializeToString()).Extensions[
-            self.pool.FindExtensionByName(extension)
-        ]
+        message: Any = known.FromString(options.SerializeToString())
+        return message.Extensions[self.pool.FindExtensionByName(extension)]
 
     def bindings(self) -> list[Binding]:
         """Every method and path, additional bindings too; of two paths that match, the one with the
@@ -156,7 +155,7 @@ class Protos:
         every = self._every_call.errors
         names = binding.edge.DESCRIPTOR.fields_by_name["errors"].enum_type.values_by_number
         slugs = {names[number].name for number in (*every, *binding.edge.errors)}
-        return [rule for rule in self.rules() if rule.code in slugs]
+        return [rule for rule in self.rules() if rule.slug in slugs]
 
 
 def _comments(file: Any) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The settings: one frozen object, read from the environment once and validated then."""
 
-import ssl
 from pathlib import Path
 from typing import Literal, Self
 
@@ -94,9 +93,8 @@ class Settings(BaseSettings):
     log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
     log_files: int = Field(5, ge=1, le=100)
 
-    # Names this run of the stack; pods of another run are gone. Set by `up` for the programs it
-    # starts.
-    stack_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    # The run of the stack, set by `up` for its programs. Pods of other runs have ended.
+    run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     # For tests: where files arm the points of crash_points.py. None, as ever in production: there
     # are no such points.
     crash_points_dir: Path | None = None
@@ -158,13 +156,3 @@ class Settings(BaseSettings):
         wrong.
         """
         return cls()
-
-
-def trust(cert_file: str | Path) -> ssl.SSLContext:
-    """Trusts this one certificate, whoever signed it: for calls to a stack of one's own, by
-    whatever address.
-    """
-    context = ssl.create_default_context(cafile=str(cert_file))
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.check_hostname = False
-    return context

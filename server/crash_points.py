@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from server.core.lifecycle import AgentEvent, Ending, Iterated
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,6 +94,10 @@ def kind_of(events: Sequence[AgentEvent]) -> str:
     """The kind of a commit: `terminal` if it has the end of the task, else `iteration` if it has
     one, else `start`.
     """
-    if any(isinstance(happened, Ending) for happened in events):
+    if any(isinstance(happened, TaskEnded) for happened in events):
         return "terminal"
-    return "iteration" if any(isinstance(happened, Iterated) for happened in events) else "start"
+    return (
+        "iteration"
+        if any(isinstance(happened, IterationCompleted) for happened in events)
+        else "start"
+    )

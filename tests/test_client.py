@@ -154,12 +154,12 @@ def test_what_the_service_says_of_a_failure(
     service.take("CancelTask")[1].fail(failure)
     error = failed(call)
     assert (error.slug, error.message, error.request_id) == (
-        failure.code,
+        failure.slug,
         failure.message,
         "request_1",
     )
     assert error.details == details
-    assert error.http_status == RULES[failure.code].http
+    assert error.http_status == RULES[failure.slug].http
     assert "sk_secret" not in repr(error) + str(error)
 
 

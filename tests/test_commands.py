@@ -13,13 +13,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server import client
 from server.__main__ import main
+from server.cli.cancel import DURATION
+from server.cli.endpoint import Identity, find_endpoint
+from server.cli.environment import read_settings
 from server.client import WorkspaceClient, WorkspaceServiceError
-from server.commands.cancel import Identity, find_endpoint, parse_seconds
-from server.commands.environment import read_settings
+from server.stack.ready import Demo, Ready
 
 Reply = workspace_service_pb2.CancelTaskResponse
 Task = task_pb2.Task
 AT = Timestamp(seconds=1_700_000_000)
+READY = Ready(
+    rest_url="http://127.0.0.1:8080",
+    grpc_addr="127.0.0.1:8081",
+    server_addr="127.0.0.1:50051",
+    database_url="postgresql:///evershell",
+    demo=Demo(org_id="org_demo", workspace_id="ws_demo", tokens={"full_access": "sk_demo"}),
+)
 
 
 class PlayedClient:
@@ -246,7 +255,7 @@ def test_json_has_an_escape_for_every_character_that_is_not_ascii(
     ("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)]
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == seconds
+    assert DURATION.convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1h", "1 s", "nan", "1e3"])
@@ -260,8 +269,7 @@ def test_the_demo_credential_goes_to_its_own_stack_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
-    ready = {"grpc_addr": "127.0.0.1:8081", "demo": {"tokens": {"full_access": "sk_demo"}}}
-    (tmp_path / "ready.json").write_text(json.dumps(ready))
+    READY.write(tmp_path)
     found = find_endpoint("", "", None)
     assert (found.address, found.token) == ("127.0.0.1:8081", "sk_demo")
     given = find_endpoint("", "sk_mine", io.StringIO("sk_file\n"))
@@ -275,15 +283,10 @@ def test_the_demo_credential_goes_to_its_own_stack_alone(
 
 def test_a_stack_with_tls_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
-    ready = {
-        "grpc_addr": "127.0.0.1:8081",
-        "tls_cert_file": "/etc/edge.pem",
-        "demo": {"tokens": {"full_access": "sk_demo"}},
-    }
-    (tmp_path / "ready.json").write_text(json.dumps(ready))
+    READY.model_copy(update={"tls_cert_file": "/etc/edge.pem"}).write(tmp_path)
     mine = Identity(cert_file=Path("me.pem"), key_file=Path("me.key"))
     found = find_endpoint("127.0.0.1:8081", "sk_mine", None, mine)
-    assert (found.address, found.identity.of_grpcurl()) == (
+    assert (found.address, found.identity.grpcurl_options()) == (
         "https://127.0.0.1:8081",
         "-cacert /etc/edge.pem -cert me.pem -key me.key ",
     )
@@ -348,7 +351,7 @@ def test_without_a_stack_the_commands_say_what_to_do(tmp_path: Path, command: li
         (["--org", "org 1", "--template", "full_access"], "--org: must be"),
         (
             ["--org", "org_1", "--template", "everything"],
-            "none of full_access, submit_observe, read_only",
+            "is not one of 'full_access', 'submit_observe', 'read_only'",
         ),
         (["--org", "org_1", "--template", "read_only", "--name", "x" * 201], "at most 200"),
         (

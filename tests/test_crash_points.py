@@ -16,12 +16,14 @@ from server.agent import program
 from server.api.server import Server
 from server.auth.pod_tokens import new_key, public_key
 from server.config import Settings
-from server.core.lifecycle import Ending, Iterated, Started
 from server.core.task import TaskStatus
+from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from server.crash_points import CrashPoints, kind_of
-from server.metrics import Metrics
+from server.pod.spec import PodSpec
+from server.programs import now
+from server.telemetry.metrics import Metrics
 
-ITERATED, ENDING = Iterated(number=1, payload={}), Ending(status=TaskStatus.COMPLETED)
+ITERATED, ENDING = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
 
 
 async def _double(number: int) -> int:
@@ -57,7 +59,7 @@ async def test_where_no_point_is_armed_the_call_is_as_ever(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("events", "kind"),
     [
-        ([Started()], "start"),
+        ([TaskStarted()], "start"),
         ([ITERATED], "iteration"),
         ([ITERATED, ENDING], "terminal"),
         ([ENDING], "terminal"),
@@ -78,7 +80,7 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
         crash_points_dir=tmp_path if is_set else None,
     )
     settings.signing_key_path.write_text(new_key())
-    async with bootstrap.control_plane(settings, Metrics()) as server:
+    async with bootstrap.control_plane(settings, Metrics(), now) as server:
         assert isinstance(server, Server)
     assert wrapped == ({"commit_events", "record_cancellation", "cancel_task"} if is_set else set())
 
@@ -88,16 +90,16 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
     wrapped = _note_wrapped(monkeypatch, program)
-    settings = program.AgentSettings(
+    settings = PodSpec(
         workspace_id="ws_1",
         epoch=1,
         runtime_addresses=["127.0.0.1:1"],
         runtime_token="",
         control_plane_public_key=public_key(new_key()),
-        files_dir=tmp_path,
+        files_dir=str(tmp_path),
         crash_points_dir=str(tmp_path) if is_set else "",
     )
-    agent = asyncio.create_task(program.run_agent(settings))
+    agent = asyncio.create_task(program.run(settings))
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         await asyncio.sleep(0.001)
     signal.raise_signal(signal.SIGTERM)

@@ -14,9 +14,9 @@ import pytest
 import structlog
 from prometheus_client import generate_latest
 
-from server import logs
-from server.logs import Sampler, Sink
-from server.metrics import Metrics
+from server.telemetry import logs
+from server.telemetry.logs import Sampler, Sink
+from server.telemetry.metrics import Metrics
 from tests.support.small_disk import fill, free, small_disk
 
 Lines = Callable[[], list[dict[str, Any]]]
@@ -204,7 +204,7 @@ def test_a_program_whose_log_is_full_goes_on(tmp_path: Path) -> None:
     """
     program = """
 import asyncio, structlog
-from server import logs
+from server.telemetry import logs
 sink = logs.configure("serve", "INFO")
 async def main():
     async def fails(): raise RuntimeError("lost")

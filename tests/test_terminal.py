@@ -1,12 +1,14 @@
 """What others wrote is printed, and steers no terminal."""
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from server import __main__, terminal
-from server.commands import demo, demo_stack
-from server.commands.demo import Seen, Walk
+from server.cli import demo, demo_stack
+from server.cli.demo import Seen, Walk
 from server.terminal import printable
 
 # Clears the screen, by two introducers; rings; goes back; hides; turns what follows around; is half
@@ -61,10 +63,10 @@ def test_a_command_line_that_is_not_valid_is_quoted_safely(arguments: list[str])
 
 
 def test_a_failure_that_quotes_others_is_printed_safely(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing() -> None:
+    def failing(_: Path) -> None:
         demo_stack.fail(f"the answer was:\n{STEERING}")
 
-    monkeypatch.setattr(demo, "run", failing)
+    monkeypatch.setattr(demo, "find_stack", failing)
     result = CliRunner().invoke(__main__.main, ["demo"])
     assert (result.exit_code, steers(result.output)) == (1, set())
     assert result.output.startswith("Error: The answer was:\n\\x1b[2J\\x9b2J")

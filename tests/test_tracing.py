@@ -8,7 +8,7 @@ from opentelemetry.trace import SpanKind
 from server.core import trace
 from server.core.errors import UnavailableError
 from server.core.trace import TraceContext
-from server.tracing import Tracing
+from server.telemetry.tracing import Tracing
 from tests.support.otlp import Receiver
 
 CALLER = TraceContext("a" * 32, "b" * 16)

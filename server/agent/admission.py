@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from server.agent.authorization import InvalidTokenError, TokenVerifier
+from server.agent.token_verifier import InvalidTokenError, TokenVerifier
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # Quoted: grpcio's class is generic only in its type stubs.

@@ -1,6 +1,4 @@
-"""The processes that descend from this one, however they have tried to get away: it has to have
-adopted them (pod_process.py).
-"""
+"""Finds and kills the descendants of this process, which has to be a subreaper (pod/process.py)."""
 
 import asyncio
 import os
@@ -12,73 +10,76 @@ from pathlib import Path
 
 import psutil
 
-# How long the agent does nothing but kill before it lets others do something.
-_SWEEPING_SECONDS = 0.2
-_LAST_LOOKS = 3
+# How long `kill` may block the event loop.
+_BLOCKING_SECONDS = 0.2
+# The number of scans without a living child after which `kill` is done.
+_LAST_SCANS = 3
 _POLL_SECONDS = 0.005
-# Where the kernel was built without them, every process of the machine is looked at, which takes a
+# Without this file (a kernel option) all processes of the machine are scanned, which takes a
 # hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 
 
 class Descendants:
-    """Those that come into being from here on.
+    """The descendants that are started after this object was created.
 
-    A child that is killed leaves its own children to this process, so whoever goes on killing its
-    children has in the end ended all that descends from them. And nobody else gets the number of a
-    child that was not waited for, so no stranger is hit.
+    The children of a killed child become children of this process, so killing children repeatedly
+    reaches all descendants. The kernel does not reuse the id of a child before it is reaped, so no
+    other process is killed.
     """
 
     def __init__(self) -> None:
         self._before = set(_children())
         self._killed: set[int] = set()
 
-    def kill(self, but: int | None = None) -> None:
-        """Ends them all, as far as the kernel lets them end. `but` is waited for elsewhere; None:
-        all of them are.
+    def kill(self, spare_pid: int | None = None) -> None:
+        """Kills all descendants, and reaps them except `spare_pid`, which is reaped elsewhere.
+
+        If `spare_pid` is None, all of them are reaped elsewhere.
         """
-        until = time.monotonic() + _SWEEPING_SECONDS
-        looks = 0
-        # Between finding and killing one there is time for next to nothing: some fork and exit for
-        # no other end than to be missed.
-        while looks < _LAST_LOOKS and time.monotonic() < until:
+        until = time.monotonic() + _BLOCKING_SECONDS
+        scans = 0
+        # Blocks the event loop on purpose: a process that forks and exits in a loop escapes if
+        # there is time between finding and killing it.
+        while scans < _LAST_SCANS and time.monotonic() < until:
             found = self._children()
             for pid in found:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             self._killed.update(found)
-            if but is not None:
-                self.clear_away(but)
-            looks = 0 if any(map(_lives, found)) else looks + 1
+            if spare_pid is not None:
+                self.reap(spare_pid)
+            scans = 0 if any(map(_is_running, found)) else scans + 1
 
-    def clear_away(self, but: int) -> None:
-        """Waits for those that have ended: until then each takes one of the machine's process
-        numbers.
+    def reap(self, spare_pid: int) -> None:
+        """Reaps the children that have ended, except `spare_pid`. Each zombie takes one of the
+        machine's process ids.
         """
         for pid in self._children():
-            if pid != but:
+            if pid != spare_pid:
                 with suppress(OSError):
                     os.waitpid(pid, os.WNOHANG)
 
-    async def gone(self, but: int, timeout_seconds: float) -> None:
-        """Ends them and waits for their end, as long as there are new ones; for what hangs in the
-        kernel, no longer than this.
+    async def wait_gone(self, spare_pid: int, timeout_seconds: float) -> None:
+        """Kills all descendants except `spare_pid` and waits for their end.
+
+        Gives up after the timeout if only processes that hang in the kernel are left.
         """
         until = time.monotonic() + timeout_seconds
-        while left := [pid for pid in self._children() if pid != but]:
+        while left := [pid for pid in self._children() if pid != spare_pid]:
             if not self._killed.issuperset(left):
                 until = time.monotonic() + timeout_seconds
             elif time.monotonic() > until:
                 return
-            self.kill(but)
+            self.kill(spare_pid)
             await asyncio.sleep(_POLL_SECONDS)
 
     def _children(self) -> list[int]:
-        """The latest first: those that ended long ago can wait."""
+        """The children, newest first."""
         return [pid for pid in reversed(list(_children())) if pid not in self._before]
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -87,8 +88,8 @@ def _lives(pid: int) -> bool:
 
 
 def _children() -> Iterator[int]:
-    """See proc_pid_children(5). The list may miss a child while another one ends, so whoever kills
-    looks again afterwards.
+    """The ids of the children. The kernel's list may miss a child while another one ends
+    (proc_pid_children(5)), so scan again after killing.
     """
     if not _KERNEL_LISTS_CHILDREN:
         yield from (child.pid for child in psutil.Process().children())

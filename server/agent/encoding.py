@@ -1,26 +1,24 @@
-"""What has happened in a task, as the message that says so."""
+"""Encodes the events that an agent commits."""
 
-from evershell.agent.v1.runtime_service_pb2 import TaskEnded, TaskEvent, TaskStarted
-from evershell.workspace.v1.event_pb2 import IterationCompleted
-from evershell.workspace.v1.task_pb2 import Task
+from evershell.agent.v1 import runtime_service_pb2
+from evershell.workspace.v1 import event_pb2, task_pb2
 
-from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 
 
-def task_event(happened: AgentEvent) -> TaskEvent:
-    """The message. An iteration's payload has the field names of IterationCompleted; its enums are
-    names.
-    """
-    match happened:
-        case Started():
-            return TaskEvent(task_started=TaskStarted())
-        case Iterated(number=number, payload=payload):
-            return TaskEvent(iteration_completed=IterationCompleted(number=number, **payload))
-        case Ending():
-            ended = TaskEnded(
-                status=Task.Status.Value(str(happened.status)),
-                result=happened.result,
-                reason=happened.reason,
-                forced=happened.forced,
+def encode_event(event: AgentEvent) -> runtime_service_pb2.TaskEvent:
+    """The event as a message."""
+    match event:
+        case TaskStarted():
+            return runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
+        case IterationCompleted(number=number, payload=payload):
+            iteration = event_pb2.IterationCompleted(number=number, **payload)
+            return runtime_service_pb2.TaskEvent(iteration_completed=iteration)
+        case TaskEnded():
+            ended = runtime_service_pb2.TaskEnded(
+                status=task_pb2.Task.Status.Value(str(event.status)),
+                result=event.result,
+                reason=event.reason,
+                forced=event.forced,
             )
-            return TaskEvent(task_ended=ended)
+            return runtime_service_pb2.TaskEvent(task_ended=ended)

@@ -2,39 +2,38 @@
 
 import asyncio
 
-from server.agent.committer import Committer
 from server.agent.lease import Lease
+from server.agent.runtime_client import RuntimeClient
 from server.agent.session import Session
 from server.core.task import Phase
 
 
 class Heartbeat:
-    """Renews the lease several times in its length, and at once when there is something to tell.
+    """Renews the lease several times per lease, and at once when the task or its phase changes.
 
-    There is one heartbeat at a time; what changes while it is under way is told by the next one, so
-    quick changes become one, and nobody ever waits for it.
+    One heartbeat runs at a time. The next one reports everything that changed meanwhile.
     """
 
-    def __init__(self, committer: Committer, lease: Lease, session: Session) -> None:
-        self._committer = committer
+    def __init__(self, runtime: RuntimeClient, lease: Lease, session: Session) -> None:
+        self._runtime = runtime
         self._lease = lease
         self._session = session
-        self._hurried = asyncio.Event()
+        self._wanted = asyncio.Event()
 
-    def hurry(self) -> None:
-        """The task or its phase has changed."""
-        self._hurried.set()
+    def beat_now(self) -> None:
+        """Sends a heartbeat as soon as possible, because the task or its phase has changed."""
+        self._wanted.set()
 
     async def run(self) -> None:
-        """Goes on for ever. Raises AgentOverError."""
+        """Runs until it is cancelled. Raises AgentOverError."""
         while True:
             try:
                 async with asyncio.timeout(self._lease.heartbeat_interval_seconds):
-                    await self._hurried.wait()
+                    await self._wanted.wait()
             except TimeoutError:
                 pass
-            self._hurried.clear()
-            await self._committer.heartbeat(self._current)
+            self._wanted.clear()
+            await self._runtime.heartbeat(self._current)
 
     def _current(self) -> tuple[str, Phase]:
         return self._session.task_id, self._session.phase

@@ -10,8 +10,8 @@ from server.agent.cancellation import CancelFlag
 from server.agent.model import History, Iteration, Model, ModelFailure, ModelReply, PartialReply
 from server.agent.output import storable
 from server.agent.tools import Tool, ToolCall, ToolFailure, ToolResult, ToolStatus
-from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 from server.core.task import Phase, TaskStatus
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Commit(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class TaskInHand:
+class ActiveTask:
     """The task that the agent works on."""
 
     id: str
@@ -57,13 +57,13 @@ class Limits:
 
 
 async def run_task(
-    task: TaskInHand,
+    task: ActiveTask,
     model: Model,
     tool: Tool,
     commit: Commit,
     limits: Limits,
     phase_changed: Callable[[], None] = lambda: None,
-) -> Ending | None:
+) -> TaskEnded | None:
     """Works on a task until its end is committed, and returns the end that was proposed; None: it
     is no longer this agent's.
 
@@ -93,7 +93,7 @@ async def run_task(
       committed.
     """
     try:
-        if not await commit(task.id, [Started()]):
+        if not await commit(task.id, [TaskStarted()]):
             return None
         return await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
     except RejectedError as error:
@@ -102,7 +102,7 @@ async def run_task(
         )
 
 
-async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending | None:
+async def _iterate(task: ActiveTask, calls: "_Calls", commit: Commit) -> TaskEnded | None:
     if task.iterations:
         return await _end(
             task,
@@ -131,29 +131,31 @@ async def _iterate(task: TaskInHand, calls: "_Calls", commit: Commit) -> Ending 
             )
         history.append(record.iteration)
         task.iterations = len(history)
-        iterated = Iterated(number=len(history), payload=record.payload())
+        iterated = IterationCompleted(number=len(history), payload=record.payload())
         ending = _ending_after(record.iteration, task.cancel)
         if ending is not None:
             return await _end(task, commit, ending, iterated)
         if not await commit(task.id, [iterated]):
             return None
-    return await _end(task, commit, Ending(status=TaskStatus.CANCELLED))
+    return await _end(task, commit, TaskEnded(status=TaskStatus.CANCELLED))
 
 
-def _ending_after(iteration: Iteration, cancel: CancelFlag) -> Ending | None:
+def _ending_after(iteration: Iteration, cancel: CancelFlag) -> TaskEnded | None:
     """The end of the task if this iteration was its last; None: it goes on."""
     reply, result = iteration.reply, iteration.result
     if reply.is_interrupted or (result is not None and result.status is ToolStatus.INTERRUPTED):
-        return Ending(status=TaskStatus.CANCELLED, forced=True)
+        return TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     if reply.final:
         status = TaskStatus.CANCELLED if cancel.is_requested else TaskStatus.COMPLETED
         has_exited = result is not None and result.status is ToolStatus.EXITED
         after_call = reply.result_after_call if has_exited else ""
-        return Ending(status=status, result=storable(after_call or reply.content))
-    return Ending(status=TaskStatus.CANCELLED) if cancel.is_requested else None
+        return TaskEnded(status=status, result=storable(after_call or reply.content))
+    return TaskEnded(status=TaskStatus.CANCELLED) if cancel.is_requested else None
 
 
-async def _end(task: TaskInHand, commit: Commit, ending: Ending, *last: Iterated) -> Ending:
+async def _end(
+    task: ActiveTask, commit: Commit, ending: TaskEnded, *last: IterationCompleted
+) -> TaskEnded:
     """Proposes the end, in one commit with the iteration that was the last: nothing can come
     between the two.
     """
@@ -162,8 +164,8 @@ async def _end(task: TaskInHand, commit: Commit, ending: Ending, *last: Iterated
     return ending
 
 
-def _failed(reason: str) -> Ending:
-    return Ending(status=TaskStatus.FAILED, reason=storable(reason))
+def _failed(reason: str) -> TaskEnded:
+    return TaskEnded(status=TaskStatus.FAILED, reason=storable(reason))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +210,7 @@ class _Calls:
 
     def __init__(
         self,
-        task: TaskInHand,
+        task: ActiveTask,
         model: Model,
         tool: Tool,
         limits: Limits,

@@ -1,14 +1,11 @@
-"""The agent's composition root."""
+"""The program `agent`: builds an agent from its spec and runs it."""
 
 import asyncio
-import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import structlog
@@ -16,157 +13,103 @@ from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_t
 from structlog.typing import FilteringBoundLogger
 
 from server.agent.admission import Admission
-from server.agent.authorization import TokenVerifier
-from server.agent.committer import Committer
-from server.agent.heartbeat import Heartbeat
-from server.agent.lease import Lease
-from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
+from server.agent.agent import Agent
+from server.agent.loop import Limits
 from server.agent.model import Endpoint, Model
-from server.agent.models import UnknownModelError, model_of
+from server.agent.runtime_client import connect
+from server.agent.scripted_model import ScriptedModel
 from server.agent.service import AgentService
-from server.agent.session import Session
-from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
+from server.agent.shutdown import ExitCode
+from server.agent.token_verifier import TokenVerifier
 from server.agent.tools import ShellTool, Tool
-from server.core.lifecycle import Ending
-from server.crash_points import CrashPoints, kind_of
-from server.pod_process import adopt
+from server.crash_points import CrashPoints
+from server.pod.process import become_subreaper
+from server.pod.spec import PodSpec
 
-# Whatever hangs while the agent ends is left behind.
+# The time limit for closing the server and the channels, which may hang.
 _CLOSING_SECONDS = 3.0
-# A model that keeps the time limit by itself says best why it took so long, so the loop's own limit
-# comes a little later.
-_OVERRUN_SECONDS = 1.0
+# The loop's time limit for a model call is longer than the model's own by this much, so that the
+# model reports the timeout. It knows more about the cause.
+_MODEL_MARGIN_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSettings:
-    """What an agent is started with."""
-
-    workspace_id: str
-    epoch: int
-    # host:port of every control plane worker.
-    runtime_addresses: list[str]
-    # Minted by the control plane for this workspace and this epoch.
-    runtime_token: str = field(repr=False)
-    # An Ed25519 JWK, as JSON.
-    control_plane_public_key: str
-    # The directory in which tools run. The default is the working directory, which the controller
-    # has set.
-    files_dir: Path = Path()
-    model: str = "scripted"
-    openai_base_url: str = ""
-    openai_api_key: str = field(default="", repr=False)
-    model_timeout_seconds: float = 120.0
-    tool_timeout_seconds: float = 600.0
-    # The address that the agent listens on, and tells the control plane.
-    listen_host: str = "127.0.0.1"
-    # For tests: where files arm the points of crash_points.py. Empty: there are no such points.
-    crash_points_dir: str = ""
+class UnknownModelError(Exception):
+    """No model of that name exists."""
 
 
-async def run_agent(
-    settings: AgentSettings, model: Model | None = None, tool: Tool | None = None
-) -> ExitCode:
-    """Runs until SIGTERM or SIGINT, or until the agent is fenced or its lease is over; the tools
-    have ended when it returns.
+async def run(spec: PodSpec, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
+    """Runs the agent until SIGTERM or SIGINT, or until it has to end by itself. The log has the
+    reason.
 
-    Returns the exit code for the process, see ExitCode; the log has the reason. `model` and `tool`
-    replace the settings' model and the shell.
+    All tools have ended when it returns. `model` and `tool` replace those of the spec.
     """
     log: FilteringBoundLogger = structlog.get_logger()
-    adopt()
-    shutdown, lease = Shutdown(), Lease()
+    become_subreaper()
     try:
-        model = model or model_of(settings.model, _endpoint(settings))
-        verifier = TokenVerifier(settings.control_plane_public_key, settings.workspace_id)
+        model = model or create_model(spec.model, _endpoint(spec))
+        verifier = TokenVerifier(spec.control_plane_public_key, spec.workspace_id)
     except (UnknownModelError, ValueError) as error:
-        log.error("settings_unusable", reason=str(error))
-        return ExitCode.BAD_SETTINGS
-    tool = tool or ShellTool(
-        settings.files_dir, settings.workspace_id, settings.epoch, settings.tool_timeout_seconds
-    )
-    limits = Limits(model_timeout_seconds=settings.model_timeout_seconds + _OVERRUN_SECONDS)
-
-    async def work(task: TaskInHand) -> Ending | None:
-        return await run_task(task, model, tool, committer.commit, limits, heartbeat.hurry)
-
-    session = Session(work, shutdown, lambda: heartbeat.hurry(), log)
-    committer = Committer(
-        settings.runtime_addresses,
-        settings.runtime_token,
-        lease,
-        shutdown,
-        session.mark,
-        session.apply,
-        lambda: session.trace,
+        log.error("spec_unusable", reason=str(error))
+        return ExitCode.BAD_SPEC
+    crash_points = CrashPoints(Path(spec.crash_points_dir)) if spec.crash_points_dir else None
+    channels, workers = connect(spec.runtime_addresses)
+    agent = Agent(
+        workers,
+        spec.runtime_token,
+        model,
+        tool or _shell(spec),
+        Limits(model_timeout_seconds=spec.model_timeout_seconds + _MODEL_MARGIN_SECONDS),
         log,
+        crash_points=crash_points,
     )
-    service = AgentService(session, settings.workspace_id, settings.epoch)
-    if settings.crash_points_dir:
-        points = CrashPoints(Path(settings.crash_points_dir))
-        service = points.armed(service, CancelTask="ack")
-        committer = points.armed(committer, commit=lambda _, events: f"{kind_of(events)}_commit")
-    heartbeat = Heartbeat(committer, lease, session)
+    service = AgentService(agent.session, spec.workspace_id, spec.epoch)
+    if crash_points is not None:
+        service = crash_points.armed(service, CancelTask="ack")
     server = grpc.aio.server(interceptors=[Admission(verifier)])
     add_AgentServiceServicer_to_server(service, server)
-    port = server.add_insecure_port(f"{settings.listen_host}:0")
-
-    async def live() -> None:
-        await committer.register(f"{settings.listen_host}:{port}", os.getpid())
-        log.info("registered", port=port)
-        await heartbeat.run()
-
-    async def watch_lease() -> None:
-        await lease.wait_over()
-        shutdown.begin(ExitCode.LEASE_OVER, "the lease could not be renewed in time")
-
-    with _signals(partial(shutdown.begin, ExitCode.STOPPED, "asked to stop")):
+    port = server.add_insecure_port(f"{spec.listen_host}:0")
+    with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):
         await server.start()
-        background = [_guarded(live(), shutdown, log), _guarded(watch_lease(), shutdown, log)]
-        await shutdown.wait()
-        log.info("ending", reason=shutdown.reason, exit_code=int(shutdown.code))
-        # The tools first: that they have ended is what the end of the agent stands for.
-        await session.close()
-        for part in background:
-            part.cancel()
+        await agent.run(f"{spec.listen_host}:{port}")
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING_SECONDS):
-                await asyncio.wait(background)
                 await server.stop(grace=None)
-                await committer.close()
-    return shutdown.code
+                await asyncio.gather(*(channel.close() for channel in channels))
+    return agent.shutdown.code
 
 
-def _endpoint(settings: AgentSettings) -> Endpoint:
-    return Endpoint(
-        base_url=settings.openai_base_url,
-        api_key=settings.openai_api_key,
-        timeout_seconds=settings.model_timeout_seconds,
+def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
+    """The model `scripted` or `openai:<model>`. Raises UnknownModelError; ValueError if the
+    settings of the endpoint are not valid.
+    """
+    if name == ScriptedModel.name:
+        return ScriptedModel()
+    kind, _, hosted = name.partition(":")
+    if kind == "openai" and hosted:
+        # Imported here, because the SDK takes a second and 30 MB.
+        from server.agent.openai_model import OpenAIModel
+
+        return OpenAIModel(hosted, endpoint or Endpoint())
+    raise UnknownModelError(
+        f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
     )
 
 
-def _guarded(
-    part: Coroutine[Any, Any, None], shutdown: Shutdown, log: FilteringBoundLogger
-) -> "asyncio.Task[None]":
-    """Runs a part of the agent; what it raises ends the agent."""
+def _endpoint(spec: PodSpec) -> Endpoint:
+    return Endpoint(
+        base_url=spec.openai_base_url,
+        api_key=spec.openai_api_key,
+        timeout_seconds=spec.model_timeout_seconds,
+    )
 
-    async def guard() -> None:
-        try:
-            await part
-        except AgentOverError:
-            pass
-        except RejectedError as error:
-            shutdown.begin(ExitCode.REJECTED, f"the control plane refused the agent: {error}")
-        except Exception as error:
-            log.exception("crashed")
-            shutdown.begin(ExitCode.CRASHED, repr(error))
 
-    return asyncio.create_task(guard())
+def _shell(spec: PodSpec) -> ShellTool:
+    return ShellTool(Path(spec.files_dir), spec.workspace_id, spec.epoch, spec.tool_timeout_seconds)
 
 
 @contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` when the process is asked to end."""
+    """Calls `stop` at SIGTERM and SIGINT for the duration of the context."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

@@ -13,10 +13,10 @@ from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
 from server.agent.cancellation import CancelFlag
-from server.agent.loop import RejectedError, TaskInHand
+from server.agent.loop import ActiveTask, RejectedError
 from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
-from server.core.lifecycle import Ending
 from server.core.task import Phase
+from server.core.task_lifecycle import TaskEnded
 from server.core.trace import TraceContext
 
 # Task ids that are remembered after their end, or before their start. What is late comes seconds
@@ -24,7 +24,7 @@ from server.core.trace import TraceContext
 _REMEMBERED_TASKS = 1_000
 
 # Works on a task: its end as it was proposed, or None when it was dropped.
-RunTask = Callable[[TaskInHand], Coroutine[Any, Any, Ending | None]]
+RunTask = Callable[[ActiveTask], Coroutine[Any, Any, TaskEnded | None]]
 
 
 class WrongTaskError(Exception):
@@ -57,7 +57,7 @@ class Session:
         self._marks = itertools.count(1)
         self._taken_at = 0
         self._is_closed = False
-        self._task: TaskInHand | None = None
+        self._task: ActiveTask | None = None
         self._runner: asyncio.Task[None] | None = None
         # What is begun when the task in hand has gone.
         self._next: Assignment | None = None
@@ -70,7 +70,7 @@ class Session:
         self._traces: OrderedDict[str, TraceContext] = OrderedDict()
 
     @property
-    def task(self) -> TaskInHand | None:
+    def task(self) -> ActiveTask | None:
         """The task in hand."""
         return self._task
 
@@ -194,7 +194,7 @@ class Session:
     def _take(self, assignment: Assignment) -> None:
         if self._shutdown.is_begun:
             return
-        self._task = TaskInHand(
+        self._task = ActiveTask(
             id=assignment.task_id,
             description=assignment.description,
             max_iterations=assignment.max_iterations,
@@ -205,7 +205,7 @@ class Session:
         self._runner = asyncio.create_task(self._run(self._task))
         self._runner.add_done_callback(self._put_down)
 
-    async def _run(self, task: TaskInHand) -> None:
+    async def _run(self, task: ActiveTask) -> None:
         self._log.info("task_taken", task_id=task.id)
         with suppress(AgentOverError):
             ending = await self._run_task(task)

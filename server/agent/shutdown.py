@@ -11,8 +11,8 @@ class ExitCode(IntEnum):
     STOPPED = 0
     # A bug: something raised that nothing expects to raise.
     CRASHED = 1
-    # The settings cannot be used; starting it again would not help.
-    BAD_SETTINGS = 2
+    # The spec cannot be used. Starting the agent again would not help.
+    BAD_SPEC = 2
     # Its epoch is over.
     FENCED = 3
     # The control plane does not take its token.

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from server.agent.descendants import Descendants
 from server.agent.output import BoundedOutput
 from server.agent.working_directory import DirectoryLostError, WorkingDirectory
-from server.pod_process import EPOCH_MARKER, WORKSPACE_MARKER
+from server.pod.process import EPOCH_MARKER, WORKSPACE_MARKER
 
 # How long output may still come when the shell itself has exited.
 _LATE_OUTPUT_SECONDS = 0.2
@@ -22,7 +22,7 @@ _LATE_OUTPUT_SECONDS = 0.2
 # agent.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-_CLEARING_SECONDS = 0.2
+_REAP_SECONDS = 0.2
 
 
 class ToolStatus(StrEnum):
@@ -141,7 +141,7 @@ class ShellTool:
     async def _follow(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
         exited = asyncio.ensure_future(running.process.wait())
         interrupted = asyncio.ensure_future(interrupt.wait())
-        clearing = asyncio.ensure_future(running.clear_away())
+        reaping = asyncio.ensure_future(running.keep_reaping())
         running.start_reading()
         try:
             await asyncio.wait(
@@ -159,7 +159,7 @@ class ShellTool:
             await running.wait_output(_KILLED_SECONDS)
         finally:
             interrupted.cancel()
-            clearing.cancel()
+            reaping.cancel()
             running.stop_reading()
             # Also when this call is cancelled: once it is over, nothing of it runs.
             if not exited.done():
@@ -222,7 +222,7 @@ class _Running:
             ended.cancel()
 
     async def wait_gone(self, timeout_seconds: float) -> None:
-        await self._descendants.gone(self.process.pid, timeout_seconds)
+        await self._descendants.wait_gone(self.process.pid, timeout_seconds)
 
     def kill(self) -> None:
         """Ends the process group, and what has left it."""
@@ -231,13 +231,13 @@ class _Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         self._descendants.kill(self.process.pid)
 
-    async def clear_away(self) -> None:
-        """Goes on for ever. A command that leaves many behind must not use up the machine's process
-        numbers while it runs.
+    async def keep_reaping(self) -> None:
+        """Reaps orphans until it is cancelled, so that a command that leaves many behind does not use
+        up the machine's process ids.
         """
         while True:
-            await asyncio.sleep(_CLEARING_SECONDS)
-            self._descendants.clear_away(self.process.pid)
+            await asyncio.sleep(_REAP_SECONDS)
+            self._descendants.reap(self.process.pid)
 
 
 def _command(call: ToolCall) -> str:

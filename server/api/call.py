@@ -1,6 +1,4 @@
-"""What the edge knows of the call in hand: set once by the outermost interceptor, read where it is
-needed.
-"""
+"""The current call: set by the outermost interceptor, read by interceptors and servicers."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -9,29 +7,35 @@ from typing import Any
 import grpc
 
 from server.core.caller import Caller
+from server.core.event import Origin
 from server.core.runtime import AgentIdentity
 
-# HTTP status for the edge to show: in the initial metadata of a success, in the trailers of an
-# error.
+# The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
+# carry the envelope.
+EDGE_HEADER = "x-evershell-edge"
+# The host that the client named, as the edge received it.
+HOST_HEADER = "x-evershell-host"
+# The HTTP status for the edge: in the initial metadata of a success, in the trailers of an error.
 STATUS_HEADER = "x-evershell-status"
+ENVELOPE_TRAILER = "x-evershell-error"
 
 
 @dataclass(slots=True)
 class Call:
-    """One call. What is learnt of it on the way is noted here, for the log line."""
+    """One call, and what the interceptors have found out about it."""
 
     # `/package.Service/Method`.
     method: str
-    # Equals the header x-request-id, and is in every log line and event of the call.
+    # The value of the header x-request-id. Every log line and event of the call has it.
     request_id: str
-    # Whether it came through the REST listener.
+    # Whether it came through the edge's REST listener.
     is_rest: bool
     metadata: dict[str, str]
-    # Of the trace that it is part of; empty for none.
+    # Empty if the call belongs to no trace.
     trace_id: str = ""
-    # The slug it failed with; empty for a success.
+    # The slug of the failure; empty for a success.
     slug: str = ""
-    # Whether a stream has sent a message: from then on an error can only be told in the stream.
+    # Whether a stream has sent a message. An error then has to be sent as a message too.
     has_streamed: bool = False
     caller: Caller | None = None
     agent: AgentIdentity | None = None
@@ -41,32 +45,38 @@ _current: ContextVar[Call] = ContextVar("call")
 
 
 def begin(call: Call) -> None:
-    """Makes this the call in hand."""
+    """Sets the current call."""
     _current.set(call)
 
 
 def current() -> Call:
-    """The call in hand."""
+    """The current call."""
     return _current.get()
 
 
 def caller() -> Caller:
-    """The authenticated caller of the call in hand."""
+    """The authenticated caller of the current call."""
     caller = current().caller
     assert caller is not None, "the method is missing from the authentication table"
     return caller
 
 
 def agent() -> AgentIdentity:
-    """The authenticated agent of the call in hand."""
+    """The authenticated agent of the current call."""
     agent = current().agent
     assert agent is not None, "the method is missing from the authentication table"
     return agent
 
 
-async def say_ok(context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Has REST show 200 instead of the method's usual status: what was asked for has not only been
-    accepted but is done.
+def origin() -> Origin:
+    """The current call as the origin of the events that it causes."""
+    call = current()
+    return Origin(call.request_id, call.trace_id)
+
+
+async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Makes the edge answer a REST call with 200 instead of the method's usual status, because
+    what was asked for is done and not only accepted.
     """
     if current().is_rest:
         await context.send_initial_metadata(((STATUS_HEADER, "200"),))

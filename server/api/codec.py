@@ -9,14 +9,14 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
 from server.core.cancel_task import CancelResult, CancelTask
-from server.core.event import Event
-from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
+from server.core.event import Event, Origin
 from server.core.runtime import Directive
 from server.core.task import Task, TaskStatus, Usage
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 from server.core.tasks import SubmitTask
 from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace
-from server.wire import encode_assignment, timestamp
+from server.pod.messages import encode_assignment, timestamp
 
 # How an agent may propose that a task ends.
 _PROPOSABLE = {
@@ -25,7 +25,7 @@ _PROPOSABLE = {
 }
 
 
-def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: str) -> CancelTask:
+def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Origin) -> CancelTask:
     """Raises Failure validation_error."""
     return CancelTask(
         workspace_id=request.workspace_id,
@@ -35,7 +35,7 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, request_id: 
         force_after_seconds=_seconds(request.force_after)
         if request.HasField("force_after")
         else None,
-        request_id=request_id,
+        origin=origin,
     )
 
 
@@ -58,14 +58,14 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
     )
 
 
-def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, request_id: str) -> SubmitTask:
+def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, origin: Origin) -> SubmitTask:
     """Raises Failure validation_error."""
     return SubmitTask(
         workspace_id=request.workspace_id,
         description=request.description,
         metadata=dict(request.metadata),
         max_iterations=request.max_iterations,
-        request_id=request_id,
+        origin=origin,
     )
 
 
@@ -131,8 +131,8 @@ def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEvents
         time=timestamp(item.time),
         workspace_id=item.workspace_id,
         task_id=item.task_id or "",
-        request_id=item.request_id or "",
-        trace_id=item.trace_id,
+        request_id=item.origin.request_id,
+        trace_id=item.origin.trace_id,
     )
     payload: Message = getattr(event, item.type)
     payload.SetInParent()
@@ -159,7 +159,7 @@ def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list
 def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
     match event.WhichOneof("event"):
         case "task_started":
-            return Started()
+            return TaskStarted()
         case "iteration_completed":
             iteration = event.iteration_completed
             payload = MessageToDict(
@@ -167,13 +167,13 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
                 preserving_proto_field_name=True,
                 always_print_fields_with_no_presence=True,
             )
-            return Iterated(iteration.number, payload)
+            return IterationCompleted(iteration.number, payload)
         case "task_ended":
             ended = event.task_ended
             status = _PROPOSABLE.get(task_pb2.Task.Status.Name(ended.status))
             if status is None:
                 raise AssertionError(f"an agent proposed the end {ended.status}")
-            return Ending(
+            return TaskEnded(
                 status=status, result=ended.result, reason=ended.reason, forced=ended.forced
             )
         case kind:

@@ -8,7 +8,7 @@ from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
 from evershell.workspace.v1 import task_pb2
 
 from server.api import codec
-from server.api.call import agent
+from server.api.call import agent, current
 from server.core.runtime import Directive, Runtime
 from server.core.task import Phase
 
@@ -38,7 +38,9 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         self, request: runtime_service_pb2.CommitEventsRequest, context: Context
     ) -> runtime_service_pb2.CommitEventsResponse:
         events = codec.decode_agent_events(request.events)
-        directive = await self.runtime.commit_events(agent(), request.task_id, events)
+        directive = await self.runtime.commit_events(
+            agent(), request.task_id, events, current().trace_id
+        )
         return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
 
     def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:

@@ -29,9 +29,9 @@ def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
     """The status with ErrorInfo, RequestInfo and the details that are usual for its code
     (https://google.aip.dev/193).
     """
-    rule = RULES[failure.code]
+    rule = RULES[failure.slug]
     info = error_details_pb2.ErrorInfo(
-        reason=failure.code.upper(), domain=DOMAIN, metadata=_flat(failure.details)
+        reason=failure.slug.upper(), domain=DOMAIN, metadata=_flat(failure.details)
     )
     details: list[Message] = [
         info,
@@ -62,7 +62,7 @@ def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Messa
             found.append(resource)
         case code_pb2.FAILED_PRECONDITION:
             violation = error_details_pb2.PreconditionFailure.Violation(
-                type=failure.code.upper(),
+                type=failure.slug.upper(),
                 subject=facts.get("workspace_id", ""),
                 description=failure.message,
             )
@@ -97,7 +97,7 @@ def _flat(details: Mapping[str, Any]) -> dict[str, str]:
 def envelope_json(failure: Failure, request_id: str) -> str:
     """The body of a REST error, in ASCII: it travels in a header."""
     error: dict[str, Any] = {
-        "code": failure.code,
+        "code": failure.slug,
         "message": failure.message,
         "request_id": request_id,
     }
@@ -109,7 +109,7 @@ def envelope_json(failure: Failure, request_id: str) -> str:
 def stream_error(failure: Failure, request_id: str) -> error_pb2.Error:
     """The same facts, as the last message of a stream that has begun."""
     error = error_pb2.Error(
-        code=error_pb2.Error.ErrorCode.Value(failure.code),
+        code=error_pb2.Error.ErrorCode.Value(failure.slug),
         message=failure.message,
         request_id=request_id,
     )

@@ -13,7 +13,7 @@ from evershell.workspace.v1 import (
 )
 
 from server.api import codec
-from server.api.call import caller, current, say_ok
+from server.api.call import caller, origin, send_status_200
 from server.core import tasks, watch_events, workspaces
 from server.core.cancel_task import cancel_task
 from server.core.ports import Agents, Clock, Store, Wakeups
@@ -34,18 +34,18 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
-        wanted = codec.decode_cancel(request, current().request_id)
+        wanted = codec.decode_cancel(request, origin())
         result = await cancel_task(
             caller(), wanted, self.store, self.agents, self.wakeups, self.clock
         )
         if wanted.wait_seconds is not None and result.saw_end:
-            await say_ok(context)
+            await send_status_200(context)
         return codec.encode_cancel(result)
 
     async def SubmitTask(
         self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
     ) -> workspace_service_pb2.SubmitTaskResponse:
-        wanted = codec.decode_submit(request, current().request_id)
+        wanted = codec.decode_submit(request, origin())
         task = codec.encode_task(
             await tasks.submit_task(caller(), wanted, self.store, self.agents, self.clock)
         )
@@ -108,7 +108,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         stopped = await workspaces.stop_workspace(
             caller(),
             request.workspace_id,
-            current().request_id,
+            origin(),
             self.store,
             self.agents,
             self.clock,

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from cachetools import TTLCache
 
 from server.auth.api_keys import PREFIX, ApiKeys
-from server.auth.sessions import Sessions
+from server.auth.session_tokens import SessionTokens
 from server.core import errors
 from server.core.caller import Caller
 
@@ -28,7 +28,7 @@ def bearer_token(authorization: str | None) -> str:
 class Authenticator:
     """Tells the two kinds of credential apart by their prefix."""
 
-    def __init__(self, api_keys: ApiKeys, sessions: Sessions) -> None:
+    def __init__(self, api_keys: ApiKeys, sessions: SessionTokens) -> None:
         self._api_keys = api_keys
         self._sessions = sessions
 

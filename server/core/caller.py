@@ -47,6 +47,11 @@ class Caller:
         """The user's id; None for an API key, which belongs to no user."""
         return self.actor_id if self.credential_kind is CredentialKind.SESSION else None
 
+    @property
+    def key(self) -> str:
+        """Identifies the caller among all callers. All sessions of a user have the same key."""
+        return f"{self.org_id}\n{self.credential_kind}\n{self.actor_id}"
+
     def permission(self, scope: str) -> "Permission":
         """The permission that `scope` grants. Raises Failure permission_denied without the scope
         and its `:own` form.
@@ -84,6 +89,9 @@ class Permission:
         if workspace is None or workspace.org_id != self.caller.org_id:
             raise errors.workspace_not_found(workspace_id)
         if not self.covers(workspace):
-            message = f"Workspace {workspace.id} was created by someone else, and your credential has only {self.scope}:own."
+            message = (
+                f"Workspace {workspace.id} was created by someone else, "
+                f"and your credential has only {self.scope}:own."
+            )
             raise errors.permission_denied(message, [self.scope])
         return workspace

@@ -1,8 +1,8 @@
-"""Cancel the task that runs in a workspace: what this service exists for.
+"""Cancels the task that runs in a workspace: what this service exists for.
 
-The order is the promise. The intent is committed before the agent is signalled and before anyone is
-told `accepted`; from then on every end of the task is `cancelled` (lifecycle.py), whatever becomes
-of the signal, the agent, the caller or this process.
+The order of the steps is the promise. The intent to cancel is committed before the agent is
+signalled, and before any caller gets `accepted`. From then on every end of the task is `cancelled`
+(task_lifecycle.py), even if the signal, the agent, the caller or this process fails.
 """
 
 import time
@@ -14,6 +14,7 @@ from enum import StrEnum
 from server.core import deadline, errors
 from server.core.caller import Caller, Permission
 from server.core.errors import AgentUnreachableError, UnavailableError
+from server.core.event import Origin
 from server.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
 from server.core.task import CancelIntent, Task
 from server.core.validation import MAX_REASON_CHARACTERS, Fields
@@ -23,7 +24,7 @@ MAX_FORCE_AFTER_SECONDS = 86_400
 
 
 class Outcome(StrEnum):
-    """See CancelTaskResponse.Outcome in the protos."""
+    """The values of CancelTaskResponse.Outcome in the protos."""
 
     ACCEPTED = "accepted"
     ALREADY_REQUESTED = "already_requested"
@@ -33,18 +34,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelTask:
-    """The request. `task_id` empty: whichever task runs. `wait_seconds` None: the answer does not
-    wait for the end.
-
-    `force_after_seconds` None: the iteration in flight is not broken off, however long it takes.
-    """
+    """The request. Raises Failure validation_error if a field is not valid."""
 
     workspace_id: str
+    # Empty: the task that runs.
     task_id: str = ""
     reason: str = ""
+    # None: do not wait for the end of the task.
     wait_seconds: float | None = None
+    # None: never break off the current iteration.
     force_after_seconds: float | None = None
-    request_id: str
+    origin: Origin
 
     def __post_init__(self) -> None:
         fields = Fields()
@@ -64,7 +64,7 @@ class CancelTask:
 
 @dataclass(frozen=True, slots=True)
 class CancelResult:
-    """The answer. `task` is the task as it stands; None when there is no active one."""
+    """The result. `task` is the current state of the task; None if no task was active."""
 
     workspace_id: str
     outcome: Outcome
@@ -84,45 +84,53 @@ async def cancel_task(
     wakeups: Wakeups,
     clock: Clock,
 ) -> CancelResult:
-    """Records the cancellation, then signals the agent, then waits for the end if that was asked
-    for.
+    """Records the intent, signals the agent, and waits for the end of the task if asked to.
 
     Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
-    workspace_stopped, workspace_failed; agent_unreachable when the intent is recorded and the
-    signal did not arrive in time.
+    workspace_stopped, workspace_failed; agent_unreachable if the intent is recorded and the agent
+    did not acknowledge the signal in time. Raises UnavailableError if the database did not answer;
+    the intent may or may not be recorded.
     """
     permission = caller.permission("workspace:write")
     intent = _intent(caller, request, clock)
     found = await store.record_cancellation(
-        permission, request.workspace_id, request.task_id or None, intent
+        permission,
+        request.workspace_id,
+        request.task_id or None,
+        intent,
+        request.origin.trace_id,
     )
-    outcome = _judge(permission, request, found)
+    outcome = _outcome(permission, request, found)
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
         task = await _signal(found, store, agents)
         if task is not None and request.wait_seconds:
-            task = await _await_end(task, deadline.bounded(request.wait_seconds), store, wakeups)
+            wait_seconds = deadline.bounded(request.wait_seconds)
+            task = await _await_end(task, wait_seconds, store, wakeups)
     return CancelResult(request.workspace_id, outcome, task)
 
 
 def _intent(caller: Caller, request: CancelTask, clock: Clock) -> CancelIntent:
-    now, force_after_seconds = clock(), request.force_after_seconds
+    now = clock()
+    force_at = force_requested_by = None
+    if request.force_after_seconds is not None:
+        force_at = now + timedelta(seconds=request.force_after_seconds)
+        force_requested_by = caller.actor_id
     return CancelIntent(
         requested_by=caller.actor_id,
         credential_kind=caller.credential_kind,
         requested_at=now,
         reason=request.reason,
-        request_id=request.request_id,
-        force_at=None
-        if force_after_seconds is None
-        else now + timedelta(seconds=force_after_seconds),
-        force_requested_by=None if force_after_seconds is None else caller.actor_id,
+        request_id=request.origin.request_id,
+        force_at=force_at,
+        force_requested_by=force_requested_by,
     )
 
 
-def _judge(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
-    """Names what the store did under the lock, or says why it did nothing. The order of the checks
-    is part of the promise.
+def _outcome(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
+    """The outcome of what the store did. Raises Failure if the store refused.
+
+    The order of the checks is part of the contract.
     """
     workspace = permission.check(found.workspace, request.workspace_id)
     task = found.task
@@ -137,37 +145,41 @@ def _judge(permission: Permission, request: CancelTask, found: RecordedCancellat
 
 
 async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> Task | None:
-    """Makes it fast. That it happens at all rests on the recorded intent, which the agent's next
-    commit or heartbeat meets.
+    """Signals the agent and returns the task.
+
+    The signal only reduces latency. Correctness rests on the recorded intent, which the agent
+    receives with the reply to its next commit or heartbeat.
     """
     workspace, task = found.workspace, found.task
     assert workspace is not None and task is not None
     try:
-        known = await agents.cancel_task(workspace, task)
+        is_known = await agents.cancel_task(workspace, task)
     except AgentUnreachableError as error:
         message = (
-            f"The cancellation of task {task.id} is recorded and will be delivered, but the agent of workspace {workspace.id} did "
-            f"not answer in time. Do not repeat the call; follow the task with GetTask or WatchEvents."
+            f"The cancellation of task {task.id} is recorded and will be delivered, but the agent "
+            f"of workspace {workspace.id} did not answer in time. Do not repeat the call; follow "
+            "the task with GetTask or WatchEvents."
         )
         raise errors.agent_unreachable(
             workspace.id, task.id, message, intent_recorded=True
         ) from error
-    if known:
+    if is_known:
         return task
-    # An agent that does not have the task has just ended it, or has not been given it yet: the
-    # database knows. Should it not answer now, the recorded intent still stands, and `unavailable`
-    # would invite a retry that could meet the next task.
+    # The agent has just ended the task, or has not received it yet. The database knows which. If it
+    # does not answer, the recorded intent stands: `unavailable` would invite the caller to retry,
+    # and the retry could cancel the next task.
     with suppress(UnavailableError):
         return await store.get_task(workspace.id, task.id)
     return task
 
 
-async def _await_end(task: Task, patience_seconds: float, store: Store, wakeups: Wakeups) -> Task:
-    """The task once it has ended; as it then stands when the patience is over, or this process is
-    about to end.
+async def _await_end(task: Task, wait_seconds: float, store: Store, wakeups: Wakeups) -> Task:
+    """Waits for the end of the task, and returns the task as it is then.
+
+    Returns earlier after `wait_seconds`, or if this process is about to end.
     """
-    until = time.monotonic() + patience_seconds
-    # Subscribed before the first read, so that no commit falls between a read and the wait.
+    until = time.monotonic() + wait_seconds
+    # Subscribes before the first read, so that no commit is missed between a read and the wait.
     async with wakeups.subscribe(task.workspace_id) as wakeup:
         while True:
             with suppress(UnavailableError):

@@ -1,60 +1,65 @@
-"""The one error that use cases raise, and how each of the ordinary failures is worded.
+"""The error that use cases raise, and the messages of the common failures.
 
-A code is a slug of the closed set in protos/evershell/workspace/v1/error.proto, which alone says
-what it is over gRPC and HTTP.
+protos/evershell/workspace/v1/error.proto declares the slugs, each with its gRPC code and HTTP
+status. The type `Slug` is generated from it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from evershell.workspace.v1.error_slugs import Slug
+
 
 class Failure(Exception):
-    """A call cannot be done.
+    """A call failed.
 
-    `message` is for people: it names the thing, its state and what to do next. `details` are the
-    facts for programs; these keys have a meaning of their own on the wire: `fields` (field → what
-    is wrong), `resource_type` with `resource_name`, `workspace_id` (the subject of a precondition),
-    `retry_after_seconds`.
+    `message` is for people. It names the resource, its state and what to do next. `details` is for
+    programs. Some of its keys also become standard details of gRPC errors: `fields` (field to
+    problem), `resource_type` with `resource_name`, `workspace_id` (the subject of a precondition),
+    and `retry_after_seconds`.
     """
 
-    def __init__(self, code: str, message: str, **details: Any) -> None:
+    def __init__(self, slug: Slug, message: str, **details: Any) -> None:
         super().__init__(message)
-        self.code = code
+        self.slug: Slug = slug
         self.message = message
         self.details: Mapping[str, Any] = details
 
 
 class AgentUnreachableError(Exception):
-    """The agent did not answer within its time limits; whether it got the message is unknown."""
+    """The agent did not answer in time. It may have received the message."""
 
 
 class UnavailableError(Exception):
-    """The database did not answer; nothing was promised, and whether a write took place may be
-    unknown.
-    """
+    """The database did not answer. A write may or may not have been committed."""
 
 
 def invalid(fields: Mapping[str, str]) -> Failure:
-    """Fields of the request are wrong: field name → what is wrong with it."""
+    """The request is not valid. `fields` maps the name of a field to its problem."""
     named = "; ".join(f"{field}: {problem}" for field, problem in fields.items())
     return Failure("validation_error", f"The request is not valid. {named}.", fields=dict(fields))
 
 
 def unauthenticated(problem: str) -> Failure:
-    """There is no valid credential."""
+    """The call has no valid credential."""
     return Failure(
         "unauthenticated", f"{problem} Send `authorization: Bearer <API key or session token>`."
     )
 
 
 def permission_denied(message: str, required: list[str]) -> Failure:
-    """The credential is valid and does not suffice; `required` lists the scopes of which one would."""
+    """The credential is valid, but has none of the scopes in `required`."""
     return Failure("permission_denied", message, required=required)
 
 
 def workspace_not_found(workspace_id: str) -> Failure:
-    """No such workspace in the caller's organization; another organization's looks the same."""
-    message = f"There is no workspace {workspace_id} in your organization. Check the id, and whose credential you use."
+    """The caller's organization has no such workspace. A workspace of another organization gets the
+    same answer.
+    """
+    message = (
+        f"There is no workspace {workspace_id} in your organization. "
+        "Check the id, and whose credential you use."
+    )
     return Failure(
         "workspace_not_found", message, resource_type="workspace", resource_name=workspace_id
     )
@@ -73,7 +78,7 @@ def task_not_found(workspace_id: str, task_id: str) -> Failure:
 
 
 def rate_limited(message: str, retry_after_seconds: int, **facts: Any) -> Failure:
-    """Too many calls; this one has had no effect."""
+    """The caller has made too many calls. This call had no effect."""
     message = (
         f"{message} This call has changed nothing; make it again after {retry_after_seconds} s."
     )

@@ -1,19 +1,19 @@
-"""The entries of a workspace's event log. A payload is the message of the same name in event.proto,
-as plain data.
+"""The events of a workspace's log.
+
+A payload has the fields of the message of the same name in event.proto, as plain data.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from server.core import trace
 from server.core.task import CancelIntent, Task
 
 
 class EventType(StrEnum):
-    """See EventType.Type in the protos."""
+    """The values of EventType.Type in the protos."""
 
     WORKSPACE_PROVISIONED = "workspace_provisioned"
     WORKSPACE_STOPPED = "workspace_stopped"
@@ -26,6 +26,15 @@ class EventType(StrEnum):
     TASK_COMPLETED = "task_completed"
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The call that caused an event. Empty for an event that no call caused."""
+
+    request_id: str = ""
+    # The trace that the call belongs to, if any.
+    trace_id: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEvent:
     """An event to commit. The store assigns its `seq`."""
@@ -34,9 +43,7 @@ class NewEvent:
     time: datetime
     payload: Mapping[str, Any]
     task_id: str | None = None
-    request_id: str | None = None
-    # The trace of the call that caused it; empty for no trace.
-    trace_id: str = field(default_factory=trace.current_id)
+    origin: Origin = Origin()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +54,12 @@ class Event(NewEvent):
     seq: int
 
 
-def cancel_payload(intent: CancelIntent) -> dict[str, Any]:
-    """The intent as the fields of the message CancelIntent."""
+def cancel_requested_payload(intent: CancelIntent) -> dict[str, Any]:
+    """The payload of `task_cancel_requested`."""
+    return {"cancel": _intent_payload(intent)}
+
+
+def _intent_payload(intent: CancelIntent) -> dict[str, Any]:
     payload = {
         "requested_by": intent.requested_by,
         "credential_kind": intent.credential_kind,
@@ -61,8 +72,8 @@ def cancel_payload(intent: CancelIntent) -> dict[str, Any]:
     return payload
 
 
-def task_submitted(task: Task, submitted_by: str, request_id: str) -> NewEvent:
-    """SubmitTask recorded the task."""
+def task_submitted(task: Task, submitted_by: str) -> NewEvent:
+    """The task was recorded."""
     payload = {
         "description": task.description,
         "max_iterations": task.max_iterations,
@@ -73,7 +84,6 @@ def task_submitted(task: Task, submitted_by: str, request_id: str) -> NewEvent:
         time=task.created_at,
         payload=payload,
         task_id=task.id,
-        request_id=request_id,
     )
 
 
@@ -85,18 +95,17 @@ def task_started(task: Task, epoch: int, now: datetime) -> NewEvent:
 
 
 def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -> NewEvent:
-    """One model call and its tool call have ended."""
+    """An iteration (one model call and its tool call) has ended."""
     return NewEvent(type=EventType.ITERATION_COMPLETED, time=now, payload=payload, task_id=task.id)
 
 
 def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
-    """The intent was recorded."""
+    """The intent to cancel the task was recorded."""
     return NewEvent(
         type=EventType.TASK_CANCEL_REQUESTED,
         time=intent.requested_at,
-        payload={"cancel": cancel_payload(intent)},
+        payload=cancel_requested_payload(intent),
         task_id=task.id,
-        request_id=intent.request_id,
     )
 
 
@@ -112,12 +121,10 @@ def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent
         "work_stopped": "yes" if work_stopped else "unknown",
     }
     if task.cancel is not None:
-        payload["cancel"] = cancel_payload(task.cancel)
+        payload["cancel"] = _intent_payload(task.cancel)
     return NewEvent(type=EventType.TASK_COMPLETED, time=now, payload=payload, task_id=task.id)
 
 
-def workspace_event(
-    type_: EventType, now: datetime, *, request_id: str | None = None, **payload: Any
-) -> NewEvent:
+def workspace_event(type_: EventType, now: datetime, **payload: Any) -> NewEvent:
     """An event of the workspace itself."""
-    return NewEvent(type=type_, time=now, payload=payload, request_id=request_id)
+    return NewEvent(type=type_, time=now, payload=payload)

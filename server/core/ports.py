@@ -1,6 +1,4 @@
-"""What the core needs of the world. The Store has a contract suite (tests/store), run on every
-implementation.
-"""
+"""What the core requires of other rooms. Each port has a contract suite in tests/contracts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -9,8 +7,8 @@ from datetime import datetime
 from typing import Protocol
 
 from server.core.caller import Permission
+from server.core.change import Change, Locked
 from server.core.event import Event
-from server.core.lifecycle import Change, Session
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 
@@ -21,49 +19,55 @@ Clock = Callable[[], datetime]
 class RecordedCancellation:
     """What record_cancellation found, and whether it recorded the intent."""
 
-    # None when the caller's organization has no such workspace.
+    # None if the caller's organization has no such workspace.
     workspace: Workspace | None
-    # The task asked for, or the current one; None when there is no such task.
+    # The requested task, or the current one; None if there is no such task.
     task: Task | None
-    # True for exactly one call a task: the one that wrote the intent and its event.
+    # True for exactly one call per task: the one that recorded the intent and its event.
     recorded: bool
 
 
 class Store(Protocol):
-    """The durable state. Every method raises UnavailableError when the database does not answer."""
+    """The durable state. Every method raises UnavailableError if the database does not answer."""
 
     async def record_cancellation(
-        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
     ) -> RecordedCancellation:
         """Checks and records a cancellation in one transaction and one round trip.
 
-        It records exactly when the workspace is in the caller's organization, the permission covers
-        it, it is up, the task asked for (or the current one) has not ended, and no intent is
-        recorded for it yet. Whatever it did, it returns what it saw under the lock; for an intent
-        that stood already, only an earlier `force_at` is taken over.
+        Records the intent if the workspace is in the caller's organization, the permission covers
+        it, it is up, the task (`task_id`, or the current task) has not ended, and no intent is
+        recorded for it. If an intent is recorded already, only an earlier `force_at` is taken over.
+
+        Returns what it read under the lock, also if it recorded nothing. `trace_id` is stored in
+        the event; empty for no trace.
         """
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Session], Change]
+        self, workspace_id: str, decide: Callable[[Locked], Change]
     ) -> Change | None:
-        """Locks the workspace with its current task, commits what `decide` returns, and returns it;
-        None: no such workspace.
+        """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
-        What `decide` raises is raised, and nothing is committed. It must be quick, and may be
-        called again.
+        Returns None if there is no such workspace. If `decide` raises, nothing is committed.
+        `decide` holds the lock, so it must return quickly. It may be called more than once.
         """
 
     async def create_workspace(self, workspace: Workspace) -> None:
         """Adds a workspace, with an empty log."""
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        """One workspace, of whichever organization."""
+        """One workspace of any organization."""
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
     ) -> Sequence[Workspace]:
-        """The organization's workspaces that the permission covers, newest first, behind
-        `before_id`.
+        """The organization's workspaces that the permission covers, newest first, from the one
+        after `before_id`.
         """
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
@@ -72,50 +76,49 @@ class Store(Protocol):
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        """The workspace's tasks, newest first, behind `before_id`."""
+        """The workspace's tasks, newest first, from the one after `before_id`."""
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        """The workspace's log behind `after_seq`, in order."""
+        """The workspace's events after `after_seq`, in order."""
 
     async def list_wanted_pods(self) -> Sequence[Workspace]:
-        """All workspaces that have, or are to have, a pod: provisioning, idle, busy, stopping."""
+        """All workspaces that have a pod or get one: provisioning, idle, busy, stopping."""
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        """All tasks that have not ended and are to be cancelled, each with its workspace."""
+        """All tasks with a recorded intent that have not ended, each with its workspace."""
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """How many workspaces of all organizations are in each status; a status that none is in may
+        """The number of workspaces of all organizations in each status. A status without any may
         be absent.
         """
 
 
 class Wakeups(Protocol):
-    """Tells that a workspace has changed, on whichever process it was committed."""
+    """Wakes waiting calls when a workspace changes, also if another process committed the change."""
 
     def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Wakeup"]:
-        """Every change committed from here on wakes it, until the context is left."""
+        """Subscribes to the changes that are committed after the context is entered."""
 
 
 class Wakeup(Protocol):
     """One subscription."""
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Returns once something was committed since the last return, or after the timeout, or now
-        and then for no reason.
+        """Returns when something was committed since the last return, or after the timeout. It may
+        also return early for no reason.
 
-        False: this process, or the edge through which the call came, is about to end, and whoever
-        waits is to answer with what there is.
+        Returns False if the caller has to answer now with what it has, because this process or the
+        edge is about to end.
         """
 
 
 class Agents(Protocol):
-    """Reaches the agent of a workspace. What it says is a hint; the truth is in the store."""
+    """Calls the agent of a workspace. Its answers are hints; the store is authoritative."""
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        """Hands the task over. Raises AgentUnreachableError within 2 s."""
+        """Delivers the task. Raises AgentUnreachableError within 2 s."""
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        """Signals the cancellation; False: the agent does not have the task (yet, or any more).
-
-        Raises AgentUnreachableError within 2 s.
+        """Signals the cancellation. Returns False if the agent does not have the task (not yet, or
+        no longer). Raises AgentUnreachableError within 2 s.
         """

@@ -1,17 +1,19 @@
-"""What agents say to the control plane, and the directive they get in every reply."""
+"""Use cases of agents: register, heartbeat, commit events. Every reply carries a directive."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.core import lifecycle
-from server.core.lifecycle import AgentEvent, Change, Session
+from server.core import task_lifecycle, workspace_lifecycle
+from server.core.change import Change, Locked
+from server.core.event import Origin
 from server.core.ports import Clock, Store
 from server.core.task import Phase, Task
+from server.core.task_lifecycle import AgentEvent
 
 
 @dataclass(frozen=True, slots=True)
 class AgentIdentity:
-    """An authenticated agent: the one of this workspace in this epoch."""
+    """An authenticated agent: the agent of a workspace in one epoch."""
 
     workspace_id: str
     epoch: int
@@ -19,57 +21,65 @@ class AgentIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What the database holds for an agent."""
+    """What the agent has to do, according to the database."""
 
-    # Its epoch is over.
+    # The agent has to end, because its epoch is over.
     fenced: bool
-    # The task that has not ended, with its intent if there is one.
+    # The current task, with its intent to cancel if there is one; None if there is no task.
     task: Task | None
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The agents' use cases. Each may be repeated until it is acknowledged; UnavailableError says
-    that nothing is known.
+    """An agent repeats each call until it is acknowledged, so every method is idempotent.
+
+    Every method raises UnavailableError if the database does not answer.
     """
 
     store: Store
     clock: Clock
-    # An agent that is not heard of for this long is taken for lost.
+    # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float
 
     async def register(self, agent: AgentIdentity, address: str) -> Directive:
-        """The agent is up and listens on `address`."""
+        """Records that the agent is up and listens on `address`, which is host:port."""
         return await self._apply(
             agent,
-            lambda session: lifecycle.register(
-                session, agent.epoch, address, self.lease_seconds, self.clock()
+            lambda locked: workspace_lifecycle.register(
+                locked, agent.epoch, address, self.lease_seconds, self.clock()
             ),
         )
 
     async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
-        """The agent lives, and is at `phase` of `task_id`."""
+        """Renews the lease, and records the agent's task and phase."""
         return await self._apply(
             agent,
-            lambda session: lifecycle.heartbeat(
-                session, agent.epoch, task_id, phase, self.lease_seconds, self.clock()
+            lambda locked: workspace_lifecycle.heartbeat(
+                locked, agent.epoch, task_id, phase, self.lease_seconds, self.clock()
             ),
         )
 
     async def commit_events(
-        self, agent: AgentIdentity, task_id: str, events: Sequence[AgentEvent]
+        self,
+        agent: AgentIdentity,
+        task_id: str,
+        events: Sequence[AgentEvent],
+        trace_id: str = "",
     ) -> Directive:
-        """What has happened in a task, in order, in one transaction. Raises Failure invalid_state
-        for an iteration out of order.
+        """Commits events of a task, in order, in one transaction. `trace_id` is stored in them.
+
+        Raises Failure invalid_state for an iteration out of order.
         """
         return await self._apply(
             agent,
-            lambda session: lifecycle.commit(session, agent.epoch, task_id, events, self.clock()),
+            lambda locked: task_lifecycle.commit(
+                locked, agent.epoch, task_id, events, self.clock()
+            ).caused_by(Origin(trace_id=trace_id)),
         )
 
-    async def _apply(self, agent: AgentIdentity, decide: Callable[[Session], Change]) -> Directive:
+    async def _apply(self, agent: AgentIdentity, decide: Callable[[Locked], Change]) -> Directive:
         change = await self.store.transition(agent.workspace_id, decide)
-        if change is None or lifecycle.is_fenced(change.workspace, agent.epoch):
+        if change is None or change.workspace.is_fenced(agent.epoch):
             return Directive(fenced=True, task=None)
         task = (
             change.task if change.task is not None and not change.task.status.is_terminal else None

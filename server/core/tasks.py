@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.core import errors, lifecycle
+from server.core import errors, task_lifecycle
 from server.core.caller import Caller
+from server.core.change import Change, Locked
 from server.core.errors import AgentUnreachableError
+from server.core.event import Origin
 from server.core.ids import new_task_id
-from server.core.lifecycle import Change, Session
 from server.core.ports import Agents, Clock, Store
 from server.core.task import (
     DEFAULT_MAX_ITERATIONS,
@@ -30,7 +31,7 @@ class SubmitTask:
     description: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_iterations: int = 0
-    request_id: str
+    origin: Origin
 
     def __post_init__(self) -> None:
         fields = Fields()
@@ -73,9 +74,9 @@ async def submit_task(
         created_at=clock(),
     )
 
-    def submit(session: Session) -> Change:
-        permission.check(session.workspace, request.workspace_id)
-        return lifecycle.submit(session, task, caller.actor_id, request.request_id)
+    def submit(locked: Locked) -> Change:
+        permission.check(locked.workspace, request.workspace_id)
+        return task_lifecycle.submit(locked, task, caller.actor_id).caused_by(request.origin)
 
     submitted = await store.transition(request.workspace_id, submit)
     if submitted is None:
@@ -85,7 +86,7 @@ async def submit_task(
     except AgentUnreachableError as error:
         return await _delivery_failed(task, store, clock, error)
     delivered = await store.transition(
-        request.workspace_id, lambda session: lifecycle.deliver(session, task.id)
+        request.workspace_id, lambda locked: task_lifecycle.deliver(locked, task.id)
     )
     return await _current(delivered, task, store)
 
@@ -99,12 +100,15 @@ async def _delivery_failed(
     reason = "the agent could not be reached"
     ended = await store.transition(
         task.workspace_id,
-        lambda session: lifecycle.fail_delivery(session, task.id, reason, clock()),
+        lambda locked: task_lifecycle.fail_delivery(locked, task.id, reason, clock()),
     )
     current = await _current(ended, task, store)
     if current.started_at is not None:
         return current
-    message = f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has ended. Submit it again later."
+    message = (
+        f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has "
+        "ended. Submit it again later."
+    )
     raise errors.agent_unreachable(
         task.workspace_id, task.id, message, intent_recorded=False
     ) from error

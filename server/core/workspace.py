@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from evershell.workspace.v1.error_slugs import Slug
+
 from server.core.errors import Failure
 
 
 class WorkspaceStatus(StrEnum):
-    """See Workspace.Status in the protos."""
+    """The values of Workspace.Status in the protos."""
 
     PROVISIONING = "provisioning"
     IDLE = "idle"
@@ -51,16 +53,21 @@ class Workspace:
     agent_address: str | None = None
     # The agent of this epoch counts as lost after this time.
     lease_expires_at: datetime | None = None
-    # Since when the agent's heartbeats have not named the current task; None while they do, or when
-    # there is no task.
+    # Since when the agent's heartbeats have not named the current task; None while they name it, or
+    # if there is no task.
     task_unnamed_since: datetime | None = None
-    # The run of the stack that started this epoch's pod; None until a pod was started.
-    host: str | None = None
+    # The run of the stack that this epoch's pod belongs to; None until it is placed.
+    run_id: str | None = None
 
     @property
     def is_up(self) -> bool:
         """Whether an agent is there to accept tasks and cancellations."""
         return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
+
+    def is_fenced(self, epoch: int) -> bool:
+        """Whether commits of the epoch's agent are refused."""
+        is_over = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
+        return epoch != self.epoch or is_over
 
     def require_up(self) -> None:
         """Raises Failure workspace_provisioning, workspace_stopped or workspace_failed unless the
@@ -68,22 +75,23 @@ class Workspace:
         """
         if self.is_up:
             return
-        code, message = {
-            WorkspaceStatus.PROVISIONING: (
-                "workspace_provisioning",
-                f"Workspace {self.id} is still provisioning: its agent has not registered yet. Try again when it is idle.",
-            ),
-            WorkspaceStatus.STOPPING: (
-                "workspace_stopped",
-                f"Workspace {self.id} is stopping. Resume it once it has stopped.",
-            ),
-            WorkspaceStatus.STOPPED: (
-                "workspace_stopped",
-                f"Workspace {self.id} is stopped. Resume it first.",
-            ),
-            WorkspaceStatus.FAILED: (
-                "workspace_failed",
-                f"Workspace {self.id} has failed: {self.status_reason or 'its agent is gone'}. Resume it to bring it back.",
-            ),
-        }[self.status]
-        raise Failure(code, message, workspace_id=self.id, status=str(self.status))
+        slug: Slug
+        match self.status:
+            case WorkspaceStatus.PROVISIONING:
+                slug = "workspace_provisioning"
+                problem = (
+                    "is still provisioning: its agent has not registered yet. "
+                    "Try again when it is idle."
+                )
+            case WorkspaceStatus.STOPPING:
+                slug = "workspace_stopped"
+                problem = "is stopping. Resume it once it has stopped."
+            case WorkspaceStatus.STOPPED:
+                slug = "workspace_stopped"
+                problem = "is stopped. Resume it first."
+            case _:
+                slug = "workspace_failed"
+                reason = self.status_reason or "its agent is gone"
+                problem = f"has failed: {reason}. Resume it to bring it back."
+        message = f"Workspace {self.id} {problem}"
+        raise Failure(slug, message, workspace_id=self.id, status=str(self.status))

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from server.core import errors, lifecycle
+from server.core import errors, workspace_lifecycle
 from server.core.caller import Caller, Permission
+from server.core.change import Change, Locked
 from server.core.errors import AgentUnreachableError
+from server.core.event import Origin
 from server.core.ids import new_workspace_id
-from server.core.lifecycle import Change, Session
 from server.core.ports import Agents, Clock, Store
 from server.core.task import CancelIntent
 from server.core.validation import Fields, Page
@@ -56,7 +57,7 @@ async def list_workspaces(
 
 
 async def stop_workspace(
-    caller: Caller, workspace_id: str, request_id: str, store: Store, agents: Agents, clock: Clock
+    caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
 ) -> Workspace:
     """Starts to stop a workspace. Raises Failure: permission_denied, workspace_not_found,
     workspace_failed.
@@ -68,10 +69,13 @@ async def stop_workspace(
         credential_kind=caller.credential_kind,
         requested_at=clock(),
         reason=STOP_REASON,
-        request_id=request_id,
+        request_id=origin.request_id,
     )
     change = await _change(
-        permission, workspace_id, store, lambda session: lifecycle.request_stop(session, intent)
+        permission,
+        workspace_id,
+        store,
+        lambda locked: workspace_lifecycle.request_stop(locked, intent).caused_by(origin),
     )
     if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
         # Only a latency optimisation: an agent that cannot be reached receives the intent with a
@@ -90,17 +94,17 @@ async def resume_workspace(
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
     change = await _change(
-        permission, workspace_id, store, lambda session: lifecycle.resume(session, clock())
+        permission, workspace_id, store, lambda locked: workspace_lifecycle.resume(locked, clock())
     )
     return change.workspace
 
 
 async def _change(
-    permission: Permission, workspace_id: str, store: Store, decide: Callable[[Session], Change]
+    permission: Permission, workspace_id: str, store: Store, decide: Callable[[Locked], Change]
 ) -> Change:
-    def checked(session: Session) -> Change:
-        permission.check(session.workspace, workspace_id)
-        return decide(session)
+    def checked(locked: Locked) -> Change:
+        permission.check(locked.workspace, workspace_id)
+        return decide(locked)
 
     change = await store.transition(workspace_id, checked)
     if change is None:

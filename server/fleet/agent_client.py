@@ -26,7 +26,7 @@ from server.core import deadline, trace
 from server.core.errors import AgentUnreachableError
 from server.core.task import Task
 from server.core.workspace import Workspace
-from server.wire import encode_assignment, encode_cancellation
+from server.pod.messages import encode_assignment, encode_cancellation
 
 log = structlog.get_logger()
 

@@ -1,9 +1,9 @@
-"""Makes reality follow the database: each workspace that is to have a pod has one, each that lost
-its agent has failed.
+"""Reconciles pods with the database: starts the pods that are wanted, ends those that are not, and
+fails workspaces that have lost their agent.
 
-One controller leads; any number stand by. Each look at a workspace compares what the database wants
-with what runs and takes the one next step, so that a controller may die between any two steps and
-the next one goes on from there.
+One controller leads, and any number stand by. Each pass over a workspace compares what the database
+wants with what runs, and takes one step. A controller may therefore die between any two steps, and
+the next leader continues.
 """
 
 import asyncio
@@ -15,51 +15,42 @@ from typing import Protocol
 
 import structlog
 
-from server.core import lifecycle
+from server.core import workspace_lifecycle
 from server.core.bounds import Bounds
+from server.core.change import Change, Locked
 from server.core.errors import UnavailableError
-from server.core.lifecycle import Change, Session
 from server.core.ports import Agents, Clock, Store
 from server.core.task import Task
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from server.fleet.pods import Pods
 from server.fleet.redelivery import Redelivery
-from server.metrics import Backlog
+from server.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
 
-# Every workspace is looked at this often, whether or not anything was announced.
+# How often every workspace is reconciled. Announced changes are reconciled at once.
 SCAN_SECONDS = 1.0
-# Workspaces are counted this often, for the metrics.
+# How often workspaces are counted for the metrics.
 _COUNT_SECONDS = 10.0
-# An agent that has not registered by then is taken for one that cannot start.
+# An agent that has not registered after this time has failed to start.
 START_LIMIT = timedelta(seconds=30)
-# How long a pod that is asked to end may take before it is killed.
+# How long a pod may take to end before it is killed.
 END_GRACE_SECONDS = 3.0
 
 _NO_TASKS: Mapping[str, Task] = {}
 
 
-class Pods(Protocol):
-    """The backend; local_pods.py says what each method does."""
-
-    def was_started(self, workspace: Workspace) -> bool: ...
-    async def start(self, workspace: Workspace) -> None: ...
-    async def ended(self, workspace: Workspace) -> None: ...
-    def is_alive(self, workspace: Workspace) -> bool: ...
-    def has_files(self, workspace_id: str) -> bool: ...
-    def last_words(self, workspace_id: str) -> str: ...
-    async def end(self, workspace: Workspace, grace_seconds: float) -> bool: ...
-
-
 class Changes(Protocol):
-    """Which workspaces have changed."""
+    """Announces the workspaces that have changed."""
 
     async def wait(self, timeout_seconds: float) -> set[str]:
-        """Those changed since the last return; empty after the timeout."""
+        """The ids of the workspaces that have changed since the last call; empty after the
+        timeout.
+        """
 
 
 class Controller:
-    """One run of the leader. `host` names this run of the machine: pods of an earlier one are gone."""
+    """The controller of one term of leadership."""
 
     def __init__(
         self,
@@ -67,15 +58,14 @@ class Controller:
         pods: Pods,
         agents: Agents,
         bounds: Bounds,
-        host: str,
+        run_id: str,
         clock: Clock,
         answering_since: datetime,
         backlog: Backlog | None = None,
     ) -> None:
-        """`answering_since` is when this run began, since earlier outages of the database are
-        unknown.
-
-        Without `backlog`, nothing is measured.
+        """`run_id` is the run of the stack; pods of other runs have ended. `answering_since` is the
+        end of the last outage of the database, or the start of the term. Without `backlog`, nothing
+        is measured.
         """
         self._store = store
         self._pods = pods
@@ -84,16 +74,16 @@ class Controller:
             Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
         )
         self._bounds = bounds
-        self._host = host
+        self._run_id = run_id
         self._clock = clock
         self._answering_since = answering_since
-        # One step at a time for a workspace; steps of different workspaces do not wait for each
-        # other.
+        # The steps that are under way, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
+        # Waits for the end of an agent, by workspace id and epoch.
         self._watched: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, changes: Changes) -> None:
-        """Leads until it is cancelled. Pods live on."""
+        """Reconciles until it is cancelled. Pods continue to run."""
         counting = asyncio.create_task(self._count_workspaces())
         try:
             while True:
@@ -101,7 +91,7 @@ class Controller:
                     cancellations = await self._store.list_cancellations()
                     cancelled = {workspace.id: task for workspace, task in cancellations}
                     for workspace in await self._store.list_wanted_pods():
-                        self._take_step(workspace, cancelled)
+                        self._begin_step(workspace, cancelled)
                     self._redelivery.follow(cancellations, self._clock())
                     if self._backlog is not None:
                         self._backlog.saw_cancellations(
@@ -120,65 +110,64 @@ class Controller:
                 self._backlog.clear()
 
     async def _count_workspaces(self) -> None:
-        """Beside the scans: it reads all workspaces, and no scan waits for it."""
+        """Counts workspaces for the metrics. Separate from the scans, because it reads all rows."""
         while self._backlog is not None:
             with suppress(UnavailableError):
                 self._backlog.saw_workspaces(await self._store.count_workspaces())
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _follow(self, changes: Changes) -> None:
-        """Until the next scan is due: looks at what is announced, and at what has lost its agent's
-        process, at once.
-        """
+        """Reconciles announced changes until the next scan is due."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             for workspace_id in await changes.wait(left_seconds):
                 workspace = await self._store.get_workspace(workspace_id)
                 if workspace is not None and workspace.status in WANTS_POD:
-                    self._take_step(workspace)
+                    self._begin_step(workspace)
 
-    def _take_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
-        """`cancelled` maps workspace ids to current tasks with a recorded cancellation, as of the
-        last scan.
+    def _begin_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
+        """Starts to reconcile the workspace, unless that is under way.
+
+        `cancelled` has the cancelled tasks of the last scan, by workspace id.
         """
         if workspace.id in self._steps:
             return
-        step = asyncio.create_task(self._step(workspace, cancelled.get(workspace.id)))
+        step = asyncio.create_task(self._reconcile(workspace, cancelled.get(workspace.id)))
         self._steps[workspace.id] = step
         step.add_done_callback(lambda _: self._steps.pop(workspace.id, None))
 
-    async def _step(self, workspace: Workspace, cancelled: Task | None) -> None:
+    async def _reconcile(self, workspace: Workspace, cancelled: Task | None) -> None:
         try:
-            if workspace.host != self._host:
-                workspace = await self._place(workspace)
-            if workspace.host != self._host:
+            if workspace.run_id != self._run_id:
+                workspace = await self._reconcile_run(workspace)
+            if workspace.run_id != self._run_id:
                 return
             if workspace.status is WorkspaceStatus.STOPPING:
-                await self._stop(workspace)
+                await self._reconcile_stop(workspace)
             elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(
                 workspace
             ):
-                await self._start(workspace)
+                await self._reconcile_start(workspace)
             else:
-                await self._check(workspace, cancelled)
+                await self._reconcile_agent(workspace, cancelled)
         except UnavailableError:
             log.warning("database_unavailable", workspace_id=workspace.id)
         except Exception:
-            log.exception("a defect", workspace_id=workspace.id)
+            log.exception("unexpected_error", workspace_id=workspace.id)
 
-    async def _place(self, workspace: Workspace) -> Workspace:
-        """Takes over what no host has, or what an earlier run of this host had: its processes end
-        before its task does.
+    async def _reconcile_run(self, workspace: Workspace) -> Workspace:
+        """Assigns the workspace to this run of the stack. Ends what an earlier run has left before
+        its task ends.
         """
-        stopped = workspace.host is None or await self._pods.end(workspace, END_GRACE_SECONDS)
+        stopped = workspace.run_id is None or await self._pods.end(workspace, END_GRACE_SECONDS)
         return await self._apply(
             workspace,
-            lambda session, now: lifecycle.place(
-                session, workspace.epoch, self._host, now, work_stopped=stopped
+            lambda locked, now: workspace_lifecycle.place(
+                locked, workspace.epoch, self._run_id, now, work_stopped=stopped
             ),
         )
 
-    async def _start(self, workspace: Workspace) -> None:
+    async def _reconcile_start(self, workspace: Workspace) -> None:
         await self._pods.end(workspace, grace_seconds=0)
         current = await self._store.get_workspace(workspace.id)
         if (
@@ -186,8 +175,7 @@ class Controller:
             or current.epoch != workspace.epoch
             or current.status is not WorkspaceStatus.PROVISIONING
         ):
-            # That took so long that another controller leads by now, and may have started a later
-            # pod.
+            # Ending took time. Another controller may lead by now and have started a later pod.
             return
         try:
             await self._pods.start(workspace)
@@ -199,12 +187,12 @@ class Controller:
         log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
         self._watch(workspace)
 
-    async def _check(self, workspace: Workspace, cancelled: Task | None) -> None:
+    async def _reconcile_agent(self, workspace: Workspace, cancelled: Task | None) -> None:
         """Fails the workspace if its agent is gone, has not renewed its lease, is overdue, or did
         not register in time.
         """
         if not self._pods.is_alive(workspace):
-            await self._fail(workspace, self._epitaph(workspace))
+            await self._fail(workspace, self._failure_reason(workspace))
         elif self._overdue(workspace, cancelled) is not None:
             await self._end_overdue(workspace)
         else:
@@ -240,26 +228,26 @@ class Controller:
     def _violation(self, workspace: Workspace, task: Task | None) -> str | None:
         return self._bounds.violation(workspace, task, self._clock(), self._answering_since)
 
-    def _epitaph(self, workspace: Workspace) -> str:
+    def _failure_reason(self, workspace: Workspace) -> str:
         if not self._pods.has_files(workspace.id):
             return "its folder was deleted or replaced"
-        last_words = self._pods.last_words(workspace.id)
-        if workspace.status is WorkspaceStatus.PROVISIONING and last_words:
-            return f"its agent ended before it had registered: {last_words[:300]}"
+        log_tail = self._pods.log_tail(workspace.id)
+        if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
+            return f"its agent ended before it had registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 
     async def _fail(self, workspace: Workspace, reason: str) -> None:
-        """Everything that runs in the pod ends first; only then is the task said to have ended."""
+        """Ends everything that runs in the pod, then the task."""
         stopped = await self._pods.end(workspace, grace_seconds=0)
         await self._apply(
             workspace,
-            lambda session, now: lifecycle.lose_agent(
-                session, workspace.epoch, reason, now, work_stopped=stopped
+            lambda locked, now: workspace_lifecycle.lose_agent(
+                locked, workspace.epoch, reason, now, work_stopped=stopped
             ),
         )
         log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
 
-    async def _stop(self, workspace: Workspace) -> None:
+    async def _reconcile_stop(self, workspace: Workspace) -> None:
         """Ends the pod of a stopping workspace once its task has ended or is overdue."""
         if workspace.current_task_id is not None and self._pods.is_alive(workspace):
             task = await self._store.get_task(workspace.id, workspace.current_task_id)
@@ -272,33 +260,33 @@ class Controller:
         stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
         await self._apply(
             workspace,
-            lambda session, now: lifecycle.finish_stop(
-                session, workspace.epoch, now, work_stopped=stopped
+            lambda locked, now: workspace_lifecycle.finish_stop(
+                locked, workspace.epoch, now, work_stopped=stopped
             ),
         )
         log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
 
     async def _apply(
-        self, workspace: Workspace, decide: Callable[[Session, datetime], Change]
+        self, workspace: Workspace, decide: Callable[[Locked, datetime], Change]
     ) -> Workspace:
         change = await self._store.transition(
-            workspace.id, lambda session: decide(session, self._clock())
+            workspace.id, lambda locked: decide(locked, self._clock())
         )
         return change.workspace if change is not None else workspace
 
     def _watch(self, workspace: Workspace) -> None:
-        """A death is seen at once, not at the next look."""
+        """Reconciles the workspace as soon as its agent ends, before the next scan."""
         key = f"{workspace.id}/{workspace.epoch}"
         if key not in self._watched:
-            self._watched[key] = asyncio.create_task(self._await_end(key, workspace))
+            self._watched[key] = asyncio.create_task(self._await_exit(key, workspace))
 
-    async def _await_end(self, key: str, workspace: Workspace) -> None:
-        await self._pods.ended(workspace)
+    async def _await_exit(self, key: str, workspace: Workspace) -> None:
+        await self._pods.wait_exit(workspace)
         del self._watched[key]
         try:
             current = await self._store.get_workspace(workspace.id)
         except UnavailableError:
-            # The next scan sees it.
+            # The next scan reconciles it.
             return
         if current is not None and current.status in WANTS_POD:
-            self._take_step(current)
+            self._begin_step(current)

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -22,31 +22,12 @@ from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
 from server.fleet.processes import AllPods, Pod, ProcessId, Scans
-from server.pod_process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodSpec:
-    """What an agent is given at its start, as one JSON object on its standard input: its
-    environment could be read by its tools.
-    """
-
-    workspace_id: str
-    epoch: int
-    runtime_addresses: list[str]
-    runtime_token: str
-    control_plane_public_key: str
-    model: str
-    openai_base_url: str
-    openai_api_key: str = field(repr=False)
-    model_timeout_seconds: float
-    tool_timeout_seconds: float
-    # Empty: no crash points.
-    crash_points_dir: str = ""
+from server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
+from server.pod.spec import PodSpec
 
 
 class LocalPods:
-    """Starts and ends pods as processes of this machine."""
+    """Implements Pods with processes of this machine."""
 
     def __init__(
         self,
@@ -66,20 +47,18 @@ class LocalPods:
         self._started: dict[tuple[str, int], ProcessId] = {}
 
     def was_started(self, workspace: Workspace) -> bool:
-        """Whether a pod of this epoch was started in this run of the stack, by any controller."""
         record = self._record(workspace.id)
         is_recorded = record is not None and (record.epoch, record.run) == (
             workspace.epoch,
-            workspace.host,
+            workspace.run_id,
         )
         return is_recorded or (workspace.id, workspace.epoch) in self._started
 
     async def start(self, workspace: Workspace) -> None:
-        """Starts the pod of the workspace's epoch, which has been placed. Raises OSError."""
-        assert workspace.host is not None
+        assert workspace.run_id is not None
         # Written first: if the controller dies right after the start, the next one does not start a
         # second pod.
-        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.host))
+        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id))
         with (
             self._records.made_files(workspace.id) as files,
             self._records.open_log(workspace.id) as log,
@@ -97,7 +76,7 @@ class LocalPods:
             )
         agent = ProcessId.of(process.pid)
         self._started[workspace.id, workspace.epoch] = agent
-        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.host, agent))
+        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id, agent))
         spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -113,20 +92,15 @@ class LocalPods:
             STATE_DIR_MARKER: str(self._state_dir),
         }
 
-    async def ended(self, workspace: Workspace) -> None:
-        """Returns when the agent's process of this epoch is gone; at once when there is none."""
+    async def wait_exit(self, workspace: Workspace) -> None:
         agent = self._agent(workspace)
         if agent is not None:
             await processes.gone(agent.pid)
 
     def is_alive(self, workspace: Workspace) -> bool:
-        """Whether the agent's process of this epoch is there, and its files too."""
         return self._agent(workspace) is not None and self.has_files(workspace.id)
 
     def has_files(self, workspace_id: str) -> bool:
-        """Whether the agent's working directory is in its place. A tool may have deleted or
-        replaced it.
-        """
         try:
             with self._records.files(workspace_id) as files:
                 found = os.fstat(files)
@@ -141,17 +115,10 @@ class LocalPods:
             # The agent has just ended.
             return True
 
-    def last_words(self, workspace_id: str) -> str:
-        """The last line of the pod's log; empty when there is none."""
+    def log_tail(self, workspace_id: str) -> str:
         return self._records.last_log_line(workspace_id)
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        """Ends everything that runs in the pod, tools too. Returns False unless all of it is known
-        to have ended.
-
-        Does not end a pod of a later epoch, which another controller may have started while this
-        one was delayed.
-        """
         is_known = self._is_known(workspace)
         own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
         stopped = await processes.end_all(

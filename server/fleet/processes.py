@@ -5,7 +5,7 @@ or spared because of a file.
 
 While the agent lives, nothing that it has started is out of its descent (agent/descendants.py).
 When it dies, that descent passes to the controller that started it, which has to have adopted it
-(pod_process.py): a child of its own that it has not started is such a leftover.
+(pod/process.py): a child of its own that it has not started is such a leftover.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Protocol
 
 import psutil
 
-from server.pod_process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
+from server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER, wait_exit
 
 _EPOCH = re.compile("[0-9]{1,19}")
 
@@ -264,19 +264,7 @@ async def _wait_gone(processes: Iterable[psutil.Process], timeout_seconds: float
 
 
 async def gone(pid: int) -> None:
-    """Returns when the process has ended, whoever started it; at once when there is none."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-    # A child of ours stays a zombie until it is waited for.
+    """Returns when the process has ended, at once if there is none. Reaps a child."""
+    await wait_exit(pid)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - WNOHANG does not wait

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import structlog
 
-from server.bootstrap import END_WAITS
-from server.stack.edge_process import LEAVE_SECONDS, EdgeProcess
-from server.stack.envoy import EdgeConfigurationError
+from server.signals import END_WAITS
+from server.stack.envoy.config import EdgeConfigurationError
+from server.stack.envoy.process import LEAVE_SECONDS, EdgeProcess
 from server.stack.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class RollingRestart:
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
 
-    async def whenever_wanted(self, started: "asyncio.Task[Any]") -> None:
+    async def run_on_request(self, started: "asyncio.Task[Any]") -> None:
         """Runs until it is cancelled. A SIGHUP during the start or a restart is handled afterwards."""
         await asyncio.wait((started,))
         while True:
@@ -132,6 +132,7 @@ def _has_terminal() -> bool:
 
 
 async def _until(holds: Callable[[], Awaitable[bool]], name: str) -> None:
+    """Waits for the condition. Raises RestartError, which names the program."""
     try:
         async with asyncio.timeout(_READY_SECONDS):
             while not await holds():

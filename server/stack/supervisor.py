@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from server.pod_process import adopt
+from server.pod.process import become_subreaper, wait_exit
 from server.stack.log_files import open_log
 
 log = structlog.get_logger()
@@ -61,7 +61,7 @@ class Supervisor:
         # Processes whose successors run already, and what waits for their end.
         self._leaving: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
         # What a program of ours leaves behind when it dies becomes our child, and is reaped here.
-        adopt()
+        become_subreaper()
 
     async def start(self, program: Program) -> None:
         """Starts the program and keeps it running. Raises OSError when it cannot be started."""
@@ -105,7 +105,7 @@ class Supervisor:
         assert old is not None
         self._spawn(program, command)
         program.keeping = asyncio.create_task(self._keep(program))
-        self._leaving[old] = asyncio.create_task(self._see_off(program, old, leave_seconds))
+        self._leaving[old] = asyncio.create_task(self._await_exit(program, old, leave_seconds))
         return old
 
     async def left(self) -> None:
@@ -190,7 +190,7 @@ class Supervisor:
         """
         assert program.process is not None
         process = program.process
-        ending = asyncio.ensure_future(ended(process))
+        ending = asyncio.ensure_future(exit_code(process))
         try:
             while not (await asyncio.wait((ending,), timeout=_MEMORY_CHECK_SECONDS))[0]:
                 taken = _memory_bytes(process)
@@ -229,12 +229,12 @@ class Supervisor:
         self._spawn(program)
         program.keeping = asyncio.create_task(self._keep(program))
 
-    async def _see_off(
+    async def _await_exit(
         self, program: Program, process: "subprocess.Popen[bytes]", leave_seconds: float
     ) -> None:
         try:
             async with asyncio.timeout(leave_seconds):
-                await ended(process)
+                await exit_code(process)
         except TimeoutError:
             log.warning("program_leave_timed_out", name=program.name)
             await self._end(program, process)
@@ -251,11 +251,11 @@ class Supervisor:
             process.send_signal(program.stop_signal)
         try:
             async with asyncio.timeout(program.stop_seconds):
-                await ended(process)
+                await exit_code(process)
         except TimeoutError:
             log.warning("program_stop_timed_out", name=program.name)
             process.kill()
-            await ended(process)
+            await exit_code(process)
 
 
 def _memory_bytes(process: "subprocess.Popen[bytes]") -> int:
@@ -272,18 +272,7 @@ async def _give_up(task: "asyncio.Task[None] | None") -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def ended(process: subprocess.Popen[bytes]) -> int:
+async def exit_code(process: subprocess.Popen[bytes]) -> int:
     """Waits for the end of a child and returns its exit code."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return process.wait()
-    gone = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, gone.set)
-    try:
-        await gone.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+    await wait_exit(process.pid)
     return process.wait()

@@ -3,43 +3,44 @@ Envoy, on this machine.
 """
 
 import asyncio
-import json
-import os
-import shlex
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psycopg
 from pydantic import SecretStr
 from ulid import ULID
 
 from server.auth.pod_tokens import new_key
-from server.bootstrap import END_WAITS, now, stop_signal
-from server.config import Settings, trust
+from server.config import Settings
 from server.core.errors import UnavailableError
 from server.fleet import processes
 from server.fleet.local_pods import end_every_pod
-from server.logs import Sink
-from server.stack import demo, envoy, log_files, postgres, run_lock
-from server.stack.demo import Demo
-from server.stack.edge_process import EdgeProcess
+from server.programs import now
+from server.signals import END_WAITS, stop_signal
+from server.stack import log_files, postgres, ready, run_lock
+from server.stack.envoy import config as envoy
+from server.stack.envoy.process import EdgeProcess
+from server.stack.first_calls import first_calls, write_environment
 from server.stack.private_file import write_private
+from server.stack.ready import Demo, Ready, trust
 from server.stack.rolling_restart import RollingRestart
+from server.stack.seed import seed
 from server.stack.supervisor import Program, Supervisor
 from server.store.keys import PostgresKeys
 from server.store.migrate import ForeignTablesError, migrate
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
+from server.telemetry.logs import Sink
 from server.terminal import printable
 
 # Until everything answers.
 READY_SECONDS = 60.0
 _POSTGRES_START_SECONDS = 20.0
+_CALL_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # For the calls in hand when the stack stops.
@@ -55,32 +56,30 @@ async def up(settings: Settings) -> None:
     CannotStartError.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    ready_path = settings.state_dir / "ready.json"
-    with _alone(settings.state_dir):
+    with _exclusive_lock(settings.state_dir):
         _check_ports(settings)
-        ready_path.unlink(missing_ok=True)
+        ready.clear(settings.state_dir)
         stopping = asyncio.create_task(stop_signal())
         supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
         edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
         rolling = RollingRestart(supervisor, edge)
         run_lock.write_pid(settings.state_dir)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
-        restarting = asyncio.create_task(rolling.whenever_wanted(starting))
+        restarting = asyncio.create_task(rolling.run_on_request(starting))
         rotating = asyncio.create_task(log_files.keep_rotating(settings))
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
-                running, shown = starting.result()
-                _announce(running, shown, ready_path)
+                _announce(*starting.result())
                 while not stopping.done():
                     supervisor.reap()
                     await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
-            _say("Stopping.")
+            _print("Stopping.")
         finally:
             for task in (starting, restarting, rotating):
                 task.cancel()
             await asyncio.gather(starting, restarting, rotating, return_exceptions=True)
-            ready_path.unlink(missing_ok=True)
+            ready.clear(settings.state_dir)
             await _stop(settings, supervisor, edge)
 
 
@@ -90,11 +89,11 @@ async def _start(
     """Starts everything and waits until it serves; the settings then name the database."""
     await asyncio.to_thread(edge.configure)
     if settings.database_url:
-        _say("Connecting to the database that DATABASE_URL names …")
+        _print("Connecting to the database that DATABASE_URL names …")
     else:
-        _say("Starting PostgreSQL …")
+        _print("Starting PostgreSQL …")
     settings = settings.model_copy(
-        update={"stack_id": str(ULID()), "database_url": await _database(settings, supervisor)}
+        update={"run_id": str(ULID()), "database_url": await _database(settings, supervisor)}
     )
     try:
         await asyncio.to_thread(migrate, settings.database_url)
@@ -113,8 +112,8 @@ async def _start(
     if not settings.signing_key_path.exists():
         write_private(settings.signing_key_path, new_key())
     async with open_pool(settings.database_url, max_size=2) as pool:
-        shown = await demo.ensure(settings, PostgresStore(pool), PostgresKeys(pool), now)
-    _say("Starting control plane, fleet, edge …")
+        demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
+    _print("Starting control plane, fleet, edge …")
     environment = _environment(settings)
     for index, address in enumerate(settings.worker_addresses):
         command = [sys.executable, "-m", "server", "serve", "--port", address.rpartition(":")[2]]
@@ -125,9 +124,9 @@ async def _start(
         Program("fleet", [sys.executable, "-m", "server", "fleet"], own, stop_seconds=2.0)
     )
     await supervisor.start(Program("envoy", edge.first, stop_seconds=2.0))
-    _say("Starting the demo workspace's agent …")
-    await _wait_ready(settings, shown, supervisor)
-    return settings, shown
+    _print("Starting the demo workspace's agent …")
+    await _wait_ready(settings, demo)
+    return settings, demo
 
 
 def _edge(settings: Settings) -> envoy.Edge:
@@ -179,31 +178,42 @@ def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
     return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}
 
 
-async def _wait_ready(settings: Settings, shown: Demo, supervisor: Supervisor) -> None:
-    """Until the demo workspace is seen idle through the edge: then every part serves."""
-    url = f"{settings.rest_url}/v1/workspaces/{shown.workspace_id}"
-    context = trust(settings.tls_cert_file) if settings.tls_cert_file else None
-    headers = {"authorization": f"Bearer {shown.tokens['read_only']}"}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the edge's own URL
+async def _wait_ready(settings: Settings, demo: Demo) -> None:
+    """Waits until the demo workspace is idle, as the edge reports it. Every part then serves.
 
-    def status() -> str:
-        try:
-            with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310 - as above
-                workspace = json.load(response)
-        except (OSError, ValueError) as error:
-            return str(error)
-        if workspace["status"] == "failed":
-            raise CannotStartError(f"The demo workspace has failed: {workspace['status_reason']}.")
-        return str(workspace["status"])
-
+    Raises CannotStartError.
+    """
+    url = f"{settings.rest_url}/v1/workspaces/{demo.workspace_id}"
+    headers = {"authorization": f"Bearer {demo.tokens['read_only']}"}
+    verify = trust(settings.tls_cert_file) if settings.tls_cert_file else True
     seen = ""
     try:
-        async with asyncio.timeout(READY_SECONDS):
-            while (seen := await asyncio.to_thread(status)) != "idle":
+        async with (
+            asyncio.timeout(READY_SECONDS),
+            httpx.AsyncClient(verify=verify, headers=headers, trust_env=False) as client,
+        ):
+            while (seen := await _status(client, url)) != "idle":
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        message = f"The stack did not get ready within {READY_SECONDS:.0f} s ({seen}); see {settings.logs_dir}/."
+        message = (
+            f"The stack did not get ready within {READY_SECONDS:.0f} s ({seen}); "
+            f"see {settings.logs_dir}/."
+        )
         raise CannotStartError(message) from error
+
+
+async def _status(client: httpx.AsyncClient, url: str) -> str:
+    """The status of the workspace, or the error of the call. Raises CannotStartError if the
+    workspace has failed.
+    """
+    try:
+        response = await client.get(url, timeout=_CALL_SECONDS)
+        workspace = response.raise_for_status().json()
+    except (httpx.HTTPError, ValueError) as error:
+        return str(error) or repr(error)
+    if workspace["status"] == "failed":
+        raise CannotStartError(f"The demo workspace has failed: {workspace['status_reason']}.")
+    return str(workspace["status"])
 
 
 async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
@@ -225,7 +235,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
 
 
 @contextmanager
-def _alone(state_dir: Path) -> Iterator[None]:
+def _exclusive_lock(state_dir: Path) -> Iterator[None]:
     """Holds the state folder for this run. Raises CannotStartError when another run has it."""
     try:
         with run_lock.exclusive(state_dir):
@@ -259,74 +269,23 @@ def _check_ports(settings: Settings) -> None:
                 ) from error
 
 
-def _announce(settings: Settings, shown: Demo, ready_path: Path) -> None:
+def _announce(settings: Settings, demo: Demo) -> None:
     """Writes ready.json and demo.env, and prints the first calls to make."""
-    rest_url = settings.rest_url
-    grpc_addr = f"{settings.listen_host}:{settings.grpc_port}"
-    write_private(
-        settings.state_dir / "demo.env",
-        f"export TOKEN={shown.tokens['full_access']}\nexport REST_URL={rest_url}\nexport GRPC_ADDR={grpc_addr}\n"
-        f"export WORKSPACE_ID={shown.workspace_id}\n",
+    written = Ready(
+        rest_url=settings.rest_url,
+        grpc_addr=f"{settings.listen_host}:{settings.grpc_port}",
+        server_addr=settings.worker_addresses[0],
+        database_url=settings.database_url,
+        tls_cert_file=str(settings.tls_cert_file.absolute()) if settings.tls_cert_file else None,
+        demo=demo,
     )
-    ready = {
-        "rest_url": rest_url,
-        "grpc_addr": grpc_addr,
-        "server_addr": settings.worker_addresses[0],
-        "database_url": settings.database_url,
-        **(
-            {"tls_cert_file": str(settings.tls_cert_file.absolute())}
-            if settings.tls_cert_file
-            else {}
-        ),
-        "demo": {
-            "org_id": shown.org_id,
-            "workspace_id": shown.workspace_id,
-            "tokens": shown.tokens,
-        },
-    }
-    write_private(ready_path, json.dumps(ready, indent=2))
-    state_dir = os.path.relpath(settings.state_dir)
-    # Whoever signed the certificate, these calls trust it.
-    trusted = shlex.quote(os.path.relpath(settings.tls_cert_file)) if settings.tls_cert_file else ""
-    calls = _CALLS.format(
-        state_dir=state_dir,
-        rest_url=rest_url,
-        grpc_addr=grpc_addr,
-        workspace_id=shown.workspace_id,
-        curl=f"curl --cacert {trusted}" if trusted else "curl",
-        grpcurl=f"{_grpcurl()} -cacert {trusted}" if trusted else f"{_grpcurl()} -plaintext",
-    )
-    _say(printable(calls, block=True))
+    write_environment(written, settings.state_dir)
+    written.write(settings.state_dir)
+    _print(printable(first_calls(written, settings.state_dir), block=True))
 
 
-def _grpcurl() -> str:
-    """As it is called from here: the environment that runs this may have it where the shell does
-    not look.
-    """
-    beside = Path(sys.executable).with_name("grpcurl")
-    return os.path.relpath(beside) if beside.exists() else "grpcurl"
-
-
-_CALLS = """
-Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything. {rest_url}/docs is a page to call from.
-In another terminal:
-
-  . {state_dir}/demo.env
-  # give the agent fifteen minutes of work, five a step
-  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
-    -d '{{"description": "sleep 300\\nsleep 300\\nsleep 300"}}'
-  # cancel it: the current step may finish
-  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
-  # the same over gRPC, and interrupt the step after 1 s
-  {grpcurl} -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}", "force_after": "1s"}}' \\
-    {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
-  # watch what happened (Ctrl-C ends it)
-  {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" -H "Authorization: Bearer $TOKEN"
-"""
-
-
-def _say(text: str) -> None:
-    """Prints a line to standard output. A full disk, if that is a file, does not stop the stack."""
+def _print(text: str) -> None:
+    """Prints a line to standard output. A full disk does not stop the stack."""
     _output.msg(text)
 
 

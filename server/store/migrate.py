@@ -1,4 +1,7 @@
-"""Migrates a database to the schema of this version."""
+"""Migrates a database to the schema of this version: the migrations first, then the functions.
+
+functions/ has the current version of each function. The versions in migrations/ are history.
+"""
 
 from importlib import resources
 from typing import Any
@@ -47,6 +50,7 @@ def migrate(database_url: str) -> None:
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
             _apply(database_url)
+            _replace_functions(guard)
     except psycopg.OperationalError as error:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error
 
@@ -85,6 +89,11 @@ def _apply(database_url: str) -> None:
         backend.break_lock()
         with backend.lock():
             backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(folder))))
+
+
+def _replace_functions(connection: psycopg.Connection[Any]) -> None:
+    for file in (resources.files("server.store") / "functions").iterdir():
+        connection.execute(file.read_bytes())
 
 
 def _yoyo_url(database_url: str) -> str:

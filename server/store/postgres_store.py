@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
-from server.core import trace
 from server.core.caller import Permission
-from server.core.event import Event, cancel_payload
-from server.core.lifecycle import Change, Session
+from server.core.change import Change, Locked
+from server.core.event import Event, cancel_requested_payload
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
@@ -101,7 +100,12 @@ class PostgresStore:
         self._committed = committed
 
     async def record_cancellation(
-        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
     ) -> RecordedCancellation:
         """See the port."""
         caller = permission.caller
@@ -119,7 +123,7 @@ class PostgresStore:
                 intent.reason,
                 intent.request_id,
                 intent.force_at,
-                event_payload({"cancel": cancel_payload(intent)}, trace.current_id()),
+                event_payload(cancel_requested_payload(intent), trace_id),
             ),
         )
         assert row is not None
@@ -134,7 +138,7 @@ class PostgresStore:
         return found
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Session], Change]
+        self, workspace_id: str, decide: Callable[[Locked], Change]
     ) -> Change | None:
         """See the port."""
         try:
@@ -143,26 +147,26 @@ class PostgresStore:
                 connection.pipeline(),
                 connection.transaction(),
             ):
-                locked = await connection.execute(
+                workspaces = await connection.execute(
                     _LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
                 )
-                current = await connection.execute(
+                tasks = await connection.execute(
                     _CURRENT_TASK, (workspace_id,), prepare=True, binary=True
                 )
-                workspace_row, task_row = await locked.fetchone(), await current.fetchone()
+                workspace_row, task_row = await workspaces.fetchone(), await tasks.fetchone()
                 if workspace_row is None:
                     return None
-                session = Session(
+                locked = Locked(
                     workspace_of(workspace_row), None if task_row is None else task_of(task_row)
                 )
-                change = decide(session)
-                change = await _write(connection, session, change)
+                change = decide(locked)
+                change = await _write(connection, locked, change)
         except asyncio.CancelledError:
             # It may have been committed by then, and whoever waits is to know.
             self._announce(workspace_id)
             raise
         # A heartbeat writes too, and is of no interest to anyone who waits.
-        if change.events or change.workspace.status is not session.workspace.status:
+        if change.events or change.workspace.status is not locked.workspace.status:
             self._announce(workspace_id)
         self._committed(change)
         return change
@@ -251,20 +255,20 @@ def _took_over_force_at(found: RecordedCancellation, intent: CancelIntent) -> bo
     return found.task.cancel.force_at == intent.force_at
 
 
-async def _write(connection: Connection, session: Session, change: Change) -> Change:
+async def _write(connection: Connection, locked: Locked, change: Change) -> Change:
     """Sends what has changed, in one go, and returns the change with its `last_seq`."""
-    workspace_id, seq = session.workspace.id, session.workspace.last_seq
+    workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
     change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
     await _write_row(
         connection,
         "workspaces",
         WORKSPACE_COLUMNS,
-        workspace_values(session.workspace),
+        workspace_values(locked.workspace),
         workspace_values(change.workspace),
     )
     if change.task is not None:
         before = (
-            session.task if session.task is not None and session.task.id == change.task.id else None
+            locked.task if locked.task is not None and locked.task.id == change.task.id else None
         )
         old = None if before is None else task_values(before)
         await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from server.core.event import Event, EventType, NewEvent
+from server.core.event import Event, EventType, NewEvent, Origin
 from server.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
 from server.core.workspace import Workspace, WorkspaceStatus
 
@@ -28,7 +28,7 @@ WORKSPACE_COLUMNS = (
     "last_seq",
     "agent_address",
     "lease_expires_at",
-    "host",
+    "host",  # Workspace.run_id
     "task_unnamed_since",
 )
 TASK_COLUMNS = (
@@ -79,14 +79,31 @@ def workspace_of(row: Row) -> Workspace:
         last_seq=row[10],
         agent_address=row[11],
         lease_expires_at=row[12],
-        host=row[13],
+        run_id=row[13],
         task_unnamed_since=row[14],
     )
 
 
 def workspace_values(workspace: Workspace) -> Row:
     """A workspace as WORKSPACE_COLUMNS."""
-    return tuple(_storable(getattr(workspace, column)) for column in WORKSPACE_COLUMNS)
+    values = (
+        workspace.id,
+        workspace.org_id,
+        workspace.name,
+        workspace.status,
+        workspace.status_reason,
+        workspace.created_by_user_id,
+        workspace.created_at,
+        workspace.updated_at,
+        workspace.current_task_id,
+        workspace.epoch,
+        workspace.last_seq,
+        workspace.agent_address,
+        workspace.lease_expires_at,
+        workspace.run_id,
+        workspace.task_unnamed_since,
+    )
+    return tuple(_storable(value) for value in values)
 
 
 def task_of(row: Row) -> Task:
@@ -175,9 +192,8 @@ def event_of(row: Row) -> Event:
         type=EventType(row[2]),
         time=row[3],
         task_id=row[4],
-        request_id=row[5],
         payload=payload,
-        trace_id=trace_id,
+        origin=Origin(row[5] or "", trace_id),
     )
 
 
@@ -189,8 +205,8 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
         str(event.type),
         event.time,
         event.task_id,
-        event.request_id,
-        event_payload(event.payload, event.trace_id),
+        event.origin.request_id or None,
+        event_payload(event.payload, event.origin.trace_id),
     )
 
 

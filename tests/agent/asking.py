@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from server.agent.loop import Limits, TaskInHand, run_task
+from server.agent.loop import ActiveTask, Limits, run_task
 from server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
 from server.agent.openai_model import OpenAIModel
 from server.agent.tools import ShellTool
-from server.core.lifecycle import AgentEvent, Ending, Iterated
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
 from tests.support.model_server import Answer, ModelServer
 
 KEY = "sk-a-secret-key"
@@ -52,7 +52,7 @@ class Run:
         self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any
     ) -> None:
         server.script.extend(script)
-        self.task = TaskInHand(
+        self.task = ActiveTask(
             **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
         )
         self._model = model_at(server)
@@ -61,7 +61,7 @@ class Run:
         self._tool = ShellTool(files_dir, "ws_1", 1, timeout_seconds=30)
         self.iterations: list[Any] = []
 
-    async def end(self) -> Ending:
+    async def end(self) -> TaskEnded:
         async with asyncio.timeout(20):
             ending = await run_task(
                 self.task, self, self._tool, self._commit, Limits(model_timeout_seconds=30)
@@ -78,5 +78,7 @@ class Run:
         return await self._model.next(history, partial)
 
     async def _commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        self.iterations += [event.payload for event in events if isinstance(event, Iterated)]
+        self.iterations += [
+            event.payload for event in events if isinstance(event, IterationCompleted)
+        ]
         return True

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from server.agent.program import AgentSettings, run_agent
+from server.agent.program import run
 from server.agent.shutdown import ExitCode
 from server.agent.tools import ToolCall
+from server.pod.spec import PodSpec
 from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane, public_key
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]
@@ -41,9 +42,9 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
             "runtime_addresses": addresses,
             "runtime_token": RUNTIME_TOKEN,
             "control_plane_public_key": public_key(control_plane),
-            "files_dir": tmp_path,
+            "files_dir": str(tmp_path),
         }
-        agents.append(asyncio.create_task(run_agent(AgentSettings(**(settings | changes)))))
+        agents.append(asyncio.create_task(run(PodSpec(**(settings | changes)))))
         return agents[-1]
 
     yield start

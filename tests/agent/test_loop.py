@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from server.agent.encoding import task_event
-from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
+from server.agent.encoding import encode_event
+from server.agent.loop import ActiveTask, Limits, RejectedError, run_task
 from server.agent.model import History, ModelFailure, ModelReply, PartialReply
 from server.agent.tools import ToolCall, ToolResult, ToolStatus
-from server.core.lifecycle import AgentEvent, Ending, Iterated, Started
 from server.core.task import Phase, TaskStatus
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 
 CALL = ToolCall(id="c", name="shell", arguments="{}")
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")
@@ -82,16 +82,16 @@ class World:
         if self.rejects is not None and any(isinstance(event, self.rejects) for event in events):
             raise RejectedError("no")
         for event in events:
-            task_event(event)
+            encode_event(event)
             self.committed.append(event)
-        return not self.dropped and not isinstance(events[-1], Ending)
+        return not self.dropped and not isinstance(events[-1], TaskEnded)
 
 
-def _task(**changes: Any) -> TaskInHand:
-    return TaskInHand(**{"id": "t1", "description": "d", "max_iterations": 10, **changes})
+def _task(**changes: Any) -> ActiveTask:
+    return ActiveTask(**{"id": "t1", "description": "d", "max_iterations": 10, **changes})
 
 
-async def _run(world: World, task: TaskInHand, timeout_seconds: float = 60) -> Ending | None:
+async def _run(world: World, task: ActiveTask, timeout_seconds: float = 60) -> TaskEnded | None:
     async with asyncio.timeout(10):
         return await run_task(
             task, world, world, world.commit, Limits(model_timeout_seconds=timeout_seconds)
@@ -132,12 +132,12 @@ async def test_a_result_that_rests_on_the_last_call_needs_it_to_have_exited(
 async def test_the_order_of_all_that_happens() -> None:
     world = World(STEPS)
     ending = await _run(world, _task())
-    assert ending == Ending(status=TaskStatus.COMPLETED, result="the answer")
-    expected = ["commit Started"]
+    assert ending == TaskEnded(status=TaskStatus.COMPLETED, result="the answer")
+    expected = ["commit TaskStarted"]
     for number in (1, 2, 3):
-        expected += [f"model {number}", f"tool {number}", f"commit Iterated {number}"]
+        expected += [f"model {number}", f"tool {number}", f"commit IterationCompleted {number}"]
     # Nothing can come between the last iteration and the end.
-    expected[-1] += " Ending"
+    expected[-1] += " TaskEnded"
     assert world.trace == expected
     assert world.histories == [[], [OK], [OK, OK]]
 
@@ -146,8 +146,8 @@ async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() ->
     world = World([_step("done", tool_call=None, final=True)])
     await _run(world, _task())
     started, iterated, _ending = world.committed
-    assert isinstance(started, Started)
-    assert isinstance(iterated, Iterated)
+    assert isinstance(started, TaskStarted)
+    assert isinstance(iterated, IterationCompleted)
     assert "tool_call" not in iterated.payload
     assert iterated.payload["model_call"]["status"] == "completed"
 
@@ -155,13 +155,13 @@ async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() ->
 @pytest.mark.parametrize(
     ("moment", "iterations"),
     [
-        ("commit Started", 0),
+        ("commit TaskStarted", 0),
         ("model 1", 1),
         ("tool 1", 1),
-        ("commit Iterated 1", 1),
+        ("commit IterationCompleted 1", 1),
         ("model 2", 2),
         ("tool 2", 2),
-        ("commit Iterated 2", 2),
+        ("commit IterationCompleted 2", 2),
     ],
 )
 async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(
@@ -169,8 +169,12 @@ async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(
 ) -> None:
     world, task = World(STEPS), _task()
     world.at[moment] = task.cancel.request
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED)
-    assert [type(event) for event in world.committed] == [Started, *[Iterated] * iterations, Ending]
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
+    assert [type(event) for event in world.committed] == [
+        TaskStarted,
+        *[IterationCompleted] * iterations,
+        TaskEnded,
+    ]
     assert [step for step in world.trace if step.startswith("model")] == [
         f"model {n + 1}" for n in range(iterations)
     ]
@@ -180,7 +184,7 @@ async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(
 async def test_a_cancel_during_the_last_iteration_keeps_the_answer(moment: str) -> None:
     world, task = World(STEPS), _task()
     world.at[moment] = task.cancel.request
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, result="the answer")
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, result="the answer")
 
 
 async def test_too_many_iterations_fail_with_a_reason() -> None:
@@ -197,7 +201,7 @@ async def test_as_many_iterations_as_allowed_are_enough() -> None:
 
 async def test_a_model_failure_is_the_reason() -> None:
     ending = await _run(World([_step(), ModelFailure("no\0 money")]), _task())
-    assert ending == Ending(status=TaskStatus.FAILED, reason="no\N{REPLACEMENT CHARACTER} money")
+    assert ending == TaskEnded(status=TaskStatus.FAILED, reason="no\N{REPLACEMENT CHARACTER} money")
 
 
 @pytest.mark.parametrize("raised", [KeyError("x"), asyncio.CancelledError()])
@@ -206,7 +210,7 @@ async def test_what_a_model_or_a_tool_raises_fails_the_task_only(raised: Any) ->
         ending = await _run(world, _task())
         assert ending is not None
         assert (ending.status, bool(ending.reason)) == (TaskStatus.FAILED, True)
-        assert [type(event) for event in world.committed] == [Started, Ending]
+        assert [type(event) for event in world.committed] == [TaskStarted, TaskEnded]
 
 
 async def test_a_model_that_does_not_answer_fails_at_its_limit() -> None:
@@ -228,9 +232,9 @@ async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() 
         await _for_ever()
 
     world.at["model 2"] = hang
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     _, _, last, _ = world.committed
-    assert isinstance(last, Iterated)
+    assert isinstance(last, IterationCompleted)
     call = last.payload["model_call"]
     assert call.pop("duration_ms") >= 0
     content = "so far\N{REPLACEMENT CHARACTER}"
@@ -243,7 +247,7 @@ async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() 
     }
     assert last.payload.keys() == {"model_call"}
     # In one commit: nothing can come between the two.
-    assert world.trace[-1] == "commit Iterated 2 Ending"
+    assert world.trace[-1] == "commit IterationCompleted 2 TaskEnded"
 
 
 @pytest.mark.parametrize("end", ["hangs", "fails", "is cancelled from within", "does not end"])
@@ -265,10 +269,10 @@ async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(en
 
     world.at["model 1"] = begin
     began = time.monotonic()
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     assert time.monotonic() - began < 1.9
     _, iterated, _ = world.committed
-    assert isinstance(iterated, Iterated)
+    assert isinstance(iterated, IterationCompleted)
     assert (iterated.number, task.iterations, list(iterated.payload)) == (1, 1, ["model_call"])
     call = iterated.payload["model_call"]
     assert (call["status"], call["model"], call["content"], call["output_tokens"]) == (
@@ -289,17 +293,21 @@ async def test_force_that_is_due_when_the_model_calls_own_limit_is_over_is_force
         await _for_ever()
 
     world.at["model 1"] = hang
-    assert await _run(world, task, timeout_seconds=0.01) == Ending(
+    assert await _run(world, task, timeout_seconds=0.01) == TaskEnded(
         status=TaskStatus.CANCELLED, forced=True
     )
-    assert [type(event) for event in world.committed] == [Started, Iterated, Ending]
+    assert [type(event) for event in world.committed] == [
+        TaskStarted,
+        IterationCompleted,
+        TaskEnded,
+    ]
 
 
 async def test_a_model_call_that_fails_before_the_force_is_due_is_a_failure() -> None:
     world, task = World([ModelFailure("no")]), _task()
     world.at["model 1"] = lambda: task.cancel.request(time.time() + 3_000)
-    assert await _run(world, task) == Ending(status=TaskStatus.FAILED, reason="no")
-    assert [type(event) for event in world.committed] == [Started, Ending]
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.FAILED, reason="no")
+    assert [type(event) for event in world.committed] == [TaskStarted, TaskEnded]
 
 
 async def test_force_breaks_off_the_tool_call_and_keeps_its_output() -> None:
@@ -315,9 +323,9 @@ async def test_force_breaks_off_the_tool_call_and_keeps_its_output() -> None:
         await _for_ever()
 
     world.at["tool 1"] = hang
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     _, iterated, _ = world.committed
-    assert isinstance(iterated, Iterated)
+    assert isinstance(iterated, IterationCompleted)
     assert iterated.payload["tool_call"]["result"]["status"] == "interrupted"
     assert iterated.payload["tool_call"]["result"]["output"] == "so far"
 
@@ -325,24 +333,26 @@ async def test_force_breaks_off_the_tool_call_and_keeps_its_output() -> None:
 async def test_force_that_falls_between_the_calls_starts_no_tool() -> None:
     world, task = World(STEPS), _task()
     world.at["model 1"] = lambda: task.cancel.request(time.time())
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     assert "tool 1" not in world.trace
 
 
 async def test_force_after_the_iteration_has_ended_breaks_nothing_off() -> None:
     world, task = World(STEPS), _task()
-    world.at["commit Iterated 1"] = lambda: task.cancel.request(time.time())
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED)
+    world.at["commit IterationCompleted 1"] = lambda: task.cancel.request(time.time())
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
 
 
 async def test_force_later_than_the_iterations_end_breaks_nothing_off() -> None:
     world, task = World(STEPS), _task()
     world.at["tool 1"] = lambda: task.cancel.request(time.time() + 3_000)
-    assert await _run(world, task) == Ending(status=TaskStatus.CANCELLED)
+    assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
     assert len(world.committed) == 3
 
 
-@pytest.mark.parametrize(("moment", "events"), [("commit Started", 1), ("commit Iterated 2", 3)])
+@pytest.mark.parametrize(
+    ("moment", "events"), [("commit TaskStarted", 1), ("commit IterationCompleted 2", 3)]
+)
 async def test_a_task_that_the_reply_does_not_name_is_dropped(moment: str, events: int) -> None:
     world = World(STEPS)
     world.at[moment] = lambda: setattr(world, "dropped", True)
@@ -371,12 +381,12 @@ async def test_given_up_it_ends_the_call_in_flight_and_commits_nothing_more(mome
         await running
     if moment == "model 1":
         assert ended.is_set()
-    assert [type(event) for event in world.committed] == [Started]
+    assert [type(event) for event in world.committed] == [TaskStarted]
 
 
 async def test_a_refused_iteration_fails_the_task() -> None:
     world = World(STEPS)
-    world.rejects = Iterated
+    world.rejects = IterationCompleted
     ending = await _run(world, _task())
     assert ending is not None
     assert ending.status is TaskStatus.FAILED

@@ -3,7 +3,7 @@
 import pytest
 
 from server.agent.model import History, Iteration, ModelFailure, ModelReply, PartialReply
-from server.agent.models import UnknownModelError, model_of
+from server.agent.program import UnknownModelError, create_model
 from server.agent.tools import ToolResult, ToolStatus
 
 
@@ -11,7 +11,7 @@ async def _replies(description: str, *statuses: ToolStatus) -> list[ModelReply]:
     """All replies up to the final one; the commands end with these statuses, all others exit."""
     iterations: list[Iteration] = []
     while not iterations or not iterations[-1].reply.final:
-        reply = await model_of("scripted").next(
+        reply = await create_model("scripted").next(
             History(description, iterations), PartialReply("scripted")
         )
         status = statuses[len(iterations)] if len(iterations) < len(statuses) else ToolStatus.EXITED
@@ -53,4 +53,4 @@ async def test_nothing_to_run_ends_at_once() -> None:
 
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(UnknownModelError, match="oracle"):
-        model_of("oracle")
+        create_model("oracle")

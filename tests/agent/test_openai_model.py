@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from server.agent.model import Endpoint, History, Iteration, ModelReply, PartialReply
-from server.agent.models import UnknownModelError, model_of
 from server.agent.openai_model import OpenAIModel
-from server.agent.program import AgentSettings
+from server.agent.program import UnknownModelError, create_model
 from server.agent.tools import ToolCall, ToolResult, ToolStatus
-from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
+from server.core.task_lifecycle import TaskEnded
+from server.pod.spec import PodSpec
 from tests.agent.asking import KEY, TASK, Run, failure, next_reply
 from tests.support.model_server import (
     Answer,
@@ -43,7 +43,7 @@ async def test_a_task_with_tool_calls_runs_to_its_answer(
     server: ModelServer, tmp_path: Path
 ) -> None:
     run = Run(server, tmp_path, calls("echo one > f"), calls("cat f; exit 3"), says("It says one."))
-    assert await run.end() == Ending(status=TaskStatus.COMPLETED, result="It says one.")
+    assert await run.end() == TaskEnded(status=TaskStatus.COMPLETED, result="It says one.")
     assert [each["tool_call"]["result"]["output"] for each in run.iterations[:2]] == ["", "one\n"]
     assert "tool_call" not in run.iterations[2]
     call = run.iterations[0]["model_call"]
@@ -274,7 +274,7 @@ async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> 
     ending = asyncio.create_task(run.end())
     await asyncio.to_thread(gate.await_reached)
     run.task.cancel.request(force_at=time.time())
-    assert await ending == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await ending == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     (iteration,) = run.iterations
     assert iteration.keys() == {"model_call"}
     call = iteration["model_call"]
@@ -289,13 +289,13 @@ async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> 
 )
 def test_a_base_url_that_is_none_is_told_at_the_start(base_url: str) -> None:
     with pytest.raises(ValueError, match=r"base URL|[Pp]ort"):
-        model_of("openai:test", Endpoint(base_url=base_url))
+        create_model("openai:test", Endpoint(base_url=base_url))
 
 
 def test_a_key_that_no_header_can_carry_is_told_at_the_start_without_it() -> None:
     for key in ("sk-\n1", "sk-\N{EURO SIGN}"):
         with pytest.raises(ValueError, match="characters") as error:
-            model_of("openai:test", Endpoint(api_key=key))
+            create_model("openai:test", Endpoint(api_key=key))
         assert key not in str(error.value)
 
 
@@ -309,24 +309,23 @@ async def test_no_key_is_needed_and_a_line_end_after_it_does_no_harm(server: Mod
 
 def test_the_model_has_a_name() -> None:
     with pytest.raises(UnknownModelError, match="openai:<model>"):
-        model_of("openai:")
+        create_model("openai:")
 
 
 def test_the_key_is_not_shown() -> None:
     assert KEY not in repr(Endpoint(api_key=KEY))
     assert KEY not in repr(
-        AgentSettings(
+        PodSpec(
             workspace_id="w",
             epoch=1,
             runtime_addresses=[],
             runtime_token="",
             control_plane_public_key="",
-            files_dir=Path(),
             openai_api_key=KEY,
         )
     )
 
 
 def test_an_agent_that_runs_scripts_does_not_load_the_sdk() -> None:
-    program = "import sys, server.agent.program as p; p.model_of('scripted'); sys.exit('openai' in sys.modules)"
+    program = "import sys, server.agent.program as p; p.create_model('scripted'); sys.exit('openai' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

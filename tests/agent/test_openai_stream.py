@@ -11,8 +11,8 @@ import pytest
 from server.agent import completion
 from server.agent.model import PartialReply
 from server.agent.tools import ToolCall
-from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
+from server.core.task_lifecycle import TaskEnded
 from tests.agent.asking import KEY, TASK, Run, failure, model_at, next_reply
 from tests.support.model_server import (
     DONE,
@@ -45,7 +45,7 @@ def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
     )
 
 
-async def _force(run: Run, content: str) -> Ending:
+async def _force(run: Run, content: str) -> TaskEnded:
     """Breaks the model call off once this much of its answer has been received."""
     ending = asyncio.create_task(run.end())
     async with asyncio.timeout(10):
@@ -66,7 +66,9 @@ async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
         STOP,
     )
     run = Run(server, tmp_path, held)
-    assert await _force(run, "It is nearly\0") == Ending(status=TaskStatus.CANCELLED, forced=True)
+    assert await _force(run, "It is nearly\0") == TaskEnded(
+        status=TaskStatus.CANCELLED, forced=True
+    )
     (iteration,) = run.iterations
     call = iteration["model_call"]
     assert (call["status"], call["model"]) == ("interrupted", "test-0613")

@@ -349,7 +349,7 @@ async def test_a_refused_commit_ends_the_agent(
 async def test_an_unknown_model_is_told_at_the_start(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await _ended(start([], model="oracle")) is ExitCode.BAD_SETTINGS
+    assert await _ended(start([], model="oracle")) is ExitCode.BAD_SPEC
     assert "oracle" in capsys.readouterr().out
 
 

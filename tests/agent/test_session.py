@@ -11,11 +11,11 @@ from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 
 from server.agent.lease import Lease
-from server.agent.loop import RejectedError, TaskInHand
+from server.agent.loop import ActiveTask, RejectedError
 from server.agent.session import Session, WrongTaskError
 from server.agent.shutdown import ExitCode, Shutdown
-from server.core.lifecycle import Ending
 from server.core.task import TaskStatus
+from server.core.task_lifecycle import TaskEnded
 from tests.support.waiting import settle
 
 
@@ -24,7 +24,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.begun: list[str] = []
-        self.tasks: dict[str, TaskInHand] = {}
+        self.tasks: dict[str, ActiveTask] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.shutdown = Shutdown()
         self.hurried = 0
@@ -34,13 +34,13 @@ class Runs:
     def _hurry(self) -> None:
         self.hurried += 1
 
-    async def run(self, task: TaskInHand) -> Ending | None:
+    async def run(self, task: ActiveTask) -> TaskEnded | None:
         self.begun.append(task.id)
         self.tasks[task.id] = task
         if self.error is not None:
             raise self.error
         await self.ends.setdefault(task.id, asyncio.Event()).wait()
-        return Ending(status=TaskStatus.COMPLETED)
+        return TaskEnded(status=TaskStatus.COMPLETED)
 
     async def end(self, task_id: str) -> None:
         self.ends.setdefault(task_id, asyncio.Event()).set()

@@ -12,7 +12,7 @@ import pytest
 from server.agent import descendants
 from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
 from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
-from server.pod_process import adopt
+from server.pod.process import become_subreaper
 from tests.agent.conftest import shell_call
 from tests.support.waiting import eventually_async
 
@@ -21,7 +21,7 @@ REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 @pytest.fixture(autouse=True)
 def as_in_an_agent() -> None:
-    adopt()
+    become_subreaper()
 
 
 async def _run(

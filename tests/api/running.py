@@ -10,18 +10,20 @@ import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from server.api.interceptors import Authentication
-from server.api.rate_limits import RateLimits
+from server.api import chain
+from server.api.interceptors.authentication import Authentication
+from server.api.interceptors.rate_limits import RateLimits
+from server.api.interceptors.request_log import RequestLog
 from server.api.runtime_servicer import RuntimeServicer
 from server.api.server import Server
 from server.api.workspace_servicer import WorkspaceServicer
 from server.auth.api_keys import ApiKeys, fingerprint
 from server.auth.authenticator import Authenticator, HostBinding
 from server.auth.pod_tokens import PodTokens, new_key
-from server.auth.sessions import JwkSet, Sessions
+from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.api_key import ApiKey, KeyTemplate
 from server.core.runtime import AgentIdentity, Runtime
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.support.fakes import FakeStore
 from tests.support.world import NOW, ORG, World
 
@@ -166,14 +168,19 @@ async def running(
     metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(
-        ApiKeys(find_key), Sessions(JwkSet("/nonexistent"), "issuer", "audience")
+        ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
+    request_log = RequestLog()
     server = Server(
         WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
-        Authentication(authenticator, POD_TOKENS, host_binding),
-        rate_limits=rate_limits,
-        metrics=metrics,
+        request_log,
+        chain.interceptors(
+            request_log,
+            metrics or Metrics(),
+            Authentication(authenticator, POD_TOKENS, host_binding),
+            rate_limits,
+        ),
     )
     port = await server.start("127.0.0.1:0")
     try:

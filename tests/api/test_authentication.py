@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.auth.api_keys import ApiKeys
 from server.auth.authenticator import Authenticator, HostBinding
-from server.auth.sessions import JwkSet, Sessions
+from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.workspace import WorkspaceStatus
 from tests.api.running import (
     INTERNAL,
@@ -83,7 +83,9 @@ async def test_a_signed_token_whose_claims_cannot_be_is_refused_at_the_door(
 ) -> None:
     jwks = tmp_path / "jwks.json"
     jwks.write_text(jwk_set(EC))
-    authenticator = Authenticator(ApiKeys(find_key), Sessions(JwkSet(str(jwks)), ISSUER, AUDIENCE))
+    authenticator = Authenticator(
+        ApiKeys(find_key), SessionTokens(JwkSet(str(jwks)), ISSUER, AUDIENCE)
+    )
     scopes = ["workspace:write", "tasks:write"]
     async with running(world, authenticator=authenticator) as server:
         good = await server.raw(

@@ -15,10 +15,10 @@ from server.api import codec
 from server.core import event
 from server.core.cancel_task import CancelResult, Outcome
 from server.core.errors import Failure
-from server.core.event import Event, EventType, NewEvent
-from server.core.lifecycle import Ending, Iterated, Started
+from server.core.event import Event, EventType, NewEvent, Origin
 from server.core.runtime import Directive
 from server.core.task import Phase, Task, TaskStatus, Usage
+from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import NOW, intent
@@ -161,7 +161,7 @@ PAYLOADS: dict[EventType, NewEvent] = {
     ),
     EventType.WORKSPACE_FAILED: event.workspace_event(EventType.WORKSPACE_FAILED, NOW, reason="r"),
     EventType.WORKSPACE_RESUMED: event.workspace_event(EventType.WORKSPACE_RESUMED, NOW, epoch=2),
-    EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1", "req_1"),
+    EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1"),
     EventType.TASK_STARTED: event.task_started(TASK, 2, NOW),
     EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, ITERATION, NOW),
     EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, INTENT),
@@ -179,14 +179,14 @@ def test_every_field_of_every_event_is_shown(type_: EventType) -> None:
         time=NOW,
         payload=new.payload,
         task_id=new.task_id,
-        request_id=new.request_id,
+        origin=Origin("req_1"),
     )
     seen = codec.encode_watched(entry).event
     assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (
         9,
         "ws_1",
         new.task_id or "",
-        new.request_id or "",
+        "req_1",
     )
     assert event_pb2.EventType.Type.Name(seen.type) == type_ == seen.WhichOneof("payload")
     payload = getattr(seen, type_)
@@ -259,7 +259,7 @@ def test_a_duration_of_nothing_is_not_the_same_as_none(field: str) -> None:
 def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
     request = messages.CancelTaskRequest(workspace_id="ws_1", **{field: Duration(seconds=seconds)})  # type: ignore[arg-type]
     with pytest.raises(Failure) as raised:
-        codec.decode_cancel(request, "req_1")
+        codec.decode_cancel(request, Origin("req_1"))
     assert set(raised.value.details["fields"]) == {field}
 
 
@@ -270,7 +270,7 @@ def test_an_iteration_comes_back_from_the_log_as_the_agent_told_it() -> None:
     )
     told.iteration_completed.CopyFrom(codec.encode_watched(entry).event.iteration_completed)
     (decoded,) = codec.decode_agent_events([told])
-    assert decoded == Iterated(1, ITERATION)
+    assert decoded == IterationCompleted(1, ITERATION)
 
 
 def test_an_iteration_without_a_tool_call_has_none() -> None:
@@ -278,7 +278,7 @@ def test_an_iteration_without_a_tool_call_has_none() -> None:
     told.iteration_completed.number = 1
     told.iteration_completed.model_call.content = "c"
     (decoded,) = codec.decode_agent_events([told])
-    assert isinstance(decoded, Iterated) and "tool_call" not in decoded.payload
+    assert isinstance(decoded, IterationCompleted) and "tool_call" not in decoded.payload
 
 
 def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
@@ -292,14 +292,14 @@ def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
 
 def test_a_start_and_each_end_are_decoded() -> None:
     start = runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
-    assert codec.decode_agent_events([start]) == [Started()]
+    assert codec.decode_agent_events([start]) == [TaskStarted()]
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
         ended = runtime_service_pb2.TaskEnded(
             status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True
         )
         told = runtime_service_pb2.TaskEvent(task_ended=ended)
         assert codec.decode_agent_events([told]) == [
-            Ending(status=status, result="r", reason="w", forced=True)
+            TaskEnded(status=status, result="r", reason="w", forced=True)
         ]
 
 

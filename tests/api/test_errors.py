@@ -11,6 +11,7 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
+from evershell.workspace.v1.error_slugs import Slug
 
 from server import core
 from server.api import status
@@ -59,7 +60,7 @@ MAKERS: dict[str, Callable[[], Failure]] = {
 }
 
 
-def failure_of(code: str) -> Failure:
+def failure_of(code: Slug) -> Failure:
     make = MAKERS.get(code)
     return (
         make()
@@ -75,7 +76,7 @@ async def failed(server: Running, **metadata: str) -> Failed:
     )
 
 
-def expected(code: str) -> tuple[grpc.StatusCode, int, set[str]]:
+def expected(code: Slug) -> tuple[grpc.StatusCode, int, set[str]]:
     """As the table has it; a code that was added since is what its options say."""
     if code in TABLE:
         return TABLE[code]
@@ -91,7 +92,7 @@ def test_no_code_of_the_table_is_lost() -> None:
 
 
 @pytest.mark.parametrize("code", SERVICE_CODES)
-async def test_a_code_over_grpc(server: Running, store: FailingStore, code: str) -> None:
+async def test_a_code_over_grpc(server: Running, store: FailingStore, code: Slug) -> None:
     store.error = lambda: failure_of(code)
     seen = await failed(server)
     grpc_code, http, standard = expected(code)
@@ -112,7 +113,7 @@ async def test_a_code_over_grpc(server: Running, store: FailingStore, code: str)
 
 
 @pytest.mark.parametrize("code", SERVICE_CODES)
-async def test_a_code_over_rest(server: Running, store: FailingStore, code: str) -> None:
+async def test_a_code_over_rest(server: Running, store: FailingStore, code: Slug) -> None:
     """The edge finds all that it needs in the trailers."""
     store.error = lambda: failure_of(code)
     seen = await failed(server, x_evershell_edge="rest")

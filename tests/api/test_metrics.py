@@ -9,11 +9,12 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
 from server.api.status import RULES
-from server.core import lifecycle
+from server.core import task_lifecycle
+from server.core.change import Change, unchanged
 from server.core.errors import AgentUnreachableError
-from server.core.lifecycle import Change, Ending
 from server.core.task import TaskStatus
-from server.metrics import MeasuredAgents, Metrics, served
+from server.core.task_lifecycle import TaskEnded
+from server.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
 from tests.api.running import (
     INTERNAL,
     PUBLIC,
@@ -26,7 +27,7 @@ from tests.api.running import (
 )
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async
-from tests.support.world import NOW, FakeAgents, World, busy_session, intent, task, workspace
+from tests.support.world import NOW, FakeAgents, World, intent, locked_busy, task, workspace
 
 
 @pytest.fixture
@@ -149,20 +150,20 @@ async def test_signals_are_counted_by_whether_they_arrived(metrics: Metrics) -> 
 def test_the_time_from_a_cancellation_to_its_end_is_measured_when_the_end_is_committed(
     metrics: Metrics,
 ) -> None:
-    session = busy_session(cancel=intent(requested_at=NOW))
-    assert session.task is not None
+    locked = locked_busy(cancel=intent(requested_at=NOW))
+    assert locked.task is not None
     later = NOW + timedelta(seconds=4)
-    ended = lifecycle.commit(
-        session, 1, session.task.id, [Ending(status=TaskStatus.CANCELLED, forced=True)], later
+    ended = task_lifecycle.commit(
+        locked, 1, locked.task.id, [TaskEnded(status=TaskStatus.CANCELLED, forced=True)], later
     )
     metrics.committed(ended)
     # What is no end, or no end of a cancellation, or a repeat, is not measured.
     metrics.committed(Change(ended.workspace, ended.task))
-    metrics.committed(lifecycle.unchanged(session))
-    completed = replace(session, task=replace(session.task, cancel=None))
+    metrics.committed(unchanged(locked))
+    completed = replace(locked, task=replace(locked.task, cancel=None))
     metrics.committed(
-        lifecycle.commit(
-            completed, 1, session.task.id, [Ending(status=TaskStatus.COMPLETED)], later
+        task_lifecycle.commit(
+            completed, 1, locked.task.id, [TaskEnded(status=TaskStatus.COMPLETED)], later
         )
     )
     read = metrics.registry.get_sample_value
@@ -184,12 +185,12 @@ def test_the_pool_is_shown_as_it_is_when_it_is_asked(metrics: Metrics) -> None:
 
 def test_they_are_served_on_loopback_alone_and_no_longer_than_wanted(metrics: Metrics) -> None:
     (port,) = free_ports(1)
-    with served(metrics, port):
+    with serve_metrics(metrics, port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
             assert "process_resident_memory_bytes" in response.read().decode()
-        with pytest.raises(OSError, match="in use"), served(metrics, port):
+        with pytest.raises(OSError, match="in use"), serve_metrics(metrics, port):
             pass
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
-    with served(metrics, 0):
+    with serve_metrics(metrics, 0):
         pass

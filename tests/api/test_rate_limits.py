@@ -12,7 +12,7 @@ from throttled import utils
 
 from server.api import call as calls
 from server.api.call import Call
-from server.api.rate_limits import Rate, RateLimits
+from server.api.interceptors.rate_limits import Rate, RateLimits
 from server.core.caller import Caller
 from server.core.errors import Failure
 from tests.api.running import (
@@ -59,7 +59,7 @@ async def server(world: World, limits: RateLimits) -> AsyncIterator[Running]:
         yield started
 
 
-async def served(call: Callable[[], Coroutine[Any, Any, Any]], limit: int = 50) -> int:
+async def serve_metrics(call: Callable[[], Coroutine[Any, Any, Any]], limit: int = 50) -> int:
     """How many calls succeed before one is refused for there being too many."""
     for count in range(limit):
         seen = await call()
@@ -80,18 +80,18 @@ def cancelling(
 
 
 async def test_so_many_at_once_and_so_many_a_second(server: Running, clock: Monotonic) -> None:
-    assert await served(listing(server)) == 20
+    assert await serve_metrics(listing(server)) == 20
     clock.seconds += 0.1
-    assert await served(listing(server)) == 10
+    assert await serve_metrics(listing(server)) == 10
     clock.seconds += 60
-    assert await served(listing(server)) == 20
+    assert await serve_metrics(listing(server)) == 20
 
 
 async def test_a_refused_call_spends_nothing_and_the_next_succeeds_when_it_is_said_to(
     server: Running, clock: Monotonic
 ) -> None:
     for _ in range(3):
-        await served(listing(server))
+        await serve_metrics(listing(server))
     seen = await listing(server)()
     assert isinstance(seen, Failed)
     clock.seconds += seen.details["RetryInfo"].retry_delay.ToMilliseconds() / 1000
@@ -100,7 +100,7 @@ async def test_a_refused_call_spends_nothing_and_the_next_succeeds_when_it_is_sa
 
 @pytest.mark.parametrize("edge", ["grpc", "rest"])
 async def test_a_refused_call_is_told_the_same_on_both_wires(server: Running, edge: str) -> None:
-    await served(listing(server))
+    await serve_metrics(listing(server))
     seen = await server.raw(PUBLIC + "ListWorkspaces", bearer(x_evershell_edge=edge))
     assert isinstance(seen, Failed)
     assert (seen.code, seen.slug) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited")
@@ -123,27 +123,27 @@ async def test_a_refused_call_is_told_the_same_on_both_wires(server: Running, ed
 
 async def test_spent_reads_do_not_block_a_cancellation(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
-    await served(listing(server))
+    await serve_metrics(listing(server))
     assert isinstance(await cancelling(server, busy.id)(), bytes)
-    assert await served(cancelling(server, busy.id)) == 9
+    assert await serve_metrics(cancelling(server, busy.id)) == 9
 
 
 async def test_spent_cancellations_do_not_block_a_read(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
-    await served(cancelling(server, busy.id))
+    await serve_metrics(cancelling(server, busy.id))
     assert isinstance(await listing(server)(), bytes)
 
 
 async def test_one_credential_is_not_limited_by_another_of_its_organization(
     server: Running,
 ) -> None:
-    await served(listing(server))
-    assert await served(listing(server, READER)) == 20
+    await serve_metrics(listing(server))
+    assert await serve_metrics(listing(server, READER)) == 20
 
 
 async def test_a_refused_cancellation_records_nothing(server: Running, world: World) -> None:
     idle = await world.add()
-    assert await served(cancelling(server, idle.id)) == 10
+    assert await serve_metrics(cancelling(server, idle.id)) == 10
     running = await world.run(idle)
     seen = await cancelling(server, idle.id)()
     assert isinstance(seen, Failed) and seen.slug == "rate_limited"
@@ -158,8 +158,11 @@ async def test_a_loop_on_wrong_tasks_takes_nothing_from_others_in_the_same_works
     wrong = messages.CancelTaskRequest(
         workspace_id=busy.id, task_id="task_wrong"
     ).SerializeToString()
-    assert await served(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong)) == 10
-    assert await served(cancelling(server, busy.id)) == 10
+    assert (
+        await serve_metrics(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong))
+        == 10
+    )
+    assert await serve_metrics(cancelling(server, busy.id)) == 10
     assert world.agents.cancelled == [running.id] * 10
 
 
@@ -167,24 +170,29 @@ async def test_a_loop_on_the_right_task_takes_nothing_from_others_either(
     server: Running, world: World
 ) -> None:
     busy, running = await world.add_busy()
-    assert await served(cancelling(server, busy.id, OBSERVER)) == 10
-    assert await served(cancelling(server, busy.id)) == 10
+    assert await serve_metrics(cancelling(server, busy.id, OBSERVER)) == 10
+    assert await serve_metrics(cancelling(server, busy.id)) == 10
     assert world.agents.cancelled == [running.id] * 20
 
 
 async def test_a_loop_over_workspaces_has_one_allowance(server: Running, world: World) -> None:
     first, _ = await world.add_busy()
     second, _ = await world.add_busy()
-    assert await served(cancelling(server, first.id)) == 10
-    assert await served(cancelling(server, second.id)) == 0
+    assert await serve_metrics(cancelling(server, first.id)) == 10
+    assert await serve_metrics(cancelling(server, second.id)) == 0
 
 
 async def test_what_does_not_authenticate_is_not_counted(server: Running) -> None:
-    assert await served(lambda: server.raw(PUBLIC + "ListWorkspaces", bearer("sk_unknown"))) == 50
+    assert (
+        await serve_metrics(lambda: server.raw(PUBLIC + "ListWorkspaces", bearer("sk_unknown")))
+        == 50
+    )
 
 
 async def test_agents_and_health_are_not_limited(server: Running) -> None:
-    assert await served(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
+    assert (
+        await serve_metrics(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
+    )
     answer = await server.raw("/grpc.health.v1.Health/Check")
     assert isinstance(answer, bytes)
     assert (
@@ -200,7 +208,7 @@ async def test_a_stream_counts_once(server: Running, world: World) -> None:
     )
     stream = aiter(call)
     assert [(await anext(stream)).event.seq, (await anext(stream)).event.seq] == [1, 2]
-    assert await served(listing(server)) == 19
+    assert await serve_metrics(listing(server)) == 19
     call.cancel()
 
 
@@ -218,7 +226,7 @@ async def spent(limits: RateLimits, by: Caller) -> int:
         try:
             await limits.around(cast(Any, details), cast(Any, context), proceed)
         except Failure as failure:
-            assert failure.code == "rate_limited"
+            assert failure.slug == "rate_limited"
             return count
     return 50
 
@@ -236,7 +244,7 @@ async def test_the_memory_of_many_callers_is_bounded(
     clock: Monotonic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was used the longest ago is forgotten; a busy bucket is not."""
-    monkeypatch.setattr("server.api.rate_limits._MAX_BUCKETS", 100)
+    monkeypatch.setattr("server.api.interceptors.rate_limits._MAX_BUCKETS", 100)
     limits = RateLimits(CALLS, CANCELS)
     first, busy = (
         caller("workspace:write", actor_id="first"),

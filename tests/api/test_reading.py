@@ -9,8 +9,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.api import reading
-from server.metrics import Metrics
+from server.api.interceptors import reading
+from server.telemetry.metrics import Metrics
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -12,7 +12,7 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 
 from server.auth.api_keys import ApiKeys
 from server.auth.authenticator import Authenticator
-from server.auth.sessions import JwkSet, Sessions
+from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.api_key import ApiKey
 from server.core.errors import UnavailableError
 from tests.api.running import Failed, Running, bearer, find_key, running
@@ -47,11 +47,11 @@ async def server(
     world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[Running]:
     """One that asks again soon."""
-    monkeypatch.setattr("server.api.interceptors.RECHECK_SECONDS", 0.02)
+    monkeypatch.setattr("server.api.interceptors.authentication.RECHECK_SECONDS", 0.02)
     monkeypatch.setattr("server.auth.api_keys.CACHE_SECONDS", 0.01)
     (tmp_path / "jwks.json").write_text(jwk_set(EC))
     authenticator = Authenticator(
-        ApiKeys(keys.find), Sessions(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE)
+        ApiKeys(keys.find), SessionTokens(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE)
     )
     async with running(world, authenticator=authenticator) as started:
         yield started

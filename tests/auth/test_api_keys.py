@@ -34,7 +34,7 @@ def keys(timer: FakeTimer, stored: FakeKeys) -> ApiKeys:
 async def refused(keys: ApiKeys, secret: str) -> None:
     with pytest.raises(Failure) as raised:
         await keys.authenticate(secret)
-    assert raised.value.code == "unauthenticated"
+    assert raised.value.slug == "unauthenticated"
     assert secret not in raised.value.message and secret not in str(raised.value.details)
 
 

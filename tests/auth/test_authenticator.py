@@ -9,7 +9,7 @@ from cachetools import TTLCache
 from server.auth import authenticator
 from server.auth.api_keys import ApiKeys
 from server.auth.authenticator import Authenticator, HostBinding, bearer_token
-from server.auth.sessions import JwkSet, Sessions
+from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.caller import Caller, CredentialKind
 from server.core.errors import Failure
 from tests.auth.fake_keys import FakeKeys, FakeTimer
@@ -41,7 +41,7 @@ def test_a_bearer_token_is_found(value: str) -> None:
 def test_what_is_no_bearer_token_is_refused(value: str | None) -> None:
     with pytest.raises(Failure) as raised:
         bearer_token(value)
-    assert raised.value.code == "unauthenticated"
+    assert raised.value.slug == "unauthenticated"
     assert "authorization: Bearer" in raised.value.message
 
 
@@ -54,7 +54,7 @@ def stored() -> FakeKeys:
 def both(stored: FakeKeys, tmp_path: Path) -> Authenticator:
     jwks = tmp_path / "jwks.json"
     jwks.write_text(jwk_set(RSA))
-    return Authenticator(ApiKeys(stored.find), Sessions(JwkSet(str(jwks)), ISSUER, AUDIENCE))
+    return Authenticator(ApiKeys(stored.find), SessionTokens(JwkSet(str(jwks)), ISSUER, AUDIENCE))
 
 
 async def test_the_prefix_tells_the_kinds_apart(both: Authenticator, stored: FakeKeys) -> None:
@@ -73,7 +73,7 @@ async def test_another_kind_of_token_is_refused_without_a_look(
 ) -> None:
     with pytest.raises(Failure) as raised:
         await both.authenticate(f"Bearer {bad}")
-    assert (raised.value.code, stored.asked) == ("unauthenticated", [])
+    assert (raised.value.slug, stored.asked) == ("unauthenticated", [])
 
 
 class Slugs:
@@ -111,14 +111,14 @@ async def test_an_organizations_own_host_is_good(host: str) -> None:
 async def test_another_host_is_denied(host: str) -> None:
     with pytest.raises(Failure) as raised:
         await HostBinding("evershell.ai", Slugs().find).check(CALLER, host)
-    assert raised.value.code == "permission_denied"
+    assert raised.value.slug == "permission_denied"
 
 
 async def test_an_organization_that_is_not_known_has_no_host() -> None:
     stranger = Caller("org_b", "user_2", CredentialKind.SESSION, frozenset())
     with pytest.raises(Failure) as raised:
         await HostBinding("evershell.ai", Slugs().find).check(stranger, "None.evershell.ai")
-    assert raised.value.code == "permission_denied"
+    assert raised.value.slug == "permission_denied"
 
 
 async def test_a_host_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from joserfc.jwk import ECKey, OKPKey
 
-from server.auth.sessions import JwkSet, Sessions
+from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.errors import Failure, UnavailableError
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
 
@@ -64,14 +64,14 @@ def keys(path: Path) -> CountedSet:
     return CountedSet(str(path))
 
 
-def sessions(keys: JwkSet) -> Sessions:
-    return Sessions(keys, ISSUER, AUDIENCE)
+def sessions(keys: JwkSet) -> SessionTokens:
+    return SessionTokens(keys, ISSUER, AUDIENCE)
 
 
-async def refused(verifier: Sessions, bad: str) -> None:
+async def refused(verifier: SessionTokens, bad: str) -> None:
     with pytest.raises(Failure) as raised:
         await verifier.authenticate(bad)
-    assert raised.value.code == "unauthenticated"
+    assert raised.value.slug == "unauthenticated"
 
 
 async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:

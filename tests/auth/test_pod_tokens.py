@@ -27,7 +27,7 @@ GOOD = {"iss": "evershell", "aud": "runtime", "workspace_id": "ws_1", "epoch": 3
 def refused(tokens: PodTokens, bad: str) -> None:
     with pytest.raises(Failure) as raised:
         tokens.identify(bad)
-    assert raised.value.code == "unauthenticated"
+    assert raised.value.slug == "unauthenticated"
 
 
 def signed(claims: dict[str, Any], key: str = KEY, algorithm: str = "Ed25519") -> str:

@@ -14,13 +14,13 @@ from cachetools import TTLCache
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
 
-from server.auth import sessions
-from server.auth.sessions import (
+from server.auth import session_tokens as sessions
+from server.auth.session_tokens import (
     CACHE_SECONDS,
     FORGERIES_PER_SECOND,
     LEEWAY_SECONDS,
     JwkSet,
-    Sessions,
+    SessionTokens,
 )
 from server.core.caller import CredentialKind
 from server.core.errors import Failure
@@ -59,20 +59,20 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
 
 
 @pytest.fixture
-def verifier(tmp_path: Path, timer: FakeTimer) -> Sessions:
+def verifier(tmp_path: Path, timer: FakeTimer) -> SessionTokens:
     return a_verifier(tmp_path)
 
 
-def a_verifier(tmp_path: Path) -> Sessions:
+def a_verifier(tmp_path: Path) -> SessionTokens:
     path = tmp_path / "jwks.json"
     path.write_text(jwk_set(RSA, EC, ED))
-    return Sessions(JwkSet(str(path)), ISSUER, AUDIENCE)
+    return SessionTokens(JwkSet(str(path)), ISSUER, AUDIENCE)
 
 
-async def refused(verifier: Sessions, bad: str) -> str:
+async def refused(verifier: SessionTokens, bad: str) -> str:
     with pytest.raises(Failure) as raised:
         await verifier.authenticate(bad)
-    assert raised.value.code == "unauthenticated"
+    assert raised.value.slug == "unauthenticated"
     return raised.value.message
 
 
@@ -82,18 +82,18 @@ def encoded(part: object) -> str:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA", "Ed25519"])
-async def test_a_good_token_is_its_user(verifier: Sessions, algorithm: str) -> None:
+async def test_a_good_token_is_its_user(verifier: SessionTokens, algorithm: str) -> None:
     caller = await verifier.authenticate(token(algorithm))
     assert (caller.org_id, caller.actor_id, caller.user_id) == ("org_a", "user_1", "user_1")
     assert caller.credential_kind is CredentialKind.SESSION
     assert caller.scopes == {"workspace:read", "workspace:write:own"}
 
 
-async def test_a_token_for_several_audiences_is_good(verifier: Sessions) -> None:
+async def test_a_token_for_several_audiences_is_good(verifier: SessionTokens) -> None:
     await verifier.authenticate(token(aud=["other", AUDIENCE]))
 
 
-async def test_a_token_without_permissions_may_nothing(verifier: Sessions) -> None:
+async def test_a_token_without_permissions_may_nothing(verifier: SessionTokens) -> None:
     assert (await verifier.authenticate(token(permissions=None))).scopes == frozenset()
 
 
@@ -143,7 +143,7 @@ async def test_a_token_without_permissions_may_nothing(verifier: Sessions) -> No
         {"permissions": 7},
     ],
 )
-async def test_a_wrong_claim_is_refused(verifier: Sessions, changes: dict[str, Any]) -> None:
+async def test_a_wrong_claim_is_refused(verifier: SessionTokens, changes: dict[str, Any]) -> None:
     await refused(verifier, token(**changes))
 
 
@@ -158,31 +158,31 @@ async def test_a_wrong_claim_is_refused(verifier: Sessions, changes: dict[str, A
         {"permissions": []},
     ],
 )
-async def test_an_odd_claim_is_good(verifier: Sessions, changes: dict[str, Any]) -> None:
+async def test_an_odd_claim_is_good(verifier: SessionTokens, changes: dict[str, Any]) -> None:
     caller = await verifier.authenticate(token(**changes))
     assert {"sub": caller.actor_id, "org_id": caller.org_id}.items() >= {
         name: value for name, value in changes.items() if name in ("sub", "org_id")
     }.items()
 
 
-async def test_an_expired_token_is_told_so(verifier: Sessions) -> None:
+async def test_an_expired_token_is_told_so(verifier: SessionTokens) -> None:
     assert "expired" in await refused(verifier, token(exp=int(time.time()) - LEEWAY_SECONDS - 1))
 
 
-async def test_clocks_may_differ_a_little(verifier: Sessions) -> None:
+async def test_clocks_may_differ_a_little(verifier: SessionTokens) -> None:
     now = int(time.time())
     await verifier.authenticate(token(exp=now - LEEWAY_SECONDS + 3))
     await verifier.authenticate(token(nbf=now + LEEWAY_SECONDS - 1))
 
 
-async def test_a_token_without_an_algorithm_is_refused(verifier: Sessions) -> None:
+async def test_a_token_without_an_algorithm_is_refused(verifier: SessionTokens) -> None:
     for algorithm in ("none", "None", "NONE", ""):
         await refused(verifier, f"{encoded({'alg': algorithm, 'kid': 'rsa'})}.{encoded(claims())}.")
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
 async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
-    verifier: Sessions, algorithm: str
+    verifier: SessionTokens, algorithm: str
 ) -> None:
     for secret in (RSA.as_pem(private=False), json.dumps(RSA.as_dict(private=False)).encode()):
         signed = f"{encoded({'alg': algorithm, 'kid': 'rsa'})}.{encoded(claims())}"
@@ -195,7 +195,7 @@ async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
     [("RS384", RSA), ("PS256", RSA), ("ES384", ECKey.generate_key("P-384", {"kid": "ec"}))],
 )
 async def test_another_algorithm_is_refused(
-    verifier: Sessions, algorithm: str, key: RSAKey | ECKey
+    verifier: SessionTokens, algorithm: str, key: RSAKey | ECKey
 ) -> None:
     await refused(
         verifier,
@@ -203,7 +203,7 @@ async def test_another_algorithm_is_refused(
     )
 
 
-async def test_anothers_key_under_a_known_name_is_refused(verifier: Sessions) -> None:
+async def test_anothers_key_under_a_known_name_is_refused(verifier: SessionTokens) -> None:
     await refused(verifier, token("ES256", ECKey.generate_key("P-256"), kid="ec"))
 
 
@@ -211,18 +211,18 @@ async def test_anothers_key_under_a_known_name_is_refused(verifier: Sessions) ->
     ("algorithm", "kid"), [("RS256", "ec"), ("ES256", "rsa"), ("ES256", "ed"), ("EdDSA", "ec")]
 )
 async def test_a_key_of_another_kind_is_refused(
-    verifier: Sessions, algorithm: str, kid: str
+    verifier: SessionTokens, algorithm: str, kid: str
 ) -> None:
     await refused(verifier, token(algorithm, kid=kid))
 
 
-async def test_a_key_in_the_token_itself_is_not_trusted(verifier: Sessions) -> None:
+async def test_a_key_in_the_token_itself_is_not_trusted(verifier: SessionTokens) -> None:
     own = ECKey.generate_key("P-256", {"kid": "mine"})
     header = {"alg": "ES256", "jwk": own.as_dict(private=False), "kid": "mine"}
     await refused(verifier, jwt.encode(header, claims(), own, algorithms=["ES256"]))
 
 
-async def test_a_changed_token_is_refused(verifier: Sessions) -> None:
+async def test_a_changed_token_is_refused(verifier: SessionTokens) -> None:
     head, body, signature = token().split(".")
     await refused(verifier, f"{head}.{encoded(claims(sub='user_2'))}.{signature}")
     await refused(verifier, f"{head}.{body}.{signature[:-8]}AAAAAAAA")
@@ -249,18 +249,18 @@ async def test_a_changed_token_is_refused(verifier: Sessions) -> None:
         f"{encoded(DEEP_OBJECT)}.a.b",
     ],
 )
-async def test_what_is_no_token_is_refused(verifier: Sessions, bad: str) -> None:
+async def test_what_is_no_token_is_refused(verifier: SessionTokens, bad: str) -> None:
     await refused(verifier, bad)
 
 
-async def test_claims_that_are_no_object_are_refused(verifier: Sessions) -> None:
+async def test_claims_that_are_no_object_are_refused(verifier: SessionTokens) -> None:
     key, header = EC, {"alg": "ES256", "kid": "ec"}
     for payload in ("[]", "7", "null", "", "{", "[" * 9_000):
         await refused(verifier, jws.serialize_compact(header, payload, key, algorithms=["ES256"]))
 
 
 async def test_a_token_that_was_verified_serves_until_it_expires(
-    verifier: Sessions, monkeypatch: pytest.MonkeyPatch
+    verifier: SessionTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expires_at = int(time.time()) + 30
     good = token(exp=expires_at)
@@ -306,14 +306,14 @@ def forged(number: int = 0) -> str:
     ],
 )
 async def test_what_is_cheap_to_check_is_checked_before_the_signature(
-    verifier: Sessions, signatures: CountedSignatures, changes: dict[str, Any]
+    verifier: SessionTokens, signatures: CountedSignatures, changes: dict[str, Any]
 ) -> None:
     await refused(verifier, token(**changes))
     assert signatures.count == 0
 
 
 async def test_a_wrong_signature_is_remembered_for_a_while(
-    verifier: Sessions, signatures: CountedSignatures, timer: FakeTimer
+    verifier: SessionTokens, signatures: CountedSignatures, timer: FakeTimer
 ) -> None:
     for _ in range(3):
         await refused(verifier, forged())
@@ -324,7 +324,7 @@ async def test_a_wrong_signature_is_remembered_for_a_while(
 
 
 async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
-    verifier: Sessions, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch
+    verifier: SessionTokens, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, stranger = token("EdDSA"), token("EdDSA", sub="user_2")
     caller = await verifier.authenticate(good)
@@ -342,7 +342,7 @@ async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
     for unknown in (*map(forged, rejected), stranger):
         with pytest.raises(Failure) as raised:
             await verifier.authenticate(unknown)
-        assert (raised.value.code, raised.value.details["retry_after_seconds"]) == (
+        assert (raised.value.slug, raised.value.details["retry_after_seconds"]) == (
             "rate_limited",
             1,
         )

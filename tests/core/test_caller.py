@@ -44,7 +44,7 @@ def test_an_api_key_has_created_nothing(creator: str | None) -> None:
 def test_another_scope_does_not_do(held: str) -> None:
     with pytest.raises(Failure) as raised:
         caller(held).permission("workspace:write")
-    assert raised.value.code == "permission_denied"
+    assert raised.value.slug == "permission_denied"
     assert raised.value.details == {"required": ["workspace:write", "workspace:write:own"]}
 
 
@@ -54,7 +54,7 @@ def test_another_organizations_workspace_is_not_found() -> None:
     for found in (theirs, None):
         with pytest.raises(Failure) as raised:
             permission.check(found, theirs.id)
-        assert (raised.value.code, raised.value.details["resource_name"]) == (
+        assert (raised.value.slug, raised.value.details["resource_name"]) == (
             "workspace_not_found",
             theirs.id,
         )
@@ -65,7 +65,7 @@ def test_inside_the_organization_the_creator_is_asked_for() -> None:
         caller("workspace:read:own", actor_id="user_2").permission("workspace:read").check(
             workspace(), "ws_1"
         )
-    assert (raised.value.code, raised.value.details["required"]) == (
+    assert (raised.value.slug, raised.value.details["required"]) == (
         "permission_denied",
         ["workspace:read"],
     )

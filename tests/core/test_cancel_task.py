@@ -133,7 +133,7 @@ async def test_an_agent_that_does_not_answer_leaves_the_intent_and_says_so(world
     with pytest.raises(Failure) as raised:
         await world.cancel(busy.id)
     failure = raised.value
-    assert failure.code == "agent_unreachable"
+    assert failure.slug == "agent_unreachable"
     assert failure.details == {
         "workspace_id": busy.id,
         "task_id": running.id,
@@ -156,7 +156,7 @@ async def test_a_repeat_to_an_agent_that_does_not_answer_is_unreachable_too(worl
     world.agents.reachable = False
     with pytest.raises(Failure) as raised:
         await world.cancel(busy.id)
-    assert (raised.value.code, raised.value.details["intent_recorded"]) == (
+    assert (raised.value.slug, raised.value.details["intent_recorded"]) == (
         "agent_unreachable",
         True,
     )

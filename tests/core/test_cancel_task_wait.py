@@ -72,7 +72,7 @@ async def test_an_agent_that_does_not_answer_is_told_at_once(world: World) -> No
     async with asyncio.timeout(LIMIT_SECONDS):
         with pytest.raises(Failure) as raised:
             await world.cancel(busy.id, wait_seconds=30)
-    assert raised.value.code == "agent_unreachable"
+    assert raised.value.slug == "agent_unreachable"
 
 
 @pytest.mark.parametrize("seconds", [-0.001, 86_401, float("nan")])

@@ -10,12 +10,13 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from server.core import lifecycle
+from server.core import task_lifecycle, workspace_lifecycle
 from server.core.caller import Permission
+from server.core.change import Change, Locked
 from server.core.errors import Failure
 from server.core.event import Event
-from server.core.lifecycle import AgentEvent, Change, Ending, Session, Started
 from server.core.task import CancelIntent, Phase, Task, TaskStatus
+from server.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
 from server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fakes import FakeStore
 from tests.support.world import USER, FakeClock, caller, finish, intent, iteration, task, workspace
@@ -73,27 +74,24 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule()
     def submit(self) -> None:
         submitted = task(self.workspace_id)
-        if (
-            self._change(lambda session: lifecycle.submit(session, submitted, USER, "req"))
-            is not None
-        ):
+        if self._change(lambda locked: task_lifecycle.submit(locked, submitted, USER)) is not None:
             self.task_ids.append(submitted.id)
 
     @rule(which=WHICH)
     def deliver(self, which: int) -> None:
-        self._change(lambda session: lifecycle.deliver(session, self._task_id(which)))
+        self._change(lambda locked: task_lifecycle.deliver(locked, self._task_id(which)))
 
     @rule(which=WHICH)
     def fail_delivery(self, which: int) -> None:
         self._change(
-            lambda session: lifecycle.fail_delivery(
-                session, self._task_id(which), "gone", self.clock()
+            lambda locked: task_lifecycle.fail_delivery(
+                locked, self._task_id(which), "gone", self.clock()
             )
         )
 
     @rule(which=WHICH, behind=EPOCHS_BEHIND)
     def start(self, which: int, behind: int) -> None:
-        self._commit(which, behind, Started())
+        self._commit(which, behind, TaskStarted())
 
     @rule(which=WHICH, behind=EPOCHS_BEHIND, ahead=st.sampled_from([0, 1, 1, 1, 2]))
     def iterate(self, which: int, behind: int, ahead: int) -> None:
@@ -108,7 +106,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         status=st.sampled_from(["completed", "failed", "cancelled"]),
     )
     def end(self, which: int, behind: int, status: str) -> None:
-        self._commit(which, behind, Started(), Ending(status=TaskStatus(status)))
+        self._commit(which, behind, TaskStarted(), TaskEnded(status=TaskStatus(status)))
 
     @rule(reason=st.sampled_from(["a", "b"]), which=st.sampled_from([None, None, -1, -2]))
     def cancel(self, reason: str, which: int | None) -> None:
@@ -130,7 +128,9 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule()
     def stop(self) -> None:
         change = self._change(
-            lambda session: lifecycle.request_stop(session, intent(requested_at=self.clock()))
+            lambda locked: workspace_lifecycle.request_stop(
+                locked, intent(requested_at=self.clock())
+            )
         )
         if change is not None and change.events:
             assert change.task is not None and change.task.cancel is not None
@@ -140,26 +140,30 @@ class LifecycleMachine(RuleBasedStateMachine):
     def finish_stop(self, works: bool) -> None:
         epoch = self._workspace().epoch
         self._change(
-            lambda session: lifecycle.finish_stop(session, epoch, self.clock(), work_stopped=works)
+            lambda locked: workspace_lifecycle.finish_stop(
+                locked, epoch, self.clock(), work_stopped=works
+            )
         )
 
     @rule()
     def resume(self) -> None:
-        self._change(lambda session: lifecycle.resume(session, self.clock()))
+        self._change(lambda locked: workspace_lifecycle.resume(locked, self.clock()))
 
     @rule(behind=EPOCHS_BEHIND)
     def register(self, behind: int) -> None:
         epoch = self._workspace().epoch - behind
         self._change(
-            lambda session: lifecycle.register(session, epoch, "127.0.0.1:1", 30, self.clock())
+            lambda locked: workspace_lifecycle.register(
+                locked, epoch, "127.0.0.1:1", 30, self.clock()
+            )
         )
 
     @rule(behind=EPOCHS_BEHIND, which=WHICH, phase=st.sampled_from(Phase))
     def heartbeat(self, behind: int, which: int, phase: Phase) -> None:
         epoch = self._workspace().epoch - behind
         self._change(
-            lambda session: lifecycle.heartbeat(
-                session, epoch, self._task_id(which), phase, 30, self.clock()
+            lambda locked: workspace_lifecycle.heartbeat(
+                locked, epoch, self._task_id(which), phase, 30, self.clock()
             )
         )
 
@@ -167,8 +171,8 @@ class LifecycleMachine(RuleBasedStateMachine):
     def lose(self, behind: int, works: bool) -> None:
         epoch = self._workspace().epoch - behind
         self._change(
-            lambda session: lifecycle.lose_agent(
-                session, epoch, "lost", self.clock(), work_stopped=works
+            lambda locked: workspace_lifecycle.lose_agent(
+                locked, epoch, "lost", self.clock(), work_stopped=works
             )
         )
 
@@ -177,8 +181,8 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.host_number += restarted
         epoch = self._workspace().epoch - behind
         self._change(
-            lambda session: lifecycle.place(
-                session, epoch, f"host_{self.host_number}", self.clock(), work_stopped=True
+            lambda locked: workspace_lifecycle.place(
+                locked, epoch, f"host_{self.host_number}", self.clock(), work_stopped=True
             )
         )
 
@@ -244,20 +248,20 @@ class LifecycleMachine(RuleBasedStateMachine):
             ]
             assert numbers == list(range(1, each.iterations + 1))
 
-    def _change(self, decide: Callable[[Session], Change]) -> Change | None:
+    def _change(self, decide: Callable[[Locked], Change]) -> Change | None:
         """None: refused, in a way that a caller can be told."""
         self.clock.advance(1)
         try:
             return finish(self.store.transition(self.workspace_id, decide))
         except Failure as failure:
-            assert failure.code in REFUSALS
+            assert failure.slug in REFUSALS
             return None
 
     def _commit(self, which: int, behind: int, *events: AgentEvent) -> None:
         epoch = self._workspace().epoch - behind
         self._change(
-            lambda session: lifecycle.commit(
-                session, epoch, self._task_id(which), events, self.clock()
+            lambda locked: task_lifecycle.commit(
+                locked, epoch, self._task_id(which), events, self.clock()
             )
         )
 

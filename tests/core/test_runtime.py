@@ -3,9 +3,9 @@
 import pytest
 
 from server.core.errors import Failure, UnavailableError
-from server.core.lifecycle import Ending, Started
 from server.core.runtime import AgentIdentity, Directive, Runtime
 from server.core.task import Phase, TaskStatus
+from server.core.task_lifecycle import TaskEnded, TaskStarted
 from server.core.workspace import WorkspaceStatus
 from tests.support.world import World, iteration, task
 
@@ -53,7 +53,7 @@ async def test_a_cancellation_before_the_start_meets_the_agent_at_its_start(
 ) -> None:
     busy, running = await world.add_busy()
     await world.cancel(busy.id)
-    directive = await runtime.commit_events(AgentIdentity(busy.id, 1), running.id, [Started()])
+    directive = await runtime.commit_events(AgentIdentity(busy.id, 1), running.id, [TaskStarted()])
     assert (
         directive.task is not None
         and directive.task.cancel is not None
@@ -66,7 +66,7 @@ async def test_after_the_end_there_is_no_task(world: World, runtime: Runtime) ->
     agent = AgentIdentity(busy.id, 1)
     for _ in range(2):
         directive = await runtime.commit_events(
-            agent, running.id, [Ending(status=TaskStatus.COMPLETED)]
+            agent, running.id, [TaskEnded(status=TaskStatus.COMPLETED)]
         )
         assert directive == Directive(fenced=False, task=None)
     assert (await world.event_types(busy.id)).count("task_completed") == 1
@@ -93,7 +93,7 @@ async def test_another_epoch_is_fenced_and_writes_nothing(
     assert await runtime.register(agent, "127.0.0.1:1") == FENCED
     assert await runtime.heartbeat(agent, running.id, Phase.MODEL_CALL) == FENCED
     assert (
-        await runtime.commit_events(agent, running.id, [Ending(status=TaskStatus.COMPLETED)])
+        await runtime.commit_events(agent, running.id, [TaskEnded(status=TaskStatus.COMPLETED)])
         == FENCED
     )
     assert (await world.workspace(busy.id), await world.task(busy.id, running.id)) == (
@@ -119,7 +119,7 @@ async def test_a_stopping_workspace_still_hears_its_agent(world: World, runtime:
     busy, running = await world.add_busy()
     await world.set_status(busy.id, WorkspaceStatus.STOPPING)
     directive = await runtime.commit_events(
-        AgentIdentity(busy.id, 1), running.id, [Ending(status=TaskStatus.FAILED)]
+        AgentIdentity(busy.id, 1), running.id, [TaskEnded(status=TaskStatus.FAILED)]
     )
     assert directive == Directive(fenced=False, task=None)
     assert (await world.task(busy.id, running.id)).status is TaskStatus.FAILED
@@ -133,7 +133,7 @@ async def test_an_iteration_out_of_order_commits_none_of_its_batch(
         await runtime.commit_events(
             AgentIdentity(busy.id, 1), running.id, [iteration(1), iteration(3)]
         )
-    assert raised.value.code == "invalid_state"
+    assert raised.value.slug == "invalid_state"
     assert (await world.task(busy.id, running.id)).iterations == 0
 
 

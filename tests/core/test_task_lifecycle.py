@@ -5,23 +5,25 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import lifecycle
+from server.core import task_lifecycle
+from server.core.change import Change, Locked, unchanged
 from server.core.errors import Failure
-from server.core.lifecycle import AgentEvent, Change, Ending, Session, Started
+from server.core.event import Origin
 from server.core.task import Phase, TaskStatus, Usage
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 from server.core.workspace import WorkspaceStatus
-from tests.support.world import NOW, USER, busy_session, intent, iteration, task, workspace
+from tests.support.world import NOW, USER, intent, iteration, locked_busy, task, workspace
 
 LATER = NOW + timedelta(minutes=1)
 PROPOSALS = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
-def then(change: Change) -> Session:
-    """The session after the change was committed; a task that has ended is nobody's current task."""
+def then(change: Change) -> Locked:
+    """The locked state after the change was committed; a task that has ended is nobody's current task."""
     open_task = (
         change.task if change.task is not None and not change.task.status.is_terminal else None
     )
-    return Session(change.workspace, open_task)
+    return Locked(change.workspace, open_task)
 
 
 def types(change: Change) -> list[str]:
@@ -29,16 +31,16 @@ def types(change: Change) -> list[str]:
 
 
 def commit(
-    session: Session, *events: AgentEvent, epoch: int = 1, task_id: str | None = None
+    locked: Locked, *events: AgentEvent, epoch: int = 1, task_id: str | None = None
 ) -> Change:
-    assert session.task is not None
-    return lifecycle.commit(session, epoch, task_id or session.task.id, events, LATER)
+    assert locked.task is not None
+    return task_lifecycle.commit(locked, epoch, task_id or locked.task.id, events, LATER)
 
 
 def test_a_task_makes_an_idle_workspace_busy() -> None:
     idle = workspace()
     submitted = task(idle.id, description="ls", max_iterations=7)
-    change = lifecycle.submit(Session(idle, None), submitted, USER, "req_1")
+    change = task_lifecycle.submit(Locked(idle, None), submitted, USER)
     assert change.workspace == replace(
         idle, status=WorkspaceStatus.BUSY, current_task_id=submitted.id
     )
@@ -48,17 +50,17 @@ def test_a_task_makes_an_idle_workspace_busy() -> None:
         "max_iterations": 7,
         "submitted_by": USER,
     }
-    assert (change.events[0].request_id, change.events[0].task_id) == ("req_1", submitted.id)
+    assert change.events[0].task_id == submitted.id
 
 
 def test_a_second_task_is_refused_and_told_of_the_first() -> None:
-    session = busy_session()
+    locked = locked_busy()
     with pytest.raises(Failure) as raised:
-        lifecycle.submit(session, task(session.workspace.id), USER, "req_1")
-    assert session.task is not None
-    assert (raised.value.code, raised.value.details["task_id"]) == (
+        task_lifecycle.submit(locked, task(locked.workspace.id), USER)
+    assert locked.task is not None
+    assert (raised.value.slug, raised.value.details["task_id"]) == (
         "workspace_busy",
-        session.task.id,
+        locked.task.id,
     )
 
 
@@ -74,39 +76,37 @@ def test_a_second_task_is_refused_and_told_of_the_first() -> None:
 def test_a_workspace_that_is_not_up_takes_no_task(status: WorkspaceStatus, code: str) -> None:
     down = workspace(status)
     with pytest.raises(Failure) as raised:
-        lifecycle.submit(Session(down, None), task(down.id), USER, "req_1")
-    assert raised.value.code == code
+        task_lifecycle.submit(Locked(down, None), task(down.id), USER)
+    assert raised.value.slug == code
 
 
 def test_an_acknowledged_task_is_delivered() -> None:
-    session = busy_session(TaskStatus.SUBMITTED)
-    assert session.task is not None
-    change = lifecycle.deliver(session, session.task.id)
-    assert change == Change(session.workspace, replace(session.task, status=TaskStatus.DELIVERED))
+    locked = locked_busy(TaskStatus.SUBMITTED)
+    assert locked.task is not None
+    change = task_lifecycle.deliver(locked, locked.task.id)
+    assert change == Change(locked.workspace, replace(locked.task, status=TaskStatus.DELIVERED))
 
 
 @pytest.mark.parametrize("status", [TaskStatus.DELIVERED, TaskStatus.RUNNING])
 def test_an_acknowledgement_that_comes_late_changes_nothing(status: TaskStatus) -> None:
-    session = busy_session(status)
-    assert session.task is not None
-    assert lifecycle.deliver(session, session.task.id) == lifecycle.unchanged(session)
-    assert lifecycle.fail_delivery(session, session.task.id, "gone", LATER) == lifecycle.unchanged(
-        session
-    )
+    locked = locked_busy(status)
+    assert locked.task is not None
+    assert task_lifecycle.deliver(locked, locked.task.id) == unchanged(locked)
+    assert task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER) == unchanged(locked)
 
 
 def test_the_acknowledgement_of_an_earlier_task_changes_nothing() -> None:
-    for session in (busy_session(TaskStatus.SUBMITTED), Session(workspace(), None)):
-        assert lifecycle.deliver(session, "task_earlier") == lifecycle.unchanged(session)
-        assert lifecycle.fail_delivery(
-            session, "task_earlier", "gone", LATER
-        ) == lifecycle.unchanged(session)
+    for locked in (locked_busy(TaskStatus.SUBMITTED), Locked(workspace(), None)):
+        assert task_lifecycle.deliver(locked, "task_earlier") == unchanged(locked)
+        assert task_lifecycle.fail_delivery(locked, "task_earlier", "gone", LATER) == unchanged(
+            locked
+        )
 
 
 def test_a_task_that_could_not_be_handed_over_ends() -> None:
-    session = busy_session(TaskStatus.SUBMITTED)
-    assert session.task is not None
-    change = lifecycle.fail_delivery(session, session.task.id, "gone", LATER)
+    locked = locked_busy(TaskStatus.SUBMITTED)
+    assert locked.task is not None
+    change = task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER)
     assert change.task is not None
     assert (change.task.status, change.task.reason, change.task.completed_at) == (
         TaskStatus.DELIVERY_FAILED,
@@ -121,15 +121,15 @@ def test_a_task_that_could_not_be_handed_over_ends() -> None:
 
 
 def test_a_cancelled_task_that_could_not_be_handed_over_ends_cancelled() -> None:
-    session = busy_session(TaskStatus.SUBMITTED, cancel=intent())
-    assert session.task is not None
-    change = lifecycle.fail_delivery(session, session.task.id, "gone", LATER)
+    locked = locked_busy(TaskStatus.SUBMITTED, cancel=intent())
+    assert locked.task is not None
+    change = task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER)
     assert change.task is not None and change.task.status is TaskStatus.CANCELLED
 
 
 @pytest.mark.parametrize("status", [TaskStatus.SUBMITTED, TaskStatus.DELIVERED])
 def test_the_agent_begins(status: TaskStatus) -> None:
-    change = commit(busy_session(status), Started())
+    change = commit(locked_busy(status), TaskStarted())
     assert change.task is not None
     assert (change.task.status, change.task.started_at, types(change)) == (
         TaskStatus.RUNNING,
@@ -139,10 +139,10 @@ def test_the_agent_begins(status: TaskStatus) -> None:
 
 
 def test_an_iteration_is_counted_and_leaves_its_phase() -> None:
-    session = busy_session()
-    assert session.task is not None
-    session = replace(session, task=replace(session.task, phase=Phase.TOOL_CALL))
-    change = commit(session, iteration(1, "out"), iteration(2, "", content="said"))
+    locked = locked_busy()
+    assert locked.task is not None
+    locked = replace(locked, task=replace(locked.task, phase=Phase.TOOL_CALL))
+    change = commit(locked, iteration(1, "out"), iteration(2, "", content="said"))
     assert change.task is not None
     assert change.task.usage == Usage(input_tokens=4, output_tokens=6, model_calls=2, tool_calls=2)
     assert (change.task.iterations, change.task.phase, change.task.result) == (
@@ -155,8 +155,8 @@ def test_an_iteration_is_counted_and_leaves_its_phase() -> None:
 
 def test_an_iteration_without_a_tool_call_counts_none() -> None:
     change = commit(
-        busy_session(),
-        lifecycle.Iterated(1, {"model_call": {"content": "an answer", "output_tokens": "5"}}),
+        locked_busy(),
+        IterationCompleted(1, {"model_call": {"content": "an answer", "output_tokens": "5"}}),
     )
     assert change.task is not None
     assert change.task.usage == Usage(output_tokens=5, model_calls=1)
@@ -165,11 +165,11 @@ def test_an_iteration_without_a_tool_call_counts_none() -> None:
 
 def test_an_interrupted_model_call_is_counted_and_leaves_its_text_as_the_result() -> None:
     call = {"content": "It is nea", "input_tokens": "7", "status": "interrupted"}
-    forced = lifecycle.Ending(status=TaskStatus.CANCELLED, forced=True)
+    forced = TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     change = commit(
-        busy_session(cancel=intent()),
+        locked_busy(cancel=intent()),
         iteration(1, "out"),
-        lifecycle.Iterated(2, {"model_call": call}),
+        IterationCompleted(2, {"model_call": call}),
         forced,
     )
     assert change.task is not None
@@ -186,30 +186,30 @@ def test_an_interrupted_model_call_is_counted_and_leaves_its_text_as_the_result(
 
 
 def test_an_iteration_that_says_nothing_keeps_what_there_was() -> None:
-    change = commit(busy_session(), iteration(1, "out"), iteration(2, ""))
+    change = commit(locked_busy(), iteration(1, "out"), iteration(2, ""))
     assert change.task is not None and change.task.result == "out"
 
 
 def test_what_is_committed_already_changes_nothing() -> None:
-    first = commit(busy_session(TaskStatus.DELIVERED), Started(), iteration(1))
-    again = commit(then(first), Started(), iteration(1))
-    assert again == lifecycle.unchanged(then(first))
-    more = commit(then(first), Started(), iteration(1), iteration(2))
+    first = commit(locked_busy(TaskStatus.DELIVERED), TaskStarted(), iteration(1))
+    again = commit(then(first), TaskStarted(), iteration(1))
+    assert again == unchanged(then(first))
+    more = commit(then(first), TaskStarted(), iteration(1), iteration(2))
     assert types(more) == ["iteration_completed"]
 
 
 def test_an_iteration_out_of_order_is_refused() -> None:
     with pytest.raises(Failure) as raised:
-        commit(busy_session(), iteration(2))
-    assert raised.value.code == "invalid_state"
+        commit(locked_busy(), iteration(2))
+    assert raised.value.slug == "invalid_state"
 
 
 def test_nothing_follows_the_end() -> None:
     change = commit(
-        busy_session(),
-        Ending(status=TaskStatus.FAILED),
+        locked_busy(),
+        TaskEnded(status=TaskStatus.FAILED),
         iteration(1),
-        Ending(status=TaskStatus.COMPLETED),
+        TaskEnded(status=TaskStatus.COMPLETED),
     )
     assert change.task is not None
     assert (change.task.status, change.task.iterations, types(change)) == (
@@ -217,28 +217,28 @@ def test_nothing_follows_the_end() -> None:
         0,
         ["task_completed"],
     )
-    assert lifecycle.commit(
-        then(change), 1, change.task.id, [Started()], LATER
-    ) == lifecycle.unchanged(then(change))
+    assert task_lifecycle.commit(
+        then(change), 1, change.task.id, [TaskStarted()], LATER
+    ) == unchanged(then(change))
 
 
 def test_a_commit_for_another_task_changes_nothing() -> None:
-    session = busy_session()
-    assert commit(session, iteration(1), task_id="task_earlier") == lifecycle.unchanged(session)
+    locked = locked_busy()
+    assert commit(locked, iteration(1), task_id="task_earlier") == unchanged(locked)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_commit_of_another_epoch_changes_nothing(epoch: int) -> None:
-    session = busy_session()
+    locked = locked_busy()
     assert commit(
-        session, iteration(1), Ending(status=TaskStatus.COMPLETED), epoch=epoch
-    ) == lifecycle.unchanged(session)
+        locked, iteration(1), TaskEnded(status=TaskStatus.COMPLETED), epoch=epoch
+    ) == unchanged(locked)
 
 
 @pytest.mark.parametrize("proposed", [TaskStatus.COMPLETED, TaskStatus.FAILED])
 def test_an_end_is_what_the_agent_proposes(proposed: TaskStatus) -> None:
     change = commit(
-        busy_session(), iteration(1), Ending(status=proposed, reason="why", result="what")
+        locked_busy(), iteration(1), TaskEnded(status=proposed, reason="why", result="what")
     )
     assert change.task is not None
     assert (change.task.status, change.task.reason, change.task.result) == (proposed, "why", "what")
@@ -258,7 +258,7 @@ def test_a_recorded_intent_decides_over_every_proposal(
     status: TaskStatus, proposed: TaskStatus
 ) -> None:
     change = commit(
-        busy_session(status, cancel=intent()), Ending(status=proposed, result="the answer")
+        locked_busy(status, cancel=intent()), TaskEnded(status=proposed, result="the answer")
     )
     assert change.task is not None
     assert (change.task.status, change.task.result, change.task.reason) == (
@@ -277,13 +277,15 @@ def test_a_recorded_intent_decides_over_every_proposal(
 
 def test_a_task_cut_short_keeps_what_it_had() -> None:
     change = commit(
-        busy_session(cancel=intent()), iteration(1, "partial"), Ending(status=TaskStatus.CANCELLED)
+        locked_busy(cancel=intent()),
+        iteration(1, "partial"),
+        TaskEnded(status=TaskStatus.CANCELLED),
     )
     assert change.task is not None and change.task.result == "partial"
 
 
 def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
-    change = commit(busy_session(), Ending(status=TaskStatus.CANCELLED))
+    change = commit(locked_busy(), TaskEnded(status=TaskStatus.CANCELLED))
     assert change.task is not None
     assert (change.task.status, change.task.reason) == (
         TaskStatus.FAILED,
@@ -292,18 +294,22 @@ def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
 
 
 def test_a_forced_end_says_so() -> None:
-    change = commit(busy_session(cancel=intent()), Ending(status=TaskStatus.CANCELLED, forced=True))
+    change = commit(
+        locked_busy(cancel=intent()), TaskEnded(status=TaskStatus.CANCELLED, forced=True)
+    )
     assert change.task is not None and change.task.forced
     assert change.events[0].payload["forced"] is True
 
 
 def test_a_cancellation_is_recorded_once() -> None:
-    first = lifecycle.request_cancel(busy_session(), intent())
+    first = task_lifecycle.request_cancel(locked_busy(), intent())
     assert first.task is not None and first.task.cancel == intent()
     assert types(first) == ["task_cancel_requested"]
-    assert (first.events[0].request_id, first.events[0].time) == ("req_9", intent().requested_at)
-    second = lifecycle.request_cancel(then(first), intent(reason="other", requested_by="user_8"))
-    assert second == lifecycle.unchanged(then(first))
+    assert first.events[0].time == intent().requested_at
+    second = task_lifecycle.request_cancel(
+        then(first), intent(reason="other", requested_by="user_8")
+    )
+    assert second == unchanged(then(first))
 
 
 @pytest.mark.parametrize(
@@ -316,14 +322,14 @@ def test_of_deadlines_the_earliest_stands(
     def at(seconds: int | None) -> object:
         return None if seconds is None else NOW + timedelta(seconds=seconds)
 
-    session = busy_session(cancel=intent(force_at=at(stood), force_requested_by=stood and "user_9"))
+    locked = locked_busy(cancel=intent(force_at=at(stood), force_requested_by=stood and "user_9"))
     asked_for = intent(
         reason="other",
         requested_by="user_8",
         force_at=at(asked),
         force_requested_by=asked and "user_8",
     )
-    change = lifecycle.request_cancel(session, asked_for)
+    change = task_lifecycle.request_cancel(locked, asked_for)
     whose = stands and ("user_9" if stands == stood else "user_8")
     assert change.task is not None and change.task.cancel == intent(
         force_at=at(stands), force_requested_by=whose
@@ -332,5 +338,12 @@ def test_of_deadlines_the_earliest_stands(
 
 
 def test_without_a_task_there_is_nothing_to_cancel() -> None:
-    session = Session(workspace(), None)
-    assert lifecycle.request_cancel(session, intent()) == lifecycle.unchanged(session)
+    locked = Locked(workspace(), None)
+    assert task_lifecycle.request_cancel(locked, intent()) == unchanged(locked)
+
+
+def test_every_event_of_a_change_names_the_call_that_caused_it() -> None:
+    locked = locked_busy()
+    origin = Origin("req_1", "a" * 32)
+    change = task_lifecycle.request_cancel(locked, intent()).caused_by(origin)
+    assert [event.origin for event in change.events] == [origin]

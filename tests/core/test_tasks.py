@@ -1,24 +1,26 @@
 """Submit and read tasks."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from server.core import lifecycle, tasks
+from server.core import task_lifecycle, tasks
 from server.core.caller import Caller
 from server.core.errors import Failure
-from server.core.lifecycle import Ending, Started
+from server.core.event import Origin
 from server.core.task import Task, TaskStatus
+from server.core.task_lifecycle import TaskEnded, TaskStarted
 from server.core.tasks import SubmitTask
 from server.core.validation import MAX_PAGE_CHARACTERS, Page
 from server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import World, caller, intent
 
 
-async def submit(
-    world: World, workspace_id: str, by: Caller | None = None, **fields: object
-) -> Task:
-    request = SubmitTask(workspace_id=workspace_id, description="ls", request_id="req_s", **fields)  # type: ignore[arg-type]
+async def submit(world: World, workspace_id: str, by: Caller | None = None, **fields: Any) -> Task:
+    request = SubmitTask(
+        workspace_id=workspace_id, description="ls", origin=Origin("req_s"), **fields
+    )
     return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
 
 
@@ -47,14 +49,14 @@ async def test_a_task_is_recorded_then_handed_over(world: World) -> None:
     assert await world.task(idle.id, submitted.id) == submitted
     assert (await world.workspace(idle.id)).current_task_id == submitted.id
     (event,) = await world.events(idle.id)
-    assert (event.type, event.request_id) == ("task_submitted", "req_s")
+    assert (event.type, event.origin.request_id) == ("task_submitted", "req_s")
 
 
 async def test_an_agent_that_has_begun_already_is_not_set_back(world: World) -> None:
     idle = await world.add()
 
     async def begin(at: Workspace, given: Task) -> None:
-        await world.commit(at.id, given.id, Started())
+        await world.commit(at.id, given.id, TaskStarted())
 
     world.agents.meanwhile = begin
     submitted = await submit(world, idle.id)
@@ -66,7 +68,7 @@ async def test_a_task_that_cannot_be_handed_over_has_ended(world: World) -> None
     idle = await world.add()
     world.agents.reachable = False
     failure = await refusal(world, idle.id)
-    assert (failure.code, failure.details["intent_recorded"]) == ("agent_unreachable", False)
+    assert (failure.slug, failure.details["intent_recorded"]) == ("agent_unreachable", False)
     ended = await world.task(idle.id, failure.details["task_id"])
     assert ended.status is TaskStatus.DELIVERY_FAILED
     assert (await world.workspace(idle.id)).status is WorkspaceStatus.IDLE
@@ -76,7 +78,7 @@ async def test_a_task_that_began_though_the_answer_was_lost_goes_on(world: World
     idle = await world.add()
 
     async def begin(at: Workspace, given: Task) -> None:
-        await world.commit(at.id, given.id, Started())
+        await world.commit(at.id, given.id, TaskStarted())
 
     world.agents.meanwhile, world.agents.reachable = begin, False
     submitted = await submit(world, idle.id)
@@ -103,7 +105,7 @@ async def test_a_task_cancelled_before_it_could_be_handed_over_ends_cancelled(wo
 async def test_a_busy_workspace_takes_no_second_task(world: World) -> None:
     busy, running = await world.add_busy()
     failure = await refusal(world, busy.id)
-    assert (failure.code, failure.details["task_id"]) == ("workspace_busy", running.id)
+    assert (failure.slug, failure.details["task_id"]) == ("workspace_busy", running.id)
     assert world.agents.started == []
     assert [each.id for each in await world.store.list_tasks(busy.id, None, 10)] == [running.id]
 
@@ -112,14 +114,14 @@ async def test_the_order_of_the_checks(world: World) -> None:
     failed = await world.add(WorkspaceStatus.FAILED)
     assert (
         await refusal(world, "ws_unknown", caller("workspace:write"))
-    ).code == "permission_denied"
-    assert (await refusal(world, "ws_unknown")).code == "workspace_not_found"
+    ).slug == "permission_denied"
+    assert (await refusal(world, "ws_unknown")).slug == "workspace_not_found"
     elsewhere = caller("tasks:write:own", org_id="org_b", actor_id="user_2")
-    assert (await refusal(world, failed.id, elsewhere)).code == "workspace_not_found"
+    assert (await refusal(world, failed.id, elsewhere)).slug == "workspace_not_found"
     assert (
         await refusal(world, failed.id, caller("tasks:write:own", actor_id="user_2"))
-    ).code == "permission_denied"
-    assert (await refusal(world, failed.id, caller("tasks:write:own"))).code == "workspace_failed"
+    ).slug == "permission_denied"
+    assert (await refusal(world, failed.id, caller("tasks:write:own"))).slug == "workspace_failed"
 
 
 async def test_reading_a_task_checks_in_order(world: World) -> None:
@@ -143,7 +145,7 @@ async def test_reading_a_task_checks_in_order(world: World) -> None:
     ):
         with pytest.raises(Failure) as raised:
             await tasks.get_task(by, workspace_id, task_id, world.store)
-        assert raised.value.code == code
+        assert raised.value.slug == code
 
 
 async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> None:
@@ -152,8 +154,8 @@ async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> N
     for _ in range(2):
         await world.change(
             busy.id,
-            lambda s: lifecycle.commit(
-                s, 1, ids[-1], [Ending(status=TaskStatus.FAILED)], world.clock()
+            lambda s: task_lifecycle.commit(
+                s, 1, ids[-1], [TaskEnded(status=TaskStatus.FAILED)], world.clock()
             ),
         )
         ids.append((await world.run(busy)).id)
@@ -198,7 +200,7 @@ async def test_listing_tasks_checks_in_order(world: World) -> None:
     ):
         with pytest.raises(Failure) as raised:
             await tasks.list_tasks(by, workspace_id, Page.of(0, ""), world.store)
-        assert raised.value.code == code
+        assert raised.value.slug == code
 
 
 async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(
@@ -207,7 +209,7 @@ async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(
     idle = await world.add()
 
     async def run(at: Workspace, given: Task) -> None:
-        await world.commit(at.id, given.id, Started())
+        await world.commit(at.id, given.id, TaskStarted())
         await world.end(at.id, given.id)
 
     world.agents.meanwhile, world.agents.reachable = run, False
@@ -221,7 +223,7 @@ async def test_a_task_that_ended_before_its_acknowledgement_is_told_as_it_ended(
     idle = await world.add()
 
     async def run(at: Workspace, given: Task) -> None:
-        await world.commit(at.id, given.id, Started())
+        await world.commit(at.id, given.id, TaskStarted())
         await world.end(at.id, given.id)
 
     world.agents.meanwhile = run

@@ -2,9 +2,8 @@
 
 import pytest
 
-from server.core import lifecycle, trace
+from server.core import trace
 from server.core.trace import TraceContext
-from tests.support.world import busy_session, intent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE}-{SPAN}-01"
@@ -50,9 +49,8 @@ def test_it_is_passed_on_as_it_came() -> None:
     assert TraceContext(TRACE, SPAN, "00").traceparent == f"00-{TRACE}-{SPAN}-00"
 
 
-def test_what_happens_in_a_traced_call_is_part_of_its_trace() -> None:
-    session = busy_session()
-    (untraced,) = lifecycle.request_cancel(session, intent()).events
+def test_the_trace_of_a_context_is_current_within_it() -> None:
+    assert trace.current() is None and trace.current_id() == ""
     with trace.within(TraceContext(TRACE, SPAN)):
-        (traced,) = lifecycle.request_cancel(session, intent()).events
-    assert (untraced.trace_id, traced.trace_id, trace.current()) == ("", TRACE, None)
+        assert trace.current_id() == TRACE
+    assert trace.current() is None

@@ -3,6 +3,7 @@
 import pytest
 
 from server.core.errors import Failure
+from server.core.event import Origin
 from server.core.tasks import SubmitTask
 from server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
 from tests.support.world import workspace
@@ -10,11 +11,11 @@ from tests.support.world import workspace
 
 def problems(**changes: object) -> dict[str, str]:
     """What is wrong with a submission."""
-    request = {"workspace_id": "ws_1", "description": "ls", "request_id": "req", **changes}
+    request = {"workspace_id": "ws_1", "description": "ls", "origin": Origin("req"), **changes}
     try:
         SubmitTask(**request)  # type: ignore[arg-type]
     except Failure as failure:
-        assert failure.code == "validation_error"
+        assert failure.slug == "validation_error"
         found: dict[str, str] = failure.details["fields"]
         assert all(field in failure.message for field in found)
         return found
@@ -87,7 +88,7 @@ def test_the_first_problem_of_a_field_stays() -> None:
 def test_a_page_has_bounds(size: int, token: str) -> None:
     with pytest.raises(Failure) as raised:
         Page.of(size, token)
-    assert raised.value.code == "validation_error"
+    assert raised.value.slug == "validation_error"
 
 
 def test_a_page_has_50_entries_unless_asked_otherwise() -> None:

@@ -9,7 +9,7 @@ import pytest
 from server.core.caller import Caller
 from server.core.errors import Failure, UnavailableError
 from server.core.event import Event
-from server.core.lifecycle import Started
+from server.core.task_lifecycle import TaskStarted
 from server.core.watch_events import BATCH_EVENTS, HEARTBEAT_SECONDS, Heartbeat, watch_events
 from tests.support.world import World, caller, iteration
 
@@ -142,7 +142,7 @@ async def test_nothing_is_lost_between_the_read_and_the_wait(world: World) -> No
     async def read_while_subscribed(workspace_id: str, after_seq: int, limit: int) -> object:
         assert wakeups.subscribed == 1
         if next(numbers) == 1:
-            await world.commit(busy.id, running.id, Started(), iteration(1))
+            await world.commit(busy.id, running.id, TaskStarted(), iteration(1))
         return await read(workspace_id, after_seq, limit)
 
     world.store.list_events = read_while_subscribed  # type: ignore[method-assign,assignment]
@@ -168,7 +168,7 @@ async def test_the_checks_come_before_the_first_message(world: World) -> None:
         wakeups = ScriptedWakeups(world)
         with pytest.raises(Failure) as raised:
             await watch(world, workspace_id, wakeups, after=after, until=1, by=by)
-        assert (raised.value.code, wakeups.waits) == (code, [])
+        assert (raised.value.slug, wakeups.waits) == (code, [])
 
 
 async def test_a_database_that_goes_away_ends_the_stream(world: World) -> None:
@@ -192,4 +192,4 @@ async def test_a_watcher_is_told_that_the_server_is_about_to_end_and_where_to_go
     assert await anext(stream) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:
         await anext(stream)
-    assert (raised.value.code, raised.value.details["retry_after_seconds"]) == ("unavailable", 1)
+    assert (raised.value.slug, raised.value.details["retry_after_seconds"]) == ("unavailable", 1)

@@ -7,12 +7,13 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import lifecycle
+from server.core import task_lifecycle, workspace_lifecycle
+from server.core.change import Change, Locked, unchanged
 from server.core.errors import Failure
-from server.core.lifecycle import Change, Ending, Session
 from server.core.task import Phase, TaskStatus
+from server.core.task_lifecycle import TaskEnded
 from server.core.workspace import WorkspaceStatus
-from tests.support.world import NOW, busy_session, intent, workspace
+from tests.support.world import NOW, intent, locked_busy, workspace
 
 LATER = NOW + timedelta(minutes=1)
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
@@ -28,10 +29,10 @@ def types(change: Change) -> list[str]:
     return [str(event.type) for event in change.events]
 
 
-def stopping(session: Session) -> Session:
+def stopping(locked: Locked) -> Locked:
     """As StopWorkspace leaves it."""
-    change = lifecycle.request_stop(session, intent(reason="workspace stopped"))
-    return Session(change.workspace, change.task)
+    change = workspace_lifecycle.request_stop(locked, intent(reason="workspace stopped"))
+    return Locked(change.workspace, change.task)
 
 
 def without_agent(change: Change) -> bool:
@@ -39,7 +40,7 @@ def without_agent(change: Change) -> bool:
     return (
         workspace.agent_address,
         workspace.lease_expires_at,
-        workspace.host,
+        workspace.run_id,
         workspace.current_task_id,
     ) == (None,) * 4
 
@@ -48,8 +49,8 @@ def without_agent(change: Change) -> bool:
     ("epoch", "event"), [(1, "workspace_provisioned"), (2, "workspace_resumed")]
 )
 def test_an_agent_that_registers_makes_its_workspace_idle(epoch: int, event: str) -> None:
-    session = Session(workspace(PROVISIONING, epoch=epoch, status_reason="restarting"), None)
-    change = lifecycle.register(session, epoch, "127.0.0.1:1", 30, LATER)
+    locked = Locked(workspace(PROVISIONING, epoch=epoch, status_reason="restarting"), None)
+    change = workspace_lifecycle.register(locked, epoch, "127.0.0.1:1", 30, LATER)
     assert (change.workspace.status, change.workspace.status_reason) == (IDLE, "")
     assert change.workspace.agent_address == "127.0.0.1:1"
     assert change.workspace.lease_expires_at == LATER + timedelta(seconds=30)
@@ -60,75 +61,76 @@ def test_an_agent_that_registers_makes_its_workspace_idle(epoch: int, event: str
 def test_an_agent_that_registers_again_renews_its_lease_and_no_more(
     status: WorkspaceStatus,
 ) -> None:
-    session = busy_session()
-    session = replace(session, workspace=replace(session.workspace, status=status))
-    change = lifecycle.register(session, 1, "127.0.0.1:2", 30, LATER)
+    locked = locked_busy()
+    locked = replace(locked, workspace=replace(locked.workspace, status=status))
+    change = workspace_lifecycle.register(locked, 1, "127.0.0.1:2", 30, LATER)
     renewed = replace(
-        session.workspace,
+        locked.workspace,
         agent_address="127.0.0.1:2",
         lease_expires_at=LATER + timedelta(seconds=30),
     )
-    assert change == Change(renewed, session.task)
+    assert change == Change(renewed, locked.task)
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_an_agent_of_another_epoch_changes_nothing(epoch: int) -> None:
-    session = busy_session(epoch=2)
-    assert session.task is not None
+    locked = locked_busy(epoch=2)
+    assert locked.task is not None
     for change in (
-        lifecycle.register(session, epoch, "127.0.0.1:1", 30, LATER),
-        lifecycle.heartbeat(session, epoch, session.task.id, Phase.TOOL_CALL, 30, LATER),
-        lifecycle.commit(
-            session, epoch, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER
+        workspace_lifecycle.register(locked, epoch, "127.0.0.1:1", 30, LATER),
+        workspace_lifecycle.heartbeat(locked, epoch, locked.task.id, Phase.TOOL_CALL, 30, LATER),
+        task_lifecycle.commit(
+            locked, epoch, locked.task.id, [TaskEnded(status=TaskStatus.COMPLETED)], LATER
         ),
-        lifecycle.lose_agent(session, epoch, "gone", LATER, work_stopped=True),
-        lifecycle.finish_stop(stopping(session), epoch, LATER, work_stopped=True),
-        lifecycle.place(session, epoch, "host_2", LATER, work_stopped=True),
+        workspace_lifecycle.lose_agent(locked, epoch, "gone", LATER, work_stopped=True),
+        workspace_lifecycle.finish_stop(stopping(locked), epoch, LATER, work_stopped=True),
+        workspace_lifecycle.place(locked, epoch, "run_2", LATER, work_stopped=True),
     ):
         assert change.events == ()
-        assert change.workspace in (session.workspace, stopping(session).workspace)
+        assert change.workspace in (locked.workspace, stopping(locked).workspace)
 
 
 @pytest.mark.parametrize("status", ENDED)
 def test_the_agent_of_a_workspace_that_has_ended_changes_nothing(status: WorkspaceStatus) -> None:
-    session = Session(workspace(status), None)
+    locked = Locked(workspace(status), None)
     for change in (
-        lifecycle.register(session, 1, "127.0.0.1:1", 30, LATER),
-        lifecycle.heartbeat(session, 1, "", Phase.NONE, 30, LATER),
-        lifecycle.lose_agent(session, 1, "gone", LATER, work_stopped=True),
-        lifecycle.finish_stop(session, 1, LATER, work_stopped=True),
-        lifecycle.place(session, 1, "host_2", LATER, work_stopped=True),
+        workspace_lifecycle.register(locked, 1, "127.0.0.1:1", 30, LATER),
+        workspace_lifecycle.heartbeat(locked, 1, "", Phase.NONE, 30, LATER),
+        workspace_lifecycle.lose_agent(locked, 1, "gone", LATER, work_stopped=True),
+        workspace_lifecycle.finish_stop(locked, 1, LATER, work_stopped=True),
+        workspace_lifecycle.place(locked, 1, "run_2", LATER, work_stopped=True),
     ):
-        assert change == lifecycle.unchanged(session)
-    assert lifecycle.is_fenced(session.workspace, 1)
+        assert change == unchanged(locked)
+    assert locked.workspace.is_fenced(1)
 
 
 def test_a_heartbeat_renews_the_lease_and_tells_the_phase() -> None:
-    session = busy_session()
-    assert session.task is not None
-    change = lifecycle.heartbeat(session, 1, session.task.id, Phase.TOOL_CALL, 30, LATER)
+    locked = locked_busy()
+    assert locked.task is not None
+    change = workspace_lifecycle.heartbeat(locked, 1, locked.task.id, Phase.TOOL_CALL, 30, LATER)
     assert change.workspace == replace(
-        session.workspace, lease_expires_at=LATER + timedelta(seconds=30)
+        locked.workspace, lease_expires_at=LATER + timedelta(seconds=30)
     )
-    assert (change.task, change.events) == (replace(session.task, phase=Phase.TOOL_CALL), ())
+    assert (change.task, change.events) == (replace(locked.task, phase=Phase.TOOL_CALL), ())
 
 
 def test_a_heartbeat_tells_no_phase_of_a_task_that_does_not_run() -> None:
-    for session, task_id in (
-        (busy_session(), "task_earlier"),
-        (busy_session(TaskStatus.DELIVERED), None),
-        (Session(workspace(), None), ""),
+    for locked, task_id in (
+        (locked_busy(), "task_earlier"),
+        (locked_busy(TaskStatus.DELIVERED), None),
+        (Locked(workspace(), None), ""),
     ):
-        named = task_id if task_id is not None else session.workspace.current_task_id or ""
+        named = task_id if task_id is not None else locked.workspace.current_task_id or ""
         assert (
-            lifecycle.heartbeat(session, 1, named, Phase.MODEL_CALL, 30, LATER).task == session.task
+            workspace_lifecycle.heartbeat(locked, 1, named, Phase.MODEL_CALL, 30, LATER).task
+            == locked.task
         )
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE])
 def test_a_workspace_without_a_task_begins_to_stop(status: WorkspaceStatus) -> None:
-    session = Session(workspace(status), None)
-    change = lifecycle.request_stop(session, intent(reason="workspace stopped"))
+    locked = Locked(workspace(status), None)
+    change = workspace_lifecycle.request_stop(locked, intent(reason="workspace stopped"))
     assert (change.workspace.status, change.workspace.status_reason) == (
         STOPPING,
         "workspace stopped",
@@ -137,8 +139,8 @@ def test_a_workspace_without_a_task_begins_to_stop(status: WorkspaceStatus) -> N
 
 
 def test_a_stop_cancels_the_task_and_breaks_it_off_after_a_grace() -> None:
-    session = busy_session()
-    change = lifecycle.request_stop(session, intent(reason="workspace stopped"))
+    locked = locked_busy()
+    change = workspace_lifecycle.request_stop(locked, intent(reason="workspace stopped"))
     assert (change.workspace.status, types(change)) == (STOPPING, ["task_cancel_requested"])
     assert change.task is not None and change.task.cancel is not None
     assert change.task.cancel.reason == "workspace stopped"
@@ -148,7 +150,9 @@ def test_a_stop_cancels_the_task_and_breaks_it_off_after_a_grace() -> None:
 
 def test_a_stop_of_a_cancelled_task_brings_its_deadline_and_keeps_its_intent() -> None:
     first = intent(reason="first")
-    change = lifecycle.request_stop(busy_session(cancel=first), intent(reason="workspace stopped"))
+    change = workspace_lifecycle.request_stop(
+        locked_busy(cancel=first), intent(reason="workspace stopped")
+    )
     assert change.task is not None
     assert change.task.cancel == replace(
         first, force_at=intent().requested_at + timedelta(seconds=10), force_requested_by="user_9"
@@ -158,21 +162,23 @@ def test_a_stop_of_a_cancelled_task_brings_its_deadline_and_keeps_its_intent() -
 
 @pytest.mark.parametrize("status", [STOPPING, STOPPED])
 def test_a_second_stop_changes_nothing(status: WorkspaceStatus) -> None:
-    session = Session(workspace(status), None)
-    assert lifecycle.request_stop(session, intent()) == lifecycle.unchanged(session)
+    locked = Locked(workspace(status), None)
+    assert workspace_lifecycle.request_stop(locked, intent()) == unchanged(locked)
 
 
 def test_a_failed_workspace_cannot_be_stopped() -> None:
     with pytest.raises(Failure) as raised:
-        lifecycle.request_stop(Session(workspace(FAILED, status_reason="it burnt"), None), intent())
-    assert raised.value.code == "workspace_failed" and "it burnt" in raised.value.message
+        workspace_lifecycle.request_stop(
+            Locked(workspace(FAILED, status_reason="it burnt"), None), intent()
+        )
+    assert raised.value.slug == "workspace_failed" and "it burnt" in raised.value.message
 
 
 def test_a_task_that_ends_while_stopping_leaves_the_workspace_stopping() -> None:
-    session = stopping(busy_session())
-    assert session.task is not None
-    change = lifecycle.commit(
-        session, 1, session.task.id, [Ending(status=TaskStatus.COMPLETED)], LATER
+    locked = stopping(locked_busy())
+    assert locked.task is not None
+    change = task_lifecycle.commit(
+        locked, 1, locked.task.id, [TaskEnded(status=TaskStatus.COMPLETED)], LATER
     )
     assert (change.workspace.status, change.workspace.current_task_id) == (STOPPING, None)
     assert change.task is not None and change.task.status is TaskStatus.CANCELLED
@@ -180,7 +186,9 @@ def test_a_task_that_ends_while_stopping_leaves_the_workspace_stopping() -> None
 
 @pytest.mark.parametrize(("work_stopped", "told"), [(True, "yes"), (False, "unknown")])
 def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told: str) -> None:
-    change = lifecycle.finish_stop(stopping(busy_session()), 1, LATER, work_stopped=work_stopped)
+    change = workspace_lifecycle.finish_stop(
+        stopping(locked_busy()), 1, LATER, work_stopped=work_stopped
+    )
     assert (change.workspace.status, types(change)) == (
         STOPPED,
         ["task_completed", "workspace_stopped"],
@@ -191,41 +199,41 @@ def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told
     )
     assert change.events[0].payload["work_stopped"] == told
     assert without_agent(change)
-    again = lifecycle.finish_stop(Session(change.workspace, None), 1, LATER, work_stopped=True)
+    again = workspace_lifecycle.finish_stop(
+        Locked(change.workspace, None), 1, LATER, work_stopped=True
+    )
     assert again.events == ()
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE, BUSY])
 def test_a_workspace_that_is_not_stopping_does_not_finish_to(status: WorkspaceStatus) -> None:
-    session = Session(workspace(status), None)
-    assert lifecycle.finish_stop(session, 1, LATER, work_stopped=True) == lifecycle.unchanged(
-        session
-    )
+    locked = Locked(workspace(status), None)
+    assert workspace_lifecycle.finish_stop(locked, 1, LATER, work_stopped=True) == unchanged(locked)
 
 
 @pytest.mark.parametrize("status", ENDED)
 def test_what_has_ended_resumes_in_a_new_epoch(status: WorkspaceStatus) -> None:
-    session = Session(workspace(status, status_reason="why", epoch=4), None)
-    change = lifecycle.resume(session, LATER)
+    locked = Locked(workspace(status, status_reason="why", epoch=4), None)
+    change = workspace_lifecycle.resume(locked, LATER)
     assert (change.workspace.status, change.workspace.epoch, change.workspace.status_reason) == (
         PROVISIONING,
         5,
         "",
     )
     assert without_agent(change) and change.events == ()
-    assert lifecycle.is_fenced(change.workspace, 4) and not lifecycle.is_fenced(change.workspace, 5)
+    assert change.workspace.is_fenced(4) and not change.workspace.is_fenced(5)
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE, BUSY])
 def test_what_is_up_or_coming_up_stays_as_it_is_on_resume(status: WorkspaceStatus) -> None:
-    session = Session(workspace(status), None)
-    assert lifecycle.resume(session, LATER) == lifecycle.unchanged(session)
+    locked = Locked(workspace(status), None)
+    assert workspace_lifecycle.resume(locked, LATER) == unchanged(locked)
 
 
 def test_what_is_stopping_cannot_resume_yet() -> None:
     with pytest.raises(Failure) as raised:
-        lifecycle.resume(Session(workspace(STOPPING), None), LATER)
-    assert (raised.value.code, raised.value.details["status"]) == ("invalid_state", "stopping")
+        workspace_lifecycle.resume(Locked(workspace(STOPPING), None), LATER)
+    assert (raised.value.slug, raised.value.details["status"]) == ("invalid_state", "stopping")
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -233,8 +241,8 @@ def test_what_is_stopping_cannot_resume_yet() -> None:
 def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
     cancelled: bool, work_stopped: bool, told: str
 ) -> None:
-    session = busy_session(cancel=intent() if cancelled else None)
-    change = lifecycle.lose_agent(session, 1, "it died", LATER, work_stopped=work_stopped)
+    locked = locked_busy(cancel=intent() if cancelled else None)
+    change = workspace_lifecycle.lose_agent(locked, 1, "it died", LATER, work_stopped=work_stopped)
     assert (change.workspace.status, change.workspace.status_reason) == (FAILED, "it died")
     assert change.task is not None
     assert change.task.status is (TaskStatus.CANCELLED if cancelled else TaskStatus.FAILED)
@@ -243,15 +251,17 @@ def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
     assert change.events[0].payload["work_stopped"] == told
     assert without_agent(change)
     assert (
-        lifecycle.lose_agent(
-            Session(change.workspace, None), 1, "again", LATER, work_stopped=True
+        workspace_lifecycle.lose_agent(
+            Locked(change.workspace, None), 1, "again", LATER, work_stopped=True
         ).events
         == ()
     )
 
 
 def test_an_agent_lost_while_stopping_has_stopped() -> None:
-    change = lifecycle.lose_agent(stopping(busy_session()), 1, "it died", LATER, work_stopped=True)
+    change = workspace_lifecycle.lose_agent(
+        stopping(locked_busy()), 1, "it died", LATER, work_stopped=True
+    )
     assert (change.workspace.status, types(change)) == (
         STOPPED,
         ["task_completed", "workspace_stopped"],
@@ -260,35 +270,37 @@ def test_an_agent_lost_while_stopping_has_stopped() -> None:
 
 
 def test_a_host_takes_what_no_host_has() -> None:
-    session = Session(workspace(PROVISIONING), None)
-    change = lifecycle.place(session, 1, "host_1", LATER, work_stopped=True)
-    assert change == Change(replace(session.workspace, host="host_1", updated_at=LATER), None)
-    placed = Session(change.workspace, None)
-    assert lifecycle.place(placed, 1, "host_1", LATER, work_stopped=True) == lifecycle.unchanged(
+    locked = Locked(workspace(PROVISIONING), None)
+    change = workspace_lifecycle.place(locked, 1, "run_1", LATER, work_stopped=True)
+    assert change == Change(replace(locked.workspace, run_id="run_1", updated_at=LATER), None)
+    placed = Locked(change.workspace, None)
+    assert workspace_lifecycle.place(placed, 1, "run_1", LATER, work_stopped=True) == unchanged(
         placed
     )
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_host_that_was_restarted_ends_the_task_and_begins_a_new_epoch(cancelled: bool) -> None:
-    session = busy_session(cancel=intent() if cancelled else None)
-    change = lifecycle.place(session, 1, "host_2", LATER, work_stopped=True)
+    locked = locked_busy(cancel=intent() if cancelled else None)
+    change = workspace_lifecycle.place(locked, 1, "run_2", LATER, work_stopped=True)
     assert change.task is not None
     assert change.task.status is (TaskStatus.CANCELLED if cancelled else TaskStatus.FAILED)
     assert types(change) == ["task_completed"]
     placed = change.workspace
-    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (
+    assert (placed.status, placed.epoch, placed.run_id, placed.current_task_id) == (
         PROVISIONING,
         2,
-        "host_2",
+        "run_2",
         None,
     )
     assert (placed.agent_address, placed.lease_expires_at) == (None, None)
-    assert lifecycle.is_fenced(placed, 1)
+    assert placed.is_fenced(1)
 
 
 def test_a_host_that_was_restarted_while_stopping_has_stopped() -> None:
-    change = lifecycle.place(stopping(busy_session()), 1, "host_2", LATER, work_stopped=True)
+    change = workspace_lifecycle.place(
+        stopping(locked_busy()), 1, "run_2", LATER, work_stopped=True
+    )
     assert (change.workspace.status, types(change)) == (
         STOPPED,
         ["task_completed", "workspace_stopped"],

@@ -8,6 +8,7 @@ import pytest
 from server.core import workspaces
 from server.core.caller import Caller, CredentialKind
 from server.core.errors import Failure
+from server.core.event import Origin
 from server.core.validation import Page
 from server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import ORG, USER, World, caller
@@ -15,7 +16,7 @@ from tests.support.world import ORG, USER, World, caller
 
 async def stop(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
     return await workspaces.stop_workspace(
-        by or caller(), workspace_id, "req_t", world.store, world.agents, world.clock
+        by or caller(), workspace_id, Origin("req_t"), world.store, world.agents, world.clock
     )
 
 
@@ -26,7 +27,7 @@ async def resume(world: World, workspace_id: str, by: Caller | None = None) -> W
 async def code_of(call: Coroutine[Any, Any, object]) -> str:
     with pytest.raises(Failure) as raised:
         await call
-    return raised.value.code
+    return raised.value.slug
 
 
 async def test_a_new_workspace_is_recorded_as_its_creators(world: World) -> None:
@@ -35,7 +36,7 @@ async def test_a_new_workspace_is_recorded_as_its_creators(world: World) -> None
     )
     assert made.id.startswith("ws_")
     assert (made.org_id, made.name, made.created_by_user_id) == (ORG, "mine", USER)
-    assert (made.status, made.epoch, made.host) == (WorkspaceStatus.PROVISIONING, 1, None)
+    assert (made.status, made.epoch, made.run_id) == (WorkspaceStatus.PROVISIONING, 1, None)
     assert await world.workspace(made.id) == made
 
 

@@ -9,13 +9,13 @@ from server.fleet import processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
 from tests.fleet.small_agent import AGENT, spec_for
-from tests.fleet.surroundings import HOST
+from tests.fleet.surroundings import RUN_ID
 from tests.support.world import workspace
 
 
 @pytest.fixture
 def at() -> Workspace:
-    return workspace(epoch=3, host=HOST)
+    return workspace(epoch=3, run_id=RUN_ID)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
-from server.fleet.local_pods import PodSpec
+from server.pod.spec import PodSpec
 
 # Writes down what it was given, says so, and waits.
 AGENT = f"""#!{sys.executable} -S

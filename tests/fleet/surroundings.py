@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from server.core import lifecycle
+from server.core import task_lifecycle
 from server.core.bounds import Bounds
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
-from server.metrics import Backlog
+from server.telemetry.metrics import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 
-HOST = "host_1"
+RUN_ID = "run_1"
 BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seconds=6.0)
 
 
@@ -50,7 +50,7 @@ class FakePods:
             raise self.start_error
         self.add(workspace)
 
-    async def ended(self, workspace: Workspace) -> None:
+    async def wait_exit(self, workspace: Workspace) -> None:
         gone = self.alive.get((workspace.id, workspace.epoch))
         if gone is not None:
             await gone.wait()
@@ -61,7 +61,7 @@ class FakePods:
     def has_files(self, workspace_id: str) -> bool:
         return self.files_are_there
 
-    def last_words(self, workspace_id: str) -> str:
+    def log_tail(self, workspace_id: str) -> str:
         return self.words
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
@@ -94,9 +94,14 @@ class Fleet:
     answering_since: datetime = NOW - timedelta(hours=1)
 
     async def add(
-        self, status: WorkspaceStatus, *, host: str | None = HOST, pod: bool = True, **fields: Any
+        self,
+        status: WorkspaceStatus,
+        *,
+        run_id: str | None = RUN_ID,
+        pod: bool = True,
+        **fields: Any,
     ) -> Workspace:
-        added = await self.world.add(status, host=host, **fields)
+        added = await self.world.add(status, run_id=run_id, **fields)
         if pod:
             self.pods.add(added)
         return added
@@ -106,7 +111,7 @@ class Fleet:
         running = await self.world.run(idle)
         if cancelled:
             await self.world.change(
-                idle.id, lambda session: lifecycle.request_cancel(session, intent())
+                idle.id, lambda locked: task_lifecycle.request_cancel(locked, intent())
             )
         return await self.world.workspace(idle.id), running
 
@@ -118,7 +123,7 @@ class Fleet:
             self.pods,
             self.world.agents,
             BOUNDS,
-            HOST,
+            RUN_ID,
             self.world.clock,
             self.answering_since,
             self.backlog,

@@ -18,10 +18,10 @@ from server.core.errors import AgentUnreachableError
 from server.core.trace import TraceContext
 from server.fleet import agent_client
 from server.fleet.agent_client import AgentClient
-from tests.support.world import NOW, busy_session, intent
+from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
-SESSION = busy_session(cancel=intent(force_at=NOW), epoch=3)
+SESSION = locked_busy(cancel=intent(force_at=NOW), epoch=3)
 TASK = SESSION.task
 assert TASK is not None
 
@@ -94,7 +94,7 @@ async def client() -> AsyncIterator[AgentClient]:
 
 
 def at(address: str | None) -> Any:
-    return busy_session(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
+    return locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
 
 
 async def cancel(client: AgentClient, address: str | None) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from server.core.workspace import WorkspaceStatus
 from server.fleet import redelivery
 from server.fleet.redelivery import FIRST_AFTER
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from tests.fleet.surroundings import Fleet
 from tests.support.waiting import settle
 

@@ -8,14 +8,14 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import lifecycle
+from server.core import workspace_lifecycle
 from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
+from server.core.change import Change, Locked
 from server.core.errors import UnavailableError
-from server.core.lifecycle import Change, Session
 from server.core.task import Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT
-from tests.fleet.surroundings import BOUNDS, HOST, Fleet
+from tests.fleet.surroundings import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, intent
 
@@ -33,10 +33,10 @@ def fleet() -> Fleet:
 
 
 async def test_a_new_workspace_is_placed_and_started(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     await fleet.look()
     assert fleet.pods.done == ["end 0", "start 1"]
-    assert (await fleet.world.workspace(made.id)).host == HOST
+    assert (await fleet.world.workspace(made.id)).run_id == RUN_ID
 
 
 async def test_what_was_started_is_not_started_again(fleet: Fleet) -> None:
@@ -47,11 +47,11 @@ async def test_what_was_started_is_not_started_again(fleet: Fleet) -> None:
 
 
 async def test_a_pod_that_cannot_start_fails_its_workspace(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     fleet.pods.start_error = OSError(28, "No space left on device")
     await fleet.look()
     failed = await fleet.world.workspace(made.id)
-    assert (failed.status, failed.host) == (FAILED, None)
+    assert (failed.status, failed.run_id) == (FAILED, None)
     assert "could not be started: No space left on device" in failed.status_reason
     assert fleet.pods.done == ["end 0", "start 1", "end 0"]
 
@@ -145,13 +145,13 @@ async def test_a_death_is_seen_at_once(fleet: Fleet) -> None:
 async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(
     fleet: Fleet, cancelled: bool, status: TaskStatus
 ) -> None:
-    busy, running = await fleet.add_busy(host="host_0", cancelled=cancelled)
+    busy, running = await fleet.add_busy(run_id="run_0", cancelled=cancelled)
     await fleet.look()
     placed = await fleet.world.workspace(busy.id)
-    assert (placed.status, placed.epoch, placed.host, placed.current_task_id) == (
+    assert (placed.status, placed.epoch, placed.run_id, placed.current_task_id) == (
         PROVISIONING,
         2,
-        HOST,
+        RUN_ID,
         None,
     )
     assert (await fleet.world.task(busy.id, running.id)).status is status
@@ -161,7 +161,7 @@ async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(
 async def test_after_a_restart_what_could_not_be_ended_is_not_said_to_have_stopped(
     fleet: Fleet,
 ) -> None:
-    busy, _ = await fleet.add_busy(host="host_0")
+    busy, _ = await fleet.add_busy(run_id="run_0")
     fleet.pods.ends_all = False
     await fleet.look()
     (end,) = [
@@ -171,16 +171,16 @@ async def test_after_a_restart_what_could_not_be_ended_is_not_said_to_have_stopp
 
 
 async def test_after_a_restart_of_the_host_what_was_stopping_has_stopped(fleet: Fleet) -> None:
-    stopping = await fleet.add(STOPPING, host="host_0")
+    stopping = await fleet.add(STOPPING, run_id="run_0")
     await fleet.look()
     assert (await fleet.world.workspace(stopping.id)).status is STOPPED
     assert "start 1" not in fleet.pods.done
 
 
 async def stop(fleet: Fleet, workspace_id: str) -> None:
-    def request(session: Session) -> Change:
-        return lifecycle.request_stop(
-            session, intent(requested_at=fleet.world.clock(), reason="workspace stopped")
+    def request(locked: Locked) -> Change:
+        return workspace_lifecycle.request_stop(
+            locked, intent(requested_at=fleet.world.clock(), reason="workspace stopped")
         )
 
     await fleet.world.change(workspace_id, request)
@@ -191,13 +191,13 @@ async def test_an_idle_workspace_stops_at_once(fleet: Fleet) -> None:
     await stop(fleet, idle.id)
     await fleet.look()
     stopped = await fleet.world.workspace(idle.id)
-    assert (stopped.status, stopped.host, stopped.agent_address) == (STOPPED, None, None)
+    assert (stopped.status, stopped.run_id, stopped.agent_address) == (STOPPED, None, None)
     assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}"]
     assert await fleet.world.event_types(idle.id) == ["workspace_stopped"]
 
 
 async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     await stop(fleet, made.id)
     await fleet.look()
     assert (await fleet.world.workspace(made.id)).status is STOPPED
@@ -207,7 +207,9 @@ async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
 async def test_a_running_task_has_until_its_deadline_to_end_itself(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
-    fleet.world.clock.now = NOW + timedelta(seconds=lifecycle.STOP_GRACE_SECONDS) + FORCE_MARGIN
+    fleet.world.clock.now = (
+        NOW + timedelta(seconds=workspace_lifecycle.STOP_GRACE_SECONDS) + FORCE_MARGIN
+    )
     await fleet.look()
     assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (STOPPING, [])
     fleet.world.clock.advance(1)
@@ -302,8 +304,8 @@ async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(
     async def beat(task_id: str) -> None:
         await fleet.world.change(
             busy.id,
-            lambda session: lifecycle.heartbeat(
-                session, 1, task_id, Phase.NONE, 60, fleet.world.clock()
+            lambda locked: workspace_lifecycle.heartbeat(
+                locked, 1, task_id, Phase.NONE, 60, fleet.world.clock()
             ),
         )
 
@@ -356,7 +358,9 @@ async def test_a_lease_that_was_renewed_since_the_scan_leaves_its_pod_alone(flee
     fleet.world.store.list_wanted_pods = list_wanted  # type: ignore[method-assign]
     await fleet.world.change(
         idle.id,
-        lambda session: lifecycle.heartbeat(session, 1, "", Phase.NONE, 60, fleet.world.clock()),
+        lambda locked: workspace_lifecycle.heartbeat(
+            locked, 1, "", Phase.NONE, 60, fleet.world.clock()
+        ),
     )
     await fleet.look()
     assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.done) == (IDLE, [])
@@ -393,14 +397,14 @@ async def test_what_has_ended_is_left_alone(fleet: Fleet, status: WorkspaceStatu
 
 async def test_an_announced_workspace_is_looked_at_before_the_next_scan(fleet: Fleet) -> None:
     async with fleet.running():
-        made = await fleet.add(PROVISIONING, host=None, pod=False)
+        made = await fleet.add(PROVISIONING, run_id=None, pod=False)
         fleet.changes.queue.put_nowait({made.id})
         await settle()
         assert fleet.pods.done == ["end 0", "start 1"]
 
 
 async def test_a_database_that_was_away_is_met_again(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, host=None, pod=False)
+    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     fleet.world.store.unavailable = True
     async with fleet.running():
         assert fleet.pods.done == []
@@ -408,12 +412,12 @@ async def test_a_database_that_was_away_is_met_again(fleet: Fleet) -> None:
         fleet.changes.queue.put_nowait(set())
         await settle()
         assert fleet.pods.done == ["end 0", "start 1"]
-    assert (await fleet.world.workspace(made.id)).host == HOST
+    assert (await fleet.world.workspace(made.id)).run_id == RUN_ID
 
 
 async def test_a_defect_in_one_workspace_does_not_stop_the_others(fleet: Fleet) -> None:
-    bad = await fleet.add(PROVISIONING, host=None, pod=False)
-    good = await fleet.add(PROVISIONING, host=None, pod=False)
+    bad = await fleet.add(PROVISIONING, run_id=None, pod=False)
+    good = await fleet.add(PROVISIONING, run_id=None, pod=False)
     start = fleet.pods.start
 
     async def start_but_one(workspace: Workspace) -> None:
@@ -430,7 +434,7 @@ async def test_a_late_verdict_on_an_earlier_epoch_changes_nothing(fleet: Fleet) 
     """The workspace was stopped and resumed while its pod was being ended."""
     idle = await fleet.add(IDLE)
     fleet.pods.kill(idle)
-    resumed = replace(idle, epoch=2, status=PROVISIONING, host=None)
+    resumed = replace(idle, epoch=2, status=PROVISIONING, run_id=None)
 
     def overtake() -> None:
         fleet.world.store._workspaces[idle.id] = resumed

@@ -15,7 +15,7 @@ from server.fleet import processes
 from server.fleet.local_pods import LocalPods, end_every_pod
 from server.fleet.processes import Pod, ProcessId
 from tests.fleet.small_agent import given, spec_for
-from tests.fleet.surroundings import HOST
+from tests.fleet.surroundings import RUN_ID
 from tests.support.world import workspace
 
 
@@ -26,7 +26,7 @@ def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | N
     started = f" {process.pid} {process.started_at}" if process is not None else ""
     for folder in (state_dir / "fleet" / workspace_id, state_dir / "pods" / workspace_id):
         (folder / "files").mkdir(parents=True, exist_ok=True)
-        (folder / "agent").write_text(f"{epoch} {HOST}{started}")
+        (folder / "agent").write_text(f"{epoch} {RUN_ID}{started}")
         (folder / "epoch").write_text(str(epoch))
         if process is not None:
             (folder / "pid").write_text(str(process.pid))
@@ -43,7 +43,7 @@ async def test_a_stranger_that_a_record_names_lives_on(
     forge(tmp_path, at.id, at.epoch, ProcessId.of(stranger.pid))
     assert pods.is_alive(at) is ours
     if not ours:
-        await asyncio.wait_for(pods.ended(at), 10)
+        await asyncio.wait_for(pods.wait_exit(at), 10)
     assert await pods.end(at, 5) is ours
     assert stranger.poll() is None
     await end_every_pod(tmp_path, list)
@@ -73,7 +73,7 @@ async def test_a_stranger_in_the_session_that_a_record_names_lives_on(
 async def test_the_agent_of_another_workspace_lives_on(
     pods: LocalPods, at: Workspace, tmp_path: Path
 ) -> None:
-    other = workspace(epoch=at.epoch, host=HOST)
+    other = workspace(epoch=at.epoch, run_id=RUN_ID)
     await pods.start(other)
     await given(tmp_path, other)
     (agent,) = processes.find(Pod(other.id))
@@ -105,10 +105,10 @@ async def test_an_epoch_in_a_record_neither_protects_nor_condemns(
     [
         "deleted",
         "nonsense",
-        f"1 {HOST} 99999999999 1",
-        f"3 {HOST} 1 1",
+        f"1 {RUN_ID} 99999999999 1",
+        f"3 {RUN_ID} 1 1",
         "",
-        f"3 {HOST}",
+        f"3 {RUN_ID}",
         "3",
         "9" * 190,
     ],
@@ -135,7 +135,7 @@ async def test_a_controller_remembers_what_it_has_started(
 async def test_a_pod_whose_folder_was_replaced_is_not_alive(
     pods: LocalPods, at: Workspace, tmp_path: Path, what: str, how: str
 ) -> None:
-    other = workspace(epoch=at.epoch, host=HOST)
+    other = workspace(epoch=at.epoch, run_id=RUN_ID)
     for each in (at, other):
         await pods.start(each)
         await given(tmp_path, each)
@@ -182,7 +182,7 @@ async def test_a_folder_that_is_replaced_right_before_the_start_is_not_entered(
 async def test_a_stack_ends_its_agents_whatever_has_become_of_their_folders(
     pods: LocalPods, at: Workspace, tmp_path: Path, stranger: "subprocess.Popen[bytes]"
 ) -> None:
-    foreign = workspace(epoch=at.epoch, host=HOST)
+    foreign = workspace(epoch=at.epoch, run_id=RUN_ID)
     of_another_stack = LocalPods(tmp_path / "other", spec_for)
     (tmp_path / "other").mkdir()
     await of_another_stack.start(foreign)

@@ -52,7 +52,7 @@ async def test_what_is_on_disk_is_enough_for_another_controller(
     pid = int((tmp_path / "pods" / at.id / "pid").read_text())
     assert [process.pid for process in processes.find(Pod(at.id))] == [pid]
     # Epochs repeat with another database under the same folder, or with a restored one.
-    assert not other.was_started(replace(at, host="host_2"))
+    assert not other.was_started(replace(at, run_id="run_2"))
     for epoch in (2, 4):
         assert not other.was_started(replace(at, epoch=epoch)) and not other.is_alive(
             replace(at, epoch=epoch)
@@ -64,7 +64,7 @@ async def test_the_end_of_a_pod_is_seen_and_its_files_stay(
 ) -> None:
     await pods.start(at)
     await given(tmp_path, at)
-    waiting = asyncio.create_task(pods.ended(at))
+    waiting = asyncio.create_task(pods.wait_exit(at))
     await asyncio.sleep(0)
     assert not waiting.done()
     assert await pods.end(at, 5) is True
@@ -87,9 +87,9 @@ async def test_a_controller_that_was_held_up_leaves_a_later_pod_alone(
 
 
 async def test_a_pod_that_is_not_there_has_ended(pods: LocalPods, at: Workspace) -> None:
-    await asyncio.wait_for(pods.ended(at), 10)
+    await asyncio.wait_for(pods.wait_exit(at), 10)
     assert await pods.end(at, 5) is True
-    assert pods.last_words(at.id) == ""
+    assert pods.log_tail(at.id) == ""
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -100,7 +100,7 @@ async def test_what_a_dead_agent_left_is_known_to_the_controller_that_started_it
     await given(tmp_path, at)
     (process,) = processes.find(Pod(at.id))
     process.kill()
-    await asyncio.wait_for(pods.ended(at), 10)
+    await asyncio.wait_for(pods.wait_exit(at), 10)
     controller = pods if ours else LocalPods(tmp_path, spec_for)
     assert await controller.end(at, 0) is ours
 
@@ -120,7 +120,7 @@ async def test_a_dead_agent_is_not_alive_though_nobody_has_waited_for_it(
     await given(tmp_path, at)
     (process,) = processes.find(Pod(at.id))
     process.kill()
-    await asyncio.wait_for(pods.ended(at), 10)
+    await asyncio.wait_for(pods.wait_exit(at), 10)
     assert not pods.is_alive(at)
 
 
@@ -160,7 +160,7 @@ async def test_the_last_line_of_the_log_are_the_last_words(
 ) -> None:
     await pods.start(at)
     async with asyncio.timeout(10):
-        while pods.last_words(at.id) != "last words":
+        while pods.log_tail(at.id) != "last words":
             await asyncio.sleep(0.005)
 
 

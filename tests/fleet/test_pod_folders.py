@@ -12,8 +12,9 @@ from server.auth.pod_tokens import new_key, public_key
 from server.core.ids import new_workspace_id
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet.local_pods import LocalPods, PodSpec
-from tests.fleet.surroundings import HOST
+from server.fleet.local_pods import LocalPods
+from server.pod.spec import PodSpec
+from tests.fleet.surroundings import RUN_ID
 from tests.support.world import NOW, ORG
 
 
@@ -27,7 +28,7 @@ def workspace() -> Workspace:
         created_by_user_id=None,
         created_at=NOW,
         updated_at=NOW,
-        host=HOST,
+        run_id=RUN_ID,
     )
 
 
@@ -61,9 +62,9 @@ async def test_an_agent_runs_no_module_of_the_workspace(
 
     await pods.start(workspace)
     async with asyncio.timeout(30):
-        await pods.ended(workspace)
+        await pods.wait_exit(workspace)
 
-    assert "There is no model" in pods.last_words(workspace.id)
+    assert "There is no model" in pods.log_tail(workspace.id)
 
 
 def _hard_link(path: Path) -> None:
@@ -100,7 +101,7 @@ async def test_a_record_that_was_replaced_blocks_nobody(
 
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
-    assert pods.last_words(workspace.id) == ""
+    assert pods.log_tail(workspace.id) == ""
     # It ends. Whether all that ran there has ended is not known without the record of its agent.
     assert await pods.end(workspace, grace_seconds=0) is (name == "log")
 
@@ -150,6 +151,6 @@ async def _start_and_await_end(pods: LocalPods, workspace: Workspace) -> None:
     """Of an agent that ends by itself; its log says why."""
     await pods.start(workspace)
     async with asyncio.timeout(30):
-        await pods.ended(workspace)
+        await pods.wait_exit(workspace)
     assert pods.was_started(workspace)
-    assert "There is no model" in pods.last_words(workspace.id)
+    assert "There is no model" in pods.log_tail(workspace.id)

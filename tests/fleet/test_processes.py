@@ -15,7 +15,7 @@ import pytest
 from server.core.ids import new_workspace_id
 from server.fleet import processes
 from server.fleet.processes import AllPods, Pod
-from server.pod_process import STATE_DIR_MARKER, WORKSPACE_MARKER
+from server.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
 # Says when it is ready, then waits; `{prelude}` is what it does before.
 WAIT = "import os, signal, subprocess, sys, time\n{prelude}\nprint(os.getpid(), flush=True)\ntime.sleep(60)"

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from server.core import lifecycle
+from server.core import task_lifecycle, workspace_lifecycle
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace
 from server.fleet import redelivery
@@ -33,7 +33,7 @@ def world() -> World:
 async def cancelled(world: World, asked: CancelIntent | None = None) -> Workspace:
     busy, _ = await world.add_busy()
     await world.change(
-        busy.id, lambda session: lifecycle.request_cancel(session, asked or intent())
+        busy.id, lambda locked: task_lifecycle.request_cancel(locked, asked or intent())
     )
     return busy
 
@@ -90,8 +90,8 @@ async def test_it_is_over_with_its_task(world: World) -> None:
     await follow(world, deliveries)
     await world.change(
         busy.id,
-        lambda session: lifecycle.lose_agent(
-            session, 1, "its agent died", world.clock(), work_stopped=True
+        lambda locked: workspace_lifecycle.lose_agent(
+            locked, 1, "its agent died", world.clock(), work_stopped=True
         ),
     )
     await follow(world, deliveries)
@@ -113,7 +113,7 @@ async def test_an_earlier_deadline_is_delivered_anew(world: World) -> None:
     await follow(world, deliveries)
     force_at = NOW + timedelta(seconds=9)
     await world.change(
-        busy.id, lambda session: lifecycle.request_cancel(session, intent(force_at=force_at))
+        busy.id, lambda locked: task_lifecycle.request_cancel(locked, intent(force_at=force_at))
     )
     await follow(world, deliveries)
     assert told == [None, force_at]

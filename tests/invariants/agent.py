@@ -1,25 +1,22 @@
-"""An agent in this process: the real session, loop, committer, heartbeat and lease, put together as
-in program.py.
+"""An agent in this process: the real Agent, with a control plane, a model and a tool that the rules
+of the state machine drive.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import structlog
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
-from server.agent.committer import ApplyDirective, Committer
-from server.agent.heartbeat import Heartbeat
-from server.agent.lease import Lease
-from server.agent.loop import Limits, RejectedError, TaskInHand, run_task
-from server.agent.session import Session
-from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
-from server.core.lifecycle import Ending
+from server.agent import agent as program
+from server.agent.loop import Limits
+from server.agent.shutdown import ExitCode
 from server.core.runtime import AgentIdentity, Runtime
 from tests.invariants.clock import Clock
 from tests.invariants.gates import Gates, Surroundings
@@ -31,10 +28,21 @@ from tests.invariants.trouble import Fault, Link
 # A gate is opened, or the call is broken off: no call runs into this.
 _NO_LIMITS = Limits(model_timeout_seconds=1e6)
 
-# What agents log is of no interest here.
-_log: FilteringBoundLogger = structlog.wrap_logger(
-    None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
-)
+
+def _defects_log(record: Record) -> FilteringBoundLogger:
+    """A log that only records the defects of the agent."""
+
+    def note(_: object, __: str, line: MutableMapping[str, Any]) -> NoReturn:
+        if line["event"] == "agent_crashed":
+            error = sys.exception()
+            assert error is not None
+            record.defects.append(error)
+        raise structlog.DropEvent
+
+    log: FilteringBoundLogger = structlog.wrap_logger(
+        None, processors=[note], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
+    )
+    return log
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,22 +55,6 @@ class Surrounded:
     clock: Clock
     # Of each tool that runs in a pod: the epoch and the task.
     tools: set[tuple[int, str]] = field(default_factory=set)
-
-
-class _Committer(Committer):
-    """The real one, with a control plane in this process."""
-
-    def __init__(
-        self,
-        stub: RuntimeStub,
-        lease: Lease,
-        shutdown: Shutdown,
-        session: Session,
-        apply: ApplyDirective,
-    ) -> None:
-        super().__init__([], "token", lease, shutdown, session.mark, apply, lambda: None, _log)
-        self._addresses = ["here"]
-        self._stubs = [cast(Any, stub)]
 
 
 class Agent:
@@ -88,20 +80,21 @@ class Agent:
         # to break them off.
         self.told: dict[str, float | None] = {}
         self._shared = shared
-        self._lease, self.shutdown = Lease(shared.clock.monotonic), Shutdown()
         self.gates = Gates(self._surroundings(), shared.record)
-        self.session = Session(
-            self._work,
-            self.shutdown,
-            lambda: self._heartbeat.hurry(),
-            _log,
-            shared.clock.unix_seconds,
-        )
         stub = RuntimeStub(
             AgentIdentity(workspace_id, epoch), self, shared.runtime, shared.store, shared.record
         )
-        self._committer = _Committer(stub, self._lease, self.shutdown, self.session, self._apply)
-        self._heartbeat = Heartbeat(self._committer, self._lease, self.session)
+        self._program = program.Agent(
+            {self.address: cast("Any", stub)},
+            "token",
+            self.gates,
+            self.gates,
+            _NO_LIMITS,
+            _defects_log(shared.record),
+            monotonic=shared.clock.monotonic,
+            wall_clock=shared.clock.unix_seconds,
+        )
+        self.shutdown, self.session = self._program.shutdown, self._program.session
         self._life = asyncio.create_task(self._live())
 
     @property
@@ -122,9 +115,8 @@ class Agent:
             known = told if known is None else min(known, told)
         self.told[task_id] = known
 
-    def _apply(self, directive: Directive, sent_at: int, committed_task_id: str = "") -> None:
-        """See ApplyDirective. From here on it knows what the database held."""
-        self.session.apply(directive, sent_at, committed_task_id)
+    def hear_directive(self, directive: Directive) -> None:
+        """The agent receives a directive."""
         if directive.HasField("task") and directive.task.HasField("cancellation"):
             self.hear(directive.task.task_id, directive.task.cancellation)
 
@@ -177,46 +169,13 @@ class Agent:
         self.shutdown.begin(ExitCode.STOPPED, "asked to stop")
         await asyncio.wait({self._life})
 
-    async def _work(self, task: TaskInHand) -> Ending | None:
-        if self.fault is Fault.BREAKS:
-            raise OSError(28, "No space left on device")
-        return await run_task(
-            task, self.gates, self.gates, self._committer.commit, _NO_LIMITS, self._heartbeat.hurry
-        )
-
     async def _live(self) -> None:
-        background = [self._guarded(self._beat()), self._guarded(self._watch_lease())]
         try:
-            await self.shutdown.wait()
+            await self._program.run(self.address)
         finally:
-            await self.session.close()
-            for part in background:
-                part.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
             self.is_gone = True
-
-    async def _beat(self) -> None:
-        await self._committer.register(self.address, self.epoch)
-        await self._heartbeat.run()
-
-    async def _watch_lease(self) -> None:
-        await self._lease.wait_over()
-        self.shutdown.begin(ExitCode.LEASE_OVER, "the lease could not be renewed in time")
-
-    def _guarded(self, part: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        async def guard() -> None:
-            try:
-                await part
-            except AgentOverError:
-                pass
-            except RejectedError as error:
-                self._shared.record.defects.append(error)
-                raise
-            except Exception as error:
-                self._shared.record.defects.append(error)
-                raise
-
-        return asyncio.create_task(guard())
+            if self.shutdown.code is ExitCode.REJECTED:
+                self._shared.record.defects.append(AssertionError(self.shutdown.reason))
 
     def _check(self, epoch: int) -> None:
         if epoch != self.epoch:

@@ -8,7 +8,7 @@ numbers are the contract's.
 from dataclasses import replace
 
 from server.agent.shutdown import ExitCode
-from server.core.event import Event, EventType, cancel_payload
+from server.core.event import Event, EventType, cancel_requested_payload
 from server.core.task import CancelIntent, Task, TaskStatus
 from server.core.workspace import WorkspaceStatus
 from tests.invariants.record import Iteration
@@ -101,7 +101,7 @@ def invariant_3_one_end(view: View) -> None:
                 payload,
             )
             assert payload.get("cancel") == (
-                cancel_payload(task.cancel) if task.cancel is not None else None
+                cancel_requested_payload(task.cancel)["cancel"] if task.cancel is not None else None
             ), (task, payload)
             assert ends[0] == view.log[task.id][-1], "something is in the log behind the end"
             assert view.record.ends.setdefault(task.id, task) == task, "an end was changed"
@@ -271,9 +271,9 @@ def invariant_8_idempotent(view: View) -> None:
         if task.cancel is None:
             continue
         view.record.intents.setdefault(task.id, task.cancel)
-        first = cancel_payload(_without_force(task.cancel))
+        first = cancel_requested_payload(_without_force(task.cancel))["cancel"]
         assert requests[0].payload["cancel"].items() >= first.items(), (task, requests)
-        assert requests[0].request_id == task.cancel.request_id, (task, requests)
+        assert requests[0].origin.request_id == task.cancel.request_id, (task, requests)
         for call in view.calls_for(task.id):
             if call.answer in _RECORDED:
                 assert (call.answer == "accepted") == (call.request_id == task.cancel.request_id), (

@@ -21,7 +21,7 @@ class Pods:
     async def start(self, workspace: Workspace) -> None:
         self._agents.append(Agent(workspace.id, workspace.epoch, self._shared))
 
-    async def ended(self, workspace: Workspace) -> None:
+    async def wait_exit(self, workspace: Workspace) -> None:
         """Nobody is told of an end: the next look finds it."""
         await asyncio.Event().wait()
 
@@ -31,7 +31,7 @@ class Pods:
     def has_files(self, workspace_id: str) -> bool:
         return True
 
-    def last_words(self, workspace_id: str) -> str:
+    def log_tail(self, workspace_id: str) -> str:
         return ""
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:

@@ -21,10 +21,10 @@ from evershell.workspace.v1.task_pb2 import Task
 
 from server.api import codec
 from server.core.errors import Failure, UnavailableError
-from server.core.lifecycle import Ending
 from server.core.runtime import AgentIdentity, Runtime
 from server.core.runtime import Directive as CoreDirective
 from server.core.task import Phase, TaskStatus
+from server.core.task_lifecycle import TaskEnded
 from tests.invariants.record import Hop, Record
 from tests.invariants.spy_store import SpyStore
 from tests.invariants.trouble import Fault, Link
@@ -72,7 +72,9 @@ class RuntimeStub:
 
     async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:
         task_id, events = request.task_id, codec.decode_agent_events(request.events)
-        ending = next((event for event in events if isinstance(event, Ending)), None)
+        ending = next((event for event in events if isinstance(event, TaskEnded)), None)
+        if self._agent.fault is Fault.BREAKS:
+            raise OSError(28, "No space left on device")
         if self._agent.fault in (Fault.COMMITS_NOTHING, *_NAMED):
             await asyncio.Event().wait()
 
@@ -113,6 +115,7 @@ class RuntimeStub:
             says_cancelled=directive.task.HasField("cancellation"),
         )
         self._record.hops.append(hop)
+        agent.hear_directive(directive)
         return directive
 
 

@@ -10,9 +10,9 @@ from enum import Enum
 from typing import TypeVar
 
 from server.core.caller import Permission
+from server.core.change import Change, Locked
 from server.core.errors import Failure, UnavailableError
 from server.core.event import Event
-from server.core.lifecycle import Change, Session
 from server.core.ports import Clock, RecordedCancellation, Store
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
@@ -69,17 +69,24 @@ class SpyStore:
         return task is None or not task.status.is_terminal
 
     async def record_cancellation(
-        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
     ) -> RecordedCancellation:
         async def write() -> RecordedCancellation:
-            found = await self._store.record_cancellation(permission, workspace_id, task_id, intent)
+            found = await self._store.record_cancellation(
+                permission, workspace_id, task_id, intent, trace_id
+            )
             self._note(found.workspace, found.task)
             return found
 
         return await self._write(write)
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Session], Change]
+        self, workspace_id: str, decide: Callable[[Locked], Change]
     ) -> Change | None:
         async def write() -> Change | None:
             change = await self._store.transition(workspace_id, decide)

@@ -14,7 +14,7 @@ from server.core.errors import AgentUnreachableError
 from server.core.ports import Store
 from server.core.task import Task
 from server.core.workspace import Workspace
-from server.wire import encode_assignment, encode_cancellation
+from server.pod.messages import encode_assignment, encode_cancellation
 from tests.invariants.agent import Agent
 from tests.invariants.record import Record, Signal
 

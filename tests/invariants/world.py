@@ -14,7 +14,7 @@ from server.core.bounds import Bounds
 from server.core.caller import Caller, CredentialKind
 from server.core.cancel_task import CancelResult, CancelTask, cancel_task
 from server.core.errors import AgentUnreachableError, Failure, UnavailableError
-from server.core.event import Event
+from server.core.event import Event, Origin
 from server.core.ports import Store
 from server.core.runtime import Runtime
 from server.core.task import Task
@@ -167,7 +167,7 @@ class World:
         due = is_free and self.wire.reaches(before) and not self.store.hiccups
         number = next(self._request_numbers)
         request = tasks.SubmitTask(
-            workspace_id=before.id, description=f"task {number}", request_id=f"submit_{number}"
+            workspace_id=before.id, description=f"task {number}", origin=Origin(f"submit_{number}")
         )
 
         async def call() -> None:
@@ -175,7 +175,7 @@ class World:
                 await tasks.submit_task(CALLER, request, self.store, self.wire, self.clock)
             except (Failure, UnavailableError) as failure:
                 if due:
-                    self.record.refused_submits.append(f"{request.request_id}: {failure}")
+                    self.record.refused_submits.append(f"{request.origin.request_id}: {failure}")
 
         self._go_on(call())
 
@@ -223,7 +223,7 @@ class World:
                 task_id=task_id or "",
                 reason=reason,
                 wait_seconds=wait_seconds,
-                request_id=request_id,
+                origin=Origin(request_id),
                 force_after_seconds=force_after_seconds,
             )
             runner = asyncio.create_task(
@@ -267,7 +267,7 @@ class World:
         except asyncio.CancelledError:
             return
         except Failure as failure:
-            call.answer, call.details = failure.code, dict(failure.details)
+            call.answer, call.details = failure.slug, dict(failure.details)
         except UnavailableError:
             call.answer = "unavailable"
         except Exception as error:  # noqa: BLE001  noted, and found by the check
@@ -285,7 +285,7 @@ class World:
         self._go_on(
             self._try(
                 workspaces.stop_workspace(
-                    CALLER, at.id, request_id, self.store, self.wire, self.clock
+                    CALLER, at.id, Origin(request_id), self.store, self.wire, self.clock
                 )
             )
         )

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from server.config import Settings
 from server.stack import log_files
 from server.stack.log_files import LogFile, open_log, rotate
-from server.stack.supervisor import Program, Supervisor, ended
+from server.stack.supervisor import Program, Supervisor, exit_code
 from tests.support.small_disk import fill, small_disk
 from tests.support.waiting import eventually
 
@@ -208,7 +208,7 @@ async def test_a_program_starts_without_its_log_and_has_it_again_at_the_next_sta
     assert program.process is not None
     old = program.process
     await supervisor.restart("echo")
-    assert await ended(old) != 0
+    assert await exit_code(old) != 0
     while not (logs_dir / "echo.log").read_text():
         assert program.process.poll() is None
     await supervisor.stop_all()

@@ -14,9 +14,9 @@ LIMIT_SECONDS = 20
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from server.bootstrap import stop_signal
-from server.stack.edge_process import EdgeProcess
-from server.stack.envoy import Edge, EdgeConfigurationError
+from server.signals import stop_signal
+from server.stack.envoy.process import EdgeProcess
+from server.stack.envoy.config import Edge, EdgeConfigurationError
 from server.stack.rolling_restart import RollingRestart
 from server.stack.supervisor import Supervisor
 
@@ -28,7 +28,7 @@ async def main():
         stopping.cancel()
     rolling.run = run
     stopping = asyncio.create_task(stop_signal())
-    restarting = asyncio.create_task(rolling.whenever_wanted(asyncio.create_task(asyncio.sleep(0))))
+    restarting = asyncio.create_task(rolling.run_on_request(asyncio.create_task(asyncio.sleep(0))))
     await asyncio.sleep(0)
     print("ready", flush=True)
     await asyncio.wait((stopping,))

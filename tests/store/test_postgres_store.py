@@ -6,9 +6,10 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from server.core import lifecycle
-from server.core.lifecycle import Iterated, Started
+from server.core import task_lifecycle
+from server.core.change import unchanged
 from server.core.task import TaskStatus
+from server.core.task_lifecycle import IterationCompleted, TaskStarted
 from server.core.workspace import WorkspaceStatus
 from server.store.pool import Pool, open_pool
 from server.store.postgres_store import PostgresStore
@@ -123,9 +124,9 @@ async def test_what_cannot_be_stored_is_replaced(pool: Pool) -> None:
         "model_call": {},
         "tool_call": {"name": "shell", "result": {"output": output}},
     }
-    events: list[lifecycle.AgentEvent] = [Started(), Iterated(1, payload)]
+    events: list[task_lifecycle.AgentEvent] = [TaskStarted(), IterationCompleted(1, payload)]
     await store.transition(
-        busy.id, lambda session: lifecycle.commit(session, 1, submitted.id, events, NOW)
+        busy.id, lambda locked: task_lifecycle.commit(locked, 1, submitted.id, events, NOW)
     )
     stored = await store.get_task(busy.id, submitted.id)
     assert stored is not None and stored.result == "a\ufffdb\\u0000?ü"
@@ -138,7 +139,7 @@ async def test_what_is_committed_is_announced(pool: Pool) -> None:
     store = PostgresStore(pool, announced.append)
     busy, _ = await with_task(store)
     assert announced == [busy.id] * 2
-    await store.transition(busy.id, lifecycle.unchanged)
+    await store.transition(busy.id, unchanged)
     await store.record_cancellation(permission(org_id="org_b"), busy.id, None, intent())
     assert announced == [busy.id] * 2
     await store.record_cancellation(permission(), busy.id, None, intent())
@@ -170,8 +171,8 @@ async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url:
             starting = asyncio.create_task(
                 store.transition(
                     busy.id,
-                    lambda session: lifecycle.commit(
-                        session, busy.epoch, running.id, [Started()], NOW
+                    lambda locked: task_lifecycle.commit(
+                        locked, busy.epoch, running.id, [TaskStarted()], NOW
                     ),
                 )
             )

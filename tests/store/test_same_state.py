@@ -8,88 +8,93 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.core import lifecycle
+from server.core import task_lifecycle, workspace_lifecycle
+from server.core.change import Change, Locked
 from server.core.errors import Failure
-from server.core.lifecycle import Change, Ending, Iterated, Session, Started
 from server.core.ports import Store
 from server.core.task import Phase, Task, TaskStatus
+from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
 
-Decide = Callable[[Session], Change]
+Decide = Callable[[Locked], Change]
 # A step gets the task it may submit, and says what it does to a session.
 Step = Callable[[Task], Decide]
 
 _END_STATUSES = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
-def _iterate(session: Session) -> Change:
-    number = session.task.iterations + 1 if session.task else 1
+def _iterate(locked: Locked) -> Change:
+    number = locked.task.iterations + 1 if locked.task else 1
     payload = {
         "number": number,
         "model_call": {"input_tokens": number},
         "tool_call": {"result": {"output": "ü"}},
     }
-    return _commit(session, Iterated(number, payload))
+    return _commit(locked, IterationCompleted(number, payload))
 
 
-def _commit(session: Session, happened: lifecycle.AgentEvent) -> Change:
-    task_id = session.task.id if session.task else ""
-    return lifecycle.commit(session, session.workspace.epoch, task_id, [happened], NOW)
+def _commit(locked: Locked, happened: task_lifecycle.AgentEvent) -> Change:
+    task_id = locked.task.id if locked.task else ""
+    return task_lifecycle.commit(locked, locked.workspace.epoch, task_id, [happened], NOW)
 
 
 def _end(status: TaskStatus) -> Step:
-    return lambda _: lambda session: _commit(session, Ending(status=status, result="r"))
+    return lambda _: lambda locked: _commit(locked, TaskEnded(status=status, result="r"))
 
 
 _STEPS: dict[str, Step] = {
     "register": lambda _: (
-        lambda session: lifecycle.register(session, session.workspace.epoch, "127.0.0.1:1", 9, NOW)
-    ),
-    "submit": lambda new: lambda session: lifecycle.submit(session, new, "user_1", "req_1"),
-    "deliver": lambda _: (
-        lambda session: lifecycle.deliver(session, session.task.id if session.task else "")
-    ),
-    "fail_delivery": lambda _: (
-        lambda session: lifecycle.fail_delivery(
-            session, session.task.id if session.task else "", "unreachable", NOW
+        lambda locked: workspace_lifecycle.register(
+            locked, locked.workspace.epoch, "127.0.0.1:1", 9, NOW
         )
     ),
-    "start": lambda _: lambda session: _commit(session, Started()),
+    "submit": lambda new: lambda locked: task_lifecycle.submit(locked, new, "user_1"),
+    "deliver": lambda _: (
+        lambda locked: task_lifecycle.deliver(locked, locked.task.id if locked.task else "")
+    ),
+    "fail_delivery": lambda _: (
+        lambda locked: task_lifecycle.fail_delivery(
+            locked, locked.task.id if locked.task else "", "unreachable", NOW
+        )
+    ),
+    "start": lambda _: lambda locked: _commit(locked, TaskStarted()),
     "iterate": lambda _: _iterate,
     "heartbeat": lambda _: (
-        lambda session: lifecycle.heartbeat(
-            session,
-            session.workspace.epoch,
-            session.task.id if session.task else "",
+        lambda locked: workspace_lifecycle.heartbeat(
+            locked,
+            locked.workspace.epoch,
+            locked.task.id if locked.task else "",
             Phase.MODEL_CALL,
             20,
             NOW,
         )
     ),
-    "stop": lambda _: lambda session: lifecycle.request_stop(session, intent("workspace stopped")),
+    "stop": lambda _: (
+        lambda locked: workspace_lifecycle.request_stop(locked, intent("workspace stopped"))
+    ),
     "stopped": lambda _: (
-        lambda session: lifecycle.finish_stop(
-            session, session.workspace.epoch, NOW, work_stopped=True
+        lambda locked: workspace_lifecycle.finish_stop(
+            locked, locked.workspace.epoch, NOW, work_stopped=True
         )
     ),
     "lose": lambda _: (
-        lambda session: lifecycle.lose_agent(
-            session, session.workspace.epoch, "gone", NOW, work_stopped=False
+        lambda locked: workspace_lifecycle.lose_agent(
+            locked, locked.workspace.epoch, "gone", NOW, work_stopped=False
         )
     ),
-    "resume": lambda _: lambda session: lifecycle.resume(session, NOW),
+    "resume": lambda _: lambda locked: workspace_lifecycle.resume(locked, NOW),
     "place": lambda _: (
-        lambda session: lifecycle.place(
-            session, session.workspace.epoch, "host_1", NOW, work_stopped=True
+        lambda locked: workspace_lifecycle.place(
+            locked, locked.workspace.epoch, "run_1", NOW, work_stopped=True
         )
     ),
     "place_elsewhere": lambda _: (
-        lambda session: lifecycle.place(
-            session, session.workspace.epoch, "host_2", NOW, work_stopped=True
+        lambda locked: workspace_lifecycle.place(
+            locked, locked.workspace.epoch, "run_2", NOW, work_stopped=True
         )
     ),
     **{f"end_{status}": _end(status) for status in _END_STATUSES},
@@ -117,7 +122,7 @@ async def _apply(
         try:
             seen.append(await store.transition(new.id, _STEPS[name](offered)))
         except Failure as failure:
-            seen.append(failure.code)
+            seen.append(failure.slug)
     seen += [
         await store.get_workspace(new.id),
         await store.list_tasks(new.id, None, 100),

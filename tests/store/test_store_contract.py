@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import lifecycle, trace
+from server.core import task_lifecycle
+from server.core.change import Change, Locked, unchanged
 from server.core.errors import Failure
-from server.core.event import EventType, cancel_payload
+from server.core.event import EventType, Origin, cancel_requested_payload
 from server.core.ids import new_task_id
-from server.core.lifecycle import Change, Iterated, Session, Started
 from server.core.ports import Store
 from server.core.task import Phase, TaskStatus, Usage
-from server.core.trace import TraceContext
+from server.core.task_lifecycle import IterationCompleted, TaskStarted
 from server.core.workspace import WorkspaceStatus
 from tests.support.store.examples import (
     NOW,
@@ -36,13 +36,13 @@ async def test_a_cancellation_is_recorded_with_its_event(store: Store) -> None:
     assert await store.get_task(busy.id, submitted.id) == found.task
     assert await store.get_workspace(busy.id) == found.workspace
     (event,) = await store.list_events(busy.id, 1, 10)
-    assert (event.seq, event.type, event.task_id, event.request_id) == (
+    assert (event.seq, event.type, event.task_id, event.origin.request_id) == (
         2,
         "task_cancel_requested",
         submitted.id,
         "req_1",
     )
-    assert (event.time, event.payload) == (NOW, {"cancel": cancel_payload(intent())})
+    assert (event.time, event.payload) == (NOW, cancel_requested_payload(intent()))
 
 
 async def test_the_task_may_be_named(store: Store) -> None:
@@ -198,7 +198,7 @@ async def test_a_cancellation_does_not_leak_into_the_next_task(store: Store) -> 
     assert ended is not None and (ended.status, ended.result) == (TaskStatus.CANCELLED, "done")
     following = task(busy.id)
     change = await store.transition(
-        busy.id, lambda session: lifecycle.submit(session, following, "user_1", "req_3")
+        busy.id, lambda locked: task_lifecycle.submit(locked, following, "user_1")
     )
     assert change is not None and change.task == following
     assert await store.get_task(busy.id, following.id) == following
@@ -209,8 +209,8 @@ async def test_a_transition_commits_workspace_task_and_events(store: Store) -> N
     payload = {"number": 1, "model_call": {"input_tokens": 3, "output_tokens": 4, "content": "ü"}}
     change = await store.transition(
         busy.id,
-        lambda session: lifecycle.commit(
-            session, 1, submitted.id, [Started(), Iterated(1, payload)], NOW
+        lambda locked: task_lifecycle.commit(
+            locked, 1, submitted.id, [TaskStarted(), IterationCompleted(1, payload)], NOW
         ),
     )
     assert change is not None and change.task is not None
@@ -231,19 +231,19 @@ async def test_a_transition_commits_workspace_task_and_events(store: Store) -> N
 async def test_every_field_comes_back(store: Store) -> None:
     busy, _ = await with_task(store)
 
-    def fill(session: Session) -> Change:
-        assert session.task is not None
+    def fill(locked: Locked) -> Change:
+        assert locked.task is not None
         filled = replace(
-            session.workspace,
+            locked.workspace,
             status_reason="why",
             agent_address="127.0.0.1:1",
             lease_expires_at=NOW + timedelta(microseconds=1),
-            host="host_1",
+            run_id="run_1",
             epoch=2**40,
             updated_at=NOW + timedelta(days=1),
         )
         running = replace(
-            session.task,
+            locked.task,
             status=TaskStatus.RUNNING,
             phase=Phase.TOOL_CALL,
             started_at=NOW,
@@ -259,14 +259,14 @@ async def test_every_field_comes_back(store: Store) -> None:
     assert change is not None and change.task is not None
     assert await store.get_workspace(busy.id) == change.workspace
     assert await store.get_task(busy.id, change.task.id) == change.task
-    seen: list[Session] = []
+    seen: list[Locked] = []
 
-    def look(session: Session) -> Change:
-        seen.append(session)
-        return lifecycle.unchanged(session)
+    def look(locked: Locked) -> Change:
+        seen.append(locked)
+        return unchanged(locked)
 
     await store.transition(busy.id, look)
-    assert seen == [Session(change.workspace, change.task)]
+    assert seen == [Locked(change.workspace, change.task)]
 
 
 async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
@@ -274,29 +274,29 @@ async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
     second = task(busy.id)
     with pytest.raises(Failure) as raised:
         await store.transition(
-            busy.id, lambda session: lifecycle.submit(session, second, "user_1", "req_1")
+            busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
         )
-    assert raised.value.code == "workspace_busy"
+    assert raised.value.slug == "workspace_busy"
     assert await store.get_task(busy.id, second.id) is None
     assert await store.get_workspace(busy.id) == busy
     await complete(store, busy, submitted.id)
 
 
 async def test_a_transition_of_no_workspace_is_none(store: Store) -> None:
-    assert await store.transition("ws_unknown", lifecycle.unchanged) is None
+    assert await store.transition("ws_unknown", unchanged) is None
 
 
 async def test_seq_has_no_gaps_under_concurrency(store: Store) -> None:
     busy, submitted = await with_task(store)
 
-    def iterate(session: Session) -> Change:
-        assert session.task is not None
-        payload = {"number": session.task.iterations + 1, "model_call": {}}
-        return lifecycle.commit(
-            session,
+    def iterate(locked: Locked) -> Change:
+        assert locked.task is not None
+        payload = {"number": locked.task.iterations + 1, "model_call": {}}
+        return task_lifecycle.commit(
+            locked,
             1,
             submitted.id,
-            [Started(), Iterated(session.task.iterations + 1, payload)],
+            [TaskStarted(), IterationCompleted(locked.task.iterations + 1, payload)],
             NOW,
         )
 
@@ -327,9 +327,7 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
     await with_task(store)
     await complete(store, busy, first.id)
     second = task(busy.id)
-    await store.transition(
-        busy.id, lambda session: lifecycle.submit(session, second, "user_1", "req_1")
-    )
+    await store.transition(busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1"))
     newest_first = sorted((first.id, second.id), reverse=True)
     assert [each.id for each in await store.list_tasks(busy.id, None, 10)] == newest_first
     assert [
@@ -356,13 +354,13 @@ async def test_workspaces_are_counted_by_status(store: Store) -> None:
 
 async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store) -> None:
     busy, submitted = await with_task(store)
-    with trace.within(TraceContext("a" * 32, "b" * 16)):
-        await store.record_cancellation(permission(), busy.id, None, intent())
-    with trace.within(TraceContext("c" * 32, "b" * 16)):
-        await store.transition(
-            busy.id,
-            lambda session: lifecycle.commit(session, busy.epoch, submitted.id, [Started()], NOW),
-        )
+    await store.record_cancellation(permission(), busy.id, None, intent(), "a" * 32)
+    await store.transition(
+        busy.id,
+        lambda locked: task_lifecycle.commit(
+            locked, busy.epoch, submitted.id, [TaskStarted()], NOW
+        ).caused_by(Origin(trace_id="c" * 32)),
+    )
     events = await store.list_events(busy.id, 0, 10)
-    assert [event.trace_id for event in events] == ["", "a" * 32, "c" * 32]
+    assert [event.origin.trace_id for event in events] == ["", "a" * 32, "c" * 32]
     assert not any("trace_id" in event.payload for event in events)

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from server.core import lifecycle
+from server.core import task_lifecycle
 from server.core.caller import Permission
+from server.core.change import Change, Locked
 from server.core.errors import UnavailableError
-from server.core.event import Event, NewEvent
-from server.core.lifecycle import Change, Session
+from server.core.event import Event, NewEvent, Origin
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
@@ -40,7 +40,12 @@ class FakeStore:
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
 
     async def record_cancellation(
-        self, permission: Permission, workspace_id: str, task_id: str | None, intent: CancelIntent
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
     ) -> RecordedCancellation:
         """See the port."""
         self._answer()
@@ -55,21 +60,25 @@ class FakeStore:
             or not permission.covers(workspace)
         ):
             return RecordedCancellation(workspace, task, recorded=False)
+        locked = Locked(workspace, task)
         change = self._commit(
-            Session(workspace, task), lifecycle.request_cancel(Session(workspace, task), intent)
+            locked,
+            task_lifecycle.request_cancel(locked, intent).caused_by(
+                Origin(intent.request_id, trace_id)
+            ),
         )
         return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Session], Change]
+        self, workspace_id: str, decide: Callable[[Locked], Change]
     ) -> Change | None:
         """See the port."""
         self._answer()
         workspace = self._workspaces.get(workspace_id)
         if workspace is None:
             return None
-        session = Session(workspace, self._task_of(workspace, workspace.current_task_id))
-        return self._commit(session, decide(session))
+        locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
+        return self._commit(locked, decide(locked))
 
     async def create_workspace(self, workspace: Workspace) -> None:
         """See the port."""
@@ -150,8 +159,8 @@ class FakeStore:
         task = self._tasks.get(task_id or "")
         return task if task is not None and task.workspace_id == workspace.id else None
 
-    def _commit(self, session: Session, change: Change) -> Change:
-        workspace_id, seq = session.workspace.id, session.workspace.last_seq
+    def _commit(self, locked: Locked, change: Change) -> Change:
+        workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
         change = replace(
             change, workspace=replace(change.workspace, last_seq=seq + len(change.events))
         )
@@ -161,7 +170,7 @@ class FakeStore:
         self._events[workspace_id] += [
             _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
         ]
-        if (change.workspace, change.task) != (session.workspace, session.task):
+        if (change.workspace, change.task) != (locked.workspace, locked.task):
             self.announce(workspace_id)
         return change
 
@@ -174,8 +183,7 @@ def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
         time=new.time,
         payload=new.payload,
         task_id=new.task_id,
-        request_id=new.request_id,
-        trace_id=new.trace_id,
+        origin=new.origin,
     )
 
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from server.core import lifecycle
+from server.core import task_lifecycle
 from server.core.caller import Caller, CredentialKind
 from server.core.cancel_task import CancelResult, CancelTask, cancel_task
+from server.core.change import Change, Locked
 from server.core.errors import AgentUnreachableError
-from server.core.event import Event
+from server.core.event import Event, Origin
 from server.core.ids import new_task_id, new_workspace_id
-from server.core.lifecycle import AgentEvent, Change, Ending, Iterated, Session, Started
 from server.core.task import CancelIntent, Task, TaskStatus
+from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 from server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fakes import FakeStore, FakeWakeups
 
@@ -113,21 +114,21 @@ def intent(**fields: Any) -> CancelIntent:
     return CancelIntent(**{"requested_at": NOW + timedelta(seconds=1), **facts})
 
 
-def busy_session(
+def locked_busy(
     status: TaskStatus = TaskStatus.RUNNING, *, cancel: CancelIntent | None = None, **fields: Any
-) -> Session:
+) -> Locked:
     """A workspace with an agent and a task that has not ended."""
-    facts = {"agent_address": "127.0.0.1:9", "host": "host_1", "lease_expires_at": NOW, **fields}
+    facts = {"agent_address": "127.0.0.1:9", "run_id": "run_1", "lease_expires_at": NOW, **fields}
     idle = workspace(WorkspaceStatus.BUSY, **facts)
     open_task = task(idle.id, status=status, cancel=cancel)
-    return Session(replace(idle, current_task_id=open_task.id), open_task)
+    return Locked(replace(idle, current_task_id=open_task.id), open_task)
 
 
-def iteration(number: int, output: str = "hello", **model_call: Any) -> Iterated:
+def iteration(number: int, output: str = "hello", **model_call: Any) -> IterationCompleted:
     """One model call with one tool call."""
     call = {"content": "", "input_tokens": 2, "output_tokens": 3, **model_call}
     tool = {"name": "shell", "result": {"status": "exited", "output": output}}
-    return Iterated(number, {"number": number, "model_call": call, "tool_call": tool})
+    return IterationCompleted(number, {"number": number, "model_call": call, "tool_call": tool})
 
 
 def finish(coroutine: Coroutine[Any, Any, Returned]) -> Returned:
@@ -166,13 +167,11 @@ class World:
     async def run(self, at: Workspace) -> Task:
         """Gives the workspace a task, and its agent begins."""
         submitted = task(at.id)
-        await self.change(
-            at.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0")
-        )
-        await self.commit(at.id, submitted.id, Started())
+        await self.change(at.id, lambda locked: task_lifecycle.submit(locked, submitted, USER))
+        await self.commit(at.id, submitted.id, TaskStarted())
         return await self.task(at.id, submitted.id)
 
-    async def change(self, workspace_id: str, decide: Callable[[Session], Change]) -> Change:
+    async def change(self, workspace_id: str, decide: Callable[[Locked], Change]) -> Change:
         change = await self.store.transition(workspace_id, decide)
         assert change is not None
         return change
@@ -181,8 +180,8 @@ class World:
         """As the agent of the current epoch."""
         await self.change(
             workspace_id,
-            lambda session: lifecycle.commit(
-                session, session.workspace.epoch, task_id, events, self.clock()
+            lambda locked: task_lifecycle.commit(
+                locked, locked.workspace.epoch, task_id, events, self.clock()
             ),
         )
 
@@ -193,19 +192,19 @@ class World:
         status: TaskStatus = TaskStatus.COMPLETED,
         result: str = "done",
     ) -> None:
-        await self.commit(workspace_id, task_id, Ending(status=status, result=result))
+        await self.commit(workspace_id, task_id, TaskEnded(status=status, result=result))
 
     async def set_status(self, workspace_id: str, status: WorkspaceStatus) -> None:
         """Whatever the lifecycle would say to it."""
         await self.change(
             workspace_id,
-            lambda session: Change(replace(session.workspace, status=status), session.task),
+            lambda locked: Change(replace(locked.workspace, status=status), locked.task),
         )
 
     async def cancel(
         self, workspace_id: str, by: Caller | None = None, **fields: Any
     ) -> CancelResult:
-        request = CancelTask(workspace_id=workspace_id, request_id="req_c", **fields)
+        request = CancelTask(workspace_id=workspace_id, origin=Origin("req_c"), **fields)
         return await cancel_task(
             by or caller(), request, self.store, self.agents, self.wakeups, self.clock
         )

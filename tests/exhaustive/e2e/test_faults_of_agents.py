@@ -18,7 +18,7 @@ import pytest
 
 from server.agent.shutdown import ExitCode
 from server.auth.pod_tokens import PodTokens, public_key
-from server.core import lifecycle
+from server.core import workspace_lifecycle
 from server.core.runtime import AgentIdentity
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
@@ -165,7 +165,7 @@ async def _lose_agent(workspace: Workspace) -> None:
     async with open_pool(workspace.stack.ready["database_url"]) as pool:
         await PostgresStore(pool).transition(
             workspace.id,
-            lambda session: lifecycle.lose_agent(
+            lambda session: workspace_lifecycle.lose_agent(
                 session, 1, "not heard of", datetime.now(UTC), work_stopped=False
             ),
         )

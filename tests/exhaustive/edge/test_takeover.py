@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from server.stack.edge_process import LEAVE_SECONDS, EdgeProcess
-from server.stack.envoy import Edge, EdgeConfigurationError, Tls
+from server.stack.envoy.config import Edge, EdgeConfigurationError, Tls
+from server.stack.envoy.process import LEAVE_SECONDS, EdgeProcess
 from server.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority
 from tests.support.edge.fixtures import short_directory

@@ -14,9 +14,10 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from server.core import deadline, lifecycle
+from server.core import deadline, task_lifecycle
+from server.core.change import unchanged
 from server.core.errors import UnavailableError
-from server.core.lifecycle import Started
+from server.core.task_lifecycle import TaskStarted
 from server.store.pool import Pool, answered_within, connected, open_pool
 from server.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
@@ -39,7 +40,7 @@ async def test_without_a_server_everything_is_unavailable() -> None:
         store = PostgresStore(pool)
         calls: list[Coroutine[Any, Any, Any]] = [
             store.record_cancellation(permission(), "ws_1", None, intent()),
-            store.transition("ws_1", lifecycle.unchanged),
+            store.transition("ws_1", unchanged),
             store.create_workspace(workspace()),
             store.get_workspace("ws_1"),
             store.list_workspaces(permission(), None, 1),
@@ -204,7 +205,7 @@ async def test_a_caller_that_goes_away_leaves_no_lock(database_url: str, pool: P
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     async with held(database_url, busy.id) as queued:
-        waiting = asyncio.create_task(store.transition(busy.id, lifecycle.unchanged))
+        waiting = asyncio.create_task(store.transition(busy.id, unchanged))
         await queued(1)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -236,7 +237,9 @@ async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_th
         starting = asyncio.create_task(
             store.transition(
                 busy.id,
-                lambda session: lifecycle.commit(session, busy.epoch, running.id, [Started()], NOW),
+                lambda locked: task_lifecycle.commit(
+                    locked, busy.epoch, running.id, [TaskStarted()], NOW
+                ),
             )
         )
         for _ in range(turns):

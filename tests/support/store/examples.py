@@ -3,11 +3,13 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from server.core import lifecycle
+from server.core import task_lifecycle
 from server.core.caller import Caller, CredentialKind, Permission
+from server.core.change import unchanged
 from server.core.ids import new_task_id, new_workspace_id
 from server.core.ports import Store
 from server.core.task import CancelIntent, Task, TaskStatus
+from server.core.task_lifecycle import TaskEnded
 from server.core.workspace import Workspace, WorkspaceStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
@@ -74,7 +76,7 @@ async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Worksp
     await store.create_workspace(idle)
     submitted = task(idle.id)
     change = await store.transition(
-        idle.id, lambda session: lifecycle.submit(session, submitted, USER, "req_0")
+        idle.id, lambda locked: task_lifecycle.submit(locked, submitted, USER)
     )
     assert change is not None and change.task is not None
     return change.workspace, change.task
@@ -84,15 +86,15 @@ async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -
     """Whatever the lifecycle would say to it."""
     await store.transition(
         workspace_id,
-        lambda session: replace(
-            lifecycle.unchanged(session), workspace=replace(session.workspace, status=status)
+        lambda locked: replace(
+            unchanged(locked), workspace=replace(locked.workspace, status=status)
         ),
     )
 
 
 async def complete(store: Store, at: Workspace, task_id: str) -> None:
     """The agent says that the task is completed."""
-    ending = lifecycle.Ending(status=TaskStatus.COMPLETED, result="done")
+    ending = TaskEnded(status=TaskStatus.COMPLETED, result="done")
     await store.transition(
-        at.id, lambda session: lifecycle.commit(session, at.epoch, task_id, [ending], NOW)
+        at.id, lambda locked: task_lifecycle.commit(locked, at.epoch, task_id, [ending], NOW)
     )

@@ -1,0 +1,36 @@
+"""The interceptors of the gRPC server, in order."""
+
+from collections.abc import Sequence
+
+import grpc
+
+from server.api.interceptors.authentication import Authentication
+from server.api.interceptors.deadline import Deadline
+from server.api.interceptors.errors import Errors
+from server.api.interceptors.interceptor import Interceptor
+from server.api.interceptors.measuring import Measuring
+from server.api.interceptors.rate_limits import RateLimits
+from server.api.interceptors.reading import Reading
+from server.api.interceptors.request_log import RequestLog
+from server.telemetry.metrics import Metrics
+
+
+def interceptors(
+    request_log: RequestLog,
+    metrics: Metrics,
+    authentication: Authentication,
+    rate_limits: RateLimits | None = None,
+    traced_calls: Interceptor | None = None,
+) -> Sequence[grpc.aio.ServerInterceptor]:
+    """The list, outermost first. None leaves an interceptor out."""
+    ordered = [
+        request_log,  # outermost: every call gets a request id and a log line
+        traced_calls,  # inside the log, which names the trace; around everything that takes time
+        Measuring(metrics),  # outside the errors, which set the outcome that is counted
+        Errors(),  # around everything that can fail; inside the log, which names the slug
+        Deadline(),  # before anything waits for the database
+        authentication,  # before the request is read; servicers rely on it
+        rate_limits,  # after authentication, because limits are per credential
+        Reading(),  # innermost: a request is read only after all others have admitted the call
+    ]
+    return [interceptor for interceptor in ordered if interceptor is not None]

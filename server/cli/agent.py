@@ -1,0 +1,24 @@
+"""The command `agent`. The fleet controller starts it in a pod."""
+
+import asyncio
+import json
+import resource
+import sys
+
+import click
+
+from server.agent.program import run
+from server.pod.spec import PodSpec
+from server.telemetry import logs
+
+
+@click.command(help="Run one agent, with a spec as JSON on standard input.", hidden=True)
+def agent() -> None:
+    """Exits with the agent's exit code."""
+    # Lifts the memory limit inherited from the controller. It is for programs of the stack, not for
+    # tools.
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    spec = PodSpec(**json.load(sys.stdin))
+    logs.configure("agent", "INFO", workspace_id=spec.workspace_id, epoch=spec.epoch)
+    sys.exit(asyncio.run(run(spec)))

@@ -1,0 +1,18 @@
+"""The command `fleet`."""
+
+import asyncio
+
+import click
+
+from server import programs
+from server.bootstrap import NotSetUpError
+from server.cli.environment import read_settings
+
+
+@click.command(help="Run one fleet controller, which leads or stands by.")
+def fleet() -> None:
+    """Runs until SIGTERM or SIGINT."""
+    try:
+        asyncio.run(programs.fleet(read_settings()))
+    except NotSetUpError as error:
+        raise click.ClickException(str(error)) from error

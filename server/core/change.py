@@ -1,0 +1,43 @@
+"""What the store locks, and what it commits.
+
+The store locks a workspace with its current task (`Locked`), calls a function of task_lifecycle.py
+or workspace_lifecycle.py, and commits the `Change` that it returns in the same transaction:
+workspace, task and events, or nothing.
+
+These functions are pure. A function that has nothing to do returns `unchanged`, which makes repeats
+harmless. A function that raises Failure commits nothing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from server.core.event import NewEvent, Origin
+from server.core.task import Task
+from server.core.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A workspace and its current task, locked together."""
+
+    workspace: Workspace
+    # None if the workspace has no task that has not ended.
+    task: Task | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What to commit. `task` is the locked task, a new one, or None if there is none."""
+
+    workspace: Workspace
+    task: Task | None
+    events: tuple[NewEvent, ...] = ()
+
+    def caused_by(self, origin: Origin) -> Self:
+        """The same change, with the call that caused its events."""
+        return replace(self, events=tuple(replace(event, origin=origin) for event in self.events))
+
+
+def unchanged(locked: Locked) -> Change:
+    """Commits nothing."""
+    return Change(locked.workspace, locked.task)

@@ -1,0 +1,41 @@
+"""The processes of a pod: how they are marked, and how orphans are kept."""
+
+import asyncio
+import ctypes
+import os
+
+# In the environment of an agent, its tools and their children, unless one of these clears it.
+WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
+EPOCH_MARKER = "EVERSHELL_EPOCH"
+# The state folder of the stack. Only in the environment of an agent.
+STATE_DIR_MARKER = "EVERSHELL_STATE_DIR"
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Makes orphaned descendants children of this process, so that it can find and end them.
+
+    See PR_SET_CHILD_SUBREAPER in prctl(2). A descendant cannot escape by a new session, a cleared
+    environment or a double fork.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+async def wait_exit(pid: int) -> None:
+    """Waits until a process has ended, also if it is no child. Returns at once if there is none.
+
+    Raises OSError. The caller reaps the process if it is its child.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    has_ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, has_ended.set)
+    try:
+        await has_ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

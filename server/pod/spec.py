@@ -1,0 +1,30 @@
+"""What the controller tells an agent at its start."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSpec:
+    """The settings of one agent, as a JSON object on its standard input. Its tools could read its
+    environment.
+    """
+
+    workspace_id: str
+    epoch: int
+    # host:port of every control plane worker.
+    runtime_addresses: list[str]
+    # Authenticates the agent of this workspace and this epoch to RuntimeService.
+    runtime_token: str = field(repr=False)
+    # An Ed25519 JWK, as JSON.
+    control_plane_public_key: str
+    # The directory in which tools run; the working directory by default.
+    files_dir: str = ""
+    model: str = "scripted"
+    openai_base_url: str = ""
+    openai_api_key: str = field(default="", repr=False)
+    model_timeout_seconds: float = 120.0
+    tool_timeout_seconds: float = 600.0
+    # The agent listens on this address and registers it with the control plane.
+    listen_host: str = "127.0.0.1"
+    # For tests: the folder that arms crash points (crash_points.py). Empty: no crash points.
+    crash_points_dir: str = ""

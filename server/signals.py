@@ -1,0 +1,17 @@
+"""The signals that programs of the stack handle."""
+
+import asyncio
+import signal
+
+# Makes a worker answer waits and close streams, so that clients reconnect to the new Envoy. SIGURG
+# is ignored by default.
+END_WAITS = signal.SIGURG
+
+
+async def stop_signal() -> None:
+    """Returns at the first SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()

@@ -1,0 +1,1 @@
+"""Envoy, the edge: its configuration, its process, and the documents that it serves."""

@@ -1,0 +1,70 @@
+"""`ready.json`: what a running stack tells other programs of this machine."""
+
+import ssl
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from server.stack.private_file import write_private
+
+_NAME = "ready.json"
+
+
+class Demo(BaseModel):
+    """The demo organization: a workspace, and credentials by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    org_id: str
+    workspace_id: str
+    # API keys by template; session tokens of the owner and a member, an expired one, and one of
+    # another organization.
+    tokens: dict[str, str]
+
+
+class Ready(BaseModel):
+    """The content of ready.json. Its names are stable."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rest_url: str
+    # host:port of gRPC at the edge.
+    grpc_addr: str
+    # host:port of the first worker.
+    server_addr: str
+    database_url: str
+    # The edge's certificate; None without TLS.
+    tls_cert_file: str | None = None
+    demo: Demo
+
+    @classmethod
+    def read(cls, state_dir: Path) -> Self | None:
+        """The file of the stack that runs on `state_dir`; None if no stack runs. Raises OSError;
+        ValueError if the file is not valid.
+        """
+        try:
+            return cls.model_validate_json((state_dir / _NAME).read_text())
+        except FileNotFoundError:
+            return None
+
+    def write(self, state_dir: Path) -> None:
+        """Replaces the file. Raises OSError."""
+        write_private(state_dir / _NAME, self.model_dump_json(indent=2, exclude_none=True))
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """Verifies the edge's certificate, as httpx's argument `verify`."""
+        return trust(self.tls_cert_file) if self.tls_cert_file else True
+
+
+def clear(state_dir: Path) -> None:
+    """Removes the file, because the stack is not ready."""
+    (state_dir / _NAME).unlink(missing_ok=True)
+
+
+def trust(cert_file: str | Path) -> ssl.SSLContext:
+    """A context that trusts exactly this certificate, under any host name and from any signer."""
+    context = ssl.create_default_context(cafile=str(cert_file))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context

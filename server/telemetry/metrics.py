@@ -1,0 +1,260 @@
+"""What a program counts and measures of itself, for Prometheus.
+
+Labels name RPCs, slugs and results: sets that are closed. No id is ever a label, so that their
+number does not grow with use.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from time import perf_counter
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.core.change import Change
+from server.core.errors import AgentUnreachableError
+from server.core.event import EventType
+from server.core.ports import Agents, Clock
+from server.core.task import Task
+from server.core.workspace import Workspace, WorkspaceStatus
+
+# Loopback, whatever the servers listen on: this is not for callers.
+HOST = "127.0.0.1"
+_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# From an idle agent's answer to the limits of a model call and a tool call.
+_CANCEL_TO_END_SECONDS = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    720.0,
+)
+
+
+class Metrics:
+    """The metrics of one program."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._calls = Histogram(
+            "evershell_rpc_seconds",
+            "Time from the start of a call to its end; outcome: ok, the slug that it failed with, or caller_gone.",
+            ["rpc", "outcome"],
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "evershell_rpc_in_flight",
+            "Calls that have begun and not ended; those of WatchEvents are the open watchers.",
+            ["rpc"],
+            registry=self.registry,
+        )
+        self._signals = Histogram(
+            "evershell_agent_signal_seconds",
+            "Time that it took to reach an agent, all attempts together; result: ok or unreachable.",
+            ["rpc", "result"],
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._cancel_to_end = Histogram(
+            "evershell_cancel_to_end_seconds",
+            "Time from the record of a cancellation to the commit of its task's end; forced: whether the iteration was broken off.",
+            ["forced"],
+            buckets=_CANCEL_TO_END_SECONDS,
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def call(self, rpc: str) -> Iterator["MeasuredCall"]:
+        """Measures a call, whose `outcome` is to be set before it ends."""
+        in_flight = self._in_flight.labels(rpc)
+        in_flight.inc()
+        measured = MeasuredCall()
+        began = perf_counter()
+        try:
+            yield measured
+        finally:
+            self._calls.labels(rpc, measured.outcome).observe(perf_counter() - began)
+            in_flight.dec()
+
+    @contextmanager
+    def signal(self, rpc: str) -> Iterator[None]:
+        """Measures a signal to an agent."""
+        result, began = "ok", perf_counter()
+        try:
+            yield
+        except AgentUnreachableError:
+            result = "unreachable"
+            raise
+        finally:
+            self._signals.labels(rpc, result).observe(perf_counter() - began)
+
+    def committed(self, change: Change) -> None:
+        """Looks at what the store has committed: the end of a task that was cancelled is measured."""
+        task = change.task
+        ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
+        if not ended or task is None or task.cancel is None or task.completed_at is None:
+            return
+        # Two machines' clocks may differ.
+        seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
+        self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
+
+    def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        """Shows the database pool, by its own statistics, whenever it is asked."""
+        self.registry.register(_PoolCollector(statistics))
+
+    def watch_log(self, lost_lines: Callable[[], int]) -> None:
+        """Exports the number of lines that the log has lost."""
+        self.registry.register(_LogCollector(lost_lines))
+
+    def backlog(self, clock: Clock) -> "Backlog":
+        """Adds what a fleet controller has still to do."""
+        return Backlog(self.registry, clock)
+
+
+class Backlog(Collector):
+    """What the leading fleet controller has still to do, as of its last scan. A standby shows none
+    of it.
+    """
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        self._clock = clock
+        # None: not known yet, or another one leads.
+        self._requested: list[datetime] | None = None
+        self._workspaces: Mapping[WorkspaceStatus, int] | None = None
+        self._redeliveries = Counter(
+            "evershell_cancel_redeliveries",
+            "Attempts to deliver a recorded cancellation again; result: acknowledged, unknown (to the agent) or unreachable.",
+            ["result"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def redelivered(self, result: str) -> None:
+        """Counts an attempt."""
+        self._redeliveries.labels(result).inc()
+
+    def saw_cancellations(self, requested: Iterable[datetime]) -> None:
+        """Takes the times at which the cancellations that have not ended were recorded."""
+        self._requested = list(requested)
+
+    def saw_workspaces(self, counts: Mapping[WorkspaceStatus, int]) -> None:
+        """Takes the number of workspaces in each status."""
+        self._workspaces = counts
+
+    def clear(self) -> None:
+        """Shows nothing until the next scan: another one leads."""
+        self._requested = self._workspaces = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Computes the age when it is asked, so that it grows while the database is away."""
+        requested, workspaces = self._requested, self._workspaces
+        if requested is not None:
+            oldest = (
+                max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
+            )
+            description = "Cancellations that are recorded and whose tasks have not ended."
+            yield GaugeMetricFamily(
+                "evershell_cancellations_open", description, value=len(requested)
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_oldest_seconds",
+                "Age of the oldest of them; 0: none.",
+                value=oldest,
+            )
+        if workspaces is not None:
+            family = GaugeMetricFamily(
+                "evershell_workspaces", "Workspaces, counted every 10 s.", labels=["status"]
+            )
+            for status in WorkspaceStatus:
+                family.add_metric([str(status)], workspaces.get(status, 0))
+            yield family
+
+
+class MeasuredCall:
+    """A call that is being measured."""
+
+    # What stands when nobody says otherwise: the call was broken off from outside.
+    outcome = "caller_gone"
+
+
+class _PoolCollector(Collector):
+    def __init__(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._statistics()
+        size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
+        connections = GaugeMetricFamily(
+            "evershell_database_connections", "Connections of the pool.", labels=["state"]
+        )
+        connections.add_metric(["used"], size - idle)
+        connections.add_metric(["idle"], idle)
+        yield connections
+        waiting = found.get("requests_waiting", 0)
+        yield GaugeMetricFamily(
+            "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
+        )
+
+
+class _LogCollector(Collector):
+    def __init__(self, lost_lines: Callable[[], int]) -> None:
+        self._lost_lines = lost_lines
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "evershell_log_lines_lost", "Lines that the log has lost.", value=self._lost_lines()
+        )
+
+
+class MeasuredAgents:
+    """Implements ports.Agents by another one, and measures it."""
+
+    def __init__(self, agents: Agents, metrics: Metrics) -> None:
+        self._agents = agents
+        self._metrics = metrics
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        """See ports.Agents."""
+        with self._metrics.signal("StartTask"):
+            await self._agents.start_task(workspace, task)
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        """See ports.Agents."""
+        with self._metrics.signal("CancelTask"):
+            return await self._agents.cancel_task(workspace, task)
+
+
+@contextmanager
+def serve_metrics(metrics: Metrics, port: int) -> Iterator[None]:
+    """Serves `/metrics` on loopback for the duration of the context, unless the port is 0. Raises
+    OSError if the port is taken.
+    """
+    if not port:
+        yield
+        return
+    server, thread = start_http_server(port, HOST, metrics.registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
