@@ -13,7 +13,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # Quoted: grpcio's class is generic only in its type stubs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-_NO_MESSAGE = "The request is not a message of the kind that this method takes."
+_UNPARSABLE = "The request cannot be parsed as a message of this method's request type."
 
 
 class Admission(grpc.aio.ServerInterceptor):
@@ -48,7 +48,7 @@ class Admission(grpc.aio.ServerInterceptor):
             try:
                 message = parse(request)
             except DecodeError:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE)
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _UNPARSABLE)
             return await serve(message, context)
 
         return grpc.unary_unary_rpc_method_handler(

@@ -1,4 +1,4 @@
-"""The agent: its parts, wired, and how it lives and ends."""
+"""The agent: wires its parts, runs until the shutdown begins, and ends its tools."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from server.agent.loop import ActiveTask, Limits, RejectedError, run_task
 from server.agent.model import Model
 from server.agent.runtime_client import RuntimeClient, RuntimeStub
 from server.agent.session import Session
-from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
+from server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from server.agent.tools import Tool
 from server.core.task_lifecycle import TaskEnded
 from server.crash_points import CrashPoints, kind_of
@@ -39,9 +39,7 @@ class Agent:
         wall_clock: Callable[[], float] = time.time,
         crash_points: CrashPoints | None = None,
     ) -> None:
-        """`workers` maps the address of each control plane worker to its stub. `token` is the
-        agent's runtime token.
-        """
+        """`workers` maps the address of each worker to its stub; `token` is the runtime token."""
         self._log = log
         self.shutdown = Shutdown()
         self.session = Session(self._work, self.shutdown, self._beat_now, log, wall_clock)
@@ -54,11 +52,12 @@ class Agent:
         self._limits = limits
 
     async def run(self, address: str) -> None:
-        """Registers `address`, which is host:port, and works until the shutdown begins. All tools
-        have ended when it returns.
+        """Registers `address` (host:port) and works until the shutdown begins.
+
+        All tools have ended when it returns.
         """
         background = [
-            asyncio.create_task(self._guard(self._live(address))),
+            asyncio.create_task(self._guard(self._register_and_beat(address))),
             asyncio.create_task(self._guard(self._watch_lease())),
         ]
         try:
@@ -67,7 +66,8 @@ class Agent:
                 "agent_ending", reason=self.shutdown.reason, exit_code=int(self.shutdown.code)
             )
         finally:
-            # Tools end first: the controller takes the end of the agent for the end of its tools.
+            # Tools end before the process, because the controller treats the end of the process as
+            # the end of its tools.
             await self.session.close()
             for part in background:
                 part.cancel()
@@ -81,7 +81,7 @@ class Agent:
     def _beat_now(self) -> None:
         self._heartbeat.beat_now()
 
-    async def _live(self, address: str) -> None:
+    async def _register_and_beat(self, address: str) -> None:
         await self._runtime.register(address, os.getpid())
         self._log.info("agent_registered", address=address)
         await self._heartbeat.run()
@@ -94,7 +94,7 @@ class Agent:
         """Ends the agent if the part raises."""
         try:
             await part
-        except AgentOverError:
+        except AgentEndingError:
             # The shutdown has begun already.
             pass
         except RejectedError as error:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 
 class CancelFlag:
-    """Whether a task is to be cancelled, and when its iteration is to be broken off.
+    """Whether the task is cancelled, and when its iteration is interrupted.
 
-    It is set by the signal and by every directive, in any order and as often as they like; once set
-    it stays set, and the earliest `force_at` wins. The deadline is a wall-clock time (seconds since
-    1970), because another host names it.
+    The signal and every directive set the flag, in any order and any number of times. Once set, it
+    stays set, and the earliest `force_at` applies. `force_at` is a wall-clock time (seconds since
+    1970), because another host sets it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -20,9 +20,7 @@ class CancelFlag:
         self.force_at: float | None = None
 
     def request(self, force_at: float | None = None) -> None:
-        """Sets the flag; with `force_at` the iteration is broken off then, if no earlier time is
-        set.
-        """
+        """Sets the flag. `force_at` takes effect if no earlier time is set."""
         self.is_requested = True
         if force_at is not None and (self.force_at is None or force_at < self.force_at):
             self.force_at = force_at
@@ -30,13 +28,11 @@ class CancelFlag:
 
     @property
     def is_force_due(self) -> bool:
-        """Whether the time to break off has come."""
+        """Whether `force_at` has passed."""
         return self.force_at is not None and self.force_at <= self._clock()
 
     async def wait_force_due(self) -> None:
-        """Returns when the time to break off has come, also when it is set or moved earlier
-        meanwhile.
-        """
+        """Returns when `force_at` has passed, also if it is set or moved earlier meanwhile."""
         while not self.is_force_due:
             self._changed.clear()
             remaining_seconds = None if self.force_at is None else self.force_at - self._clock()

@@ -1,6 +1,4 @@
-"""A task's history as chat messages, and a chat completion as a reply: the two directions of the
-chat-completions protocol.
-"""
+"""Encodes a task's history as chat messages, and decodes a chat completion as a reply."""
 
 import json
 import re
@@ -12,10 +10,11 @@ from server.agent.model import History, Iteration, ModelReply
 from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 
 _SYSTEM_PROMPT = """\
-You carry out a task by running shell commands. Call the tool `shell` with one command at a time; you get its exit code and its \
-output, standard output and standard error as one text. Every command starts in the same folder, in a new shell without input, and \
-whatever it leaves running is ended with it. When the task is done, or cannot be done, answer without calling a tool: that answer \
-is the task's result."""
+You carry out a task by running shell commands. Call the tool `shell` with one command at a time; \
+you get its exit code and its output, standard output and standard error as one text. Every \
+command starts in the same folder, in a new shell without input. All processes that it leaves \
+running are killed when it exits. When the task is done, or cannot be done, answer without calling \
+a tool: that answer is the task's result."""
 
 TOOLS: Sequence[dict[str, Any]] = (
     {
@@ -35,29 +34,28 @@ TOOLS: Sequence[dict[str, Any]] = (
     },
 )
 
-# What the protocol allows in the name of a function.
+# The characters that the protocol does not allow in the name of a function.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_NAME_CHARACTERS = 64
 
 
 def messages(history: History) -> list[dict[str, Any]]:
-    """The history, for the model: the task, then each call with its result."""
-    said: list[dict[str, Any]] = [
+    """The history as chat messages: the task, then each tool call with its result."""
+    encoded: list[dict[str, Any]] = [
         {"role": "system", "content": _SYSTEM_PROMPT},
         {"role": "user", "content": history.description},
     ]
     for iteration in history.iterations:
-        said += _said_in(iteration)
-    return said
+        encoded += _iteration_messages(iteration)
+    return encoded
 
 
 def reply_of(completion: Completion, model: str, position: int) -> ModelReply:
-    """The reply. `model` is what was asked for; `position` counts the iterations before it.
+    """Decodes a completion. `model` is the requested model; `position` is the history's length.
 
-    An iteration has one tool call. Endpoints that do not know `parallel_tool_calls` may send
-    several: the first is the reply's, and the others never happened. They are not in the history
-    either, so that none of them waits there for an answer, and the model makes them again once it
-    has seen the first one's result, if it still wants them.
+    An iteration has one tool call. Endpoints that ignore `parallel_tool_calls` may send several;
+    only the first is used. The history does not contain the others, because the protocol requires a
+    result for each call in it. The model can repeat them after the first one's result.
     """
     message = completion.choices[0].message
     call = message.tool_calls[0] if message.tool_calls else None
@@ -78,7 +76,7 @@ def reply_of(completion: Completion, model: str, position: int) -> ModelReply:
     )
 
 
-def _said_in(iteration: Iteration) -> list[dict[str, Any]]:
+def _iteration_messages(iteration: Iteration) -> list[dict[str, Any]]:
     call, result = iteration.reply.tool_call, iteration.result
     if call is None or result is None:
         return [{"role": "assistant", "content": iteration.reply.content}]
@@ -92,21 +90,21 @@ def _said_in(iteration: Iteration) -> list[dict[str, Any]]:
             "content": iteration.reply.content or None,
             "tool_calls": [{"id": call.id, "type": "function", "function": function}],
         },
-        {"role": "tool", "tool_call_id": call.id, "content": _told(result)},
+        {"role": "tool", "tool_call_id": call.id, "content": _result_text(result)},
     ]
 
 
 def _acceptable_name(name: str) -> str:
-    """The name as the endpoint takes it back: it may refuse a whole history for one that its own
-    model made up.
+    """Makes the name valid.
+
+    An endpoint may refuse the whole history for one invalid name, even if its own model produced
+    it.
     """
     return _NOT_IN_A_NAME.sub("_", name)[:_MAX_NAME_CHARACTERS] or "_"
 
 
 def _acceptable_arguments(arguments: str) -> str:
-    """The arguments as the endpoint takes them back: a JSON object, which is what many of them
-    parse the text for.
-    """
+    """Makes the arguments a JSON object, because many endpoints parse them as one."""
     try:
         is_object = isinstance(json.loads(arguments), dict)
     except (ValueError, RecursionError):
@@ -114,14 +112,14 @@ def _acceptable_arguments(arguments: str) -> str:
     return arguments if is_object else json.dumps({"malformed": arguments})
 
 
-def _told(result: ToolResult) -> str:
+def _result_text(result: ToolResult) -> str:
     match result.status:
         case ToolStatus.EXITED:
             headline = f"Exit code {result.exit_code}."
         case ToolStatus.TIMED_OUT:
-            headline = "The command was ended at its time limit."
+            headline = "The command was killed at its time limit."
         case ToolStatus.INTERRUPTED:
-            headline = "The command was broken off."
+            headline = "The command was interrupted."
         case ToolStatus.NOT_RUN:
             headline = "The command was not run."
     return f"{headline}\n{result.output}"

@@ -1,4 +1,4 @@
-"""A chat completion as endpoints send it: whole as JSON, or in chunks as server-sent events."""
+"""Reads a chat completion: one JSON document, or chunks in server-sent events."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from server.agent.model import PartialReply
 
 # An iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024
-# A chunk of a stream takes a few hundred bytes for a few characters of the answer.
+# A stream has a few hundred bytes for a few characters of the answer.
 _MAX_STREAM_BYTES = 64 * 1024 * 1024
-# More than any endpoint counts, and less than a message to the control plane can hold.
+# No endpoint reports more, and a message to the control plane can hold it.
 _MAX_TOKENS = 2**53
 _MAX_QUOTED_CHARACTERS = 300
-# Enough of an answer to recognise a web page.
+# Enough of an answer to detect a web page.
 _HTML_BYTES = 1024
 _HTML = re.compile(r"\s*(<!doctype html|<html)", re.IGNORECASE)
 
@@ -25,9 +25,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class AnswerError(Exception):
-    """The answer cannot be used. The message is a predicate whose subject is the endpoint:
-    "answered with …".
-    """
+    """The answer cannot be used. The text is a predicate of the endpoint: "answered with …"."""
 
 
 class Function(BaseModel):
@@ -71,9 +69,7 @@ class _Choice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The fields that are read from a chat completion. Many endpoints omit other fields or fill
-    them in wrongly.
-    """
+    """The fields of a chat completion that are used. Many endpoints send others wrongly or not."""
 
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -163,9 +159,7 @@ async def _event_data(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]
 
 
 class _Streamed:
-    """Assembles a completion from the chunks of a stream. Keeps only the first of several tool
-    calls.
-    """
+    """Assembles a completion from the chunks of a stream, with only the first tool call."""
 
     def __init__(self, partial: PartialReply) -> None:
         self._partial = partial
@@ -175,7 +169,7 @@ class _Streamed:
         self._arguments: list[str] = []
         self._bytes = 0
         self._has_message = False
-        # The endpoint has sent a finish reason: only the usage may follow.
+        # Whether the endpoint has sent a finish reason. Only the usage may follow it.
         self.is_finished = False
 
     def add(self, chunk: _Chunk) -> None:

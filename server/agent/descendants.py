@@ -52,8 +52,9 @@ class Descendants:
             scans = 0 if any(map(_is_running, found)) else scans + 1
 
     def reap(self, spare_pid: int) -> None:
-        """Reaps the children that have ended, except `spare_pid`. Each zombie takes one of the
-        machine's process ids.
+        """Reaps the children that have ended, except `spare_pid`.
+
+        Each zombie takes one of the machine's process ids.
         """
         for pid in self._children():
             if pid != spare_pid:
@@ -88,8 +89,10 @@ def _is_running(pid: int) -> bool:
 
 
 def _children() -> Iterator[int]:
-    """The ids of the children. The kernel's list may miss a child while another one ends
-    (proc_pid_children(5)), so scan again after killing.
+    """The ids of the children.
+
+    The kernel's list may miss a child while another one ends (proc_pid_children(5)), so scan again
+    after killing.
     """
     if not _KERNEL_LISTS_CHILDREN:
         yield from (child.pid for child in psutil.Process().children())

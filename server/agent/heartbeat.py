@@ -18,21 +18,21 @@ class Heartbeat:
         self._runtime = runtime
         self._lease = lease
         self._session = session
-        self._wanted = asyncio.Event()
+        self._requested = asyncio.Event()
 
     def beat_now(self) -> None:
         """Sends a heartbeat as soon as possible, because the task or its phase has changed."""
-        self._wanted.set()
+        self._requested.set()
 
     async def run(self) -> None:
-        """Runs until it is cancelled. Raises AgentOverError."""
+        """Runs until it is cancelled. Raises AgentEndingError."""
         while True:
             try:
                 async with asyncio.timeout(self._lease.heartbeat_interval_seconds):
-                    await self._wanted.wait()
+                    await self._requested.wait()
             except TimeoutError:
                 pass
-            self._wanted.clear()
+            self._requested.clear()
             await self._runtime.heartbeat(self._current)
 
     def _current(self) -> tuple[str, Phase]:

@@ -1,24 +1,23 @@
-"""The agent's lease, by its own clock."""
+"""The agent's lease, measured by the agent's clock."""
 
 import asyncio
 import time
 from collections.abc import Callable
 
+# The part of a lease that is reserved for ending the tools and the agent.
 MARGIN_SHARE = 0.2
-# What an agent with a tool took to end on a machine with three times the work that it can do was
-# 1.0 s.
+# An agent with a tool took 1.0 s to end on a machine with three times the load that it can handle.
 MIN_MARGIN_SECONDS = 2.0
-# A lease so short that the least margin would eat it up is halved instead.
+# Limits the minimum margin of a short lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
 
 
 class Lease:
-    """How long the control plane takes the agent for alive.
+    """The time until which the control plane counts the agent as alive, less a margin.
 
-    It is counted from before the renewing call was sent, so by the agent's clock it is never over
-    later than by the database's, and it ends a margin early, in which the agent can end its tools.
-    Times are monotonic, in seconds.
+    A lease begins when the call that renews it is sent, so it never ends later than in the
+    database. The agent ends its tools within the margin. Times are monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,8 +28,9 @@ class Lease:
         self.length_seconds = 0.0
 
     def renew(self, sent_at: float, length_seconds: float) -> None:
-        """A call sent at `sent_at`, by this lease's clock, renewed it. A reply that comes out of
-        order never shortens it.
+        """Extends the lease after a call that was sent at `sent_at`, by this lease's clock.
+
+        Replies may arrive out of order; an older one never shortens the lease.
         """
         margin_seconds = max(
             length_seconds * MARGIN_SHARE,
@@ -44,18 +44,16 @@ class Lease:
 
     @property
     def heartbeat_interval_seconds(self) -> float:
-        """Often enough that several heartbeats may fail in a row."""
+        """The interval is short enough that several heartbeats in a row may fail."""
         return self.length_seconds / HEARTBEATS_A_LEASE
 
     @property
     def remaining_seconds(self) -> float | None:
-        """How long the agent may go on. None before the first renewal: there is no lease yet that
-        could end.
-        """
+        """How long the agent may still run; None before the first renewal."""
         return None if self._over_at is None else self._over_at - self.clock()
 
     async def wait_over(self) -> None:
-        """Returns when the lease was not renewed in time."""
+        """Returns when the lease has ended without a renewal."""
         while (remaining_seconds := self.remaining_seconds) is None or remaining_seconds > 0:
             self._changed.clear()
             try:

@@ -1,4 +1,4 @@
-"""The loop: model call, tool call, again, until the task is done."""
+"""The agent's loop: a model call and its tool call, repeated until the task has ended."""
 
 import asyncio
 import time
@@ -15,22 +15,21 @@ from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
 
 T = TypeVar("T")
 
-# A model call that was aborted and does not end is left behind after this long.
-_ABORTED_SECONDS = 1.0
+# How long the loop waits for an aborted model call to end. Then it continues without it.
+_ABORT_SECONDS = 1.0
 
 
 class RejectedError(Exception):
-    """The control plane refuses what was to be committed; to repeat it is no use. Its text says
-    why.
-    """
+    """The control plane refused a call, and a retry would not help. The text says why."""
 
 
 class Commit(Protocol):
-    """Puts on record what has happened in a task."""
+    """Commits events of a task."""
 
     async def __call__(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        """Returns once it is on record: whether the task is still this agent's. Raises
-        RejectedError.
+        """Returns once they are committed: True if the task is still this agent's.
+
+        Raises RejectedError.
         """
 
 
@@ -42,16 +41,16 @@ class ActiveTask:
     description: str
     max_iterations: int
     cancel: CancelFlag = field(default_factory=CancelFlag)
-    # Iterations that are committed.
+    # The number of iterations that have ended.
     iterations: int = 0
     phase: Phase = Phase.NONE
-    # Its end has been proposed, so whoever names another task has seen its end.
+    # Whether its end has been proposed to the control plane.
     is_ending: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long one model call may take. A tool keeps its own limit."""
+    """The time limit of one model call. A tool enforces its own."""
 
     model_timeout_seconds: float
 
@@ -64,71 +63,55 @@ async def run_task(
     limits: Limits,
     phase_changed: Callable[[], None] = lambda: None,
 ) -> TaskEnded | None:
-    """Works on a task until its end is committed, and returns the end that was proposed; None: it
-    is no longer this agent's.
+    """Works on a task until its end is committed, and returns the end that it proposed.
 
-    What holds at each step:
+    Returns None if the task is no longer this agent's. What holds at each step:
 
-    1. Nothing is done before `task_started` is on record.
-    2. Before every iteration, the first included, the cancel flag is looked at. Once it is set, no
-      further iteration starts; the one in flight ends normally and is on record before the end is.
-      A cancel before the first iteration means zero iterations.
-    3. An iteration is one model call and the tool call it asked for. It is committed as one event,
-      with the tool call's result, so a tool call is never on record without its result. Numbers
+    1. Nothing runs before `task_started` is committed.
+    2. The cancel flag is checked before every iteration, including the first. Once it is set, no
+      further iteration starts. The current one ends normally, and its event precedes the end of the
+      task. A cancellation before the first iteration means zero iterations.
+    3. An iteration is one model call and the tool call that it asked for. It is committed as one
+      event with the tool call's result, so no tool call is committed without its result. Numbers
       count from 1 without gaps.
-    4. After a final reply and its tool call the task has ended: `completed` with the reply's
-      content as result, or with its `result_after_call` if it has one and the tool call exited;
-      `cancelled` with the same result if the flag was set meanwhile. What the model or the tool
-      raises, and too many iterations, end it `failed`, with a reason for people; nothing they do
-      ends the process.
-    5. A call is broken off only when the flag's `force_at` has passed, and then at once, also if
-      that time was set or changed during the call. The iteration is recorded: a model call as
+    4. A final reply and its tool call end the task: `cancelled` if the flag was set meanwhile, else
+      `completed`. In both cases the result is the reply's `result_after_call`, if it has one and
+      the tool call exited, else the reply's content. An exception of the model or the tool, or too
+      many iterations, end the task `failed`, with a reason for people. The process continues.
+    5. A call is interrupted only when the flag's `force_at` has passed, and then at once, also if
+      that time was set or changed during the call. The iteration is committed: a model call as
       `interrupted`, with the text and the tokens received so far and without a tool call; a tool
       call with an `interrupted` result and its output so far. The end is then `cancelled` and
-      forced. An iteration that had ended by itself before is not forced.
-    6. The end is the last thing that is committed, together with the last iteration if that is
-      known to be the last by then. When a commit's reply no longer names the task, nothing more is
-      done.
-    7. If this coroutine is cancelled, the calls in flight are ended first, and nothing more is
-      committed.
+      forced. If the iteration ended before it was interrupted, the end is not forced.
+    6. The end is the last event of the task. It is committed together with the last iteration if
+      that iteration is then known to be the last. If the reply to a commit no longer names the
+      task, nothing more is done.
+    7. If this coroutine is cancelled, it first ends the current calls, and it commits nothing more.
     """
     try:
         if not await commit(task.id, [TaskStarted()]):
             return None
         return await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
     except RejectedError as error:
-        return await _end(
-            task, commit, _failed(f"What the agent did could not be recorded: {error}")
-        )
+        return await _fail(task, commit, f"The agent's work could not be recorded: {error}")
 
 
 async def _iterate(task: ActiveTask, calls: "_Calls", commit: Commit) -> TaskEnded | None:
     if task.iterations:
-        return await _end(
-            task,
-            commit,
-            _failed(
-                "The agent was started again while it worked on the task; what it had in memory is lost."
-            ),
-        )
+        reason = "The agent was restarted during the task, so its memory of the task is lost."
+        return await _fail(task, commit, reason)
     history: list[Iteration] = []
     while not task.cancel.is_requested:
         if len(history) == task.max_iterations:
-            return await _end(
-                task,
-                commit,
-                _failed(
-                    f"The task was not done within its limit of {task.max_iterations} iterations."
-                ),
-            )
+            reason = f"The task was not done within its limit of {task.max_iterations} iterations."
+            return await _fail(task, commit, reason)
         try:
             record = await calls.iterate(History(task.description, history))
         except (ModelFailure, ToolFailure) as failure:
-            return await _end(task, commit, _failed(str(failure)))
-        except Exception as error:  # noqa: BLE001  a model or a tool may raise anything, and the agent must outlive it
-            return await _end(
-                task, commit, _failed(f"The iteration failed: {type(error).__name__}: {error}")
-            )
+            return await _fail(task, commit, str(failure))
+        except Exception as error:  # noqa: BLE001 - becomes the task's reason
+            reason = f"The iteration failed: {type(error).__name__}: {error}"
+            return await _fail(task, commit, reason)
         history.append(record.iteration)
         task.iterations = len(history)
         iterated = IterationCompleted(number=len(history), payload=record.payload())
@@ -141,7 +124,7 @@ async def _iterate(task: ActiveTask, calls: "_Calls", commit: Commit) -> TaskEnd
 
 
 def _ending_after(iteration: Iteration, cancel: CancelFlag) -> TaskEnded | None:
-    """The end of the task if this iteration was its last; None: it goes on."""
+    """The end of the task if this iteration was its last one, else None."""
     reply, result = iteration.reply, iteration.result
     if reply.is_interrupted or (result is not None and result.status is ToolStatus.INTERRUPTED):
         return TaskEnded(status=TaskStatus.CANCELLED, forced=True)
@@ -156,28 +139,26 @@ def _ending_after(iteration: Iteration, cancel: CancelFlag) -> TaskEnded | None:
 async def _end(
     task: ActiveTask, commit: Commit, ending: TaskEnded, *last: IterationCompleted
 ) -> TaskEnded:
-    """Proposes the end, in one commit with the iteration that was the last: nothing can come
-    between the two.
-    """
+    """Proposes the end, in one commit with the last iteration, so that nothing comes in between."""
     task.is_ending = True
     await commit(task.id, [*last, ending])
     return ending
 
 
-def _failed(reason: str) -> TaskEnded:
-    return TaskEnded(status=TaskStatus.FAILED, reason=storable(reason))
+async def _fail(task: ActiveTask, commit: Commit, reason: str) -> TaskEnded:
+    return await _end(task, commit, TaskEnded(status=TaskStatus.FAILED, reason=storable(reason)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """An iteration that is over, and how long its calls took."""
+    """An iteration that has ended, and the durations of its calls."""
 
     iteration: Iteration
     model_call_ms: int
     tool_call_ms: int
 
     def payload(self) -> dict[str, Any]:
-        """As IterationCompleted, but for the number."""
+        """The fields of the message IterationCompleted, except the number."""
         reply, result = self.iteration.reply, self.iteration.result
         payload: dict[str, Any] = {
             "model_call": {
@@ -206,7 +187,7 @@ class _Record:
 
 
 class _Calls:
-    """The two calls of an iteration, each of which a forced cancellation can break off."""
+    """Makes the two calls of an iteration. A forced cancellation interrupts either."""
 
     def __init__(
         self,
@@ -223,7 +204,7 @@ class _Calls:
         self._phase_changed = phase_changed
 
     async def iterate(self, history: History) -> _Record:
-        """One iteration. Raises what the model or the tool raises."""
+        """Runs one iteration. Raises what the model or the tool raises."""
         try:
             began = time.monotonic()
             self._enter(Phase.MODEL_CALL)
@@ -246,7 +227,7 @@ class _Calls:
         self._phase_changed()
 
     async def _call_model(self, history: History) -> ModelReply:
-        """The reply, or an interrupted reply if `force_at` passed before the call succeeded.
+        """Returns an interrupted reply if `force_at` passed before the call succeeded.
 
         Raises what the model raises.
         """
@@ -263,10 +244,10 @@ class _Calls:
             if not self._task.cancel.is_force_due:
                 raise
         finally:
-            # Aborted, out of time, or the agent gives the task up.
+            # Still running if it is interrupted, has timed out, or this coroutine is cancelled.
             if not call.done():
                 call.cancel()
-                await asyncio.wait({call}, timeout=_ABORTED_SECONDS)
+                await asyncio.wait({call}, timeout=_ABORT_SECONDS)
         return partial.interrupted()
 
     async def _call_tool(self, tool_call: ToolCall) -> ToolResult:
@@ -288,8 +269,9 @@ class _Calls:
     async def _wait(
         self, call: "asyncio.Future[Any]", timeout_seconds: float | None = None
     ) -> "set[asyncio.Future[Any]]":
-        """Waits for the call or the moment to break it off. The call is in the result if it is
-        over; empty: neither in time.
+        """Waits until the call has ended or `force_at` has passed, at most for the timeout.
+
+        The result contains the call if it has ended, and is empty after the timeout.
         """
         forced = asyncio.ensure_future(self._task.cancel.wait_force_due())
         try:
@@ -303,8 +285,8 @@ class _Calls:
 
 def _result_of(call: "asyncio.Future[T]") -> T:
     if call.cancelled():
-        # A call that ends itself this way must not look like the end of the agent.
-        raise RuntimeError("the call was cancelled from within")
+        # A CancelledError from inside the call must not look like the cancellation of the loop.
+        raise RuntimeError("the call cancelled itself")
     return call.result()
 
 

@@ -1,4 +1,4 @@
-"""What the loop asks for the next step: the model."""
+"""The model, which decides the next step of a task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,27 +8,24 @@ from server.agent.tools import ToolCall, ToolResult
 
 
 class ModelFailure(Exception):
-    """The model cannot go on. Its text says why, for people, and becomes the reason of the task's
-    end.
-    """
+    """The model cannot continue. The text, for people, becomes the reason of the task's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """The reply of the model. The content of a final reply is the task's result, unless
-    `result_after_call` applies.
-    """
+    """The reply of the model."""
 
     model: str
+    # In a final reply, the task's result, unless `result_after_call` applies.
     content: str = ""
     tool_call: ToolCall | None = None
-    # No further iteration is needed. A chat model is final when it calls no tool.
+    # Whether the task ends after this reply and its tool call.
     final: bool = False
     # The task's result if the tool call of a final reply exits. Ignored if the call is interrupted,
     # times out or does not run.
     result_after_call: str = ""
-    # A forced cancellation aborted the call. The reply holds what was received before that, without
-    # a tool call.
+    # Whether a forced cancellation aborted the call. The reply has the text that was received
+    # before that, and no tool call.
     is_interrupted: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
@@ -42,7 +39,7 @@ class PartialReply:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        # As reported by the endpoint so far.
+        # The numbers that the endpoint has reported so far.
         self.input_tokens = 0
         self.output_tokens = 0
         self._texts: list[str] = []
@@ -73,7 +70,7 @@ class PartialReply:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """A model call that is over, and what came of its tool call, if it made one."""
+    """A model call that has ended, and the result of its tool call, if it made one."""
 
     reply: ModelReply
     result: ToolResult | None
@@ -81,7 +78,7 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that a model needs for its next reply."""
+    """Everything that a model needs for its next reply."""
 
     description: str
     iterations: Sequence[Iteration] = ()
@@ -89,11 +86,11 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where models are served, and how long one call may take."""
+    """Where a model is served, and the time limit of one call."""
 
-    # Up to the path that `/chat/completions` follows. Empty: OpenAI's own.
+    # The URL without `/chat/completions`. Empty for OpenAI's own endpoint.
     base_url: str = ""
-    # Empty: the endpoint asks for none.
+    # Empty if the endpoint requires none.
     api_key: str = field(default="", repr=False)
     timeout_seconds: float = 120.0
 
@@ -103,12 +100,10 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """The name recorded for a call that is aborted before the endpoint reports the name of the
-        model.
-        """
+        """Recorded for a call that is aborted before the endpoint reports the model's name."""
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
         """The next reply. A model that streams adds what it receives to `partial`.
 
-        Raises ModelFailure; a call that is cancelled ends at once.
+        Raises ModelFailure. Must end at once when it is cancelled.
         """

@@ -1,7 +1,7 @@
-"""`openai:<model>`: a model behind any endpoint that speaks OpenAI's chat-completions protocol.
+"""`openai:<model>`: a model behind any endpoint of OpenAI's chat-completions protocol.
 
-This module brings in the `openai` SDK, which takes a second and 30 MB. Only an agent that uses such
-a model imports it, and does so at its start.
+Importing the `openai` SDK takes 1 s and 30 MB. Only an agent that uses such a model imports this
+module, when it starts.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from server.agent.completion import AnswerError, Completion, quoted, receive
 from server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
-# Endpoints that check no key are still sent one; the SDK would not start without.
+# The SDK requires a key, so it sends this one to endpoints that require none.
 _NO_KEY = "none"
-# 429, 5xx and connections that fail or break, after 0.5 s and then twice as long each time, or when
-# the endpoint says.
+# The SDK retries 429, 5xx and connections that fail or break: after 0.5 s, then after twice as long
+# each time, or when the endpoint says.
 _MAX_RETRIES = 3
 # Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the
 # next one is tried.
@@ -33,17 +33,14 @@ _STREAM_PARAMETER = re.compile(r"\bstream(ing|_options)?\b", re.IGNORECASE)
 
 
 class OpenAIModel:
-    """Asks the endpoint for the next reply, with the whole history each time; offers the tool
-    `shell`.
+    """Requests each reply with the whole history. Offers the model the tool `shell`.
 
-    One call takes at most the endpoint's time limit, retries included. It is final when the model
+    A call takes at most the endpoint's time limit, including retries. A reply is final if the model
     calls no tool.
     """
 
     def __init__(self, model: str, endpoint: Endpoint, max_retries: int = _MAX_RETRIES) -> None:
-        """Raises ValueError when the endpoint's settings cannot be used; its text never holds the
-        API key.
-        """
+        """Raises ValueError if the endpoint's settings are not valid, without the API key."""
         self.name = model
         self._limit_seconds = endpoint.timeout_seconds
         base_url = endpoint.base_url or _DEFAULT_BASE_URL
@@ -51,7 +48,7 @@ class OpenAIModel:
         self._api_key = endpoint.api_key.strip()
         if not self._api_key.isascii() or not self._api_key.isprintable():
             raise ValueError(
-                "The API key of the model's endpoint holds characters that no header can carry."
+                "The API key of the model's endpoint has characters that no HTTP header can have."
             )
         # State of the current call: the HTTP status of each answer, the text received so far, and
         # the completion once it is complete.
@@ -63,11 +60,11 @@ class OpenAIModel:
         client = AsyncOpenAI(
             base_url=base_url,
             api_key=self._api_key or _NO_KEY,
-            # The limit is on the whole call, see `next`.
+            # `next` limits the whole call.
             timeout=None,
             max_retries=max_retries,
-            # A connection a call: what a long tool call leaves idle is often cut by the time of the
-            # next one.
+            # Uses one connection per call. A kept one would be idle during the tool call, and is
+            # then often closed before the next model call.
             default_headers={"connection": "close"},
             http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._receive]}),
         )
@@ -77,20 +74,19 @@ class OpenAIModel:
         self._completions: Any = client.chat.completions.with_streaming_response
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
-        """See Model."""
         self._statuses.clear()
         self._partial, self._completion = partial, None
         try:
             async with asyncio.timeout(self._limit_seconds):
                 await self._ask(history)
         except TimeoutError:
-            raise self._failure(self._delay()) from None
+            raise self._failure(self._timeout_problem()) from None
         except AnswerError as error:
             raise self._failure(str(error)) from None
         except APIStatusError as error:
             raise self._failure(_refusal(error)) from None
         except APIConnectionError as error:
-            # The SDK's own text is the same for all of them; its cause says what happened.
+            # The SDK's own text is always the same. The cause says what happened.
             raise self._failure(
                 f"could not be reached or broke the connection ({error.__cause__ or error.message})"
             ) from None
@@ -115,7 +111,7 @@ class OpenAIModel:
                 self._streaming += 1
 
     async def _receive(self, response: Any) -> None:
-        """Reads an answer while the request is still being sent, from the SDK's point of view.
+        """Reads the answer in a hook that the SDK calls before it returns the response.
 
         The SDK therefore also retries a request whose connection breaks during the answer.
         """
@@ -124,24 +120,24 @@ class OpenAIModel:
             content_type = response.headers.get("content-type", "")
             self._completion = await receive(content_type, response.aiter_bytes(), self._partial)
 
-    def _delay(self) -> str:
-        """The message for a call that exceeded its time limit."""
+    def _timeout_problem(self) -> str:
+        """The problem of a call that exceeded its time limit."""
         limit = f"within {self._limit_seconds:g} seconds"
         if not self._statuses:
             return f"did not answer {limit}"
         last = self._statuses[-1]
         if last < 300:
             return f"did not finish its answer {limit}"
-        return f"did not answer {limit}; the last answer was {_named(last)}"
+        return f"did not answer {limit}; the last answer was {_status_text(last)}"
 
-    def _failure(self, what: str) -> ModelFailure:
-        reason = f"The model's endpoint {self._host} {what}."
-        # An endpoint may quote the key that it was sent.
+    def _failure(self, problem: str) -> ModelFailure:
+        reason = f"The model's endpoint {self._host} {problem}."
+        # An endpoint may quote the key.
         return ModelFailure(reason.replace(self._api_key, "[API key]") if self._api_key else reason)
 
 
 def _host_of(base_url: str) -> str:
-    """host:port, without what else the URL may carry. Raises ValueError."""
+    """The host and port of the URL. Its other parts may contain secrets. Raises ValueError."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError(
@@ -151,10 +147,10 @@ def _host_of(base_url: str) -> str:
 
 
 def _refusal(error: APIStatusError) -> str:
-    """What the endpoint answered, in a few words."""
-    status = _named(error.status_code)
+    """The endpoint's answer, shortened."""
+    status = _status_text(error.status_code)
     if error.status_code == 401:
-        # Its own text would quote parts of the key.
+        # The endpoint's own text may quote parts of the key.
         return f"does not take the API key ({status})"
     text = quoted(error.body)
     return f"answered {status}: {text}" if text else f"answered {status}"
@@ -168,5 +164,5 @@ def _refuses_to_stream(error: APIStatusError) -> bool:
     )
 
 
-def _named(status: int) -> str:
+def _status_text(status: int) -> str:
     return f"HTTP {status} (too many requests)" if status == 429 else f"HTTP {status}"

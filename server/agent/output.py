@@ -1,9 +1,9 @@
-"""Text as it can be stored, and a tool's output within bounds."""
+"""Text that the database can store, and the bounded output of a tool."""
 
 import codecs
 
 MAX_OUTPUT_BYTES = 64 * 1024
-# What a line that says what was cut may take.
+# Reserved for the notice of how much was cut.
 _NOTICE_BYTES = 64
 _HEAD_BYTES = MAX_OUTPUT_BYTES // 2 - _NOTICE_BYTES
 _TAIL_BYTES = MAX_OUTPUT_BYTES // 2
@@ -11,47 +11,40 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def storable(text: str) -> str:
-    """The text with a replacement character for all that PostgreSQL's jsonb or UTF-8 cannot hold:
-    NUL and lone surrogates.
-    """
+    """Replaces NUL and lone surrogates, which PostgreSQL's jsonb and UTF-8 cannot hold."""
     return (
         text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\0", _REPLACEMENT)
     )
 
 
 class BoundedOutput:
-    """Takes any amount of output and keeps its head and its tail, together at most MAX_OUTPUT_BYTES
-    of UTF-8.
-    """
+    """Keeps the head and the tail of any amount of output, at most MAX_OUTPUT_BYTES of UTF-8."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._head = bytearray()
         self._tail = bytearray()
-        # Bytes that were dropped from the front of the tail.
+        # The number of bytes that were dropped from the front of the tail.
         self._dropped = 0
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
-        """Takes what was read; `final` when nothing follows, so that a character cut in half is
-        shown as such.
-        """
+        """Adds output. With `final`, an incomplete character at the end is replaced."""
         encoded = self._decoder.decode(data, final).replace("\0", _REPLACEMENT).encode()
         room = max(_HEAD_BYTES - len(self._head), 0)
         self._head += encoded[:room]
         self._tail += encoded[room:]
-        # Until it is known whether anything is cut, the tail may also hold what the notice would
-        # take.
+        # Until something has to be cut, the tail may also fill the space of the notice.
         excess = len(self._tail) - (MAX_OUTPUT_BYTES - _HEAD_BYTES)
         if excess > 0:
             del self._tail[:excess]
             self._dropped += excess
 
     def finish(self) -> tuple[str, int]:
-        """The text, and how many bytes of it were cut. Nothing can be fed afterwards."""
+        """The text, and how many bytes of it were cut. Call it once, after the last `feed`."""
         self.feed(b"", final=True)
         if not self._dropped:
             return (self._head + self._tail).decode(), 0
-        # What is left of characters that the two cuts went through is dropped with the rest.
+        # The cuts may split a character on each side. The rest of that character is cut too.
         head = self._head.decode("utf-8", "ignore")
         tail = self._tail[-_TAIL_BYTES:].decode("utf-8", "ignore")
         total = len(self._head) + len(self._tail) + self._dropped

@@ -38,8 +38,7 @@ class UnknownModelError(Exception):
 
 
 async def run(spec: PodSpec, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
-    """Runs the agent until SIGTERM or SIGINT, or until it has to end by itself. The log has the
-    reason.
+    """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
 
     All tools have ended when it returns. `model` and `tool` replace those of the spec.
     """
@@ -79,8 +78,9 @@ async def run(spec: PodSpec, model: Model | None = None, tool: Tool | None = Non
 
 
 def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
-    """The model `scripted` or `openai:<model>`. Raises UnknownModelError; ValueError if the
-    settings of the endpoint are not valid.
+    """The model `scripted` or `openai:<model>`.
+
+    Raises UnknownModelError, or ValueError if the settings of the endpoint are not valid.
     """
     if name == ScriptedModel.name:
         return ScriptedModel()

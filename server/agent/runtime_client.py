@@ -23,7 +23,7 @@ from server.agent.encoding import encode_event
 from server.agent.lease import HEARTBEATS_A_LEASE, Lease
 from server.agent.loop import RejectedError
 from server.agent.session import Session
-from server.agent.shutdown import AgentOverError, ExitCode, Shutdown
+from server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from server.core import trace
 from server.core.task import Phase
 from server.core.task_lifecycle import AgentEvent
@@ -69,7 +69,7 @@ def connect(
 
 
 class RuntimeClient:
-    """Repeats each call, on one worker after the other, until it is acknowledged or the agent ends.
+    """Retries each call, on one worker after the other, until it is acknowledged or the agent ends.
 
     Register and Heartbeat renew the lease. A commit does not renew it in the database, so it does
     not renew it here either.
@@ -84,8 +84,9 @@ class RuntimeClient:
         session: Session,
         log: FilteringBoundLogger,
     ) -> None:
-        """`workers` maps the address of each control plane worker to its stub. The session applies
-        the directive in each reply.
+        """`workers` maps the address of each worker to its stub.
+
+        The session applies the directive in each reply.
         """
         self._addresses, self._stubs = list(workers), list(workers.values())
         # The index of the worker that answered last.
@@ -97,7 +98,7 @@ class RuntimeClient:
         self._log = log
 
     async def register(self, address: str, pid: int) -> None:
-        """Registers the address on which the agent listens, host:port. Raises AgentOverError."""
+        """Registers the address on which the agent listens, host:port. Raises AgentEndingError."""
 
         async def attempt(stub: RuntimeStub) -> RegisterResponse:
             return await stub.Register(
@@ -107,8 +108,9 @@ class RuntimeClient:
         await self._renewing(attempt)
 
     async def heartbeat(self, current: Callable[[], tuple[str, Phase]]) -> None:
-        """Renews the lease. `current` returns the task id and the phase for each attempt. Raises
-        AgentOverError.
+        """Renews the lease. `current` returns the task id and the phase for each attempt.
+
+        Raises AgentEndingError.
         """
 
         async def attempt(stub: RuntimeStub) -> HeartbeatResponse:
@@ -121,7 +123,7 @@ class RuntimeClient:
         await self._renewing(attempt)
 
     async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        """Implements loop.Commit. Raises AgentOverError, RejectedError."""
+        """Implements loop.Commit. Raises AgentEndingError, RejectedError."""
         request = CommitEventsRequest(
             task_id=task_id, events=[encode_event(event) for event in events]
         )
@@ -136,7 +138,7 @@ class RuntimeClient:
         sent_at, response = await self._until_acknowledged(attempt)
         self._session.apply(response.directive, sent_at, task_id)
         if self._shutdown.is_begun:
-            raise AgentOverError
+            raise AgentEndingError
         return response.directive.task.task_id == task_id
 
     async def _renewing(
@@ -152,7 +154,7 @@ class RuntimeClient:
             self._lease.renew(sent, directive.lease_ms / 1000)
         self._session.apply(directive, sent_at)
         if self._shutdown.is_begun:
-            raise AgentOverError
+            raise AgentEndingError
 
     async def _until_acknowledged(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
         retrying = AsyncRetrying(
@@ -165,7 +167,7 @@ class RuntimeClient:
 
     async def _attempt(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
         if self._shutdown.is_begun:
-            raise AgentOverError
+            raise AgentEndingError
         used = self._current
         try:
             return await attempt(self._stubs[used])
@@ -176,7 +178,7 @@ class RuntimeClient:
                     ExitCode.UNAUTHORIZED,
                     f"the control plane answered {code.name}: {error.details()}",
                 )
-                raise AgentOverError from None
+                raise AgentEndingError from None
             if code in _REJECTED:
                 raise RejectedError(error.details() or code.name) from None
             self._log.warning(

@@ -1,4 +1,4 @@
-"""AgentService: what the control plane says to the agent."""
+"""AgentService: the calls of the control plane to the agent."""
 
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AgentService(AgentServiceServicer):
-    """Decodes, calls the session, encodes. See the protos for effects and errors.
+    """Each method decodes, calls the session, encodes. agent_service.proto has their contracts.
 
     The Admission interceptor has verified the token of each call.
     """

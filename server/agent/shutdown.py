@@ -1,34 +1,34 @@
-"""How the agent's process ends."""
+"""The shutdown of the agent's process."""
 
 import asyncio
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process tells whoever started it."""
+    """The exit code of the process: the reason why it has ended."""
 
-    # Asked for, with SIGTERM or SIGINT.
+    # SIGTERM or SIGINT.
     STOPPED = 0
-    # A bug: something raised that nothing expects to raise.
+    # An unexpected exception, which is a bug.
     CRASHED = 1
-    # The spec cannot be used. Starting the agent again would not help.
+    # The spec is not valid. Starting the agent again would not help.
     BAD_SPEC = 2
     # Its epoch is over.
     FENCED = 3
-    # The control plane does not take its token.
+    # The control plane refused its token.
     UNAUTHORIZED = 4
     # It could not renew its lease in time.
     LEASE_OVER = 5
-    # The control plane does not take what it commits.
+    # The control plane refused a registration, a heartbeat or a commit.
     REJECTED = 6
 
 
-class AgentOverError(Exception):
-    """The agent is to end: what was asked for will not be done."""
+class AgentEndingError(Exception):
+    """The agent is shutting down, so the call was given up."""
 
 
 class Shutdown:
-    """The agent's decision to end. The first reason stays."""
+    """The agent's decision to end. It keeps the first code and reason."""
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
@@ -36,16 +36,16 @@ class Shutdown:
         self.reason = ""
 
     def begin(self, code: ExitCode, reason: str) -> None:
-        """Has the agent end its tools and itself."""
+        """Makes the agent end its tools and itself."""
         if not self._begun.is_set():
             self.code, self.reason = code, reason
             self._begun.set()
 
     @property
     def is_begun(self) -> bool:
-        """Whether the agent is ending."""
+        """Whether the shutdown has begun."""
         return self._begun.is_set()
 
     async def wait(self) -> None:
-        """Returns once the agent is to end."""
+        """Returns once the shutdown has begun."""
         await self._begun.wait()

@@ -16,17 +16,16 @@ from server.agent.output import BoundedOutput
 from server.agent.working_directory import DirectoryLostError, WorkingDirectory
 from server.pod.process import EPOCH_MARKER, WORKSPACE_MARKER
 
-# How long output may still come when the shell itself has exited.
+# How long to wait for more output after the shell has exited.
 _LATE_OUTPUT_SECONDS = 0.2
-# How long a process that was killed is waited for; one that hangs in the kernel must not hold the
-# agent.
+# How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
 _REAP_SECONDS = 0.2
 
 
 class ToolStatus(StrEnum):
-    """See ToolResult.Status in the protos."""
+    """The values of ToolResult.Status in the protos."""
 
     EXITED = "exited"
     TIMED_OUT = "timed_out"
@@ -36,7 +35,7 @@ class ToolStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """What the model wants done. The arguments are a JSON object."""
+    """A tool call that the model asks for. The arguments are a JSON object, as text."""
 
     id: str
     name: str
@@ -45,40 +44,41 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What came of a tool call. The exit code is minus the number of the signal for a process that
-    one ended.
-    """
+    """The result of a tool call."""
 
     status: ToolStatus
+    # Minus the number of the signal, if a signal ended the process.
     exit_code: int = 0
     output: str = ""
     truncated_bytes: int = 0
 
 
 class ToolFailure(Exception):
-    """No tool can be run here any more; the text says why, for people."""
+    """The agent can no longer run tools. The text says why, for people."""
 
 
 class Tool(Protocol):
-    """Does what models ask for."""
+    """Runs the tool calls of the model."""
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """Runs the call to its end; what goes wrong in it is a result, too. Raises ToolFailure.
+        """Runs the call to its end. A call that fails has a result too. Raises ToolFailure.
 
-        Once `interrupt` is set, everything it started is ended and the result, `interrupted`, holds
-        the output so far. The same when it is cancelled, but without a result.
+        Once `interrupt` is set, it ends everything that the call has started and returns the result
+        `interrupted` with the output so far. When cancelled, it also ends everything first.
         """
 
 
 class ShellTool:
-    """Runs `/bin/sh -c command` in a process group of its own, in the workspace's files, with an
-    environment that holds no secret.
+    """Runs `/bin/sh -c command` in the workspace's folder.
 
-    Standard input is empty; standard output and error are one text. Nothing outlives its tool call:
-    when the shell has exited, output of processes that it left behind is awaited for 0.2 s, then
-    the process group and every other descendant are killed, in whichever session and with whatever
-    environment. What the command had another program start (a container engine, a job scheduler) is
-    no descendant and goes on.
+    The environment contains no secret. Standard input is empty; standard output and standard error
+    are one text.
+
+    No descendant outlives its tool call. When the shell has exited, the tool waits 0.2 s for more
+    output of the processes that are left. Then it kills the process group and all other
+    descendants, even if they have changed their session or environment. Processes that another
+    program (a container engine, a job scheduler) starts for the command are not descendants and
+    continue.
     """
 
     name = "shell"
@@ -86,7 +86,7 @@ class ShellTool:
     def __init__(
         self, files_dir: Path, workspace_id: str, epoch: int, timeout_seconds: float
     ) -> None:
-        """Raises OSError when the directory cannot be opened."""
+        """Raises OSError if the folder cannot be opened."""
         self._directory = WorkingDirectory(files_dir)
         self._timeout_seconds = timeout_seconds
         self._environment: Mapping[str, str] = {
@@ -98,8 +98,9 @@ class ShellTool:
         }
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """See Tool. Whatever cannot be started is `not_run`, and the output says why; without the
-        files nothing ever could.
+        """Implements Tool. The result of a call that cannot be started is `not_run`, with a reason.
+
+        Raises ToolFailure if the workspace's folder is lost: then no call can be started.
         """
         try:
             command = _command(call)
@@ -111,8 +112,8 @@ class ShellTool:
             raise ToolFailure(str(error)) from error
         descendants = Descendants()
         read_end, write_end = os.pipe()
-        # The pipe is ours, not asyncio's: its `wait` would last until the last holder of the pipe
-        # is gone.
+        # With a pipe of asyncio, `process.wait` would return only when the last process that holds
+        # the pipe has ended.
         with os.fdopen(read_end, "rb", buffering=0) as reader:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -124,7 +125,7 @@ class ShellTool:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=write_end,
                     stderr=asyncio.subprocess.STDOUT,
-                    # A process group of its own, by which the command is ended.
+                    # A new process group, so that all of it can be killed.
                     process_group=0,
                 )
             except (OSError, ValueError) as error:
@@ -136,9 +137,9 @@ class ShellTool:
                 raise
             finally:
                 os.close(write_end)
-            return await self._follow(_Running(process, descendants, reader.fileno()), interrupt)
+            return await self._finish(_Running(process, descendants, reader.fileno()), interrupt)
 
-    async def _follow(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
+    async def _finish(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
         exited = asyncio.ensure_future(running.process.wait())
         interrupted = asyncio.ensure_future(interrupt.wait())
         reaping = asyncio.ensure_future(running.keep_reaping())
@@ -161,14 +162,14 @@ class ShellTool:
             interrupted.cancel()
             reaping.cancel()
             running.stop_reading()
-            # Also when this call is cancelled: once it is over, nothing of it runs.
+            # Nothing may run after this, even if this coroutine is cancelled.
             if not exited.done():
                 running.kill()
                 await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
                 exited.cancel()
             await running.wait_gone(_KILLED_SECONDS)
         output, truncated_bytes = running.output.finish()
-        # None: killed, and hanging in the kernel.
+        # The return code is None if the killed process hangs in the kernel.
         exit_code = (
             running.process.returncode
             if running.process.returncode is not None
@@ -180,7 +181,7 @@ class ShellTool:
 
 
 class _Running:
-    """A shell that was started, and its output."""
+    """A running shell and its output."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, descendants: Descendants, read_end: int
@@ -211,9 +212,7 @@ class _Running:
     async def wait_output(
         self, timeout_seconds: float, interrupt: "asyncio.Future[Any] | None" = None
     ) -> None:
-        """Returns when the last holder of the pipe has closed it, at the time limit, or when
-        interrupted.
-        """
+        """Returns when all processes have closed the pipe, at the timeout, or when interrupted."""
         ended = asyncio.ensure_future(self._ended.wait())
         either: set[asyncio.Future[Any]] = {ended} if interrupt is None else {ended, interrupt}
         try:
@@ -225,15 +224,16 @@ class _Running:
         await self._descendants.wait_gone(self.process.pid, timeout_seconds)
 
     def kill(self) -> None:
-        """Ends the process group, and what has left it."""
-        # The kernel gives the shell's number to no other process while its group has a member.
+        """Kills the process group and the descendants that have left it."""
+        # The kernel does not reuse the shell's process id while its group has a member.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self._descendants.kill(self.process.pid)
 
     async def keep_reaping(self) -> None:
-        """Reaps orphans until it is cancelled, so that a command that leaves many behind does not use
-        up the machine's process ids.
+        """Reaps orphans until it is cancelled.
+
+        A command that leaves many behind could otherwise use up the machine's process ids.
         """
         while True:
             await asyncio.sleep(_REAP_SECONDS)
@@ -241,7 +241,7 @@ class _Running:
 
 
 def _command(call: ToolCall) -> str:
-    """The command of the call. Raises ValueError, with a text for the model."""
+    """The command of the call. Raises ValueError; its text is for the model."""
     if call.name != ShellTool.name:
         raise ValueError(f"There is no tool {call.name!r}. The only one is {ShellTool.name!r}.")
     try:

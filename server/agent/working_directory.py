@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class DirectoryLostError(Exception):
-    """The directory was deleted or replaced. The message says which, for people."""
+    """The directory was deleted or replaced. The text says which of the two, for people."""
 
 
 class WorkingDirectory:
-    """A directory that is opened once. Tools never run in anything that replaces it later."""
+    """A directory that is opened once. If it is replaced later, tools do not run in the new one."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, also if the path is a link."""
+        """Raises OSError if the directory cannot be opened, or if the path is a symbolic link."""
         self._descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         weakref.finalize(self, os.close, self._descriptor)
         # The kernel's path of the directory, which contains no link.
@@ -25,7 +25,7 @@ class WorkingDirectory:
         return Path(f"/proc/self/fd/{self._descriptor}")
 
     def check(self) -> None:
-        """Raises DirectoryLostError if the directory's path no longer leads to it."""
+        """Raises DirectoryLostError if the path no longer leads to the directory."""
         try:
             found = self.path.lstat()
         except OSError:
