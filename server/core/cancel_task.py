@@ -1,8 +1,14 @@
-"""Cancels the task that runs in a workspace: what this service exists for.
+"""Use case: cancel the task that runs in a workspace.
 
-The order of the steps is the promise. The intent to cancel is committed before the agent is
-signalled, and before any caller gets `accepted`. From then on every end of the task is `cancelled`
-(task_lifecycle.py), even if the signal, the agent, the caller or this process fails.
+The promise of `accepted` rests on the order of two steps:
+
+1. The store commits the intent to cancel. From then on the task can only end `cancelled`, because
+   every end goes through `_end` in task_lifecycle.py, which reads the intent.
+2. The agent is signalled. This only saves time: the agent also receives the intent with the reply
+   to its next commit or heartbeat, and the fleet controller ends the pod of an overdue agent.
+
+A caller receives `accepted` only after step 1. No failure after step 1, of the signal, the agent,
+the caller or this process, changes how the task ends.
 """
 
 import time
@@ -26,9 +32,13 @@ MAX_FORCE_AFTER_SECONDS = 86_400
 class Outcome(StrEnum):
     """The values of CancelTaskResponse.Outcome in the protos."""
 
+    # This call recorded the intent.
     ACCEPTED = "accepted"
+    # An earlier call recorded it. The agent is signalled again.
     ALREADY_REQUESTED = "already_requested"
+    # The requested task had ended before.
     ALREADY_FINISHED = "already_finished"
+    # The call named no task, and none was running.
     NO_ACTIVE_TASK = "no_active_task"
 
 
@@ -37,12 +47,12 @@ class CancelTask:
     """The request. Raises Failure validation_error if a field is not valid."""
 
     workspace_id: str
-    # Empty: the task that runs.
+    # Empty for the current task.
     task_id: str = ""
     reason: str = ""
-    # None: do not wait for the end of the task.
+    # How long to wait for the end of the task; None or 0 for no wait.
     wait_seconds: float | None = None
-    # None: never break off the current iteration.
+    # How long after this call the agent interrupts its iteration; None for never.
     force_after_seconds: float | None = None
     origin: Origin
 
@@ -64,7 +74,7 @@ class CancelTask:
 
 @dataclass(frozen=True, slots=True)
 class CancelResult:
-    """The result. `task` is the current state of the task; None if no task was active."""
+    """The result. `task` is the latest known state of the task; None for `no_active_task`."""
 
     workspace_id: str
     outcome: Outcome
@@ -72,7 +82,7 @@ class CancelResult:
 
     @property
     def saw_end(self) -> bool:
-        """Whether the task had ended by the time of the answer."""
+        """Whether the task had ended when the result was made."""
         return self.task is not None and self.task.status.is_terminal
 
 
@@ -84,27 +94,27 @@ async def cancel_task(
     wakeups: Wakeups,
     clock: Clock,
 ) -> CancelResult:
-    """Records the intent, signals the agent, and waits for the end of the task if asked to.
+    """Records the intent, signals the agent, and waits for the end of the task if requested.
 
-    Raises Failure: permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
-    workspace_stopped, workspace_failed; agent_unreachable if the intent is recorded and the agent
-    did not acknowledge the signal in time. Raises UnavailableError if the database did not answer;
-    the intent may or may not be recorded.
+    Raises Failure permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
+    workspace_stopped or workspace_failed if nothing is recorded, and agent_unreachable if the
+    intent is recorded but the agent did not acknowledge the signal in time. Raises UnavailableError
+    if the database did not answer; the intent may or may not be recorded.
     """
     permission = caller.permission("workspace:write")
-    intent = _intent(caller, request, clock)
+    # Checks and records in one transaction. If a check fails, nothing is recorded.
     found = await store.record_cancellation(
         permission,
         request.workspace_id,
         request.task_id or None,
-        intent,
+        _intent(caller, request, clock),
         request.origin.trace_id,
     )
     outcome = _outcome(permission, request, found)
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
         task = await _signal(found, store, agents)
-        if task is not None and request.wait_seconds:
+        if request.wait_seconds:
             wait_seconds = deadline.bounded(request.wait_seconds)
             task = await _await_end(task, wait_seconds, store, wakeups)
     return CancelResult(request.workspace_id, outcome, task)
@@ -128,9 +138,10 @@ def _intent(caller: Caller, request: CancelTask, clock: Clock) -> CancelIntent:
 
 
 def _outcome(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
-    """The outcome of what the store did. Raises Failure if the store refused.
+    """Derives the outcome from what the store read. Raises Failure if a check failed.
 
-    The order of the checks is part of the contract.
+    Repeats the store's checks to find the one that failed. If several failed, the order here
+    decides; it is part of the contract.
     """
     workspace = permission.check(found.workspace, request.workspace_id)
     task = found.task
@@ -144,11 +155,10 @@ def _outcome(permission: Permission, request: CancelTask, found: RecordedCancell
     return Outcome.ACCEPTED if found.recorded else Outcome.ALREADY_REQUESTED
 
 
-async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> Task | None:
-    """Signals the agent and returns the task.
+async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> Task:
+    """Signals the agent, and returns the task.
 
-    The signal only reduces latency. Correctness rests on the recorded intent, which the agent
-    receives with the reply to its next commit or heartbeat.
+    Raises Failure agent_unreachable if the agent does not acknowledge the signal within 2 s.
     """
     workspace, task = found.workspace, found.task
     assert workspace is not None and task is not None
@@ -165,21 +175,21 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
         ) from error
     if is_known:
         return task
-    # The agent has just ended the task, or has not received it yet. The database knows which. If it
-    # does not answer, the recorded intent stands: `unavailable` would invite the caller to retry,
-    # and the retry could cancel the next task.
+    # The agent has just ended the task, or has not received it yet; the database has the current
+    # state. If it does not answer, the call still succeeds, because the intent is recorded. A
+    # caller that received `unavailable` would retry, and the retry could cancel the next task.
     with suppress(UnavailableError):
-        return await store.get_task(workspace.id, task.id)
+        return await store.get_task(workspace.id, task.id) or task
     return task
 
 
 async def _await_end(task: Task, wait_seconds: float, store: Store, wakeups: Wakeups) -> Task:
-    """Waits for the end of the task, and returns the task as it is then.
+    """Waits for the end of the task, and returns the latest known state of the task.
 
-    Returns earlier after `wait_seconds`, or if this process is about to end.
+    Returns without the end after `wait_seconds`, or if this process is about to end.
     """
     until = time.monotonic() + wait_seconds
-    # Subscribes before the first read, so that no commit is missed between a read and the wait.
+    # Subscribes before the first read, so that a commit between a read and the wait is not missed.
     async with wakeups.subscribe(task.workspace_id) as wakeup:
         while True:
             with suppress(UnavailableError):

@@ -1,6 +1,4 @@
-"""The deadline of the current call. Code that waits for the database or an agent bounds its wait by
-it.
-"""
+"""The deadline of the current call. It bounds every wait for the database or an agent."""
 
 import time
 from contextvars import ContextVar

@@ -53,8 +53,9 @@ def permission_denied(message: str, required: list[str]) -> Failure:
 
 
 def workspace_not_found(workspace_id: str) -> Failure:
-    """The caller's organization has no such workspace. A workspace of another organization gets the
-    same answer.
+    """The caller's organization has no such workspace.
+
+    The answer is the same for a workspace of another organization.
     """
     message = (
         f"There is no workspace {workspace_id} in your organization. "

@@ -1,5 +1,6 @@
-"""Identifiers: a prefix that names the kind, then a ULID (https://github.com/ulid/spec). They sort
-by time of creation.
+"""Identifiers: a prefix that names the kind, then a ULID (https://github.com/ulid/spec).
+
+They sort by time of creation.
 """
 
 from ulid import ULID

@@ -66,8 +66,9 @@ class Store(Protocol):
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
     ) -> Sequence[Workspace]:
-        """The organization's workspaces that the permission covers, newest first, from the one
-        after `before_id`.
+        """The workspaces that the permission covers and that are older than `before_id`.
+
+        Newest first. None for `before_id` starts with the newest.
         """
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
@@ -76,7 +77,7 @@ class Store(Protocol):
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        """The workspace's tasks, newest first, from the one after `before_id`."""
+        """The tasks of the workspace that are older than `before_id`, newest first."""
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """The workspace's events after `after_seq`, in order."""
@@ -88,13 +89,11 @@ class Store(Protocol):
         """All tasks with a recorded intent that have not ended, each with its workspace."""
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """The number of workspaces of all organizations in each status. A status without any may
-        be absent.
-        """
+        """The number of workspaces in each status, of all organizations. Zeros may be absent."""
 
 
 class Wakeups(Protocol):
-    """Wakes waiting calls when a workspace changes, also if another process committed the change."""
+    """Wakes waiting calls when a workspace changes, even if another process changed it."""
 
     def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Wakeup"]:
         """Subscribes to the changes that are committed after the context is entered."""
@@ -104,11 +103,10 @@ class Wakeup(Protocol):
     """One subscription."""
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Returns when something was committed since the last return, or after the timeout. It may
-        also return early for no reason.
+        """Returns when something was committed since the last return, or after the timeout.
 
-        Returns False if the caller has to answer now with what it has, because this process or the
-        edge is about to end.
+        May also return early for no reason. Returns False if the caller has to answer now with what
+        it has, because this process or the edge is about to end.
         """
 
 
@@ -119,6 +117,7 @@ class Agents(Protocol):
         """Delivers the task. Raises AgentUnreachableError within 2 s."""
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        """Signals the cancellation. Returns False if the agent does not have the task (not yet, or
-        no longer). Raises AgentUnreachableError within 2 s.
+        """Signals the cancellation. Raises AgentUnreachableError within 2 s.
+
+        Returns False if the agent does not have the task: not yet, or no longer.
         """

@@ -31,7 +31,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """An agent repeats each call until it is acknowledged, so every method is idempotent.
+    """The calls of agents. Every method is idempotent, because agents retry unacknowledged calls.
 
     Every method raises UnavailableError if the database does not answer.
     """

@@ -12,7 +12,7 @@ MAX_ITERATIONS = 1_000
 
 
 class TaskStatus(StrEnum):
-    """See Task.Status in the protos."""
+    """The values of Task.Status in the protos."""
 
     SUBMITTED = "submitted"
     DELIVERED = "delivered"
@@ -61,7 +61,7 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When to break off the iteration, and who asked for it, possibly in a later call; None for
+    # When the iteration is interrupted, and who requested that, possibly in a later call; None for
     # never.
     force_at: datetime | None = None
     force_requested_by: str | None = None

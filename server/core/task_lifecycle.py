@@ -30,8 +30,9 @@ class IterationCompleted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnded:
-    """The agent, or the control plane on its behalf, proposes the end of the task. A recorded
-    intent to cancel overrides the status.
+    """The agent, or the control plane on its behalf, proposes the end of the task.
+
+    A recorded intent to cancel overrides the status.
     """
 
     status: TaskStatus
@@ -83,7 +84,7 @@ def deliver(locked: Locked, task_id: str) -> Change:
 
 
 def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> Change:
-    """Ends a task that could not be delivered. A task that the agent has started goes on."""
+    """Ends a task that could not be delivered, unless the agent has started it."""
     task = locked.task
     if task is None or task.id != task_id or task.status is not TaskStatus.SUBMITTED:
         return unchanged(locked)
@@ -93,9 +94,9 @@ def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> C
 def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
     """Records the intent to cancel the current task.
 
-    If an intent is recorded already, it stays. Only an earlier `force_at` is taken over, with its
-    requester. CancelTask does the same in one SQL statement (store/functions); the contract suite
-    of the store compares the two.
+    If an intent is recorded already, it stays; only an earlier `force_at` replaces the recorded
+    one, with its requester. CancelTask does the same in one SQL statement (store/functions). The
+    contract suite of the store compares the two.
     """
     task = locked.task
     if task is None:
@@ -121,8 +122,8 @@ def commit(
 ) -> Change:
     """Commits what the agent of the epoch reports about its task.
 
-    Events that are committed already, that are for a task that has ended, or that come from a
-    fenced agent change nothing. Raises Failure invalid_state for an iteration out of order.
+    Events have no effect if they are committed already, if their task has ended, or if the agent is
+    fenced. Raises Failure invalid_state for an iteration out of order.
     """
     change = unchanged(locked)
     for agent_event in events:
@@ -193,10 +194,10 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
 
 
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
-    """Ends the task. Every end of a task comes through here.
+    """Ends the task. No other function does.
 
-    A recorded intent makes the task `cancelled`, for every proposed status. Without an intent no
-    task becomes `cancelled`.
+    With a recorded intent the task becomes `cancelled`, for every proposed status. Without one it
+    never does.
     """
     workspace = locked.workspace
     status, reason = proposed.status, proposed.reason

@@ -94,8 +94,9 @@ async def submit_task(
 async def _delivery_failed(
     task: Task, store: Store, clock: Clock, error: AgentUnreachableError
 ) -> Task:
-    """Ends the task as `delivery_failed`, unless the agent has started it and only its reply was
-    lost.
+    """Ends the task as `delivery_failed`.
+
+    Returns the task instead if the agent has started it, and only its reply was lost.
     """
     reason = "the agent could not be reached"
     ended = await store.transition(
@@ -115,8 +116,9 @@ async def _delivery_failed(
 
 
 async def _current(change: Change | None, task: Task, store: Store) -> Task:
-    """The task after the change. A task that had already ended is not part of the change, so it is
-    read again.
+    """The task after the change.
+
+    A task that had ended before is not part of the change, so it is read again.
     """
     if change is not None and change.task is not None and change.task.id == task.id:
         return change.task
@@ -140,8 +142,9 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
 async def list_tasks(
     caller: Caller, workspace_id: str, page: Page, store: Store
 ) -> tuple[Sequence[Task], str]:
-    """A page of the workspace's tasks, newest first, and the token of the next page; empty on the
-    last page.
+    """A page of the workspace's tasks, newest first, and the token of the next page.
+
+    The token is empty on the last page. Raises Failure: permission_denied, workspace_not_found.
     """
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)

@@ -27,9 +27,7 @@ class TraceContext:
 
     @classmethod
     def parse(cls, traceparent: str | None) -> Self | None:
-        """Parses the header. Returns None if it is absent or not valid; the call then belongs to no
-        trace.
-        """
+        """Parses the header. Returns None if it is absent or not valid: the call has no trace."""
         found = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
         if (
             found is None

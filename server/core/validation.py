@@ -27,7 +27,7 @@ class Fields:
         self._problems.setdefault(field, problem)
 
     def identifier(self, field: str, value: str) -> None:
-        """Checks the syntax of an id, not that it exists."""
+        """Checks the syntax of an id."""
         if not _ID.fullmatch(value):
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
@@ -66,14 +66,15 @@ Listed = TypeVar("Listed", bound=HasId)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a list, newest first. The page token is the id of the last item of the page before."""
+    """A page of a list, newest first. The page token is the id of the last item before the page."""
 
     size: int
+    # None for the first page.
     before_id: str | None
 
     @classmethod
     def of(cls, page_size: int, page_token: str) -> "Page":
-        """From the fields of a request. Raises Failure validation_error."""
+        """Decodes the fields of a request. Raises Failure validation_error."""
         fields = Fields()
         if page_size:
             fields.between("page_size", page_size, 1, MAX_PAGE_SIZE)
@@ -85,11 +86,10 @@ class Page:
     def cut(
         self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
     ) -> tuple[Sequence[Listed], str]:
-        """The items of the page and the token of the next page; `found` has one item more than the
-        page if there is a next page.
+        """The items of the page, and the token of the next page; empty if there is none.
 
-        `weigh` returns the size of an item in characters. A page that would exceed the size of a
-        message ends early.
+        `found` has one item more than the page if there is a next page. `weigh` returns the size of
+        an item in characters. A page that would exceed the size of a message ends early.
         """
         page: list[Listed] = []
         characters = 0

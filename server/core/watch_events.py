@@ -11,8 +11,7 @@ from server.core.ports import Clock, Store, Wakeups
 from server.core.validation import Fields
 
 HEARTBEAT_SECONDS = 15.0
-# Events that are buffered for one watcher. The next batch is read when the watcher has taken this
-# one.
+# The maximum number of events that are buffered for one consumer.
 BATCH_EVENTS = 100
 
 
@@ -27,12 +26,11 @@ class Heartbeat:
 async def watch_events(
     caller: Caller, workspace_id: str, after_seq: int, store: Store, wakeups: Wakeups, clock: Clock
 ) -> AsyncIterator[Event | Heartbeat]:
-    """Yields the events after `after_seq`, then new events as they are committed, until the
-    consumer or the server stops.
+    """Yields the events after `after_seq`, then new events as they are committed.
 
-    A batch is read when the consumer has taken the one before it, so a slow watcher buffers at most
-    one batch. Raises Failure: permission_denied, workspace_not_found, unavailable (the server
-    drains); UnavailableError.
+    Ends only when the consumer or the server stops. A batch is read when the consumer has taken the
+    one before it, so a slow consumer buffers at most one batch. Raises Failure: permission_denied,
+    workspace_not_found, unavailable (the server drains); UnavailableError.
     """
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
@@ -41,8 +39,7 @@ async def watch_events(
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id), workspace_id)
     seq = after_seq
-    # Subscribe before the first read: an event committed between a read and the wait then wakes
-    # this watcher.
+    # Subscribes before the first read, so that a commit between a read and the wait is not missed.
     async with wakeups.subscribe(workspace_id) as wakeup:
         quiet_since = clock()
         while True:
@@ -58,8 +55,8 @@ async def watch_events(
                 quiet_since = clock()
                 yield Heartbeat(quiet_since, seq)
             elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
-                # The heartbeat makes sure that the failure follows a message and is therefore sent
-                # within the stream.
+                # The heartbeat precedes the failure, because a failure that follows a message is
+                # sent within the stream, as its last message.
                 yield Heartbeat(clock(), seq)
                 message = f"The server is shutting down. Watch again with after={seq}."
                 raise Failure("unavailable", message, retry_after_seconds=1)

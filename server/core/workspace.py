@@ -53,15 +53,15 @@ class Workspace:
     agent_address: str | None = None
     # The agent of this epoch counts as lost after this time.
     lease_expires_at: datetime | None = None
-    # Since when the agent's heartbeats have not named the current task; None while they name it, or
-    # if there is no task.
+    # The first of the heartbeats in a row that did not name the current task; None while they name
+    # it, or if there is no task.
     task_unnamed_since: datetime | None = None
     # The run of the stack that this epoch's pod belongs to; None until it is placed.
     run_id: str | None = None
 
     @property
     def is_up(self) -> bool:
-        """Whether an agent is there to accept tasks and cancellations."""
+        """Whether the workspace's agent accepts tasks and cancellations."""
         return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
 
     def is_fenced(self, epoch: int) -> bool:
@@ -70,8 +70,9 @@ class Workspace:
         return epoch != self.epoch or is_over
 
     def require_up(self) -> None:
-        """Raises Failure workspace_provisioning, workspace_stopped or workspace_failed unless the
-        workspace is up.
+        """Raises Failure unless the workspace is up.
+
+        The slug is workspace_provisioning, workspace_stopped or workspace_failed.
         """
         if self.is_up:
             return

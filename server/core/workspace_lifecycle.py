@@ -73,7 +73,7 @@ def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stoppe
 def register(
     locked: Locked, epoch: int, address: str, lease_seconds: float, now: datetime
 ) -> Change:
-    """Records that the agent of the epoch is up. An agent that missed the reply repeats the call."""
+    """Records that the agent of the epoch is up. An agent that misses the reply calls again."""
     workspace = locked.workspace
     if workspace.is_fenced(epoch):
         return unchanged(locked)
@@ -111,7 +111,7 @@ def lose_agent(
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
-    Its task ends, the workspace has failed, and the epoch is fenced.
+    Ends its task, fails the workspace and fences the epoch.
     """
     workspace = locked.workspace
     if workspace.is_fenced(epoch):
@@ -124,7 +124,7 @@ def lose_agent(
 
 
 def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
-    """Records that the pod of a stopping workspace has ended. A task that is still open ends."""
+    """Records that the pod of a stopping workspace has ended, and ends a task that is open."""
     workspace = locked.workspace
     if workspace.is_fenced(epoch) or workspace.status is not WorkspaceStatus.STOPPING:
         return unchanged(locked)

@@ -19,7 +19,10 @@ STOP_REASON = "workspace stopped"
 
 
 async def create_workspace(caller: Caller, name: str, store: Store, clock: Clock) -> Workspace:
-    """Records a workspace. The fleet controller starts its agent. Raises Failure permission_denied."""
+    """Records a workspace, whose agent the fleet controller starts.
+
+    Raises Failure permission_denied.
+    """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
     fields.check()
@@ -49,8 +52,9 @@ async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Work
 async def list_workspaces(
     caller: Caller, page: Page, store: Store
 ) -> tuple[Sequence[Workspace], str]:
-    """A page of the workspaces that the caller may read, newest first, and the token of the next
-    page; empty on the last page.
+    """A page of the workspaces that the caller may read, newest first, and the next page's token.
+
+    The token is empty on the last page. Raises Failure permission_denied.
     """
     permission = caller.permission("workspace:read")
     return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
@@ -59,8 +63,9 @@ async def list_workspaces(
 async def stop_workspace(
     caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
 ) -> Workspace:
-    """Starts to stop a workspace. Raises Failure: permission_denied, workspace_not_found,
-    workspace_failed.
+    """Starts to stop a workspace.
+
+    Raises Failure: permission_denied, workspace_not_found, workspace_failed.
     """
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")
@@ -78,8 +83,8 @@ async def stop_workspace(
         lambda locked: workspace_lifecycle.request_stop(locked, intent).caused_by(origin),
     )
     if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
-        # Only a latency optimisation: an agent that cannot be reached receives the intent with a
-        # later reply, or is ended after the grace period.
+        # A latency optimisation: an agent that cannot be reached receives the intent with a later
+        # reply, or the fleet controller ends it after the grace period.
         with suppress(AgentUnreachableError):
             await agents.cancel_task(change.workspace, change.task)
     return change.workspace
@@ -88,8 +93,9 @@ async def stop_workspace(
 async def resume_workspace(
     caller: Caller, workspace_id: str, store: Store, clock: Clock
 ) -> Workspace:
-    """Starts a new agent in a new epoch. Raises Failure: permission_denied, workspace_not_found,
-    invalid_state.
+    """Requests a new agent in a new epoch.
+
+    Raises Failure: permission_denied, workspace_not_found, invalid_state.
     """
     _check_id(workspace_id)
     permission = caller.permission("workspace:write")

@@ -126,7 +126,7 @@ def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
     assert 3 <= time.monotonic() - began < 15
     assert not running(PLAIN)
     assert (end["status"], end["forced"], end["work_stopped"]) == ("cancelled", True, "yes")
-    assert end["reason"] == "its agent did not break off the task in time"
+    assert end["reason"] == "its agent did not interrupt the task in time"
     assert end["cancel"]["force_requested_by"] == end["cancel"]["requested_by"]
     assert workspace.await_status("failed")["status_reason"] == end["reason"]
 

@@ -234,7 +234,7 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
     assert (ended.status, ended.forced, ended.reason) == (
         TaskStatus.CANCELLED,
         True,
-        "its agent did not break off the task in time",
+        "its agent did not interrupt the task in time",
     )
     assert (failed.status, fleet.pods.done) == (FAILED, ["end 0"])
 
