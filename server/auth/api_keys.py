@@ -1,5 +1,6 @@
-"""API keys: `sk_` and 256 random bits. Only the SHA-256 is stored: what is random needs no slow
-hash.
+"""API keys: `sk_` and 256 random bits. Only the SHA-256 of a key is stored.
+
+A slow hash would add nothing, because random keys cannot be guessed.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from server.core.caller import Caller
 
 PREFIX = "sk_"
 _RANDOM_BYTES = 32
-# A revoked key stops working within this long on every worker; 10 s are promised.
+# A revoked key stops working on every worker within this time. The promise is 10 s.
 CACHE_SECONDS = 5.0
 _MAX_CACHED_KEYS = 10_000
 
@@ -22,17 +23,17 @@ FindKey = Callable[[bytes], Awaitable[ApiKey | None]]
 
 
 def new_secret() -> str:
-    """A new key, shown once."""
+    """A new key. Its creator sees it once; it is not stored."""
     return PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def fingerprint(secret: str) -> bytes:
-    """What is stored of a key."""
+    """The SHA-256 of a key, under which it is stored."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 class ApiKeys:
-    """Who calls with an API key."""
+    """Authenticates callers by API key."""
 
     def __init__(self, find_key: FindKey) -> None:
         self._find_key = find_key
@@ -46,7 +47,7 @@ class ApiKeys:
     async def authenticate(self, secret: str) -> Caller:
         """The key's caller. Raises Failure unauthenticated; UnavailableError."""
         digest = fingerprint(secret)
-        # One look-up of each: an entry could expire between two.
+        # Reads each cache once, because an entry may expire between two reads.
         caller = self._callers.get(digest)
         if caller is None and digest not in self._unknown:
             caller = await self._look_up(digest)

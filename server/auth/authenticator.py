@@ -1,4 +1,4 @@
-"""From an `authorization` value to the caller."""
+"""Authenticates callers by the header `authorization`."""
 
 from collections.abc import Awaitable, Callable
 
@@ -26,7 +26,7 @@ def bearer_token(authorization: str | None) -> str:
 
 
 class Authenticator:
-    """Tells the two kinds of credential apart by their prefix."""
+    """Authenticates API keys and session tokens, which differ in their prefix."""
 
     def __init__(self, api_keys: ApiKeys, sessions: SessionTokens) -> None:
         self._api_keys = api_keys
@@ -45,9 +45,7 @@ class Authenticator:
 
 
 class HostBinding:
-    """Each organization has a host name, `<slug>.<public domain>`; its credentials are good there
-    only.
-    """
+    """Limits the credentials of an organization to its host, `<slug>.<public domain>`."""
 
     def __init__(
         self, public_domain: str, find_org_slug: Callable[[str], Awaitable[str | None]]
@@ -57,15 +55,13 @@ class HostBinding:
         self._slugs: TTLCache[str, tuple[str | None]] = TTLCache(maxsize=10_000, ttl=60)
 
     async def check(self, caller: Caller, host: str) -> None:
-        """Raises Failure permission_denied when the host names another organization than the
-        credential.
-        """
-        # One look: between two, the entry could run out.
+        """Raises Failure permission_denied if the host is not that of the caller's organization."""
+        # Reads the cache once, because the entry may expire between two reads.
         found = self._slugs.get(caller.org_id)
         if found is None:
             found = self._slugs[caller.org_id] = (await self._find_org_slug(caller.org_id),)
         (slug,) = found
         if slug is None or host.partition(":")[0].lower() != slug + self._suffix:
             raise errors.permission_denied(
-                f"Your credential is not one of the organization at {host}.", []
+                f"Your credential does not belong to the organization at {host}.", []
             )

@@ -14,11 +14,11 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
 from server.core import errors
-from server.core.caller import is_name
+from server.core.caller import is_valid_name
 from server.core.runtime import AgentIdentity
 from server.pod.tokens import AGENT_AUDIENCE, ISSUER, RUNTIME_AUDIENCE, SIGNAL_TOKEN_SECONDS
 
-# PostgreSQL's bigint.
+# The largest bigint of PostgreSQL.
 _MAX_EPOCH = 2**63 - 1
 _HEADER = {"alg": "Ed25519", "typ": "JWT"}
 
@@ -86,7 +86,11 @@ class PodTokens:
         if claims.get("iss") != ISSUER or claims.get("aud") != RUNTIME_AUDIENCE:
             raise errors.unauthenticated("The token is not a runtime token.")
         workspace_id, epoch = claims.get("workspace_id"), claims.get("epoch")
-        # Not isinstance: True is an int too.
-        if not is_name(workspace_id) or type(epoch) is not int or not 1 <= epoch <= _MAX_EPOCH:
+        # isinstance would accept True as an int.
+        if (
+            not is_valid_name(workspace_id)
+            or type(epoch) is not int
+            or not 1 <= epoch <= _MAX_EPOCH
+        ):
             raise errors.unauthenticated("The runtime token names no workspace or no epoch.")
         return AgentIdentity(workspace_id, epoch)

@@ -1,5 +1,6 @@
-"""Session tokens: JWTs (RFC 7519) of the platform's identity provider, verified against its JWK set
-(RFC 7517).
+"""Session tokens: JWTs (RFC 7519) of the platform's identity provider.
+
+They are verified against the provider's JWK set (RFC 7517).
 """
 
 import asyncio
@@ -20,27 +21,28 @@ from joserfc.errors import ExpiredTokenError, JoseError, SecurityWarning
 from joserfc.jwk import JWKRegistry, Key, KeySet
 
 from server.core import errors
-from server.core.caller import MAX_NAME_BYTES, Caller, CredentialKind, is_name
+from server.core.caller import MAX_NAME_BYTES, Caller, CredentialKind, is_valid_name
 from server.core.errors import Failure
 
-# `EdDSA` is what RFC 8037 calls the algorithm that RFC 9864 calls `Ed25519`; providers send either.
+# `EdDSA` (RFC 8037) and `Ed25519` (RFC 9864) name the same algorithm. Providers use either name.
 ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
-# For clocks that differ a little.
+# The tolerated difference between the clocks of the provider and the worker.
 LEEWAY_SECONDS = 5
-# A token that was verified is not verified again for this long, nor beyond its `exp`.
+# How long a verified token is cached. It is never cached beyond its `exp`.
 CACHE_SECONDS = 60.0
-# How long a token with a wrong signature is remembered. The provider may replace a key under the
-# same `kid`, which makes it valid.
+# How long a token with a wrong signature is cached. Not longer, because the provider may replace a
+# key under the same `kid`, which can make the token valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# Wrong signatures that are verified in a second. One takes up to 130 µs, so they take at most an
-# eighth of the worker's time.
+# The limit of wrong signatures that a worker verifies. One takes up to 130 µs, so that all take at
+# most an eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
-# The end of the year 9999, the last that RFC 3339 can write.
+# The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
-# An unknown `kid` has the set read again, but not more often than this: anyone can send unknown
-# ones.
+# The shortest interval between two reads of the set. A token with an unknown `kid` causes a read,
+# and anyone can send such tokens.
 _REFRESH_SECONDS = 10.0
+# The set is read again when it is older than this.
 _MAX_AGE_SECONDS = 300.0
 _FETCH_TIMEOUT_SECONDS = 3.0
 
@@ -56,11 +58,12 @@ class JwkSet:
         self._reading = asyncio.Lock()
 
     async def get(self, kid: str | None) -> KeySet:
-        """The set, read again when it is old, or lacks this key. Raises UnavailableError when it
-        was never readable.
+        """The set. Reads it again if it is old or lacks this key.
+
+        Raises UnavailableError if the set could never be read.
         """
-        # A key that is known serves on while another call reads; a key that is not waits for what
-        # that call finds.
+        # While another call reads the set, a known key is used without waiting. An unknown key
+        # waits for the result.
         if self._is_stale(kid) and not (self._knows(kid) and self._reading.locked()):
             async with self._reading:
                 if self._is_stale(kid):
@@ -80,8 +83,7 @@ class JwkSet:
         try:
             keys = _import_keys(await asyncio.to_thread(self._load))
         except (OSError, HTTPException, ValueError, TypeError, LookupError, RecursionError):
-            # The keys that are known go on serving while the provider is away, or answers with
-            # something else.
+            # The known keys stay in use while the provider is unreachable or sends no JWK set.
             return
         finally:
             self._read_at = time.monotonic()
@@ -90,15 +92,18 @@ class JwkSet:
 
     def _load(self) -> bytes:
         if self._source.startswith(("http://", "https://")):
-            with urllib.request.urlopen(self._source, timeout=_FETCH_TIMEOUT_SECONDS) as response:  # noqa: S310 - scheme checked
+            with urllib.request.urlopen(  # noqa: S310 - the scheme is checked
+                self._source, timeout=_FETCH_TIMEOUT_SECONDS
+            ) as response:
                 content: bytes = response.read()
                 return content
         return Path(self._source).read_bytes()
 
 
 def _import_keys(content: bytes) -> list[Key]:
-    """Keys that are not understood are left out (RFC 7517, section 5). Raises when it is not a JWK
-    set.
+    """The keys of a JWK set, without those that are not supported (RFC 7517, section 5).
+
+    Raises if the content is not a JWK set or has no supported key.
     """
     entries = json.loads(content)["keys"]
     keys = []
@@ -106,22 +111,21 @@ def _import_keys(content: bytes) -> list[Key]:
         with suppress(JoseError, ValueError, TypeError, LookupError):
             keys.append(JWKRegistry.import_key(entry))
     if entries and not keys:
-        raise ValueError("the JWK set has no key that is understood")
+        raise ValueError("the JWK set has no supported key")
     return keys
 
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """The caller of a verified token, and the Unix time until which the token is not verified
-    again.
-    """
+    """A verified token."""
 
     caller: Caller
+    # In seconds since 1970. Then the token is verified again.
     until: float
 
 
 class SessionTokens:
-    """Who calls with a session token.
+    """Authenticates callers by session token.
 
     Anyone can send any number of bad tokens. The cheap checks therefore run before the signature is
     verified, bad tokens are cached separately from good ones, and wrong signatures get a bounded
@@ -129,8 +133,7 @@ class SessionTokens:
     """
 
     def __init__(self, keys: JwkSet, issuer: str, audience: str) -> None:
-        # The older name of an algorithm that is accepted on purpose is not worth a warning a
-        # process.
+        # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys
         self._claims = jwt.JWTClaimsRegistry(
@@ -141,14 +144,16 @@ class SessionTokens:
             sub={"essential": True},
             org_id={"essential": True},
         )
-        # By SHA-256, so that a long token takes no more memory than a short one.
+        # The keys are the SHA-256 of tokens, so that long tokens take no more memory than short
+        # ones.
         self._verified: LRUCache[bytes, _Verified] = LRUCache(maxsize=_MAX_CACHED_TOKENS)
         self._forged: TTLCache[bytes, bool] = TTLCache(
             maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS
         )
-        # When all the wrong signatures so far are paid for, by the monotonic clock: at
-        # FORGERIES_PER_SECOND, up to a second ahead.
-        self._forgeries_paid_at = 0.0
+        # Limits the rate of wrong signatures (the generic cell rate algorithm, ITU-T I.371). Each
+        # one adds 1 / FORGERIES_PER_SECOND to this time, which is monotonic. If it is a second or
+        # more ahead, new tokens are refused.
+        self._forgeries_until = 0.0
 
     async def authenticate(self, token: str) -> Caller:
         """The token's caller. Raises Failure unauthenticated, rate_limited; UnavailableError."""
@@ -168,9 +173,9 @@ class SessionTokens:
             # A token that was verified before is verified again without this check, so a flood of
             # wrong signatures cannot block it.
             if known is None:
-                self._check_forgeries()
+                self._check_forgery_rate()
             if not jws.validate_compact(signed, keys, ALGORITHMS):
-                self._note_forgery(digest)
+                self._record_forgery(digest)
                 raise _invalid()
         except ExpiredTokenError as error:
             raise errors.unauthenticated("The session token has expired.") from error
@@ -182,15 +187,17 @@ class SessionTokens:
         )
         return caller
 
-    def _check_forgeries(self) -> None:
-        if self._forgeries_paid_at >= time.monotonic() + 1:
-            message = "New session tokens cannot be verified now, because too many tokens with a wrong signature are being sent."
+    def _check_forgery_rate(self) -> None:
+        if self._forgeries_until >= time.monotonic() + 1:
+            message = (
+                "New session tokens cannot be verified now, because too many tokens with a wrong "
+                "signature are being sent."
+            )
             raise errors.rate_limited(message, retry_after_seconds=1)
 
-    def _note_forgery(self, digest: bytes) -> None:
-        self._forgeries_paid_at = (
-            max(self._forgeries_paid_at, time.monotonic()) + 1 / FORGERIES_PER_SECOND
-        )
+    def _record_forgery(self, digest: bytes) -> None:
+        now = time.monotonic()
+        self._forgeries_until = max(self._forgeries_until, now) + 1 / FORGERIES_PER_SECOND
         self._verified.pop(digest, None)
         self._forged[digest] = True
 
@@ -206,10 +213,13 @@ def _caller(claims: dict[str, Any]) -> Caller:
             "The session token's times are not within the years 1970 to 9999."
         )
     subject, org_id, scopes = claims["sub"], claims["org_id"], claims.get("permissions", [])
-    if not is_name(subject) or not is_name(org_id):
-        message = f"The session token's `sub` and `org_id` must be 1 to {MAX_NAME_BYTES} bytes of printable text."
+    if not is_valid_name(subject) or not is_valid_name(org_id):
+        message = (
+            f"The session token's `sub` and `org_id` must be 1 to {MAX_NAME_BYTES} bytes of "
+            "printable text."
+        )
         raise errors.unauthenticated(message)
-    if not isinstance(scopes, list) or not all(is_name(scope) for scope in scopes):
+    if not isinstance(scopes, list) or not all(is_valid_name(scope) for scope in scopes):
         raise errors.unauthenticated("The session token's `permissions` is not a list of scopes.")
     return Caller(
         org_id=org_id,

@@ -12,12 +12,12 @@ from server.core.workspace import Workspace
 MAX_NAME_BYTES = 255
 
 
-def is_name(value: object) -> TypeGuard[str]:
-    """Whether a credential may use this name for an organization, user, workspace or scope: 1 to
-    255 bytes of printable UTF-8.
+def is_valid_name(value: object) -> TypeGuard[str]:
+    """Whether the value is 1 to 255 bytes of printable UTF-8.
 
-    Excludes what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control
-    and format characters).
+    A credential may name only such organizations, users, workspaces and scopes. Excludes what
+    PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and format
+    characters).
     """
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_BYTES:
         return False
@@ -53,8 +53,9 @@ class Caller:
         return f"{self.org_id}\n{self.credential_kind}\n{self.actor_id}"
 
     def permission(self, scope: str) -> "Permission":
-        """The permission that `scope` grants. Raises Failure permission_denied without the scope
-        and its `:own` form.
+        """The permission that the scope or its `:own` form grants.
+
+        Raises Failure permission_denied if the caller has neither.
         """
         if scope in self.scopes:
             return Permission(self, scope, own_only=False)
@@ -66,26 +67,24 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A scope that the caller has, for all workspaces of their organization or only for those they
-    created.
-    """
+    """A scope of the caller, for all workspaces of their organization or only for their own."""
 
     caller: Caller
     scope: str
+    # Whether the permission is limited to workspaces that the caller created.
     own_only: bool
 
     def covers(self, workspace: Workspace) -> bool:
-        """Whether the permission includes the workspace. An API key has no user, so its `:own`
-        scopes match none.
+        """Whether the permission includes the workspace of the caller's organization.
+
+        An API key belongs to no user, so its `:own` scopes include no workspace.
         """
         return not self.own_only or (
             self.caller.user_id is not None and workspace.created_by_user_id == self.caller.user_id
         )
 
     def check(self, workspace: Workspace | None, workspace_id: str) -> Workspace:
-        """The workspace, if the caller may use it. Raises Failure workspace_not_found, then
-        permission_denied.
-        """
+        """Returns the workspace. Raises Failure workspace_not_found or permission_denied."""
         if workspace is None or workspace.org_id != self.caller.org_id:
             raise errors.workspace_not_found(workspace_id)
         if not self.covers(workspace):
