@@ -22,7 +22,7 @@ ENVELOPE_TRAILER = "x-evershell-error"
 
 @dataclass(slots=True)
 class Call:
-    """One call, and what the interceptors have found out about it."""
+    """One call, with the facts that the interceptors add to it."""
 
     # `/package.Service/Method`.
     method: str
@@ -75,8 +75,9 @@ def origin() -> Origin:
 
 
 async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    """Makes the edge answer a REST call with 200 instead of the method's usual status, because
-    what was asked for is done and not only accepted.
+    """Makes the edge answer a REST call with 200 instead of the method's usual status.
+
+    Used if what the call requested is done, and not only accepted.
     """
     if current().is_rest:
         await context.send_initial_metadata(((STATUS_HEADER, "200"),))

@@ -1,4 +1,4 @@
-"""Between the messages of the protos and the objects of the core, and nothing else."""
+"""Converts between the messages of the protos and the objects of the core."""
 
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace
 from server.pod.messages import encode_assignment, timestamp
 
-# How an agent may propose that a task ends.
+# The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
     str(status): status
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
@@ -26,7 +26,7 @@ _PROPOSABLE = {
 
 
 def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Origin) -> CancelTask:
-    """Raises Failure validation_error."""
+    """The request. Raises Failure validation_error."""
     return CancelTask(
         workspace_id=request.workspace_id,
         task_id=request.task_id,
@@ -44,7 +44,7 @@ def _seconds(duration: Duration) -> float:
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:
-    """The reply; the intent's fields are the first requester's."""
+    """The reply. Requester, time and reason are those of the call that recorded the intent."""
     task = result.task
     intent = task.cancel if task is not None else None
     return workspace_service_pb2.CancelTaskResponse(
@@ -59,7 +59,7 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
 
 
 def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, origin: Origin) -> SubmitTask:
-    """Raises Failure validation_error."""
+    """The request. Raises Failure validation_error."""
     return SubmitTask(
         workspace_id=request.workspace_id,
         description=request.description,
@@ -70,7 +70,7 @@ def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, origin: Orig
 
 
 def encode_task(task: Task) -> task_pb2.Task:
-    """The task as callers see it."""
+    """The public fields of the task."""
     intent = task.cancel
     return task_pb2.Task(
         id=task.id,
@@ -105,7 +105,7 @@ def _encode_usage(usage: Usage) -> task_pb2.Usage:
 
 
 def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:
-    """The workspace as callers see it."""
+    """The public fields of the workspace."""
     return workspace_pb2.Workspace(
         id=workspace.id,
         org_id=workspace.org_id,
@@ -121,7 +121,7 @@ def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:
 
 
 def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
-    """One message of a stream."""
+    """A message of the stream of WatchEvents."""
     if isinstance(item, Heartbeat):
         heartbeat = workspace_service_pb2.Heartbeat(time=timestamp(item.time), seq=item.seq)
         return workspace_service_pb2.WatchEventsResponse(heartbeat=heartbeat)
@@ -136,13 +136,13 @@ def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEvents
     )
     payload: Message = getattr(event, item.type)
     payload.SetInParent()
-    # A payload that a later version wrote may hold fields that this one does not know.
+    # A later version may have written fields that this one does not know.
     ParseDict(dict(item.payload), payload, ignore_unknown_fields=True)
     return workspace_service_pb2.WatchEventsResponse(event=event)
 
 
 def encode_directive(directive: Directive, lease_seconds: float) -> runtime_service_pb2.Directive:
-    """What an agent is told in every reply."""
+    """The directive in every reply to an agent."""
     message = runtime_service_pb2.Directive(
         fenced=directive.fenced, lease_ms=int(lease_seconds * 1000)
     )
@@ -152,7 +152,7 @@ def encode_directive(directive: Directive, lease_seconds: float) -> runtime_serv
 
 
 def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
-    """What an agent commits. An event of no known kind is a defect of the agent and is refused."""
+    """The events of a commit. An event of an unknown kind is a defect of the agent."""
     return [_decode_agent_event(event) for event in events]
 
 
@@ -172,7 +172,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
             ended = event.task_ended
             status = _PROPOSABLE.get(task_pb2.Task.Status.Name(ended.status))
             if status is None:
-                raise AssertionError(f"an agent proposed the end {ended.status}")
+                raise AssertionError(f"an agent proposed an end with the status {ended.status}")
             return TaskEnded(
                 status=status, result=ended.result, reason=ended.reason, forced=ended.forced
             )

@@ -1,6 +1,6 @@
-"""Server reflection, as v1 and as v1alpha: clients that know both ask for v1 first.
+"""Server reflection in the versions v1 and v1alpha. Clients that support both try v1 first.
 
-The package carries v1alpha only. The messages of both versions are the same on the wire, so one
+The package has only v1alpha. The messages of both versions are the same on the wire, so one
 servicer serves both.
 """
 
@@ -16,7 +16,7 @@ SERVICE_NAMES = (f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection")
 
 
 def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> None:
-    """Describes these services, and itself."""
+    """Adds reflection for these services, and for itself."""
     _add_descriptor_of_v1()
     servicer = _Servicer((*service_names, *SERVICE_NAMES))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
@@ -35,7 +35,7 @@ def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> No
 
 
 def _add_descriptor_of_v1() -> None:
-    """Adds v1 to the pool that the servicer reads, with the messages of v1alpha under its own name."""
+    """Adds a copy of v1alpha, renamed to v1, to the descriptor pool that the servicer reads."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file = json_format.Parse(
@@ -45,8 +45,8 @@ def _add_descriptor_of_v1() -> None:
     descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
 
 
-class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # it comes without types
-    """Finds methods too: the pool finds a file by all that it declares, but not by a method."""
+class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types
+    """Finds methods too. The pool finds a file by any other symbol that it declares."""
 
     def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
         service, _, method = fully_qualified_name.rpartition(".")

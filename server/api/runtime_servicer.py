@@ -1,4 +1,4 @@
-"""RuntimeService: what agents call. Each method decodes, calls the core, encodes."""
+"""RuntimeService, which agents call. Each method decodes, calls the core, encodes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
-    """The internal service; runtime_service.proto says what each method does and promises."""
+    """The internal service. runtime_service.proto has the contract of each method."""
 
     runtime: Runtime
 

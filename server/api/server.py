@@ -52,8 +52,9 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         drain_waits: Callable[[], None] = lambda: None,
     ) -> None:
-        """`interceptors` is the list of chain.py, with `request_log` in it. `drain_waits`
-        makes every call that waits answer at once, now and later.
+        """`interceptors` is the list of chain.py, and contains `request_log`.
+
+        `drain_waits` makes every call that waits answer at once, now and later.
         """
         self._drain_waits = drain_waits
         self._request_log = request_log
@@ -69,8 +70,9 @@ class Server:
         reflection.add_to_server(public_services, self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
-        """Listens on `address`, which is host:port, and returns the port. For port 0 the system
-        chooses one. Raises RuntimeError if the port is taken.
+        """Listens on `address` (host:port) and returns the port.
+
+        For port 0 the system chooses one. Raises RuntimeError if the port is in use.
         """
         port = self._server.add_insecure_port(address)
         await self.set_serving(serving=serving)
@@ -87,8 +89,10 @@ class Server:
         await self._health.set("", serving_status)
 
     async def drain(self, grace_seconds: float) -> None:
-        """Drains within the grace: reports NOT_SERVING, ends waits and streams, serves the calls
-        that still arrive, then aborts what is left.
+        """Stops the server within the grace period.
+
+        Reports NOT_SERVING, ends waits and streams, serves the calls that still arrive, then aborts
+        the calls that are left.
         """
         until = time.monotonic() + grace_seconds
         await self._health.enter_graceful_shutdown()
@@ -97,8 +101,10 @@ class Server:
         await self._server.stop(max(0.0, until - time.monotonic()))
 
     async def _serve_arrivals(self, limit_seconds: float) -> None:
-        """Serves new calls until clients have stopped sending them. When gRPC stops, it aborts
-        calls that it has received but not started, without a rich status.
+        """Serves new calls until clients have stopped sending them.
+
+        When gRPC stops, it aborts calls that it has received but not started, without a rich
+        status.
         """
         # Counts checks instead of seconds, because the process may have been frozen meanwhile.
         for _ in range(int(limit_seconds / _QUIET_SECONDS)):

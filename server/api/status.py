@@ -1,8 +1,6 @@
-"""From a failure to what each wire shows: google.rpc.Status with its standard details, and the REST
-envelope.
+"""Encodes a failure for each protocol: as google.rpc.Status, and as the REST envelope.
 
-Which gRPC code and HTTP status a slug has is read from the options of its enum value, where alone
-it is written.
+The gRPC code and the HTTP status of a slug are options of its enum value in error.proto.
 """
 
 import json
@@ -26,8 +24,9 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 
 
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
-    """The status with ErrorInfo, RequestInfo and the details that are usual for its code
-    (https://google.aip.dev/193).
+    """The status with its details (https://google.aip.dev/193).
+
+    They are ErrorInfo, RequestInfo, and the standard details of the status's code.
     """
     rule = RULES[failure.slug]
     info = error_details_pb2.ErrorInfo(
@@ -81,7 +80,7 @@ def _packed(detail: Message) -> any_pb2.Any:
 
 
 def _flat(details: Mapping[str, Any]) -> dict[str, str]:
-    """ErrorInfo's metadata is flat strings; what is not is told by a detail of its own."""
+    """The details as strings, for ErrorInfo, without the maps, which are in other details."""
     flat: dict[str, str] = {}
     for name, value in details.items():
         match value:
@@ -95,7 +94,7 @@ def _flat(details: Mapping[str, Any]) -> dict[str, str]:
 
 
 def envelope_json(failure: Failure, request_id: str) -> str:
-    """The body of a REST error, in ASCII: it travels in a header."""
+    """The body of a REST error. It is ASCII, because it is sent to the edge in a trailer."""
     error: dict[str, Any] = {
         "code": failure.slug,
         "message": failure.message,
@@ -107,7 +106,7 @@ def envelope_json(failure: Failure, request_id: str) -> str:
 
 
 def stream_error(failure: Failure, request_id: str) -> error_pb2.Error:
-    """The same facts, as the last message of a stream that has begun."""
+    """The error as the last message of a stream that has sent messages before."""
     error = error_pb2.Error(
         code=error_pb2.Error.ErrorCode.Value(failure.slug),
         message=failure.message,

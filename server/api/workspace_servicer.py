@@ -1,4 +1,4 @@
-"""WorkspaceService: each method decodes, calls the core, encodes."""
+"""WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
-    """The public service; workspace_service.proto says what each method does and promises."""
+    """The public service. workspace_service.proto has the contract of each method."""
 
     store: Store
     agents: Agents
@@ -34,20 +34,20 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
     ) -> workspace_service_pb2.CancelTaskResponse:
-        wanted = codec.decode_cancel(request, origin())
+        decoded = codec.decode_cancel(request, origin())
         result = await cancel_task(
-            caller(), wanted, self.store, self.agents, self.wakeups, self.clock
+            caller(), decoded, self.store, self.agents, self.wakeups, self.clock
         )
-        if wanted.wait_seconds is not None and result.saw_end:
+        if decoded.wait_seconds is not None and result.saw_end:
             await send_status_200(context)
         return codec.encode_cancel(result)
 
     async def SubmitTask(
         self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
     ) -> workspace_service_pb2.SubmitTaskResponse:
-        wanted = codec.decode_submit(request, origin())
+        decoded = codec.decode_submit(request, origin())
         task = codec.encode_task(
-            await tasks.submit_task(caller(), wanted, self.store, self.agents, self.clock)
+            await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
         )
         return workspace_service_pb2.SubmitTaskResponse(
             task_id=task.id, workspace_id=task.workspace_id, status=task.status

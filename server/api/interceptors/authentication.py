@@ -43,9 +43,7 @@ class Authentication(Interceptor):
         return await proceed()
 
     async def around_stream(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        """Ends the stream when its credential becomes invalid: when the key is revoked or the
-        session expires.
-        """
+        """Ends the stream when its credential becomes invalid (revoked or expired)."""
         streaming = asyncio.ensure_future(self.around(details, context, proceed))
         try:
             while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:
@@ -72,4 +70,4 @@ class Authentication(Interceptor):
 
 
 async def _allow_anyone(call: Call) -> None:
-    """Takes no credential."""
+    """Requires no credential."""

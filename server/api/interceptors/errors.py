@@ -22,8 +22,9 @@ log = structlog.get_logger()
 
 
 class Errors(Interceptor):
-    """Aborts the call with the failure's status. Callers see nothing of an unexpected exception;
-    it is logged.
+    """Aborts a failed call with the failure's status.
+
+    An unexpected exception is logged. Callers receive `internal` without its text.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,8 @@ class Errors(Interceptor):
             if task is None or task.cancelling():
                 # The caller cancelled the call, or the server ends it.
                 raise
-            # A defect further in raised it. Passed on, it would end the call without a status.
+            # A defect in an inner interceptor or the servicer raised it. If it were raised again,
+            # the call would end without a status.
             await self._abort_for_defect(context, details)
         except Exception:  # noqa: BLE001 - logged, with its traceback
             await self._abort_for_defect(context, details)
@@ -66,7 +68,7 @@ async def _abort(context: Context, failure: Failure) -> None:
     if call.has_streamed:
         # The edge ends a broken stream with status 200, so the last message carries the error.
         error = status.stream_error(failure, call.request_id)
-        # Fails if the watcher has not taken the message before. The status still tells it.
+        # Fails if the client has not read the previous message. The status has the error too.
         with suppress(grpc.aio.InternalError):
             await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
     rich = rpc_status.to_status(status.rich_status(failure, call.request_id))

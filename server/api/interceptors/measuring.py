@@ -10,8 +10,9 @@ from server.telemetry.metrics import Metrics
 
 
 class Measuring(Interceptor):
-    """Counts and times calls by method and outcome. gRPC calls interceptors only for methods that
-    exist, so the methods are a closed set.
+    """Counts and times calls by method and outcome.
+
+    gRPC calls interceptors only for methods that exist, so the number of methods is bounded.
     """
 
     def __init__(self, metrics: Metrics) -> None:

@@ -58,8 +58,9 @@ class _Buckets:
 
 
 class RateLimits(Interceptor):
-    """Counts the calls of each credential. Calls without a caller (of agents, health, reflection)
-    are not limited. A stream counts once, when it is opened.
+    """Counts the calls of each credential. A stream counts once, when it is opened.
+
+    Calls without a caller (of agents, health, reflection) are not limited.
     """
 
     def __init__(self, calls_rate: Rate, cancels_rate: Rate) -> None:

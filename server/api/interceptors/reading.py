@@ -1,5 +1,4 @@
-"""Reads the request of a call: after authentication, up to the method's size limit, a bounded
-number at a time.
+"""Reads the request of a call, within bounds on size, time and number.
 
 gRPC reads the request of a unary method before it calls the handler, so a caller without a
 credential could make a worker buffer it. `Reading` therefore registers every method with gRPC as
@@ -23,30 +22,29 @@ from server.core.errors import Failure
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
 # output, which JSON and Unicode may widen.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Size limit of requests to health and reflection, which hold a name.
+# Size limit of requests to health and reflection, which contain only a name.
 _COMMON_BYTES = 4096
 _COMMON_SERVICES = "/grpc."
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# Bounds on requests that are being read, for a worker and for one credential. They apply separately
-# to each size limit. A request counts with the size limit of its method, because its size is
-# unknown.
+# Bounds on the total size of the requests that are being read, for a worker and for one credential.
+# Each size limit has bounds of its own. A request counts with the size limit of its method, because
+# its size is not known yet.
 _WORKER_BYTES = 64 * 1024 * 1024
 _CALLER_BYTES = 8 * 1024 * 1024
 
 
 class Reading(grpc.aio.ServerInterceptor):
-    """The innermost interceptor: reads and parses the request. An invalid request fails like any
-    other error.
-    """
+    """Reads and parses the request. Innermost, so its errors are reported like any other."""
 
     def __init__(self) -> None:
         self._limits = request_limits()
-        # By size limit; and by caller and size limit, for as long as requests of that caller are
-        # read.
-        self._in_all: dict[int, _Turns] = {}
+        # The turns of the worker, by size limit.
+        self._by_worker: dict[int, _Turns] = {}
+        # The turns of each caller, by caller and size limit, while requests of that caller are
+        # being read.
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
 
     async def intercept_service(
@@ -80,9 +78,9 @@ class Reading(grpc.aio.ServerInterceptor):
 
     async def _request(self, method: str, parse: Callable[[bytes], Any], context: Context) -> Any:
         limit = self._limit(method)
-        in_all, by_caller = self._turns(limit)
+        of_worker, of_caller = self._turns(limit)
         try:
-            async with _being_read(by_caller, in_all):
+            async with _being_read(of_caller, of_worker):
                 message = await context.read()
                 has_ended = message is grpc.aio.EOF or await context.read() is grpc.aio.EOF
         except TimeoutError as error:
@@ -97,7 +95,7 @@ class Reading(grpc.aio.ServerInterceptor):
         try:
             return parse(message)
         except DecodeError as error:
-            text = "The request is not a message of the kind that this method takes."
+            text = "The request cannot be parsed as a message of this method's request type."
             raise _invalid(text) from error
 
     def _limit(self, method: str) -> int:
@@ -106,13 +104,13 @@ class Reading(grpc.aio.ServerInterceptor):
         return self._limits.get(method, MAX_MESSAGE_BYTES)
 
     def _turns(self, limit: int) -> "tuple[_Turns, _Turns]":
-        if limit not in self._in_all:
-            self._in_all[limit] = _Turns(_WORKER_BYTES // limit)
+        if limit not in self._by_worker:
+            self._by_worker[limit] = _Turns(_WORKER_BYTES // limit)
         key = (_caller(), limit)
-        by_caller = self._by_caller.get(key)
-        if by_caller is None:
-            by_caller = self._by_caller[key] = _Turns(_CALLER_BYTES // limit)
-        return self._in_all[limit], by_caller
+        of_caller = self._by_caller.get(key)
+        if of_caller is None:
+            of_caller = self._by_caller[key] = _Turns(_CALLER_BYTES // limit)
+        return self._by_worker[limit], of_caller
 
 
 class _Turns:
@@ -121,16 +119,16 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self._waiting = 0
-        # Time limits of the requests that are being read, as long as they are not shortened.
-        self._unhurried: set[asyncio.Timeout] = set()
+        # The time limits, not shortened yet, of the requests that are being read.
+        self._unshortened: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Waits for a turn and holds it for the duration of the context."""
         if self._free.locked():
-            for other in self._unhurried:
-                _hurry(other)
-            self._unhurried.clear()
+            for other in self._unshortened:
+                _shorten(other)
+            self._unshortened.clear()
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -143,32 +141,30 @@ class _Turns:
 
     @contextmanager
     def shortening(self, arrival: asyncio.Timeout) -> Iterator[None]:
-        """Shortens `arrival`, the time limit of the request that is being read, while others wait
-        for a turn.
-        """
+        """Shortens the time limit of the current request as soon as others wait for a turn."""
         if self._waiting:
-            _hurry(arrival)
+            _shorten(arrival)
         else:
-            self._unhurried.add(arrival)
+            self._unshortened.add(arrival)
         try:
             yield
         finally:
-            self._unhurried.discard(arrival)
+            self._unshortened.discard(arrival)
 
 
 @asynccontextmanager
-async def _being_read(by_caller: _Turns, in_all: _Turns) -> AsyncIterator[None]:
-    """Waits for both turns. Raises TimeoutError when the request takes too long to arrive.
+async def _being_read(of_caller: _Turns, of_worker: _Turns) -> AsyncIterator[None]:
+    """Waits for both turns. Raises TimeoutError if the request takes too long to arrive.
 
-    The time is shortened only when the request has both turns: until then nothing of it is read.
+    The time limit is shortened only when the request has both turns, because it is not read before.
     """
-    async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival, by_caller.turn(), in_all.turn():
-        with by_caller.shortening(arrival), in_all.shortening(arrival):
+    async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival, of_caller.turn(), of_worker.turn():
+        with of_caller.shortening(arrival), of_worker.shortening(arrival):
             yield
 
 
 def request_limits() -> dict[str, int]:
-    """The size limits of requests, by public method, as the protos declare them."""
+    """The size limit of each public method's request, in bytes, as the protos declare it."""
     service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
     usual = service.GetOptions().Extensions[workspace_service_pb2.every_call].max_request_bytes
     limits = {}
@@ -179,14 +175,14 @@ def request_limits() -> dict[str, int]:
 
 
 def _caller() -> str:
-    """The key of those that share a bound: a credential, an agent, or all calls without either."""
+    """The credential or the agent of the call. Calls without either share one bound."""
     call = calls.current()
     if call.caller is not None:
         return call.caller.key
     return call.agent.workspace_id if call.agent is not None else ""
 
 
-def _hurry(arrival: asyncio.Timeout) -> None:
+def _shorten(arrival: asyncio.Timeout) -> None:
     if arrival.expired():
         return
     soon = asyncio.get_running_loop().time() + _CONTENDED_ARRIVAL_SECONDS

@@ -55,8 +55,10 @@ class RequestLog(Interceptor):
             self._write(call, outcome, time.perf_counter() - began)
 
     def _write(self, call: Call, outcome: str, seconds: float) -> None:
-        """Writes the line. Lines of unauthenticated and refused calls are limited to a rate for
-        each outcome, so that no caller can fill the disk.
+        """Writes the line.
+
+        Lines of unauthenticated and refused calls have a rate limit per outcome, so that no caller
+        can fill the disk.
         """
         facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
         if call.trace_id:
