@@ -177,7 +177,9 @@ class _Streamed:
         if chunk.error is not None:
             text = quoted(chunk.error)
             raise AnswerError(
-                f"broke its answer off: {text}" if text else "broke its answer off with an error"
+                f"ended its answer with an error: {text}"
+                if text
+                else "ended its answer with an error"
             )
         if chunk.model:
             self._model = self._partial.model = chunk.model

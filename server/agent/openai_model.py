@@ -151,7 +151,7 @@ def _refusal(error: APIStatusError) -> str:
     status = _status_text(error.status_code)
     if error.status_code == 401:
         # The endpoint's own text may quote parts of the key.
-        return f"does not take the API key ({status})"
+        return f"refused the API key ({status})"
     text = quoted(error.body)
     return f"answered {status}: {text}" if text else f"answered {status}"
 

@@ -4,8 +4,9 @@ The promise of `accepted` rests on the order of two steps:
 
 1. The store commits the intent to cancel. From then on the task can only end `cancelled`, because
    every end goes through `_end` in task_lifecycle.py, which reads the intent.
-2. The agent is signalled. This only saves time: the agent also receives the intent with the reply
-   to its next commit or heartbeat, and the fleet controller ends the pod of an overdue agent.
+2. The agent is signalled. This only saves time. If the signal is lost, the agent receives the
+   intent with the reply to its next commit or heartbeat, and the fleet controller repeats the
+   signal. If the agent does not end the task in time (bounds.py), the controller ends its pod.
 
 A caller receives `accepted` only after step 1. No failure after step 1, of the signal, the agent,
 the caller or this process, changes how the task ends.
@@ -176,8 +177,8 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
     if is_known:
         return task
     # The agent has just ended the task, or has not received it yet; the database has the current
-    # state. If it does not answer, the call still succeeds, because the intent is recorded. A
-    # caller that received `unavailable` would retry, and the retry could cancel the next task.
+    # state. If it does not answer, the call still succeeds, because the intent is recorded. After
+    # `unavailable` the caller would retry, and without a `task_id` that could cancel the next task.
     with suppress(UnavailableError):
         return await store.get_task(workspace.id, task.id) or task
     return task

@@ -42,7 +42,7 @@ class Store(Protocol):
 
         Records the intent if the workspace is in the caller's organization, the permission covers
         it, it is up, the task (`task_id`, or the current task) has not ended, and no intent is
-        recorded for it. If an intent is recorded already, only an earlier `force_at` is taken over.
+        recorded for it. If one is recorded already, only an earlier `force_at` replaces its own.
 
         Returns what it read under the lock, also if it recorded nothing. `trace_id` is stored in
         the event; empty for no trace.

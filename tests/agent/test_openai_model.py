@@ -246,7 +246,7 @@ async def test_nobody_listens(server: ModelServer) -> None:
         (says("x" * 2_000_000), "more than 1,048,576 bytes"),
         (
             answers({"error": {"message": "Incorrect API key sk-a***key"}}, status=401),
-            "does not take the API key (HTTP 401).",
+            "refused the API key (HTTP 401).",
         ),
         (
             answers({"error": {"message": "no model 'test'"}}, status=404),

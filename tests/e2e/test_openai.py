@@ -88,9 +88,7 @@ def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(
     server.script.append(Answer(b"{}", status=401))
     end = workspace.await_end(workspace.submit("try"))
     assert (end["status"], end["iterations"]) == ("failed", 0)
-    assert (
-        end["reason"] == f"The model's endpoint {server.host} does not take the API key (HTTP 401)."
-    )
+    assert end["reason"] == f"The model's endpoint {server.host} refused the API key (HTTP 401)."
 
 
 def test_cancelling_in_a_model_call_finishes_the_iteration(
