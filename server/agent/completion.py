@@ -69,7 +69,7 @@ class _Choice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The fields of a chat completion that are used. Many endpoints send others wrongly or not."""
+    """The fields of a chat completion that are used. Many endpoints omit or misuse the others."""
 
     choices: list[_Choice] = Field(min_length=1)
     model: str | None = None
@@ -217,7 +217,7 @@ class _Streamed:
             self._arguments.append(call.function.arguments_text)
 
     def _is_another(self, call: FunctionCall) -> bool:
-        """Whether this part belongs to another call than the first.
+        """Whether this part belongs to a call other than the first.
 
         The index alone is not enough: some endpoints give all calls the same index. Nor is the id:
         some give each part a new id.

@@ -16,8 +16,8 @@ HEARTBEATS_A_LEASE = 6
 class Lease:
     """The time until which the control plane counts the agent as alive, less a margin.
 
-    A lease begins when the call that renews it is sent, so it never ends later than in the
-    database. The agent ends its tools within the margin. Times are monotonic, in seconds.
+    It counts from the time when the renewing call was sent, so it never ends later than the lease
+    in the database. The agent ends its tools within the margin. Times are monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -74,10 +74,11 @@ async def run_task(
     3. An iteration is one model call and the tool call that it asked for. It is committed as one
       event with the tool call's result, so no tool call is committed without its result. Numbers
       count from 1 without gaps.
-    4. A final reply and its tool call end the task: `cancelled` if the flag was set meanwhile, else
-      `completed`. In both cases the result is the reply's `result_after_call`, if it has one and
-      the tool call exited, else the reply's content. An exception of the model or the tool, or too
-      many iterations, end the task `failed`, with a reason for people. The process continues.
+    4. The task ends after a final reply and its tool call: `cancelled` if the flag was set
+      meanwhile, else `completed`. In both cases the result is the reply's `result_after_call`, if
+      it has one and the tool call exited, else the reply's content. An exception of the model or
+      the tool ends the task `failed`, with a reason for people, and so does the limit of
+      iterations. No such exception ends the process.
     5. A call is interrupted only when the flag's `force_at` has passed, and then at once, also if
       that time was set or changed during the call. The iteration is committed: a model call as
       `interrupted`, with the text and the tokens received so far and without a tool call; a tool

@@ -40,7 +40,7 @@ class OpenAIModel:
     """
 
     def __init__(self, model: str, endpoint: Endpoint, max_retries: int = _MAX_RETRIES) -> None:
-        """Raises ValueError if the endpoint's settings are not valid, without the API key."""
+        """Raises ValueError if a setting is not valid. Its text never contains the API key."""
         self.name = model
         self._limit_seconds = endpoint.timeout_seconds
         base_url = endpoint.base_url or _DEFAULT_BASE_URL

@@ -98,9 +98,9 @@ class ShellTool:
         }
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """Implements Tool. The result of a call that cannot be started is `not_run`, with a reason.
+        """Implements Tool. A call that cannot be started is `not_run`, with the reason as output.
 
-        Raises ToolFailure if the workspace's folder is lost: then no call can be started.
+        Raises ToolFailure if the workspace's folder is lost, because then no call can be started.
         """
         try:
             command = _command(call)

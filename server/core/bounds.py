@@ -34,8 +34,9 @@ class Bounds:
     ) -> str | None:
         """Why the agent is overdue, as a clause for people; None while it keeps its bounds.
 
-        `task` is the current task; None if it is not cancelled, because only a cancellation bounds
-        a task. `answering_since` is the end of the last outage of the database.
+        `task` is the current task. It may be None if the task is not cancelled, because the other
+        bound needs only the workspace. `answering_since` is the end of the last outage of the
+        database.
         """
         if task is not None and task.cancel is not None and not task.status.is_terminal:
             force_at = task.cancel.force_at

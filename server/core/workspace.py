@@ -53,8 +53,8 @@ class Workspace:
     agent_address: str | None = None
     # The agent of this epoch counts as lost after this time.
     lease_expires_at: datetime | None = None
-    # The first of the heartbeats in a row that did not name the current task; None while they name
-    # it, or if there is no task.
+    # The time since which the agent's heartbeats have not named the current task; None while
+    # they name it, or if there is no task.
     task_unnamed_since: datetime | None = None
     # The run of the stack that this epoch's pod belongs to; None until it is placed.
     run_id: str | None = None
