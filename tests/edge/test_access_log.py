@@ -1,4 +1,4 @@
-"""The edge's log: what is always in it, and that nobody without a credential can fill it."""
+"""The access log of Envoy: it has every answer of a worker, and strangers cannot fill it."""
 
 import json
 import socket
@@ -21,8 +21,9 @@ from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import RunningEdge, Stub, running_edge
 from tests.support.waiting import eventually
 
-# The bucket, and a line with every field at its bound.
+# The refill of the token bucket in envoy/unsolicited_calls.yaml.
 _PER_SECOND = 20
+# No line is longer, even with every field at its maximum length.
 _LINE_BYTES = 2_000
 CANCEL = "/v1/workspaces/{}/task/cancel"
 
@@ -31,7 +32,7 @@ CANCEL = "/v1/workspaces/{}/task/cancel"
 def quiet_edge(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    """An edge whose log nobody else fills."""
+    """An edge that no other test module calls, with the shipped limit on log lines."""
     with running_edge(
         short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False
     ) as running:
@@ -39,7 +40,7 @@ def quiet_edge(
 
 
 class Log:
-    """What an edge logs from here on."""
+    """The lines that an edge logs after this object was created."""
 
     def __init__(self, edge: RunningEdge) -> None:
         self._edge = edge
@@ -64,7 +65,7 @@ class Log:
         ]
 
     def assert_all(self, calls: int) -> None:
-        """Each of the calls is in the log, or counted among those that were left out."""
+        """Every call has a line in the log, or was counted as omitted."""
         eventually(lambda: len(self.lines()) + self.denied() - self._denied >= calls)
         assert len(self.lines()) + self.denied() - self._denied == calls
 
@@ -112,8 +113,9 @@ def health(edge: RunningEdge, client: httpx.Client) -> int:
 
 
 def rapid_reset(edge: RunningEdge, client: httpx.Client) -> int:
-    """Streams that are reset with the packet that opens them. The edge closes each connection after
-    some hundreds.
+    """Resets each stream right after it was opened.
+
+    The edge closes a connection after some hundred resets.
     """
     before = edge.stat("http.rest.downstream_rq_total")
     for _ in range(10):
@@ -136,7 +138,7 @@ def _reset(port: int, streams: int) -> None:
     for number in range(streams):
         connection.send_headers(2 * number + 1, request, end_stream=True)
         connection.reset_stream(2 * number + 1)
-    # The edge may close the connection before all is sent.
+    # The edge may close the connection before everything was sent.
     with (
         socket.create_connection(("127.0.0.1", port), timeout=15) as wire,
         suppress(ConnectionError),
@@ -157,7 +159,7 @@ def test_calls_without_a_credential_do_not_fill_the_log(
     log.assert_bounded()
 
 
-def test_what_a_worker_answers_is_all_there(
+def test_every_answer_of_a_worker_is_logged(
     quiet_edge: RunningEdge, log: Log, client: httpx.Client
 ) -> None:
     for _ in range(60):
@@ -183,7 +185,7 @@ def test_what_a_worker_answers_is_all_there(
     }
 
 
-def test_every_field_that_a_caller_chooses_has_a_bound(
+def test_fields_that_a_caller_chooses_are_truncated(
     quiet_edge: RunningEdge, log: Log, client: httpx.Client
 ) -> None:
     client.get("/" + "x" * 50_000, headers={"user-agent": "u" * 5_000})

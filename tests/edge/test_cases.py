@@ -1,4 +1,4 @@
-"""The table of cases: each row with each of its clients."""
+"""Sends every row of the tables of cases, with every client of the row."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[dict[str, Client]]:
-    """By the names of the table."""
+    """The clients, by their names in the table."""
     node = Node()
     common: dict[str, Any] = {"trust_env": False, "timeout": START_SECONDS}
     with httpx.Client(**common) as http1, httpx.Client(http1=False, http2=True, **common) as http2:
@@ -36,45 +36,49 @@ def clients() -> Iterator[dict[str, Client]]:
     ("case", "name"),
     [pytest.param(case, name, id=f"{case}-{name}") for case in CASES for name in case.clients],
 )
-def test_case(
+def test_every_client_gets_the_expected_answer(
     request: pytest.FixtureRequest, clients: dict[str, Client], stub: Stub, case: Case, name: str
 ) -> None:
     edge: RunningEdge = request.getfixturevalue(case.edge)
     assert isinstance(case.sent, Request)
-    judge(case, clients[name](edge.rest_url, case.sent), stub, to_head=case.sent.method == "HEAD")
+    assert_expected(
+        case, clients[name](edge.rest_url, case.sent), stub, to_head=case.sent.method == "HEAD"
+    )
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in RAW_CASES])
-def test_raw_case(request: pytest.FixtureRequest, stub: Stub, case: Case) -> None:
+def test_raw_bytes_get_the_expected_answer(
+    request: pytest.FixtureRequest, stub: Stub, case: Case
+) -> None:
     edge: RunningEdge = request.getfixturevalue(case.edge)
     assert isinstance(case.sent, bytes)
-    answer = converse(edge, case.sent)
-    judge(case, answer, stub)
+    answer = exchange(edge, case.sent)
+    assert_expected(case, answer, stub)
     if case.slug:
         assert_logged(edge, answer)
     for _, metadata in stub.seen:
         assert metadata["x-evershell-edge"] == "rest"
 
 
-def judge(case: Case, answer: Answer, stub: Stub, *, to_head: bool = False) -> None:
-    """Whether the answer is what the row says."""
+def assert_expected(case: Case, answer: Answer, stub: Stub, *, to_head: bool = False) -> None:
+    """Raises AssertionError unless the answer is the one in the row."""
     error = check(answer, to_head=to_head)
     assert answer.status == case.status, answer
     if error:
         assert error["code"] == case.slug
-        assert case.says in error["message"]
+        assert case.contains in error["message"]
         if case.reaches_service and "error_" in str(case.sent):
             assert error["details"] == {"n": 1}
     else:
         assert (error is None) == (case.slug is None)
-        assert case.says in answer.body.decode()
+        assert case.contains in answer.body.decode()
     for header, value in case.headers.items():
         assert answer.header(header) == value, header
     assert case.reaches_service or not stub.seen
 
 
-def converse(edge: RunningEdge, sent: bytes) -> Answer:
-    """What comes back for these bytes; the edge may close the connection before all are sent."""
+def exchange(edge: RunningEdge, sent: bytes) -> Answer:
+    """Sends bytes, which the edge need not read to the end, and returns the answer."""
     with socket.create_connection(
         ("127.0.0.1", edge.settings.rest_port), timeout=START_SECONDS
     ) as connection:
@@ -92,7 +96,7 @@ def converse(edge: RunningEdge, sent: bytes) -> Answer:
 
 
 def assert_logged(edge: RunningEdge, answer: Answer) -> None:
-    """The request id finds the line in the edge's log, though the request could not even be read."""
+    """The edge logs the request id, even of a request that it could not read."""
     request_id = answer.header("x-request-id")
     assert request_id
     log = edge.settings.admin_socket.parent / "envoy.log"

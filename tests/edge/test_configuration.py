@@ -1,6 +1,4 @@
-"""What is generated for the edge agrees with the protos, and Envoy accepts what is rendered from
-it.
-"""
+"""The files generated for Envoy match the protos, and Envoy accepts the rendered configuration."""
 
 import json
 import subprocess
@@ -20,7 +18,7 @@ def test_envoy_accepts_the_configuration(tmp_path: Path) -> None:
     validate(tmp_path / "envoy.yaml")
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_reported(tmp_path: Path) -> None:
     config = tmp_path / "envoy.yaml"
     with pytest.raises(EdgeConfigurationError, match="too long"):
         render(Edge(8080, 8081, [], tmp_path / ("x" * 120)), config)
@@ -31,7 +29,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         validate(config)
 
 
-def test_generated_files_have_not_drifted() -> None:
+def test_generated_files_match_the_protos() -> None:
     result = subprocess.run(
         [sys.executable, "protos/generate.py", "--check"],
         cwd=ROOT,
@@ -42,11 +40,11 @@ def test_generated_files_have_not_drifted() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_every_code_of_the_edges_own_has_its_reply() -> None:
+def test_every_code_that_only_the_edge_sends_has_a_local_reply() -> None:
     replies = {}
     for mapper in json.loads((ROOT / "gen" / "routes.json").read_text())["local_replies"]:
         if "status_code_filter" not in mapper["filter"]:
-            # A closer look at a status that has a reply of its own below.
+            # A compound filter refines the reply to one status. The plain filter is checked below.
             continue
         comparison = mapper["filter"]["status_code_filter"]["comparison"]
         error = mapper["body_format_override"]["json_format"]["error"]

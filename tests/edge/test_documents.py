@@ -1,6 +1,4 @@
-"""The edge serves the OpenAPI document and the page that shows it, without a worker and without a
-token.
-"""
+"""Envoy serves the OpenAPI document and its page, without a worker and without a token."""
 
 import re
 
@@ -19,7 +17,7 @@ def code(answer: httpx.Response) -> str | None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_a_document(rest: httpx.Client, stub: Stub, path: str) -> None:
+def test_documents_are_served_with_safe_headers(rest: httpx.Client, stub: Stub, path: str) -> None:
     file, kind = FILES[path]
     answer = rest.get(path)
     assert (answer.status_code, answer.content) == (200, file.read_bytes())
@@ -45,7 +43,7 @@ def test_a_document(rest: httpx.Client, stub: Stub, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_a_document_is_only_read(rest: httpx.Client, path: str) -> None:
+def test_documents_are_read_only(rest: httpx.Client, path: str) -> None:
     for method in ("POST", "PUT", "DELETE"):
         answer = rest.request(method, path)
         assert code(answer) == "method_not_allowed"
@@ -62,15 +60,15 @@ def test_a_document_is_only_read(rest: httpx.Client, path: str) -> None:
         "/openapi.yaml/",
     ],
 )
-def test_nothing_else_is_served(rest: httpx.Client, path: str) -> None:
+def test_other_paths_are_not_found(rest: httpx.Client, path: str) -> None:
     assert code(rest.get(path)) == "not_found"
 
 
-def test_the_document_is_that_of_the_protos(rest: httpx.Client) -> None:
+def test_the_openapi_document_is_the_generated_one(rest: httpx.Client) -> None:
     assert rest.get("/openapi.yaml").text == PATH.read_text()
 
 
-def test_the_page_names_nothing_that_is_not_served() -> None:
+def test_the_page_refers_only_to_served_documents() -> None:
     page, script = (FILES[path][0].read_text() for path in ("/docs", "/docs/start.js"))
     named = set(re.findall(r'(?:href|src|url)[=:] ?"([^"]*)"', page + script))
     assert named | {"/docs"} == FILES.keys()

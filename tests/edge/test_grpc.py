@@ -1,4 +1,4 @@
-"""The gRPC listener: the same service without a translation."""
+"""The gRPC listener of Envoy, which passes calls through without transcoding."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support.edge.rich_status import metadata_of, told
+from tests.support.edge.rich_status import metadata_of, rich_status_of
 from tests.support.edge.stub import AWKWARD, RunningEdge, Stub
 
 
@@ -19,7 +19,9 @@ def channel(edge: RunningEdge) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def test_call(edge: RunningEdge, channel: grpc.Channel, stub: Stub) -> None:
+def test_a_caller_cannot_set_internal_metadata(
+    edge: RunningEdge, channel: grpc.Channel, stub: Stub
+) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     request = workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1")
     forged = (("x-evershell-edge", "rest"), ("x-request-id", "chosen-by-the-client"))
@@ -35,7 +37,7 @@ def test_call(edge: RunningEdge, channel: grpc.Channel, stub: Stub) -> None:
     )
 
 
-def test_error_is_untouched(channel: grpc.Channel, stub: Stub) -> None:
+def test_errors_pass_unchanged(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     with pytest.raises(grpc.RpcError) as raised:
         client.CancelTask(
@@ -49,14 +51,14 @@ def test_error_is_untouched(channel: grpc.Channel, stub: Stub) -> None:
     assert "x-evershell-error" not in trailing
 
 
-def test_deadline_reaches_the_server(channel: grpc.Channel, stub: Stub) -> None:
+def test_a_call_ends_at_its_deadline(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     with pytest.raises(grpc.RpcError) as raised:
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="slow"), timeout=0.3)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_stream(channel: grpc.Channel, stub: Stub) -> None:
+def test_messages_of_a_stream_arrive_one_by_one(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     messages = iter(
         client.WatchEvents(
@@ -68,7 +70,7 @@ def test_stream(channel: grpc.Channel, stub: Stub) -> None:
     assert next(messages).error.message == AWKWARD
 
 
-def test_health(channel: grpc.Channel) -> None:
+def test_a_health_check_reaches_the_worker(channel: grpc.Channel) -> None:
     answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -77,17 +79,21 @@ def test_health(channel: grpc.Channel) -> None:
     ("method", "limit"),
     [("CancelTask", 16_384), ("SubmitTask", 1_048_576), ("WatchEvents", 1_048_576)],
 )
-def test_a_message_has_a_size_limit(channel: Any, stub: Stub, method: str, limit: int) -> None:
+def test_messages_over_the_size_limit_are_refused(
+    channel: Any, stub: Stub, method: str, limit: int
+) -> None:
     path = f"/{workspace_service_pb2.DESCRIPTOR.package}.WorkspaceService/{method}"
     with pytest.raises(grpc.RpcError) as raised:
         channel.unary_unary(path)(bytes(limit + 1), timeout=10)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    status, info, _ = told(raised.value)
+    status, info, _ = rich_status_of(raised.value)
     assert (info.reason, f"{limit:,} bytes" in status.message) == ("VALIDATION_ERROR", True)
     assert not stub.seen
     with pytest.raises(grpc.RpcError) as raised:
         channel.unary_unary(path)(bytes(limit), timeout=10)
-    assert raised.value.code() is not grpc.StatusCode.INVALID_ARGUMENT, "the worker has read it"
+    assert raised.value.code() is not grpc.StatusCode.INVALID_ARGUMENT, (
+        "a message of exactly the limit must reach the worker"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,11 +105,11 @@ def test_a_message_has_a_size_limit(channel: Any, stub: Stub, method: str, limit
         "/nothing",
     ],
 )
-def test_a_method_that_there_is_not(channel: grpc.Channel, stub: Stub, method: str) -> None:
+def test_an_unknown_method_is_refused(channel: grpc.Channel, stub: Stub, method: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         call(channel, method)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    status, info, _ = told(raised.value)
+    status, info, _ = rich_status_of(raised.value)
     assert "no such method" in status.message
     assert info.reason == "METHOD_NOT_ALLOWED"
     assert not stub.seen
@@ -113,29 +119,29 @@ def call(channel: Any, method: str) -> None:
     channel.unary_unary(method)(b"", timeout=10)
 
 
-def test_control_plane_is_down(lonely_edge: RunningEdge) -> None:
+def test_without_workers_a_call_is_unavailable(edge_without_workers: RunningEdge) -> None:
     with (
-        grpc.insecure_channel(lonely_edge.grpc_address) as channel,
+        grpc.insecure_channel(edge_without_workers.grpc_address) as channel,
         pytest.raises(grpc.RpcError) as raised,
     ):
         client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    _, info, retry = told(raised.value)
+    _, info, retry = rich_status_of(raised.value)
     assert (info.reason, retry.retry_delay.seconds) == ("UNAVAILABLE", 1)
 
 
-def test_a_path_that_gRPC_has_not(edge: RunningEdge) -> None:
+def test_a_path_that_is_no_grpc_method_is_refused(edge: RunningEdge) -> None:
     with (
         grpc.insecure_channel(edge.grpc_address) as channel,
         pytest.raises(grpc.RpcError) as raised,
     ):
         call(channel, "/a%2Fb")
     assert raised.value.code() is grpc.StatusCode.INTERNAL
-    assert told(raised.value)[1].reason == "INTERNAL"
+    assert rich_status_of(raised.value)[1].reason == "INTERNAL"
 
 
-def test_rest_is_not_here(edge: RunningEdge) -> None:
+def test_the_grpc_listener_serves_no_rest(edge: RunningEdge) -> None:
     answer = httpx.post(
         f"http://{edge.grpc_address}/v1/workspaces/ws_1/task/cancel", trust_env=False
     )

@@ -1,4 +1,4 @@
-"""What of a REST call reaches the control plane."""
+"""What a REST call sends to a worker, and what it answers to values that do not fit a field."""
 
 import httpx
 import pytest
@@ -7,14 +7,14 @@ from tests.support.edge.cases import CANCEL
 from tests.support.edge.stub import Stub
 
 
-def test_the_two_paths_of_a_cancellation(rest: httpx.Client, stub: Stub) -> None:
-    shown = rest.post("/v1/workspaces/ws_1/tasks/task_9/cancel").json()
-    assert (shown["workspace_id"], shown["task_id"], shown["outcome"]) == (
+def test_both_paths_of_a_cancellation_reach_the_worker(rest: httpx.Client, stub: Stub) -> None:
+    answer = rest.post("/v1/workspaces/ws_1/tasks/task_9/cancel").json()
+    assert (answer["workspace_id"], answer["task_id"], answer["outcome"]) == (
         "ws_1",
         "task_9",
         "accepted",
     )
-    assert shown["task"]["iterations"] == 0
+    assert answer["task"]["iterations"] == 0
     rest.post(CANCEL, json={"reason": "größer", "wait": "1.5s", "task_id": "task_8"})
     request = stub.seen[-1][0]
     assert (request.reason, request.task_id, request.wait.ToTimedelta().total_seconds()) == (
@@ -24,13 +24,13 @@ def test_the_two_paths_of_a_cancellation(rest: httpx.Client, stub: Stub) -> None
     )
 
 
-def test_request_id_is_the_edges(rest: httpx.Client, stub: Stub) -> None:
+def test_the_edge_chooses_the_request_id(rest: httpx.Client, stub: Stub) -> None:
     answer = rest.post(CANCEL, headers={"x-request-id": "chosen-by-the-client"})
     assert answer.headers["x-request-id"] != "chosen-by-the-client"
     assert stub.seen[-1][1]["x-request-id"] == answer.headers["x-request-id"]
 
 
-def test_what_reaches_the_control_plane(rest: httpx.Client, stub: Stub) -> None:
+def test_a_caller_cannot_set_internal_headers(rest: httpx.Client, stub: Stub) -> None:
     forged = {
         "x-evershell-edge": "forged",
         "x-evershell-status": "299",
@@ -59,11 +59,11 @@ DURATION = "a duration is a string that ends in s, such as"
         ('{"wait": "10"}', "wait", f'{DURATION} "10s"'),
         ('{"wait": true}', "wait", f'{DURATION} "10s"'),
         ('{"task_id": 5}', "task_id", "invalid value 5 for type TYPE_STRING"),
-        # Quotes stay what they are.
+        # Quotes and braces in a value do not end the error message early.
         ('{"wait": "\\"}}"}', "wait", f'{DURATION} "10s"'),
     ],
 )
-def test_a_value_that_a_field_cannot_take(
+def test_an_invalid_value_in_the_body_names_its_field(
     rest: httpx.Client, body: str, field: str, reason: str
 ) -> None:
     answer = rest.post(CANCEL, content=body)
@@ -77,12 +77,12 @@ def test_a_value_that_a_field_cannot_take(
     assert error["request_id"] == answer.headers["x-request-id"]
 
 
-def test_a_query_that_a_field_cannot_take(rest: httpx.Client) -> None:
+def test_an_invalid_value_in_the_query_names_its_field(rest: httpx.Client) -> None:
     error = rest.get("/v1/workspaces/ws_1/tasks?page_size=x%22%7D").json()["error"]
     assert error["details"] == {"fields": {"page_size": 'invalid value "x"}" for type TYPE_INT32'}}
     assert "error" not in rest.head("/v1/workspaces/ws_1/tasks?page_size=x").text
 
 
-def test_what_names_no_field_has_no_details(rest: httpx.Client) -> None:
+def test_an_error_outside_of_a_field_has_no_details(rest: httpx.Client) -> None:
     for body in ('{"wait": "10s"', "[]", '{"workspace_id": "ws_2"}'):
         assert "details" not in rest.post(CANCEL, content=body).json()["error"], body

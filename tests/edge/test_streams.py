@@ -1,4 +1,4 @@
-"""Server-Sent Events through the edge, over both protocols."""
+"""Server-Sent Events through Envoy, over HTTP/1.1 and HTTP/2."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from tests.support.edge.stub import AWKWARD, Stub
 
 
-def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) -> None:
+def test_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: Stub) -> None:
     with rest.stream("GET", "/v1/workspaces/ws_1/events?after=4") as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream"
@@ -19,7 +19,7 @@ def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) ->
             if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
         ]
         lines = answer.iter_lines()
-        # The stub sends the second message when the first has been read, and not before.
+        # The stub holds the second message back until the first has arrived.
         first = json.loads(next(lines).removeprefix("data: "))
         assert first["event"]["seq"] == "5"
         assert not stub.release.is_set()
@@ -31,7 +31,7 @@ def test_stream_is_flushed_message_by_message(rest: httpx.Client, stub: Stub) ->
 
 
 @pytest.mark.parametrize("after", [0, 1, 9223372036854775806])
-def test_a_stream_goes_on_behind_any_position(rest: httpx.Client, stub: Stub, after: int) -> None:
+def test_a_stream_resumes_after_any_position(rest: httpx.Client, stub: Stub, after: int) -> None:
     stub.release.set()
     answer = rest.get(f"/v1/workspaces/ws_1/events?after={after}")
     assert json.loads(answer.text.splitlines()[0].removeprefix("data: "))["event"]["seq"] == str(
@@ -39,8 +39,8 @@ def test_a_stream_goes_on_behind_any_position(rest: httpx.Client, stub: Stub, af
     )
 
 
-def test_stream_that_breaks_ends_without_a_trace(rest: httpx.Client, stub: Stub) -> None:
-    """Why the server says in the stream what went wrong."""
+def test_a_broken_stream_ends_without_an_error(rest: httpx.Client, stub: Stub) -> None:
+    """The status of a stream does not reach REST callers, so servers send errors as messages."""
     answer = rest.get("/v1/workspaces/breaks/events")
     assert answer.status_code == 200
     assert answer.text.count("data: ") == 1

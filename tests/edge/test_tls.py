@@ -1,6 +1,4 @@
-"""Both listeners with TLS: what clients see, what is refused, and what is said of files that do not
-fit.
-"""
+"""Both listeners with TLS: accepted and refused callers, and errors about unusable files."""
 
 import ssl
 import subprocess
@@ -24,7 +22,7 @@ CANCEL = "/v1/workspaces/ws_1/task/cancel"
 
 @dataclass(frozen=True)
 class Pki:
-    """Who trusts whom in these tests."""
+    """The certificates of the edge and of a caller, and the authority that issued each."""
 
     authority: Authority
     edge: Certificate
@@ -43,7 +41,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 def tls_edge(
     _stub_and_address: tuple[Stub, str], pki: Pki, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    """TLS on both listeners, and client certificates on the gRPC one."""
+    """An edge with TLS on both listeners. The gRPC listener requires client certificates."""
     tls = Tls(pki.edge.cert_file, pki.edge.key_file, pki.callers.ca_file)
     trusting = ssl.create_default_context(cafile=str(pki.authority.ca_file))
     with running_edge(
@@ -52,9 +50,11 @@ def tls_edge(
         yield running
 
 
-def credentials(pki: Pki, shown: Certificate | None) -> grpc.ChannelCredentials:
+def credentials(pki: Pki, certificate: Certificate | None) -> grpc.ChannelCredentials:
     key, cert = (
-        (shown.key_file.read_bytes(), shown.cert_file.read_bytes()) if shown else (None, None)
+        (certificate.key_file.read_bytes(), certificate.cert_file.read_bytes())
+        if certificate
+        else (None, None)
     )
     return grpc.ssl_channel_credentials(pki.authority.ca_file.read_bytes(), key, cert)
 
@@ -62,7 +62,7 @@ def credentials(pki: Pki, shown: Certificate | None) -> grpc.ChannelCredentials:
 @pytest.mark.parametrize(
     ("http1", "http2", "version"), [(True, True, "HTTP/2"), (True, False, "HTTP/1.1")]
 )
-def test_the_protocol_is_agreed_on_in_the_handshake(
+def test_the_handshake_negotiates_the_protocol(
     tls_edge: RunningEdge, stub: Stub, http1: bool, http2: bool, version: str
 ) -> None:
     with httpx.Client(
@@ -79,8 +79,10 @@ def test_the_protocol_is_agreed_on_in_the_handshake(
     assert stub.seen[-1][1]["x-evershell-host"] == f"{HOST}:{tls_edge.settings.rest_port}"
 
 
-def test_curl_trusts_the_certificate_itself(tls_edge: RunningEdge, stub: Stub, pki: Pki) -> None:
-    """As `make run` prints it, whoever signed the certificate."""
+def test_curl_accepts_the_certificate_as_its_own_trust_anchor(
+    tls_edge: RunningEdge, stub: Stub, pki: Pki
+) -> None:
+    """`make run` prints this command. It works with a certificate of any issuer."""
     command = [
         "curl",
         "-sS",
@@ -105,7 +107,7 @@ def test_curl_trusts_the_certificate_itself(tls_edge: RunningEdge, stub: Stub, p
         (ssl.TLSVersion.TLSv1_3, True),
     ],
 )
-def test_old_versions_are_refused(
+def test_old_tls_versions_are_refused(
     tls_edge: RunningEdge, pki: Pki, version: ssl.TLSVersion, accepted: bool
 ) -> None:
     context = ssl.create_default_context(cafile=str(pki.authority.ca_file))
@@ -126,7 +128,7 @@ def test_plain_text_is_refused(tls_edge: RunningEdge) -> None:
         httpx.get(f"http://{HOST}:{tls_edge.settings.rest_port}/healthz", trust_env=False)
 
 
-def test_a_caller_of_grpc_shows_its_certificate(
+def test_a_grpc_caller_with_a_known_certificate_is_accepted(
     tls_edge: RunningEdge, stub: Stub, pki: Pki
 ) -> None:
     address = f"https://{tls_edge.grpc_address}"
@@ -136,19 +138,21 @@ def test_a_caller_of_grpc_shows_its_certificate(
         )
 
 
-def test_a_caller_of_grpc_without_a_certificate_that_is_known_is_refused(
+def test_a_grpc_caller_without_a_known_certificate_is_refused(
     tls_edge: RunningEdge, stub: Stub, pki: Pki
 ) -> None:
-    for shown in (None, pki.authority.issue("stranger")):
+    for certificate in (None, pki.authority.issue("stranger")):
         address = f"https://{tls_edge.grpc_address}"
-        with WorkspaceClient(address, "token", credentials=credentials(pki, shown)) as client:
+        with WorkspaceClient(address, "token", credentials=credentials(pki, certificate)) as client:
             with pytest.raises(WorkspaceServiceError) as raised:
                 client.cancel_task("ws_1")
             assert raised.value.slug == "unavailable"
     assert not stub.seen
 
 
-def test_an_edge_that_is_not_known_is_refused(tls_edge: RunningEdge, stub: Stub, pki: Pki) -> None:
+def test_a_client_refuses_an_edge_with_an_unknown_certificate(
+    tls_edge: RunningEdge, stub: Stub, pki: Pki
+) -> None:
     strangers = grpc.ssl_channel_credentials(pki.callers.ca_file.read_bytes())
     with (
         grpc.secure_channel(tls_edge.grpc_address, strangers) as channel,
@@ -159,11 +163,11 @@ def test_an_edge_that_is_not_known_is_refused(tls_edge: RunningEdge, stub: Stub,
     assert not stub.seen
 
 
-def test_files_that_do_not_fit_are_told_in_one_line(tmp_path: Path, pki: Pki) -> None:
+def test_unusable_tls_files_are_reported_in_one_line(tmp_path: Path, pki: Pki) -> None:
     other, garbage = pki.authority.issue("other"), tmp_path / "garbage.pem"
     garbage.write_text("no certificate")
-    fitting = Tls(pki.edge.cert_file, pki.edge.key_file, pki.callers.ca_file)
-    said = {
+    usable = Tls(pki.edge.cert_file, pki.edge.key_file, pki.callers.ca_file)
+    messages = {
         Tls(tmp_path / "none.pem", pki.edge.key_file): f"{tmp_path}/none.pem: No such file",
         Tls(pki.edge.cert_file, other.key_file): "TLS_KEY_FILE does not belong to TLS_CERT_FILE",
         Tls(garbage, pki.edge.key_file): f"certificate chain from {garbage}",
@@ -172,12 +176,12 @@ def test_files_that_do_not_fit_are_told_in_one_line(tmp_path: Path, pki: Pki) ->
             pki.edge.cert_file, pki.edge.key_file, garbage
         ): f"trusted CA certificates from {garbage}",
     }
-    for tls, message in said.items():
+    for tls, message in messages.items():
         with pytest.raises(EdgeConfigurationError) as raised:
             check(tmp_path, tls)
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
-    check(tmp_path, fitting)
+    check(tmp_path, usable)
 
 
 def check(directory: Path, tls: Tls) -> None:

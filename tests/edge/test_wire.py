@@ -1,5 +1,6 @@
-"""What the table cannot show: HTTP/2 frame by frame, the log, workers that freeze or end, and an
-edge that has too much to do.
+"""What the tables of cases cannot express.
+
+HTTP/2 frame by frame, the access log, workers that freeze or drain, and an overloaded edge.
 """
 
 import json
@@ -28,12 +29,12 @@ from tests.support.edge.stub import RunningEdge, Stub, running_edge
 from tests.support.waiting import eventually
 
 SLOW = "/v1/workspaces/slow/task/cancel"
-# Envoy asks a worker each second, and waits two for the answer; a machine that is busy takes its
-# time.
+# Envoy checks a worker every second and waits two seconds for the answer. The rest is for a busy
+# machine.
 NOTICED_SECONDS = 5.0
 
 
-def answered(answer: httpx.Response) -> Answer:
+def as_answer(answer: httpx.Response) -> Answer:
     return Answer(answer.status_code, answer.headers.multi_items(), answer.content)
 
 
@@ -47,7 +48,7 @@ def test_http2_answers_have_no_internal_headers_or_trailers(edge: RunningEdge, s
 
 
 def http2_names(edge: RunningEdge, path: str) -> list[bytes]:
-    """The names of all headers and trailers of an answer; httpx does not show trailers."""
+    """The names of all headers and trailers of an answer. httpx does not return trailers."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     connection.initiate_connection()
     request = [
@@ -74,7 +75,7 @@ def http2_names(edge: RunningEdge, path: str) -> list[bytes]:
     raise AssertionError("the answer did not end")
 
 
-def test_what_http2_refuses_ends_its_own_stream_alone(edge: RunningEdge, stub: Stub) -> None:
+def test_an_invalid_http2_request_resets_only_its_own_stream(edge: RunningEdge, stub: Stub) -> None:
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     connection.initiate_connection()
     path = "/v1/workspaces/waits/task/cancel"
@@ -92,12 +93,13 @@ def test_what_http2_refuses_ends_its_own_stream_alone(edge: RunningEdge, stub: S
                     ended[event.stream_id or 0] = "reset"
                     stub.release.set()
                 if isinstance(event, h2.events.ResponseReceived):
-                    ended[event.stream_id or 0] = dict(event.headers or [])[":status"]  # type: ignore[index, assignment]
+                    headers = dict(event.headers or [])
+                    ended[event.stream_id or 0] = str(headers[":status"])  # type: ignore[index]
                 assert not isinstance(event, h2.events.ConnectionTerminated)
     assert ended == {1: "202", 3: "reset"}
 
 
-def test_access_log(edge: RunningEdge, stub: Stub) -> None:
+def test_the_access_log_omits_the_query(edge: RunningEdge, stub: Stub) -> None:
     log = edge.settings.admin_socket.parent / "envoy.log"
     answer = httpx.get(
         f"{edge.rest_url}/v1/workspaces/ws_1/tasks?page_token=private", trust_env=False
@@ -122,15 +124,15 @@ def workers() -> Iterator[list[Worker]]:
 
 @pytest.fixture
 def pair(workers: list[Worker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
-    """An edge in front of two workers that are processes."""
+    """An edge in front of two workers, each in its own process."""
     with running_edge(
         short_directory(tmp_path_factory), *(each.address for each in workers)
     ) as running:
         yield running
 
 
-def calls_in_hand(edge: RunningEdge, each: Worker) -> int:
-    """How many calls the edge has at a worker."""
+def calls_in_flight(edge: RunningEdge, each: Worker) -> int:
+    """How many calls the edge has in flight at a worker."""
     line = next(
         line
         for line in edge.admin("/clusters").splitlines()
@@ -139,23 +141,24 @@ def calls_in_hand(edge: RunningEdge, each: Worker) -> int:
     return int(line.rpartition("::")[2])
 
 
-def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> None:
-    """What waits on it is told at once; the other worker's calls go on, and it gets all that comes
-    after.
+def test_calls_at_a_frozen_worker_fail_soon(workers: list[Worker], pair: RunningEdge) -> None:
+    """A call at a frozen worker fails as soon as the health check fails.
+
+    Calls at the other worker are not affected, and it receives all new calls.
     """
     with ThreadPoolExecutor(2) as pool:
         slow = [
             pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60)
             for _ in range(2)
         ]
-        eventually(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
+        eventually(lambda: all(calls_in_flight(pair, each) == 1 for each in workers))
         os.kill(workers[0].process.pid, signal.SIGSTOP)
         began = time.monotonic()
         eventually(lambda: psutil.Process(workers[0].process.pid).status() == psutil.STATUS_STOPPED)
         answers = [each.result() for each in slow]
     assert time.monotonic() - began < 15
     failed, succeeded = sorted(answers, key=lambda answer: answer.status_code, reverse=True)
-    error = check(answered(failed))
+    error = check(as_answer(failed))
     assert error is not None
     assert (error["code"], failed.headers["retry-after"]) == ("unavailable", "1")
     assert failed.elapsed.total_seconds() < NOTICED_SECONDS
@@ -166,13 +169,13 @@ def test_a_worker_that_is_frozen(workers: list[Worker], pair: RunningEdge) -> No
     ] * 4
 
 
-def test_a_worker_that_drains_ends_its_calls(workers: list[Worker], pair: RunningEdge) -> None:
+def test_a_draining_worker_finishes_its_calls(workers: list[Worker], pair: RunningEdge) -> None:
     with ThreadPoolExecutor(2) as pool:
         slow = [
             pool.submit(httpx.post, pair.rest_url + SLOW, trust_env=False, timeout=60)
             for _ in range(2)
         ]
-        eventually(lambda: all(calls_in_hand(pair, each) == 1 for each in workers))
+        eventually(lambda: all(calls_in_flight(pair, each) == 1 for each in workers))
         workers[0].process.terminate()
         eventually(lambda: "health_flags::/failed_active_hc" in pair.admin("/clusters"))
         assert [
@@ -181,13 +184,13 @@ def test_a_worker_that_drains_ends_its_calls(workers: list[Worker], pair: Runnin
         assert [each.result().status_code for each in slow] == [202, 202]
 
 
-def test_one_connection_too_many_is_closed(
+def test_connections_over_the_limit_are_closed(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     limit = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 3"}
     with (
         running_edge(
-            short_directory(tmp_path_factory), _stub_and_address[1], hurry=limit
+            short_directory(tmp_path_factory), _stub_and_address[1], replacements=limit
         ) as running,
         ExitStack() as opened,
     ):
@@ -202,12 +205,12 @@ def test_one_connection_too_many_is_closed(
         eventually(lambda: running.answers(200))
 
 
-def test_too_much_memory_is_told_as_unavailable(
+def test_an_edge_without_memory_answers_unavailable(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     little = {"max_heap_size_bytes: 1073741824": "max_heap_size_bytes: 1048576"}
     with running_edge(
-        short_directory(tmp_path_factory), _stub_and_address[1], hurry=little, healthz=503
+        short_directory(tmp_path_factory), _stub_and_address[1], replacements=little, healthz=503
     ) as running:
         eventually(
             lambda: (
@@ -215,7 +218,7 @@ def test_too_much_memory_is_told_as_unavailable(
             )
         )
         answer = httpx.post(running.rest_url + CANCEL, trust_env=False)
-    error = check(answered(answer))
+    error = check(as_answer(answer))
     assert error is not None
     assert (error["code"], answer.headers["retry-after"]) == ("unavailable", "1")
 
@@ -223,8 +226,9 @@ def test_too_much_memory_is_told_as_unavailable(
 def test_a_script_error_is_counted(
     _stub_and_address: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Envoy then leaves the answer as it is: only the counter, which every other test wants at
-    zero, tells.
+    """Envoy does not change the answer after a script error, so only the counter reveals one.
+
+    Every other test requires the counter to stay at zero.
     """
     script = tmp_path / "envelope.lua"
     script.write_text(
@@ -232,7 +236,7 @@ def test_a_script_error_is_counted(
     )
     broken = {str(ROOT / "envoy" / "envelope.lua"): str(script)}
     with running_edge(
-        short_directory(tmp_path_factory), _stub_and_address[1], hurry=broken
+        short_directory(tmp_path_factory), _stub_and_address[1], replacements=broken
     ) as running:
         before = running.stat("http.rest.lua.errors")
         assert httpx.post(running.rest_url + CANCEL, trust_env=False).status_code == 200

@@ -1,6 +1,4 @@
-"""Asks Envoy whether it likes what is rendered from its template, in plain text and with TLS: a
-part of `make check`.
-"""
+"""Has Envoy validate its rendered configuration, with and without TLS. A part of `make check`."""
 
 import sys
 import tempfile

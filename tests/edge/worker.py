@@ -1,5 +1,6 @@
-"""The stub as a process of its own, which can be frozen and asked to end: `python -m
-tests.edge.worker`.
+"""Runs the stub in its own process, so that tests can freeze and terminate it.
+
+The command is `python -m tests.edge.worker`.
 """
 
 import signal
@@ -14,7 +15,7 @@ from server.stack.envoy.config import ROOT
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 
 GRACE_SECONDS = 10.0
-# Longer than it takes to notice a worker that is frozen.
+# Longer than Envoy takes to notice a frozen worker.
 SLOW_SECONDS = 4.5
 
 
@@ -28,7 +29,7 @@ class Worker:
 
 @contextmanager
 def worker() -> Iterator[Worker]:
-    """Starts one and ends it, frozen or not."""
+    """Starts a worker and kills it at the end, even a frozen one."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.edge.worker"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.edge.cases import CANCEL, TASKS
 from tests.support.edge.clients import is_whole, parse
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.rich_status import told
+from tests.support.edge.rich_status import rich_status_of
 from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, running_edge
 from tests.support.waiting import eventually
 
@@ -43,7 +43,7 @@ def test_idle_connections_make_room_before_there_is_none(
     few |= {"min_timeout: 5s": "min_timeout: 0.5s"}
     with ExitStack() as opened:
         edge = opened.enter_context(
-            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=few)
+            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], replacements=few)
         )
         for _ in range(19):
             opened.enter_context(connected(edge, b""))
@@ -59,7 +59,9 @@ def test_when_memory_runs_out_what_holds_the_most_is_reset(
     request = f"GET {TASKS}?page_size=200 HTTP/1.1\r\nhost: x\r\n\r\n".encode()
     with ExitStack() as opened:
         edge = opened.enter_context(
-            running_edge(short_directory(tmp_path_factory), _stub_and_address[1], hurry=little)
+            running_edge(
+                short_directory(tmp_path_factory), _stub_and_address[1], replacements=little
+            )
         )
         for _ in range(8):
             opened.enter_context(connected(edge, request))
@@ -111,7 +113,7 @@ def test_streams_without_a_credential_are_few_at_a_time(
     with pytest.raises(grpc.RpcError) as raised:
         next(iter(other.Watch(request)))
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert told(raised.value)[1].reason == "UNAVAILABLE"
+    assert rich_status_of(raised.value)[1].reason == "UNAVAILABLE"
     # What asks once has a bound of its own.
     assert other.Check(request).status == health_pb2.HealthCheckResponse.SERVING
     for watch in watches:

@@ -1,6 +1,4 @@
-"""What every answer of the REST listener is like, whatever was sent: the one check that all who
-send things there use.
-"""
+"""The properties that every answer of the REST listener has, for any request."""
 
 import json
 import re
@@ -12,10 +10,10 @@ from evershell.workspace.v1 import error_pb2
 
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
 SLUGS = [value.name for value in CODES if value.number]
-# What begins so is between the edge and the control plane, or Envoy's own.
+# Headers with these prefixes are Envoy's own, or pass between Envoy and the workers.
 INTERNAL = ("grpc-", "x-evershell-", "x-envoy-")
 PUBLIC = {"x-request-id", "x-content-type-options"}
-# What the stub's messages, Envoy's own texts and its addresses would show.
+# Words of the stub's internal messages, of Envoy's own texts and of addresses.
 SECRETS = ("secret", "127.0.0.1", "upstream")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SUCCESSES = {200, 201, 202, 204}
@@ -32,8 +30,9 @@ SERVICE_SLUGS = [slug for slug in SLUGS if not rule(slug).edge_only]
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as its client saw it. Names are in lower case; a client that does not show trailers
-    leaves them out.
+    """An answer as its client received it. Names of headers are in lower case.
+
+    `trailers` is empty if the client does not return trailers.
     """
 
     status: int
@@ -42,14 +41,16 @@ class Answer:
     trailers: Sequence[tuple[str, str]] = field(default=())
 
     def header(self, name: str) -> str | None:
-        """The header's value; None without it. No header comes twice."""
+        """The header's value, or None. Raises AssertionError if the header is repeated."""
         values = [value for known, value in self.headers if known == name]
         assert len(values) <= 1, (name, values)
         return values[0] if values else None
 
 
 def check(answer: Answer, *, to_head: bool = False) -> dict[str, Any] | None:
-    """Checks all that answers have in common, and returns the error; None for a success. Raises
+    """Checks what all answers have in common. Returns the error, or None for a success.
+
+    With `to_head` the answer is one to a HEAD request, and a failure returns an empty error. Raises
     AssertionError.
     """
     for name, _ in (*answer.headers, *answer.trailers):
@@ -81,7 +82,7 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     assert answer.status >= 400, answer
     assert answer.header("content-type") == "application/json", answer
     request_id = answer.header("x-request-id") or ""
-    # Never one that the client has chosen.
+    # The request id is a UUID of the edge, never a value that the client has sent.
     assert UUID.fullmatch(request_id), request_id
     if to_head:
         return {}

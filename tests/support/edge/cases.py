@@ -1,7 +1,7 @@
-"""The table of what callers send and what comes back, with each client and protocol; raw_cases.py
-has the rows that are bytes.
+"""The table of requests and expected answers, for each client and protocol.
 
-The workspace's id says what the stub behind the edge does with a call (see stub.py).
+raw_cases.py has the requests that no client sends. The id of the workspace selects what the stub
+does with a call.
 """
 
 import json
@@ -17,24 +17,24 @@ ALL = ("curl HTTP/1.1", "curl HTTP/2", "httpx HTTP/1.1", "httpx HTTP/2", "fetch"
 CURL = ALL[:2]
 HTTP1 = ("curl HTTP/1.1", "httpx HTTP/1.1", "fetch")
 WITHOUT_FETCH = ALL[:4]
-# Both protocols, where there are many rows of a kind.
+# One client of each protocol, for groups with many similar rows.
 MIXED = ("curl HTTP/1.1", "httpx HTTP/2")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what is sent, as bytes or as a request, and what comes back. `slug` None: a success."""
+    """One row: a request or raw bytes, and the expected answer. `slug` is None for a success."""
 
     name: str
     sent: Request | bytes
     status: int
     slug: str | None = None
-    # Headers of the answer; None: it has none of that name.
+    # Expected headers. None means that the answer must not have the header.
     headers: Mapping[str, str | None] = field(default_factory=dict)
-    # What the message or the body says.
-    says: str = ""
+    # A part of the error message, or of the body of a success.
+    contains: str = ""
     clients: tuple[str, ...] = ALL
-    # The edge it is sent to: a fixture.
+    # The fixture of the edge that receives the request.
     edge: str = "edge"
     reaches_service: bool = False
 
@@ -60,7 +60,8 @@ def ok(name: str, sent: Request, status: int = 202, **more: object) -> Case:
         "x-content-type-options": "nosniff",
         "access-control-allow-origin": "*",
     }
-    return Case(name, sent, status, headers=headers, reaches_service=True, **more)  # type: ignore[arg-type]
+    arguments = {"headers": headers, "reaches_service": True, **more}
+    return Case(name, sent, status, **arguments)  # type: ignore[arg-type]
 
 
 TASKS = "/v1/workspaces/ws_1/tasks"
@@ -68,22 +69,26 @@ SUCCESSES = [
     ok("no body", post()),
     ok("an empty object", post(body=b"{}")),
     ok("an empty body", post(body=b"")),
-    ok("a named task", post(f"{TASKS}/task_9/cancel"), says="task_9"),
+    ok("a named task", post(f"{TASKS}/task_9/cancel"), contains="task_9"),
     ok(
         "all fields",
         post(body='{"reason":"größer","wait":"1.5s","force_after":"2s"}'.encode()),
-        says="größer",
+        contains="größer",
     ),
-    ok("a wait that saw the end", post("/v1/workspaces/ended/task/cancel", b'{"wait":"1s"}'), 200),
     ok(
-        "a form, as curl -d says",
+        "a wait until the task ended",
+        post("/v1/workspaces/ended/task/cancel", b'{"wait":"1s"}'),
+        200,
+    ),
+    ok(
+        "JSON sent as a form, as by curl -d",
         post(body=b'{"reason":"r"}', content_type="application/x-www-form-urlencoded"),
-        says='"r"',
+        contains='"r"',
     ),
     ok("JSON with parameters", post(body=b"{}", content_type="Application/JSON; charset=utf-8")),
     ok("a kind of JSON", post(body=b"{}", content_type="application/merge-patch+json")),
     ok(
-        "text without a body, as browsers say",
+        "an empty body sent as text, as by browsers",
         post(body=b"", content_type="text/plain;charset=UTF-8"),
     ),
     ok("a new workspace", post("/v1/workspaces", b'{"name":"x"}'), 201),
@@ -116,7 +121,7 @@ HEADS = [
         clients=MIXED[:1],
     ),
     Case(
-        "HEAD of what fails",
+        "HEAD of a call that fails",
         Request("HEAD", "/v1/workspaces/error_workspace_not_found"),
         404,
         "",
@@ -124,7 +129,7 @@ HEADS = [
         reaches_service=True,
     ),
     Case(
-        "HEAD of what the library refuses",
+        "HEAD of a call that fails without details",
         Request("HEAD", "/v1/workspaces/bare_14"),
         503,
         "",
@@ -184,7 +189,8 @@ def _service_errors() -> list[Case]:
     return cases
 
 
-LIBRARY = {
+# gRPC status codes that grpcio sends without details, and the slug that Envoy answers for each.
+BARE_STATUSES = {
     1: "unavailable",
     2: "internal",
     4: "deadline_exceeded",
@@ -193,7 +199,7 @@ LIBRARY = {
     12: "internal",
     13: "internal",
 }
-LIBRARY |= {14: "unavailable"}
+BARE_STATUSES |= {14: "unavailable"}
 SERVICE_ERRORS = [
     *_service_errors(),
     Case(
@@ -205,7 +211,7 @@ SERVICE_ERRORS = [
     ),
     *(
         Case(
-            f"status {number} of the library",
+            f"status {number} without details",
             post(f"/v1/workspaces/bare_{number}/task/cancel"),
             rule(slug).http,
             slug,
@@ -213,7 +219,7 @@ SERVICE_ERRORS = [
             reaches_service=True,
             clients=WITHOUT_FETCH,
         )
-        for number, slug in LIBRARY.items()
+        for number, slug in BARE_STATUSES.items()
     ),
 ]
 
@@ -225,7 +231,7 @@ BODIES = {
     "a zero byte": b"\x00",
     "a number for a text": b'{"reason": 5}',
     "an object for a text": b'{"task_id": {}}',
-    "a duration that is none": b'{"wait": "soon"}',
+    "an invalid duration": b'{"wait": "soon"}',
     "a duration without a unit": b'{"wait": 3}',
     "invalid UTF-8": b'{"reason": "\xff"}',
     "two values": b'{"reason": "x"} {}',
@@ -235,12 +241,12 @@ BODIES = {
     "another workspace than the path's": b'{"workspace_id": "ws_2"}',
 }
 BAD_BODIES = [
-    Case(name, post(body=body), 400, "validation_error", says="cannot be read")
+    Case(name, post(body=body), 400, "validation_error", contains="cannot be read")
     for name, body in BODIES.items()
 ]
 BAD_BODIES += [
     Case(
-        "gzip that says so",
+        "gzip with its content-encoding",
         post(body=b"\x1f\x8b\x08\x00", content_encoding="gzip"),
         400,
         "validation_error",
@@ -252,7 +258,7 @@ BAD_BODIES += [
         "validation_error",
         clients=CURL,
     ),
-    Case("a number that is none", post(TASKS, b'{"max_iterations":"x"}'), 400, "validation_error"),
+    Case("an invalid number", post(TASKS, b'{"max_iterations":"x"}'), 400, "validation_error"),
 ]
 NOT_FOUND = [
     "/",
@@ -318,7 +324,7 @@ PATHS = [
         for sent in BAD_QUERIES
     ),
     *(
-        Case(path, get(path), 400, "validation_error", says="The path holds", clients=CURL)
+        Case(path, get(path), 400, "validation_error", contains="The path holds", clients=CURL)
         for path in BAD_PATHS
     ),
 ]
@@ -356,22 +362,22 @@ TYPES = [
 
 
 def of_size(size: int, field: str = "description") -> bytes:
-    """A body of so many bytes."""
+    """A JSON body of `size` bytes."""
     empty = json.dumps({field: ""}).encode()
     return json.dumps({field: "x" * (size - len(empty))}).encode()
 
 
 CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
 SIZES = [
-    # Over HTTP/2 the edge answers alike and then resets the stream: what still sends may take that
-    # for a failure.
+    # Over HTTP/2 the edge sends the same answer and then resets the stream. A client that is still
+    # sending may report the reset instead of the answer.
     *(
         Case(
             f"{size:,} bytes to {sent.path}",
             sent,
             413,
             "payload_too_large",
-            says=f"{limit:,} bytes",
+            contains=f"{limit:,} bytes",
             clients=HTTP1,
         )
         for size, limit, sent in (
@@ -400,7 +406,7 @@ SIZES = [
         "headers_too_large",
         clients=HTTP1,
     ),
-    # HTTP allows these in a name, and gRPC does not: they get no further than the edge.
+    # HTTP allows these names and gRPC does not. The edge removes such headers.
     *(
         Case(
             f"{name!r} as a header",
@@ -415,12 +421,12 @@ SIZES = [
         Request("GET", "/v1/workspaces", None, {"x_under": "score"}),
         400,
         "validation_error",
-        says="Write a hyphen",
+        contains="Write a hyphen",
         clients=HTTP1,
     ),
 ]
 ORIGIN = {"origin": "https://app.example"}
-ASKED = ORIGIN | {
+PREFLIGHT_HEADERS = ORIGIN | {
     "access-control-request-method": "POST",
     "access-control-request-headers": "authorization",
 }
@@ -436,7 +442,7 @@ CORS = [
     *(
         Case(
             f"preflight of {path}",
-            Request("OPTIONS", path, None, ASKED),
+            Request("OPTIONS", path, None, PREFLIGHT_HEADERS),
             200,
             headers=PREFLIGHT,
             clients=WITHOUT_FETCH,
@@ -461,7 +467,7 @@ CORS = [
     ),
     Case(
         "preflight nowhere",
-        Request("OPTIONS", "/x", None, ASKED),
+        Request("OPTIONS", "/x", None, PREFLIGHT_HEADERS),
         404,
         "not_found",
         EXPOSED,
@@ -469,14 +475,14 @@ CORS = [
     ),
 ]
 
-AWAY = [
+UNAVAILABLE = [
     Case(
         f"{sent.method} {sent.path} while the control plane is down",
         sent,
         503,
         "unavailable",
         {"retry-after": "1"},
-        edge="lonely_edge",
+        edge="edge_without_workers",
     )
     for sent in (
         post(),
@@ -485,24 +491,24 @@ AWAY = [
         get("/v1/workspaces/ws_1/events"),
     )
 ]
-AWAY.append(
+UNAVAILABLE.append(
     Case(
         "healthz while the control plane is down",
         get("/healthz"),
         503,
         "unavailable",
-        edge="lonely_edge",
+        edge="edge_without_workers",
     )
 )
-AWAY.append(
+UNAVAILABLE.append(
     Case(
         "slow",
         post("/v1/workspaces/slow/task/cancel"),
         504,
         "deadline_exceeded",
-        edge="hasty_edge",
+        edge="edge_with_short_limits",
         reaches_service=True,
     )
 )
 
-CASES = SUCCESSES + HEADS + SERVICE_ERRORS + BAD_BODIES + PATHS + TYPES + SIZES + CORS + AWAY
+CASES = SUCCESSES + HEADS + SERVICE_ERRORS + BAD_BODIES + PATHS + TYPES + SIZES + CORS + UNAVAILABLE

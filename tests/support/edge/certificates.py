@@ -1,4 +1,4 @@
-"""Certificates made for a test."""
+"""Certificates that are issued for one test run."""
 
 import datetime
 import ipaddress
@@ -22,7 +22,7 @@ class Certificate:
 
 
 class Authority:
-    """Signs certificates; its own is `ca_file`."""
+    """Issues certificates. `ca_file` is the authority's own certificate."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
@@ -34,7 +34,7 @@ class Authority:
         self._write(self.ca_file, builder.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str) -> Certificate:
-        """A certificate for the loopback address."""
+        """Issues a certificate for the loopback address and `localhost`, valid for one hour."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName(
             [x509.IPAddress(ipaddress.ip_address(HOST)), x509.DNSName("localhost")]

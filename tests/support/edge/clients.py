@@ -1,4 +1,4 @@
-"""The clients there are: each sends a request as it would by itself, and tells the answer alike."""
+"""REST clients. Each sends a request with its own defaults and returns an Answer."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ LIMIT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent."""
+    """A request, without the headers that a client adds."""
 
     method: str
     path: str
@@ -32,8 +32,10 @@ Client = Callable[[str, Request], Answer]
 
 
 def curl(protocol: str) -> Client:
-    """The command, which shows trailers too. It names no content type, since the body comes from a
-    file.
+    """Returns a client that runs curl. Its answers have trailers.
+
+    `protocol` is the option that selects the HTTP version. A body is sent as JSON unless the
+    request names another type.
     """
 
     def send(url: str, request: Request) -> Answer:
@@ -85,7 +87,7 @@ def _fields(lines: list[str]) -> list[tuple[str, str]]:
 
 
 def httpx_client(client: httpx.Client) -> Client:
-    """The library; it sends JSON by that name unless the request names another."""
+    """Returns a client that uses httpx. A body is sent as JSON unless the request names a type."""
 
     def send(url: str, request: Request) -> Answer:
         headers = {} if request.body is None else {"content-type": "application/json"}
@@ -101,7 +103,7 @@ def httpx_client(client: httpx.Client) -> Client:
 
 
 class Node:
-    """fetch, as a program of a customer's calls it, in one process for all requests."""
+    """A client that calls fetch() in Node.js, in one process for all requests."""
 
     _SCRIPT = """
     const lines = require('readline').createInterface({input: process.stdin});
@@ -111,7 +113,8 @@ class Node:
         const sent = body === null ? undefined : Buffer.from(body, 'base64');
         const answer = await fetch(url, {method, headers, body: sent});
         const content = Buffer.from(await answer.arrayBuffer()).toString('base64');
-        console.log(JSON.stringify({status: answer.status, headers: [...answer.headers], body: content}));
+        const {status, headers: received} = answer;
+        console.log(JSON.stringify({status, headers: [...received], body: content}));
       } catch (error) {
         console.log(JSON.stringify({failed: String(error.cause ?? error)}));
       }
@@ -127,20 +130,20 @@ class Node:
 
     def __call__(self, url: str, request: Request) -> Answer:
         headers = {} if request.body is None else {"content-type": "application/json"}
-        asked: dict[str, Any] = {
+        message: dict[str, Any] = {
             "url": url + request.path,
             "method": request.method,
             "headers": headers | dict(request.headers),
         }
-        asked["body"] = None if request.body is None else base64.b64encode(request.body).decode()
-        self._pipe(self._process.stdin).write(json.dumps(asked).encode() + b"\n")
+        message["body"] = None if request.body is None else base64.b64encode(request.body).decode()
+        self._pipe(self._process.stdin).write(json.dumps(message).encode() + b"\n")
         self._pipe(self._process.stdin).flush()
-        told = json.loads(self._pipe(self._process.stdout).readline())
-        assert "failed" not in told, told
+        answer = json.loads(self._pipe(self._process.stdout).readline())
+        assert "failed" not in answer, answer
         return Answer(
-            told["status"],
-            [tuple(each) for each in told["headers"]],
-            base64.b64decode(told["body"]),
+            answer["status"],
+            [tuple(each) for each in answer["headers"]],
+            base64.b64decode(answer["body"]),
         )
 
     @staticmethod
@@ -149,15 +152,16 @@ class Node:
         return pipe
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process of Node.js."""
         self._pipe(self._process.stdin).close()
         self._process.wait(LIMIT_SECONDS)
         self._pipe(self._process.stdout).close()
 
 
 def parse(received: bytes, *, to_head: bool = False) -> Answer:
-    """The first answer among raw bytes of HTTP/1.1; the interim ones are left out. Raises
-    AssertionError or ValueError.
+    """Parses the first final answer in raw bytes of HTTP/1.1. Interim (1xx) answers are skipped.
+
+    Raises AssertionError or ValueError if the bytes are not a complete answer.
     """
     while received.startswith(b"HTTP/1.1 1"):
         received = received.partition(b"\r\n\r\n")[2]
@@ -169,7 +173,7 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
     headers = _fields(lines[1:])
     names = dict(headers)
     if to_head:
-        # What follows is the answer to something else.
+        # Another answer may follow at once. Anything else would be a body, which is an error.
         return Answer(
             int(status), headers, b"" if not rest or rest.startswith(b"HTTP/1.1 ") else rest
         )
@@ -191,8 +195,9 @@ def parse(received: bytes, *, to_head: bool = False) -> Answer:
 
 
 def is_whole(received: bytes) -> bool:
-    """Whether an answer to be kept open behind has come; then nobody waits for the end of the
-    connection.
+    """Whether the bytes hold an answer with a content-length, and all of its body.
+
+    The reader can then stop. The connection may stay open after such an answer.
     """
     try:
         answer = parse(received)

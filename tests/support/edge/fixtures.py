@@ -1,4 +1,4 @@
-"""The edge and the stub behind it, started once."""
+"""Envoy, and the stub of a worker behind it. Both start once per test session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def _stub_and_address() -> Iterator[tuple[Stub, str]]:
 
 @pytest.fixture
 def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
-    """The control plane, with nothing seen yet."""
+    """The stub behind the edge. It has seen no calls yet."""
     stub = _stub_and_address[0]
     stub.seen.clear()
     stub.release.clear()
@@ -29,8 +29,10 @@ def stub(_stub_and_address: tuple[Stub, str]) -> Stub:
 def edge(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    """The edge as it is shipped. No test may leave a Lua error behind, nor a worker that took the
-    edge's pings for an attack.
+    """The edge with its shipped configuration.
+
+    At the end it checks that no script failed, and that no worker closed a connection because of
+    too many pings.
     """
     with running_edge(short_directory(tmp_path_factory), _stub_and_address[1]) as running:
         yield running
@@ -39,31 +41,31 @@ def edge(
 
 
 @pytest.fixture(scope="session")
-def lonely_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
-    """The edge with no control plane behind it. Nothing listens on port 1."""
+def edge_without_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEdge]:
+    """An edge without a worker: nothing listens on port 1."""
     with running_edge(short_directory(tmp_path_factory), "127.0.0.1:1", healthz=503) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def hasty_edge(
+def edge_with_short_limits(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    """The edge with short time limits."""
-    hurry = {
+    """An edge with time limits of 0.3 s."""
+    replacements = {
         '"35s"': '"0.3s"',
         "request_headers_timeout: 10s": "request_headers_timeout: 0.3s",
         "request_timeout: 30s": "request_timeout: 0.3s",
     }
     with running_edge(
-        short_directory(tmp_path_factory), _stub_and_address[1], hurry=hurry
+        short_directory(tmp_path_factory), _stub_and_address[1], replacements=replacements
     ) as running:
         yield running
 
 
 @pytest.fixture(params=["HTTP/1.1", "HTTP/2"])
 def rest(request: pytest.FixtureRequest, edge: RunningEdge) -> Iterator[httpx.Client]:
-    """A REST client, once for each protocol."""
+    """A REST client. The test runs once for each version of HTTP."""
     http2 = request.param == "HTTP/2"
     with httpx.Client(
         base_url=edge.rest_url, http1=not http2, http2=http2, trust_env=False, timeout=15
@@ -72,5 +74,5 @@ def rest(request: pytest.FixtureRequest, edge: RunningEdge) -> Iterator[httpx.Cl
 
 
 def short_directory(factory: pytest.TempPathFactory) -> Path:
-    """A directory whose sockets fit the kernel's limit."""
+    """Returns a new directory. Socket paths in it are shorter than the kernel's limit."""
     return factory.mktemp("e")

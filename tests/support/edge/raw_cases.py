@@ -1,10 +1,8 @@
-"""The rows of the table that no client sends: bytes, as they come over a socket that speaks
-HTTP/1.1.
-"""
+"""The table of requests that no client sends, as raw bytes of HTTP/1.1."""
 
 from tests.support.edge.cases import CANCEL, Case
 
-# Whatever is wrong further on: the answer's id is the edge's own.
+# Every request has an id of the client. The answer must have an id that the edge has chosen.
 HOST = "host: x\r\nx-request-id: chosen-by-the-client\r\n"
 CLOSE = "connection: close\r\n"
 
@@ -15,8 +13,8 @@ def raw(
     return f"{line}\r\n{host}{headers}\r\n{body}".encode("latin-1")
 
 
-def bad(name: str, sent: bytes, says: str = "not valid HTTP") -> Case:
-    return Case(name, sent, 400, "validation_error", says=says)
+def bad(name: str, sent: bytes, contains: str = "not valid HTTP") -> Case:
+    return Case(name, sent, 400, "validation_error", contains=contains)
 
 
 def good(name: str, sent: bytes, status: int = 202) -> Case:
@@ -24,7 +22,7 @@ def good(name: str, sent: bytes, status: int = 202) -> Case:
 
 
 def chunks(field: str, size: int) -> str:
-    """The begin of a body, in three chunks of so many bytes."""
+    """The start of a JSON body, in three chunks of `size` bytes each."""
     body = f'{{"{field}":"'.ljust(3 * size, "x")
     return "".join(f"{size:x}\r\n{body[at : at + size]}\r\n" for at in range(0, 3 * size, size))
 
@@ -37,14 +35,14 @@ FRAMING = [
         raw(headers="content-length: 2\r\ncontent-length: 3\r\n", body="{}"),
     ),
     bad(
-        "two lengths that are alike",
+        "two equal lengths",
         raw(headers="content-length: 2\r\ncontent-length: 2\r\n", body="{}"),
     ),
     bad("a negative length", raw(headers="content-length: -1\r\n")),
     bad("a length that is no number", raw(headers="content-length: abc\r\n")),
-    bad("a length beyond all numbers", raw(headers=f"content-length: {'9' * 23}\r\n")),
+    bad("a length that overflows", raw(headers=f"content-length: {'9' * 23}\r\n")),
     bad("a length and chunks", raw(headers=f"content-length: 5\r\n{CHUNKED}", body="0\r\n\r\n")),
-    bad("chunks that are none", raw(headers=CHUNKED, body="zz\r\n{}\r\n0\r\n\r\n")),
+    bad("invalid chunks", raw(headers=CHUNKED, body="zz\r\n{}\r\n0\r\n\r\n")),
     bad(
         "a hidden transfer encoding",
         raw(headers="transfer-encoding: \x0bchunked\r\n", body="0\r\n\r\n"),
@@ -73,27 +71,27 @@ FRAMING = [
         raw(headers=CHUNKED, body=chunks("reason", 0x2000)),
         413,
         "payload_too_large",
-        says="16,384 bytes",
+        contains="16,384 bytes",
     ),
     Case(
         "a task too large in chunks",
         raw(TASKS_LINE, CHUNKED, chunks("description", 0x80000)),
         413,
         "payload_too_large",
-        says="1,048,576 bytes",
+        contains="1,048,576 bytes",
     ),
 ]
 LINES = [
     bad("no Host", raw(host="", headers=CLOSE), "no Host"),
     bad("two Hosts", raw(headers="host: y\r\n" + CLOSE), "more than one Host"),
-    bad("a Host that is none", raw(host="host: a b\r\n")),
+    bad("an invalid Host", raw(host="host: a b\r\n")),
     bad("a header without a colon", raw(headers="nonsense\r\n")),
     bad("a header without a name", raw(headers=": 1\r\n")),
     bad("NUL in a header", raw(headers="x-a: a\x00b\r\n")),
-    bad("a name that is none", raw(headers="x@(a: 1\r\n")),
+    bad("an invalid header name", raw(headers="x@(a: 1\r\n")),
     bad("a method in lower case", raw("get /v1/workspaces HTTP/1.1")),
     bad("an unknown method", raw("BREW /v1/workspaces HTTP/1.1")),
-    bad("no slash in front", raw("GET v1/workspaces HTTP/1.1")),
+    bad("no leading slash", raw("GET v1/workspaces HTTP/1.1")),
     bad("another scheme", raw("GET ftp://x/v1/workspaces HTTP/1.1")),
     bad("bytes beyond ASCII in the path", raw("GET /v1/workspaces/\xc3\xa9 HTTP/1.1")),
     bad("NUL in the path", raw("GET /v1/\x00 HTTP/1.1")),
@@ -122,11 +120,11 @@ LINES = [
     ),
     good("an absolute URL", raw("GET http://x/v1/workspaces HTTP/1.1", CLOSE), 200),
     good(
-        "an upgrade to HTTP/2 is not taken",
+        "an upgrade to HTTP/2, which is ignored",
         raw(headers="connection: upgrade, close\r\nupgrade: h2c\r\n"),
     ),
     good(
-        "hop-by-hop headers that are none",
+        "other headers named as hop-by-hop",
         raw(headers="connection: close, x-request-id, x-evershell-edge\r\n"),
     ),
 ]
@@ -136,14 +134,14 @@ SLOW = [
         f"POST {CANCEL} HTTP/1.1\r\nhost: x\r\n".encode(),
         408,
         "request_timeout",
-        edge="hasty_edge",
+        edge="edge_with_short_limits",
     ),
     Case(
         "a slow body",
         raw(headers="content-type: application/json\r\ncontent-length: 10\r\n", body="{"),
         408,
         "request_timeout",
-        edge="hasty_edge",
+        edge="edge_with_short_limits",
     ),
 ]
 RAW_CASES = FRAMING + LINES + SLOW

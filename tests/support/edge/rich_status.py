@@ -1,4 +1,4 @@
-"""Reads what comes with an error of a gRPC call."""
+"""Reads the metadata and the rich status of a failed gRPC call."""
 
 from typing import Any
 
@@ -9,12 +9,17 @@ from server.api.status import DOMAIN
 
 
 def metadata_of(error: Any) -> dict[str, Any]:
-    """All that came with an error."""
+    """The initial and trailing metadata of an error."""
     return dict(error.initial_metadata() or ()) | dict(error.trailing_metadata() or ())
 
 
-def told(error: Any) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
-    """The rich status of an error that the edge has made, checked in what is common to them."""
+def rich_status_of(
+    error: Any,
+) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
+    """Returns the status of an error from Envoy, and its ErrorInfo and RetryInfo.
+
+    Checks what all errors from Envoy have in common. Raises AssertionError.
+    """
     status = rpc_status.from_call(error)
     assert status is not None
     assert error.details() == status.message

@@ -1,6 +1,4 @@
-"""A control plane that does what the id of the workspace says, and the edge in front of it as a
-real process.
-"""
+"""A stub of a worker that acts on the id of the workspace, and a real Envoy in front of it."""
 
 import asyncio
 import json
@@ -33,12 +31,17 @@ from tests.support.waiting import eventually
 
 START_SECONDS = 15
 CODES = {status.value[0]: status for status in grpc.StatusCode}
+# A message with characters that need escaping in JSON, in headers or in Envoy's format strings.
 AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
 
 
 class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
-    """`error_<slug>`: that error. `bare_<n>`: gRPC status n as the library sends it. Others: see
-    below.
+    """A worker that acts on the id of the workspace.
+
+    `error_<slug>` fails with that error, and `bare_<n>` with gRPC status n and no details. `raise`
+    raises an exception, `slow` answers after `slow_seconds`, and `waits` answers when `release` is
+    set. `ended` answers a cancellation with HTTP status 200, and `breaks` ends a stream with an
+    error.
     """
 
     def __init__(self, slow_seconds: float = 10.0) -> None:
@@ -48,8 +51,8 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self.health = health.aio.HealthServicer()
 
     def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        """What its health is from here on."""
-        # There are no watchers, so it needs no loop of its server's.
+        """Changes the health that the stub reports."""
+        # Any event loop will do: without watchers, the health servicer wakes nothing on its own.
         asyncio.run(self.health.set("", status))
 
     async def _act(self, request: Any, context: Any) -> None:
@@ -142,15 +145,16 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         )
         if request.workspace_id == "breaks":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
-        # The second message leaves only when the test has read the first one.
+        # Sends the second message only after the test has read the first one.
         await asyncio.to_thread(self.release.wait, START_SECONDS)
         yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
 
 
 @contextmanager
 def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
-    """Serves the stub from an event loop in a thread of its own; yields its address. Ends as the
-    control plane does.
+    """Serves the stub on an event loop in another thread, and yields its address.
+
+    At the end it stops like a worker: it reports NOT_SERVING, then calls have `grace_seconds`.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -179,7 +183,7 @@ def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
 
 
 class RunningEdge:
-    """A started Envoy and how to reach it."""
+    """A running Envoy, and its addresses."""
 
     def __init__(self, settings: Edge, verify: ssl.SSLContext | bool = True) -> None:
         self.settings = settings
@@ -188,14 +192,14 @@ class RunningEdge:
         self.grpc_address = f"127.0.0.1:{settings.grpc_port}"
 
     def admin(self, path: str) -> str:
-        """What the admin interface says."""
+        """The answer of the admin interface to a GET of `path`."""
         with httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False
         ) as client:
             return client.get(f"http://admin{path}").text
 
     def stat(self, name: str) -> int:
-        """A counter or gauge of Envoy's."""
+        """The value of a counter or gauge of Envoy."""
         return int(self.admin(f"/stats?filter=^{name}$").rpartition(": ")[2])
 
     def answers(self, status: int) -> bool:
@@ -211,7 +215,7 @@ class RunningEdge:
             return False
 
     def raw(self, data: bytes) -> bytes:
-        """What comes back for these bytes until the edge closes the connection."""
+        """Sends bytes, and returns what the edge sends until it closes the connection."""
         with socket.create_connection(
             ("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS
         ) as connection:
@@ -227,15 +231,16 @@ def running_edge(
     directory: Path,
     *workers: str,
     healthz: int = 200,
-    hurry: dict[str, str] | None = None,
+    replacements: dict[str, str] | None = None,
     tls: Tls | None = None,
     verify: ssl.SSLContext | bool = True,
     logs_all: bool = True,
 ) -> Iterator[RunningEdge]:
-    """Envoy in front of workers; `hurry` shortens limits in the rendered configuration, `verify` is
-    how callers trust it.
+    """Runs Envoy in front of the workers at these addresses, until the block ends.
 
-    With `logs_all` no call is left out of its log, since tests call faster than it would show.
+    `healthz` is the status that /healthz answers when Envoy has started. `replacements` are texts
+    of the rendered configuration and what to put in their place. `verify` is how httpx verifies the
+    certificate of the edge. `logs_all` lifts the limit on log lines, which tests would exceed.
     """
     rest_port, grpc_port = free_ports(2)
     settings = Edge(rest_port, grpc_port, workers, directory / "admin.sock", tls=tls)
@@ -246,16 +251,16 @@ def running_edge(
         shipped = ROOT / "envoy" / "unsolicited_calls.yaml"
         roomy = directory / shipped.name
         roomy.write_text(shipped.read_text().replace("max_tokens: 20", "max_tokens: 1000000"))
-        hurry = (hurry or {}) | {str(shipped): str(roomy)}
-    for long, short in (hurry or {}).items():
-        assert long in text
-        text = text.replace(long, short)
+        replacements = (replacements or {}) | {str(shipped): str(roomy)}
+    for shipped_text, replacement in (replacements or {}).items():
+        assert shipped_text in text
+        text = text.replace(shipped_text, replacement)
     config.write_text(text)
     edge = RunningEdge(settings, verify)
-    # Tests wait for lines of the log.
-    at_once = ["20" if argument == "1000" else argument for argument in command(config)]
+    # Flushes the log every 20 ms instead of every second, because tests wait for its lines.
+    arguments = ["20" if argument == "1000" else argument for argument in command(config)]
     with (directory / "envoy.log").open("w") as log:
-        process = subprocess.Popen(at_once, stdout=log, stderr=log)
+        process = subprocess.Popen(arguments, stdout=log, stderr=log)
     try:
         eventually(lambda: edge.answers(healthz))
         yield edge
