@@ -1,6 +1,4 @@
-"""Requests by chance: methods, paths, headers and bodies, well-formed or not, from a seed; as bytes
-of HTTP/1.1.
-"""
+"""Random requests as bytes of HTTP/1.1, well-formed or not. A seed determines them."""
 
 import random
 from collections.abc import Iterator
@@ -165,12 +163,12 @@ BODIES += [
     "1e999",
     '{"task_id":"\\u0000"}',
 ]
-# A preface of HTTP/2 is the one thing after which the edge answers in another language.
+# The edge answers the preface of HTTP/2 with HTTP/2 frames, which the test does not parse.
 PREFACE = b"PRI *"
 
 
 def requests(seed: int) -> Iterator[bytes]:
-    """Without an end; each closes its connection when it can, so that the answer has an end."""
+    """Yields requests without end. Most ask to close the connection, so that the answer ends."""
     chance = random.Random(seed)
     while True:
         kind = chance.random()

@@ -1,5 +1,6 @@
-"""Whatever is sent: what comes back is the envelope, or a success. FUZZ_SECONDS makes it longer,
-FUZZ_SEED another one.
+"""The edge answers random requests with a success or with the error envelope.
+
+FUZZ_SECONDS sets the duration, FUZZ_SEED the seed.
 """
 
 import contextlib
@@ -17,51 +18,53 @@ from tests.support.edge.stub import RunningEdge, Stub
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# A request that may have more to come is not waited for: nothing is said to it yet.
+# How long to wait for an answer. The edge does not answer a request that it takes for incomplete.
 QUIET_SECONDS = 0.5
-# Enough to have met each status, on a machine that is slow.
-LEAST = 300
-AT_ONCE = 16
-UNREAD = (400, 426, 431)
+# Enough requests for answers of every kind, even on a slow machine.
+MIN_REQUESTS = 300
+CONCURRENCY = 16
+# Statuses of requests that the edge could not parse.
+UNPARSED = (400, 426, 431)
 NOTHING, OUTSIDE = "nothing", "outside"
 
 
-def test_whatever_is_sent(edge: RunningEdge, stub: Stub) -> None:
+def test_every_request_gets_a_success_or_the_envelope(edge: RunningEdge, stub: Stub) -> None:
     stub.release.set()
-    told: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
     outside: list[tuple[bytes, str]] = []
     ends = time.monotonic() + SECONDS
     sent = requests(SEED)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        while time.monotonic() < ends or told.total() < LEAST:
-            batch = list(islice(sent, AT_ONCE * 8))
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        while time.monotonic() < ends or verdicts.total() < MIN_REQUESTS:
+            batch = list(islice(sent, CONCURRENCY * 8))
             for request, verdict in zip(
                 batch, pool.map(lambda each: verdict_on(edge, each), batch), strict=True
             ):
-                told[
+                verdicts[
                     verdict if verdict in (NOTHING, OUTSIDE) or verdict.isdigit() else OUTSIDE
                 ] += 1
-                if told[OUTSIDE] > len(outside):
+                if verdicts[OUTSIDE] > len(outside):
                     outside.append((request, verdict))
     print(
-        f"seed {SEED}: {told.total()} requests, {len(outside)} answers outside the envelope; {dict(sorted(told.items()))}"
+        f"seed {SEED}: {verdicts.total()} requests, {len(outside)} answers outside the envelope; "
+        f"{dict(sorted(verdicts.items()))}"
     )
     assert not outside, outside[:3]
-    assert len(told) > 5
+    assert len(verdicts) > 5
     assert edge.answers(200)
 
 
 def verdict_on(edge: RunningEdge, sent: bytes) -> str:
-    """The answer's status; or that there was none; or what is wrong with it."""
+    """Returns the status of the answer, NOTHING without an answer, or what is wrong with it."""
     received = received_for(edge, sent)
     if not received:
         return NOTHING
     to_head = sent.lstrip(b"\r\n").startswith(b"HEAD ")
     try:
         answer = parse(received, to_head=to_head)
-        if answer.body and answer.status in UNREAD and answer.header("connection") == "close":
-            # What cannot be read is not known to be a HEAD, and nothing more comes on this
-            # connection.
+        if answer.body and answer.status in UNPARSED and answer.header("connection") == "close":
+            # The edge could not tell that the request was a HEAD. It may send a body, because it
+            # closes the connection.
             to_head = False
         check(answer, to_head=to_head)
     except (AssertionError, ValueError) as error:
@@ -70,7 +73,7 @@ def verdict_on(edge: RunningEdge, sent: bytes) -> str:
 
 
 def received_for(edge: RunningEdge, sent: bytes) -> bytes:
-    """What comes back for these bytes, until nothing has for a while."""
+    """Sends bytes, and returns what the edge sends until it is silent for QUIET_SECONDS."""
     received = b""
     address = ("127.0.0.1", edge.settings.rest_port)
     with socket.create_connection(address, timeout=5) as connection, contextlib.suppress(OSError):
@@ -83,7 +86,7 @@ def received_for(edge: RunningEdge, sent: bytes) -> bytes:
     return received
 
 
-def test_a_seed_always_gives_the_same() -> None:
+def test_a_seed_determines_the_requests() -> None:
     assert (
         list(islice(requests(7), 200))
         == list(islice(requests(7), 200))

@@ -1,4 +1,4 @@
-"""What the edge does when callers take more than their part: of connections, of memory, of streams."""
+"""The edge stays available when callers take too many connections, streams or too much memory."""
 
 import socket
 from collections.abc import Iterator
@@ -16,19 +16,20 @@ from tests.support.edge.rich_status import rich_status_of
 from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, running_edge
 from tests.support.waiting import eventually
 
-# As envoy.yaml has them.
+# The limits of envoy.yaml: large bodies in flight, and streams of health checks.
 LARGE_BODIES = 64
-PROBES = 64
+HEALTH_STREAMS = 64
 
 
-def cancels(edge: RunningEdge) -> bool:
+def can_cancel(edge: RunningEdge) -> bool:
     return httpx.post(edge.rest_url + CANCEL, trust_env=False).status_code == 202
 
 
 def connected(edge: RunningEdge, sent: bytes) -> socket.socket:
-    """A connection that has sent this."""
+    """Opens a connection and sends bytes over it."""
     connection = socket.socket()
-    # Before it connects: it decides how much the edge can send to a client that does not read.
+    # A small buffer, so that the edge must keep what the client does not read. The kernel applies
+    # the size only if it is set before the connection opens.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(START_SECONDS)
     connection.connect(("127.0.0.1", edge.settings.rest_port))
@@ -36,7 +37,7 @@ def connected(edge: RunningEdge, sent: bytes) -> socket.socket:
     return connection
 
 
-def test_idle_connections_make_room_before_there_is_none(
+def test_idle_connections_are_closed_before_the_limit_is_reached(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     few = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 20"}
@@ -48,13 +49,13 @@ def test_idle_connections_make_room_before_there_is_none(
         for _ in range(19):
             opened.enter_context(connected(edge, b""))
         eventually(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") == 19)
-        assert cancels(edge)
+        assert can_cancel(edge)
 
 
-def test_when_memory_runs_out_what_holds_the_most_is_reset(
+def test_streams_that_hold_much_memory_are_reset_when_it_runs_out(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Clients that ask for 20 MB each and do not read them."""
+    """Eight clients request 20 MB each and do not read the answers."""
     little = {"max_heap_size_bytes: 1073741824": "max_heap_size_bytes: 134217728"}
     request = f"GET {TASKS}?page_size=200 HTTP/1.1\r\nhost: x\r\n\r\n".encode()
     with ExitStack() as opened:
@@ -66,18 +67,16 @@ def test_when_memory_runs_out_what_holds_the_most_is_reset(
         for _ in range(8):
             opened.enter_context(connected(edge, request))
         eventually(lambda: edge.stat("envoy.overload_actions.reset_high_memory_stream.count") > 0)
-        eventually(lambda: cancels(edge))
+        eventually(lambda: can_cancel(edge))
 
 
-def test_large_bodies_are_few_at_a_time_and_keep_nobody_else_out(
-    edge: RunningEdge, stub: Stub
-) -> None:
+def test_large_bodies_are_limited_and_other_calls_succeed(edge: RunningEdge, stub: Stub) -> None:
     head = f"POST {TASKS} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{{"
     with ExitStack() as opened:
         for _ in range(LARGE_BODIES):
             opened.enter_context(connected(edge, head.encode()))
         eventually(lambda: large_bodies(edge) == LARGE_BODIES)
-        assert cancels(edge)
+        assert can_cancel(edge)
         small = httpx.post(edge.rest_url + TASKS, json={"description": "x"}, trust_env=False)
         assert small.status_code == 202
         one_more = opened.enter_context(connected(edge, head.encode()))
@@ -95,26 +94,26 @@ def large_bodies(edge: RunningEdge) -> int:
 @pytest.fixture
 def channels(edge: RunningEdge) -> Iterator[list[grpc.Channel]]:
     with ExitStack() as opened:
-        alone = [("grpc.use_local_subchannel_pool", 1)]
+        own_connection = [("grpc.use_local_subchannel_pool", 1)]
         yield [
-            opened.enter_context(grpc.insecure_channel(edge.grpc_address, options=alone))
+            opened.enter_context(grpc.insecure_channel(edge.grpc_address, options=own_connection))
             for _ in range(2)
         ]
 
 
-def test_streams_without_a_credential_are_few_at_a_time(
+def test_streams_without_a_credential_are_limited(
     edge: RunningEdge, channels: list[grpc.Channel]
 ) -> None:
     first, other = (health_pb2_grpc.HealthStub(channel) for channel in channels)
     request = health_pb2.HealthCheckRequest()
-    watches = [first.Watch(request) for _ in range(PROBES)]
+    watches = [first.Watch(request) for _ in range(HEALTH_STREAMS)]
     for watch in watches:
         assert next(iter(watch)).status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.RpcError) as raised:
         next(iter(other.Watch(request)))
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert rich_status_of(raised.value)[1].reason == "UNAVAILABLE"
-    # What asks once has a bound of its own.
+    # Unary checks have a separate limit.
     assert other.Check(request).status == health_pb2.HealthCheckResponse.SERVING
     for watch in watches:
         watch.cancel()

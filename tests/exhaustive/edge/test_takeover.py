@@ -1,4 +1,4 @@
-"""One process of Envoy follows another: on a restart, behind a crash, and at the end."""
+"""One process of Envoy replaces another on a restart and after a crash, and the last one drains."""
 
 import shutil
 import signal
@@ -36,20 +36,21 @@ class Supervised:
     def pid(self) -> int:
         return self.supervisor.pids()["envoy"]
 
-    async def is_another_than(self, pid: int) -> bool:
-        """And serves."""
+    async def has_replaced(self, pid: int) -> bool:
+        """Whether a process other than `pid` runs and serves."""
         return self.pid != pid and await self.process.is_live()
 
-    async def follow(self) -> int:
-        """Has the next process take over; returns the id of the one before."""
+    async def replace(self) -> int:
+        """Replaces the process by the next one, and returns the id of the old one."""
         old = await self.supervisor.replace("envoy", self.process.next(), START_SECONDS)
         await eventually_async(self.process.is_live)
         return old.pid
 
-    def left_in_memory(self) -> Path:
-        """What the process that runs would leave there by itself."""
+    def shared_memory(self) -> Path:
+        """The shared memory segment of the running process, which Envoy does not remove itself."""
         command = psutil.Process(self.pid).cmdline()
-        return Path("/dev/shm") / f"envoy_shared_memory_{command[command.index('--base-id') + 1]}0"  # noqa: S108 - Envoy's choice
+        base_id = command[command.index("--base-id") + 1]
+        return Path("/dev/shm") / f"envoy_shared_memory_{base_id}0"  # noqa: S108 - Envoy's choice
 
 
 @asynccontextmanager
@@ -73,7 +74,7 @@ async def supervised(
 
 @pytest.fixture
 def worker() -> Iterator[tuple[Stub, str]]:
-    """Behind the edge, and its address."""
+    """The stub behind the edge, and its address."""
     stub = Stub()
     with serving(stub) as address:
         yield stub, address
@@ -87,47 +88,47 @@ async def running(
         yield edge
 
 
-async def test_the_next_process_takes_over_and_the_one_before_answers_what_it_has(
+async def test_the_next_process_takes_over_and_the_old_one_answers_its_calls(
     running: Supervised,
 ) -> None:
     for _ in range(2):
         async with httpx.AsyncClient(base_url=running.url, trust_env=False) as kept:
             assert "connection" not in (await kept.get(CALL)).headers
-            old = await running.follow()
+            old = await running.replace()
             answer = await kept.get(CALL)
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
             answer = await kept.get(CALL)
             assert answer.status_code == 200
             assert "connection" not in answer.headers
             await running.supervisor.left()
-            # The one that left took nothing with it, the admin socket neither.
-            assert await running.is_another_than(old)
+            # The old process removed nothing that the new one needs, such as the admin socket.
+            assert await running.has_replaced(old)
             assert await running.process.healthy_workers()
             assert (await kept.get(CALL)).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "dies", ["before it has taken over", "while the one before leaves", "by itself"]
+    "dies", ["before it has taken over", "while the old process leaves", "alone"]
 )
-async def test_a_process_that_dies_is_followed_by_one_that_serves(
+async def test_a_process_that_dies_is_replaced_by_one_that_serves(
     running: Supervised, dies: str
 ) -> None:
-    if dies != "by itself":
+    if dies != "alone":
         await running.supervisor.replace("envoy", running.process.next(), LEAVE_SECONDS)
-    if dies == "while the one before leaves":
+    if dies == "while the old process leaves":
         await eventually_async(running.process.is_live)
     dead = running.pid
     running.supervisor.send_signal(signal.SIGKILL, "envoy")
-    await eventually_async(lambda: running.is_another_than(dead))
+    await eventually_async(lambda: running.has_replaced(dead))
     await running.supervisor.left()
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(running.url + CALL)).status_code == 200
-        # It can be followed like any other.
-        await running.follow()
+        # A process that was started after a crash can be replaced as well.
+        await running.replace()
         assert (await client.get(running.url + CALL)).status_code == 200
 
 
-async def test_a_process_that_drains_answers_what_it_has_and_takes_nothing_new(
+async def test_a_draining_process_finishes_its_calls_and_refuses_new_ones(
     worker: tuple[Stub, str], running: Supervised
 ) -> None:
     refused: list[bool] = []
@@ -150,28 +151,28 @@ async def test_a_process_that_drains_answers_what_it_has_and_takes_nothing_new(
         assert "unavailable" in "".join([line async for line in lines])
 
 
-async def test_nothing_of_it_stays_in_memory(
+async def test_no_shared_memory_is_left_behind(
     worker: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async with supervised(short_directory(tmp_path_factory), worker[1]) as edge:
-        first = edge.left_in_memory()
+        first = edge.shared_memory()
         assert first.exists()
         dead = edge.pid
         edge.supervisor.send_signal(signal.SIGKILL, "envoy")
-        await eventually_async(lambda: edge.is_another_than(dead))
+        await eventually_async(lambda: edge.has_replaced(dead))
         assert not first.exists()
-        second = edge.left_in_memory()
-        await edge.follow()
-        assert edge.left_in_memory() == second
+        second = edge.shared_memory()
+        await edge.replace()
+        assert edge.shared_memory() == second
         assert second.exists()
     assert not second.exists()
 
 
-async def test_the_next_process_has_the_certificates_of_now_and_a_refused_configuration_changes_nothing(
+async def test_the_next_process_uses_the_new_certificates_unless_they_are_refused(
     worker: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    before, now = Authority(tmp_path, "before"), Authority(tmp_path, "now")
-    old, new = before.issue("old"), now.issue("new")
+    old_authority, new_authority = Authority(tmp_path, "before"), Authority(tmp_path, "now")
+    old, new = old_authority.issue("old"), new_authority.issue("new")
 
     async def is_trusted(edge: Supervised, authority: Authority) -> bool:
         context = ssl.create_default_context(cafile=str(authority.ca_file))
@@ -183,12 +184,12 @@ async def test_the_next_process_has_the_certificates_of_now_and_a_refused_config
 
     tls = Tls(old.cert_file, old.key_file)
     async with supervised(short_directory(tmp_path_factory), worker[1], tls) as edge:
-        assert await is_trusted(edge, before)
+        assert await is_trusted(edge, old_authority)
         shutil.copy(new.cert_file, old.cert_file)
         with pytest.raises(EdgeConfigurationError, match="does not belong"):
             edge.process.configure()
         shutil.copy(new.key_file, old.key_file)
         edge.process.configure()
-        await edge.follow()
-        assert await is_trusted(edge, now)
-        assert not await is_trusted(edge, before)
+        await edge.replace()
+        assert await is_trusted(edge, new_authority)
+        assert not await is_trusted(edge, old_authority)
