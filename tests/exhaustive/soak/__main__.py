@@ -1,5 +1,6 @@
-"""`make soak`: many mixed calls, and what every program of the stack holds before and after. It
-exits 1 if one has grown.
+"""`make soak`: makes many mixed calls, and exits 1 if a program of the stack has grown.
+
+It prints the open files, threads and memory of every program before and after the calls.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from tests.support.stack import Stack, Workspace
 
 _WORKSPACES = 6
 _PROBLEMS_SHOWN = 10
-# The limits count every credential and workspace, and refuse nobody here.
+# Rate limiting is on, so that its counters can grow, with limits that no caller reaches.
 _LIMITS = dict.fromkeys(
     ("RATE_LIMIT_PER_SECOND", "RATE_LIMIT_BURST", "CANCEL_LIMIT_PER_SECOND", "CANCEL_LIMIT_BURST"),
     "100000",
@@ -27,31 +28,34 @@ _LIMITS = dict.fromkeys(
 
 
 @click.command()
-@click.option("--calls", default=20_000, show_default=True, help="Between the two measurements.")
+@click.option(
+    "--calls", default=20_000, show_default=True, help="Calls between the two measurements."
+)
 @click.option(
     "--warm-up", default=5_000, show_default=True, help="Calls before the first measurement."
 )
-@click.option("--seed", type=int, help="Of an earlier run, to have its mix of calls again.")
+@click.option("--seed", type=int, help="The seed of an earlier run, to repeat its mix of calls.")
 def main(calls: int, warm_up: int, seed: int | None) -> None:
-    """Makes the calls on a stack of its own."""
+    """Starts a stack, makes the calls and compares what the programs hold."""
     seed = random.randrange(10**6) if seed is None else seed
     click.echo(
-        f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, {_WORKSPACES} workspaces"
+        f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, "
+        f"{_WORKSPACES} workspaces"
     )
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         stack = Stack(Path(folder) / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
         try:
             stack.start()
-            found = list(_soak(stack, calls, warm_up, seed))
+            problems = list(_soak(stack, calls, warm_up, seed))
             stack.stop()
         finally:
             stack.kill_if_running()
-    click.echo("\n".join(found) or "nothing has grown")
-    sys.exit(bool(found))
+    click.echo("\n".join(problems) or "nothing has grown")
+    sys.exit(bool(problems))
 
 
 def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
-    """What is not as it should be."""
+    """Makes the calls, prints the tables, and yields wrong answers and growth."""
     mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed)
     asyncio.run(mix.run(warm_up))
     before, began, made = settled(stack), time.monotonic(), mix.tally.calls
@@ -71,7 +75,7 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
 
 
 def _answers(tally: Tally) -> Iterator[str]:
-    """A line an RPC, the warm-up included."""
+    """One line for each RPC with its answers, those of the warm-up included."""
     for rpc in sorted({rpc for rpc, _ in tally.answers}):
         of_rpc = Counter(
             {answer: count for (each, answer), count in tally.answers.items() if each == rpc}

@@ -1,6 +1,4 @@
-"""Mixed calls: every RPC over every wire, good and refused, by callers whose connections come and
-go.
-"""
+"""Mixed calls: every RPC over every wire, both valid and invalid, on changing connections."""
 
 import asyncio
 import random
@@ -16,7 +14,7 @@ from tests.exhaustive.chaos.plan import Wire
 from tests.support.stack import Stack
 
 CALLERS = 8
-# A caller makes as many calls on its connections, then it takes new ones.
+# After this many calls a caller closes its connections and opens new ones.
 _CALLS_A_CONNECTION = 50
 _ANSWER_SECONDS = 20.0
 _PAUSE_SECONDS = 0.1
@@ -27,11 +25,11 @@ _STATES = frozenset(
 
 @dataclass(slots=True)
 class Tally:
-    """What was answered."""
+    """Counts of all answers, and the wrong ones."""
 
-    # RPC and outcome or slug.
+    # By RPC, and outcome or slug.
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    # Answers that are not as they should be.
+    # Answers that are malformed or have a slug that the call does not allow.
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -47,7 +45,7 @@ class Tally:
 
 
 class Mix:
-    """Callers who share some workspaces."""
+    """Concurrent callers that share some workspaces."""
 
     def __init__(self, stack: Stack, workspace_ids: list[str], seed: int) -> None:
         self._stack = stack
@@ -58,14 +56,17 @@ class Mix:
         self.tally = Tally()
 
     async def run(self, calls: int) -> None:
-        """Returns when so many calls are answered, a few more at most, and nothing of them is under
-        way.
+        """Makes `calls` calls, then waits until every workspace is idle.
+
+        Callers that are in a call at the end finish it, so a few more calls are possible.
         """
         self._until = self.tally.calls + calls
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
                 group.create_task(self._keep_calling())
-        await asyncio.gather(*(self._idle(workspace_id) for workspace_id in self._workspace_ids))
+        await asyncio.gather(
+            *(self._await_idle(workspace_id) for workspace_id in self._workspace_ids)
+        )
 
     async def _keep_calling(self) -> None:
         while self.tally.calls < self._until:
@@ -79,8 +80,8 @@ class Mix:
             finally:
                 await callers.close()
 
-    async def _idle(self, workspace_id: str) -> None:
-        """Until the workspace is idle again; one that was stopped is resumed."""
+    async def _await_idle(self, workspace_id: str) -> None:
+        """Waits until the workspace is idle, and resumes it if it is stopped."""
         callers = Callers(self._stack)
         try:
             while (status := (await self._get(callers, workspace_id)).body.get("status")) != "idle":
@@ -187,7 +188,7 @@ class Mix:
             )
 
     async def create(self, callers: Callers) -> None:
-        """It is stopped at once: each workspace that stays up is a process more."""
+        """Creates a workspace and stops it at once, because a running one would keep a process."""
         created = await self._call(callers, "CreateWorkspace", name="soak")
         await self._call(
             callers, "StopWorkspace", {"", *_STATES}, workspace_id=str(created.body["id"])
@@ -245,7 +246,7 @@ _WEIGHTS: dict[Callable[[Mix, Callers], Awaitable[None]], float] = {
     Mix.list_tasks: 6,
     Mix.list_workspaces: 4,
     Mix.watch: 3,
-    # An agent that starts costs as much as a hundred calls.
+    # These start an agent, which costs as much as a hundred calls.
     Mix.stop: 0.1,
     Mix.create: 0.1,
     Mix.refused_credential: 6,

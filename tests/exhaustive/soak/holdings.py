@@ -1,4 +1,4 @@
-"""What the programs of a stack hold: open files, threads, and memory that they share with nobody."""
+"""What the programs of a stack hold: open files, threads and unshared memory (USS)."""
 
 import time
 from collections import defaultdict
@@ -11,20 +11,19 @@ import psutil
 
 from tests.support.stack import Stack
 
-# Connections of callers who have gone are closed within this time.
+# The programs close the connections of callers that have left within this time.
 _SETTLE_SECONDS = 20.0
 _POLL_SECONDS = 0.5
-_QUIET_LOOKS = 4
-# By how much the largest process of a program may grow.
+_QUIET_POLLS = 4
+# By how much the largest process of a program may grow, in MiB of memory and in open files.
 MEMORY_MIB = 6.0
-# Its heap does not give back at once what connections took; two runs of 20,000 calls differed by 4
-# MiB.
+# Envoy's heap does not return the memory of connections at once. Two runs of 20,000 calls differed
+# by 4 MiB.
 _MEMORY_MIB_OF = {"envoy": 12.0}
 OPEN_FILES = 8
-# PostgreSQL keeps files open that it has used, up to a bound of its own (max_files_per_process,
-# 1000).
+# PostgreSQL keeps files open that it has used, up to max_files_per_process (1000 by default).
 _OPEN_FILES_OF = {"postgres, a connection": 200, "postgres, background": 200}
-# How many there are depends on how many calls came at once.
+# The number of these processes depends on how many calls were concurrent.
 _POOLED = "postgres, a connection"
 
 
@@ -44,15 +43,16 @@ Holdings = Mapping[str, Holding]
 
 
 def settled(stack: Stack) -> Holdings:
-    """As soon as the open files have not changed for two seconds, or as it is when the time is
-    over.
+    """Returns the holdings once the open files have not changed for two seconds.
+
+    After _SETTLE_SECONDS it returns the current holdings in any case.
     """
     until = time.monotonic() + _SETTLE_SECONDS
-    last, looks = holdings(stack), 0
-    while looks < _QUIET_LOOKS and time.monotonic() < until:
+    last, quiet_polls = holdings(stack), 0
+    while quiet_polls < _QUIET_POLLS and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
         now = holdings(stack)
-        looks = looks + 1 if _files(now) == _files(last) else 0
+        quiet_polls = quiet_polls + 1 if _files(now) == _files(last) else 0
         last = now
     return last
 
@@ -62,7 +62,7 @@ def _files(of_all: Holdings) -> dict[str, int]:
 
 
 def holdings(stack: Stack) -> Holdings:
-    """As it is now."""
+    """Returns what the programs hold now."""
     up = psutil.Process(stack.pid)
     processes: defaultdict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for process in (up, *up.children(recursive=True)):
@@ -89,37 +89,46 @@ def _program(process: psutil.Process) -> str:
 
 
 def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
-    """The programs of which one process has more open files than it may, or of which there are more
-    processes.
-    """
+    """Yields the programs whose open files have grown too much, or that have more processes."""
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _OPEN_FILES_OF.get(program, OPEN_FILES)
         if now.most_open_files > was.most_open_files + allowed:
-            yield f"{program}: {was.most_open_files} → {now.most_open_files} open files, {allowed} more are allowed"
+            yield (
+                f"{program}: {was.most_open_files} → {now.most_open_files} open files, "
+                f"{allowed} more are allowed"
+            )
         if now.processes > was.processes and program != _POOLED:
             yield f"{program}: {was.processes} → {now.processes} processes"
 
 
 def grown_memory(before: Holdings, after: Holdings) -> Iterator[str]:
-    """The programs of which one process has more memory than it may."""
+    """Yields the programs whose memory has grown too much."""
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _MEMORY_MIB_OF.get(program, MEMORY_MIB)
         if now.most_memory_mib > was.most_memory_mib + allowed:
-            yield f"{program}: {was.most_memory_mib:.1f} → {now.most_memory_mib:.1f} MiB, {allowed:g} more are allowed"
+            yield (
+                f"{program}: {was.most_memory_mib:.1f} → {now.most_memory_mib:.1f} MiB, "
+                f"{allowed:g} more are allowed"
+            )
 
 
 def table(before: Holdings, after: Holdings, calls: int) -> Iterator[str]:
-    """A line a program."""
-    yield f"{'program':24} processes   open files      most of one     threads    memory MiB        most of one      B a call"
+    """Yields a header, then one line for each program."""
+    yield (
+        f"{'program':24} processes   open files      most of one     threads    memory MiB        "
+        "most of one    B per call"
+    )
     for program in sorted(before.keys() | after.keys()):
         was, now = before.get(program, _NOTHING), after.get(program, _NOTHING)
-        a_call = (now.most_memory_mib - was.most_memory_mib) * 2**20 / calls
+        bytes_per_call = (now.most_memory_mib - was.most_memory_mib) * 2**20 / calls
         yield (
-            f"{program:24} {was.processes:4} → {now.processes:<4} {was.open_files:4} → {now.open_files:<5} "
+            f"{program:24} {was.processes:4} → {now.processes:<4} "
+            f"{was.open_files:4} → {now.open_files:<5} "
             f"{was.most_open_files:5} → {now.most_open_files:<5} {was.threads:5} → {now.threads:<4} "
-            f"{was.memory_mib:7.1f} → {now.memory_mib:<7.1f} {was.most_memory_mib:6.1f} → {now.most_memory_mib:<6.1f} {a_call:7.0f}"
+            f"{was.memory_mib:7.1f} → {now.memory_mib:<7.1f} "
+            f"{was.most_memory_mib:6.1f} → {now.most_memory_mib:<6.1f} {bytes_per_call:7.0f}"
         )
 
 

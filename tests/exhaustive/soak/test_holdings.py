@@ -1,4 +1,4 @@
-"""Growth is seen, of files and of memory, in any process; what PostgreSQL's pools do is none."""
+"""Growth of files or memory in any process is reported. PostgreSQL's pools may grow."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ BEFORE = {"worker": WORKER, "postgres, a connection": CONNECTION}
 
 
 @pytest.mark.parametrize(
-    ("after", "told"),
+    ("after", "problem"),
     [
         (
             {"worker": replace(WORKER, most_open_files=44 + OPEN_FILES + 1)},
@@ -44,11 +44,11 @@ BEFORE = {"worker": WORKER, "postgres, a connection": CONNECTION}
         ),
     ],
 )
-def test_growth_is_told(after: Holdings, told: str) -> None:
-    assert [*grown_files(BEFORE, after), *grown_memory(BEFORE, after)] == [told]
+def test_growth_is_reported(after: Holdings, problem: str) -> None:
+    assert [*grown_files(BEFORE, after), *grown_memory(BEFORE, after)] == [problem]
 
 
-def test_what_is_allowed_is_not_told() -> None:
+def test_allowed_growth_is_not_reported() -> None:
     after = {
         "worker": replace(
             WORKER, most_open_files=44 + OPEN_FILES, most_memory_mib=54.0 + MEMORY_MIB
@@ -58,7 +58,7 @@ def test_what_is_allowed_is_not_told() -> None:
     assert [*grown_files(BEFORE, after), *grown_memory(BEFORE, after)] == []
 
 
-def test_the_table_has_a_line_a_program() -> None:
+def test_the_table_has_a_line_for_each_program() -> None:
     head, *rows = table(
         BEFORE, {"worker": replace(WORKER, most_memory_mib=55.0), "fleet": WORKER}, 1024
     )
