@@ -1,8 +1,8 @@
-"""How long reads take while bad credentials come: `python -m tests.bench.flood` prints it, without
-and with a flood of each kind.
+"""Measures the latency of reads during a flood of bad credentials.
 
-Flood and readers write HTTP/1.1 themselves, so that what is measured is the service and not its
-callers. The flood runs in a process of its own.
+`python -m tests.bench.flood` prints it without a flood and with a flood of each kind. Flood and
+readers write HTTP/1.1 directly, to measure the service and not an HTTP client. The flood runs in
+a separate process.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from tests.support.stack import ROOT, Stack
 KINDS = ("keys", "signatures")
 _CONNECTIONS = 16
 _TICK_SECONDS = 0.005
-# What may wait on a connection to be sent; the flood leaves out what does not get through.
+# How much may be queued on a connection. The flood skips requests beyond that.
 _MAX_UNSENT_BYTES = 1_000_000
 
 
 @dataclass(slots=True)
 class Figures:
-    """What became of calls: answers by status, and the seconds of each."""
+    """The answers to calls, by HTTP status, and the latency of each in seconds."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -43,7 +43,10 @@ class Figures:
 
 
 def _request(url: str, path: str, token: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\nauthorization: Bearer {token}\r\n\r\n".encode()
+    return (
+        f"GET {path} HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\n"
+        f"authorization: Bearer {token}\r\n\r\n"
+    ).encode()
 
 
 async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -52,7 +55,7 @@ async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
-    """Reads one answer."""
+    """Reads one answer, and returns its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0]))
     return int(head.split(b" ", 2)[1])
@@ -61,7 +64,7 @@ async def _status(reader: asyncio.StreamReader) -> int:
 async def read(
     url: str, path: str, tokens: list[str], seconds: float, per_second: float = 100
 ) -> Figures:
-    """Reads at this rate, one caller a token, and measures each read."""
+    """Makes and measures reads at a constant rate, with one connection for each token."""
     figures = Figures()
 
     async def caller(token: str, delay: float) -> None:
@@ -82,8 +85,10 @@ async def read(
 
 
 async def flood(url: str, kind: str, session: str, per_second: int, seconds: float) -> Counter[int]:
-    """Sends unknown keys, or the session token with another signature each time; returns the
-    answers by status.
+    """Sends bad credentials at a constant rate, and returns the answers by status.
+
+    The kind `keys` sends unknown API keys; `signatures` sends the session token with random
+    signatures.
     """
     statuses: Counter[int] = Counter()
     signed = session.rpartition(".")[0]
@@ -116,7 +121,10 @@ async def flood(url: str, kind: str, session: str, per_second: int, seconds: flo
 def measure(
     stack: Stack, kind: str | None, seconds: float, per_second: int = 1_000
 ) -> tuple[Figures, Counter[int]]:
-    """Reads by four good callers, with a flood of this kind, and what the flood was answered."""
+    """Measures reads by four callers during a flood, or without one if `kind` is None.
+
+    Returns the figures of the reads, and the answers to the flood by status.
+    """
     url, tokens = stack.ready["rest_url"], stack.tokens
     path = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}"
     flooding = None
@@ -148,7 +156,7 @@ def measure(
 
 
 def main() -> None:
-    """Measures on a stack of its own."""
+    """Starts a stack, and prints the figures without a flood and with each kind of flood."""
     with tempfile.TemporaryDirectory() as folder:
         stack = Stack(Path(folder) / "state")
         stack.start()

@@ -1,11 +1,12 @@
-"""`make bench`: how long a cancellation takes at one caller, beside an empty call on the same
-server in the same run.
+"""`make bench`: compares a cancellation by one caller with an empty call on the same server.
 
-Every round arms one running task for each row and measures the rows in turn, so that a machine
-whose speed drifts does not favour one. Each cancellation is a whole one: authenticated, its intent
-committed, its agent signalled. Then: how long after its time an event reaches a watcher, and the
-end of a task a waiter, on the other worker; and how long after the natural end of its last
-iteration a cancelled task has ended. Prints a table and writes bench.json.
+Every round starts one task for each row and measures the rows in turn, so that a machine whose
+speed drifts favours no row. Each cancellation is complete: the call is authenticated, the intent
+is committed and the agent is signalled.
+
+It also measures how long an event takes to reach a watcher on the other worker, how long the end
+of a task takes to reach a waiter there, and how long after the natural end of its last iteration
+a cancelled task ends. Prints a table and writes bench.json.
 """
 
 import json
@@ -32,7 +33,7 @@ FLOOR = "empty unary RPC, worker"
 
 
 def main() -> None:
-    """Measures on a stack of its own, within five minutes."""
+    """Starts a stack and measures. It takes up to five minutes."""
     with tempfile.TemporaryDirectory() as folder:
         stack = Stack(Path(folder) / "state", LOG_LEVEL="WARNING")
         stack.start()
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def measure(stack: Stack) -> dict[str, list[float]]:
-    """Row → seconds, one of each a round."""
+    """Returns the seconds of each row, one figure for each round."""
     worker = stack.worker_addresses()[0]
     health = health_pb2_grpc.HealthStub(grpc.insecure_channel(worker))
     workspaces = {
@@ -77,7 +78,8 @@ def measure(stack: Stack) -> dict[str, list[float]]:
         for name, workspace in workspaces.items():
             workspace.await_phase(tasks[name], "tool_call")
         for name, call in rows.items():
-            rows[FLOOR]()  # not counted: every row begins with the processor awake
+            # Not measured: wakes the processor, so that every row starts under the same conditions.
+            rows[FLOOR]()
             began = time.perf_counter()
             answer = call()
             figures[name].append(time.perf_counter() - began)
@@ -88,8 +90,9 @@ def measure(stack: Stack) -> dict[str, list[float]]:
 
 
 def measure_arrivals(stack: Stack) -> dict[str, list[float]]:
-    """Row → seconds from the time that an event or an end bears, which is just before its commit,
-    to its arrival at a client.
+    """Returns, for each row, the seconds from the time of an event to its arrival at a client.
+
+    The time of an event or an end is taken just before its commit.
     """
     first, other = stack.worker_addresses()
     workspace = Workspace(stack)
@@ -117,8 +120,9 @@ def measure_arrivals(stack: Stack) -> dict[str, list[float]]:
 
 
 def measure_ends(stack: Stack) -> list[float]:
-    """Seconds from the natural end of a cancelled iteration, as its tool call tells it, to the time
-    of the terminal event.
+    """Returns the seconds from the natural end of a cancelled iteration to its terminal event.
+
+    The tool call prints the time of the natural end.
     """
     workspace = Workspace(stack)
     figures = []
@@ -133,7 +137,7 @@ def measure_ends(stack: Stack) -> list[float]:
 
 
 def arrival(stack: Stack, address: str, workspace_id: str, task_id: str, after: int) -> float:
-    """Watches for the cancellation of the task, and returns how late it came."""
+    """Watches for the cancellation of the task, and returns its delay in seconds."""
     with WorkspaceClient(address, stack.tokens["full_access"]) as client:
         for event in client.watch_events(workspace_id, after):
             if event.task_id == task_id and event.HasField("task_cancel_requested"):
@@ -142,19 +146,19 @@ def arrival(stack: Stack, address: str, workspace_id: str, task_id: str, after: 
 
 
 def seconds_of(moment: str) -> float:
-    """Of a time as JSON shows it."""
+    """Converts a time in JSON to seconds since 1970."""
     return datetime.fromisoformat(moment).timestamp()
 
 
 def memory_mb(pids: list[int]) -> float:
-    """The largest resident set."""
+    """The largest resident set of these processes, in MiB."""
     return max(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
 
 
 def show(
     figures: dict[str, list[float]], arrivals: dict[str, list[float]], memory: dict[str, float]
 ) -> None:
-    """The table, and bench.json."""
+    """Prints the table and writes bench.json."""
     latency = {
         name: {**summary(seconds), "ratio": ratio(seconds, figures[FLOOR])}
         for name, seconds in figures.items()
@@ -162,7 +166,7 @@ def show(
     late = {name: summary(seconds) for name, seconds in arrivals.items()}
     lines = [f"{'CancelTask at one caller':28} runs  p50 ms     min     p99     max  ÷ empty"]
     lines += [f"{name:28} {columns(row)} {row['ratio']:8.2f}" for name, row in latency.items()]
-    lines += ["", f"{'Beyond':38} runs  p50 ms     min     p99     max"]
+    lines += ["", f"{'Delay':38} runs  p50 ms     min     p99     max"]
     lines += [f"{name:38} {columns(row)}" for name, row in late.items()]
     lines += [
         "",
@@ -175,7 +179,7 @@ def show(
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
-    """In milliseconds."""
+    """Returns the number of runs, and their median, minimum, p99 and maximum in milliseconds."""
     ordered = sorted(each * 1000 for each in seconds)
     p99 = ordered[math.ceil(len(ordered) * 0.99) - 1]
     return {
@@ -188,13 +192,14 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 def ratio(seconds: list[float], floor: list[float]) -> float:
-    """The median of the ratios, round by round."""
+    """Returns the median of the ratios of `seconds` to `floor`, round by round."""
     return statistics.median(each / empty for each, empty in zip(seconds, floor, strict=True))
 
 
 def columns(row: dict[str, float]) -> str:
-    """As the head of the table has them."""
-    return f"{row['runs']:4.0f} {row['p50']:7.2f} {row['min']:7.2f} {row['p99']:7.2f} {row['max']:7.2f}"
+    """Formats the columns below the header of the table."""
+    figures = " ".join(f"{row[name]:7.2f}" for name in ("p50", "min", "p99", "max"))
+    return f"{row['runs']:4.0f} {figures}"
 
 
 if __name__ == "__main__":
