@@ -66,12 +66,12 @@ def assert_expected(case: Case, answer: Answer, stub: Stub, *, to_head: bool = F
     assert answer.status == case.status, answer
     if error:
         assert error["code"] == case.slug
-        assert case.contains in error["message"]
+        assert case.says in error["message"]
         if case.reaches_service and "error_" in str(case.sent):
             assert error["details"] == {"n": 1}
     else:
         assert (error is None) == (case.slug is None)
-        assert case.contains in answer.body.decode()
+        assert case.says in answer.body.decode()
     for header, value in case.headers.items():
         assert answer.header(header) == value, header
     assert case.reaches_service or not stub.seen

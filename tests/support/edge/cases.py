@@ -32,7 +32,7 @@ class Case:
     # Expected headers. None means that the answer must not have the header.
     headers: Mapping[str, str | None] = field(default_factory=dict)
     # A part of the error message, or of the body of a success.
-    contains: str = ""
+    says: str = ""
     clients: tuple[str, ...] = ALL
     # The fixture of the edge that receives the request.
     edge: str = "edge"
@@ -69,11 +69,11 @@ SUCCESSES = [
     ok("no body", post()),
     ok("an empty object", post(body=b"{}")),
     ok("an empty body", post(body=b"")),
-    ok("a named task", post(f"{TASKS}/task_9/cancel"), contains="task_9"),
+    ok("a named task", post(f"{TASKS}/task_9/cancel"), says="task_9"),
     ok(
         "all fields",
         post(body='{"reason":"größer","wait":"1.5s","force_after":"2s"}'.encode()),
-        contains="größer",
+        says="größer",
     ),
     ok(
         "a wait until the task ended",
@@ -83,7 +83,7 @@ SUCCESSES = [
     ok(
         "JSON sent as a form, as by curl -d",
         post(body=b'{"reason":"r"}', content_type="application/x-www-form-urlencoded"),
-        contains='"r"',
+        says='"r"',
     ),
     ok("JSON with parameters", post(body=b"{}", content_type="Application/JSON; charset=utf-8")),
     ok("a kind of JSON", post(body=b"{}", content_type="application/merge-patch+json")),
@@ -241,7 +241,7 @@ BODIES = {
     "another workspace than the path's": b'{"workspace_id": "ws_2"}',
 }
 BAD_BODIES = [
-    Case(name, post(body=body), 400, "validation_error", contains="cannot be read")
+    Case(name, post(body=body), 400, "validation_error", says="cannot be read")
     for name, body in BODIES.items()
 ]
 BAD_BODIES += [
@@ -324,7 +324,7 @@ PATHS = [
         for sent in BAD_QUERIES
     ),
     *(
-        Case(path, get(path), 400, "validation_error", contains="The path holds", clients=CURL)
+        Case(path, get(path), 400, "validation_error", says="The path holds", clients=CURL)
         for path in BAD_PATHS
     ),
 ]
@@ -377,7 +377,7 @@ SIZES = [
             sent,
             413,
             "payload_too_large",
-            contains=f"{limit:,} bytes",
+            says=f"{limit:,} bytes",
             clients=HTTP1,
         )
         for size, limit, sent in (
@@ -421,7 +421,7 @@ SIZES = [
         Request("GET", "/v1/workspaces", None, {"x_under": "score"}),
         400,
         "validation_error",
-        contains="Write a hyphen",
+        says="Write a hyphen",
         clients=HTTP1,
     ),
 ]

@@ -13,8 +13,8 @@ def raw(
     return f"{line}\r\n{host}{headers}\r\n{body}".encode("latin-1")
 
 
-def bad(name: str, sent: bytes, contains: str = "not valid HTTP") -> Case:
-    return Case(name, sent, 400, "validation_error", contains=contains)
+def bad(name: str, sent: bytes, says: str = "not valid HTTP") -> Case:
+    return Case(name, sent, 400, "validation_error", says=says)
 
 
 def good(name: str, sent: bytes, status: int = 202) -> Case:
@@ -71,14 +71,14 @@ FRAMING = [
         raw(headers=CHUNKED, body=chunks("reason", 0x2000)),
         413,
         "payload_too_large",
-        contains="16,384 bytes",
+        says="16,384 bytes",
     ),
     Case(
         "a task too large in chunks",
         raw(TASKS_LINE, CHUNKED, chunks("description", 0x80000)),
         413,
         "payload_too_large",
-        contains="1,048,576 bytes",
+        says="1,048,576 bytes",
     ),
 ]
 LINES = [
