@@ -1,5 +1,6 @@
-"""`make chaos`: cancellations while programs are frozen, killed and restarted and disks are full.
-It exits 1 if a promise broke.
+"""`make chaos`: cancels tasks during random faults, and exits 1 if a promise was broken.
+
+The faults freeze, kill and restart programs and fill disks.
 """
 
 import random
@@ -16,12 +17,14 @@ from tests.exhaustive.chaos.run import run
 
 
 @click.command()
-@click.option("--seconds", default=60.0, show_default=True, help="How long things go wrong.")
-@click.option("--seed", type=int, help="Of an earlier run, to have its faults and calls again.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long faults occur.")
+@click.option(
+    "--seed", type=int, help="The seed of an earlier run, to repeat its faults and calls."
+)
 @click.option("--workspaces", default=20, show_default=True)
-@click.option("--keep", is_flag=True, help="Keep the state in any case.")
+@click.option("--keep", is_flag=True, help="Keep the state even if every promise was kept.")
 def main(seconds: float, seed: int | None, workspaces: int, *, keep: bool) -> None:
-    """Plays a plan on a stack of its own. The state is kept when something did not hold."""
+    """Plays a plan on a new stack. Keeps the state if a promise was broken."""
     plan = draw(random.randrange(10**6) if seed is None else seed, seconds, workspaces)
     _print(*report.plan_lines(plan), "")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))

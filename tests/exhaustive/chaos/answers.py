@@ -1,32 +1,33 @@
-"""What was asked and what was answered, in the same words for each wire."""
+"""Calls and their answers, in one form for REST and gRPC."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# In the place of a slug: there was no connection, or it broke.
+# These stand in for a slug.
+# There was no connection, or it broke.
 NO_CONNECTION = "(no connection)"
-# The caller's own time was over.
+# The caller's own time limit passed.
 NO_ANSWER = "(no answer)"
-# The caller went away before the answer, as it was meant to.
+# The caller hung up before the answer, as planned.
 HUNG_UP = "(hung up)"
-# A gRPC status without details, as the edge and the client's own library make it.
+# A gRPC status without details, from Envoy or from the client library.
 BARE = "(bare status)"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back."""
+    """An answer, or what a caller got instead of one."""
 
     # HTTP status, or the name of the gRPC code.
     status: str
-    # Empty: a success.
+    # Empty for a success.
     slug: str
-    # The message; of a failure its details.
+    # The message of a success, or the details of a failure.
     body: Mapping[str, Any]
-    # What is wrong with its form.
+    # What is malformed. Empty for a well-formed answer.
     problem: str = ""
-    # Finds the call in the logs; empty: it did not get so far.
+    # The id of the call in the logs. Empty if the answer has none.
     request_id: str = ""
 
 
@@ -34,12 +35,12 @@ class Reply:
 class Answer:
     """A call with its reply."""
 
-    # Names the call; a cancellation gives it as its reason.
+    # Identifies the call. A cancellation sends it as its reason.
     call: str
     rpc: str
     wire: str
     workspace_id: str
-    # The task that was asked for; empty: whichever runs.
+    # The task that the call names. Empty for the current task.
     task_id: str = ""
     waits: bool = False
     forces: bool = False
@@ -61,12 +62,12 @@ class Answer:
 
     @property
     def outcome(self) -> str:
-        """Of a cancellation that was answered."""
+        """The outcome of a successful cancellation, else empty."""
         return str(self.body.get("outcome", "")) if self.is_cancel and not self.slug else ""
 
     @property
     def promised_task_id(self) -> str:
-        """The task of which this answer says that it will end `cancelled`; empty: none."""
+        """The task that must end `cancelled` after this answer, or empty."""
         recorded = (
             self.is_cancel
             and self.slug == "agent_unreachable"
@@ -80,7 +81,7 @@ class Answer:
 
     @property
     def told_task(self) -> Mapping[str, Any]:
-        """The task that the answer shows; empty: none."""
+        """The task in the answer, or empty."""
         if self.slug:
             return {}
         if self.rpc == "GetTask":

@@ -1,6 +1,4 @@
-"""The checks of the verdict that are about time: when a task has to have ended, and what may fail
-at which moment.
-"""
+"""The checks of the verdict on time: when a task must have ended, and when a call may fail."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,25 +6,29 @@ from tests.exhaustive.chaos.evidence import Evidence, TaskRow
 from tests.exhaustive.chaos.faults import Hit
 from tests.exhaustive.chaos.plan import Stopped, Target
 
-# What a call may answer only while something is wrong.
+# A call may answer these only during a fault, or shortly after one.
 _TROUBLE = frozenset({"agent_unreachable", "unavailable", "deadline_exceeded"})
-# From the natural end of the iteration on, beside the time for which the control plane was away: an
-# agent and the workers that are frozen one after the other, and a heartbeat.
+# How long after the natural end of its iteration a cancelled task may end, besides the time for
+# which the control plane was away. Covers an agent and workers that are frozen in succession, and
+# one heartbeat.
 LATE_SECONDS = 10.0
-# After a fault is over: until everything serves again as if it had not been.
+# How long after a fault everything must serve again.
 RECOVERED_SECONDS = 5.0
-# An agent that is stopped for good is lost when its lease is over.
+# An agent that stays stopped is lost when its lease expires.
 LEASE_SECONDS = 30.0
-# From the force deadline on, the control plane leaves the agent this long to end its task itself.
+# How long after the force deadline the control plane leaves the agent to end its task itself.
 FORCE_MARGIN_SECONDS = 2.0
-# Then it finds the task, ends the processes of the pod and commits. On a machine with six times as
-# much work as it can do, while ten other pods ended, that took 5.2 s.
+# How long the fleet controller may then take to end the task: it finds the task in its next scan,
+# 1 s later at most, ends the processes of the pod (of a workspace that is stopping, with 3 s of
+# grace) and commits. The longest time measured was 5.2 s, on a machine with six times as much work
+# as it can do, while ten other pods were ending.
 FORCE_SLACK_SECONDS = 6.0
-# That needs these. After a fault of one of them is over, the next look at all workspaces comes
-# within this time, and agents are left 3 s to commit what they could not commit during an outage of
-# the database.
+# The controller cannot do that during a fault of one of these.
 _FORCING = (Target.FLEET, Target.DATABASE, Target.BACKEND)
-_NEXT_LOOK_SECONDS = 1.5 + 3.0
+# How long after such a fault it may take to find an overdue task again: 1.5 s for the next scan of
+# all workspaces, and the 3 s that agents have to commit what they could not commit during an outage
+# of the database.
+_NEXT_SCAN_SECONDS = 1.5 + 3.0
 
 
 def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
@@ -39,14 +41,15 @@ def ends_are_in_time(evidence: Evidence) -> Iterator[str]:
             )
             if late > allowed + away:
                 yield (
-                    f"{task.id} of {task.workspace_id} ended {late:.1f} s after its iteration's natural end, "
-                    f"of which the control plane was away for {away:.1f} s"
+                    f"{task.id} of {task.workspace_id} ended {late:.1f} s after its iteration's "
+                    f"natural end, of which the control plane was away for {away:.1f} s"
                 )
 
 
 def forced_ends_are_in_time(evidence: Evidence) -> Iterator[str]:
-    """An iteration goes on beyond the force deadline by the margin, and by the time for which the
-    control plane was away.
+    """A task ends within the margin and the slack after its force deadline.
+
+    The time for which the control plane was away does not count.
     """
     for task in evidence.tasks.values():
         overdue = task.overdue_seconds or 0.0
@@ -54,24 +57,25 @@ def forced_ends_are_in_time(evidence: Evidence) -> Iterator[str]:
             away = away_seconds(evidence.hits, task.force_at or 0.0, task.completed_at or 0.0)
             if overdue > FORCE_MARGIN_SECONDS + FORCE_SLACK_SECONDS + away:
                 yield (
-                    f"{task.id} of {task.workspace_id}, whose agent was stopped {task.agent_stopped}, ended {overdue:.1f} s after "
-                    f"its force deadline, of which the control plane was away for {away:.1f} s"
+                    f"{task.id} of {task.workspace_id}, whose agent was stopped "
+                    f"{task.agent_stopped}, ended {overdue:.1f} s after its force deadline, "
+                    f"of which the control plane was away for {away:.1f} s"
                 )
 
 
 def away_seconds(hits: Sequence[Hit], since: float, until: float) -> float:
-    """How much of this time faults took that keep the control plane from ending a task."""
+    """How long, from `since` to `until`, faults kept the control plane from ending a task."""
     away, covered = 0.0, since
     for hit in sorted(hits, key=lambda hit: hit.began):
         if hit.fault.target in _FORCING and not hit.missed:
-            began, ended = max(hit.began, covered), min(hit.ended + _NEXT_LOOK_SECONDS, until)
+            began, ended = max(hit.began, covered), min(hit.ended + _NEXT_SCAN_SECONDS, until)
             away += max(0.0, ended - began)
             covered = max(covered, ended)
     return away
 
 
 def forced_ends_say_so(evidence: Evidence) -> Iterator[str]:
-    """Where only the control plane can have broken the iteration off, too."""
+    """A task is `forced` even if only the control plane can have broken its iteration off."""
     for task in evidence.tasks.values():
         by_control_plane = (
             task.agent_stopped == Stopped.FOR_GOOD
@@ -82,7 +86,10 @@ def forced_ends_say_so(evidence: Evidence) -> Iterator[str]:
             and not task.forced
             and not any(_hit_the_agent_of(task, hit) for hit in evidence.hits)
         ):
-            yield f"{task.id} of {task.workspace_id} was broken off after its force deadline, and its end does not say so"
+            yield (
+                f"{task.id} of {task.workspace_id} was broken off after its force deadline, "
+                "and its end does not say so"
+            )
 
 
 def _hit_the_agent_of(task: TaskRow, hit: Hit) -> bool:
@@ -94,7 +101,7 @@ def _hit_the_agent_of(task: TaskRow, hit: Hit) -> bool:
 
 
 def trouble_has_a_cause(evidence: Evidence) -> Iterator[str]:
-    """Full logs are none: nothing fails for them."""
+    """Calls and tasks fail only because of a fault. A full disk of the logs is no cause."""
     for answer in evidence.answers:
         if answer.slug in _TROUBLE and not _has_cause(
             evidence, answer.workspace_id, answer.sent, answer.answered
@@ -109,8 +116,10 @@ def trouble_has_a_cause(evidence: Evidence) -> Iterator[str]:
 
 
 def _has_cause(evidence: Evidence, workspace_id: str, since: float, until: float) -> bool:
-    """Whether something was wrong then, or shortly before: a fault, or a tool of the workspace that
-    had stopped its agent.
+    """Whether a failure in this time can be explained.
+
+    A cause is a fault, or a tool of the workspace that has stopped its agent, in that time or
+    shortly before.
     """
     if any(
         hit.began < until and since < hit.ended + RECOVERED_SECONDS

@@ -1,4 +1,4 @@
-"""The callers, one of each wire. Whatever happens to a call comes back as a Reply."""
+"""Clients for every wire. They raise no error: every call returns a Reply."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ _CHANNEL_OPTIONS = (
 
 
 class Callers:
-    """Calls over any wire, each on connections of its own."""
+    """Makes calls over any wire, on connections that no other instance uses."""
 
     def __init__(self, stack: Stack) -> None:
         self._token = stack.tokens["full_access"]
@@ -79,8 +79,10 @@ class Callers:
         fields: Mapping[str, Any],
         token: str | None = None,
     ) -> Reply:
-        """The fields as the JSON of the request's message. The token is that of full access unless
-        given; empty: none is sent.
+        """Makes a call. `fields` are those of the request, as in JSON.
+
+        The call sends the token with full access unless another one is given, and no token if it
+        is empty.
         """
         token = self._token if token is None else token
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -91,8 +93,9 @@ class Callers:
     async def watch(
         self, wire: Wire, workspace_id: str, messages: int, stay_seconds: float
     ) -> Reply:
-        """Follows the log from its beginning, and goes away after so many messages, or so long
-        after the first.
+        """Watches the log from its beginning.
+
+        Hangs up after `messages` messages, or `stay_seconds` after the first one.
         """
         seen = 0
         last = Reply("", NO_ANSWER, {})
@@ -210,7 +213,7 @@ def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reply(code.name, NO_ANSWER, {})
-        # A worker that ends answers CANCELLED to what it has received and not taken.
+        # A worker that shuts down answers CANCELLED to calls that it has not begun to process.
         expected = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         problem = "" if expected else f"bare {code.name}: {error.details()}"
         return Reply(code.name, BARE, {"said": error.details()}, problem)

@@ -1,4 +1,4 @@
-"""What a run leaves to be judged."""
+"""The evidence of a run, from which the verdict is reached."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,14 +26,14 @@ class TaskRow:
 
     @property
     def late_seconds(self) -> float | None:
-        """From the natural end of the iteration in which it was cancelled to its end."""
+        """Seconds from the natural end of the cancelled iteration to the end of the task."""
         if self.cancel_requested_at is None or self.completed_at is None:
             return None
         return max(0.0, self.completed_at - self.cancel_requested_at - self.iteration_seconds)
 
     @property
     def overdue_seconds(self) -> float | None:
-        """From its force deadline to its end."""
+        """Seconds from its force deadline to its end."""
         if self.force_at is None or self.completed_at is None:
             return None
         return max(0.0, self.completed_at - self.force_at)

@@ -1,4 +1,4 @@
-"""The faults: whom they hit, and when that is over."""
+"""Inflicts the faults of a plan on a stack, and waits for the recovery from each."""
 
 import asyncio
 import signal
@@ -17,44 +17,45 @@ from tests.exhaustive.chaos.disks import Disks
 from tests.exhaustive.chaos.plan import Fault, Kind, Target
 from tests.support.stack import Stack
 
-# What the supervisor starts again serves by then, if it is left alone.
+# How long a restarted program may take to serve, unless another fault hits it.
 BACK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
-# How long a probe of the database may take.
+# The time limit of a probe of the database.
 _PROBE_SECONDS = 2
 _SIGNALS = {Kind.FREEZE: signal.SIGSTOP, Kind.KILL: signal.SIGKILL, Kind.RESTART: signal.SIGTERM}
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A fault that took place. Times in seconds since 1970."""
+    """A fault and its effect. Times are in seconds since 1970."""
 
     fault: Fault
-    # Nobody was there to be hit: it had just been killed. Or no disk could be mounted.
+    # The fault had no effect: its target was not running, or no disk is mounted.
     missed: bool
     began: float
-    # When it goes on, or serves again.
+    # When the target ran on, or served again.
     ended: float
     came_back: bool = True
-    # Whose agent was hit; empty: not an agent.
+    # The workspace of the agent that was hit. Empty for other targets.
     workspace_id: str = ""
 
 
 class Faults:
-    """Does to a stack what the plan says."""
+    """Inflicts faults on a stack, and keeps a record of each."""
 
     def __init__(self, stack: Stack, workspace_ids: Sequence[str], disks: Disks) -> None:
         self._stack = stack
         self._disks = disks
         self._workspace_ids = workspace_ids
         self._frozen: list[psutil.Process] = []
-        # When each was last hit, or went on.
+        # When the last fault of each target began or ended, by the monotonic clock.
         self._last: dict[Target, float] = {}
         self.hits: list[Hit] = []
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """All of them, each at its time, until the last is over; nothing is frozen when this
-        returns.
+        """Inflicts each fault at its time, and returns when the last one is over.
+
+        No process is frozen after that, even if an error is raised.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -88,8 +89,9 @@ class Faults:
         return Hit(fault, False, began, time.time(), await self._back(fault.target))
 
     def _take_next_segment(self) -> None:
-        """Makes the database begin the next file of its write-ahead log, for which there is no
-        space: it aborts and recovers.
+        """Makes the database begin the next file of its write-ahead log.
+
+        There is no space for it, so the database aborts and recovers.
         """
         with suppress(psycopg.Error), self._database() as connection:
             connection.execute("SELECT pg_switch_wal()")
@@ -141,20 +143,20 @@ class Faults:
         return found
 
     def _program(self, target: Target) -> list[psutil.Process]:
-        """What the supervisor runs under this name, if it runs now."""
+        """The process of this program, if it is running."""
         ports = {Target.WORKER_0: self._port(0), Target.WORKER_1: self._port(1)}
         found = []
         for child in psutil.Process(self._stack.pid).children():
-            # One that is just being started, or has just ended, has no command yet, or any more.
+            # A process that is starting or has ended may have no command.
             with suppress(psutil.Error, IndexError):
                 command = child.cmdline()
-                is_it = {
+                is_target = {
                     Target.FLEET: command[1:] == ["-m", "server", "fleet"],
                     Target.ENVOY: Path(command[0]).name == "envoy",
-                    # The others of its processes say "postgres: " and what they do.
+                    # The first process. The command of the others is "postgres: " and their task.
                     Target.DATABASE: Path(command[0]).name == "postgres",
                 }.get(target, command[-1] == str(ports.get(target)))
-                if is_it:
+                if is_target:
                     found.append(child)
         return found
 
@@ -162,16 +164,17 @@ class Faults:
         return int(self._stack.worker_addresses()[index].rpartition(":")[2])
 
     async def _back(self, target: Target, pid: int = 0) -> bool:
-        """Waits until another process than this one serves, which may be hit meanwhile too.
+        """Waits until the target serves again, in another process than `pid`.
 
-        The load brings agents back. Disks have no process.
+        Returns False if BACK_SECONDS pass first, since the last fault that has hit the target. It
+        does not wait for agents, which the load brings back, or for the disks of pods and logs.
         """
         if target in (Target.AGENT, Target.PODS, Target.LOGS):
             return True
         while time.monotonic() < self._last[target] + BACK_SECONDS:
             programs = await asyncio.to_thread(self._program, target)
-            is_there = target is Target.BACKEND or any(program.pid != pid for program in programs)
-            if is_there and await asyncio.to_thread(self._serves, target):
+            is_running = target is Target.BACKEND or any(program.pid != pid for program in programs)
+            if is_running and await asyncio.to_thread(self._serves, target):
                 return True
             await asyncio.sleep(_POLL_SECONDS)
         return False
@@ -189,8 +192,9 @@ class Faults:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def _is_led(self) -> bool:
-        """Whether the database answers, and a fleet controller leads. One that recovers refuses;
-        one that is frozen is silent.
+        """Whether the database answers, and a fleet controller leads.
+
+        A database that recovers refuses connections, and a frozen one does not answer.
         """
         with suppress(psycopg.OperationalError), self._database() as connection:
             found = connection.execute(
@@ -211,7 +215,6 @@ class Faults:
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    # psutil compares the start time: a number that was given to another process since is left
-    # alone.
+    # psutil compares start times, so a signal never reaches a new process with the same id.
     with suppress(psutil.Error):
         process.send_signal(number)

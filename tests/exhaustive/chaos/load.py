@@ -1,4 +1,4 @@
-"""The load: each workspace lives through its rounds, whatever goes wrong meanwhile."""
+"""The load: plays the rounds of every workspace during the faults, and records all answers."""
 
 import asyncio
 import time
@@ -11,14 +11,14 @@ from tests.exhaustive.chaos.answers import HUNG_UP, Answer, Reply
 from tests.exhaustive.chaos.callers import Callers
 from tests.exhaustive.chaos.plan import Cancel, Plan, Round, Stopped, Wire
 
-# No fault lasts longer than a few seconds, so each call has an answer by then; a cancellation that
-# waits, that much later.
+# The time limit of a call. No fault lasts longer than a few seconds, so every call is answered by
+# then. The wait of a cancellation is added to it.
 ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
 
 
 class Load:
-    """Makes the calls of a plan and keeps all answers."""
+    """Makes the calls of a plan, and keeps all answers."""
 
     def __init__(self, callers: Callers, workspace_ids: list[str]) -> None:
         self._callers = callers
@@ -28,18 +28,19 @@ class Load:
         self._numbers = count(1)
 
     async def run(self, plan: Plan) -> None:
-        """Until `end` is called and the calls that were made by then are answered."""
-        async with asyncio.TaskGroup() as lives:
+        """Plays rounds until `end` is called, and returns when all calls are answered."""
+        async with asyncio.TaskGroup() as group:
             for workspace_id, rounds in zip(self._workspace_ids, plan.rounds, strict=True):
-                lives.create_task(self._live(workspace_id, rounds))
+                group.create_task(self._play_rounds(workspace_id, rounds))
 
     def end(self) -> None:
-        """Begins no further round."""
+        """Makes `run` begin no further rounds."""
         self._over.set()
 
     async def settle(self, limit_seconds: float) -> list[str]:
-        """Brings every workspace back and has it complete one more task. Returns what stands
-        against that.
+        """Brings every workspace back, and has it complete one more task.
+
+        Returns a line for each workspace that did not succeed within `limit_seconds`.
         """
         self._over.clear()
 
@@ -53,7 +54,10 @@ class Load:
                     for answer in reversed(self.answers)
                     if answer.workspace_id == workspace_id
                 )
-                return f"{workspace_id} took no task within {limit_seconds:g} s; last: {last.rpc} {last.slug} {dict(last.body)}"
+                return (
+                    f"{workspace_id} took no task within {limit_seconds:g} s; "
+                    f"last: {last.rpc} {last.slug} {dict(last.body)}"
+                )
 
         return [
             problem
@@ -62,7 +66,7 @@ class Load:
         ]
 
     async def _complete_one(self, workspace_id: str) -> str:
-        # An agent that is gone may not have been found missing yet.
+        # A submission may fail while the controller has not yet noticed that the agent has died.
         while (task_id := await self._submit_last(workspace_id)) is None:
             await asyncio.sleep(_PAUSE_SECONDS)
         while not (task := await self._call(Wire.REST, "GetTask", workspace_id, task_id)).body.get(
@@ -80,15 +84,16 @@ class Load:
         submitted = await self._call(Wire.REST, "SubmitTask", workspace_id, description="true")
         return None if submitted.slug else submitted.body["task_id"]
 
-    async def _live(self, workspace_id: str, rounds: tuple[Round, ...]) -> None:
+    async def _play_rounds(self, workspace_id: str, rounds: tuple[Round, ...]) -> None:
         for each in rounds:
             if not await self._bring_up(workspace_id, each.control_wire):
                 return
             await self._play(workspace_id, each)
 
     async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
-        """Until the workspace is idle; one that has stopped or failed is resumed. False: the time
-        was over first.
+        """Waits until the workspace is idle, and resumes it if it has stopped or failed.
+
+        Returns False if `end` is called first.
         """
         wires = cycle([*(other for other in Wire if other is not wire), wire])
         while not self._over.is_set():
@@ -111,8 +116,8 @@ class Load:
             description="\n".join(_commands(each)),
             metadata=_metadata(each),
         )
-        # Also told by agent_unreachable, and by workspace_busy of the task that was there before.
-        # Else not known.
+        # The details of agent_unreachable name the task too, and those of workspace_busy name the
+        # current task. After other failures it is unknown.
         task_id = str(submitted.body.get("task_id", ""))
         calls = [self._cancel(workspace_id, task_id, cancel) for cancel in each.cancels]
         if each.stop_after_seconds is not None:
@@ -126,7 +131,7 @@ class Load:
         durations = {"wait": cancel.wait_seconds, "force_after": cancel.force_after_seconds}
         fields = {name: f"{seconds}s" for name, seconds in durations.items() if seconds is not None}
         named = task_id if cancel.names_task else ""
-        # Who goes away is none the wiser; that it did is among the answers.
+        # A caller that hangs up learns nothing, but _call still records an answer.
         with suppress(TimeoutError):
             async with asyncio.timeout(cancel.hangs_up_seconds):
                 await self._call(
@@ -151,7 +156,7 @@ class Load:
         wait_seconds: float = 0,
         **fields: Any,
     ) -> Answer:
-        """Makes a call and keeps what came of it, also when the caller goes away."""
+        """Makes a call and records its answer, even if the caller hangs up."""
         call = f"call {next(self._numbers)}"
         request: Mapping[str, Any] = {
             "workspace_id": workspace_id,
@@ -184,7 +189,7 @@ class Load:
 
 
 def _commands(each: Round) -> list[str]:
-    """A line an iteration. The parent of a tool's shell is its agent."""
+    """Returns one command for each iteration. The parent of a tool's shell is its agent."""
     commands = [f"sleep {each.iteration_seconds}"] * each.iterations
     match each.agent_stopped:
         case Stopped.FOR_A_WHILE:
@@ -195,6 +200,6 @@ def _commands(each: Round) -> list[str]:
 
 
 def _metadata(each: Round) -> dict[str, str]:
-    """What the verdict has to know of the task."""
+    """Returns what the verdict needs to know about the task."""
     longest_seconds = max(each.iteration_seconds, each.stopped_seconds)
     return {"iteration_seconds": str(longest_seconds), "agent_stopped": each.agent_stopped}

@@ -1,5 +1,6 @@
-"""What is done to a stack and asked of it, drawn from a seed before anything starts: the same seed,
-the same plan.
+"""The plan of a run: its faults and calls.
+
+A seed determines the plan, which is drawn before anything starts.
 """
 
 import random
@@ -9,7 +10,7 @@ from enum import StrEnum
 
 
 class Wire(StrEnum):
-    """How a call comes to the service."""
+    """How a call reaches the service."""
 
     REST = "REST, edge"
     GRPC = "gRPC, edge"
@@ -18,32 +19,32 @@ class Wire(StrEnum):
 
 
 class Kind(StrEnum):
-    """What is done to a process, or to a disk."""
+    """What a fault does to a process or a disk."""
 
     FREEZE = "freeze"
     KILL = "kill"
-    # Asked to end, and started again like one that was killed.
+    # SIGTERM. The supervisor starts the program again, as after a kill.
     RESTART = "restart"
     # The disk has no free space for a while.
     FILL = "fill"
 
 
 class Target(StrEnum):
-    """To whom it is done."""
+    """What a fault hits."""
 
     WORKER_0 = "worker-0"
     WORKER_1 = "worker-1"
     FLEET = "fleet"
     AGENT = "agent"
     ENVOY = "envoy"
-    # PostgreSQL with all its processes; killed: its first one, which the others notice.
+    # PostgreSQL. A freeze stops all its processes. A kill ends the first, and the others follow.
     DATABASE = "database"
-    # The process of one connection.
+    # The process of PostgreSQL that serves one connection.
     BACKEND = "backend"
-    # The folders of the workspaces, in which tools write, with the agents' logs and what the
-    # controller keeps of them.
+    # The disk of the pods' folders, where tools write, with the agents' logs and the controller's
+    # records.
     PODS = "pods"
-    # The logs of all programs but the agents.
+    # The disk of the logs of all programs except agents.
     LOGS = "logs"
 
 
@@ -55,7 +56,7 @@ class Stopped(StrEnum):
     FOR_GOOD = "for good"
 
 
-# How often each is hit, beside the others.
+# The relative frequency of each fault.
 _WEIGHTS: dict[tuple[Kind, Target], int] = {
     **{
         (kind, target): 4
@@ -80,33 +81,33 @@ _WEIGHTS: dict[tuple[Kind, Target], int] = {
     (Kind.FILL, Target.DATABASE): 5,
 }
 _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
-# Before the first fault, and between the last one and the end: for the calls alone.
+# The time without faults before the first fault, and after the last one.
 _CALM_SECONDS = 1.0
 _FREEZE_SECONDS = (0.2, 3.0)
 _FILL_SECONDS = (1.0, 4.0)
-# How often the tool of a task does which of Stopped to its agent.
+# The relative frequency of each member of Stopped, in percent.
 _STOPPED_WEIGHTS = (96, 2, 2)
 _STOPPED_SECONDS = (0.3, 3.0)
-# Of the tasks whose agent stays stopped, how many are cancelled with force. The others last until
-# the lease is over.
+# The share of the tasks with an agent that stays stopped that are cancelled with force. The others
+# last until the lease expires.
 _FORCED_SHARE = 0.8
-# For the faults of the end, and for the recovery before each.
+# Rounds are drawn for this much longer, for the last faults and the recovery before each.
 _SECONDS_BEYOND = 30.0
-# A round cannot be over sooner, so a workspace never comes to the end of its rounds.
+# No round is shorter, so a workspace never runs out of rounds.
 _SHORTEST_ROUND_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong."""
+    """One fault of a plan."""
 
     at_seconds: float
     kind: Kind
     target: Target
-    # Of a freeze, and of a full disk.
+    # How long a freeze or a full disk lasts.
     seconds: float
-    # Which of several: an agent, a backend. Odd, of the database's disk: not even the next file of
-    # its log can be made.
+    # Selects one of several agents or backends. For the disk of the database, an odd index means
+    # that the database also has to begin the next file of its write-ahead log.
     index: int
 
 
@@ -114,49 +115,51 @@ class Fault:
 class Cancel:
     """One call of CancelTask."""
 
-    # From the submission's answer on.
+    # Counted from the answer to the submission.
     after_seconds: float
     wire: Wire
     names_task: bool
     wait_seconds: float | None
-    # Counted from the call: when the iteration is broken off; None: never.
+    # When the iteration is broken off, counted from the call. None for never.
     force_after_seconds: float | None
-    # When the caller goes away, if the answer has not come by then; None: it stays.
+    # When the caller hangs up if it has no answer, counted from the call. None for never.
     hangs_up_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One task of a workspace, and what is done about it."""
+    """One task of a workspace, and the calls about it."""
 
     submit_wire: Wire
     iterations: int
     iteration_seconds: float
-    # Whether the first tool stops its agent, and for how long when it is for a while.
+    # Whether the first tool stops its agent. `stopped_seconds` is used for FOR_A_WHILE only.
     agent_stopped: Stopped
     stopped_seconds: float
     cancels: tuple[Cancel, ...]
-    # When the workspace is stopped in this round; it is resumed for the next one.
+    # When the workspace is stopped in this round. It is resumed for the next one.
     stop_after_seconds: float | None
     control_wire: Wire
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All of it."""
+    """All faults and calls of a run."""
 
     seed: int
     seconds: float
     faults: tuple[Fault, ...]
-    # One after the other at the end, each when all that came before it is over and recovered from.
+    # Inflicted one after another at the end, each after the recovery from the fault before it.
     last_faults: tuple[Fault, ...]
-    # Of each workspace; what is left of them when the time is over is not done.
+    # The rounds of each workspace. Those that are left when the time is over are not played.
     rounds: tuple[tuple[Round, ...], ...]
 
 
 def draw(seed: int, seconds: float, workspaces: int, *, logs_alone_seconds: float = 4.0) -> Plan:
-    """The plan of this seed. At the end the disk of the logs is full for that long, and nothing
-    else is wrong; 0: it is not.
+    """Draws the plan of a seed.
+
+    The last fault fills the disk of the logs for `logs_alone_seconds`, without any other fault. 0
+    omits it.
     """
     chance = random.Random(seed)
     faults = tuple(_faults(chance, seconds, workspaces))
@@ -188,7 +191,7 @@ def _faults(chance: random.Random, seconds: float, workspaces: int) -> Iterator[
 def _round(chance: random.Random) -> Round:
     wires = list(Wire)
     iterations, iteration_seconds = chance.randint(1, 5), round(chance.uniform(0.05, 0.4), 2)
-    # Now and then a task may come to its own end; some are cancelled as they come to it.
+    # A few tasks may end before they are cancelled, and some are cancelled just as they end.
     length_seconds = iterations * iteration_seconds
     first = chance.uniform(0, length_seconds + 0.3)
     cancels = []
@@ -207,7 +210,7 @@ def _round(chance: random.Random) -> Round:
                 else None,
             )
         )
-        # Half of those that follow come at the same moment.
+        # Half of the further cancellations are made at the same moment as the one before.
         first += chance.choice((0.0, chance.uniform(0, 0.4)))
     (stopped,) = chance.choices(list(Stopped), _STOPPED_WEIGHTS)
     if stopped is Stopped.FOR_GOOD and chance.random() < _FORCED_SHARE:
@@ -229,7 +232,7 @@ def _round(chance: random.Random) -> Round:
 
 
 def _forced(chance: random.Random) -> Cancel:
-    """A cancellation that breaks the iteration off, by a caller who stays."""
+    """A cancellation with `force_after`, by a caller that does not hang up."""
     return Cancel(
         after_seconds=round(chance.uniform(0.1, 1.0), 3),
         wire=chance.choice(list(Wire)),

@@ -1,4 +1,4 @@
-"""The table that a run prints."""
+"""The report that a run prints."""
 
 import re
 from collections import Counter, defaultdict
@@ -13,18 +13,23 @@ from tests.exhaustive.chaos.run import WORKERS, Outcome
 from tests.exhaustive.chaos.sightings import allowed_connections
 from tests.support import small_disk
 
-_SHOWN_OF_A_SORT = 3
-# What differs between violations of one sort: request ids, ids, and other numbers.
-_NUMBERS = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b(task|ws)_\w+|[0-9]+")
+_MAX_LINES_PER_KIND = 3
+# Violations of one kind differ only in these: request ids, other ids and numbers.
+_VARIABLE_PARTS = re.compile(
+    r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b(task|ws)_\w+|[0-9]+"
+)
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
-    """What is going to happen."""
-    yield f"seed {plan.seed}: {plan.seconds:g} s, {len(plan.rounds)} workspaces, {len(plan.faults)} faults"
+    """Describes the plan, before the run."""
+    yield (
+        f"seed {plan.seed}: {plan.seconds:g} s, {len(plan.rounds)} workspaces, "
+        f"{len(plan.faults)} faults"
+    )
 
 
 def lines(outcome: Outcome) -> Iterator[str]:
-    """What has happened."""
+    """Describes what has happened, after the run."""
     evidence = outcome.evidence
     yield from _cancels(outcome)
     yield ""
@@ -48,22 +53,32 @@ def lines(outcome: Outcome) -> Iterator[str]:
         f"{count} {status}" for status, count in sorted(ended.items())
     )
     yield f"events: {len(evidence.events)}"
-    yield f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; the stack stopped in {outcome.stop_seconds:.1f} s"
+    yield (
+        f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; "
+        f"the stack stopped in {outcome.stop_seconds:.1f} s"
+    )
     stopped = Counter(
         (task.agent_stopped, task.overdue_seconds is not None) for task in evidence.tasks.values()
     )
     for how in (Stopped.FOR_A_WHILE, Stopped.FOR_GOOD):
-        yield f"agents stopped {how} by a tool: {stopped[how, True]} in tasks with a force deadline, {stopped[how, False]} others"
-    yield f"longest from a force deadline to the end, {_longest_wait(evidence, lambda task: (task.force_at, task.overdue_seconds))}"
+        yield (
+            f"agents stopped {how} by a tool: {stopped[how, True]} in tasks with a force deadline, "
+            f"{stopped[how, False]} others"
+        )
+    overdue = _longest_wait(evidence, lambda task: (task.force_at, task.overdue_seconds))
+    yield f"longest from a force deadline to the end, {overdue}"
     late = _longest_wait(evidence, lambda task: (task.cancel_requested_at, task.late_seconds))
-    yield f"longest from a recorded cancellation to the end, beyond the natural end of an iteration, {late}"
+    yield (
+        "longest from a recorded cancellation to the end, beyond the natural end of an iteration, "
+        f"{late}"
+    )
     at_once = [answer for answer in evidence.answers if answer.is_cancel and not answer.waits]
     yield f"longest answer to a cancellation that does not wait: {_longest(at_once):.2f} s"
     yield from _holdings(outcome)
 
 
 def hit_lines(outcome: Outcome) -> Iterator[str]:
-    """The faults in their order."""
+    """Yields one line for each fault, in the order of time."""
     for hit in sorted(outcome.evidence.hits, key=lambda hit: hit.began):
         began = datetime.fromtimestamp(hit.began, UTC).isoformat(timespec="milliseconds")
         how = "missed" if hit.missed else f"{hit.ended - hit.began:.3f} s"
@@ -73,7 +88,7 @@ def hit_lines(outcome: Outcome) -> Iterator[str]:
 def _longest_wait(
     evidence: Evidence, wait: Callable[[TaskRow], tuple[float | None, float | None]]
 ) -> str:
-    """`wait` says of a task since when it waited, and for how long."""
+    """Describes the longest wait. `wait` returns when the wait of a task began, and its seconds."""
 
     def beyond(task: TaskRow) -> float:
         since, seconds = wait(task)
@@ -82,26 +97,35 @@ def _longest_wait(
         )
 
     longest = max(evidence.tasks.values(), key=beyond)
-    return f"beyond the time for which the control plane was away: {max(0.0, beyond(longest)):.2f} s ({longest.id})"
+    return (
+        "beyond the time for which the control plane was away: "
+        f"{max(0.0, beyond(longest)):.2f} s ({longest.id})"
+    )
 
 
 def violation_lines(violations: Iterable[str]) -> Iterator[str]:
-    """The first few of each sort, and how many more there are. A defect may violate a promise in
-    every call.
+    """Yields the first violations of each kind, and the number of the others.
+
+    One defect may break a promise in every call.
     """
-    sorts: defaultdict[str, list[str]] = defaultdict(list)
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
     for violation in violations:
-        sorts[_NUMBERS.sub("", violation)].append(violation)
-    for alike in sorted(sorts.values(), key=len):
-        yield from alike[:_SHOWN_OF_A_SORT]
-        if len(alike) > _SHOWN_OF_A_SORT:
-            yield f"  and {len(alike) - _SHOWN_OF_A_SORT} more like the last one"
+        kinds[_VARIABLE_PARTS.sub("", violation)].append(violation)
+    for alike in sorted(kinds.values(), key=len):
+        yield from alike[:_MAX_LINES_PER_KIND]
+        if len(alike) > _MAX_LINES_PER_KIND:
+            yield f"  and {len(alike) - _MAX_LINES_PER_KIND} more like the last one"
 
 
 def _cancels(outcome: Outcome) -> Iterator[str]:
-    """By wire: a task counts once for each wire over which its cancellation was promised."""
+    """Yields the table of cancellations by wire.
+
+    A task counts once for each wire over which its end was promised.
+    """
     tasks = outcome.evidence.tasks
-    yield f"{'cancellations':24}   sent  accepted  ended cancelled  promised (tasks)  ended cancelled"
+    yield (
+        f"{'cancellations':24}   sent  accepted  ended cancelled  promised (tasks)  ended cancelled"
+    )
     for wire in [*Wire, None]:
         sent = [
             answer
@@ -111,8 +135,8 @@ def _cancels(outcome: Outcome) -> Iterator[str]:
         accepted = [answer.body["task_id"] for answer in sent if answer.outcome == "accepted"]
         promised = {answer.promised_task_id for answer in sent} - {""}
         yield (
-            f"{wire or 'all':24} {len(sent):6} {len(accepted):9} {_cancelled(tasks, accepted):16} "
-            f"{len(promised):17} {_cancelled(tasks, promised):16}"
+            f"{wire or 'all':24} {len(sent):6} {len(accepted):9} "
+            f"{_cancelled(tasks, accepted):16} {len(promised):17} {_cancelled(tasks, promised):16}"
         )
 
 
@@ -129,7 +153,10 @@ def _holdings(outcome: Outcome) -> Iterator[str]:
     if after is None:
         return
     allowed = allowed_connections(WORKERS)
-    yield f"connections to the database: {before.connections} before, {after.connections} after, {allowed} allowed"
+    yield (
+        f"connections to the database: {before.connections} before, {after.connections} after, "
+        f"{allowed} allowed"
+    )
     yield f"processes: {before.processes} before, {after.processes} after"
     open_files = ", ".join(
         f"{program} {count} → {after.descriptors[program]}"

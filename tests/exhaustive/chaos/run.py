@@ -1,4 +1,4 @@
-"""One run: a stack of its own, the plan, and what came of it."""
+"""Plays a plan on a new stack, and returns the outcome."""
 
 import asyncio
 import subprocess
@@ -22,14 +22,15 @@ from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
 WORKERS = 2
-# Until all is quiet after the last fault.
+# How long a workspace may take to complete a task before the first and after the last fault.
 SETTLE_SECONDS = 60.0
+# How long processes that have ended may take to be gone.
 _CLEARED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run."""
+    """The result of a run."""
 
     plan: Plan
     evidence: Evidence
@@ -41,8 +42,8 @@ class Outcome:
 
 
 def run(plan: Plan, state_dir: Path) -> Outcome:
-    """Plays the plan on a stack of its own, which is stopped again."""
-    # How often a credential may call is not what is tried here.
+    """Starts a stack, plays the plan and stops the stack."""
+    # The load exceeds the rate limits, which this run does not test.
     stack = Stack(state_dir, WORKERS=str(WORKERS), RATE_LIMIT="off", LOG_LEVEL="INFO")
     with disks(state_dir, plan.seconds) as mounted:
         try:
@@ -123,7 +124,7 @@ async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[st
 
 
 def _stopped(stack: Stack) -> Iterator[str]:
-    """Stops the stack; what stands against how it does that."""
+    """Stops the stack, and yields what was wrong with that."""
     try:
         code = stack.stop()
     except subprocess.TimeoutExpired:

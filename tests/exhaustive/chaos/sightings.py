@@ -1,4 +1,4 @@
-"""What is seen of a stack from outside: its rows, its processes, its connections, its logs."""
+"""Observes a stack from outside: its rows, processes, connections and logs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,24 +16,24 @@ _DEFECTS = ("a defect", "never retrieved", "Traceback")
 _POOL_SIZE = 10
 # Beside the pool, each program listens, and the fleet controller holds its leadership.
 _LISTENER = _LEADERSHIP = 1
-# By how much the open files of one program may differ: its connections to clients, to the database
-# and to each agent.
+# By how much the open files of one program may grow, besides one for each workspace. They include
+# connections to clients, to the database and to each agent.
 _DESCRIPTORS = 25
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How much a stack holds."""
+    """The resources that a stack holds."""
 
-    # To the database.
+    # Connections to the database.
     connections: int
-    # Program → the most open files that one of its processes has.
+    # The most open files of one process, by program.
     descriptors: Mapping[str, int]
     processes: int
 
 
 def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
-    """As it is now."""
+    """Returns the resources that the stack holds now."""
     children = psutil.Process(stack.pid).children(recursive=True)
     pids = {
         "up": [stack.pid],
@@ -43,48 +43,53 @@ def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
         "agent": [stack.agent_pid(workspace_id) for workspace_id in workspace_ids],
     }
     descriptors = {
-        program: max(psutil.Process(pid).num_fds() for pid in of_it)
-        for program, of_it in pids.items()
+        program: max(psutil.Process(pid).num_fds() for pid in program_pids)
+        for program, program_pids in pids.items()
     }
     with stack.database() as connection:
         row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         ).fetchone()
     assert row is not None
     return Figures(int(row[0]), descriptors, len(children))
 
 
 def leaks(before: Figures, after: Figures, workers: int, workspaces: int) -> Iterator[str]:
-    """What is held at the end and should not be."""
+    """Yields the resources of which the stack holds too many at the end."""
     allowed = allowed_connections(workers)
     if after.connections > allowed:
         yield f"{after.connections} connections to the database, where the pools allow {allowed}"
     for program, descriptors in after.descriptors.items():
         if descriptors > before.descriptors[program] + workspaces + _DESCRIPTORS:
-            yield f"{program} has {descriptors} open files, {before.descriptors[program]} at the start"
+            yield (
+                f"{program} has {descriptors} open files, "
+                f"{before.descriptors[program]} at the start"
+            )
 
 
 def allowed_connections(workers: int) -> int:
-    """What the workers and the fleet controller may hold."""
+    """How many connections the workers and the fleet controller may hold."""
     return (workers + 1) * (_POOL_SIZE + _LISTENER) + _LEADERSHIP
 
 
 def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
-    """What runs in a pod beside its agent while it has nothing to do, and what has ended and is not
-    cleared away.
-    """
+    """Yields processes in idle pods other than their agents, and zombies."""
     for workspace_id in workspace_ids:
         agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
         if found != [agent]:
-            yield f"the pod of {workspace_id}, which is idle, runs {found} and not its agent {agent} alone"
+            yield (
+                f"the pod of {workspace_id}, which is idle, runs {found} "
+                f"and not its agent {agent} alone"
+            )
     for child in psutil.Process(stack.pid).children(recursive=True):
         with suppress(psutil.Error):
             if child.status() == psutil.STATUS_ZOMBIE:
-                yield f"{child.pid} has ended and is not cleared away"
+                yield f"process {child.pid} has ended and is not reaped"
 
 
 def defects(stack: Stack) -> Iterator[str]:
-    """The lines of all its logs that tell of one."""
+    """Yields the lines of all logs that report a defect."""
     for path in sorted(
         [stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]
     ):
@@ -95,8 +100,9 @@ def defects(stack: Stack) -> Iterator[str]:
 
 
 def _is_cancelled_call(lines: Sequence[str]) -> bool:
-    """Whether the first line, with the trace behind it, is what grpcio logs of a call that ended
-    before it had begun.
+    """Whether the first line begins the traceback of a call that ended before it had begun.
+
+    grpcio logs one for such a call.
     """
     trace: Sequence[str] = lines
     if lines[0].startswith("{"):

@@ -1,4 +1,4 @@
-"""How an answer of the edge is read."""
+"""Reading of REST answers."""
 
 import json
 
@@ -15,7 +15,7 @@ ERROR = {
 HEADERS = {"x-request-id": "r1"}
 
 
-def test_an_envelope_in_order() -> None:
+def test_a_valid_envelope_is_read() -> None:
     reply = rest_reply(409, HEADERS, json.dumps({"error": ERROR}))
     assert (reply.slug, reply.body, reply.problem) == ("workspace_busy", {"task_id": "task_1"}, "")
 
@@ -36,7 +36,7 @@ def test_an_envelope_in_order() -> None:
         (409, {}, json.dumps({"error": ERROR}), "not that of the header"),
     ],
 )
-def test_an_answer_out_of_form(
+def test_a_malformed_answer_is_reported(
     status: int, headers: dict[str, str], text: str, problem: str
 ) -> None:
     assert problem in rest_reply(status, headers, text).problem

@@ -1,4 +1,4 @@
-"""The small disks of a run: full while one fault at least says so, and kept when the run is over."""
+"""Disks are full as long as one fault lasts, and their content is kept after the run."""
 
 import asyncio
 import os
@@ -32,8 +32,8 @@ def test_faults_that_overlap_keep_a_disk_full_until_the_last_is_over(tmp_path: P
         assert not is_full(tmp_path / "logs")
 
 
-@pytest.mark.parametrize("ends", [lambda: None, lambda: 1 / 0], ids=["well", "by an error"])
-def test_what_a_disk_held_stays_behind_however_the_run_ends(
+@pytest.mark.parametrize("ends", [lambda: None, lambda: 1 / 0], ids=["normally", "by an error"])
+def test_the_content_of_a_disk_is_kept_when_the_run_ends(
     tmp_path: Path, ends: Callable[[], object]
 ) -> None:
     pods = tmp_path / "pods"
@@ -49,7 +49,7 @@ def test_what_a_disk_held_stays_behind_however_the_run_ends(
     assert not pods.is_mount()
 
 
-def test_where_mounts_are_refused_the_disks_that_were_to_be_filled_count_as_missed(
+def test_faults_of_disks_are_missed_where_mounts_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small_disk, "refusal", lambda: "not root")

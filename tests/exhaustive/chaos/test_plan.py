@@ -1,4 +1,4 @@
-"""The plan: the same for the same seed, and with something of everything in it."""
+"""A plan is determined by its seed, and has faults and rounds of every kind."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     assert draw(7, 60, 20) != draw(8, 60, 20)
 
 
-def test_faults_are_of_every_kind_within_the_time_and_end_within_seconds() -> None:
+def test_faults_of_every_kind_occur_within_the_time_and_end_soon() -> None:
     plans = [draw(seed, 60, 2) for seed in range(20)]
     assert set.union(*(pairs(plan) for plan in plans)) == set(_WEIGHTS)
     for plan in plans:
@@ -29,7 +29,7 @@ def test_faults_are_of_every_kind_within_the_time_and_end_within_seconds() -> No
         assert {fault.kind for fault in plan.faults} == set(Kind)
 
 
-def test_rounds_are_of_every_sort_and_more_than_the_time_allows() -> None:
+def test_rounds_are_of_every_kind_and_outlast_the_run() -> None:
     plan = draw(1, 60, 20)
     rounds = [each for of_workspace in plan.rounds for each in of_workspace]
     cancels = [cancel for each in rounds for cancel in each.cancels]
@@ -49,7 +49,7 @@ def test_rounds_are_of_every_sort_and_more_than_the_time_allows() -> None:
     )
 
 
-def test_most_agents_that_stay_stopped_are_in_a_task_that_is_cancelled_with_force() -> None:
+def test_most_tasks_with_an_agent_that_stays_stopped_are_forced() -> None:
     rounds = [each for of_workspace in draw(1, 60, 20).rounds for each in of_workspace]
     stopped = [each for each in rounds if each.agent_stopped is Stopped.FOR_GOOD]
     forced = [
@@ -60,6 +60,6 @@ def test_most_agents_that_stay_stopped_are_in_a_task_that_is_cancelled_with_forc
     assert len(stopped) * 0.7 < len(forced) < len(stopped)
 
 
-def test_the_logs_are_full_alone_at_the_end() -> None:
+def test_a_full_log_disk_is_the_only_fault_at_the_end() -> None:
     assert draw(1, 60, 20).last_faults == (Fault(0.0, Kind.FILL, Target.LOGS, 4.0, 0),)
     assert draw(1, 60, 20, logs_alone_seconds=0).last_faults == ()

@@ -1,4 +1,4 @@
-"""Which lines of a log tell of a defect."""
+"""Which lines of a log report a defect."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def found(tmp_path: Path, *lines: str) -> int:
 
 
 @pytest.mark.parametrize("trace", [BROKEN, TRACE])
-def test_a_trace_tells_of_one_as_text_and_in_a_record(tmp_path: Path, trace: list[str]) -> None:
+def test_a_traceback_is_a_defect_in_text_and_in_a_record(tmp_path: Path, trace: list[str]) -> None:
     assert found(tmp_path, *trace, "{}") == 1
     assert (
         found(tmp_path, json.dumps({"event": "library_message", "exception": "\n".join(trace)}))
@@ -35,7 +35,7 @@ def test_a_trace_tells_of_one_as_text_and_in_a_record(tmp_path: Path, trace: lis
     )
 
 
-def test_a_call_that_ended_before_it_had_begun_is_none(tmp_path: Path) -> None:
+def test_a_call_that_ended_before_it_had_begun_is_no_defect(tmp_path: Path) -> None:
     assert found(tmp_path, *CANCELLED, "{}") == 0
     assert (
         found(tmp_path, json.dumps({"event": "library_message", "exception": "\n".join(CANCELLED)}))
@@ -43,5 +43,5 @@ def test_a_call_that_ended_before_it_had_begun_is_none(tmp_path: Path) -> None:
     )
 
 
-def test_a_record_that_was_cut_off_is_read_as_text(tmp_path: Path) -> None:
+def test_a_truncated_record_is_read_as_text(tmp_path: Path) -> None:
     assert found(tmp_path, '{"event": "a defect", "exce') == 1
