@@ -1,6 +1,4 @@
-"""What the tests of faults share: calls that may fail, and what must hold of a task whatever
-happened.
-"""
+"""Shared by tests of faults: calls that may fail, and what must hold for every task."""
 
 from typing import Any
 
@@ -15,7 +13,7 @@ from tests.support.waiting import eventually
 
 
 def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
-    """Cancels over either wire. Returns the outcome, or the slug of the failure."""
+    """Cancels over `wire`, `rest` or `grpc`. Returns the outcome, or the slug of the failure."""
     if wire == "rest":
         response = workspace.rest.call("POST", f"{workspace.path}/task/cancel", json=fields or None)
         body = response.json()
@@ -31,8 +29,9 @@ def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
 
 
 def slug_of(error: grpc.RpcError) -> str:
-    """What a gRPC caller is told; what the edge says by itself carries no details, and is named
-    after its code.
+    """The slug of a gRPC error.
+
+    An error of the edge may have no details. It is named after its code, in lower case.
     """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
@@ -43,7 +42,10 @@ def slug_of(error: grpc.RpcError) -> str:
 
 
 def intent_of(workspace: Workspace, task_id: str) -> str:
-    """`whole`, `absent`, or what there is of it: the task's columns beside its event."""
+    """Whether the intent is complete in the task's row and in the log.
+
+    Returns `whole`, `absent`, or a description of an incomplete one.
+    """
     with workspace.stack.database() as connection:
         row = connection.execute(
             "SELECT cancel_requested_at IS NOT NULL FROM tasks WHERE id = %s", (task_id,)
@@ -59,7 +61,7 @@ def intent_of(workspace: Workspace, task_id: str) -> str:
 def await_terminal(
     workspace: Workspace, task_id: str, timeout_seconds: float = 15.0
 ) -> dict[str, Any]:
-    """The task's `task_completed` event; read from the database, whatever else is down."""
+    """Waits for the task's `task_completed` event. Reads the database, so no worker has to run."""
 
     def ends() -> list[dict[str, Any]]:
         return [
@@ -72,7 +74,7 @@ def await_terminal(
 
 
 def await_workspace(workspace: Workspace, status: str, timeout_seconds: float = 15.0) -> None:
-    """Until the workspace is in this state; read from the database."""
+    """Waits until the workspace has this status. Reads the database."""
     with workspace.stack.database() as connection:
         query = "SELECT status = %s FROM workspaces WHERE id = %s"
         eventually(
@@ -105,36 +107,37 @@ def assert_story(
 
 
 def submit(workspace: Workspace, *lines: str) -> str:
-    """Gives the agent these commands, while workers are dying and starting, and returns the task's
-    id.
+    """Submits a task with these commands, and returns its id.
+
+    Tries again while no worker can be reached.
     """
     body = {"description": "\n".join(lines)}
     return str(eventually(lambda: _post(workspace, "tasks", body))["task_id"])
 
 
 def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
-    """Until the agent is seen there in its iteration; read from the database."""
+    """Waits until the task is in this phase of its iteration. Reads the database."""
     with workspace.stack.database() as connection:
         query = "SELECT phase = %s FROM tasks WHERE id = %s"
         eventually(lambda: connection.execute(query, (phase, task_id)).fetchone() == (True,))
 
 
 def assert_next_task_works(workspace: Workspace) -> None:
-    """A task is taken and runs to its end, as if nothing had been."""
+    """Checks that the workspace accepts a task and completes it."""
     task_id = submit(workspace, "true")
     await_terminal(workspace, task_id)
     assert_story(workspace, task_id, status="completed", intent=False)
 
 
 def resume(workspace: Workspace) -> None:
-    """Brings a failed workspace back."""
+    """Waits until the workspace has failed, then resumes it."""
     await_workspace(workspace, "failed")
     eventually(lambda: _post(workspace, "resume"))
     await_workspace(workspace, "idle")
 
 
 def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:
-    """The answer; empty when there is no edge, or the edge finds no worker."""
+    """Returns the answer, or an empty one if the edge or every worker is down."""
     try:
         response = workspace.rest.call("POST", f"{workspace.path}/{path}", json=body)
     except httpx.TransportError:
@@ -147,7 +150,7 @@ def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:
 
 
 def health_of(address: str) -> str:
-    """What a worker says of itself; empty: it says nothing."""
+    """The health that a worker reports. Empty if it does not answer."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(

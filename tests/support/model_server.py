@@ -1,6 +1,4 @@
-"""A model's endpoint on loopback that speaks the chat-completions protocol, and answers as the test
-has said.
-"""
+"""A model endpoint on loopback that sends scripted answers over the chat-completions protocol."""
 
 import json
 import sys
@@ -15,12 +13,12 @@ from typing import Any, cast
 MAX_SECONDS = 15.0
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 DONE = b"data: [DONE]\n\n"
-# How many pieces a text is streamed in.
+# The number of pieces in which a text is streamed.
 _PIECES = 4
 
 
 class Gate:
-    """Holds an answer back until the test lets it go."""
+    """Holds an answer back until the test sets `opened`."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -37,17 +35,17 @@ class Answer:
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
-    # Waits for it before it answers.
+    # The endpoint waits for this gate before it answers.
     gate: Gate | None = None
-    # Closes the connection in the middle of the body.
+    # Whether the endpoint closes the connection in the middle of the body.
     cut: bool = False
-    # Sent one by one instead of the body, as server-sent events, to a client that asks for a
-    # stream. A gate holds back the rest.
+    # Server-sent events that a client gets instead of the body if it requests a stream. A gate
+    # holds the following events back.
     stream: Sequence[bytes | Gate] = ()
 
 
 def answers(value: Any, status: int = 200, **headers: str) -> Answer:
-    """JSON. Retries are told to come at once unless the headers say otherwise."""
+    """An answer with JSON. Unless the headers say otherwise, it asks for retries after 1 ms."""
     named = {
         name.replace("_", "-"): text for name, text in ({"retry_after_ms": "1"} | headers).items()
     }
@@ -86,7 +84,7 @@ def event_of(delta: Mapping[str, Any], finish_reason: str | None = None, **field
 
 
 def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The message in parts."""
+    """Splits a message into the deltas of a stream."""
     yield {"role": "assistant", "content": ""}
     for name in ("content", "refusal"):
         for piece in _pieces(message.get(name)):
@@ -102,7 +100,7 @@ def _deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _pieces(text: Any) -> list[Any]:
-    """What is no text comes as it is."""
+    """Splits a text into pieces. Any other value is one piece, or none if it is empty."""
     if not text or not isinstance(text, str):
         return [text] if text else []
     size = max(len(text) // _PIECES, 1)
@@ -114,14 +112,14 @@ def says(content: str, **fields: Any) -> Answer:
 
 
 def calls(*commands: str, **fields: Any) -> Answer:
-    """A tool call a command."""
+    """A chat completion with one call of the tool `shell` for each command."""
     return calls_tools(
         *(("shell", json.dumps({"command": command})) for command in commands), **fields
     )
 
 
 def calls_tools(*named: tuple[str, Any], **fields: Any) -> Answer:
-    """Tool calls, each by name and arguments."""
+    """A chat completion with tool calls, each given as name and arguments."""
     made = [
         {
             "id": f"call_{index}",
@@ -134,18 +132,18 @@ def calls_tools(*named: tuple[str, Any], **fields: Any) -> Answer:
 
 
 class ModelServer(ThreadingHTTPServer):
-    """Answers each request with the next of `script`; the last one goes on for ever."""
+    """Answers each request with the next answer of `script`, and repeats the last one."""
 
     daemon_threads = True
 
     def __init__(self, *, can_stream: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        # Otherwise it ignores that it is asked to.
+        # If False, it ignores that a client requests a stream.
         self.can_stream = can_stream
         self.script: deque[Answer] = deque()
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # A client went away from a gate before it was opened.
+        # Set when a client has closed its connection before a gate was opened.
         self.left = threading.Event()
 
     @property
@@ -202,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _pass(self, gate: Gate, server: ModelServer) -> bool:
-        """Waits for the gate; False: the client left first."""
+        """Waits for the gate. Returns False if the client closes the connection first."""
         gate.reached.set()
         self.connection.settimeout(0.01)
         while not gate.opened.is_set():
@@ -217,12 +215,12 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """The tests' output stays clean."""
+        """Logs nothing, to keep the output of the tests clean."""
 
 
 @contextmanager
 def model_server(*, can_stream: bool = True) -> Iterator[ModelServer]:
-    """A server that is listening; it ends with the block."""
+    """Runs a server until the block ends."""
     with ModelServer(can_stream=can_stream) as server:
         serving = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and what it says about an answer."""
+"""The OpenAPI document, and checks of answers against it."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PATH = ROOT / "gen" / "openapi.yaml"
 
 @cache
 def document() -> dict[str, Any]:
-    """The document as it is served."""
+    """The parsed document that Envoy serves."""
     loaded: dict[str, Any] = yaml.safe_load(PATH.read_text())
     return loaded
 
@@ -34,7 +34,7 @@ class Operation:
     described: dict[str, Any]
 
     def slugs(self) -> dict[str, int]:
-        """Every slug it may answer with, and the HTTP status of each."""
+        """The slugs of its errors, and the HTTP status of each."""
         found = {}
         for status, response in self.described["responses"].items():
             for example in (
@@ -47,16 +47,17 @@ class Operation:
         return found
 
     def check(self, status: int, content_type: str, body: Any) -> None:
-        """The answer is one that the document describes, and has nothing that the document does not
-        name.
+        """Checks that the document describes an answer, with every field in it.
+
+        Raises AssertionError or jsonschema.ValidationError.
         """
         responses = self.described["responses"]
         assert str(status) in responses, (
-            f"{self.method} {self.path} is not said to answer {status}: {body}"
+            f"{self.method} {self.path} does not document status {status}: {body}"
         )
         content = resolved(responses[str(status)])["content"]
         assert content_type in content, (
-            f"{self.method} {self.path} is not said to answer {content_type}"
+            f"{self.method} {self.path} does not document answers of type {content_type}"
         )
         validate(body, content[content_type]["schema"])
 
@@ -72,7 +73,7 @@ def operations() -> list[Operation]:
 
 
 def operation(method: str, path: str) -> Operation | None:
-    """The operation of a request; None when there is none."""
+    """The operation of a request, or None if the document has none."""
     for each in operations():
         if each.method == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", each.path), path):
             return each
@@ -80,7 +81,7 @@ def operation(method: str, path: str) -> Operation | None:
 
 
 def resolved(value: dict[str, Any]) -> dict[str, Any]:
-    """What a reference refers to, or the value itself."""
+    """The value that a reference refers to, or the value itself."""
     while "$ref" in value:
         found: Any = document()
         for name in value["$ref"].removeprefix("#/").split("/"):
@@ -90,7 +91,7 @@ def resolved(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate(instance: Any, schema: dict[str, Any]) -> None:
-    """Raises jsonschema.ValidationError."""
+    """Checks a value against a schema. Raises jsonschema.ValidationError."""
     absolute = _walked(
         schema, lambda each: {**each, "$ref": URI + each["$ref"]} if "$ref" in each else each
     )
@@ -105,8 +106,9 @@ def _format_checking(schema: dict[str, Any]) -> Draft202012Validator:
 
 @cache
 def _registry() -> Registry[Any]:
-    """The document's schemas, closed: a field that they do not name is an error here, though
-    callers are to ignore it.
+    """The schemas of the document, without additional properties.
+
+    Callers must ignore unknown fields, but a test fails if an answer has one.
     """
 
     def closed(schema: Any) -> Any:

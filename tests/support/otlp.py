@@ -1,4 +1,4 @@
-"""Where spans are sent to in tests: OTLP over HTTP."""
+"""A receiver of spans that are exported with OTLP over HTTP."""
 
 import gzip
 import threading
@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Receiver:
-    """Keeps the spans that it is sent."""
+    """Keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[str, Span]] = []
@@ -22,11 +22,11 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def spans(self, trace_id: str) -> list[Span]:
-        """Those of a trace."""
+        """The spans of a trace."""
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
 
     def services(self) -> set[str]:
-        """Who sent any."""
+        """The names of the services that have sent spans."""
         return {service for service, _ in self._spans}
 
     @contextmanager
@@ -55,7 +55,11 @@ class Receiver:
                 self.end_headers()
                 self.wfile.write(ExportTraceServiceResponse().SerializeToString())
 
-            def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - named by the library
+            def log_message(
+                self,
+                format: str,  # noqa: A002 - named by the library
+                *arguments: object,
+            ) -> None:
                 pass
 
         return Handler

@@ -1,4 +1,4 @@
-"""A disk that a test can fill: a tmpfs of a few MiB. Mounting takes root with CAP_SYS_ADMIN."""
+"""A disk that a test can fill: a tmpfs of a few MiB. A mount needs root and CAP_SYS_ADMIN."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 _BALLAST = ".ballast"
-# The last write fills what is left of a block.
+# The sizes of writes, in bytes. The smaller ones fill what a larger one has left free.
 _CHUNKS = (1 << 20, 4096, 1)
 
 
 @cache
 def refusal() -> str:
-    """Why this machine mounts no disk; empty when it does."""
+    """Why this machine cannot mount a disk. Empty if it can."""
     with TemporaryDirectory(prefix="small-disk-") as folder:
         try:
             _mount(Path(folder), 1 << 20)
@@ -29,8 +29,9 @@ def refusal() -> str:
 
 @contextmanager
 def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
-    """Mounts an empty disk of this size on the folder, which is made if absent. Skips the test
-    where mounts are refused.
+    """Mounts an empty disk on a folder, which is created if absent.
+
+    Skips the test if the machine cannot mount a disk.
     """
     if reason := refusal():
         pytest.skip(reason)
@@ -43,12 +44,12 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
 
 
 def fill(path: Path) -> None:
-    """Takes all free space of the disk. Repeat it to take space that was freed since."""
+    """Fills the free space of the disk. Repeat it to fill space that was freed since."""
     descriptor = os.open(path / _BALLAST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         for size in _CHUNKS:
             block = bytes(size)
-            # ENOSPC. A short write is followed by it.
+            # Ends with ENOSPC, which also follows a short write.
             with suppress(OSError):
                 while True:
                     os.write(descriptor, block)
@@ -57,7 +58,7 @@ def fill(path: Path) -> None:
 
 
 def free(path: Path) -> None:
-    """Gives back what `fill` took."""
+    """Frees the space that `fill` has taken."""
     (path / _BALLAST).unlink(missing_ok=True)
 
 
@@ -69,8 +70,8 @@ def _unmount(path: Path) -> None:
     try:
         _run("umount", str(path))
     except RuntimeError:
-        # A process still has a file or its working directory there: the disk goes with the last of
-        # them.
+        # A process still has an open file or its working directory there. A lazy unmount takes
+        # effect when the last such process ends.
         _run("umount", "--lazy", str(path))
 
 

@@ -1,6 +1,4 @@
-"""A customer, who calls over REST, and an internal caller, over gRPC. What fails is looked at the
-same way over both.
-"""
+"""Callers over REST and over gRPC, with one form of failure for both."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,19 +18,19 @@ from tests.support.openapi import operation
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A failed call, over whichever wire."""
+    """A failed call, over REST or gRPC."""
 
-    # HTTP status, or gRPC code.
+    # The HTTP status, or the gRPC code.
     status: Any
     slug: str
     message: str
     request_id: str
-    # REST: the envelope's details. gRPC: each standard detail by the name of its message.
+    # The details of the REST envelope, or the standard gRPC details by the names of their messages.
     details: Mapping[str, Any]
 
 
 class Rest:
-    """A customer."""
+    """A caller over REST. `call` checks every answer against the OpenAPI document."""
 
     def __init__(self, url: str, token: str) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -59,14 +57,14 @@ class Rest:
         )
 
     def fails(self, method: str, path: str, **arguments: Any) -> Failed:
-        """Makes a call that is to fail, and checks that it does so as every REST failure does."""
+        """Makes a call that must fail, and checks the form of the failure."""
         response = self.call(method, path, **arguments)
         assert response.status_code >= 400, response.text
         assert response.headers["content-type"] == "application/json"
         return rest_failure(response)
 
     def events(self, workspace_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Follows the log, as Server-Sent Events that the OpenAPI document describes."""
+        """Yields events of the log, each checked against the OpenAPI document."""
         path = f"/v1/workspaces/{workspace_id}/events"
         watch = operation("GET", path)
         assert watch is not None
@@ -80,7 +78,7 @@ class Rest:
 
 
 def rest_failure(response: httpx.Response) -> Failed:
-    """What a failed call over REST has told."""
+    """Reads a failed answer over REST, and checks its form."""
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
     assert error["request_id"] == response.headers["x-request-id"]
@@ -100,7 +98,7 @@ def _succeeded(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 class Grpc:
-    """An internal caller."""
+    """A caller over gRPC."""
 
     def __init__(self, address: str, token: str) -> None:
         self._channel = grpc.insecure_channel(address)
@@ -111,7 +109,7 @@ class Grpc:
         self._channel.close()
 
     def call(self, rpc: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
-        """The reply, as REST would show it. Raises grpc.RpcError."""
+        """Makes a call, and returns the reply in its REST form. Raises grpc.RpcError."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
         return MessageToDict(
@@ -119,19 +117,19 @@ class Grpc:
         )
 
     def begin(self, rpc: str, timeout: float = 20, **fields: Any) -> Any:
-        """Makes the call and does not wait for it: a grpc.Future, which can be cancelled."""
+        """Starts a call, and returns its grpc.Future, which can be cancelled."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         return getattr(self._stub, rpc).future(request, metadata=self._metadata, timeout=timeout)
 
     def fails(self, rpc: str, **fields: Any) -> Failed:
-        """Makes a call that is to fail, and checks that it does so as every gRPC failure does."""
+        """Makes a call that must fail, and checks the form of the failure."""
         with pytest.raises(grpc.RpcError) as raised:
             self.call(rpc, **fields)
         return grpc_failure(raised.value)
 
 
 def grpc_failure(error: grpc.RpcError) -> Failed:
-    """What a failed call over gRPC has told."""
+    """Reads the rich status of a failed call over gRPC, and checks its form."""
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     assert status is not None, error
