@@ -1,4 +1,4 @@
-"""The access log of Envoy: it has every answer of a worker, and strangers cannot fill it."""
+"""The access log has every answer of a worker, and calls without a credential cannot fill it."""
 
 import json
 import socket

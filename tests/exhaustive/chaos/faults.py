@@ -33,7 +33,7 @@ class Hit:
     # The fault had no effect: its target was not running, or no disk is mounted.
     missed: bool
     began: float
-    # When the target ran on, or served again.
+    # When the target had resumed, or served again.
     ended: float
     came_back: bool = True
     # The workspace of the agent that was hit. Empty for other targets.

@@ -48,7 +48,7 @@ def test_idle_connections_are_closed_before_the_limit_is_reached(
         )
         for _ in range(19):
             opened.enter_context(connected(edge, b""))
-        # Not all of them: the timeout is longer again once the first ones are closed.
+        # Some may stay open, because the timeout grows again once the first ones are closed.
         eventually(lambda: edge.stat("http.rest.downstream_cx_idle_timeout") > 0)
         assert can_cancel(edge)
 

@@ -52,7 +52,7 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
     def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Changes the health that the stub reports."""
-        # Any event loop will do: without watchers, the health servicer wakes nothing on its own.
+        # There are no watchers to wake, so any event loop will do.
         asyncio.run(self.health.set("", status))
 
     async def _act(self, request: Any, context: Any) -> None:
