@@ -14,7 +14,8 @@ from tests.support.stack import Stack
 # In a line of a log, they tell of a defect.
 _DEFECTS = ("a defect", "never retrieved", "Traceback")
 _POOL_SIZE = 10
-# Beside the pool, each program listens, and the fleet controller holds its leadership.
+# Besides its pool, each program has a connection that listens, and the fleet controller one that
+# holds its leadership.
 _LISTENER = _LEADERSHIP = 1
 # By how much the open files of one program may grow, besides one for each workspace. They include
 # connections to clients, to the database and to each agent.
