@@ -1,4 +1,4 @@
-"""A world for each test."""
+"""Gives each test of the core a fresh world."""
 
 import pytest
 

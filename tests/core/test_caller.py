@@ -1,4 +1,4 @@
-"""Who may do what."""
+"""The scopes of a caller, and which workspaces they cover."""
 
 from datetime import timedelta
 
@@ -12,26 +12,26 @@ from tests.support.world import NOW, ORG, USER, caller, workspace
 KEY = CredentialKind.API_KEY
 
 
-def test_a_scope_holds_for_the_whole_organization() -> None:
+def test_a_scope_covers_the_whole_organization() -> None:
     permission = caller("workspace:read").permission("workspace:read")
     assert permission.covers(workspace(created_by_user_id="user_2"))
     assert permission.covers(workspace(created_by_user_id=None))
 
 
-def test_its_own_form_holds_for_what_the_caller_created() -> None:
+def test_an_own_scope_covers_what_the_caller_created() -> None:
     permission = caller("workspace:read:own").permission("workspace:read")
     assert permission.covers(workspace(created_by_user_id=USER))
     assert not permission.covers(workspace(created_by_user_id="user_2"))
     assert not permission.covers(workspace(created_by_user_id=None))
 
 
-def test_the_wider_of_two_scopes_counts() -> None:
+def test_the_wider_of_two_scopes_applies() -> None:
     permission = caller("workspace:read:own", "workspace:read").permission("workspace:read")
     assert permission.covers(workspace(created_by_user_id="user_2"))
 
 
 @pytest.mark.parametrize("creator", [None, "key_1"])
-def test_an_api_key_has_created_nothing(creator: str | None) -> None:
+def test_an_own_scope_of_an_api_key_covers_nothing(creator: str | None) -> None:
     key = caller("workspace:read:own", actor_id="key_1", kind=KEY)
     assert key.user_id is None
     assert not key.permission("workspace:read").covers(workspace(created_by_user_id=creator))
@@ -41,7 +41,7 @@ def test_an_api_key_has_created_nothing(creator: str | None) -> None:
     "held",
     ["workspace:read", "workspace", "workspace:write:other", "tasks:write", "workspace:write "],
 )
-def test_another_scope_does_not_do(held: str) -> None:
+def test_another_scope_is_refused(held: str) -> None:
     with pytest.raises(Failure) as raised:
         caller(held).permission("workspace:write")
     assert raised.value.slug == "permission_denied"
@@ -60,7 +60,7 @@ def test_another_organizations_workspace_is_not_found() -> None:
         )
 
 
-def test_inside_the_organization_the_creator_is_asked_for() -> None:
+def test_an_own_scope_is_refused_on_a_colleagues_workspace() -> None:
     with pytest.raises(Failure) as raised:
         caller("workspace:read:own", actor_id="user_2").permission("workspace:read").check(
             workspace(), "ws_1"
@@ -89,7 +89,7 @@ def test_a_key_acts_as_itself_for_its_organization() -> None:
     assert found.scopes == {"workspace:read", "audit:read"}
 
 
-def test_what_each_template_holds() -> None:
+def test_each_template_has_its_scopes() -> None:
     submit = {"workspace:read", "workspace:write", "tasks:write", "audit:read"}
     assert TEMPLATE_SCOPES[KeyTemplate.SUBMIT_OBSERVE] == submit
     assert TEMPLATE_SCOPES[KeyTemplate.FULL_ACCESS] == submit | {"caps:write"}

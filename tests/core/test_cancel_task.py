@@ -1,4 +1,4 @@
-"""What a cancellation comes to, once it may be done."""
+"""The outcomes of a cancellation that passed its checks."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -29,7 +29,7 @@ async def test_the_first_call_records_signals_and_is_accepted(world: World) -> N
     assert world.agents.cancelled == [running.id]
 
 
-async def test_an_accepted_task_is_not_said_to_have_ended(world: World) -> None:
+async def test_an_accepted_cancellation_does_not_end_the_task(world: World) -> None:
     busy, _ = await world.add_busy()
     result = await world.cancel(busy.id)
     assert result.task is not None and result.task.status is TaskStatus.RUNNING
@@ -40,10 +40,10 @@ async def test_the_intent_is_committed_before_the_agent_is_signalled(world: Worl
     busy, running = await world.add_busy()
     seen: list[Task] = []
 
-    async def look(at: Workspace, signalled: Task) -> None:
+    async def read_task(at: Workspace, signalled: Task) -> None:
         seen.append(await world.task(at.id, signalled.id))
 
-    world.agents.meanwhile = look
+    world.agents.meanwhile = read_task
     result = await world.cancel(busy.id, reason="now")
     assert [each.cancel for each in seen] == [result.task.cancel if result.task else None]
     assert seen[0].cancel is not None and seen[0].cancel.reason == "now"
@@ -70,7 +70,7 @@ async def test_an_idle_workspace_has_no_active_task(world: World) -> None:
 
 
 @pytest.mark.parametrize("status", WorkspaceStatus)
-async def test_a_finished_task_is_told_whatever_the_workspace_does(
+async def test_a_finished_task_is_already_finished_in_every_workspace_status(
     world: World, status: WorkspaceStatus
 ) -> None:
     busy, finished = await world.add_busy()
@@ -88,7 +88,7 @@ async def test_a_finished_task_is_told_whatever_the_workspace_does(
     assert await world.events(busy.id) == before
 
 
-async def test_a_finished_task_is_told_while_the_next_one_runs_untouched(world: World) -> None:
+async def test_cancelling_a_finished_task_does_not_touch_the_next_one(world: World) -> None:
     busy, first = await world.add_busy()
     await world.end(busy.id, first.id)
     second = await world.run(busy)
@@ -98,7 +98,7 @@ async def test_a_finished_task_is_told_while_the_next_one_runs_untouched(world: 
     assert world.agents.cancelled == []
 
 
-async def test_a_cancelled_task_is_already_finished_with_its_first_requester(world: World) -> None:
+async def test_a_cancelled_task_keeps_its_first_requester(world: World) -> None:
     busy, running = await world.add_busy()
     await world.cancel(busy.id, reason="first")
     await world.end(busy.id, running.id)
@@ -111,7 +111,7 @@ async def test_a_cancelled_task_is_already_finished_with_its_first_requester(wor
     assert (result.task.cancel.reason, result.task.cancel.requested_at) == ("first", NOW)
 
 
-async def test_the_next_task_starts_clean(world: World) -> None:
+async def test_the_next_task_starts_without_a_cancellation(world: World) -> None:
     busy, first = await world.add_busy()
     await world.cancel(busy.id)
     await world.end(busy.id, first.id)
@@ -127,7 +127,9 @@ async def test_the_running_task_may_be_named(world: World) -> None:
     assert result.outcome is Outcome.ACCEPTED
 
 
-async def test_an_agent_that_does_not_answer_leaves_the_intent_and_says_so(world: World) -> None:
+async def test_a_cancellation_of_an_unreachable_agent_fails_and_keeps_the_intent(
+    world: World,
+) -> None:
     busy, running = await world.add_busy()
     world.agents.reachable = False
     with pytest.raises(Failure) as raised:
@@ -150,7 +152,7 @@ async def test_an_agent_that_does_not_answer_leaves_the_intent_and_says_so(world
     assert (await world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
 
 
-async def test_a_repeat_to_an_agent_that_does_not_answer_is_unreachable_too(world: World) -> None:
+async def test_a_repeated_cancellation_of_an_unreachable_agent_fails_again(world: World) -> None:
     busy, _ = await world.add_busy()
     await world.cancel(busy.id)
     world.agents.reachable = False
@@ -162,7 +164,7 @@ async def test_a_repeat_to_an_agent_that_does_not_answer_is_unreachable_too(worl
     )
 
 
-async def test_an_agent_that_has_just_ended_the_task_has_its_end_told(world: World) -> None:
+async def test_the_reply_has_the_end_that_the_agent_just_committed(world: World) -> None:
     busy, _ = await world.add_busy()
 
     async def end(at: Workspace, signalled: Task) -> None:
@@ -175,7 +177,7 @@ async def test_an_agent_that_has_just_ended_the_task_has_its_end_told(world: Wor
     assert (result.task.status, result.task.result) == (TaskStatus.CANCELLED, "the answer")
 
 
-async def test_an_agent_that_was_not_yet_given_the_task_leaves_it_as_it_stands(
+async def test_a_task_that_the_agent_does_not_have_yet_is_accepted(
     world: World,
 ) -> None:
     busy, running = await world.add_busy()
@@ -185,7 +187,7 @@ async def test_an_agent_that_was_not_yet_given_the_task_leaves_it_as_it_stands(
     assert result.task is not None and result.task.cancel is not None
 
 
-async def test_a_database_that_is_away_promises_nothing(world: World) -> None:
+async def test_a_call_without_a_database_fails_and_signals_no_agent(world: World) -> None:
     busy, _ = await world.add_busy()
     world.store.unavailable = True
     with pytest.raises(UnavailableError):
@@ -193,7 +195,7 @@ async def test_a_database_that_is_away_promises_nothing(world: World) -> None:
     assert world.agents.cancelled == []
 
 
-async def test_a_force_deadline_counts_from_the_call_that_carries_it_and_names_who_asked(
+async def test_a_force_deadline_counts_from_its_own_call_and_names_its_requester(
     world: World,
 ) -> None:
     busy, running = await world.add_busy()
@@ -214,7 +216,7 @@ async def test_a_force_deadline_counts_from_the_call_that_carries_it_and_names_w
     assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
 
 
-async def test_without_being_asked_for_nothing_is_forced(world: World) -> None:
+async def test_a_cancellation_has_no_force_deadline_by_default(world: World) -> None:
     busy, running = await world.add_busy()
     await world.cancel(busy.id)
     stored = await world.task(busy.id, running.id)

@@ -1,4 +1,4 @@
-"""Wait for the end of a cancelled task: woken by it, and never longer than the caller has time."""
+"""A cancellation that waits for the end of its task, within the caller's deadline."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ LIMIT_SECONDS = 10
 
 
 async def waiting(world: World, workspace_id: str, **fields: Any) -> "asyncio.Task[CancelResult]":
-    """A cancellation that has been recorded and now waits."""
+    """Starts a cancellation and returns once it is recorded and waits for the task's end."""
     calling = asyncio.create_task(world.cancel(workspace_id, **fields))
     async with asyncio.timeout(LIMIT_SECONDS):
         while not world.wakeups.is_awaited(workspace_id):
@@ -24,7 +24,7 @@ async def waiting(world: World, workspace_id: str, **fields: Any) -> "asyncio.Ta
     return calling
 
 
-async def test_the_end_is_what_the_answer_waits_for(world: World) -> None:
+async def test_the_reply_waits_for_the_end_of_the_task(world: World) -> None:
     busy, running = await world.add_busy()
     calling = await waiting(world, busy.id, wait_seconds=30)
     assert not calling.done()
@@ -36,7 +36,7 @@ async def test_the_end_is_what_the_answer_waits_for(world: World) -> None:
     assert result.task.status is TaskStatus.CANCELLED
 
 
-async def test_a_wait_that_is_over_answers_with_the_task_as_it_stands(world: World) -> None:
+async def test_a_wait_that_times_out_replies_with_the_current_task(world: World) -> None:
     busy, _ = await world.add_busy()
     result = await world.cancel(busy.id, wait_seconds=0.01)
     assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
@@ -44,20 +44,20 @@ async def test_a_wait_that_is_over_answers_with_the_task_as_it_stands(world: Wor
     assert result.task.cancel is not None
 
 
-async def test_a_wait_of_nothing_does_not_wait(world: World) -> None:
+async def test_a_wait_of_0_seconds_replies_at_once(world: World) -> None:
     busy, _ = await world.add_busy()
     async with asyncio.timeout(LIMIT_SECONDS):
         assert not (await world.cancel(busy.id, wait_seconds=0)).saw_end
 
 
-async def test_the_callers_own_deadline_ends_the_wait_before_it_passes(world: World) -> None:
+async def test_the_wait_ends_before_the_callers_deadline(world: World) -> None:
     busy, _ = await world.add_busy()
     deadline.begin(0.26)
     async with asyncio.timeout(LIMIT_SECONDS):
         assert not (await world.cancel(busy.id, wait_seconds=30)).saw_end
 
 
-async def test_a_server_that_drains_answers_early(world: World) -> None:
+async def test_a_draining_server_ends_the_wait(world: World) -> None:
     busy, _ = await world.add_busy()
     calling = await waiting(world, busy.id, wait_seconds=30)
     world.wakeups.drain()
@@ -66,7 +66,7 @@ async def test_a_server_that_drains_answers_early(world: World) -> None:
     assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
 
 
-async def test_an_agent_that_does_not_answer_is_told_at_once(world: World) -> None:
+async def test_an_unreachable_agent_fails_the_call_at_once(world: World) -> None:
     busy, _ = await world.add_busy()
     world.agents.reachable = False
     async with asyncio.timeout(LIMIT_SECONDS):
@@ -101,7 +101,7 @@ async def test_an_end_between_the_signal_and_the_wait_is_not_missed(world: World
     assert result.saw_end
 
 
-async def test_a_database_that_goes_away_after_the_record_does_not_turn_an_accepted_call_into_a_failure(
+async def test_an_accepted_call_succeeds_though_the_database_goes_down_afterwards(
     world: World,
 ) -> None:
     busy, _ = await world.add_busy()

@@ -1,4 +1,4 @@
-"""How long the caller still waits bounds whatever waits for others on its behalf."""
+"""The caller's deadline bounds every wait on its behalf."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from server.core import deadline
 
 
-async def test_without_a_limit_of_the_callers_the_own_one_holds() -> None:
+async def test_a_call_without_a_deadline_keeps_the_limit() -> None:
     assert deadline.bounded(7) == 7
 
 
@@ -15,14 +15,14 @@ async def test_without_a_limit_of_the_callers_the_own_one_holds() -> None:
     ("left", "limit", "expected"),
     [(10, 7, 7), (2, 7, 1.75), (0.3, 7, 0.1), (-5, 7, 0.1), (-5, 0.05, 0.05)],
 )
-async def test_the_answer_arrives_within_the_callers_time(
+async def test_the_limit_leaves_time_to_send_the_response(
     left: float, limit: float, expected: float
 ) -> None:
     deadline.begin(left)
     assert deadline.bounded(limit) == pytest.approx(expected, abs=0.05)
 
 
-async def test_each_call_has_its_own() -> None:
+async def test_each_call_has_its_own_deadline() -> None:
     async def call(left: float | None) -> float:
         deadline.begin(left)
         await asyncio.sleep(0)

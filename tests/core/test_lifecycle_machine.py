@@ -1,7 +1,7 @@
-"""Everything that may be said of a workspace, in any order: what must always be true stays true.
+"""The invariants of a workspace hold after any sequence of changes.
 
-Agents here say what no sound agent says: ends before starts, numbers out of order, another task's,
-another epoch's. What sound agents and callers can bring about is in tests/invariants.
+These agents also report what a correct agent never reports: an end before the start, iterations out
+of order, another task, an earlier epoch. tests/invariants covers correct agents and callers.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ REFUSALS = {
     "workspace_failed",
     "invalid_state",
 }
-# An agent of the epoch before is still about, now and then.
+# Now and then an agent of the previous epoch is still alive.
 EPOCHS_BEHIND = st.sampled_from([0, 0, 0, 0, 1])
-# Of the tasks that there were, the last one mostly.
+# Mostly the last task, sometimes the one before it.
 WHICH = st.sampled_from([-1, -1, -1, -2])
 
 
 class LifecycleMachine(RuleBasedStateMachine):
-    """One workspace and all its tasks, in the store in memory."""
+    """One workspace and all its tasks, in a store in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,11 +43,11 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.workspace_id = ""
         self.task_ids: list[str] = []
-        # Of each task whose cancellation was accepted, the first intent.
+        # The first intent of each task whose cancellation was accepted, by task id.
         self.accepted: dict[str, CancelIntent] = {}
-        # How each task that has ended stood at its end.
+        # Each ended task as it was at its end, by task id.
         self.ended: dict[str, Task] = {}
-        self.host_number = 1
+        self.run_number = 1
 
     @initialize()
     def create(self) -> None:
@@ -57,14 +57,14 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule()
     def come_up(self) -> None:
-        """The usual way, without which the rest would seldom have an agent to happen to."""
+        """Brings up an agent; without this shortcut the other rules would seldom have one."""
         self.resume()
         self.place(0, 0)
         self.register(0)
 
     @rule()
     def begin(self) -> None:
-        """The usual way of a task, to its first iteration."""
+        """Takes a task to its first iteration."""
         self.come_up()
         self.submit()
         self.deliver(-1)
@@ -111,19 +111,19 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule(reason=st.sampled_from(["a", "b"]), which=st.sampled_from([None, None, -1, -2]))
     def cancel(self, reason: str, which: int | None) -> None:
         task_id = None if which is None else self._task_id(which)
-        asked = intent(reason=reason, requested_at=self.clock())
+        requested = intent(reason=reason, requested_at=self.clock())
         found = finish(
             self.store.record_cancellation(
                 Permission(caller(), "workspace:write", own_only=False),
                 self.workspace_id,
                 task_id,
-                asked,
+                requested,
             )
         )
         if found.recorded:
-            assert found.task is not None and found.task.cancel == asked
+            assert found.task is not None and found.task.cancel == requested
             assert found.task.id not in self.accepted
-            self.accepted[found.task.id] = asked
+            self.accepted[found.task.id] = requested
 
     @rule()
     def stop(self) -> None:
@@ -178,11 +178,11 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule(behind=EPOCHS_BEHIND, restarted=st.sampled_from([0, 0, 1]))
     def place(self, behind: int, restarted: int) -> None:
-        self.host_number += restarted
+        self.run_number += restarted
         epoch = self._workspace().epoch - behind
         self._change(
             lambda locked: workspace_lifecycle.place(
-                locked, epoch, f"host_{self.host_number}", self.clock(), work_stopped=True
+                locked, epoch, f"run_{self.run_number}", self.clock(), work_stopped=True
             )
         )
 
@@ -193,14 +193,14 @@ class LifecycleMachine(RuleBasedStateMachine):
         assert self._workspace().last_seq == len(events)
 
     @invariant()
-    def each_ended_task_has_one_end_and_no_other_has_any(self) -> None:
+    def only_ended_tasks_have_an_end_event_and_exactly_one(self) -> None:
         for each in self._tasks():
-            ends = [event for event in self._of(each.id) if event.type == "task_completed"]
+            ends = [event for event in self._events_of(each.id) if event.type == "task_completed"]
             assert len(ends) == (1 if each.status.is_terminal else 0)
             assert all(event.payload["status"] == each.status for event in ends)
             assert (each.completed_at is not None) == each.status.is_terminal
             if ends:
-                assert self._of(each.id)[-1] == ends[0]
+                assert self._events_of(each.id)[-1] == ends[0]
 
     @invariant()
     def an_accepted_cancellation_ends_cancelled(self) -> None:
@@ -213,7 +213,7 @@ class LifecycleMachine(RuleBasedStateMachine):
     def the_first_intent_stays_and_is_in_the_log_once(self) -> None:
         for each in self._tasks():
             requests = [
-                event for event in self._of(each.id) if event.type == "task_cancel_requested"
+                event for event in self._events_of(each.id) if event.type == "task_cancel_requested"
             ]
             assert len(requests) == (1 if each.id in self.accepted else 0)
             if each.cancel is not None:
@@ -224,16 +224,16 @@ class LifecycleMachine(RuleBasedStateMachine):
                 )
 
     @invariant()
-    def what_has_ended_never_changes(self) -> None:
+    def an_ended_task_never_changes(self) -> None:
         for each in self._tasks():
             if each.status.is_terminal:
                 assert self.ended.setdefault(each.id, each) == each
 
     @invariant()
-    def a_busy_workspace_has_a_task_and_no_other_task_is_open(self) -> None:
+    def only_the_current_task_is_open(self) -> None:
         at = self._workspace()
-        is_open = [each.id for each in self._tasks() if not each.status.is_terminal]
-        assert is_open == ([at.current_task_id] if at.current_task_id is not None else [])
+        open_ids = [each.id for each in self._tasks() if not each.status.is_terminal]
+        assert open_ids == ([at.current_task_id] if at.current_task_id is not None else [])
         assert (at.current_task_id is not None) == (
             at.status is WorkspaceStatus.BUSY
         ) or at.status is WorkspaceStatus.STOPPING
@@ -243,13 +243,13 @@ class LifecycleMachine(RuleBasedStateMachine):
         for each in self._tasks():
             numbers = [
                 event.payload["number"]
-                for event in self._of(each.id)
+                for event in self._events_of(each.id)
                 if event.type == "iteration_completed"
             ]
             assert numbers == list(range(1, each.iterations + 1))
 
     def _change(self, decide: Callable[[Locked], Change]) -> Change | None:
-        """None: refused, in a way that a caller can be told."""
+        """Makes a change. Returns None when it is refused with one of REFUSALS."""
         self.clock.advance(1)
         try:
             return finish(self.store.transition(self.workspace_id, decide))
@@ -285,7 +285,7 @@ class LifecycleMachine(RuleBasedStateMachine):
     def _events(self) -> list[Event]:
         return list(finish(self.store.list_events(self.workspace_id, 0, 10_000)))
 
-    def _of(self, task_id: str) -> list[Event]:
+    def _events_of(self, task_id: str) -> list[Event]:
         return [event for event in self._events() if event.task_id == task_id]
 
 

@@ -1,4 +1,4 @@
-"""What agents say, and the directive that they get in every reply."""
+"""The reports of agents, and the directive in each reply."""
 
 import pytest
 
@@ -17,14 +17,16 @@ def runtime(world: World) -> Runtime:
     return Runtime(world.store, world.clock, lease_seconds=30)
 
 
-async def test_an_agent_that_registers_is_told_to_wait(world: World, runtime: Runtime) -> None:
+async def test_an_agent_that_registers_is_not_fenced_and_has_no_task(
+    world: World, runtime: Runtime
+) -> None:
     made = await world.add(WorkspaceStatus.PROVISIONING)
     directive = await runtime.register(AgentIdentity(made.id, 1), "127.0.0.1:1")
     assert directive == Directive(fenced=False, task=None)
     assert (await world.workspace(made.id)).status is WorkspaceStatus.IDLE
 
 
-async def test_an_agent_that_registers_again_is_told_of_its_task(
+async def test_an_agent_that_registers_again_receives_its_task(
     world: World, runtime: Runtime
 ) -> None:
     busy, running = await world.add_busy()
@@ -33,7 +35,7 @@ async def test_an_agent_that_registers_again_is_told_of_its_task(
     )
 
 
-async def test_every_reply_tells_of_the_intent(world: World, runtime: Runtime) -> None:
+async def test_every_reply_carries_the_intent(world: World, runtime: Runtime) -> None:
     busy, running = await world.add_busy()
     agent = AgentIdentity(busy.id, 1)
     await world.cancel(busy.id)
@@ -48,7 +50,7 @@ async def test_every_reply_tells_of_the_intent(world: World, runtime: Runtime) -
         assert directive.task.cancel is not None
 
 
-async def test_a_cancellation_before_the_start_meets_the_agent_at_its_start(
+async def test_a_cancellation_before_the_start_reaches_the_agent_at_its_start(
     world: World, runtime: Runtime
 ) -> None:
     busy, running = await world.add_busy()
@@ -72,7 +74,7 @@ async def test_after_the_end_there_is_no_task(world: World, runtime: Runtime) ->
     assert (await world.event_types(busy.id)).count("task_completed") == 1
 
 
-async def test_an_agent_with_an_ended_task_in_hand_is_given_the_next(
+async def test_an_agent_that_reports_an_ended_task_receives_the_next_one(
     world: World, runtime: Runtime
 ) -> None:
     busy, first = await world.add_busy()
@@ -104,18 +106,18 @@ async def test_another_epoch_is_fenced_and_writes_nothing(
 
 
 @pytest.mark.parametrize("status", [WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED])
-async def test_the_agent_of_what_has_ended_is_fenced(
+async def test_the_agent_of_an_ended_workspace_is_fenced(
     world: World, runtime: Runtime, status: WorkspaceStatus
 ) -> None:
     ended = await world.add(status)
     assert await runtime.heartbeat(AgentIdentity(ended.id, 1), "", Phase.NONE) == FENCED
 
 
-async def test_the_agent_of_no_workspace_is_fenced(runtime: Runtime) -> None:
+async def test_the_agent_of_an_unknown_workspace_is_fenced(runtime: Runtime) -> None:
     assert await runtime.heartbeat(AgentIdentity("ws_unknown", 1), "", Phase.NONE) == FENCED
 
 
-async def test_a_stopping_workspace_still_hears_its_agent(world: World, runtime: Runtime) -> None:
+async def test_a_stopping_workspace_still_accepts_commits(world: World, runtime: Runtime) -> None:
     busy, running = await world.add_busy()
     await world.set_status(busy.id, WorkspaceStatus.STOPPING)
     directive = await runtime.commit_events(
@@ -137,7 +139,9 @@ async def test_an_iteration_out_of_order_commits_none_of_its_batch(
     assert (await world.task(busy.id, running.id)).iterations == 0
 
 
-async def test_a_database_that_is_away_is_not_a_fence(world: World, runtime: Runtime) -> None:
+async def test_a_call_without_a_database_fails_and_does_not_fence(
+    world: World, runtime: Runtime
+) -> None:
     busy, _ = await world.add_busy()
     world.store.unavailable = True
     with pytest.raises(UnavailableError):

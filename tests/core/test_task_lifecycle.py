@@ -1,4 +1,4 @@
-"""From submission to the one end of a task: each step, its repeats, and its races."""
+"""The lifecycle of a task: each step, its repeats, and its races."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -18,8 +18,8 @@ LATER = NOW + timedelta(minutes=1)
 PROPOSALS = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
-def then(change: Change) -> Locked:
-    """The locked state after the change was committed; a task that has ended is nobody's current task."""
+def after(change: Change) -> Locked:
+    """The locked state after the change was committed, without a task that has ended."""
     open_task = (
         change.task if change.task is not None and not change.task.status.is_terminal else None
     )
@@ -53,7 +53,7 @@ def test_a_task_makes_an_idle_workspace_busy() -> None:
     assert change.events[0].task_id == submitted.id
 
 
-def test_a_second_task_is_refused_and_told_of_the_first() -> None:
+def test_the_refusal_of_a_second_task_names_the_first() -> None:
     locked = locked_busy()
     with pytest.raises(Failure) as raised:
         task_lifecycle.submit(locked, task(locked.workspace.id), USER)
@@ -65,7 +65,7 @@ def test_a_second_task_is_refused_and_told_of_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code"),
+    ("status", "slug"),
     [
         (WorkspaceStatus.PROVISIONING, "workspace_provisioning"),
         (WorkspaceStatus.STOPPING, "workspace_stopped"),
@@ -73,11 +73,11 @@ def test_a_second_task_is_refused_and_told_of_the_first() -> None:
         (WorkspaceStatus.FAILED, "workspace_failed"),
     ],
 )
-def test_a_workspace_that_is_not_up_takes_no_task(status: WorkspaceStatus, code: str) -> None:
+def test_a_workspace_that_is_not_up_takes_no_task(status: WorkspaceStatus, slug: str) -> None:
     down = workspace(status)
     with pytest.raises(Failure) as raised:
         task_lifecycle.submit(Locked(down, None), task(down.id), USER)
-    assert raised.value.slug == code
+    assert raised.value.slug == slug
 
 
 def test_an_acknowledged_task_is_delivered() -> None:
@@ -88,7 +88,7 @@ def test_an_acknowledged_task_is_delivered() -> None:
 
 
 @pytest.mark.parametrize("status", [TaskStatus.DELIVERED, TaskStatus.RUNNING])
-def test_an_acknowledgement_that_comes_late_changes_nothing(status: TaskStatus) -> None:
+def test_a_late_acknowledgement_changes_nothing(status: TaskStatus) -> None:
     locked = locked_busy(status)
     assert locked.task is not None
     assert task_lifecycle.deliver(locked, locked.task.id) == unchanged(locked)
@@ -103,7 +103,7 @@ def test_the_acknowledgement_of_an_earlier_task_changes_nothing() -> None:
         )
 
 
-def test_a_task_that_could_not_be_handed_over_ends() -> None:
+def test_a_task_that_cannot_be_delivered_ends() -> None:
     locked = locked_busy(TaskStatus.SUBMITTED)
     assert locked.task is not None
     change = task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER)
@@ -120,7 +120,7 @@ def test_a_task_that_could_not_be_handed_over_ends() -> None:
     assert types(change) == ["task_completed"]
 
 
-def test_a_cancelled_task_that_could_not_be_handed_over_ends_cancelled() -> None:
+def test_a_cancelled_task_that_cannot_be_delivered_ends_cancelled() -> None:
     locked = locked_busy(TaskStatus.SUBMITTED, cancel=intent())
     assert locked.task is not None
     change = task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER)
@@ -128,7 +128,7 @@ def test_a_cancelled_task_that_could_not_be_handed_over_ends_cancelled() -> None
 
 
 @pytest.mark.parametrize("status", [TaskStatus.SUBMITTED, TaskStatus.DELIVERED])
-def test_the_agent_begins(status: TaskStatus) -> None:
+def test_an_agent_starts_a_task(status: TaskStatus) -> None:
     change = commit(locked_busy(status), TaskStarted())
     assert change.task is not None
     assert (change.task.status, change.task.started_at, types(change)) == (
@@ -138,7 +138,7 @@ def test_the_agent_begins(status: TaskStatus) -> None:
     )
 
 
-def test_an_iteration_is_counted_and_leaves_its_phase() -> None:
+def test_an_iteration_is_counted_and_resets_the_phase() -> None:
     locked = locked_busy()
     assert locked.task is not None
     locked = replace(locked, task=replace(locked.task, phase=Phase.TOOL_CALL))
@@ -153,7 +153,7 @@ def test_an_iteration_is_counted_and_leaves_its_phase() -> None:
     assert types(change) == ["iteration_completed", "iteration_completed"]
 
 
-def test_an_iteration_without_a_tool_call_counts_none() -> None:
+def test_an_iteration_without_a_tool_call_counts_no_tool_call() -> None:
     change = commit(
         locked_busy(),
         IterationCompleted(1, {"model_call": {"content": "an answer", "output_tokens": "5"}}),
@@ -185,16 +185,16 @@ def test_an_interrupted_model_call_is_counted_and_leaves_its_text_as_the_result(
     assert types(change) == ["iteration_completed", "iteration_completed", "task_completed"]
 
 
-def test_an_iteration_that_says_nothing_keeps_what_there_was() -> None:
+def test_an_iteration_without_output_keeps_the_result() -> None:
     change = commit(locked_busy(), iteration(1, "out"), iteration(2, ""))
     assert change.task is not None and change.task.result == "out"
 
 
-def test_what_is_committed_already_changes_nothing() -> None:
+def test_a_repeated_commit_changes_nothing() -> None:
     first = commit(locked_busy(TaskStatus.DELIVERED), TaskStarted(), iteration(1))
-    again = commit(then(first), TaskStarted(), iteration(1))
-    assert again == unchanged(then(first))
-    more = commit(then(first), TaskStarted(), iteration(1), iteration(2))
+    again = commit(after(first), TaskStarted(), iteration(1))
+    assert again == unchanged(after(first))
+    more = commit(after(first), TaskStarted(), iteration(1), iteration(2))
     assert types(more) == ["iteration_completed"]
 
 
@@ -218,8 +218,8 @@ def test_nothing_follows_the_end() -> None:
         ["task_completed"],
     )
     assert task_lifecycle.commit(
-        then(change), 1, change.task.id, [TaskStarted()], LATER
-    ) == unchanged(then(change))
+        after(change), 1, change.task.id, [TaskStarted()], LATER
+    ) == unchanged(after(change))
 
 
 def test_a_commit_for_another_task_changes_nothing() -> None:
@@ -236,7 +236,7 @@ def test_a_commit_of_another_epoch_changes_nothing(epoch: int) -> None:
 
 
 @pytest.mark.parametrize("proposed", [TaskStatus.COMPLETED, TaskStatus.FAILED])
-def test_an_end_is_what_the_agent_proposes(proposed: TaskStatus) -> None:
+def test_a_task_ends_as_the_agent_proposes(proposed: TaskStatus) -> None:
     change = commit(
         locked_busy(), iteration(1), TaskEnded(status=proposed, reason="why", result="what")
     )
@@ -254,7 +254,7 @@ def test_an_end_is_what_the_agent_proposes(proposed: TaskStatus) -> None:
 
 @pytest.mark.parametrize("proposed", PROPOSALS)
 @pytest.mark.parametrize("status", [TaskStatus.SUBMITTED, TaskStatus.DELIVERED, TaskStatus.RUNNING])
-def test_a_recorded_intent_decides_over_every_proposal(
+def test_a_recorded_intent_overrides_every_proposal(
     status: TaskStatus, proposed: TaskStatus
 ) -> None:
     change = commit(
@@ -275,7 +275,7 @@ def test_a_recorded_intent_decides_over_every_proposal(
     assert change.workspace.status is WorkspaceStatus.IDLE
 
 
-def test_a_task_cut_short_keeps_what_it_had() -> None:
+def test_an_interrupted_task_keeps_its_partial_result() -> None:
     change = commit(
         locked_busy(cancel=intent()),
         iteration(1, "partial"),
@@ -284,7 +284,7 @@ def test_a_task_cut_short_keeps_what_it_had() -> None:
     assert change.task is not None and change.task.result == "partial"
 
 
-def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
+def test_a_cancelled_end_without_an_intent_is_a_failure() -> None:
     change = commit(locked_busy(), TaskEnded(status=TaskStatus.CANCELLED))
     assert change.task is not None
     assert (change.task.status, change.task.reason) == (
@@ -293,7 +293,7 @@ def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
     )
 
 
-def test_a_forced_end_says_so() -> None:
+def test_a_forced_end_is_marked_forced() -> None:
     change = commit(
         locked_busy(cancel=intent()), TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     )
@@ -307,37 +307,39 @@ def test_a_cancellation_is_recorded_once() -> None:
     assert types(first) == ["task_cancel_requested"]
     assert first.events[0].time == intent().requested_at
     second = task_lifecycle.request_cancel(
-        then(first), intent(reason="other", requested_by="user_8")
+        after(first), intent(reason="other", requested_by="user_8")
     )
-    assert second == unchanged(then(first))
+    assert second == unchanged(after(first))
 
 
 @pytest.mark.parametrize(
-    ("stood", "asked", "stands"),
+    ("earlier", "requested", "expected"),
     [(9, 5, 5), (5, 9, 5), (None, 5, 5), (5, None, 5), (None, None, None)],
 )
-def test_of_deadlines_the_earliest_stands(
-    stood: int | None, asked: int | None, stands: int | None
+def test_the_earliest_force_deadline_applies(
+    earlier: int | None, requested: int | None, expected: int | None
 ) -> None:
     def at(seconds: int | None) -> object:
         return None if seconds is None else NOW + timedelta(seconds=seconds)
 
-    locked = locked_busy(cancel=intent(force_at=at(stood), force_requested_by=stood and "user_9"))
-    asked_for = intent(
+    locked = locked_busy(
+        cancel=intent(force_at=at(earlier), force_requested_by=earlier and "user_9")
+    )
+    second = intent(
         reason="other",
         requested_by="user_8",
-        force_at=at(asked),
-        force_requested_by=asked and "user_8",
+        force_at=at(requested),
+        force_requested_by=requested and "user_8",
     )
-    change = task_lifecycle.request_cancel(locked, asked_for)
-    whose = stands and ("user_9" if stands == stood else "user_8")
+    change = task_lifecycle.request_cancel(locked, second)
+    requester = expected and ("user_9" if expected == earlier else "user_8")
     assert change.task is not None and change.task.cancel == intent(
-        force_at=at(stands), force_requested_by=whose
+        force_at=at(expected), force_requested_by=requester
     )
     assert change.events == ()
 
 
-def test_without_a_task_there_is_nothing_to_cancel() -> None:
+def test_a_cancellation_without_a_task_changes_nothing() -> None:
     locked = Locked(workspace(), None)
     assert task_lifecycle.request_cancel(locked, intent()) == unchanged(locked)
 

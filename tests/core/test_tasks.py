@@ -30,14 +30,14 @@ async def refusal(world: World, workspace_id: str, by: Caller | None = None) -> 
     return raised.value
 
 
-async def test_a_task_is_recorded_then_handed_over(world: World) -> None:
+async def test_a_task_is_recorded_before_it_is_delivered(world: World) -> None:
     idle = await world.add()
     recorded: list[Task] = []
 
-    async def look(at: Workspace, given: Task) -> None:
+    async def read_task(at: Workspace, given: Task) -> None:
         recorded.append(await world.task(at.id, given.id))
 
-    world.agents.meanwhile = look
+    world.agents.meanwhile = read_task
     submitted = await submit(world, idle.id, metadata={"k": "v"})
     assert submitted.id.startswith("task_")
     assert (submitted.status, submitted.metadata, submitted.max_iterations) == (
@@ -52,7 +52,7 @@ async def test_a_task_is_recorded_then_handed_over(world: World) -> None:
     assert (event.type, event.origin.request_id) == ("task_submitted", "req_s")
 
 
-async def test_an_agent_that_has_begun_already_is_not_set_back(world: World) -> None:
+async def test_a_task_that_started_before_its_acknowledgement_stays_running(world: World) -> None:
     idle = await world.add()
 
     async def begin(at: Workspace, given: Task) -> None:
@@ -64,7 +64,7 @@ async def test_an_agent_that_has_begun_already_is_not_set_back(world: World) -> 
     assert submitted == await world.task(idle.id, submitted.id)
 
 
-async def test_a_task_that_cannot_be_handed_over_has_ended(world: World) -> None:
+async def test_a_task_that_cannot_be_delivered_ends(world: World) -> None:
     idle = await world.add()
     world.agents.reachable = False
     failure = await refusal(world, idle.id)
@@ -74,7 +74,9 @@ async def test_a_task_that_cannot_be_handed_over_has_ended(world: World) -> None
     assert (await world.workspace(idle.id)).status is WorkspaceStatus.IDLE
 
 
-async def test_a_task_that_began_though_the_answer_was_lost_goes_on(world: World) -> None:
+async def test_a_task_that_started_before_its_acknowledgement_was_lost_stays_running(
+    world: World,
+) -> None:
     idle = await world.add()
 
     async def begin(at: Workspace, given: Task) -> None:
@@ -85,15 +87,15 @@ async def test_a_task_that_began_though_the_answer_was_lost_goes_on(world: World
     assert submitted.status is TaskStatus.RUNNING
 
 
-async def test_a_task_cancelled_before_it_could_be_handed_over_ends_cancelled(world: World) -> None:
+async def test_a_task_cancelled_before_its_failed_delivery_ends_cancelled(world: World) -> None:
     idle = await world.add()
 
     async def cancel(at: Workspace, given: Task) -> None:
-        world.agents.meanwhile = lambda *_: look_away()
+        world.agents.meanwhile = lambda *_: do_nothing()
         with pytest.raises(Failure):
             await world.cancel(at.id)
 
-    async def look_away() -> None:
+    async def do_nothing() -> None:
         pass
 
     world.agents.meanwhile, world.agents.reachable = cancel, False
@@ -110,7 +112,7 @@ async def test_a_busy_workspace_takes_no_second_task(world: World) -> None:
     assert [each.id for each in await world.store.list_tasks(busy.id, None, 10)] == [running.id]
 
 
-async def test_the_order_of_the_checks(world: World) -> None:
+async def test_submitting_a_task_checks_in_order(world: World) -> None:
     failed = await world.add(WorkspaceStatus.FAILED)
     assert (
         await refusal(world, "ws_unknown", caller("workspace:write"))
@@ -131,7 +133,7 @@ async def test_reading_a_task_checks_in_order(world: World) -> None:
         await tasks.get_task(caller("workspace:read:own"), busy.id, running.id, world.store)
         == running
     )
-    for by, workspace_id, task_id, code in (
+    for by, workspace_id, task_id, slug in (
         (caller("tasks:write"), "?", "?", "validation_error"),
         (caller("tasks:write"), "ws_unknown", "task_unknown", "permission_denied"),
         (caller(org_id="org_b"), busy.id, "task_unknown", "workspace_not_found"),
@@ -145,7 +147,7 @@ async def test_reading_a_task_checks_in_order(world: World) -> None:
     ):
         with pytest.raises(Failure) as raised:
             await tasks.get_task(by, workspace_id, task_id, world.store)
-        assert raised.value.slug == code
+        assert raised.value.slug == slug
 
 
 async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> None:
@@ -166,7 +168,7 @@ async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> N
     assert ([each.id for each in page], token) == (newest_first[2:], "")
 
 
-async def test_a_page_ends_before_it_is_too_large_for_a_message_whatever_is_long(
+async def test_a_page_ends_before_any_long_field_makes_it_too_large(
     world: World,
 ) -> None:
     long = "x" * (MAX_PAGE_CHARACTERS // 2 + 1)
@@ -192,7 +194,7 @@ async def test_a_page_ends_before_it_is_too_large_for_a_message_whatever_is_long
 
 async def test_listing_tasks_checks_in_order(world: World) -> None:
     busy, _ = await world.add_busy()
-    for by, workspace_id, code in (
+    for by, workspace_id, slug in (
         (caller("tasks:write"), "?", "validation_error"),
         (caller("tasks:write"), "ws_unknown", "permission_denied"),
         (caller(org_id="org_b"), busy.id, "workspace_not_found"),
@@ -200,10 +202,10 @@ async def test_listing_tasks_checks_in_order(world: World) -> None:
     ):
         with pytest.raises(Failure) as raised:
             await tasks.list_tasks(by, workspace_id, Page.of(0, ""), world.store)
-        assert raised.value.slug == code
+        assert raised.value.slug == slug
 
 
-async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(
+async def test_the_reply_has_the_end_though_the_acknowledgement_was_lost(
     world: World,
 ) -> None:
     idle = await world.add()
@@ -217,7 +219,7 @@ async def test_a_task_that_ended_though_the_answer_was_lost_is_told_as_it_ended(
     assert (submitted.status, submitted.result) == (TaskStatus.COMPLETED, "done")
 
 
-async def test_a_task_that_ended_before_its_acknowledgement_is_told_as_it_ended(
+async def test_the_reply_has_an_end_that_precedes_the_acknowledgement(
     world: World,
 ) -> None:
     idle = await world.add()

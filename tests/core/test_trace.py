@@ -1,4 +1,4 @@
-"""The W3C trace context: what is read of it, and what is not."""
+"""The W3C trace context: parsing and forwarding."""
 
 import pytest
 
@@ -18,7 +18,7 @@ VALID = f"00-{TRACE}-{SPAN}-01"
         (f"cc-{TRACE}-{SPAN}-01-what-a-later-version-adds", "01"),
     ],
 )
-def test_what_is_valid_is_read(traceparent: str, flags: str) -> None:
+def test_a_valid_header_is_parsed(traceparent: str, flags: str) -> None:
     assert TraceContext.parse(traceparent) == TraceContext(TRACE, SPAN, flags)
 
 
@@ -41,11 +41,11 @@ def test_what_is_valid_is_read(traceparent: str, flags: str) -> None:
         "٠٠-" + VALID[3:],
     ],
 )
-def test_what_is_not_is_no_trace(traceparent: str | None) -> None:
+def test_an_invalid_header_is_no_trace(traceparent: str | None) -> None:
     assert TraceContext.parse(traceparent) is None
 
 
-def test_it_is_passed_on_as_it_came() -> None:
+def test_a_trace_context_is_forwarded_unchanged() -> None:
     assert TraceContext(TRACE, SPAN, "00").traceparent == f"00-{TRACE}-{SPAN}-00"
 
 

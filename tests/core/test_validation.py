@@ -10,7 +10,7 @@ from tests.support.world import workspace
 
 
 def problems(**changes: object) -> dict[str, str]:
-    """What is wrong with a submission."""
+    """The invalid fields of a submission with these changes, each with its problem."""
     request = {"workspace_id": "ws_1", "description": "ls", "origin": Origin("req"), **changes}
     try:
         SubmitTask(**request)  # type: ignore[arg-type]
@@ -22,7 +22,7 @@ def problems(**changes: object) -> dict[str, str]:
     return {}
 
 
-def test_a_caller_learns_of_every_wrong_field_at_once() -> None:
+def test_one_failure_names_every_invalid_field() -> None:
     assert set(problems(workspace_id="?", description=" ", max_iterations=-1)) == {
         "workspace_id",
         "description",
@@ -36,12 +36,12 @@ def test_an_id_may_be_any_word(good: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", " ", "a b", "x" * 129, "ws_1\n", "\0", "é", "a.b", "a/b", "١"])
-def test_what_cannot_be_an_id_is_refused(bad: str) -> None:
+def test_a_malformed_id_is_refused(bad: str) -> None:
     assert set(problems(workspace_id=bad)) == {"workspace_id"}
 
 
 @pytest.mark.parametrize("bad", ["", "  \n", "x" * 100_001, "a\0b"])
-def test_a_description_has_words_and_an_end(bad: str) -> None:
+def test_a_blank_or_too_long_description_is_refused(bad: str) -> None:
     assert set(problems(description=bad)) == {"description"}
 
 
@@ -64,7 +64,7 @@ def test_metadata_has_bounds(bad: dict[str, str]) -> None:
     assert set(problems(metadata=bad)) == {"metadata"}
 
 
-def test_metadata_within_its_bounds_is_good() -> None:
+def test_metadata_within_its_bounds_is_valid() -> None:
     assert problems(metadata={f"{number:064}": "v" * 512 for number in range(32)}) == {}
 
 
@@ -99,7 +99,7 @@ def test_a_page_has_50_entries_unless_asked_otherwise() -> None:
 def test_a_token_leads_to_the_next_page_until_the_last() -> None:
     found = [workspace() for _ in range(3)]
     assert Page(2, None).cut(found) == (found[:2], found[1].id)
-    # One that would be too heavy for a message ends early, but holds one item at least.
+    # A page that would be too large for a message ends early, but has one item at least.
     assert Page(3, None).cut(found, lambda _: MAX_PAGE_CHARACTERS // 2) == (found[:2], found[1].id)
     assert Page(3, None).cut(found, lambda _: MAX_PAGE_CHARACTERS * 2) == (found[:1], found[0].id)
     assert Page(3, None).cut(found) == (found, "")

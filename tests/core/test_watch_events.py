@@ -1,4 +1,4 @@
-"""Follow a workspace's log."""
+"""Follows the event log of a workspace."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,8 +15,9 @@ from tests.support.world import World, caller, iteration
 
 
 class ScriptedWakeups:
-    """Implements server.core.ports.Wakeups: the script says what happens while a watcher waits,
-    then lets the time pass.
+    """Implements server.core.ports.Wakeups.
+
+    Each wait runs the next step of the script. After the last step, each wait times out.
     """
 
     def __init__(self, world: World, *script: Callable[[], Awaitable[object]]) -> None:
@@ -52,7 +53,7 @@ async def watch(
     until: int,
     by: Caller | None = None,
 ) -> list[Event | Heartbeat]:
-    """The first messages of a stream."""
+    """The first `until` messages of a stream."""
     found: list[Event | Heartbeat] = []
     stream = watch_events(by or caller(), workspace_id, after, world.store, wakeups, world.clock)
     async for item in stream:
@@ -68,19 +69,19 @@ def seqs(items: list[Event | Heartbeat]) -> list[int]:
     return [item.seq for item in items]
 
 
-async def test_the_log_is_told_from_its_beginning(world: World) -> None:
+async def test_a_stream_starts_at_the_first_event(world: World) -> None:
     busy, _ = await world.add_busy()
     found = await watch(world, busy.id, ScriptedWakeups(world), until=2)
     assert found == await world.events(busy.id)
 
 
-async def test_a_stream_goes_on_behind_what_was_seen(world: World) -> None:
+async def test_a_stream_starts_after_the_given_event(world: World) -> None:
     busy, running = await world.add_busy()
     await world.commit(busy.id, running.id, iteration(1), iteration(2))
     assert seqs(await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)) == [3, 4]
 
 
-async def test_what_comes_while_it_waits_is_told(world: World) -> None:
+async def test_a_stream_sends_an_event_committed_while_it_waits(world: World) -> None:
     busy, running = await world.add_busy()
     wakeups = ScriptedWakeups(world, lambda: world.commit(busy.id, running.id, iteration(1)))
     found = await watch(world, busy.id, wakeups, after=2, until=1)
@@ -96,7 +97,7 @@ async def test_a_long_log_is_read_in_batches(world: World) -> None:
     assert seqs(found) == list(range(1, BATCH_EVENTS + 4))
 
 
-async def test_a_quiet_log_beats(world: World) -> None:
+async def test_a_quiet_log_sends_heartbeats(world: World) -> None:
     busy, _ = await world.add_busy()
     began = world.clock()
     first, second = await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)
@@ -108,7 +109,7 @@ async def test_a_quiet_log_beats(world: World) -> None:
     assert (first.seq, second.seq) == (2, 2)
 
 
-async def test_a_wakeup_for_no_reason_delays_no_heartbeat(world: World) -> None:
+async def test_a_spurious_wakeup_does_not_delay_the_heartbeat(world: World) -> None:
     busy, _ = await world.add_busy()
 
     async def nothing() -> None:
@@ -120,7 +121,7 @@ async def test_a_wakeup_for_no_reason_delays_no_heartbeat(world: World) -> None:
     assert wakeups.waits == [15, 9, 3]
 
 
-async def test_an_event_starts_the_quiet_anew(world: World) -> None:
+async def test_an_event_restarts_the_heartbeat_interval(world: World) -> None:
     busy, running = await world.add_busy()
 
     async def late() -> None:
@@ -133,8 +134,8 @@ async def test_an_event_starts_the_quiet_anew(world: World) -> None:
     assert wakeups.waits == [15, 15]
 
 
-async def test_nothing_is_lost_between_the_read_and_the_wait(world: World) -> None:
-    """It has subscribed before its first read."""
+async def test_an_event_between_the_read_and_the_wait_is_not_lost(world: World) -> None:
+    """The watcher subscribes before its first read."""
     busy, running = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     read, numbers = world.store.list_events, count(1)
@@ -149,7 +150,7 @@ async def test_nothing_is_lost_between_the_read_and_the_wait(world: World) -> No
     assert seqs(await watch(world, busy.id, wakeups, after=2, until=1)) == [3]
 
 
-async def test_a_watcher_that_goes_is_forgotten(world: World) -> None:
+async def test_a_watcher_that_leaves_is_unsubscribed(world: World) -> None:
     busy, _ = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     await watch(world, busy.id, wakeups, until=1)
@@ -158,7 +159,7 @@ async def test_a_watcher_that_goes_is_forgotten(world: World) -> None:
 
 async def test_the_checks_come_before_the_first_message(world: World) -> None:
     busy, _ = await world.add_busy()
-    for by, workspace_id, after, code in (
+    for by, workspace_id, after, slug in (
         (caller("tasks:write"), "?", 0, "validation_error"),
         (caller("tasks:write"), busy.id, -1, "validation_error"),
         (caller("tasks:write"), "ws_unknown", 0, "permission_denied"),
@@ -168,10 +169,10 @@ async def test_the_checks_come_before_the_first_message(world: World) -> None:
         wakeups = ScriptedWakeups(world)
         with pytest.raises(Failure) as raised:
             await watch(world, workspace_id, wakeups, after=after, until=1, by=by)
-        assert (raised.value.slug, wakeups.waits) == (code, [])
+        assert (raised.value.slug, wakeups.waits) == (slug, [])
 
 
-async def test_a_database_that_goes_away_ends_the_stream(world: World) -> None:
+async def test_a_database_outage_ends_the_stream(world: World) -> None:
     busy, _ = await world.add_busy()
 
     async def outage() -> None:
@@ -181,14 +182,14 @@ async def test_a_database_that_goes_away_ends_the_stream(world: World) -> None:
         await watch(world, busy.id, ScriptedWakeups(world, outage), after=2, until=1)
 
 
-async def test_a_watcher_is_told_that_the_server_is_about_to_end_and_where_to_go_on(
+async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_after(
     world: World,
 ) -> None:
     busy, _ = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     wakeups.draining = True
     stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock)
-    # Something has come before the failure, which is therefore told within the stream.
+    # A first message lets the failure be reported within the stream.
     assert await anext(stream) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:
         await anext(stream)

@@ -1,6 +1,4 @@
-"""A workspace's agent: comes up, renews its lease, is stopped, lost, fenced, and comes back in a
-new epoch.
-"""
+"""The lifecycle of a workspace: its agent registers, renews its lease, stops, or is lost."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -30,7 +28,7 @@ def types(change: Change) -> list[str]:
 
 
 def stopping(locked: Locked) -> Locked:
-    """As StopWorkspace leaves it."""
+    """The locked state after StopWorkspace."""
     change = workspace_lifecycle.request_stop(locked, intent(reason="workspace stopped"))
     return Locked(change.workspace, change.task)
 
@@ -58,7 +56,7 @@ def test_an_agent_that_registers_makes_its_workspace_idle(epoch: int, event: str
 
 
 @pytest.mark.parametrize("status", [IDLE, BUSY, STOPPING])
-def test_an_agent_that_registers_again_renews_its_lease_and_no_more(
+def test_an_agent_that_registers_again_only_renews_its_lease(
     status: WorkspaceStatus,
 ) -> None:
     locked = locked_busy()
@@ -91,7 +89,7 @@ def test_an_agent_of_another_epoch_changes_nothing(epoch: int) -> None:
 
 
 @pytest.mark.parametrize("status", ENDED)
-def test_the_agent_of_a_workspace_that_has_ended_changes_nothing(status: WorkspaceStatus) -> None:
+def test_the_agent_of_an_ended_workspace_changes_nothing(status: WorkspaceStatus) -> None:
     locked = Locked(workspace(status), None)
     for change in (
         workspace_lifecycle.register(locked, 1, "127.0.0.1:1", 30, LATER),
@@ -104,7 +102,7 @@ def test_the_agent_of_a_workspace_that_has_ended_changes_nothing(status: Workspa
     assert locked.workspace.is_fenced(1)
 
 
-def test_a_heartbeat_renews_the_lease_and_tells_the_phase() -> None:
+def test_a_heartbeat_renews_the_lease_and_records_the_phase() -> None:
     locked = locked_busy()
     assert locked.task is not None
     change = workspace_lifecycle.heartbeat(locked, 1, locked.task.id, Phase.TOOL_CALL, 30, LATER)
@@ -114,7 +112,7 @@ def test_a_heartbeat_renews_the_lease_and_tells_the_phase() -> None:
     assert (change.task, change.events) == (replace(locked.task, phase=Phase.TOOL_CALL), ())
 
 
-def test_a_heartbeat_tells_no_phase_of_a_task_that_does_not_run() -> None:
+def test_a_heartbeat_records_no_phase_for_a_task_that_is_not_running() -> None:
     for locked, task_id in (
         (locked_busy(), "task_earlier"),
         (locked_busy(TaskStatus.DELIVERED), None),
@@ -138,7 +136,7 @@ def test_a_workspace_without_a_task_begins_to_stop(status: WorkspaceStatus) -> N
     assert (change.task, change.events) == (None, ())
 
 
-def test_a_stop_cancels_the_task_and_breaks_it_off_after_a_grace() -> None:
+def test_a_stop_cancels_the_task_and_forces_it_after_10_seconds() -> None:
     locked = locked_busy()
     change = workspace_lifecycle.request_stop(locked, intent(reason="workspace stopped"))
     assert (change.workspace.status, types(change)) == (STOPPING, ["task_cancel_requested"])
@@ -148,7 +146,7 @@ def test_a_stop_cancels_the_task_and_breaks_it_off_after_a_grace() -> None:
     assert change.workspace.current_task_id == change.task.id
 
 
-def test_a_stop_of_a_cancelled_task_brings_its_deadline_and_keeps_its_intent() -> None:
+def test_a_stop_adds_its_force_deadline_to_an_earlier_intent() -> None:
     first = intent(reason="first")
     change = workspace_lifecycle.request_stop(
         locked_busy(cancel=first), intent(reason="workspace stopped")
@@ -184,8 +182,8 @@ def test_a_task_that_ends_while_stopping_leaves_the_workspace_stopping() -> None
     assert change.task is not None and change.task.status is TaskStatus.CANCELLED
 
 
-@pytest.mark.parametrize(("work_stopped", "told"), [(True, "yes"), (False, "unknown")])
-def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told: str) -> None:
+@pytest.mark.parametrize(("work_stopped", "reported"), [(True, "yes"), (False, "unknown")])
+def test_a_finished_stop_ends_an_open_task_by_force(work_stopped: bool, reported: str) -> None:
     change = workspace_lifecycle.finish_stop(
         stopping(locked_busy()), 1, LATER, work_stopped=work_stopped
     )
@@ -197,7 +195,7 @@ def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told
         TaskStatus.CANCELLED,
         True,
     )
-    assert change.events[0].payload["work_stopped"] == told
+    assert change.events[0].payload["work_stopped"] == reported
     assert without_agent(change)
     again = workspace_lifecycle.finish_stop(
         Locked(change.workspace, None), 1, LATER, work_stopped=True
@@ -206,13 +204,13 @@ def test_a_stop_that_is_over_ends_an_open_task_by_force(work_stopped: bool, told
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE, BUSY])
-def test_a_workspace_that_is_not_stopping_does_not_finish_to(status: WorkspaceStatus) -> None:
+def test_finish_stop_changes_only_a_stopping_workspace(status: WorkspaceStatus) -> None:
     locked = Locked(workspace(status), None)
     assert workspace_lifecycle.finish_stop(locked, 1, LATER, work_stopped=True) == unchanged(locked)
 
 
 @pytest.mark.parametrize("status", ENDED)
-def test_what_has_ended_resumes_in_a_new_epoch(status: WorkspaceStatus) -> None:
+def test_an_ended_workspace_resumes_in_a_new_epoch(status: WorkspaceStatus) -> None:
     locked = Locked(workspace(status, status_reason="why", epoch=4), None)
     change = workspace_lifecycle.resume(locked, LATER)
     assert (change.workspace.status, change.workspace.epoch, change.workspace.status_reason) == (
@@ -225,21 +223,21 @@ def test_what_has_ended_resumes_in_a_new_epoch(status: WorkspaceStatus) -> None:
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE, BUSY])
-def test_what_is_up_or_coming_up_stays_as_it_is_on_resume(status: WorkspaceStatus) -> None:
+def test_resume_does_not_change_a_workspace_that_is_up(status: WorkspaceStatus) -> None:
     locked = Locked(workspace(status), None)
     assert workspace_lifecycle.resume(locked, LATER) == unchanged(locked)
 
 
-def test_what_is_stopping_cannot_resume_yet() -> None:
+def test_a_stopping_workspace_cannot_resume_yet() -> None:
     with pytest.raises(Failure) as raised:
         workspace_lifecycle.resume(Locked(workspace(STOPPING), None), LATER)
     assert (raised.value.slug, raised.value.details["status"]) == ("invalid_state", "stopping")
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-@pytest.mark.parametrize(("work_stopped", "told"), [(True, "yes"), (False, "unknown")])
+@pytest.mark.parametrize(("work_stopped", "reported"), [(True, "yes"), (False, "unknown")])
 def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
-    cancelled: bool, work_stopped: bool, told: str
+    cancelled: bool, work_stopped: bool, reported: str
 ) -> None:
     locked = locked_busy(cancel=intent() if cancelled else None)
     change = workspace_lifecycle.lose_agent(locked, 1, "it died", LATER, work_stopped=work_stopped)
@@ -248,7 +246,7 @@ def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
     assert change.task.status is (TaskStatus.CANCELLED if cancelled else TaskStatus.FAILED)
     assert (change.task.reason, change.task.forced) == ("it died", False)
     assert types(change) == ["task_completed", "workspace_failed"]
-    assert change.events[0].payload["work_stopped"] == told
+    assert change.events[0].payload["work_stopped"] == reported
     assert without_agent(change)
     assert (
         workspace_lifecycle.lose_agent(
@@ -258,7 +256,7 @@ def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
     )
 
 
-def test_an_agent_lost_while_stopping_has_stopped() -> None:
+def test_a_stopping_workspace_whose_agent_is_lost_is_stopped() -> None:
     change = workspace_lifecycle.lose_agent(
         stopping(locked_busy()), 1, "it died", LATER, work_stopped=True
     )
@@ -269,7 +267,7 @@ def test_an_agent_lost_while_stopping_has_stopped() -> None:
     assert change.task is not None and change.task.status is TaskStatus.CANCELLED
 
 
-def test_a_host_takes_what_no_host_has() -> None:
+def test_a_run_takes_a_workspace_without_a_run() -> None:
     locked = Locked(workspace(PROVISIONING), None)
     change = workspace_lifecycle.place(locked, 1, "run_1", LATER, work_stopped=True)
     assert change == Change(replace(locked.workspace, run_id="run_1", updated_at=LATER), None)
@@ -280,7 +278,7 @@ def test_a_host_takes_what_no_host_has() -> None:
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_a_host_that_was_restarted_ends_the_task_and_begins_a_new_epoch(cancelled: bool) -> None:
+def test_a_new_run_ends_the_task_and_starts_a_new_epoch(cancelled: bool) -> None:
     locked = locked_busy(cancel=intent() if cancelled else None)
     change = workspace_lifecycle.place(locked, 1, "run_2", LATER, work_stopped=True)
     assert change.task is not None
@@ -297,7 +295,7 @@ def test_a_host_that_was_restarted_ends_the_task_and_begins_a_new_epoch(cancelle
     assert placed.is_fenced(1)
 
 
-def test_a_host_that_was_restarted_while_stopping_has_stopped() -> None:
+def test_a_stopping_workspace_of_an_earlier_run_is_stopped() -> None:
     change = workspace_lifecycle.place(
         stopping(locked_busy()), 1, "run_2", LATER, work_stopped=True
     )

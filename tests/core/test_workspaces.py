@@ -1,4 +1,4 @@
-"""Make, read, stop and resume workspaces."""
+"""Creates, reads, stops and resumes workspaces."""
 
 from collections.abc import Coroutine
 from typing import Any
@@ -24,13 +24,13 @@ async def resume(world: World, workspace_id: str, by: Caller | None = None) -> W
     return await workspaces.resume_workspace(by or caller(), workspace_id, world.store, world.clock)
 
 
-async def code_of(call: Coroutine[Any, Any, object]) -> str:
+async def slug_of(call: Coroutine[Any, Any, object]) -> str:
     with pytest.raises(Failure) as raised:
         await call
     return raised.value.slug
 
 
-async def test_a_new_workspace_is_recorded_as_its_creators(world: World) -> None:
+async def test_a_new_workspace_records_its_creator(world: World) -> None:
     made = await workspaces.create_workspace(
         caller("workspace:write:own"), "mine", world.store, world.clock
     )
@@ -40,25 +40,25 @@ async def test_a_new_workspace_is_recorded_as_its_creators(world: World) -> None
     assert await world.workspace(made.id) == made
 
 
-async def test_an_api_key_makes_a_workspace_of_no_user(world: World) -> None:
+async def test_a_workspace_of_an_api_key_has_no_creator(world: World) -> None:
     key = caller("workspace:write", actor_id="key_1", kind=CredentialKind.API_KEY)
     made = await workspaces.create_workspace(key, "", world.store, world.clock)
     assert made.created_by_user_id is None
 
 
-async def test_making_a_workspace_checks_in_order(world: World) -> None:
+async def test_creating_a_workspace_checks_in_order(world: World) -> None:
     reader = caller("workspace:read")
     assert (
-        await code_of(workspaces.create_workspace(reader, "x" * 201, world.store, world.clock))
+        await slug_of(workspaces.create_workspace(reader, "x" * 201, world.store, world.clock))
         == "validation_error"
     )
     assert (
-        await code_of(workspaces.create_workspace(reader, "x" * 200, world.store, world.clock))
+        await slug_of(workspaces.create_workspace(reader, "x" * 200, world.store, world.clock))
         == "permission_denied"
     )
 
 
-async def test_lists_hold_what_the_caller_may_read(world: World) -> None:
+async def test_a_list_has_the_workspaces_that_the_caller_may_read(world: World) -> None:
     mine = await world.add()
     theirs = await world.add(created_by_user_id="user_2")
     await world.add(org_id="org_b")
@@ -76,10 +76,10 @@ async def test_lists_hold_what_the_caller_may_read(world: World) -> None:
 async def test_each_use_of_one_workspace_checks_in_order(world: World, scope: str) -> None:
     async def use(workspace_id: str, by: Caller) -> list[str]:
         if scope == "workspace:read":
-            return [await code_of(workspaces.get_workspace(by, workspace_id, world.store))]
+            return [await slug_of(workspaces.get_workspace(by, workspace_id, world.store))]
         return [
-            await code_of(stop(world, workspace_id, by)),
-            await code_of(resume(world, workspace_id, by)),
+            await slug_of(stop(world, workspace_id, by)),
+            await slug_of(resume(world, workspace_id, by)),
         ]
 
     down = await world.add(WorkspaceStatus.FAILED)
@@ -96,7 +96,7 @@ async def test_each_use_of_one_workspace_checks_in_order(world: World, scope: st
     assert await world.workspace(down.id) == down
 
 
-async def test_a_stop_cancels_the_task_and_tells_the_agent(world: World) -> None:
+async def test_a_stop_cancels_the_task_and_signals_the_agent(world: World) -> None:
     busy, running = await world.add_busy()
     stopping = await stop(world, busy.id)
     assert stopping.status is WorkspaceStatus.STOPPING
@@ -106,7 +106,7 @@ async def test_a_stop_cancels_the_task_and_tells_the_agent(world: World) -> None
     assert (cancelled.cancel.reason, cancelled.cancel.request_id) == ("workspace stopped", "req_t")
 
 
-async def test_a_stop_succeeds_when_the_agent_does_not_answer(world: World) -> None:
+async def test_a_stop_succeeds_though_the_agent_is_unreachable(world: World) -> None:
     busy, running = await world.add_busy()
     world.agents.reachable = False
     assert (await stop(world, busy.id)).status is WorkspaceStatus.STOPPING
@@ -122,9 +122,9 @@ async def test_a_second_stop_succeeds_and_changes_nothing(world: World) -> None:
     assert await world.task(busy.id, running.id) == before
 
 
-async def test_a_failed_workspace_is_resumed_not_stopped(world: World) -> None:
+async def test_a_failed_workspace_can_be_resumed_but_not_stopped(world: World) -> None:
     failed = await world.add(WorkspaceStatus.FAILED)
-    assert await code_of(stop(world, failed.id)) == "workspace_failed"
+    assert await slug_of(stop(world, failed.id)) == "workspace_failed"
     resumed = await resume(world, failed.id)
     assert (resumed.status, resumed.epoch) == (WorkspaceStatus.PROVISIONING, 2)
     assert await resume(world, failed.id) == resumed
@@ -132,4 +132,4 @@ async def test_a_failed_workspace_is_resumed_not_stopped(world: World) -> None:
 
 async def test_a_stopping_workspace_cannot_be_resumed_yet(world: World) -> None:
     stopping = await world.add(WorkspaceStatus.STOPPING)
-    assert await code_of(resume(world, stopping.id)) == "invalid_state"
+    assert await slug_of(resume(world, stopping.id)) == "invalid_state"
