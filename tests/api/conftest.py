@@ -1,4 +1,4 @@
-"""A server for each test."""
+"""Gives each test a server of its own."""
 
 from collections.abc import AsyncIterator
 

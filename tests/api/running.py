@@ -1,4 +1,4 @@
-"""A real server on a loopback port, over a store in memory, and calls to it."""
+"""Runs a real server on a loopback port, over a store in memory, and calls it."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -50,7 +50,7 @@ DETAILS = (
 
 
 def bearer(token: str = SECRET, **more: str) -> Metadata:
-    """`more`: further metadata; underscores stand for hyphens."""
+    """Metadata with this token. `more` is further metadata; underscores stand for hyphens."""
     return (
         ("authorization", f"Bearer {token}"),
         *((name.replace("_", "-"), value) for name, value in more.items()),
@@ -72,7 +72,7 @@ async def find_key(digest: bytes) -> ApiKey | None:
 
 @dataclass
 class Failed:
-    """What a caller sees of a call that failed."""
+    """A failed call, as its caller sees it."""
 
     code: grpc.StatusCode
     message: str
@@ -89,7 +89,7 @@ class Failed:
 
     @property
     def details(self) -> dict[str, Any]:
-        """The rich details by their message's name; each is there once at most."""
+        """The rich details by the name of their message, each at most once."""
         assert self.status is not None
         found: dict[str, Any] = {}
         for packed in self.status.details:
@@ -113,7 +113,7 @@ class Failed:
 
 @dataclass
 class Running:
-    """A server that runs, and the world behind it."""
+    """A running server, and the world that it serves."""
 
     world: World
     channel: grpc.aio.Channel
@@ -136,7 +136,7 @@ class Running:
     async def raw(
         self, method: str, metadata: Metadata = (), request: bytes = b""
     ) -> Failed | bytes:
-        """A unary call in bytes."""
+        """Makes a unary call with the bytes of a request. Returns the bytes of the reply."""
         try:
             call: Any = self.channel.unary_unary(method)
             return bytes(await call(request, metadata=metadata))
@@ -146,7 +146,7 @@ class Running:
 
 @dataclass
 class FailingStore(FakeStore):
-    """Raises what it is told, from any method that reads a workspace or makes one."""
+    """A store whose methods raise `error()`, if it is set."""
 
     error: Callable[[], BaseException] | None = field(default=None)
 

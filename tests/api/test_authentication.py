@@ -63,13 +63,13 @@ async def test_every_public_method_needs_a_credential(server: Running, method: s
 
 
 @pytest.mark.parametrize("metadata", BAD_CREDENTIALS)
-async def test_a_credential_that_is_not_good_opens_nothing(
+async def test_a_bad_credential_is_refused_by_both_services(
     server: Running, metadata: tuple[tuple[str, str], ...]
 ) -> None:
     for method in (PUBLIC + "CancelTask", INTERNAL + "Register"):
         seen = await server.raw(method, metadata)
         assert isinstance(seen, Failed)
-        # The identity provider cannot be read here, so a session token may be told so.
+        # The key set cannot be read here, so a session token may be unavailable instead.
         assert seen.slug == "unauthenticated" or (
             seen.slug == "unavailable" and metadata[0][1].startswith("Bearer eyJ")
         )
@@ -78,7 +78,7 @@ async def test_a_credential_that_is_not_good_opens_nothing(
 @pytest.mark.parametrize(
     "claims", [{"exp": 10**400}, {"sub": "a\0"}, {"org_id": "\ud800"}, {"sub": "a" * 3_000}]
 )
-async def test_a_signed_token_whose_claims_cannot_be_is_refused_at_the_door(
+async def test_a_signed_token_with_impossible_claims_is_unauthenticated(
     world: World, tmp_path: Path, claims: dict[str, Any]
 ) -> None:
     jwks = tmp_path / "jwks.json"
@@ -100,7 +100,9 @@ async def test_a_signed_token_whose_claims_cannot_be_is_refused_at_the_door(
 
 
 @pytest.mark.parametrize("method", INTERNAL_METHODS)
-async def test_no_users_credential_opens_the_runtime(server: Running, method: str) -> None:
+async def test_a_users_credential_does_not_open_the_runtime_service(
+    server: Running, method: str
+) -> None:
     for metadata in ((), bearer(), bearer(POD_TOKENS.signal_token("ws_1"))):
         assert (
             await unauthenticated(server, INTERNAL + method, metadata)
@@ -114,8 +116,8 @@ async def test_an_agents_token_opens_no_public_method(server: Running, method: s
 
 
 @pytest.mark.parametrize("method", INTERNAL_METHODS)
-async def test_an_agents_token_opens_the_runtime(server: Running, method: str) -> None:
-    """For its own workspace, which the token names and no request could."""
+async def test_an_agents_token_opens_the_runtime_service(server: Running, method: str) -> None:
+    """The token names the workspace; no request can."""
     seen = await server.raw(INTERNAL + method, agent_bearer("ws_none"))
     assert isinstance(seen, bytes)
     assert runtime_service_pb2.RegisterResponse.FromString(seen).directive.fenced
@@ -141,7 +143,7 @@ async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World
 
 @pytest.mark.parametrize("method", PUBLIC_METHODS)
 async def test_a_credential_opens_every_public_method(server: Running, method: str) -> None:
-    """None of them is missing from the table: what fails, fails for its empty request."""
+    """A failure comes from the empty request, not from a method missing from the table."""
     seen = await server.raw(PUBLIC + method, bearer())
     if isinstance(seen, Failed):
         assert seen.slug == "validation_error"
@@ -153,14 +155,14 @@ async def test_a_credential_opens_every_public_method(server: Running, method: s
     "method", ["CancelTask", "SubmitTask", "StopWorkspace", "ResumeWorkspace", "CreateWorkspace"]
 )
 async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> None:
-    """Both of the workspace's id and the description are good for each of these messages."""
+    """The request is valid, so that only the scope refuses it."""
     request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
     seen = await server.raw(PUBLIC + method, bearer(READER), request)
     assert isinstance(seen, Failed)
     assert (seen.code, seen.slug) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
 
 
-async def test_health_needs_no_token(server: Running) -> None:
+async def test_health_needs_no_credential(server: Running) -> None:
     answer = await server.raw("/grpc.health.v1.Health/Check")
     assert isinstance(answer, bytes)
     assert (
@@ -176,7 +178,9 @@ async def test_health_needs_no_token(server: Running) -> None:
     )
 
 
-async def test_reflection_needs_no_token_and_hides_the_runtime(server: Running) -> None:
+async def test_reflection_needs_no_credential_and_hides_the_runtime_service(
+    server: Running,
+) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     names: list[str] = []

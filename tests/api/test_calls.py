@@ -42,7 +42,9 @@ async def test_a_cancellation_is_accepted_once(server: Running, world: World) ->
     assert stored.cancel is not None and stored.cancel.request_id == "req_7"
 
 
-async def test_there_may_be_nothing_to_cancel(server: Running, world: World) -> None:
+async def test_a_cancellation_without_an_active_task_succeeds(
+    server: Running, world: World
+) -> None:
     idle = await world.add()
     answer = await server.stub.CancelTask(
         messages.CancelTaskRequest(workspace_id=idle.id), metadata=bearer()
@@ -53,7 +55,7 @@ async def test_there_may_be_nothing_to_cancel(server: Running, world: World) -> 
     }
 
 
-async def test_an_agent_that_does_not_answer_is_told_with_the_intent(
+async def test_agent_unreachable_reports_that_the_intent_is_recorded(
     server: Running, world: World
 ) -> None:
     busy, running = await world.add_busy()
@@ -72,7 +74,7 @@ async def test_an_agent_that_does_not_answer_is_told_with_the_intent(
     assert (await world.task(busy.id, running.id)).cancel is not None
 
 
-async def test_every_wrong_field_is_named(server: Running) -> None:
+async def test_every_invalid_field_is_named(server: Running) -> None:
     request = messages.CancelTaskRequest(workspace_id="a b", reason="x" * 501)
     seen = await server.fails(
         server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest"))
@@ -84,7 +86,7 @@ async def test_every_wrong_field_is_named(server: Running) -> None:
     }
 
 
-async def test_a_submitted_task_comes_back_as_it_was_given(server: Running, world: World) -> None:
+async def test_a_submitted_task_is_read_back_unchanged(server: Running, world: World) -> None:
     idle = await world.add()
     request = messages.SubmitTaskRequest(
         workspace_id=idle.id, description="ls", metadata={"k": "v"}, max_iterations=3
@@ -100,7 +102,7 @@ async def test_a_submitted_task_comes_back_as_it_was_given(server: Running, worl
     assert list(listed.tasks) == [task]
 
 
-async def test_a_stream_tells_what_was_and_what_comes(server: Running, world: World) -> None:
+async def test_a_stream_sends_past_and_new_events(server: Running, world: World) -> None:
     busy, running = await world.add_busy()
     call = server.stub.WatchEvents(
         messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer()
@@ -125,9 +127,9 @@ async def test_a_stream_that_fails_before_its_first_message_is_an_ordinary_error
     assert ("x-evershell-error" in seen.trailers) is bool(edge)
 
 
-@pytest.mark.parametrize("unforeseen", [False, True])
-async def test_a_stream_that_fails_later_says_so_in_its_last_message(
-    server: Running, world: World, store: FailingStore, unforeseen: bool
+@pytest.mark.parametrize("unexpected", [False, True])
+async def test_a_stream_that_fails_later_sends_the_error_as_its_last_message(
+    server: Running, world: World, store: FailingStore, unexpected: bool
 ) -> None:
     busy, running = await world.add_busy()
     request = messages.WatchEventsRequest(workspace_id=busy.id, after=1)
@@ -136,13 +138,13 @@ async def test_a_stream_that_fails_later_says_so_in_its_last_message(
     assert (await anext(stream)).event.seq == 2
     await world.commit(busy.id, running.id, iteration(1))
     store.error = lambda: (
-        ZeroDivisionError("hunter2") if unforeseen else UnavailableError("10.0.0.7")
+        ZeroDivisionError("hunter2") if unexpected else UnavailableError("10.0.0.7")
     )
     last: messages.WatchEventsResponse | None = None
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         async for message in stream:
             last = message
-    slug = "internal" if unforeseen else "unavailable"
+    slug = "internal" if unexpected else "unavailable"
     assert last is not None and last.WhichOneof("message") == "error"
     error = MessageToDict(last.error, preserving_proto_field_name=True)
     assert (error["code"], error["request_id"]) == (slug, "req_7")
@@ -151,7 +153,7 @@ async def test_a_stream_that_fails_later_says_so_in_its_last_message(
     assert (seen.slug, seen.message) == (slug, error["message"])
 
 
-async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing(
+async def test_the_server_reads_at_most_a_batch_ahead_of_a_slow_watcher(
     server: Running, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy, running = await world.add_busy()
@@ -161,11 +163,11 @@ async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing
     reads: list[int] = []
     read = world.store.list_events
 
-    async def noted(workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+    async def record_and_read(workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         reads.append(after_seq)
         return await read(workspace_id, after_seq, limit)
 
-    monkeypatch.setattr(world.store, "list_events", noted)
+    monkeypatch.setattr(world.store, "list_events", record_and_read)
     request = messages.WatchEventsRequest(workspace_id=busy.id)
     call = server.stub.WatchEvents(request, metadata=bearer())
     stream = aiter(call)
@@ -185,7 +187,7 @@ async def test_a_slow_watcher_is_read_ahead_by_a_batch_at_most_and_loses_nothing
     assert len(reads) >= 5
 
 
-async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(
+async def test_a_draining_server_answers_the_calls_in_flight(
     server: Running,
 ) -> None:
     calls = [
@@ -197,14 +199,14 @@ async def test_calls_that_were_on_their_way_when_the_server_drains_are_answered(
     assert [answer for answer in answers if isinstance(answer, Failed)] == []
 
 
-async def test_a_server_drains_until_whoever_asks_for_its_health_knows(server: Running) -> None:
+async def test_a_server_drains_until_its_health_clients_know(server: Running) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     assert (
         await health.Check(health_pb2.HealthCheckRequest())
     ).status == health_pb2.HealthCheckResponse.SERVING
     draining = asyncio.create_task(server.server.drain(10))
-    # Longer than it takes to see that no call comes: who does not know of the drain may send one
-    # yet.
+    # The drain goes on with no call in flight, because a client that has not seen NOT_SERVING may
+    # still send one.
     done, _ = await asyncio.wait((draining,), timeout=0.5)
     assert not done
     assert await server.raw(f"{PUBLIC}ListWorkspaces", bearer()) == b""
@@ -215,7 +217,9 @@ async def test_a_server_drains_until_whoever_asks_for_its_health_knows(server: R
         await draining
 
 
-async def test_a_server_does_not_wait_for_who_asks_no_more(server: Running) -> None:
+async def test_a_draining_server_does_not_wait_for_a_health_client_that_left(
+    server: Running,
+) -> None:
     await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
     async with asyncio.timeout(3):
         await server.server.drain(10)

@@ -1,4 +1,4 @@
-"""Between messages and the core's objects: nothing is lost on the way."""
+"""The codec between protobuf messages and the core's objects loses no field."""
 
 from datetime import timedelta
 from typing import Any
@@ -63,7 +63,7 @@ ITERATION = {
 }
 
 
-def shown(message: Message) -> dict[str, Any]:
+def as_dict(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     return found
 
@@ -72,8 +72,8 @@ def names(message: type[Message]) -> set[str]:
     return {field.name for field in message.DESCRIPTOR.fields}
 
 
-def test_every_field_of_a_task_is_shown() -> None:
-    seen = shown(codec.encode_task(TASK))
+def test_every_field_of_a_task_is_encoded() -> None:
+    seen = as_dict(codec.encode_task(TASK))
     assert set(seen) == names(task_pb2.Task)
     assert seen == {
         "id": "task_1",
@@ -103,7 +103,7 @@ def test_every_field_of_a_task_is_shown() -> None:
     }
 
 
-def test_a_new_task_shows_no_times_that_have_not_come() -> None:
+def test_a_new_task_has_no_later_times() -> None:
     new = codec.encode_task(
         Task(id="task_1", workspace_id="ws_1", description="ls", created_at=NOW)
     )
@@ -113,7 +113,7 @@ def test_a_new_task_shows_no_times_that_have_not_come() -> None:
     assert new.status == task_pb2.Task.Status.submitted
 
 
-def test_every_field_of_a_workspace_is_shown() -> None:
+def test_every_field_of_a_workspace_is_encoded() -> None:
     workspace = Workspace(
         id="ws_1",
         org_id="org_a",
@@ -126,7 +126,7 @@ def test_every_field_of_a_workspace_is_shown() -> None:
         current_task_id="task_1",
         epoch=2**40,
     )
-    seen = shown(codec.encode_workspace(workspace))
+    seen = as_dict(codec.encode_workspace(workspace))
     assert set(seen) == names(workspace_pb2.Workspace)
     assert (seen["status"], seen["epoch"], seen["updated_at"]) == (
         "failed",
@@ -145,9 +145,7 @@ def test_every_field_of_a_workspace_is_shown() -> None:
         (list(EventType), event_pb2.EventType.Type),
     ],
 )
-def test_every_value_has_its_name_in_the_protos_and_the_other_way_round(
-    values: list[str], enum: Any
-) -> None:
+def test_the_values_of_each_enum_are_those_of_the_protos(values: list[str], enum: Any) -> None:
     assert [str(value) for value in values] == enum.keys()[1:]
     assert enum.keys()[0].endswith("_unspecified")
 
@@ -170,7 +168,7 @@ PAYLOADS: dict[EventType, NewEvent] = {
 
 
 @pytest.mark.parametrize("type_", EventType)
-def test_every_field_of_every_event_is_shown(type_: EventType) -> None:
+def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
     new = PAYLOADS[type_]
     entry = Event(
         workspace_id="ws_1",
@@ -190,13 +188,13 @@ def test_every_field_of_every_event_is_shown(type_: EventType) -> None:
     )
     assert event_pb2.EventType.Type.Name(seen.type) == type_ == seen.WhichOneof("payload")
     payload = getattr(seen, type_)
-    assert set(shown(payload)) == names(type(payload))
+    assert set(as_dict(payload)) == names(type(payload))
 
 
-def test_the_end_of_a_task_tells_all_of_it() -> None:
+def test_the_end_of_a_task_is_encoded_in_full() -> None:
     end = PAYLOADS[EventType.TASK_COMPLETED]
     entry = Event(workspace_id="ws_1", seq=1, type=end.type, time=NOW, payload=end.payload)
-    seen = shown(codec.encode_watched(entry).event.task_completed)
+    seen = as_dict(codec.encode_watched(entry).event.task_completed)
     assert (seen["status"], seen["forced"], seen["work_stopped"], seen["iterations"]) == (
         "running",
         True,
@@ -214,7 +212,7 @@ def test_the_end_of_a_task_tells_all_of_it() -> None:
     }
 
 
-def test_a_payload_without_fields_is_there_all_the_same() -> None:
+def test_a_payload_without_fields_is_encoded() -> None:
     entry = Event(
         workspace_id="ws_1",
         seq=1,
@@ -225,13 +223,13 @@ def test_a_payload_without_fields_is_there_all_the_same() -> None:
     assert codec.encode_watched(entry).event.WhichOneof("payload") == "task_started"
 
 
-def test_a_heartbeat_tells_where_the_log_stands() -> None:
+def test_a_heartbeat_has_the_last_sequence_number() -> None:
     seen = codec.encode_watched(Heartbeat(NOW, 7))
     assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
 
 
-def test_a_cancellations_reply_names_the_first_requester() -> None:
-    seen = shown(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK)))
+def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
+    seen = as_dict(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK)))
     assert set(seen) == names(messages.CancelTaskResponse)
     assert (seen["outcome"], seen["requested_by"], seen["reason"]) == (
         "already_requested",
@@ -241,7 +239,7 @@ def test_a_cancellations_reply_names_the_first_requester() -> None:
 
 
 @pytest.mark.parametrize("field", ["wait", "force_after"])
-def test_a_duration_of_nothing_is_not_the_same_as_none(field: str) -> None:
+def test_a_duration_of_zero_differs_from_no_duration(field: str) -> None:
     def decoded(**fields: Duration) -> float | None:
         seconds: float | None = getattr(
             codec.decode_cancel(messages.CancelTaskRequest(workspace_id="ws_1", **fields), "req_1"),  # type: ignore[arg-type]
@@ -263,21 +261,21 @@ def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
     assert set(raised.value.details["fields"]) == {field}
 
 
-def test_an_iteration_comes_back_from_the_log_as_the_agent_told_it() -> None:
-    told = runtime_service_pb2.TaskEvent()
+def test_an_iteration_is_the_same_in_the_log_and_from_the_agent() -> None:
+    reported = runtime_service_pb2.TaskEvent()
     entry = Event(
         workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION
     )
-    told.iteration_completed.CopyFrom(codec.encode_watched(entry).event.iteration_completed)
-    (decoded,) = codec.decode_agent_events([told])
+    reported.iteration_completed.CopyFrom(codec.encode_watched(entry).event.iteration_completed)
+    (decoded,) = codec.decode_agent_events([reported])
     assert decoded == IterationCompleted(1, ITERATION)
 
 
 def test_an_iteration_without_a_tool_call_has_none() -> None:
-    told = runtime_service_pb2.TaskEvent()
-    told.iteration_completed.number = 1
-    told.iteration_completed.model_call.content = "c"
-    (decoded,) = codec.decode_agent_events([told])
+    reported = runtime_service_pb2.TaskEvent()
+    reported.iteration_completed.number = 1
+    reported.iteration_completed.model_call.content = "c"
+    (decoded,) = codec.decode_agent_events([reported])
     assert isinstance(decoded, IterationCompleted) and "tool_call" not in decoded.payload
 
 
@@ -297,8 +295,8 @@ def test_a_start_and_each_end_are_decoded() -> None:
         ended = runtime_service_pb2.TaskEnded(
             status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True
         )
-        told = runtime_service_pb2.TaskEvent(task_ended=ended)
-        assert codec.decode_agent_events([told]) == [
+        reported = runtime_service_pb2.TaskEvent(task_ended=ended)
+        assert codec.decode_agent_events([reported]) == [
             TaskEnded(status=status, result="r", reason="w", forced=True)
         ]
 
@@ -306,18 +304,18 @@ def test_a_start_and_each_end_are_decoded() -> None:
 @pytest.mark.parametrize(
     "status", ["status_unspecified", "submitted", "delivered", "running", "delivery_failed"]
 )
-def test_an_end_that_is_none_is_refused(status: str) -> None:
+def test_a_status_that_is_no_end_is_refused(status: str) -> None:
     ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
     with pytest.raises(AssertionError):
         codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
 
 
-def test_an_event_of_no_kind_is_refused() -> None:
+def test_an_event_without_a_kind_is_refused() -> None:
     with pytest.raises(AssertionError):
         codec.decode_agent_events([runtime_service_pb2.TaskEvent()])
 
 
-def test_a_directive_holds_the_task_and_its_intent() -> None:
+def test_a_directive_has_the_task_and_its_intent() -> None:
     seen = codec.encode_directive(Directive(fenced=False, task=TASK), 1.5)
     assert (seen.fenced, seen.lease_ms) == (False, 1500)
     assert (

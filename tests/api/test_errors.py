@@ -1,4 +1,4 @@
-"""Every error code, as each wire shows it."""
+"""Every error code, as gRPC and REST callers see it."""
 
 import ast
 import asyncio
@@ -25,8 +25,8 @@ CODES = {
     if value.number
 }
 SERVICE_CODES = [name for name, rule in CODES.items() if not rule.edge_only]
-# What callers rely on: what each code is, and the standard details beside ErrorInfo and
-# RequestInfo.
+# The contract with callers: the gRPC code, the HTTP status, and the standard details besides
+# ErrorInfo and RequestInfo.
 TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
     "validation_error": (grpc.StatusCode.INVALID_ARGUMENT, 400, {"BadRequest"}),
     "unauthenticated": (grpc.StatusCode.UNAUTHENTICATED, 401, set()),
@@ -77,7 +77,7 @@ async def failed(server: Running, **metadata: str) -> Failed:
 
 
 def expected(code: Slug) -> tuple[grpc.StatusCode, int, set[str]]:
-    """As the table has it; a code that was added since is what its options say."""
+    """The row of the table. A code that was added since follows its options in the proto."""
     if code in TABLE:
         return TABLE[code]
     grpc_code = next(each for each in grpc.StatusCode if each.value[0] == CODES[code].grpc)
@@ -87,7 +87,7 @@ def expected(code: Slug) -> tuple[grpc.StatusCode, int, set[str]]:
     return grpc_code, CODES[code].http, usual
 
 
-def test_no_code_of_the_table_is_lost() -> None:
+def test_every_code_of_the_table_exists() -> None:
     assert set(TABLE) <= set(SERVICE_CODES)
 
 
@@ -114,7 +114,7 @@ async def test_a_code_over_grpc(server: Running, store: FailingStore, code: Slug
 
 @pytest.mark.parametrize("code", SERVICE_CODES)
 async def test_a_code_over_rest(server: Running, store: FailingStore, code: Slug) -> None:
-    """The edge finds all that it needs in the trailers."""
+    """Envoy takes all that it needs from the trailers."""
     store.error = lambda: failure_of(code)
     seen = await failed(server, x_evershell_edge="rest")
     assert seen.trailers["x-evershell-status"] == str(expected(code)[1])
@@ -131,14 +131,12 @@ async def test_a_code_over_rest(server: Running, store: FailingStore, code: Slug
     assert seen.details["ErrorInfo"].reason.lower() == envelope["code"]
 
 
-async def test_only_the_rest_listener_gets_the_envelope(
-    server: Running, store: FailingStore
-) -> None:
+async def test_only_rest_calls_get_the_envelope(server: Running, store: FailingStore) -> None:
     store.error = lambda: failure_of("internal")
     assert "x-evershell-error" not in (await failed(server, x_evershell_edge="grpc")).trailers
 
 
-async def test_the_standard_details_hold_the_facts(server: Running, store: FailingStore) -> None:
+async def test_the_standard_details_have_the_facts(server: Running, store: FailingStore) -> None:
     store.error = lambda: failure_of("validation_error")
     violations = (await failed(server)).details["BadRequest"].field_violations
     assert {each.field: each.description for each in violations} == {
@@ -167,7 +165,7 @@ async def test_the_metadata_of_error_info_is_flat(server: Running, store: Failin
     ] == "workspace:write,workspace:write:own"
 
 
-async def test_nothing_of_an_unforeseen_exception_gets_out(
+async def test_an_unexpected_exception_is_not_disclosed(
     server: Running, store: FailingStore
 ) -> None:
     store.error = lambda: ZeroDivisionError("the password is hunter2")
@@ -178,7 +176,7 @@ async def test_nothing_of_an_unforeseen_exception_gets_out(
     assert seen.details["RequestInfo"].request_id == "req_7"
 
 
-async def test_a_cancellation_that_slips_from_within_is_a_defect_not_silence(
+async def test_a_cancelled_error_from_a_handler_is_an_internal_error(
     server: Running, store: FailingStore
 ) -> None:
     store.error = asyncio.CancelledError
@@ -196,7 +194,7 @@ async def test_a_database_that_is_away_is_unavailable(server: Running, store: Fa
 
 
 @pytest.mark.parametrize("method", ["CancelTask", "WatchEvents"])
-async def test_bytes_that_are_no_message_are_not_valid(server: Running, method: str) -> None:
+async def test_bytes_that_are_no_message_are_invalid(server: Running, method: str) -> None:
     seen = await server.raw(PUBLIC + method, bearer(x_evershell_edge="rest"), b"\xff\xff\xff")
     assert isinstance(seen, Failed)
     assert (seen.code, seen.slug, seen.envelope["code"]) == (
@@ -208,7 +206,7 @@ async def test_bytes_that_are_no_message_are_not_valid(server: Running, method: 
     assert seen.envelope["request_id"] == seen.trailers["x-request-id"]
 
 
-async def test_bytes_that_are_no_message_are_not_looked_at_without_a_credential(
+async def test_the_credential_is_checked_before_the_bytes_are_parsed(
     server: Running,
 ) -> None:
     seen = await server.raw(PUBLIC + "CancelTask", (), b"\xff\xff\xff")
@@ -239,7 +237,7 @@ async def test_a_success_carries_its_request_id(server: Running) -> None:
 
 
 def raised_codes() -> set[str]:
-    """Every first argument of `Failure(…)` in the core."""
+    """The first argument of every `Failure(…)` in the core."""
     found = set()
     for path in Path(core.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -252,7 +250,7 @@ def raised_codes() -> set[str]:
                 if isinstance(code, ast.Constant):
                     found.add(str(code.value))
                 else:
-                    # Workspace.require_up has a table of its own.
+                    # Workspace.require_up takes the slug from a table.
                     found |= set(re.findall(r'"(workspace_[a-z]+)"', path.read_text()))
     return found
 

@@ -1,4 +1,4 @@
-"""The line of each call: what it says, what of it can be left out, and that it cannot fail a call."""
+"""The log line of each call: its fields, its sampling, and that it cannot fail a call."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
 
 @pytest.fixture
 def log() -> Iterator[LogCapture]:
-    """What is logged in this process."""
+    """Captures what this process logs."""
     capture = LogCapture()
     structlog.configure(processors=[capture])
     yield capture
     structlog.reset_defaults()
 
 
-async def of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
-    """Waits for the lines of so many calls: each is written right behind the answer."""
+async def lines_of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
+    """Waits for the lines of `count` calls, because each is written just after the reply."""
     async with asyncio.timeout(10):
         while (
             len(found := [dict(line) for line in log.entries if line["event"] == "rpc_completed"])
@@ -45,7 +45,7 @@ async def test_a_call_has_one_line(server: Running, world: World, log: LogCaptur
         messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer(x_request_id="req_1")
     )
     await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
-    done, refused = await of_calls(log, 2)
+    done, refused = await lines_of_calls(log, 2)
     assert done.pop("duration_ms") >= 0
     assert done == {
         "event": "rpc_completed",
@@ -59,7 +59,7 @@ async def test_a_call_has_one_line(server: Running, world: World, log: LogCaptur
     assert refused["outcome"] == "workspace_not_found"
 
 
-async def test_a_caller_that_goes_has_one_too(
+async def test_a_call_whose_caller_leaves_has_one_line(
     server: Running, world: World, log: LogCapture
 ) -> None:
     busy, _ = await world.add_busy()
@@ -68,7 +68,7 @@ async def test_a_caller_that_goes_has_one_too(
     )
     await anext(aiter(call))
     call.cancel()
-    (line,) = await of_calls(log, 1)
+    (line,) = await lines_of_calls(log, 1)
     assert (line["outcome"], line["actor_id"]) == ("caller_gone", "key_full_access")
 
 
@@ -79,9 +79,9 @@ async def test_a_caller_that_goes_has_one_too(
         ((), "unauthenticated"),
         (bearer(), "workspace_not_found"),
     ],
-    ids=["bad key", "no key", "a mistake, again and again"],
+    ids=["bad key", "no key", "repeated mistake"],
 )
-async def test_refused_calls_are_left_out_beyond_a_rate(
+async def test_lines_of_refused_calls_are_limited(
     server: Running, log: LogCapture, metadata: tuple[tuple[str, str], ...], outcome: str
 ) -> None:
     began = asyncio.get_running_loop().time()
@@ -90,27 +90,27 @@ async def test_refused_calls_are_left_out_beyond_a_rate(
             *(server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=metadata)) for _ in range(50))
         )
     seconds = asyncio.get_running_loop().time() - began
-    found = await of_calls(log, 20)
+    found = await lines_of_calls(log, 20)
     assert {line["outcome"] for line in found} == {outcome}
     assert len(found) <= 20 * (1 + seconds) + 1
-    # A moment later the next one is written, and says how many were not.
+    # A moment later the next line is written, with the number of lines left out.
     await asyncio.sleep(0.1)
     await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=metadata))
-    found = await of_calls(log, len(found) + 1)
+    found = await lines_of_calls(log, len(found) + 1)
     assert len(found) + sum(line.get("repeats_left_out", 0) for line in found) == 501
 
 
-async def test_calls_that_need_no_credential_are_left_out_beyond_a_rate(
+async def test_lines_of_calls_without_a_credential_are_limited(
     server: Running, log: LogCapture
 ) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     for _ in range(100):
         await health.Check(health_pb2.HealthCheckRequest())
-    found = await of_calls(log, 20)
+    found = await lines_of_calls(log, 20)
     assert len(found) < 100
 
 
-async def test_answered_calls_of_callers_are_all_there(
+async def test_every_successful_call_is_logged(
     server: Running, world: World, log: LogCapture
 ) -> None:
     idle = await world.add()
@@ -118,24 +118,25 @@ async def test_answered_calls_of_callers_are_all_there(
         await server.stub.GetWorkspace(
             messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
         )
-    assert {line["outcome"] for line in await of_calls(log, 100)} == {"ok"}
+    assert {line["outcome"] for line in await lines_of_calls(log, 100)} == {"ok"}
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")]
 )
-async def test_failures_of_the_service_are_all_there(
+async def test_every_failure_of_the_service_is_logged(
     store: FailingStore, server: Running, log: LogCapture, error: type[Exception], outcome: str
 ) -> None:
     store.error = error
     for _ in range(100):
         await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
-    assert {line["outcome"] for line in await of_calls(log, 100)} == {outcome}
+    assert {line["outcome"] for line in await lines_of_calls(log, 100)} == {outcome}
     # A traceback is long, and a caller who has found a defect can trigger it repeatedly.
-    assert sum(line["event"] == "a defect" for line in log.entries) < 100
+    tracebacks = sum(line["event"] == "unexpected_error" for line in log.entries)
+    assert (0 < tracebacks < 100) if outcome == "internal" else tracebacks == 0
 
 
-async def test_a_log_that_takes_nothing_fails_no_call(server: Running, world: World) -> None:
+async def test_a_log_that_cannot_be_written_fails_no_call(server: Running, world: World) -> None:
     idle = await world.add()
     lost = logs.Sink(-1, str)
     structlog.configure(

@@ -1,4 +1,4 @@
-"""What a worker counts of its calls."""
+"""The metrics of a worker."""
 
 import urllib.request
 from collections.abc import AsyncIterator
@@ -51,7 +51,7 @@ def in_flight(metrics: Metrics, rpc: str) -> float | None:
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", {"rpc": rpc})
 
 
-async def test_calls_are_counted_by_what_became_of_them(
+async def test_calls_are_counted_by_outcome(
     server: Running, world: World, metrics: Metrics
 ) -> None:
     busy, _ = await world.add_busy()
@@ -67,7 +67,7 @@ async def test_calls_are_counted_by_what_became_of_them(
         )
     await server.fails(server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=busy.id)))
     await server.raw(INTERNAL + "Heartbeat", agent_bearer(busy.id))
-    # A call is counted when it is over, which its caller may know a moment before.
+    # A call is counted when it is over, and its caller may see the reply before that.
     await eventually_async(
         lambda: calls(metrics, "Heartbeat", "ok") == 1 and in_flight(metrics, "CancelTask") == 0
     )
@@ -82,7 +82,7 @@ async def test_calls_are_counted_by_what_became_of_them(
     assert in_flight(metrics, "CancelTask") == 0
 
 
-async def test_open_watchers_are_shown_until_they_go(
+async def test_open_watchers_are_counted_until_they_leave(
     server: Running, world: World, metrics: Metrics
 ) -> None:
     busy, _ = await world.add_busy()
@@ -101,12 +101,10 @@ async def test_open_watchers_are_shown_until_they_go(
     assert calls(metrics, "WatchEvents", "caller_gone") == 3
 
 
-async def test_no_label_grows_with_use(
+async def test_the_number_of_labels_is_bounded(
     server: Running, world: World, store: FailingStore, metrics: Metrics
 ) -> None:
-    """A hundred callers' ids, methods that do not exist and exceptions of any kind leave no trace
-    in the labels.
-    """
+    """Ids of callers, unknown methods and kinds of exceptions are not labels."""
     for number in range(100):
         request = messages.CancelTaskRequest(workspace_id=f"ws_{number}").SerializeToString()
         await server.raw(PUBLIC + "CancelTask", bearer(x_request_id=f"req_{number}"), request)
@@ -129,7 +127,7 @@ async def test_no_label_grows_with_use(
     assert {outcome for _, outcome in seen} <= outcomes
 
 
-async def test_signals_are_counted_by_whether_they_arrived(metrics: Metrics) -> None:
+async def test_signals_are_counted_by_result(metrics: Metrics) -> None:
     agents = FakeAgents()
     measured = MeasuredAgents(agents, metrics)
     at = workspace()
@@ -147,7 +145,7 @@ async def test_signals_are_counted_by_whether_they_arrived(metrics: Metrics) -> 
         assert read("evershell_agent_signal_seconds_count", {"rpc": rpc, "result": result}) == count
 
 
-def test_the_time_from_a_cancellation_to_its_end_is_measured_when_the_end_is_committed(
+def test_the_end_of_a_cancelled_task_measures_the_time_since_the_request(
     metrics: Metrics,
 ) -> None:
     locked = locked_busy(cancel=intent(requested_at=NOW))
@@ -157,7 +155,7 @@ def test_the_time_from_a_cancellation_to_its_end_is_measured_when_the_end_is_com
         locked, 1, locked.task.id, [TaskEnded(status=TaskStatus.CANCELLED, forced=True)], later
     )
     metrics.committed(ended)
-    # What is no end, or no end of a cancellation, or a repeat, is not measured.
+    # A repeat, a change without an end and an end without a cancellation are not measured.
     metrics.committed(Change(ended.workspace, ended.task))
     metrics.committed(unchanged(locked))
     completed = replace(locked, task=replace(locked.task, cancel=None))
@@ -172,7 +170,7 @@ def test_the_time_from_a_cancellation_to_its_end_is_measured_when_the_end_is_com
     assert read("evershell_cancel_to_end_seconds_count", {"forced": "false"}) is None
 
 
-def test_the_pool_is_shown_as_it_is_when_it_is_asked(metrics: Metrics) -> None:
+def test_the_pool_metrics_are_read_when_they_are_collected(metrics: Metrics) -> None:
     found = {"pool_size": 10, "pool_available": 3, "requests_waiting": 2}
     metrics.watch_pool(lambda: found)
     read = metrics.registry.get_sample_value
@@ -183,7 +181,7 @@ def test_the_pool_is_shown_as_it_is_when_it_is_asked(metrics: Metrics) -> None:
     assert read("evershell_database_waiting") == 2
 
 
-def test_they_are_served_on_loopback_alone_and_no_longer_than_wanted(metrics: Metrics) -> None:
+def test_metrics_are_served_on_loopback_until_the_context_ends(metrics: Metrics) -> None:
     (port,) = free_ports(1)
     with serve_metrics(metrics, port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:

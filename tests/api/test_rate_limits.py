@@ -1,4 +1,4 @@
-"""How many calls are served, by a clock that is set by hand."""
+"""The rate limits, with a clock that the tests set."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ CALLS, CANCELS = Rate(100, 20), Rate(50, 10)
 
 
 class Monotonic:
-    """A clock that is set by hand."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -59,8 +59,8 @@ async def server(world: World, limits: RateLimits) -> AsyncIterator[Running]:
         yield started
 
 
-async def serve_metrics(call: Callable[[], Coroutine[Any, Any, Any]], limit: int = 50) -> int:
-    """How many calls succeed before one is refused for there being too many."""
+async def count_served(call: Callable[[], Coroutine[Any, Any, Any]], limit: int = 50) -> int:
+    """The number of calls that are served before the first one that is rate limited."""
     for count in range(limit):
         seen = await call()
         if isinstance(seen, Failed) and seen.slug == "rate_limited":
@@ -79,19 +79,19 @@ def cancelling(
     return lambda: server.raw(PUBLIC + "CancelTask", bearer(token), request)
 
 
-async def test_so_many_at_once_and_so_many_a_second(server: Running, clock: Monotonic) -> None:
-    assert await serve_metrics(listing(server)) == 20
+async def test_calls_have_a_burst_and_a_rate(server: Running, clock: Monotonic) -> None:
+    assert await count_served(listing(server)) == 20
     clock.seconds += 0.1
-    assert await serve_metrics(listing(server)) == 10
+    assert await count_served(listing(server)) == 10
     clock.seconds += 60
-    assert await serve_metrics(listing(server)) == 20
+    assert await count_served(listing(server)) == 20
 
 
-async def test_a_refused_call_spends_nothing_and_the_next_succeeds_when_it_is_said_to(
+async def test_a_refused_call_spends_nothing_and_names_when_to_retry(
     server: Running, clock: Monotonic
 ) -> None:
     for _ in range(3):
-        await serve_metrics(listing(server))
+        await count_served(listing(server))
     seen = await listing(server)()
     assert isinstance(seen, Failed)
     clock.seconds += seen.details["RetryInfo"].retry_delay.ToMilliseconds() / 1000
@@ -99,8 +99,8 @@ async def test_a_refused_call_spends_nothing_and_the_next_succeeds_when_it_is_sa
 
 
 @pytest.mark.parametrize("edge", ["grpc", "rest"])
-async def test_a_refused_call_is_told_the_same_on_both_wires(server: Running, edge: str) -> None:
-    await serve_metrics(listing(server))
+async def test_a_refusal_is_the_same_over_grpc_and_rest(server: Running, edge: str) -> None:
+    await count_served(listing(server))
     seen = await server.raw(PUBLIC + "ListWorkspaces", bearer(x_evershell_edge=edge))
     assert isinstance(seen, Failed)
     assert (seen.code, seen.slug) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited")
@@ -123,27 +123,27 @@ async def test_a_refused_call_is_told_the_same_on_both_wires(server: Running, ed
 
 async def test_spent_reads_do_not_block_a_cancellation(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
-    await serve_metrics(listing(server))
+    await count_served(listing(server))
     assert isinstance(await cancelling(server, busy.id)(), bytes)
-    assert await serve_metrics(cancelling(server, busy.id)) == 9
+    assert await count_served(cancelling(server, busy.id)) == 9
 
 
 async def test_spent_cancellations_do_not_block_a_read(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
-    await serve_metrics(cancelling(server, busy.id))
+    await count_served(cancelling(server, busy.id))
     assert isinstance(await listing(server)(), bytes)
 
 
-async def test_one_credential_is_not_limited_by_another_of_its_organization(
+async def test_credentials_of_one_organization_do_not_share_a_bucket(
     server: Running,
 ) -> None:
-    await serve_metrics(listing(server))
-    assert await serve_metrics(listing(server, READER)) == 20
+    await count_served(listing(server))
+    assert await count_served(listing(server, READER)) == 20
 
 
 async def test_a_refused_cancellation_records_nothing(server: Running, world: World) -> None:
     idle = await world.add()
-    assert await serve_metrics(cancelling(server, idle.id)) == 10
+    assert await count_served(cancelling(server, idle.id)) == 10
     running = await world.run(idle)
     seen = await cancelling(server, idle.id)()
     assert isinstance(seen, Failed) and seen.slug == "rate_limited"
@@ -151,7 +151,7 @@ async def test_a_refused_cancellation_records_nothing(server: Running, world: Wo
     assert world.agents.cancelled == []
 
 
-async def test_a_loop_on_wrong_tasks_takes_nothing_from_others_in_the_same_workspace(
+async def test_a_loop_on_a_wrong_task_does_not_limit_other_callers(
     server: Running, world: World
 ) -> None:
     busy, running = await world.add_busy()
@@ -159,39 +159,40 @@ async def test_a_loop_on_wrong_tasks_takes_nothing_from_others_in_the_same_works
         workspace_id=busy.id, task_id="task_wrong"
     ).SerializeToString()
     assert (
-        await serve_metrics(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong))
-        == 10
+        await count_served(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong)) == 10
     )
-    assert await serve_metrics(cancelling(server, busy.id)) == 10
+    assert await count_served(cancelling(server, busy.id)) == 10
     assert world.agents.cancelled == [running.id] * 10
 
 
-async def test_a_loop_on_the_right_task_takes_nothing_from_others_either(
+async def test_a_loop_on_the_right_task_does_not_limit_other_callers(
     server: Running, world: World
 ) -> None:
     busy, running = await world.add_busy()
-    assert await serve_metrics(cancelling(server, busy.id, OBSERVER)) == 10
-    assert await serve_metrics(cancelling(server, busy.id)) == 10
+    assert await count_served(cancelling(server, busy.id, OBSERVER)) == 10
+    assert await count_served(cancelling(server, busy.id)) == 10
     assert world.agents.cancelled == [running.id] * 20
 
 
-async def test_a_loop_over_workspaces_has_one_allowance(server: Running, world: World) -> None:
+async def test_cancellations_in_all_workspaces_share_one_bucket(
+    server: Running, world: World
+) -> None:
     first, _ = await world.add_busy()
     second, _ = await world.add_busy()
-    assert await serve_metrics(cancelling(server, first.id)) == 10
-    assert await serve_metrics(cancelling(server, second.id)) == 0
+    assert await count_served(cancelling(server, first.id)) == 10
+    assert await count_served(cancelling(server, second.id)) == 0
 
 
-async def test_what_does_not_authenticate_is_not_counted(server: Running) -> None:
+async def test_unauthenticated_calls_are_not_counted(server: Running) -> None:
     assert (
-        await serve_metrics(lambda: server.raw(PUBLIC + "ListWorkspaces", bearer("sk_unknown")))
+        await count_served(lambda: server.raw(PUBLIC + "ListWorkspaces", bearer("sk_unknown")))
         == 50
     )
 
 
 async def test_agents_and_health_are_not_limited(server: Running) -> None:
     assert (
-        await serve_metrics(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
+        await count_served(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
     )
     answer = await server.raw("/grpc.health.v1.Health/Check")
     assert isinstance(answer, bytes)
@@ -208,12 +209,12 @@ async def test_a_stream_counts_once(server: Running, world: World) -> None:
     )
     stream = aiter(call)
     assert [(await anext(stream)).event.seq, (await anext(stream)).event.seq] == [1, 2]
-    assert await serve_metrics(listing(server)) == 19
+    assert await count_served(listing(server)) == 19
     call.cancel()
 
 
-async def spent(limits: RateLimits, by: Caller) -> int:
-    """How many cancellations of this caller are let through."""
+async def count_admitted(limits: RateLimits, by: Caller) -> int:
+    """The number of this caller's cancellations that pass before the first refusal."""
 
     async def proceed() -> None:
         pass
@@ -234,24 +235,29 @@ async def spent(limits: RateLimits, by: Caller) -> int:
 async def test_each_credential_has_a_bucket_and_a_users_sessions_share_one(
     limits: RateLimits,
 ) -> None:
-    assert await spent(limits, caller("workspace:write", actor_id="user_1")) == 10
-    assert await spent(limits, caller("workspace:write:own", actor_id="user_1")) == 0
-    assert await spent(limits, caller("workspace:write", actor_id="user_2")) == 10
-    assert await spent(limits, caller("workspace:write", org_id="org_b", actor_id="user_1")) == 10
+    assert await count_admitted(limits, caller("workspace:write", actor_id="user_1")) == 10
+    assert await count_admitted(limits, caller("workspace:write:own", actor_id="user_1")) == 0
+    assert await count_admitted(limits, caller("workspace:write", actor_id="user_2")) == 10
+    assert (
+        await count_admitted(limits, caller("workspace:write", org_id="org_b", actor_id="user_1"))
+        == 10
+    )
 
 
 async def test_the_memory_of_many_callers_is_bounded(
     clock: Monotonic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was used the longest ago is forgotten; a busy bucket is not."""
+    """The least recently used bucket is evicted; a busy one is kept."""
     monkeypatch.setattr("server.api.interceptors.rate_limits._MAX_BUCKETS", 100)
     limits = RateLimits(CALLS, CANCELS)
     first, busy = (
         caller("workspace:write", actor_id="first"),
         caller("workspace:write", actor_id="busy"),
     )
-    assert await spent(limits, first) == await spent(limits, busy) == 10
+    assert await count_admitted(limits, first) == await count_admitted(limits, busy) == 10
     for number in range(99):
-        assert await spent(limits, caller("workspace:write", actor_id=f"user_{number}")) == 10
-        assert await spent(limits, busy) == 0
-    assert await spent(limits, first) == 10
+        assert (
+            await count_admitted(limits, caller("workspace:write", actor_id=f"user_{number}")) == 10
+        )
+        assert await count_admitted(limits, busy) == 0
+    assert await count_admitted(limits, first) == 10

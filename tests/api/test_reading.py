@@ -1,4 +1,4 @@
-"""When a request is read, how much of it, and how many at a time."""
+"""The limits on reading requests: order, size, time and concurrency."""
 
 import asyncio
 import time
@@ -50,7 +50,7 @@ class Incomplete:
         self._ending.set()
 
     async def failure(self) -> Failed:
-        """What it is answered while its stream is open."""
+        """The failure of the call while its stream is open."""
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             async with asyncio.timeout(PROMPT_SECONDS):
                 await self.call
@@ -59,13 +59,13 @@ class Incomplete:
 
 @pytest.mark.parametrize("method", [CANCEL, f"{PUBLIC}WatchEvents", f"{INTERNAL}Heartbeat"])
 @pytest.mark.parametrize("metadata", [(), bearer("sk_unknown")])
-async def test_a_bad_credential_is_refused_before_there_is_a_request(
+async def test_a_bad_credential_is_refused_before_the_request_arrives(
     server: Running, method: str, metadata: Metadata
 ) -> None:
     assert (await Incomplete(server, method, metadata).failure()).slug == "unauthenticated"
 
 
-async def test_a_method_takes_one_message(server: Running, world: World) -> None:
+async def test_a_method_takes_exactly_one_message(server: Running, world: World) -> None:
     none = Incomplete(server, CANCEL, bearer())
     none.finish()
     two = Incomplete(server, CANCEL, bearer(), [b"", b""])
@@ -97,21 +97,23 @@ async def test_a_request_has_a_size_limit(
     assert not isinstance(largest, Failed) or "bytes" not in largest.message
 
 
-async def test_agents_may_send_what_grpc_itself_allows(server: Running) -> None:
+async def test_agents_may_send_larger_requests(server: Running) -> None:
     request = unknown_field(3 * USUAL_BYTES)
     seen = await server.raw(f"{INTERNAL}Heartbeat", agent_bearer("ws_1"), request)
     assert not isinstance(seen, Failed) or "bytes" not in seen.message
 
 
 def unknown_field(size: int) -> bytes:
-    """A message of so many bytes, all of it a field that no message has."""
-    # Field 15, of bytes; their length takes four bytes however small it is.
+    """A message of `size` bytes, with one field that no message declares."""
+    # Field 15 of type bytes. Its length is a varint of four bytes, padded if it is small.
     length = size - 5
     encoded = [length >> shift & 127 | (128 if shift < 21 else 0) for shift in (0, 7, 14, 21)]
     return bytes([15 << 3 | 2, *encoded]) + bytes(length)
 
 
-async def test_a_request_arrives_in_time(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_does_not_arrive_in_time_is_refused(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
     seen = await Incomplete(server, CANCEL, bearer()).failure()
     assert (seen.code, seen.slug) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
@@ -119,10 +121,10 @@ async def test_a_request_arrives_in_time(server: Running, monkeypatch: pytest.Mo
     assert unended.slug == "deadline_exceeded"
 
 
-async def test_slow_requests_of_a_credential_make_room_for_its_others(
+async def test_slow_requests_of_a_credential_yield_to_its_other_requests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two at a time are read. Of five that do not arrive, two are let wait once nobody else does."""
+    """Two requests are read at a time. Of five slow ones, the last two may wait when no other does."""
     monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
     monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
     metrics = Metrics()
@@ -143,7 +145,7 @@ async def test_slow_requests_of_a_credential_make_room_for_its_others(
         await asyncio.gather(*failures, return_exceptions=True)
 
 
-async def test_requests_of_all_callers_make_room_for_others(
+async def test_a_slow_request_yields_to_other_callers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "_WORKER_BYTES", USUAL_BYTES)
@@ -157,10 +159,10 @@ async def test_requests_of_all_callers_make_room_for_others(
         assert (await slow).slug == "deadline_exceeded"
 
 
-async def test_a_request_that_waits_for_the_worker_keeps_its_time(
+async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A request that is not being read yet is not hurried by another one of its caller."""
+    """The short limit under contention applies only to a request that is being read."""
     monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.0)
     by_caller, in_all = reading._Turns(1), reading._Turns(1)
     read = []
@@ -178,7 +180,9 @@ async def test_a_request_that_waits_for_the_worker_keeps_its_time(
     assert read == [0, 1]
 
 
-async def test_a_burst_waits_for_its_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_burst_of_requests_is_served_in_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
     async with running(world) as server, asyncio.timeout(PROMPT_SECONDS):
         calls = [server.raw(LIST, bearer()) for _ in range(200)]
@@ -190,7 +194,7 @@ def in_flight(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
 
 
-async def test_a_request_whose_time_is_just_over_fails_no_other(
+async def test_a_request_that_times_out_does_not_fail_the_next_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
@@ -208,14 +212,14 @@ async def test_a_request_whose_time_is_just_over_fails_no_other(
     slow, following = asyncio.create_task(be_slow()), asyncio.create_task(follow())
     await asyncio.sleep(0)
     asyncio.get_running_loop().call_later(0.01, may_begin.set)
-    # Both timers are due at the next look at them, this one's first.
+    # Both timers are due in the same pass of the event loop, that of the slow request first.
     time.sleep(0.1)  # noqa: ASYNC251 - the loop has to be late
     await following
     with pytest.raises(TimeoutError):
         await slow
 
 
-async def test_health_lists_what_it_knows(server: Running) -> None:
+async def test_health_lists_the_server(server: Running) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     found = await health.List(health_pb2.HealthListRequest())
     assert dict(found.statuses) == {

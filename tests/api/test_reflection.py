@@ -47,7 +47,7 @@ async def ask(
         ("grpc.reflection.v1alpha.ServerReflection", "grpc_reflection/v1alpha/reflection.proto"),
     ],
 )
-async def test_the_file_that_declares_a_symbol(
+async def test_a_symbol_is_found_in_its_file(
     server: Running, version: str, symbol: str, file: str
 ) -> None:
     answer = await ask(server, version, file_containing_symbol=symbol)
@@ -62,6 +62,6 @@ async def test_the_file_that_declares_a_symbol(
 @pytest.mark.parametrize(
     "symbol", ["", ".", "evershell.workspace.v1.WorkspaceService.Nope", "evershell.Nope.CancelTask"]
 )
-async def test_a_symbol_that_does_not_exist(server: Running, version: str, symbol: str) -> None:
+async def test_an_unknown_symbol_is_not_found(server: Running, version: str, symbol: str) -> None:
     answer = await ask(server, version, file_containing_symbol=symbol)
     assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

@@ -1,4 +1,4 @@
-"""A stream ends when its credential does."""
+"""A stream ends when its credential is revoked or expires."""
 
 import time
 from collections.abc import AsyncIterator
@@ -22,16 +22,16 @@ from tests.support.world import NOW, World, iteration
 
 
 class Keys:
-    """Where API keys are found, until they are revoked or the database goes away."""
+    """The stored API keys, which a test may revoke or make unavailable."""
 
     def __init__(self) -> None:
         self.revoked = False
-        self.away = False
+        self.unavailable = False
         self.asked = 0
 
     async def find(self, digest: bytes) -> ApiKey | None:
         self.asked += 1
-        if self.away:
+        if self.unavailable:
             raise UnavailableError("10.0.0.7")
         key = await find_key(digest)
         return replace(key, revoked_at=NOW) if key is not None and self.revoked else key
@@ -46,7 +46,7 @@ def keys() -> Keys:
 async def server(
     world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[Running]:
-    """One that asks again soon."""
+    """A server that checks credentials again every 20 ms."""
     monkeypatch.setattr("server.api.interceptors.authentication.RECHECK_SECONDS", 0.02)
     monkeypatch.setattr("server.auth.api_keys.CACHE_SECONDS", 0.01)
     (tmp_path / "jwks.json").write_text(jwk_set(EC))
@@ -60,7 +60,7 @@ async def server(
 async def last_message(
     stream: "AsyncIterator[messages.WatchEventsResponse]",
 ) -> tuple[messages.WatchEventsResponse | None, Failed]:
-    """What comes last, and how the stream ends."""
+    """The last message of the stream, and its failure."""
     last: messages.WatchEventsResponse | None = None
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         async for message in stream:
@@ -87,7 +87,7 @@ async def test_a_key_that_is_revoked_ends_its_streams_in_band(
     assert not world.wakeups.is_awaited(busy.id)
 
 
-async def test_a_stream_that_has_told_nothing_yet_ends_as_an_ordinary_error(
+async def test_a_stream_without_a_message_ends_with_an_ordinary_error(
     server: Running, world: World, keys: Keys
 ) -> None:
     busy, _ = await world.add_busy()
@@ -102,7 +102,7 @@ async def test_a_stream_that_has_told_nothing_yet_ends_as_an_ordinary_error(
 
 
 async def test_a_session_that_expires_ends_its_streams(server: Running, world: World) -> None:
-    """It expires with the leeway that is given to clocks: in a second or two from now."""
+    """The token has expired already; the leeway for clock skew keeps it valid for 1 to 2 s more."""
     busy, _ = await world.add_busy()
     session = token(key=EC, algorithm="ES256", exp=int(time.time()) - 3)
     request = messages.WatchEventsRequest(workspace_id=busy.id, after=1)
@@ -112,32 +112,32 @@ async def test_a_session_that_expires_ends_its_streams(server: Running, world: W
     assert last is not None and last.error.code == error_pb2.Error.unauthenticated
 
 
-async def test_a_stream_lives_on_while_its_credential_does(
+async def test_a_stream_lives_while_its_credential_is_valid(
     server: Running, world: World, keys: Keys
 ) -> None:
-    """Through many checks, and while they cannot be made."""
-    busy, running_ = await world.add_busy()
+    """The stream lives through many checks, and through checks that cannot be made."""
+    busy, task = await world.add_busy()
     call = server.stub.WatchEvents(
         messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10
     )
     stream = aiter(call)
     seqs = [(await anext(stream)).event.seq for _ in range(2)]
     for number in range(1, 11):
-        keys.away = number > 5
+        keys.unavailable = number > 5
         before = keys.asked
         await eventually_async(lambda: keys.asked > before)
-        await world.commit(busy.id, running_.id, iteration(number))
+        await world.commit(busy.id, task.id, iteration(number))
         seqs.append((await anext(stream)).event.seq)
     call.cancel()
     assert seqs == list(range(1, 13))
 
 
-async def test_a_watcher_that_reads_nothing_is_ended_too(
+async def test_the_stream_of_a_watcher_that_does_not_read_ends_too(
     server: Running, world: World, keys: Keys
 ) -> None:
-    busy, running_ = await world.add_busy()
+    busy, task = await world.add_busy()
     await world.commit(
-        busy.id, running_.id, *(iteration(number, "x" * 60_000) for number in range(1, 401))
+        busy.id, task.id, *(iteration(number, "x" * 60_000) for number in range(1, 401))
     )
     call = server.stub.WatchEvents(
         messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=10
