@@ -1,4 +1,4 @@
-"""Stand-ins for the stored API keys and for the clock of the cache."""
+"""Fakes of the stored API keys and of the cache's clock."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 class FakeTimer:
-    """A clock in seconds that is set by hand, and may tick at every look."""
+    """A clock in seconds that a test sets. It may advance by `tick` at every reading."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class FakeTimer:
 
 
 class FakeKeys:
-    """What the database holds, by fingerprint."""
+    """The API keys in the database, by fingerprint."""
 
     def __init__(self) -> None:
         self.by_fingerprint: dict[bytes, ApiKey] = {}
@@ -45,5 +45,5 @@ class FakeKeys:
     async def find(self, digest: bytes) -> ApiKey | None:
         self.asked.append(digest)
         if self.unavailable:
-            raise UnavailableError("the database is away")
+            raise UnavailableError("the database is unavailable")
         return self.by_fingerprint.get(digest)

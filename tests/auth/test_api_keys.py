@@ -1,4 +1,4 @@
-"""API keys: known, unknown, revoked, and how soon a change is noticed."""
+"""API keys: known, unknown and revoked ones, and the cache of their lookups."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -44,20 +44,22 @@ def test_a_key_has_256_random_bits_behind_its_prefix() -> None:
     assert all(secret.startswith("sk_") and len(secret) == len("sk_") + 43 for secret in secrets)
 
 
-async def test_a_known_key_is_its_caller(keys: ApiKeys, stored: FakeKeys) -> None:
+async def test_a_known_key_identifies_its_caller(keys: ApiKeys, stored: FakeKeys) -> None:
     caller = await keys.authenticate(stored.add())
     assert (caller.org_id, caller.actor_id, caller.user_id) == ("org_a", "key_1", None)
     assert caller.scopes == {"workspace:read", "audit:read"}
 
 
-async def test_only_the_fingerprint_is_asked_for_and_kept(keys: ApiKeys, stored: FakeKeys) -> None:
+async def test_only_the_fingerprint_is_looked_up_and_cached(
+    keys: ApiKeys, stored: FakeKeys
+) -> None:
     secret = stored.add()
     await keys.authenticate(secret)
     assert stored.asked == [fingerprint(secret)]
     assert secret not in repr(vars(keys))
 
 
-async def test_an_unknown_key_is_refused_and_asked_for_once(
+async def test_an_unknown_key_is_refused_and_looked_up_once(
     keys: ApiKeys, stored: FakeKeys
 ) -> None:
     secret = new_secret()
@@ -72,7 +74,7 @@ async def test_a_revoked_key_is_refused(keys: ApiKeys, stored: FakeKeys) -> None
     await refused(keys, secret)
 
 
-async def test_a_revocation_is_noticed_when_the_cache_is_over(
+async def test_a_revocation_takes_effect_when_the_cache_entry_expires(
     keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
 ) -> None:
     secret = stored.add()
@@ -85,7 +87,7 @@ async def test_a_revocation_is_noticed_when_the_cache_is_over(
     assert CACHE_SECONDS < 10
 
 
-async def test_calling_on_does_not_keep_a_revoked_key_alive(
+async def test_use_does_not_extend_the_cache_entry_of_a_revoked_key(
     keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
 ) -> None:
     secret = stored.add()
@@ -98,7 +100,7 @@ async def test_calling_on_does_not_keep_a_revoked_key_alive(
     await refused(keys, secret)
 
 
-async def test_a_new_key_works_when_the_cache_is_over(
+async def test_a_new_key_works_when_the_cache_entry_expires(
     keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
 ) -> None:
     secret = new_secret()
@@ -108,7 +110,7 @@ async def test_a_new_key_works_when_the_cache_is_over(
     await keys.authenticate(secret)
 
 
-async def test_a_database_that_is_away_is_not_remembered(keys: ApiKeys, stored: FakeKeys) -> None:
+async def test_a_database_failure_is_not_cached(keys: ApiKeys, stored: FakeKeys) -> None:
     secret = stored.add()
     stored.unavailable = True
     with pytest.raises(UnavailableError):
@@ -117,7 +119,7 @@ async def test_a_database_that_is_away_is_not_remembered(keys: ApiKeys, stored: 
     await keys.authenticate(secret)
 
 
-async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(
+async def test_a_cache_entry_may_expire_during_its_lookup(
     keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
 ) -> None:
     secret = stored.add()
@@ -130,7 +132,7 @@ async def test_an_entry_that_runs_out_while_it_is_looked_up_is_no_defect(
         await keys.authenticate(secret)
 
 
-async def test_unknown_keys_evict_no_known_one(
+async def test_unknown_keys_do_not_evict_a_known_one(
     monkeypatch: pytest.MonkeyPatch, stored: FakeKeys
 ) -> None:
     monkeypatch.setattr(api_keys, "_MAX_CACHED_KEYS", 10)

@@ -1,4 +1,4 @@
-"""From an `authorization` value to the caller, and whether the host is theirs."""
+"""The caller of an `authorization` value, and the host of the caller's organization."""
 
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, frozenset())
 
 
 @pytest.mark.parametrize("value", ["Bearer abc", "bearer abc", "BEARER abc", "Bearer   abc  "])
-def test_a_bearer_token_is_found(value: str) -> None:
+def test_a_bearer_token_is_extracted(value: str) -> None:
     assert bearer_token(value) == "abc"
 
 
@@ -38,7 +38,7 @@ def test_a_bearer_token_is_found(value: str) -> None:
         f"Bearer {'a' * 16_385}",
     ],
 )
-def test_what_is_no_bearer_token_is_refused(value: str | None) -> None:
+def test_a_value_without_a_bearer_token_is_refused(value: str | None) -> None:
     with pytest.raises(Failure) as raised:
         bearer_token(value)
     assert raised.value.slug == "unauthenticated"
@@ -51,15 +51,17 @@ def stored() -> FakeKeys:
 
 
 @pytest.fixture
-def both(stored: FakeKeys, tmp_path: Path) -> Authenticator:
+def authenticator_of_both(stored: FakeKeys, tmp_path: Path) -> Authenticator:
     jwks = tmp_path / "jwks.json"
     jwks.write_text(jwk_set(RSA))
     return Authenticator(ApiKeys(stored.find), SessionTokens(JwkSet(str(jwks)), ISSUER, AUDIENCE))
 
 
-async def test_the_prefix_tells_the_kinds_apart(both: Authenticator, stored: FakeKeys) -> None:
-    by_key = await both.authenticate(f"Bearer {stored.add()}")
-    by_session = await both.authenticate(f"Bearer {token()}")
+async def test_the_prefix_selects_the_kind_of_credential(
+    authenticator_of_both: Authenticator, stored: FakeKeys
+) -> None:
+    by_key = await authenticator_of_both.authenticate(f"Bearer {stored.add()}")
+    by_session = await authenticator_of_both.authenticate(f"Bearer {token()}")
     assert (by_key.credential_kind, by_session.credential_kind) == (
         CredentialKind.API_KEY,
         CredentialKind.SESSION,
@@ -68,11 +70,11 @@ async def test_the_prefix_tells_the_kinds_apart(both: Authenticator, stored: Fak
 
 
 @pytest.mark.parametrize("bad", ["hello", "SK_abc", "pk_abc", "sk", "ey"])
-async def test_another_kind_of_token_is_refused_without_a_look(
-    both: Authenticator, stored: FakeKeys, bad: str
+async def test_another_kind_of_token_is_refused_without_a_lookup(
+    authenticator_of_both: Authenticator, stored: FakeKeys, bad: str
 ) -> None:
     with pytest.raises(Failure) as raised:
-        await both.authenticate(f"Bearer {bad}")
+        await authenticator_of_both.authenticate(f"Bearer {bad}")
     assert (raised.value.slug, stored.asked) == ("unauthenticated", [])
 
 
@@ -89,7 +91,7 @@ class Slugs:
 @pytest.mark.parametrize(
     "host", ["acme.evershell.ai", "ACME.Evershell.AI", "acme.evershell.ai:8443"]
 )
-async def test_an_organizations_own_host_is_good(host: str) -> None:
+async def test_an_organizations_own_host_is_accepted(host: str) -> None:
     await HostBinding("EverShell.ai", Slugs().find).check(CALLER, host)
 
 
@@ -114,7 +116,7 @@ async def test_another_host_is_denied(host: str) -> None:
     assert raised.value.slug == "permission_denied"
 
 
-async def test_an_organization_that_is_not_known_has_no_host() -> None:
+async def test_an_unknown_organization_has_no_host() -> None:
     stranger = Caller("org_b", "user_2", CredentialKind.SESSION, frozenset())
     with pytest.raises(Failure) as raised:
         await HostBinding("evershell.ai", Slugs().find).check(stranger, "None.evershell.ai")
@@ -134,7 +136,7 @@ async def test_a_host_name_is_looked_up_once_a_minute(monkeypatch: pytest.Monkey
     assert slugs.asked == 2
 
 
-async def test_a_name_that_runs_out_while_it_is_looked_up_is_no_defect(
+async def test_a_cached_host_name_may_expire_during_its_lookup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     timer = FakeTimer()

@@ -1,4 +1,4 @@
-"""The provider's keys: from a file or over HTTP, rotated, broken, away and back."""
+"""The provider's keys, from a file or over HTTP: rotation, broken sets and outages."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from server.core.errors import Failure, UnavailableError
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
 
 NEW = ECKey.generate_key("P-256", {"kid": "new"})
-# Unknown names have the set read again, though not more often than this.
+# A token with an unknown key id triggers a refresh of the set, at most once in this time.
 REFRESH_SECONDS = 10.0
 MAX_AGE_SECONDS = 300.0
 
@@ -31,14 +31,14 @@ class FakeTime:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
-    """The clock by which a set grows old."""
+    """The clock that measures the age of a set."""
     clock = FakeTime()
     monkeypatch.setattr(time, "monotonic", clock)
     return clock
 
 
 class CountedSet(JwkSet):
-    """Counts the reads, and may hold them up."""
+    """Counts the reads, and blocks them while `may_read` is not set."""
 
     def __init__(self, source: str) -> None:
         super().__init__(source)
@@ -81,7 +81,7 @@ async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:
     assert keys.reads == 1
 
 
-async def test_a_token_of_a_new_key_has_the_set_read_again(
+async def test_a_token_with_a_new_key_refreshes_the_set(
     keys: CountedSet, path: Path, clock: FakeTime
 ) -> None:
     verifier = sessions(keys)
@@ -92,7 +92,7 @@ async def test_a_token_of_a_new_key_has_the_set_read_again(
     await refused(verifier, token("EdDSA"))
 
 
-async def test_unknown_keys_do_not_have_the_set_read_at_every_call(
+async def test_unknown_keys_refresh_the_set_at_a_limited_rate(
     keys: CountedSet, clock: FakeTime
 ) -> None:
     verifier = sessions(keys)
@@ -104,7 +104,7 @@ async def test_unknown_keys_do_not_have_the_set_read_at_every_call(
     assert keys.reads == 2
 
 
-async def test_an_old_set_is_read_again_so_that_a_withdrawn_key_is_good_no_more(
+async def test_an_old_set_is_refreshed_so_that_a_withdrawn_key_is_refused(
     keys: CountedSet, path: Path, clock: FakeTime
 ) -> None:
     verifier = sessions(keys)
@@ -143,7 +143,7 @@ async def test_a_broken_set_does_not_replace_a_good_one(
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_a_set_that_was_never_good_is_unavailable_until_it_is(
+async def test_a_set_that_was_never_valid_is_unavailable(
     keys: CountedSet, path: Path, clock: FakeTime, broken: str
 ) -> None:
     good = path.read_text()
@@ -156,7 +156,7 @@ async def test_a_set_that_was_never_good_is_unavailable_until_it_is(
     await verifier.authenticate(token())
 
 
-async def test_a_file_that_is_gone_leaves_the_known_keys(
+async def test_a_deleted_file_leaves_the_known_keys(
     keys: CountedSet, path: Path, clock: FakeTime
 ) -> None:
     verifier = sessions(keys)
@@ -166,7 +166,7 @@ async def test_a_file_that_is_gone_leaves_the_known_keys(
     await verifier.authenticate(token(sub="user_2"))
 
 
-async def test_a_token_that_names_no_key_has_a_set_that_was_away_read_again_soon(
+async def test_a_token_without_a_key_id_refreshes_an_unavailable_set(
     path: Path, clock: FakeTime
 ) -> None:
     path.unlink()
@@ -187,7 +187,7 @@ async def test_a_token_that_names_no_key_has_a_set_that_was_away_read_again_soon
         {"kty": "RSA", "kid": 7, "n": "AQAB"},
     ],
 )
-async def test_a_key_that_is_not_understood_does_not_hide_the_others(
+async def test_an_unsupported_key_does_not_hide_the_others(
     path: Path, stranger: dict[str, object]
 ) -> None:
     """RFC 7517, section 5."""
@@ -197,7 +197,7 @@ async def test_a_key_that_is_not_understood_does_not_hide_the_others(
     await sessions(JwkSet(str(path))).authenticate(token())
 
 
-async def test_everyone_waits_for_the_first_read(keys: CountedSet) -> None:
+async def test_concurrent_calls_share_the_first_read(keys: CountedSet) -> None:
     keys.may_read.clear()
     verifier = sessions(keys)
     calls = [
@@ -212,7 +212,7 @@ async def test_everyone_waits_for_the_first_read(keys: CountedSet) -> None:
     assert keys.reads == 1
 
 
-async def test_everyone_with_a_new_key_waits_for_its_read(
+async def test_concurrent_calls_with_a_new_key_share_one_refresh(
     keys: CountedSet, path: Path, clock: FakeTime
 ) -> None:
     verifier = sessions(keys)
@@ -232,9 +232,7 @@ async def test_everyone_with_a_new_key_waits_for_its_read(
     assert keys.reads == 2
 
 
-async def test_known_keys_serve_while_the_set_is_read_again(
-    keys: CountedSet, clock: FakeTime
-) -> None:
+async def test_known_keys_work_during_a_refresh(keys: CountedSet, clock: FakeTime) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     clock.now += MAX_AGE_SECONDS + 1
@@ -248,7 +246,7 @@ async def test_known_keys_serve_while_the_set_is_read_again(
 
 
 class Provider(BaseHTTPRequestHandler):
-    """Answers with what the test says, in raw bytes."""
+    """Answers with the raw bytes that the test sets."""
 
     answer = b""
 
@@ -260,7 +258,8 @@ class Provider(BaseHTTPRequestHandler):
 
 
 def response(body: str, *, status: str = "200 OK", length: int | None = None) -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n{body}".encode()
+    declared = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {declared}\r\n\r\n{body}".encode()
 
 
 @pytest.fixture
@@ -288,7 +287,7 @@ async def test_a_set_is_read_over_http(url: str) -> None:
         response("<html>", status="404 Not Found"),
     ],
 )
-async def test_a_provider_that_answers_nonsense_is_away(
+async def test_a_provider_with_an_invalid_answer_is_unavailable(
     url: str, answer: bytes, clock: FakeTime
 ) -> None:
     Provider.answer = answer
@@ -303,7 +302,7 @@ async def test_a_provider_that_answers_nonsense_is_away(
     await verifier.authenticate(token(sub="user_2"))
 
 
-async def test_a_provider_that_is_down_is_away() -> None:
+async def test_a_provider_that_is_down_is_unavailable() -> None:
     with HTTPServer(("127.0.0.1", 0), Provider) as server:
         port = server.server_port
     with pytest.raises(UnavailableError):

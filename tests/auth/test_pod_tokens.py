@@ -1,6 +1,4 @@
-"""Tokens between the control plane and its agents: each kind opens what it is for, and nothing
-else.
-"""
+"""Tokens between the control plane and its agents: each kind opens only its own service."""
 
 import json
 import time
@@ -57,7 +55,7 @@ def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens) -> None:
     refused(tokens, tokens.signal_token("ws_1"))
 
 
-def test_a_runtime_token_is_not_for_an_agent_and_a_signal_token_is_for_one_workspace(
+def test_each_kind_of_token_has_its_own_audience(
     tokens: PodTokens,
 ) -> None:
     key = OKPKey.import_key(json.loads(public_key(KEY)))
@@ -108,14 +106,14 @@ def test_an_epoch_may_be_as_large_as_the_database_can_hold(tokens: PodTokens) ->
     assert tokens.identify(signed({**GOOD, "epoch": 2**63 - 1})).epoch == 2**63 - 1
 
 
-def test_a_good_claim_is_not(tokens: PodTokens) -> None:
+def test_a_token_with_valid_claims_is_accepted(tokens: PodTokens) -> None:
     assert tokens.identify(signed(GOOD)) == AGENT
 
 
 @pytest.mark.parametrize(
     "bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc", "WyJhbGciXQ.e30.AA"]
 )
-def test_what_is_no_token_is_refused(tokens: PodTokens, bad: str) -> None:
+def test_a_malformed_token_is_refused(tokens: PodTokens, bad: str) -> None:
     refused(tokens, bad)
 
 
@@ -127,18 +125,18 @@ def test_a_token_without_an_algorithm_is_refused(tokens: PodTokens) -> None:
     refused(tokens, f"{head}.{body}.")
 
 
-def test_a_token_nested_deeper_than_a_parser_goes_is_refused(tokens: PodTokens) -> None:
+def test_a_token_nested_too_deep_for_a_parser_is_refused(tokens: PodTokens) -> None:
     for nested in ('{"a":' + "[" * 11_000, '{"a":' * 2_000):
         head = urlsafe_b64encode(nested.encode()).decode().rstrip("=")
         refused(tokens, f"{head}.{head}.a")
 
 
-def test_the_public_half_does_not_sign() -> None:
+def test_the_public_key_cannot_sign() -> None:
     half = json.loads(public_key(KEY))
     assert "d" not in half and half["x"] == json.loads(KEY)["x"]
 
 
-def test_a_signal_token_serves_for_half_of_its_life(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_token_is_reused_for_half_of_its_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
     timer = FakeTimer()
     monkeypatch.setattr(pod_tokens, "TTLCache", partial(TTLCache, timer=timer))
     seconds = iter(range(1_000, 2_000))

@@ -1,4 +1,4 @@
-"""Session tokens: which are good, and which are not, whatever is wrong with them."""
+"""Session tokens: which are accepted, which are refused, and the cost of wrong ones."""
 
 import hmac
 import json
@@ -27,12 +27,12 @@ from server.core.errors import Failure
 from tests.auth.fake_keys import FakeTimer
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, claims, jwk_set, token
 
-# Nested deeper than a recursive parser may go.
+# Nested too deep for a recursive parser.
 DEEP_LIST = '{"a":' + "[" * 11_000
 DEEP_OBJECT = '{"a":' * 2_000
 
 
-# What PostgreSQL cannot store or index, and what nobody can see.
+# Text that PostgreSQL cannot store or index, and invisible characters.
 UNSTORABLE = [
     *(
         "a\0b",
@@ -52,7 +52,7 @@ UNSTORABLE = [
 
 @pytest.fixture
 def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
-    """The clock by which wrong signatures are forgotten."""
+    """The clock of the cache of wrong signatures."""
     timer = FakeTimer()
     monkeypatch.setattr(sessions, "TTLCache", partial(TTLCache, timer=timer))
     return timer
@@ -82,18 +82,18 @@ def encoded(part: object) -> str:
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA", "Ed25519"])
-async def test_a_good_token_is_its_user(verifier: SessionTokens, algorithm: str) -> None:
+async def test_a_valid_token_identifies_its_user(verifier: SessionTokens, algorithm: str) -> None:
     caller = await verifier.authenticate(token(algorithm))
     assert (caller.org_id, caller.actor_id, caller.user_id) == ("org_a", "user_1", "user_1")
     assert caller.credential_kind is CredentialKind.SESSION
     assert caller.scopes == {"workspace:read", "workspace:write:own"}
 
 
-async def test_a_token_for_several_audiences_is_good(verifier: SessionTokens) -> None:
+async def test_a_token_for_several_audiences_is_accepted(verifier: SessionTokens) -> None:
     await verifier.authenticate(token(aud=["other", AUDIENCE]))
 
 
-async def test_a_token_without_permissions_may_nothing(verifier: SessionTokens) -> None:
+async def test_a_token_without_permissions_has_no_scopes(verifier: SessionTokens) -> None:
     assert (await verifier.authenticate(token(permissions=None))).scopes == frozenset()
 
 
@@ -158,18 +158,20 @@ async def test_a_wrong_claim_is_refused(verifier: SessionTokens, changes: dict[s
         {"permissions": []},
     ],
 )
-async def test_an_odd_claim_is_good(verifier: SessionTokens, changes: dict[str, Any]) -> None:
+async def test_an_unusual_but_valid_claim_is_accepted(
+    verifier: SessionTokens, changes: dict[str, Any]
+) -> None:
     caller = await verifier.authenticate(token(**changes))
     assert {"sub": caller.actor_id, "org_id": caller.org_id}.items() >= {
         name: value for name, value in changes.items() if name in ("sub", "org_id")
     }.items()
 
 
-async def test_an_expired_token_is_told_so(verifier: SessionTokens) -> None:
+async def test_the_refusal_of_an_expired_token_says_expired(verifier: SessionTokens) -> None:
     assert "expired" in await refused(verifier, token(exp=int(time.time()) - LEEWAY_SECONDS - 1))
 
 
-async def test_clocks_may_differ_a_little(verifier: SessionTokens) -> None:
+async def test_clocks_may_differ_by_the_leeway(verifier: SessionTokens) -> None:
     now = int(time.time())
     await verifier.authenticate(token(exp=now - LEEWAY_SECONDS + 3))
     await verifier.authenticate(token(nbf=now + LEEWAY_SECONDS - 1))
@@ -203,14 +205,14 @@ async def test_another_algorithm_is_refused(
     )
 
 
-async def test_anothers_key_under_a_known_name_is_refused(verifier: SessionTokens) -> None:
+async def test_a_foreign_key_under_a_known_key_id_is_refused(verifier: SessionTokens) -> None:
     await refused(verifier, token("ES256", ECKey.generate_key("P-256"), kid="ec"))
 
 
 @pytest.mark.parametrize(
     ("algorithm", "kid"), [("RS256", "ec"), ("ES256", "rsa"), ("ES256", "ed"), ("EdDSA", "ec")]
 )
-async def test_a_key_of_another_kind_is_refused(
+async def test_a_key_of_another_type_is_refused(
     verifier: SessionTokens, algorithm: str, kid: str
 ) -> None:
     await refused(verifier, token(algorithm, kid=kid))
@@ -249,17 +251,17 @@ async def test_a_changed_token_is_refused(verifier: SessionTokens) -> None:
         f"{encoded(DEEP_OBJECT)}.a.b",
     ],
 )
-async def test_what_is_no_token_is_refused(verifier: SessionTokens, bad: str) -> None:
+async def test_a_malformed_token_is_refused(verifier: SessionTokens, bad: str) -> None:
     await refused(verifier, bad)
 
 
-async def test_claims_that_are_no_object_are_refused(verifier: SessionTokens) -> None:
+async def test_claims_that_are_not_an_object_are_refused(verifier: SessionTokens) -> None:
     key, header = EC, {"alg": "ES256", "kid": "ec"}
     for payload in ("[]", "7", "null", "", "{", "[" * 9_000):
         await refused(verifier, jws.serialize_compact(header, payload, key, algorithms=["ES256"]))
 
 
-async def test_a_token_that_was_verified_serves_until_it_expires(
+async def test_a_verified_token_is_cached_until_it_expires(
     verifier: SessionTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expires_at = int(time.time()) + 30
@@ -289,7 +291,7 @@ def signatures(monkeypatch: pytest.MonkeyPatch) -> CountedSignatures:
 
 
 def forged(number: int = 0) -> str:
-    """All is well with it but the signature."""
+    """A token that is valid except for its signature."""
     head, body, _ = token("EdDSA").split(".")
     return f"{head}.{body}.{urlsafe_b64encode(number.to_bytes(64, 'little')).decode().rstrip('=')}"
 
@@ -305,14 +307,14 @@ def forged(number: int = 0) -> str:
         {"permissions": 7},
     ],
 )
-async def test_what_is_cheap_to_check_is_checked_before_the_signature(
+async def test_the_claims_are_checked_before_the_signature(
     verifier: SessionTokens, signatures: CountedSignatures, changes: dict[str, Any]
 ) -> None:
     await refused(verifier, token(**changes))
     assert signatures.count == 0
 
 
-async def test_a_wrong_signature_is_remembered_for_a_while(
+async def test_a_wrong_signature_is_cached_for_10_seconds(
     verifier: SessionTokens, signatures: CountedSignatures, timer: FakeTimer
 ) -> None:
     for _ in range(3):
@@ -323,7 +325,7 @@ async def test_a_wrong_signature_is_remembered_for_a_while(
     assert signatures.count == 2
 
 
-async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
+async def test_wrong_signatures_are_limited_and_known_tokens_are_not(
     verifier: SessionTokens, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, stranger = token("EdDSA"), token("EdDSA", sub="user_2")
@@ -347,7 +349,8 @@ async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
             1,
         )
     assert signatures.count == verified
-    # Remembered, and even when it is verified again: its signature was right before.
+    # A token with a signature that was right before is accepted from the cache, and verified again
+    # when its entry expires, in spite of the limit.
     assert await verifier.authenticate(good) is caller
     much_later = time.time() + CACHE_SECONDS + 1
     with monkeypatch.context() as patched:
@@ -358,7 +361,7 @@ async def test_wrong_signatures_have_a_bounded_share_and_known_tokens_go_on(
     assert (await verifier.authenticate(stranger)).actor_id == "user_2"
 
 
-async def test_bad_tokens_evict_no_good_one(
+async def test_bad_tokens_do_not_evict_a_good_one(
     tmp_path: Path, signatures: CountedSignatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "_MAX_CACHED_TOKENS", 10)
