@@ -1,6 +1,4 @@
-"""Calls of a model behind an endpoint of the tests: one by one, or in the real loop with the real
-shell.
-"""
+"""Calls of a model at a test endpoint: one by one, or in the real loop with the real shell."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,7 +34,7 @@ async def next_reply(
 
 
 async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
-    """The reason, which names the endpoint and never the key."""
+    """The reason of a failed call. Checks that it names the endpoint and not the API key."""
     with pytest.raises(ModelFailure) as raised:
         await next_reply(server, *script, **changes)
     reason = str(raised.value)
@@ -46,7 +44,7 @@ async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
 
 
 class Run:
-    """A task in the loop, and what it has put on record."""
+    """Runs a task in the loop, and records its iterations."""
 
     def __init__(
         self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any
@@ -56,7 +54,7 @@ class Run:
             **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
         )
         self._model = model_at(server)
-        # Of the latest model call.
+        # The partial reply of the latest model call.
         self.partial = PartialReply("")
         self._tool = ShellTool(files_dir, "ws_1", 1, timeout_seconds=30)
         self.iterations: list[Any] = []

@@ -1,4 +1,4 @@
-"""An agent in this process, with the control plane of the tests."""
+"""Runs an agent in this process, with a control plane of the tests."""
 
 import asyncio
 import json

@@ -1,6 +1,4 @@
-"""A control plane of one workspace, in memory, that decides with the core; and its side of
-AgentService.
-"""
+"""A control plane of one workspace, in memory: it serves RuntimeService and calls AgentService."""
 
 import asyncio
 import json
@@ -46,7 +44,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ControlPlane(RuntimeServiceServicer):
-    """What the tests set: faults and the one task. What they read: the log of events and of calls."""
+    """Tests set its task and its faults, and read its log of events and of calls."""
 
     def __init__(self) -> None:
         self.key = OKPKey.generate_key("Ed25519")
@@ -55,15 +53,15 @@ class ControlPlane(RuntimeServiceServicer):
         self.log: list[tuple[str, TaskEvent]] = []
         self.calls: list[str] = []
         self.heartbeats: list[HeartbeatRequest] = []
-        # Each event that was sent, with the trace that it was part of.
+        # Each event that was sent, with its traceparent.
         self.traces: list[tuple[str, str]] = []
         self.address = ""
         self.fenced = False
-        # Answers every call with this.
+        # If set, every call fails with this code.
         self.refusal: grpc.StatusCode | None = None
-        # Commits that take effect and whose acknowledgement is lost.
+        # The number of further commits that take effect but lose their acknowledgement.
         self.lost_acknowledgements = 0
-        # Called, and awaited, when the reply to a call is made and not yet sent.
+        # Awaited with the call's name after its reply is made and before it is sent.
         self.before_reply: Callable[[str], Awaitable[None]] | None = None
         self._changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -84,7 +82,7 @@ class ControlPlane(RuntimeServiceServicer):
             await server.stop(grace=None)
 
     async def until(self, condition: Callable[[], object], timeout_seconds: float = 10) -> None:
-        """Waits until the condition holds; it is looked at after every call of the agent."""
+        """Waits until the condition is true. Checks it after every call of the agent."""
         async with asyncio.timeout(timeout_seconds):
             while not condition():
                 self._changed.clear()
@@ -135,7 +133,7 @@ class ControlPlane(RuntimeServiceServicer):
         return directive
 
     def _commit(self, task_id: str, event: TaskEvent) -> None:
-        """As server.core.lifecycle.commit."""
+        """Commits an event by the rules of server.core.task_lifecycle.commit."""
         if self.fenced or self.task is None or self.task.task_id != task_id:
             return
         if event.HasField("task_started") and any(
@@ -151,7 +149,7 @@ class ControlPlane(RuntimeServiceServicer):
         if event.HasField("task_ended"):
             self.task = None
 
-    # What happened
+    # The log of events
 
     def kinds(self, task_id: str) -> list[str]:
         return [str(event.WhichOneof("event")) for known, event in self.log if known == task_id]
@@ -216,7 +214,7 @@ class ControlPlane(RuntimeServiceServicer):
         force_after_seconds: float | None = None,
         traceparent: str = "",
     ) -> bool:
-        """The intent is recorded first, then the agent is signalled."""
+        """Records the intent, then signals the agent. Returns whether the agent knew the task."""
         cancellation = Cancellation(reason="enough")
         if force_after_seconds is not None:
             cancellation.force_at.FromNanoseconds(int((time.time() + force_after_seconds) * 1e9))

@@ -1,6 +1,4 @@
-"""The loop's contract, step by step, with a model, a tool and a committer that the tests hold at
-any point.
-"""
+"""The contract of the agent's loop, with a model, a tool and a committer that tests can block."""
 
 import asyncio
 import time
@@ -22,8 +20,10 @@ OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
 
 class World:
-    """Model, tool and committer in one. `at` holds what happens at the n-th call of each, before it
-    answers.
+    """The model, the tool and the committer.
+
+    Each call is a step with a name, for example "tool 2". `at` maps a step to a hook that runs
+    before the call returns.
     """
 
     name = "a model"
@@ -39,20 +39,20 @@ class World:
         self.trace: list[str] = []
         self.at: dict[str, Callable[[], Coroutine[Any, Any, object] | None]] = {}
         self.histories: list[list[ToolResult | None]] = []
-        # Of the latest model call.
+        # The partial reply of the latest model call.
         self.partial = PartialReply("")
         self.dropped = False
         self.rejects: type[Any] | None = None
 
-    async def _happen(self, what: str) -> None:
-        self.trace.append(what)
-        if (happening := self.at.get(what)) is not None and (pending := happening()) is not None:
+    async def _take_step(self, step: str) -> None:
+        self.trace.append(step)
+        if (hook := self.at.get(step)) is not None and (pending := hook()) is not None:
             await pending
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
         self.partial = partial
         self.histories.append([iteration.result for iteration in history.iterations])
-        await self._happen(f"model {len(history.iterations) + 1}")
+        await self._take_step(f"model {len(history.iterations) + 1}")
         reply = self.replies[len(history.iterations)]
         if isinstance(reply, BaseException):
             raise reply
@@ -60,12 +60,12 @@ class World:
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
         number = sum(step.startswith("tool") for step in self.trace) + 1
-        happening = asyncio.ensure_future(self._happen(f"tool {number}"))
+        running = asyncio.ensure_future(self._take_step(f"tool {number}"))
         interrupted = asyncio.ensure_future(interrupt.wait())
-        await asyncio.wait({happening, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         interrupted.cancel()
-        if not happening.done():
-            happening.cancel()
+        if not running.done():
+            running.cancel()
             return ToolResult(status=ToolStatus.INTERRUPTED, exit_code=-9, output="so far")
         result = self.results[number - 1] if self.results else OK
         if isinstance(result, BaseException):
@@ -73,7 +73,7 @@ class World:
         return result
 
     async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        await self._happen(
+        await self._take_step(
             "commit "
             + " ".join(
                 f"{type(event).__name__} {getattr(event, 'number', '')}".strip() for event in events
@@ -98,15 +98,15 @@ async def _run(world: World, task: ActiveTask, timeout_seconds: float = 60) -> T
         )
 
 
-async def _for_ever() -> None:
+async def _wait_forever() -> None:
     await asyncio.Event().wait()
 
 
-def _step(content: str = "", **changes: Any) -> ModelReply:
+def _reply(content: str = "", **changes: Any) -> ModelReply:
     return ModelReply(**{"model": "m", "content": content, "tool_call": CALL, **changes})
 
 
-STEPS = [_step(), _step(), _step("the answer", final=True)]
+REPLIES = [_reply(), _reply(), _reply("the answer", final=True)]
 
 
 @pytest.mark.parametrize(
@@ -118,19 +118,19 @@ STEPS = [_step(), _step(), _step("the answer", final=True)]
         (ToolStatus.INTERRUPTED, ""),
     ],
 )
-async def test_a_result_that_rests_on_the_last_call_needs_it_to_have_exited(
+async def test_a_result_after_the_last_call_depends_on_how_the_call_ended(
     status: ToolStatus, expected: str
 ) -> None:
     world = World(
-        [_step("said", final=True, result_after_call="done")], [ToolResult(status=status)]
+        [_reply("said", final=True, result_after_call="done")], [ToolResult(status=status)]
     )
     ending = await _run(world, _task())
     assert ending is not None
     assert ending.result == expected
 
 
-async def test_the_order_of_all_that_happens() -> None:
-    world = World(STEPS)
+async def test_the_steps_of_a_task_have_this_order() -> None:
+    world = World(REPLIES)
     ending = await _run(world, _task())
     assert ending == TaskEnded(status=TaskStatus.COMPLETED, result="the answer")
     expected = ["commit TaskStarted"]
@@ -142,8 +142,8 @@ async def test_the_order_of_all_that_happens() -> None:
     assert world.histories == [[], [OK], [OK, OK]]
 
 
-async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() -> None:
-    world = World([_step("done", tool_call=None, final=True)])
+async def test_a_final_reply_without_a_tool_call_records_none() -> None:
+    world = World([_reply("done", tool_call=None, final=True)])
     await _run(world, _task())
     started, iterated, _ending = world.committed
     assert isinstance(started, TaskStarted)
@@ -153,7 +153,7 @@ async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() ->
 
 
 @pytest.mark.parametrize(
-    ("moment", "iterations"),
+    ("step", "iterations"),
     [
         ("commit TaskStarted", 0),
         ("model 1", 1),
@@ -164,11 +164,11 @@ async def test_a_final_reply_without_a_tool_call_has_no_tool_call_on_record() ->
         ("commit IterationCompleted 2", 2),
     ],
 )
-async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(
-    moment: str, iterations: int
+async def test_a_cancellation_at_any_step_lets_only_the_current_iteration_finish(
+    step: str, iterations: int
 ) -> None:
-    world, task = World(STEPS), _task()
-    world.at[moment] = task.cancel.request
+    world, task = World(REPLIES), _task()
+    world.at[step] = task.cancel.request
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
     assert [type(event) for event in world.committed] == [
         TaskStarted,
@@ -180,33 +180,33 @@ async def test_a_cancel_at_any_moment_lets_only_the_iteration_in_flight_finish(
     ]
 
 
-@pytest.mark.parametrize("moment", ["model 3", "tool 3"])
-async def test_a_cancel_during_the_last_iteration_keeps_the_answer(moment: str) -> None:
-    world, task = World(STEPS), _task()
-    world.at[moment] = task.cancel.request
+@pytest.mark.parametrize("step", ["model 3", "tool 3"])
+async def test_a_cancellation_during_the_last_iteration_keeps_the_answer(step: str) -> None:
+    world, task = World(REPLIES), _task()
+    world.at[step] = task.cancel.request
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, result="the answer")
 
 
 async def test_too_many_iterations_fail_with_a_reason() -> None:
-    ending = await _run(World(STEPS), _task(max_iterations=2))
+    ending = await _run(World(REPLIES), _task(max_iterations=2))
     assert ending is not None
     assert (ending.status, "2" in ending.reason) == (TaskStatus.FAILED, True)
 
 
-async def test_as_many_iterations_as_allowed_are_enough() -> None:
-    ending = await _run(World(STEPS), _task(max_iterations=3))
+async def test_a_task_may_use_all_its_iterations() -> None:
+    ending = await _run(World(REPLIES), _task(max_iterations=3))
     assert ending is not None
     assert ending.status is TaskStatus.COMPLETED
 
 
-async def test_a_model_failure_is_the_reason() -> None:
-    ending = await _run(World([_step(), ModelFailure("no\0 money")]), _task())
+async def test_a_model_failure_is_the_reason_of_the_end() -> None:
+    ending = await _run(World([_reply(), ModelFailure("no\0 money")]), _task())
     assert ending == TaskEnded(status=TaskStatus.FAILED, reason="no\N{REPLACEMENT CHARACTER} money")
 
 
 @pytest.mark.parametrize("raised", [KeyError("x"), asyncio.CancelledError()])
-async def test_what_a_model_or_a_tool_raises_fails_the_task_only(raised: Any) -> None:
-    for world in (World([raised]), World(STEPS, [raised])):
+async def test_an_exception_of_a_model_or_a_tool_fails_only_the_task(raised: Any) -> None:
+    for world in (World([raised]), World(REPLIES, [raised])):
         ending = await _run(world, _task())
         assert ending is not None
         assert (ending.status, bool(ending.reason)) == (TaskStatus.FAILED, True)
@@ -214,22 +214,22 @@ async def test_what_a_model_or_a_tool_raises_fails_the_task_only(raised: Any) ->
 
 
 async def test_a_model_that_does_not_answer_fails_at_its_limit() -> None:
-    world = World(STEPS)
-    world.at["model 1"] = _for_ever
+    world = World(REPLIES)
+    world.at["model 1"] = _wait_forever
     ending = await _run(world, _task(), timeout_seconds=0.01)
     assert ending is not None
     assert (ending.status, "0.01 seconds" in ending.reason) == (TaskStatus.FAILED, True)
 
 
-async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() -> None:
-    world, task = World(STEPS), _task()
+async def test_force_interrupts_the_model_call_and_keeps_the_partial_reply() -> None:
+    world, task = World(REPLIES), _task()
 
     async def hang() -> None:
         for text in ("so ", "far\0"):
             world.partial.add(text)
         world.partial.model, world.partial.input_tokens, world.partial.output_tokens = "m-1", 5, 3
         asyncio.get_running_loop().call_soon(task.cancel.request, time.time())
-        await _for_ever()
+        await _wait_forever()
 
     world.at["model 2"] = hang
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
@@ -246,17 +246,17 @@ async def test_force_breaks_off_the_model_call_and_keeps_what_it_has_received() 
         "status": "interrupted",
     }
     assert last.payload.keys() == {"model_call"}
-    # In one commit: nothing can come between the two.
+    # Both are in one commit, so that nothing can come between them.
     assert world.trace[-1] == "commit IterationCompleted 2 TaskEnded"
 
 
 @pytest.mark.parametrize("end", ["hangs", "fails", "is cancelled from within", "does not end"])
-async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(end: str) -> None:
+async def test_force_before_any_reply_records_an_empty_model_call(end: str) -> None:
     raised = {
         "fails": ModelFailure("too late"),
         "is cancelled from within": asyncio.CancelledError(),
     }.get(end)
-    world, task = World([raised or _step()]), _task()
+    world, task = World([raised or _reply()]), _task()
 
     async def begin() -> None:
         task.cancel.request(time.time())
@@ -265,7 +265,7 @@ async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(en
                 with suppress(asyncio.CancelledError):
                     await asyncio.sleep(0.1)
         elif end == "hangs":
-            await _for_ever()
+            await _wait_forever()
 
     world.at["model 1"] = begin
     began = time.monotonic()
@@ -283,14 +283,14 @@ async def test_force_in_the_first_moment_of_a_model_call_records_an_empty_one(en
     )
 
 
-async def test_force_that_is_due_when_the_model_calls_own_limit_is_over_is_forced() -> None:
-    world, task = World(STEPS), _task()
+async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> None:
+    world, task = World(REPLIES), _task()
 
     async def hang() -> None:
-        # Due while the event loop is held, so that both times have come when it looks.
+        # Both times pass while the event loop is blocked, so it finds both timers due.
         task.cancel.request(time.time() + 0.02)
         asyncio.get_running_loop().call_soon(time.sleep, 0.05)
-        await _for_ever()
+        await _wait_forever()
 
     world.at["model 1"] = hang
     assert await _run(world, task, timeout_seconds=0.01) == TaskEnded(
@@ -310,17 +310,17 @@ async def test_a_model_call_that_fails_before_the_force_is_due_is_a_failure() ->
     assert [type(event) for event in world.committed] == [TaskStarted, TaskEnded]
 
 
-async def test_force_breaks_off_the_tool_call_and_keeps_its_output() -> None:
-    world, task = World(STEPS), _task()
+async def test_force_interrupts_the_tool_call_and_keeps_its_output() -> None:
+    world, task = World(REPLIES), _task()
 
     async def hang() -> None:
         loop = asyncio.get_running_loop()
-        # Asked for without force, then late, then at once: the earliest wins.
+        # Requested without force, then with a late deadline, then at once: the earliest applies.
         loop.call_soon(task.cancel.request)
         loop.call_soon(task.cancel.request, time.time() + 3_000)
         loop.call_later(0.001, task.cancel.request, time.time())
         loop.call_later(0.002, task.cancel.request, time.time() + 6_000)
-        await _for_ever()
+        await _wait_forever()
 
     world.at["tool 1"] = hang
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
@@ -330,77 +330,77 @@ async def test_force_breaks_off_the_tool_call_and_keeps_its_output() -> None:
     assert iterated.payload["tool_call"]["result"]["output"] == "so far"
 
 
-async def test_force_that_falls_between_the_calls_starts_no_tool() -> None:
-    world, task = World(STEPS), _task()
+async def test_force_between_the_calls_starts_no_tool() -> None:
+    world, task = World(REPLIES), _task()
     world.at["model 1"] = lambda: task.cancel.request(time.time())
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     assert "tool 1" not in world.trace
 
 
-async def test_force_after_the_iteration_has_ended_breaks_nothing_off() -> None:
-    world, task = World(STEPS), _task()
+async def test_force_after_the_end_of_the_iteration_interrupts_nothing() -> None:
+    world, task = World(REPLIES), _task()
     world.at["commit IterationCompleted 1"] = lambda: task.cancel.request(time.time())
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
 
 
-async def test_force_later_than_the_iterations_end_breaks_nothing_off() -> None:
-    world, task = World(STEPS), _task()
+async def test_force_due_after_the_end_of_the_iteration_interrupts_nothing() -> None:
+    world, task = World(REPLIES), _task()
     world.at["tool 1"] = lambda: task.cancel.request(time.time() + 3_000)
     assert await _run(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
     assert len(world.committed) == 3
 
 
 @pytest.mark.parametrize(
-    ("moment", "events"), [("commit TaskStarted", 1), ("commit IterationCompleted 2", 3)]
+    ("step", "events"), [("commit TaskStarted", 1), ("commit IterationCompleted 2", 3)]
 )
-async def test_a_task_that_the_reply_does_not_name_is_dropped(moment: str, events: int) -> None:
-    world = World(STEPS)
-    world.at[moment] = lambda: setattr(world, "dropped", True)
+async def test_a_task_that_the_reply_does_not_name_is_dropped(step: str, events: int) -> None:
+    world = World(REPLIES)
+    world.at[step] = lambda: setattr(world, "dropped", True)
     assert await _run(world, _task()) is None
     assert len(world.committed) == events
-    assert world.trace[-1] == moment
+    assert world.trace[-1] == step
 
 
-@pytest.mark.parametrize("moment", ["model 1", "tool 1"])
-async def test_given_up_it_ends_the_call_in_flight_and_commits_nothing_more(moment: str) -> None:
-    world = World(STEPS)
+@pytest.mark.parametrize("step", ["model 1", "tool 1"])
+async def test_a_cancelled_loop_ends_its_call_and_commits_nothing_more(step: str) -> None:
+    world = World(REPLIES)
     reached, ended = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:
         reached.set()
         try:
-            await _for_ever()
+            await _wait_forever()
         finally:
             ended.set()
 
-    world.at[moment] = hang
+    world.at[step] = hang
     running = asyncio.create_task(_run(world, _task()))
     await reached.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    if moment == "model 1":
+    if step == "model 1":
         assert ended.is_set()
     assert [type(event) for event in world.committed] == [TaskStarted]
 
 
 async def test_a_refused_iteration_fails_the_task() -> None:
-    world = World(STEPS)
+    world = World(REPLIES)
     world.rejects = IterationCompleted
     ending = await _run(world, _task())
     assert ending is not None
     assert ending.status is TaskStatus.FAILED
 
 
-async def test_a_task_begun_by_a_process_that_is_gone_is_not_begun_again() -> None:
-    world = World(STEPS)
+async def test_a_task_that_an_earlier_process_started_fails() -> None:
+    world = World(REPLIES)
     ending = await _run(world, _task(iterations=2))
     assert ending is not None
     assert (ending.status, world.histories) == (TaskStatus.FAILED, [])
 
 
-async def test_the_phase_is_told_whenever_it_changes() -> None:
-    world, task, phases = World([_step("x", final=True)]), _task(), list[Phase]()
+async def test_every_change_of_the_phase_is_reported() -> None:
+    world, task, phases = World([_reply("x", final=True)]), _task(), list[Phase]()
     await run_task(
         task,
         world,

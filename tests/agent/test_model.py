@@ -8,7 +8,7 @@ from server.agent.tools import ToolResult, ToolStatus
 
 
 async def _replies(description: str, *statuses: ToolStatus) -> list[ModelReply]:
-    """All replies up to the final one; the commands end with these statuses, all others exit."""
+    """All replies up to the final one. The first commands end with these statuses, others exit."""
     iterations: list[Iteration] = []
     while not iterations or not iterations[-1].reply.final:
         reply = await create_model("scripted").next(
@@ -23,7 +23,7 @@ def _commands(replies: list[ModelReply]) -> list[str]:
     return [reply.tool_call.arguments for reply in replies if reply.tool_call is not None]
 
 
-async def test_one_command_a_line_and_the_last_is_final() -> None:
+async def test_each_line_is_a_command_and_the_last_reply_is_final() -> None:
     replies = await _replies(" a \n\n b\n")
     assert _commands(replies) == ['{"command": "a"}', '{"command": "b"}']
     assert [(reply.final, reply.result_after_call) for reply in replies] == [
@@ -35,22 +35,22 @@ async def test_one_command_a_line_and_the_last_is_final() -> None:
     assert only.result_after_call == "Ran 1 command."
 
 
-async def test_nothing_is_claimed_before_it_has_run() -> None:
+async def test_the_result_counts_only_the_commands_that_exited() -> None:
     replies = await _replies("a\nb\nc", ToolStatus.TIMED_OUT)
     assert [reply.content for reply in replies] == ["", "", ""]
     assert replies[-1].result_after_call == "Ran 2 of 3 commands."
 
 
-async def test_fail_raises_its_text_when_its_turn_comes() -> None:
+async def test_a_fail_line_raises_its_text() -> None:
     with pytest.raises(ModelFailure, match=r"^broke$"):
         await _replies("a\nfail: broke\nb")
 
 
-async def test_nothing_to_run_ends_at_once() -> None:
+async def test_a_blank_script_ends_at_once() -> None:
     (only,) = await _replies(" \n")
     assert only.tool_call is None
 
 
-def test_an_unknown_model_is_named() -> None:
+def test_the_error_names_an_unknown_model() -> None:
     with pytest.raises(UnknownModelError, match="oracle"):
         create_model("oracle")

@@ -1,4 +1,4 @@
-"""The model behind an endpoint, over real HTTP, in the real loop with the real shell."""
+"""The OpenAI model over real HTTP, alone and in the real loop with the real shell."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ from tests.support.model_server import (
 
 @pytest.fixture(params=["streams", "whole"])
 def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
-    """An endpoint that streams, or one that does not know what that is."""
+    """An endpoint that streams, and one that does not support streaming."""
     with model_server(can_stream=request.param == "streams") as running:
         yield running
 
@@ -68,7 +68,7 @@ async def test_a_task_with_tool_calls_runs_to_its_answer(
     assert second_result["content"] == "Exit code 3.\none\n"
 
 
-async def test_what_is_asked_for(server: ModelServer) -> None:
+async def test_a_request_has_the_model_the_tool_and_the_key(server: ModelServer) -> None:
     await next_reply(server, says("done"))
     (request,) = server.requests
     assert (request["path"], request["model"], request["parallel_tool_calls"]) == (
@@ -85,7 +85,7 @@ async def test_what_is_asked_for(server: ModelServer) -> None:
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
-async def test_of_parallel_tool_calls_only_the_first_has_ever_happened(
+async def test_only_the_first_of_parallel_tool_calls_runs_and_is_in_the_history(
     server: ModelServer, tmp_path: Path
 ) -> None:
     run = Run(server, tmp_path, calls("touch a", "touch b"), says("done"))
@@ -96,7 +96,7 @@ async def test_of_parallel_tool_calls_only_the_first_has_ever_happened(
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "explanation"),
     [
         ("shell", "rm -rf", "JSON object"),
         ("shell", '{"command": 7}', "JSON object"),
@@ -110,20 +110,20 @@ async def test_of_parallel_tool_calls_only_the_first_has_ever_happened(
     ],
 )
 async def test_a_malformed_call_is_explained_to_the_model(
-    server: ModelServer, tmp_path: Path, name: str, arguments: Any, told: str
+    server: ModelServer, tmp_path: Path, name: str, arguments: Any, explanation: str
 ) -> None:
     run = Run(server, tmp_path, calls_tools((name, arguments)), says("I give up."))
     assert (await run.end()).status is TaskStatus.COMPLETED
     assert run.iterations[0]["tool_call"]["result"]["status"] == "not_run"
     _, _, assistant, result = server.requests[1]["messages"]
-    assert told in result["content"]
+    assert explanation in result["content"]
     function = assistant["tool_calls"][0]["function"]
-    # Endpoints refuse a history with other names, and many parse the arguments.
+    # Endpoints refuse a history with invalid names, and many parse the arguments.
     assert function["name"].strip("abcdefghijklmnopqrstuvwxyz_") == "" != function["name"]
     assert isinstance(json.loads(function["arguments"]), dict)
 
 
-async def test_a_model_that_never_calls_well_ends_at_the_limit(
+async def test_a_model_with_only_malformed_calls_ends_at_the_iteration_limit(
     server: ModelServer, tmp_path: Path
 ) -> None:
     run = Run(server, tmp_path, calls_tools(("shell", "{")), max_iterations=3)
@@ -132,7 +132,7 @@ async def test_a_model_that_never_calls_well_ends_at_the_limit(
     assert "3 iterations" in ending.reason
 
 
-async def test_what_some_endpoints_do_differently(server: ModelServer) -> None:
+async def test_deviations_of_some_endpoints_are_accepted(server: ModelServer) -> None:
     odd = completes(
         {"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]},
         model=None,
@@ -149,7 +149,7 @@ async def test_what_some_endpoints_do_differently(server: ModelServer) -> None:
 
 
 @pytest.mark.parametrize("status", list(ToolStatus))
-async def test_every_result_can_be_told(server: ModelServer, status: ToolStatus) -> None:
+async def test_every_kind_of_result_has_a_message(server: ModelServer, status: ToolStatus) -> None:
     call = ToolCall(id="c", name="shell", arguments="{}")
     history = History(
         "do it",
@@ -167,7 +167,7 @@ async def test_every_result_can_be_told(server: ModelServer, status: ToolStatus)
     "usage",
     [None, {}, "much", {"prompt_tokens": None, "completion_tokens": -1}, {"prompt_tokens": 1e30}],
 )
-async def test_usage_that_is_not_counted_is_zero(server: ModelServer, usage: Any) -> None:
+async def test_usage_that_is_missing_or_invalid_is_zero(server: ModelServer, usage: Any) -> None:
     reply = await next_reply(server, says("done", usage=usage))
     assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == (
         "done",
@@ -177,7 +177,7 @@ async def test_usage_that_is_not_counted_is_zero(server: ModelServer, usage: Any
     )
 
 
-async def test_too_many_requests_are_repeated_when_the_endpoint_says(server: ModelServer) -> None:
+async def test_too_many_requests_are_retried_after_the_given_time(server: ModelServer) -> None:
     began = time.monotonic()
     reply = await next_reply(server, Answer(b"{}", 429, {"retry-after": "1"}), says("done"))
     assert (reply.content, len(server.requests)) == ("done", 2)
@@ -187,12 +187,12 @@ async def test_too_many_requests_are_repeated_when_the_endpoint_says(server: Mod
 @pytest.mark.parametrize(
     "first", [answers({}, status=500), answers({}, status=503), Answer(b'{"choices"', cut=True)]
 )
-async def test_what_passes_is_tried_again(server: ModelServer, first: Answer) -> None:
+async def test_a_transient_failure_is_retried(server: ModelServer, first: Answer) -> None:
     assert (await next_reply(server, first, says("done"))).content == "done"
     assert len(server.requests) == 2
 
 
-async def test_what_does_not_pass_ends_after_a_few_tries(server: ModelServer) -> None:
+async def test_a_lasting_failure_ends_after_four_attempts(server: ModelServer) -> None:
     reason = await failure(
         server, answers({"error": {"message": f"out of\norder for {KEY}."}}, status=500)
     )
@@ -203,7 +203,9 @@ async def test_what_does_not_pass_ends_after_a_few_tries(server: ModelServer) ->
     assert len(server.requests) == 4
 
 
-async def test_retries_stay_within_the_limit_and_the_reason_says_why(server: ModelServer) -> None:
+async def test_retries_stay_within_the_timeout_and_the_reason_has_the_last_answer(
+    server: ModelServer,
+) -> None:
     reason = await failure(
         server, answers({}, status=429, retry_after_ms="60000"), timeout_seconds=0.2
     )
@@ -212,24 +214,24 @@ async def test_retries_stay_within_the_limit_and_the_reason_says_why(server: Mod
     )
 
 
-async def test_an_endpoint_that_hangs_fails_at_the_limit(server: ModelServer) -> None:
+async def test_an_endpoint_that_hangs_fails_at_the_timeout(server: ModelServer) -> None:
     assert "did not answer within 0.2 seconds." in await failure(
         server, Answer(gate=Gate()), timeout_seconds=0.2
     )
     assert await asyncio.to_thread(server.left.wait, 10)
 
 
-async def test_a_connection_that_is_always_cut(server: ModelServer) -> None:
+async def test_a_connection_that_always_breaks_fails(server: ModelServer) -> None:
     assert "broke the connection (" in await failure(server, Answer(b"{", cut=True), max_retries=0)
 
 
-async def test_nobody_listens(server: ModelServer) -> None:
+async def test_an_endpoint_that_does_not_listen_fails(server: ModelServer) -> None:
     server.server_close()
     assert "could not be reached" in await failure(server, max_retries=1)
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "expected"),
     [
         (Answer(b"<!DOCTYPE html><html>", headers={"content-type": "text/html"}), "an HTML page"),
         (Answer(b" <HTML>"), "an HTML page"),
@@ -258,11 +260,11 @@ async def test_nobody_listens(server: ModelServer) -> None:
         (Answer(status=302), "answered HTTP 302."),
     ],
 )
-async def test_nonsense_and_refusals_fail_at_once(
-    server: ModelServer, answer: Answer, said: str
+async def test_invalid_answers_and_refusals_fail_at_once(
+    server: ModelServer, answer: Answer, expected: str
 ) -> None:
     reason = await failure(server, answer)
-    assert said in reason
+    assert expected in reason
     assert "***" not in reason
     assert len(reason) < 500
     assert len(server.requests) == 1
@@ -287,19 +289,19 @@ async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "base_url", ["localhost:1234", "ftp://host/v1", "http:///v1", "http://host:port/v1"]
 )
-def test_a_base_url_that_is_none_is_told_at_the_start(base_url: str) -> None:
+def test_an_invalid_base_url_is_refused_at_the_start(base_url: str) -> None:
     with pytest.raises(ValueError, match=r"base URL|[Pp]ort"):
         create_model("openai:test", Endpoint(base_url=base_url))
 
 
-def test_a_key_that_no_header_can_carry_is_told_at_the_start_without_it() -> None:
+def test_a_key_that_no_header_can_carry_is_refused_and_not_disclosed() -> None:
     for key in ("sk-\n1", "sk-\N{EURO SIGN}"):
         with pytest.raises(ValueError, match="characters") as error:
             create_model("openai:test", Endpoint(api_key=key))
         assert key not in str(error.value)
 
 
-async def test_no_key_is_needed_and_a_line_end_after_it_does_no_harm(server: ModelServer) -> None:
+async def test_the_key_is_optional_and_its_trailing_newline_is_removed(server: ModelServer) -> None:
     server.script.append(says("done"))
     for key in ("", f"{KEY}\n"):
         model = OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=key))
@@ -307,12 +309,12 @@ async def test_no_key_is_needed_and_a_line_end_after_it_does_no_harm(server: Mod
     assert server.headers[1]["authorization"] == f"Bearer {KEY}"
 
 
-def test_the_model_has_a_name() -> None:
+def test_an_openai_model_needs_a_name() -> None:
     with pytest.raises(UnknownModelError, match="openai:<model>"):
         create_model("openai:")
 
 
-def test_the_key_is_not_shown() -> None:
+def test_the_repr_of_settings_hides_the_key() -> None:
     assert KEY not in repr(Endpoint(api_key=KEY))
     assert KEY not in repr(
         PodSpec(
@@ -326,6 +328,9 @@ def test_the_key_is_not_shown() -> None:
     )
 
 
-def test_an_agent_that_runs_scripts_does_not_load_the_sdk() -> None:
-    program = "import sys, server.agent.program as p; p.create_model('scripted'); sys.exit('openai' in sys.modules)"
+def test_the_scripted_model_does_not_load_the_sdk() -> None:
+    program = (
+        "import sys, server.agent.program as p; p.create_model('scripted');"
+        " sys.exit('openai' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""Answers in chunks: how they are assembled, and what is kept when a call is broken off."""
+"""Streamed answers: how chunks are assembled, and what is kept of an interrupted call."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
 
 
 async def _force(run: Run, content: str) -> TaskEnded:
-    """Breaks the model call off once this much of its answer has been received."""
+    """Forces the cancellation once this much of the answer has been received."""
     ending = asyncio.create_task(run.end())
     async with asyncio.timeout(10):
         while run.partial.content != content:
@@ -55,7 +55,7 @@ async def _force(run: Run, content: str) -> TaskEnded:
     return await ending
 
 
-async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
+async def test_force_in_the_middle_of_an_answer_keeps_the_partial_answer(
     server: ModelServer, tmp_path: Path
 ) -> None:
     held = streams(
@@ -78,7 +78,7 @@ async def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
     assert len(server.requests) == 1
 
 
-async def test_force_keeps_the_tokens_that_the_endpoint_has_counted_so_far(
+async def test_force_keeps_the_token_counts_received_so_far(
     server: ModelServer, tmp_path: Path
 ) -> None:
     counts = [
@@ -91,7 +91,7 @@ async def test_force_keeps_the_tokens_that_the_endpoint_has_counted_so_far(
     assert (call["input_tokens"], call["output_tokens"]) == (11, 2)
 
 
-async def test_force_while_a_tool_call_is_being_written_runs_no_tool(
+async def test_force_during_a_streamed_tool_call_runs_no_tool(
     server: ModelServer, tmp_path: Path
 ) -> None:
     begun = _call_part('{"command": "touch ran"}', id="a", name="shell")
@@ -131,10 +131,10 @@ async def test_force_while_a_tool_call_is_being_written_runs_no_tool(
         ],
         [event_of({"content": "It is done."}), event({"choices": [{"finish_reason": "stop"}]})],
         [event_of({"content": "It is "}, ""), event_of({"content": "done."}, "stop")],
-        [event_of({"content": "It is done."}, "stop"), DONE, b"data: nonsense behind the end\n\n"],
+        [event_of({"content": "It is done."}, "stop"), DONE, b"data: nonsense after the end\n\n"],
     ],
 )
-async def test_the_chunks_make_up_the_answer(server: ModelServer, events: list[bytes]) -> None:
+async def test_chunks_are_assembled_to_the_answer(server: ModelServer, events: list[bytes]) -> None:
     reply = await next_reply(server, streams(*events))
     assert (reply.content, reply.final, reply.model, reply.is_interrupted) == (
         "It is done.",
@@ -154,11 +154,11 @@ LS = '{"command": "ls"}'
         [_call_part(None, id="a", name="shell"), _call_part(LS)],
         [_call_part(LS[:5], None, id="a", name="shell"), _call_part(LS[5:], None)],
         [_call_part({"command": "ls"}, id="a", name="shell")],
-        # Each part with the id and the name, or with an id of its own.
+        # Each part repeats the id and the name, or has an id of its own.
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="a", name="shell")],
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
         [_call_part("", id="a"), _call_part(LS, name="shell")],
-        # A second call, by its index, or by its id where all have the same index or none.
+        # A second call is recognized by its index, or by its id if the index is constant or missing.
         [
             _call_part(LS, id="a", name="shell"),
             _call_part("{", 1, id="b", name="shell"),
@@ -168,7 +168,7 @@ LS = '{"command": "ls"}'
         [_call_part(LS, None, id="a", name="shell"), _call_part("{}", None, id="b", name="shell")],
     ],
 )
-async def test_the_chunks_make_up_the_first_tool_call(
+async def test_chunks_are_assembled_to_the_first_tool_call(
     server: ModelServer, events: list[bytes]
 ) -> None:
     reply = await next_reply(server, streams(*events, event_of({}, "tool_calls"), DONE))
@@ -177,7 +177,7 @@ async def test_the_chunks_make_up_the_first_tool_call(
 
 
 @pytest.mark.parametrize(
-    ("events", "said"),
+    ("events", "expected"),
     [
         ([event_of({"content": "It is"})], "ended its answer in the middle."),
         ([b": nothing\n\n"], "ended its answer in the middle."),
@@ -197,14 +197,14 @@ async def test_the_chunks_make_up_the_first_tool_call(
         ([_call_part("x" * 600_000, id="a", name="shell")] * 2, "more than 1,048,576 bytes."),
     ],
 )
-async def test_a_stream_that_cannot_be_used_fails_at_once(
-    server: ModelServer, events: list[bytes], said: str
+async def test_an_invalid_stream_fails_at_once(
+    server: ModelServer, events: list[bytes], expected: str
 ) -> None:
-    assert said in await failure(server, streams(*events))
+    assert expected in await failure(server, streams(*events))
     assert len(server.requests) == 1
 
 
-async def test_a_stream_is_bounded_also_when_it_says_nothing(
+async def test_a_stream_without_content_is_bounded(
     server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(completion, "_MAX_STREAM_BYTES", 100_000)
@@ -215,7 +215,7 @@ async def test_a_stream_is_bounded_also_when_it_says_nothing(
         server.script.clear()
 
 
-async def test_a_connection_that_breaks_within_an_answer_is_tried_again_from_the_beginning(
+async def test_an_answer_whose_connection_breaks_is_retried_from_the_start(
     server: ModelServer,
 ) -> None:
     cut = streams(event_of({"content": "It is not"}), cut=True)
@@ -225,7 +225,7 @@ async def test_a_connection_that_breaks_within_an_answer_is_tried_again_from_the
     assert len(server.requests) == 4
 
 
-async def test_an_answer_that_does_not_end_fails_at_the_limit(server: ModelServer) -> None:
+async def test_an_answer_that_does_not_end_fails_at_the_timeout(server: ModelServer) -> None:
     reason = await failure(
         server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=0.3
     )
@@ -253,7 +253,7 @@ async def test_an_answer_that_does_not_end_fails_at_the_limit(server: ModelServe
         ([answers({"error": {"message": "You may not stream this model."}}, 400)] * 2, {}),
     ],
 )
-async def test_an_endpoint_that_refuses_to_stream_is_asked_without_from_then_on(
+async def test_an_endpoint_that_refuses_to_stream_is_not_asked_to_stream_again(
     server: ModelServer, refusals: list[Answer], last: dict[str, Any]
 ) -> None:
     server.script.extend([*refusals, calls("ls"), says("done")])
@@ -265,7 +265,7 @@ async def test_an_endpoint_that_refuses_to_stream_is_asked_without_from_then_on(
         assert {name: request[name] for name in request if name.startswith("stream")} == last
 
 
-async def test_a_refusal_that_is_of_something_else_is_not_asked_again(server: ModelServer) -> None:
+async def test_a_refusal_for_another_reason_is_not_retried(server: ModelServer) -> None:
     await failure(
         server,
         answers({"error": {"message": "the upstream endpoint does not know the model"}}, 400),

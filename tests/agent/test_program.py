@@ -1,6 +1,4 @@
-"""The whole agent over real gRPC, in this process: the real loop, shell, lease and service, with
-the control plane of the tests.
-"""
+"""The whole agent in this process over real gRPC, with a control plane of the tests."""
 
 import asyncio
 import os
@@ -19,12 +17,12 @@ from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 
-async def _ended(agent: "asyncio.Task[ExitCode]") -> ExitCode:
+async def _exit_code(agent: "asyncio.Task[ExitCode]") -> ExitCode:
     async with asyncio.timeout(10):
         return await agent
 
 
-async def _exists(path: Path) -> None:
+async def _await_file(path: Path) -> None:
     async with asyncio.timeout(10):
         while not path.exists():
             await asyncio.sleep(0.005)
@@ -53,7 +51,7 @@ async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start)
     assert first.model_call.model == "scripted"
 
 
-async def test_a_failure_is_told_in_its_own_words(
+async def test_a_failed_task_has_the_reason_of_the_model(
     control_plane: ControlPlane, start: Start
 ) -> None:
     await started(control_plane, start)
@@ -66,14 +64,14 @@ async def test_a_failure_is_told_in_its_own_words(
     assert len(control_plane.iterations("t1")) == 1
 
 
-async def test_cancel_lets_the_iteration_finish_and_the_next_task_run(
+async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await started(control_plane, start)
     agent = control_plane.agent()
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done; echo done"
     await control_plane.start_task(agent, control_plane.submit("t1", f"{wait}\necho never"))
-    await _exists(tmp_path / "begun")
+    await _await_file(tmp_path / "begun")
     await control_plane.until(
         lambda: control_plane.heartbeats and control_plane.heartbeats[-1].phase == Task.tool_call
     )
@@ -93,13 +91,13 @@ async def test_cancel_lets_the_iteration_finish_and_the_next_task_run(
     assert [i.tool_call.result.output for i in control_plane.iterations("t1")] == ["done\n"]
     assert control_plane.end("t1").status == Task.cancelled
     assert not control_plane.end("t1").forced
-    # Handed over at once, the acknowledgement of the end perhaps still under way.
+    # Sent at once, possibly before the agent has the acknowledgement of the end.
     await control_plane.start_task(agent, control_plane.submit("t2", "echo next"))
     await control_plane.until(lambda: control_plane.end("t2"))
     assert control_plane.end("t2").status == Task.completed
 
 
-async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_heard_of_the_task(
+async def test_events_carry_the_trace_of_the_last_call_for_their_task(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await started(control_plane, start)
@@ -109,15 +107,14 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
     await control_plane.start_task(
         agent, control_plane.submit("t1", f"true\n{wait}\necho never"), traceparent=first
     )
-    await _exists(tmp_path / "begun")
+    await _await_file(tmp_path / "begun")
     await control_plane.cancel_task(agent, "t1", traceparent=second)
-    # One that belongs to no trace, and one that is for another task, take nothing over.
+    # A cancellation without a trace and one of another task do not change the trace.
     await control_plane.cancel_task(agent, "t1")
     await control_plane.cancel_task(agent, "t9", traceparent=third)
     (tmp_path / "go").touch()
     await control_plane.until(lambda: control_plane.end("t1"))
-    # It is to learn of the next task from the call that has the trace, not from the reply to a
-    # heartbeat.
+    # The agent must learn of the next task from the traced call, not from a heartbeat's reply.
     heartbeats = asyncio.Event()
 
     async def hold(call: str) -> None:
@@ -125,7 +122,7 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
             await heartbeats.wait()
 
     control_plane.before_reply = hold
-    # Handed over at once, the acknowledgement of the end perhaps still under way.
+    # Sent at once, possibly before the agent has the acknowledgement of the end.
     await control_plane.start_task(agent, control_plane.submit("t2", "true"), traceparent=third)
     await control_plane.until(lambda: control_plane.end("t2"))
     heartbeats.set()
@@ -141,7 +138,7 @@ async def test_what_it_commits_is_part_of_the_trace_of_the_call_that_it_last_hea
     ]
 
 
-async def test_force_breaks_the_tool_off(
+async def test_force_interrupts_the_tool(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await started(control_plane, start)
@@ -149,7 +146,7 @@ async def test_force_breaks_the_tool_off(
     await control_plane.start_task(
         agent, control_plane.submit("t1", "echo so far; touch begun; sleep 600\necho never")
     )
-    await _exists(tmp_path / "begun")
+    await _await_file(tmp_path / "begun")
     await control_plane.cancel_task(agent, "t1", force_after_seconds=300)
     await control_plane.cancel_task(agent, "t1", force_after_seconds=0)
     await control_plane.until(lambda: control_plane.end("t1"))
@@ -163,7 +160,7 @@ async def test_force_breaks_the_tool_off(
     )
 
 
-async def test_a_cancel_that_comes_before_its_task_means_no_iteration(
+async def test_a_task_cancelled_before_it_arrives_runs_no_iteration(
     control_plane: ControlPlane, start: Start
 ) -> None:
     await started(control_plane, start)
@@ -175,7 +172,7 @@ async def test_a_cancel_that_comes_before_its_task_means_no_iteration(
     assert control_plane.end("t1").status == Task.cancelled
 
 
-async def test_a_start_that_was_lost_comes_with_the_next_reply(
+async def test_a_task_whose_start_was_lost_arrives_with_the_next_reply(
     control_plane: ControlPlane, start: Start
 ) -> None:
     control_plane.lease_ms = 1_200
@@ -208,14 +205,14 @@ async def test_another_task_is_refused_while_one_runs(
     agent = control_plane.agent()
     task = control_plane.submit("t1", "touch begun; sleep 600")
     await control_plane.start_task(agent, task)
-    await _exists(tmp_path / "begun")
+    await _await_file(tmp_path / "begun")
     other = type(task)(task_id="t2", description="true")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await control_plane.start_task(agent, other)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_lost_acknowledgements_are_made_good(
+async def test_commits_with_lost_acknowledgements_are_repeated(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await started(control_plane, start)
@@ -236,7 +233,7 @@ async def test_the_next_worker_is_tried_when_one_does_not_answer(
     await control_plane.until(lambda: control_plane.address)
 
 
-async def test_a_task_that_is_no_longer_named_is_dropped(
+async def test_a_task_that_replies_no_longer_name_is_dropped(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     control_plane.lease_ms = 1_500
@@ -245,76 +242,76 @@ async def test_a_task_that_is_no_longer_named_is_dropped(
     await control_plane.start_task(
         agent, control_plane.submit("t1", "echo $$ > begun.new; mv begun.new begun; exec sleep 600")
     )
-    await _exists(tmp_path / "begun")
+    await _await_file(tmp_path / "begun")
     control_plane.submit("t2", "true")
     await control_plane.until(lambda: control_plane.end("t2"))
     assert control_plane.kinds("t1") == ["task_started"]
-    assert not _lives(tmp_path / "begun")
+    assert not _is_alive(tmp_path / "begun")
 
 
-async def test_an_older_heartbeats_reply_does_not_drop_a_new_task(
+async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    made, send = asyncio.Event(), asyncio.Event()
+    reply_made, may_send = asyncio.Event(), asyncio.Event()
 
     async def hold(call: str) -> None:
-        if call == "Heartbeat" and not made.is_set():
-            made.set()
-            await send.wait()
+        if call == "Heartbeat" and not reply_made.is_set():
+            reply_made.set()
+            await may_send.wait()
 
     control_plane.before_reply = hold
     control_plane.lease_ms = 3_000
     await started(control_plane, start)
-    await made.wait()
+    await reply_made.wait()
     await control_plane.start_task(
         control_plane.agent(),
         control_plane.submit("t1", "touch begun; while [ ! -e go ]; do sleep 0.01; done"),
     )
-    await _exists(tmp_path / "begun")
-    beaten = len(control_plane.heartbeats)
-    send.set()
-    await control_plane.until(lambda: len(control_plane.heartbeats) > beaten)
+    await _await_file(tmp_path / "begun")
+    heartbeats = len(control_plane.heartbeats)
+    may_send.set()
+    await control_plane.until(lambda: len(control_plane.heartbeats) > heartbeats)
     (tmp_path / "go").touch()
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == Task.completed
 
 
-async def test_a_fenced_agent_ends_its_tools_and_itself(
+async def test_a_fenced_agent_ends_its_tools_and_exits(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     control_plane.lease_ms = 1_500
     agent = await started(control_plane, start)
-    await _run_for_long(control_plane, tmp_path)
+    await _start_long_task(control_plane, tmp_path)
     control_plane.fenced = True
-    assert await _ended(agent) is ExitCode.FENCED
-    assert not _lives(tmp_path / "begun")
+    assert await _exit_code(agent) is ExitCode.FENCED
+    assert not _is_alive(tmp_path / "begun")
     assert control_plane.kinds("t1") == ["task_started"]
 
 
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED]
 )
-async def test_a_token_that_is_not_taken_ends_the_agent(
+async def test_an_agent_whose_token_is_refused_exits(
     control_plane: ControlPlane, start: Start, code: grpc.StatusCode
 ) -> None:
     control_plane.refusal = code
-    assert await _ended(start([await control_plane.serve()])) is ExitCode.UNAUTHORIZED
+    assert await _exit_code(start([await control_plane.serve()])) is ExitCode.UNAUTHORIZED
 
 
-async def test_a_lease_that_cannot_be_renewed_ends_tools_and_agent_in_time(
+async def test_an_agent_that_cannot_renew_its_lease_exits_before_the_lease_ends(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     control_plane.lease_ms = 2_000
     agent = await started(control_plane, start)
-    await _run_for_long(control_plane, tmp_path)
+    await _start_long_task(control_plane, tmp_path)
     control_plane.refusal = grpc.StatusCode.UNAVAILABLE
     cut_off = time.monotonic()
-    assert await _ended(agent) is ExitCode.LEASE_OVER
+    assert await _exit_code(agent) is ExitCode.LEASE_OVER
     assert time.monotonic() - cut_off < 2.0
-    assert not _lives(tmp_path / "begun")
+    assert not _is_alive(tmp_path / "begun")
 
 
-async def test_the_lease_is_kept_by_heartbeats(control_plane: ControlPlane, start: Start) -> None:
+async def test_heartbeats_renew_the_lease(control_plane: ControlPlane, start: Start) -> None:
     control_plane.lease_ms = 300
     agent = await started(control_plane, start)
     began = time.monotonic()
@@ -323,43 +320,43 @@ async def test_the_lease_is_kept_by_heartbeats(control_plane: ControlPlane, star
     assert not agent.done()
 
 
-async def test_sigterm_ends_tools_and_agent_at_once(
+async def test_sigterm_ends_the_tools_and_the_agent(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     agent = await started(control_plane, start)
-    await _run_for_long(control_plane, tmp_path)
+    await _start_long_task(control_plane, tmp_path)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await _ended(agent) is ExitCode.STOPPED
-    assert not _lives(tmp_path / "begun")
+    assert await _exit_code(agent) is ExitCode.STOPPED
+    assert not _is_alive(tmp_path / "begun")
     assert control_plane.end("t1") is None
 
 
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED]
 )
-async def test_a_refused_commit_ends_the_agent(
+async def test_an_agent_whose_commit_is_refused_exits(
     control_plane: ControlPlane, start: Start, code: grpc.StatusCode
 ) -> None:
     agent = await started(control_plane, start)
     control_plane.refusal = code
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"))
-    assert await _ended(agent) is ExitCode.REJECTED
+    assert await _exit_code(agent) is ExitCode.REJECTED
 
 
-async def test_an_unknown_model_is_told_at_the_start(
+async def test_an_agent_with_an_unknown_model_exits_at_the_start(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await _ended(start([], model="oracle")) is ExitCode.BAD_SPEC
+    assert await _exit_code(start([], model="oracle")) is ExitCode.BAD_SPEC
     assert "oracle" in capsys.readouterr().out
 
 
-async def _run_for_long(control_plane: ControlPlane, tmp_path: Path) -> None:
+async def _start_long_task(control_plane: ControlPlane, tmp_path: Path) -> None:
     line = "echo $$ > begun.new; mv begun.new begun; exec sleep 600"
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", line))
-    await _exists(tmp_path / "begun")
+    await _await_file(tmp_path / "begun")
 
 
-def _lives(pid_file: Path) -> bool:
+def _is_alive(pid_file: Path) -> bool:
     try:
         os.kill(int(pid_file.read_text()), 0)
     except ProcessLookupError:

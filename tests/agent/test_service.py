@@ -1,4 +1,4 @@
-"""Who may call the agent."""
+"""The credentials and requests that the agent's service accepts."""
 
 import time
 
@@ -10,7 +10,7 @@ from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane, sign
 
 
-async def test_only_the_control_planes_fresh_tokens_open(
+async def test_only_a_fresh_token_of_the_control_plane_is_accepted(
     control_plane: ControlPlane, start: Start
 ) -> None:
     await started(control_plane, start)
@@ -48,7 +48,7 @@ async def test_another_epoch_is_refused(control_plane: ControlPlane, start: Star
 
 
 @pytest.mark.parametrize("method", ["StartTask", "CancelTask", "GetSession"])
-async def test_bytes_that_are_no_message_are_refused_in_the_agents_own_words(
+async def test_bytes_that_are_no_message_are_refused_with_a_plain_message(
     control_plane: ControlPlane, start: Start, method: str
 ) -> None:
     await started(control_plane, start)

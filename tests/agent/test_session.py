@@ -1,4 +1,4 @@
-"""Which task is taken into hand, and when it is dropped; the lease's arithmetic."""
+"""The session: when a task starts, is replaced or is dropped. The arithmetic of the lease."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,22 +20,22 @@ from tests.support.waiting import settle
 
 
 class Runs:
-    """Stands in for the loop: every task runs until the test lets it end."""
+    """A fake of the loop: each task runs until the test ends it."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.tasks: dict[str, ActiveTask] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.shutdown = Shutdown()
-        self.hurried = 0
+        self.early_beats = 0
         self.error: Exception | None = None
-        self.session = Session(self.run, self.shutdown, self._hurry, structlog.get_logger())
+        self.session = Session(self.run, self.shutdown, self._beat_now, structlog.get_logger())
 
-    def _hurry(self) -> None:
-        self.hurried += 1
+    def _beat_now(self) -> None:
+        self.early_beats += 1
 
     async def run(self, task: ActiveTask) -> TaskEnded | None:
-        self.begun.append(task.id)
+        self.started.append(task.id)
         self.tasks[task.id] = task
         if self.error is not None:
             raise self.error
@@ -47,7 +47,7 @@ class Runs:
         await settle()
 
 
-def _names(task_id: str, force_at: int | None = None) -> Directive:
+def _directive(task_id: str, force_at: int | None = None) -> Directive:
     task = Assignment(task_id=task_id, max_iterations=5)
     if force_at is not None:
         task.cancellation.force_at.seconds = force_at
@@ -61,26 +61,26 @@ async def runs() -> AsyncIterator[Runs]:
     await runs.session.close()
 
 
-async def test_a_task_is_begun_once_however_often_it_comes(runs: Runs) -> None:
+async def test_a_task_starts_once_however_often_it_is_named(runs: Runs) -> None:
     for _ in range(2):
         runs.session.start(Assignment(task_id="a"))
-        runs.session.apply(_names("a"), runs.session.mark())
+        runs.session.apply(_directive("a"), runs.session.mark())
     await settle()
     sent_before_its_end = runs.session.mark()
     await runs.end("a")
     runs.session.start(Assignment(task_id="a"))
-    runs.session.apply(_names("a"), sent_before_its_end)
+    runs.session.apply(_directive("a"), sent_before_its_end)
     await settle()
-    assert runs.begun == ["a"]
+    assert runs.started == ["a"]
     assert runs.session.task_id == ""
     assert not runs.shutdown.is_begun
 
 
-async def test_an_agent_whose_end_of_a_task_was_lost_ends(runs: Runs) -> None:
+async def test_an_agent_whose_end_of_a_task_was_not_committed_exits(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
     await runs.end("a")
-    runs.session.apply(_names("a"), runs.session.mark())
+    runs.session.apply(_directive("a"), runs.session.mark())
     assert (runs.shutdown.code, runs.shutdown.reason) == (
         ExitCode.CRASHED,
         "the end of task a was not committed",
@@ -94,7 +94,7 @@ async def test_an_agent_whose_end_of_a_task_was_lost_ends(runs: Runs) -> None:
         (RejectedError("too large"), ExitCode.REJECTED),
     ],
 )
-async def test_whatever_ends_the_work_on_a_task_ends_the_agent(
+async def test_an_exception_of_the_loop_ends_the_agent(
     runs: Runs, error: Exception, code: ExitCode
 ) -> None:
     runs.error = error
@@ -104,7 +104,7 @@ async def test_whatever_ends_the_work_on_a_task_ends_the_agent(
     assert error.args[-1] in runs.shutdown.reason
 
 
-async def test_an_agent_whose_log_fails_ends_rather_than_lose_its_task(runs: Runs) -> None:
+async def test_an_agent_whose_log_fails_exits(runs: Runs) -> None:
     class FullDisk:
         def info(self, event: str, **facts: object) -> None:
             raise OSError(28, "No space left on device")
@@ -118,47 +118,47 @@ async def test_an_agent_whose_log_fails_ends_rather_than_lose_its_task(runs: Run
     assert runs.shutdown.code is ExitCode.CRASHED
 
 
-async def test_only_a_reply_to_a_call_sent_later_drops_a_task(runs: Runs) -> None:
+async def test_only_a_reply_to_a_later_call_drops_a_task(runs: Runs) -> None:
     before = runs.session.mark()
     runs.session.start(Assignment(task_id="a"))
     await settle()
     runs.session.apply(Directive(), before)
-    runs.session.apply(_names("old"), before)
+    runs.session.apply(_directive("old"), before)
     await settle()
     assert runs.session.task_id == "a"
     runs.session.apply(Directive(), runs.session.mark())
     await settle()
     assert runs.session.task_id == ""
-    assert runs.begun == ["a"]
+    assert runs.started == ["a"]
 
 
-async def test_another_task_replaces_the_one_in_hand(runs: Runs) -> None:
+async def test_a_reply_that_names_another_task_replaces_the_task(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
-    runs.session.apply(_names("b", force_at=5), runs.session.mark())
+    runs.session.apply(_directive("b", force_at=5), runs.session.mark())
     await settle()
-    assert runs.begun == ["a", "b"]
+    assert runs.started == ["a", "b"]
     assert runs.tasks["b"].cancel.is_requested
 
 
-async def test_the_loop_reads_the_replies_to_its_own_commits_itself(runs: Runs) -> None:
+async def test_the_reply_to_a_commit_of_the_loop_does_not_replace_its_task(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
-    runs.session.apply(_names("b"), runs.session.mark(), "a")
+    runs.session.apply(_directive("b"), runs.session.mark(), "a")
     await settle()
     assert runs.session.task_id == "a"
     await runs.end("a")
-    assert runs.begun == ["a", "b"]
+    assert runs.started == ["a", "b"]
 
 
-async def test_a_task_that_comes_while_another_works_is_refused(runs: Runs) -> None:
+async def test_a_second_task_is_refused_while_one_runs(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
     with pytest.raises(WrongTaskError):
         runs.session.start(Assignment(task_id="b"))
 
 
-async def test_a_task_that_overtakes_the_acknowledgement_of_the_last_ones_end_is_kept(
+async def test_a_task_that_arrives_before_the_last_ends_acknowledgement_is_kept(
     runs: Runs,
 ) -> None:
     runs.session.start(Assignment(task_id="a"))
@@ -166,14 +166,14 @@ async def test_a_task_that_overtakes_the_acknowledgement_of_the_last_ones_end_is
     runs.tasks["a"].is_ending = True
     runs.session.start(Assignment(task_id="b"))
     assert runs.session.cancel("b", Cancellation())
-    # A heartbeat's reply from between the two.
+    # The reply to a heartbeat that was sent between the two tasks.
     runs.session.apply(Directive(), runs.session.mark())
     await settle()
-    assert runs.begun == ["a", "b"]
+    assert runs.started == ["a", "b"]
     assert runs.tasks["b"].cancel.is_requested
 
 
-async def test_a_cancel_is_remembered_for_a_task_that_has_not_come(runs: Runs) -> None:
+async def test_a_cancellation_is_remembered_until_its_task_arrives(runs: Runs) -> None:
     assert not runs.session.cancel("a", Cancellation())
     runs.session.start(Assignment(task_id="a"))
     runs.session.start(Assignment(task_id="a"))
@@ -185,11 +185,11 @@ async def test_a_cancel_is_remembered_for_a_task_that_has_not_come(runs: Runs) -
     assert not runs.tasks["b"].cancel.is_requested
 
 
-async def test_the_earliest_force_wins_whoever_brings_it(runs: Runs) -> None:
+async def test_the_earliest_force_deadline_applies(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
     for force_at in (900, 500, 700):
-        runs.session.apply(_names("a", force_at=force_at), runs.session.mark())
+        runs.session.apply(_directive("a", force_at=force_at), runs.session.mark())
     cancellation = Cancellation()
     cancellation.force_at.FromMilliseconds(400_500)
     assert runs.session.cancel("a", cancellation)
@@ -197,7 +197,7 @@ async def test_the_earliest_force_wins_whoever_brings_it(runs: Runs) -> None:
     assert runs.tasks["a"].cancel.force_at == 400.5
 
 
-async def test_a_thousand_other_cancels_do_not_take_the_flag_from_the_task_in_hand(
+async def test_many_other_cancellations_do_not_affect_the_running_task(
     runs: Runs,
 ) -> None:
     runs.session.start(Assignment(task_id="a"))
@@ -208,27 +208,27 @@ async def test_a_thousand_other_cancels_do_not_take_the_flag_from_the_task_in_ha
     assert runs.tasks["a"].cancel.is_requested
 
 
-async def test_fenced_ends_the_agent_and_nothing_is_taken_any_more(runs: Runs) -> None:
+async def test_a_fenced_agent_exits_and_starts_no_task(runs: Runs) -> None:
     runs.session.apply(Directive(fenced=True), runs.session.mark())
     runs.session.start(Assignment(task_id="a"))
     await settle()
-    assert (runs.shutdown.code, runs.begun) == (ExitCode.FENCED, [])
+    assert (runs.shutdown.code, runs.started) == (ExitCode.FENCED, [])
 
 
 @pytest.mark.parametrize(
     ("length", "over_after"), [(30, 24), (8, 6), (5, 3), (3, 1.5), (1, 0.5), (0.2, 0.1)]
 )
-async def test_the_lease_ends_a_margin_before_the_database_thinks_so(
+async def test_the_lease_ends_a_margin_before_it_ends_in_the_database(
     length: float, over_after: float
 ) -> None:
     now = 100.0
     lease = Lease(lambda: now)
     assert lease.remaining_seconds is None
     now = 101.0
-    # Sent a second ago.
+    # The reply to a call that was sent a second ago.
     lease.renew(100.0, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
-    # An older reply that comes late.
+    # A late reply to an older call.
     lease.renew(50.0, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
     now = 100.0 + length
@@ -236,22 +236,21 @@ async def test_the_lease_ends_a_margin_before_the_database_thinks_so(
         await lease.wait_over()
 
 
-async def test_a_cancellation_of_a_task_it_does_not_have_has_it_ask_what_it_is_to_do(
+async def test_a_cancellation_of_an_unknown_task_sends_a_heartbeat_at_once(
     runs: Runs,
 ) -> None:
     assert runs.session.cancel("t1", Cancellation()) is False
-    assert runs.hurried == 1
-    # The database holds it for this agent's after all: its end is committed, with no iteration
-    # begun.
-    runs.session.apply(_names("t1"), runs.session.mark())
+    assert runs.early_beats == 1
+    # The database does name the task, so the agent runs it to its end without an iteration.
+    runs.session.apply(_directive("t1"), runs.session.mark())
     await settle()
     assert runs.tasks["t1"].cancel.is_requested
 
 
-async def test_a_late_cancellation_of_what_it_has_ended_is_nothing_new(runs: Runs) -> None:
+async def test_a_late_cancellation_of_an_ended_task_sends_no_heartbeat(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="t1", max_iterations=5))
     await settle()
     await runs.end("t1")
-    hurried = runs.hurried
+    early_beats = runs.early_beats
     assert runs.session.cancel("t1", Cancellation()) is False
-    assert runs.hurried == hurried
+    assert runs.early_beats == early_beats

@@ -35,14 +35,14 @@ async def _run(
         return await tool.run(shell_call(command), interrupt or asyncio.Event())
 
 
-def _lives(pid_file: Path) -> bool:
+def _is_alive(pid_file: Path) -> bool:
     try:
         return psutil.Process(int(pid_file.read_text())).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-async def test_output_and_errors_in_order_and_the_exit_code(tmp_path: Path) -> None:
+async def test_a_result_has_the_output_in_order_and_the_exit_code(tmp_path: Path) -> None:
     result = await _run(tmp_path, "echo 1; echo 2 >&2; echo 3; exit 4")
     assert result == ToolResult(status=ToolStatus.EXITED, exit_code=4, output="1\n2\n3\n")
 
@@ -51,11 +51,11 @@ async def test_a_signal_is_a_negative_exit_code(tmp_path: Path) -> None:
     assert (await _run(tmp_path, "kill -TERM $$")).exit_code == -15
 
 
-async def test_runs_in_the_files_with_no_input(tmp_path: Path) -> None:
+async def test_a_command_runs_in_the_files_folder_without_input(tmp_path: Path) -> None:
     assert (await _run(tmp_path, "pwd -P; cat")).output == f"{tmp_path}\n"
 
 
-async def test_the_environment_holds_nothing_of_the_agents(
+async def test_a_command_does_not_see_the_agents_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVERSHELL_RUNTIME_TOKEN", "secret")
@@ -74,7 +74,7 @@ async def test_the_environment_holds_nothing_of_the_agents(
     assert names["EVERSHELL_EPOCH"] == "EVERSHELL_EPOCH=7"
 
 
-async def test_no_file_of_the_agent_is_open_in_the_tool(tmp_path: Path) -> None:
+async def test_a_command_inherits_no_open_file_of_the_agent(tmp_path: Path) -> None:
     kept = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(kept, True)
     try:
@@ -95,30 +95,31 @@ async def test_long_output_keeps_head_and_tail(tmp_path: Path) -> None:
     assert f"[{result.truncated_bytes} bytes" in result.output
 
 
-async def test_what_cannot_be_stored_is_replaced(tmp_path: Path) -> None:
+async def test_output_that_cannot_be_stored_is_replaced(tmp_path: Path) -> None:
     assert (
         await _run(tmp_path, r"printf 'a\000b\377c\303'")
     ).output == f"a{REPLACED}b{REPLACED}c{REPLACED}"
 
 
-async def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
+async def test_the_timeout_kills_the_whole_process_group(tmp_path: Path) -> None:
     command = "(sh -c 'echo $$ > grandchild; sleep 600' & wait) & echo begun; wait"
     result = await _run(tmp_path, command, timeout_seconds=0.3)
     assert (result.status, result.exit_code, result.output) == (ToolStatus.TIMED_OUT, -9, "begun\n")
-    await eventually_async(lambda: not _lives(tmp_path / "grandchild"))
+    await eventually_async(lambda: not _is_alive(tmp_path / "grandchild"))
 
 
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
 @pytest.mark.parametrize("start", ["setsid sh", "cd /; exec env -i setsid sh"])
-async def test_broken_off_nothing_is_left_whatever_it_has_left(
+async def test_an_interrupted_call_leaves_no_process_that_changed_its_session(
     tmp_path: Path, start: str, how: str
 ) -> None:
     own = tmp_path / "own"
-    line = f"echo so far; ({start} -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' &) ; exec sleep 600"
+    child = f"{start} -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600'"
+    line = f"echo so far; ({child} &) ; exec sleep 600"
     interrupt = asyncio.Event()
     running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
     await eventually_async((tmp_path / "own").exists)
-    assert _lives(tmp_path / "own")
+    assert _is_alive(tmp_path / "own")
     if how == "interrupt":
         interrupt.set()
         assert await running == ToolResult(
@@ -128,38 +129,39 @@ async def test_broken_off_nothing_is_left_whatever_it_has_left(
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    await eventually_async(lambda: not _lives(tmp_path / "own"))
+    await eventually_async(lambda: not _is_alive(tmp_path / "own"))
 
 
-async def test_what_has_cleared_its_environment_ends_with_its_group(tmp_path: Path) -> None:
+async def test_a_process_with_a_cleared_environment_ends_with_its_group(tmp_path: Path) -> None:
     line = "env -i /bin/sh -c 'echo $$ > own.new; mv own.new own; exec sleep 600' & wait"
     interrupt = asyncio.Event()
     running = asyncio.create_task(_run(tmp_path, line, interrupt=interrupt))
     await eventually_async((tmp_path / "own").exists)
     interrupt.set()
     assert (await running).status is ToolStatus.INTERRUPTED
-    await eventually_async(lambda: not _lives(tmp_path / "own"))
+    await eventually_async(lambda: not _is_alive(tmp_path / "own"))
 
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
 @pytest.mark.parametrize("kernel_lists_children", [True, False])
-async def test_a_process_that_has_left_everything_ends_with_its_call(
+async def test_a_fully_detached_process_ends_with_its_call(
     tmp_path: Path, end: str, kernel_lists_children: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(descendants, "_KERNEL_LISTS_CHILDREN", kernel_lists_children)
     own = tmp_path / "own"
-    left = f"(cd /; env -i setsid sh -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600' > /dev/null 2>&1 &)"
-    await _run(tmp_path, f"{left}; while [ ! -e {own} ]; do :; done; {end}")
-    await eventually_async(lambda: not _lives(own))
+    child = f"setsid sh -c 'echo $$ > {own}.new; mv {own}.new {own}; exec sleep 600'"
+    detached = f"(cd /; env -i {child} > /dev/null 2>&1 &)"
+    await _run(tmp_path, f"{detached}; while [ ! -e {own} ]; do :; done; {end}")
+    await eventually_async(lambda: not _is_alive(own))
 
 
-async def test_what_was_adopted_is_cleared_away(tmp_path: Path) -> None:
+async def test_adopted_processes_are_killed_and_reaped(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
     await _run(tmp_path, "(sh -c 'exit 0' &); (sh -c 'exit 0' &); sleep 0.1; (sleep 600 &)")
     assert set(psutil.Process().children()) <= before
 
 
-async def test_what_ends_during_the_call_takes_no_process_number(tmp_path: Path) -> None:
+async def test_a_process_that_ends_during_the_call_is_reaped(tmp_path: Path) -> None:
     interrupt = asyncio.Event()
     before = set(psutil.Process().children())
     running = asyncio.create_task(
@@ -171,7 +173,7 @@ async def test_what_ends_during_the_call_takes_no_process_number(tmp_path: Path)
     assert (await running).status is ToolStatus.INTERRUPTED
 
 
-# Each is there for a fraction of a millisecond, in a session of its own, and has a successor then.
+# Each process lives for a fraction of a millisecond, in its own session, and forks a successor.
 RELAY = """
 import os, time
 end = time.monotonic() + 20
@@ -183,7 +185,7 @@ while time.monotonic() < end:
 """
 
 
-async def test_what_flees_by_forking_is_caught(tmp_path: Path) -> None:
+async def test_a_process_that_keeps_forking_is_killed(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
     (tmp_path / "relay.py").write_text(RELAY)
     (tmp_path / "beat").touch()
@@ -198,7 +200,7 @@ async def test_what_flees_by_forking_is_caught(tmp_path: Path) -> None:
     assert set(psutil.Process().children()) <= before
 
 
-async def test_what_was_there_before_the_call_is_left_alone(tmp_path: Path) -> None:
+async def test_a_process_from_before_the_call_is_left_alone(tmp_path: Path) -> None:
     other = await asyncio.create_subprocess_exec("sleep", "600")
     try:
         await _run(tmp_path, "true")
@@ -208,7 +210,7 @@ async def test_what_was_there_before_the_call_is_left_alone(tmp_path: Path) -> N
         await other.wait()
 
 
-async def test_a_tool_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
+async def test_a_tool_that_ignores_signals_is_killed(tmp_path: Path) -> None:
     result = await _run(
         tmp_path, "trap '' TERM INT HUP; while :; do sleep 1; done", timeout_seconds=0.1
     )
@@ -216,22 +218,22 @@ async def test_a_tool_that_ignores_signals_is_ended_all_the_same(tmp_path: Path)
 
 
 @pytest.mark.parametrize("redirect", ["", ">/dev/null 2>&1"])
-async def test_a_background_child_neither_holds_the_call_nor_outlives_it(
+async def test_a_background_child_neither_blocks_nor_outlives_the_call(
     tmp_path: Path, redirect: str
 ) -> None:
     began = time.monotonic()
     result = await _run(tmp_path, f"sleep 600 {redirect} & echo $! > child; echo done")
     assert result == ToolResult(status=ToolStatus.EXITED, output="done\n")
     assert time.monotonic() - began < 5
-    await eventually_async(lambda: not _lives(tmp_path / "child"))
+    await eventually_async(lambda: not _is_alive(tmp_path / "child"))
 
 
-async def test_late_output_of_a_pipeline_is_waited_for(tmp_path: Path) -> None:
+async def test_a_call_waits_briefly_for_late_output(tmp_path: Path) -> None:
     assert (await _run(tmp_path, "(sleep 0.02; echo late) & echo early")).output == "early\nlate\n"
 
 
 @pytest.mark.parametrize("command", ["x\0y", "x" * 3_000_000, "\ud800"])
-async def test_what_cannot_be_a_command_is_not_run(tmp_path: Path, command: str) -> None:
+async def test_a_command_that_cannot_be_started_is_not_run(tmp_path: Path, command: str) -> None:
     before = psutil.Process().num_fds()
     assert (await _run(tmp_path, command)).status is ToolStatus.NOT_RUN
     assert psutil.Process().num_fds() <= before
@@ -246,9 +248,7 @@ async def test_what_cannot_be_a_command_is_not_run(tmp_path: Path, command: str)
         ToolCall(id="c", name="shell", arguments='{"command": 1}'),
     ],
 )
-async def test_a_call_that_makes_no_sense_is_told_to_the_model(
-    tmp_path: Path, call: ToolCall
-) -> None:
+async def test_a_malformed_call_is_not_run_and_is_explained(tmp_path: Path, call: ToolCall) -> None:
     result = await ShellTool(tmp_path, "ws_1", 7, 60).run(call, asyncio.Event())
     assert result.status is ToolStatus.NOT_RUN
     assert result.output
@@ -262,7 +262,7 @@ async def test_many_calls_leave_no_file_open(tmp_path: Path) -> None:
     assert psutil.Process().num_fds() <= before
 
 
-def test_a_cut_never_splits_a_character() -> None:
+def test_truncation_does_not_split_a_character() -> None:
     output = BoundedOutput()
     for _ in range(100):
         output.feed("äöü€".encode() * 1_000)
@@ -279,6 +279,6 @@ def test_output_at_the_limit_is_whole() -> None:
     assert output.finish() == ("x" * MAX_OUTPUT_BYTES, 0)
 
 
-def test_storable_text() -> None:
+def test_text_that_cannot_be_stored_is_replaced() -> None:
     assert storable("a\0b\ud800c") == f"a{REPLACED}b{REPLACED * 3}c"
     storable("\ud83d\ude00").encode()

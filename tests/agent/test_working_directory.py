@@ -1,4 +1,4 @@
-"""The shell tool in a folder that is deleted or replaced: it runs in its own folder or not at all."""
+"""The shell tool runs in its own folder or not at all, even if the folder is replaced."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from server.agent.tools import ShellTool, ToolFailure
 from tests.agent.conftest import shell_call
 
 
-async def test_without_its_folder_there_is_nothing_to_be_done(tmp_path: Path) -> None:
+async def test_a_command_is_not_run_in_a_deleted_folder(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     tool = ShellTool(files, "ws_1", 7, 60)
@@ -21,7 +21,7 @@ async def test_without_its_folder_there_is_nothing_to_be_done(tmp_path: Path) ->
 
 @pytest.mark.parametrize("by", ["link", "folder", "file"])
 @pytest.mark.parametrize("what", ["files", "."])
-async def test_in_a_folder_that_replaces_its_own_nothing_is_run(
+async def test_a_command_is_not_run_in_a_replaced_folder(
     tmp_path: Path, what: str, by: str
 ) -> None:
     pod, other = tmp_path / "pod", tmp_path / "other"
@@ -41,7 +41,7 @@ async def test_in_a_folder_that_replaces_its_own_nothing_is_run(
     assert not list(tmp_path.rglob("stray"))
 
 
-async def test_a_folder_that_is_replaced_right_before_the_command_is_not_entered(
+async def test_a_folder_replaced_just_before_the_start_is_not_entered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, other = tmp_path / "files", tmp_path / "other"
@@ -60,7 +60,7 @@ async def test_a_folder_that_is_replaced_right_before_the_command_is_not_entered
     assert (tmp_path / "moved" / "here").exists() and list(other.iterdir()) == []
 
 
-def test_a_link_is_no_working_directory(tmp_path: Path) -> None:
+def test_a_link_is_refused_as_the_working_directory(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(OSError, match="link"):
         ShellTool(tmp_path / "link", "ws_1", 7, 60)
