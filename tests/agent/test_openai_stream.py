@@ -158,7 +158,7 @@ LS = '{"command": "ls"}'
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="a", name="shell")],
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
         [_call_part("", id="a"), _call_part(LS, name="shell")],
-        # A second call is recognized by its index, or by its id if the index is constant or missing.
+        # A second call has another index, or another id if the index is constant or missing.
         [
             _call_part(LS, id="a", name="shell"),
             _call_part("{", 1, id="b", name="shell"),

@@ -240,11 +240,10 @@ def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
 
 @pytest.mark.parametrize("field", ["wait", "force_after"])
 def test_a_duration_of_zero_differs_from_no_duration(field: str) -> None:
-    def decoded(**fields: Duration) -> float | None:
-        seconds: float | None = getattr(
-            codec.decode_cancel(messages.CancelTaskRequest(workspace_id="ws_1", **fields), "req_1"),  # type: ignore[arg-type]
-            f"{field}_seconds",
-        )
+    def decoded(**fields: Any) -> float | None:
+        request = messages.CancelTaskRequest(workspace_id="ws_1", **fields)
+        cancellation = codec.decode_cancel(request, Origin("req_1"))
+        seconds: float | None = getattr(cancellation, f"{field}_seconds")
         return seconds
 
     assert decoded() is None
@@ -255,7 +254,8 @@ def test_a_duration_of_zero_differs_from_no_duration(field: str) -> None:
 @pytest.mark.parametrize("field", ["wait", "force_after"])
 @pytest.mark.parametrize("seconds", [-1, 86_401, 2**62])
 def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
-    request = messages.CancelTaskRequest(workspace_id="ws_1", **{field: Duration(seconds=seconds)})  # type: ignore[arg-type]
+    fields: dict[str, Any] = {field: Duration(seconds=seconds)}
+    request = messages.CancelTaskRequest(workspace_id="ws_1", **fields)
     with pytest.raises(Failure) as raised:
         codec.decode_cancel(request, Origin("req_1"))
     assert set(raised.value.details["fields"]) == {field}

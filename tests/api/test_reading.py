@@ -124,7 +124,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(
 async def test_slow_requests_of_a_credential_yield_to_its_other_requests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two requests are read at a time. Of five slow ones, the last two may wait when no other does."""
+    """Two requests are read at a time. The last two of five slow ones may wait undisturbed."""
     monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
     monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
     metrics = Metrics()

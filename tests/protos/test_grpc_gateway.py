@@ -1,7 +1,7 @@
-"""The google.api.http annotations would serve grpc-gateway as they serve Envoy.
+"""The google.api.http annotations work for grpc-gateway as well as for Envoy.
 
-First by the rules that google/api/http.proto and grpc-gateway state, then, where it is installed,
-by grpc-gateway itself, whose own OpenAPI document is a second opinion on ours.
+The first tests check the rules in google/api/http.proto and in grpc-gateway's documentation. The
+others run grpc-gateway, where it is installed, and compare its OpenAPI document with ours.
 """
 
 import json
@@ -31,7 +31,7 @@ PLUGIN = shutil.which("protoc-gen-openapiv2")
 
 
 def rules() -> list[tuple[Any, Any]]:
-    """Every RPC with each of its rules, additional ones too."""
+    """Each RPC with each of its rules, including additional bindings."""
     found = []
     for rpc in SERVICE.methods:
         http = rpc.GetOptions().Extensions[annotations_pb2.http]
@@ -56,30 +56,28 @@ def is_primitive(field: FieldDescriptor) -> bool:
 
 
 @pytest.mark.parametrize(("rpc", "rule"), rules(), ids=lambda value: getattr(value, "name", ""))
-def test_a_rule_keeps_the_rules(rpc: Any, rule: Any) -> None:
-    # The selector is for configuration files; one level of bindings is all there may be, and
-    # `custom` is no method of ours.
+def test_a_rule_is_valid(rpc: Any, rule: Any) -> None:
+    # Only configuration files have a selector, bindings cannot nest, and we use no `custom` method.
     assert not rule.selector
     assert all(not inner.additional_bindings for inner in rule.additional_bindings)
     assert verb(rule) in {"get", "put", "post", "delete", "patch"}
     assert TEMPLATE.fullmatch(template(rule)), template(rule)
-    # A variable is a field of the request that is neither repeated nor a message, and is there
-    # once.
+    # A variable is a field of the request that is neither repeated nor a message, and occurs once.
     fields = rpc.input_type.fields_by_name
     assert len(set(variables(rule))) == len(variables(rule))
     for name in variables(rule):
         assert is_primitive(fields[name]), name
-    # `**` would have to be the end of the path.
+    # `**` may only be the end of the path.
     assert "**" not in template(rule).removesuffix("**")
     if verb(rule) in ("get", "delete"):
         assert not rule.body
-        # What is left is the query's: no map and no list of messages fits there.
+        # The other fields are query parameters, which cannot be maps or lists of messages.
         for field in rpc.input_type.fields:
             assert field.message_type is None or not field.is_repeated
     else:
         assert rule.body == "*" or rule.body in fields
     assert not rule.response_body or rule.response_body in rpc.output_type.fields_by_name
-    # A client's stream over HTTP has no end that a proxy could wait for.
+    # A proxy cannot wait for the end of a client's stream over HTTP.
     assert not rpc.client_streaming
 
 
@@ -90,26 +88,24 @@ def matches_the_same(one: list[str], other: list[str]) -> bool:
     )
 
 
-def test_no_request_fits_two_rules() -> None:
-    """grpc-gateway takes the last of several that match, Envoy the first."""
+def test_no_request_matches_two_rules() -> None:
+    """Of several rules that match, grpc-gateway takes the last and Envoy the first."""
     for (rpc, rule), (other_rpc, other) in combinations(rules(), 2):
         if verb(rule) == verb(other):
             same = matches_the_same(template(rule).split("/")[1:], template(other).split("/")[1:])
             assert not same, (rpc.name, other_rpc.name, template(rule), template(other))
 
 
-def test_every_binding_fills_the_same_request() -> None:
-    """Each has the variables of the RPC's first one: a call that leaves one out would be about
-    nothing.
-    """
+def test_every_binding_has_the_same_variables() -> None:
+    """Each binding has the variables of the first one, without which a call has no subject."""
     for rpc, rule in rules():
         first = rpc.GetOptions().Extensions[annotations_pb2.http]
         assert set(variables(first)) <= set(variables(rule))
 
 
 @pytest.fixture(scope="module")
-def of_the_gateway(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What grpc-gateway makes of the protos: its proxy, which is thrown away, and its document."""
+def gateway_document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The OpenAPI document of grpc-gateway. Its proxy is generated, too, to see that this works."""
     if PLUGIN is None:
         pytest.skip("no grpc-gateway here; apt-get install golang-grpc-gateway")
     out = tmp_path_factory.mktemp("gateway")
@@ -117,7 +113,9 @@ def of_the_gateway(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 import sys
 sys.path.insert(0, "protos")
 import generate
-files = ",".join(f"M{{file}}=example.com/{{file.rpartition('/')[0]}}" for file in generate.proto_files())
+files = ",".join(
+    f"M{{file}}=example.com/{{file.rpartition('/')[0]}}" for file in generate.proto_files()
+)
 generate.protoc(
     "--grpc-gateway_out={out}", "--grpc-gateway_opt=standalone=true," + files,
     "--openapiv2_out={out}", "--openapiv2_opt=json_names_for_fields=false," + files,
@@ -133,38 +131,40 @@ generate.protoc(
     return loaded
 
 
-def test_the_gateway_has_the_same_operations(of_the_gateway: dict[str, Any]) -> None:
+def test_the_gateway_has_the_same_operations(gateway_document: dict[str, Any]) -> None:
     theirs = {
-        (method.upper(), path) for path, item in of_the_gateway["paths"].items() for method in item
+        (method.upper(), path)
+        for path, item in gateway_document["paths"].items()
+        for method in item
     }
     assert theirs == {(each.method, each.path) for each in operations()}
 
 
 @pytest.mark.parametrize("ours", operations(), ids=lambda each: each.described["operationId"])
-def test_the_gateway_reads_the_same_from_a_request(
-    of_the_gateway: dict[str, Any], ours: Operation
+def test_the_gateway_has_the_same_parameters(
+    gateway_document: dict[str, Any], ours: Operation
 ) -> None:
-    theirs = of_the_gateway["paths"][ours.path][ours.method.lower()]
+    theirs = gateway_document["paths"][ours.path][ours.method.lower()]
     places = {(each["name"], each["in"]) for each in theirs["parameters"] if each["in"] != "body"}
     assert places == {(each["name"], each["in"]) for each in ours.described["parameters"]}
     (body,) = [each["schema"] for each in theirs["parameters"] if each["in"] == "body"] or [{}]
     if "$ref" in body:
-        body = of_the_gateway["definitions"][body["$ref"].rpartition("/")[2]]
-    of_ours = ours.described.get("requestBody", {"content": {"application/json": {"schema": {}}}})
-    # The gateway has one body for all bindings of an RPC, without what any of them has in its path.
-    elsewhere = {
+        body = gateway_document["definitions"][body["$ref"].rpartition("/")[2]]
+    our_body = ours.described.get("requestBody", {"content": {"application/json": {"schema": {}}}})
+    # The gateway has one body for all bindings of an RPC, without the path variables of any.
+    in_a_path = {
         name
         for rpc, rule in rules()
         for name in variables(rule)
         if f"_{rpc.name}" in theirs["operationId"]
     }
-    named = of_ours["content"]["application/json"]["schema"].get("properties", {}).keys()
-    assert body.get("properties", {}).keys() == named - elsewhere
+    fields = our_body["content"]["application/json"]["schema"].get("properties", {}).keys()
+    assert body.get("properties", {}).keys() == fields - in_a_path
 
 
-def test_the_gateway_gives_fields_the_same_types(of_the_gateway: dict[str, Any]) -> None:
+def test_the_gateway_has_the_same_types(gateway_document: dict[str, Any]) -> None:
     compared = 0
-    for name, theirs in of_the_gateway["definitions"].items():
+    for name, theirs in gateway_document["definitions"].items():
         ours = resolved({"$ref": "#/components/schemas"}).get(name.removeprefix("v1"))
         if ours is not None and "properties" in ours:
             assert {field: kind(each) for field, each in theirs["properties"].items()} == {
@@ -175,7 +175,7 @@ def test_the_gateway_gives_fields_the_same_types(of_the_gateway: dict[str, Any])
 
 
 def kind(schema: dict[str, Any]) -> tuple[Any, ...]:
-    """Its type in JSON, and whether it is a string that holds something else."""
+    """The JSON type of a schema, with its format, and with the type of its items."""
     if "$ref" in schema:
         return ("ref", re.sub(r"^.*/(\w*v1)?|\.", "", schema["$ref"]))
     inner = kind(schema["items"]) if "items" in schema else ()

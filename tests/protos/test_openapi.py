@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid and says all that the protos say."""
+"""The OpenAPI document is valid and complete."""
 
 import json
 import re
@@ -28,11 +28,11 @@ RULES = {
     for value in CODES.values
     if value.number
 }
-# What no path that exists, called with its method, answers.
-ELSEWHERE = {"not_found", "method_not_allowed"}
+# The errors of a path or a method that does not exist.
+ROUTING_ERRORS = {"not_found", "method_not_allowed"}
 
 
-def of_rpc(rpc: Any) -> list[Operation]:
+def operations_of(rpc: Any) -> list[Operation]:
     """The operations of an RPC: one for each of its bindings."""
     http = rpc.GetOptions().Extensions[annotations_pb2.http]
     found = []
@@ -49,11 +49,11 @@ def test_the_document_is_valid() -> None:
     OpenAPIV31SpecValidator(document()).validate()
 
 
-def test_there_is_no_operation_that_no_rpc_has() -> None:
-    assert {each.path for rpc in SERVICE.methods for each in of_rpc(rpc)} == set(
+def test_every_operation_belongs_to_an_rpc() -> None:
+    assert {each.path for rpc in SERVICE.methods for each in operations_of(rpc)} == set(
         document()["paths"]
     )
-    assert sum(len(of_rpc(rpc)) for rpc in SERVICE.methods) == len(operations())
+    assert sum(len(operations_of(rpc)) for rpc in SERVICE.methods) == len(operations())
     names = [each.described["operationId"] for each in operations()]
     assert len(set(names)) == len(names)
 
@@ -63,20 +63,20 @@ def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
     edge = rpc.GetOptions().Extensions[workspace_service_pb2.edge]
     every = SERVICE.GetOptions().Extensions[workspace_service_pb2.every_call].errors
     slugs = {CODES.values_by_number[number].name: 0 for number in (*every, *edge.errors)}
-    for each in of_rpc(rpc):
+    for each in operations_of(rpc):
         assert each.slugs() == {slug: RULES[slug].http for slug in slugs}
         successes = {int(status) for status in each.described["responses"] if status < "400"}
         assert successes == {edge.success_status, edge.success_status_after_wait} - {0}
         assert each.described["summary"] and each.described["description"]
-    # An RPC that takes an id can meet one that is unknown.
+    # An RPC that takes an id can receive an unknown one.
     names = set(rpc.input_type.fields_by_name)
     assert ("workspace_not_found" in slugs) == ("workspace_id" in names)
     assert ("task_not_found" in slugs) == ("task_id" in names)
     if rpc.server_streaming:
-        assert "text/event-stream" in of_rpc(rpc)[0].described["responses"]["200"]["content"]
+        assert "text/event-stream" in operations_of(rpc)[0].described["responses"]["200"]["content"]
 
 
-def test_every_slug_has_an_example_and_an_operation_or_none_at_all() -> None:
+def test_every_slug_has_an_example_and_an_operation() -> None:
     examples = document()["components"]["examples"]
     assert examples.keys() == RULES.keys()
     envelope = {"$ref": "#/components/schemas/ErrorEnvelope"}
@@ -84,7 +84,7 @@ def test_every_slug_has_an_example_and_an_operation_or_none_at_all() -> None:
         validate(example["value"], envelope)
         assert example["value"]["error"]["code"] == slug
         assert example["description"]
-    assert {slug for each in operations() for slug in each.slugs()} == RULES.keys() - ELSEWHERE
+    assert {slug for each in operations() for slug in each.slugs()} == RULES.keys() - ROUTING_ERRORS
     assert resolved(envelope)["properties"]["error"]["$ref"] == "#/components/schemas/Error"
     assert document()["components"]["schemas"]["Error.ErrorCode"]["enum"] == list(RULES)
 
@@ -101,11 +101,11 @@ def test_every_field_and_every_value_is_described_as_in_the_protos() -> None:
     assert (
         "`cancelled`: Ended: a cancellation was recorded before its end." in status["description"]
     )
-    # A zero that means something is one of the values.
+    # A zero value with a meaning is one of the enum's values.
     assert "phase_unspecified" in document()["components"]["schemas"]["Task.Phase"]["enum"]
 
 
-def test_an_example_of_a_body_is_one() -> None:
+def test_the_example_of_a_body_is_valid() -> None:
     for each in operations():
         if "requestBody" in each.described:
             content = each.described["requestBody"]["content"]["application/json"]
@@ -115,7 +115,7 @@ def test_an_example_of_a_body_is_one() -> None:
             assert not in_path & set(content["schema"]["properties"])
 
 
-def test_what_protobuf_makes_of_a_message_is_what_the_schema_says() -> None:
+def test_the_json_of_a_message_matches_its_schema() -> None:
     task = task_pb2.Task(
         id="task_1",
         status=task_pb2.Task.running,
@@ -127,5 +127,5 @@ def test_what_protobuf_makes_of_a_message_is_what_the_schema_says() -> None:
         task, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     validate(json.loads(text), {"$ref": "#/components/schemas/Task"})
-    shown = json.loads(text)
-    assert isinstance(shown["usage"]["input_tokens"], str)
+    decoded = json.loads(text)
+    assert isinstance(decoded["usage"]["input_tokens"], str)

@@ -1,4 +1,4 @@
-"""Rotation, while programs append; on a full disk too."""
+"""Log rotation while programs append, on a full disk too."""
 
 import asyncio
 import os
@@ -23,8 +23,8 @@ def _no_disk_counts_as_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 0)
 
 
-def of(path: Path, max_bytes: int, files: int) -> LogFile:
-    """As an agent's: its folder is not to be a link."""
+def log_file(path: Path, max_bytes: int, files: int) -> LogFile:
+    """A log like that of an agent, whose folder must not be a link."""
     return LogFile(path.parent.parent, (path.parent.name, path.name), max_bytes, files)
 
 
@@ -40,12 +40,12 @@ def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
         for letter in b"abcd":
             output.write(bytes([letter]) * (_SIZE - 1))
             output.flush()
-            rotate([of(path, _SIZE, 3)])
+            rotate([log_file(path, _SIZE, 3)])
             assert path.stat().st_size == _SIZE - 1
             output.write(b"\n")
             output.flush()
-            rotate([of(path, _SIZE, 3)])
-            # The program goes on in the same file, from its beginning.
+            rotate([log_file(path, _SIZE, 3)])
+            # The program continues at the start of the same file.
             assert path.stat().st_size == 0
     whole = {letter: letter.encode() * (_SIZE - 1) + b"\n" for letter in "abcd"}
     assert contents(tmp_path) == {
@@ -53,20 +53,20 @@ def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
         "fleet.log.1": whole["d"],
         "fleet.log.2": whole["c"],
     }
-    # Fewer are wanted from here on.
+    # A smaller number of files applies at the next rotation.
     path.write_bytes(b"e" * _SIZE)
-    rotate([of(path, _SIZE, 1)])
+    rotate([log_file(path, _SIZE, 1)])
     assert contents(tmp_path) == {"fleet.log": b""}
 
 
-def test_of_a_file_far_beyond_its_size_the_end_is_kept(tmp_path: Path) -> None:
+def test_the_copy_of_a_file_far_above_its_limit_has_the_end(tmp_path: Path) -> None:
     path = tmp_path / "fleet.log"
     path.write_bytes(b"old" * _SIZE + b"n" * _SIZE)
-    rotate([of(path, _SIZE, 2)])
+    rotate([log_file(path, _SIZE, 2)])
     assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": b"n" * _SIZE}
 
 
-def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None:
+def test_any_program_continues_after_a_rotation(tmp_path: Path) -> None:
     path = tmp_path / "cat.log"
     with open_log(path.parent, path.name) as output:
         program = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=output)
@@ -75,8 +75,8 @@ def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None
         program.stdin.write(f"{number}".encode() * _SIZE)
         program.stdin.flush()
         eventually(lambda: path.stat().st_size == _SIZE)
-        rotate([of(path, _SIZE, 100)])
-        # No hole where the program had been.
+        rotate([log_file(path, _SIZE, 100)])
+        # The program does not continue at its old offset, so there is no hole.
         assert path.stat().st_size == 0
     program.communicate()
     copies = contents(tmp_path)
@@ -85,7 +85,7 @@ def test_a_program_of_any_kind_goes_on_behind_a_rotation(tmp_path: Path) -> None
     ]
 
 
-def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
+def test_rotation_follows_no_link_and_blocks_on_no_pipe(tmp_path: Path) -> None:
     pod, victims = tmp_path / "pod", [tmp_path / "victim", tmp_path / "other victim"]
     for victim in victims:
         victim.write_bytes(b"v" * _SIZE)
@@ -97,7 +97,7 @@ def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "log").write_bytes(b"v" * _SIZE)
     (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
     paths = [pod / "link", pod / "hard", pod / "pipe", pod / "absent", tmp_path / "linked" / "log"]
-    rotate([of(path, 1, 2) for path in paths])
+    rotate([log_file(path, 1, 2) for path in paths])
     assert all(
         victim.read_bytes() == b"v" * _SIZE for victim in [*victims, tmp_path / "elsewhere" / "log"]
     )
@@ -109,13 +109,13 @@ def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
     assert all(victim.read_bytes() == b"v" * _SIZE for victim in victims)
 
 
-def test_what_lies_in_the_way_of_a_copy_does_not_keep_the_file_from_being_emptied(
+def test_a_file_whose_copy_is_obstructed_is_truncated(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"x" * _SIZE)
     (tmp_path / "log.1" / "full").mkdir(parents=True)
-    rotate([of(path, _SIZE, 2)])
+    rotate([log_file(path, _SIZE, 2)])
     assert path.read_bytes() == b""
 
 
@@ -125,7 +125,7 @@ async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path)
     settings = Settings(state_dir=tmp_path / "state", log_max_bytes=1 << 16, log_files=4)
     agents = settings.state_dir / "fleet" / "ws_1"
     agents.mkdir(parents=True)
-    # As an operator may have it.
+    # An operator may keep the logs on another disk.
     settings.logs_dir.symlink_to(disk)
     for name in ("postgres.log", "worker-0.log"):
         (settings.logs_dir / name).write_bytes(b"x" * (1 << 16))
@@ -141,7 +141,7 @@ async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path)
     rotating.cancel()
 
 
-def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
+def test_rotation_on_a_full_disk_removes_the_oldest_copy(tmp_path: Path) -> None:
     block = os.sysconf("SC_PAGE_SIZE")
     size = 4 * block
     disk = tmp_path / "disk"
@@ -151,8 +151,8 @@ def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
             path.with_name(f"envoy.log.{number}").write_bytes(str(number).encode() * size)
         path.write_bytes(b"c" * size)
         fill(disk)
-        rotate([of(path, size, 4)])
-        # The copy needed the room of the older of the two.
+        rotate([log_file(path, size, 4)])
+        # The oldest copy was removed to make room for the new one.
         assert contents(disk) == {
             "envoy.log": b"",
             "envoy.log.1": b"c" * size,
@@ -162,8 +162,8 @@ def test_on_a_full_disk_the_oldest_copies_go_first(tmp_path: Path) -> None:
         path.with_name("envoy.log.1").unlink()
         path.with_name("envoy.log.2").unlink()
         fill(disk)
-        rotate([of(path, size, 4)])
-        # There is no room for a copy, and the file is emptied all the same.
+        rotate([log_file(path, size, 4)])
+        # There is no room for a copy, but the file is truncated.
         assert contents(disk) == {"envoy.log": b""}
 
 
@@ -173,7 +173,7 @@ def test_copies_are_removed_while_a_disk_is_full(
     disk = tmp_path / "disk"
     with small_disk(disk, 1 << 20):
         monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 1 << 16)
-        files = [of(disk / name, 1 << 19, 5) for name in ("envoy.log", "fleet.log")]
+        files = [log_file(disk / name, 1 << 19, 5) for name in ("envoy.log", "fleet.log")]
         for age, copy in enumerate(("fleet.log.1", "envoy.log.2", "envoy.log.1")):
             (disk / copy).write_bytes(b"x" * 4096)
             os.utime(disk / copy, (age, age))
@@ -182,28 +182,28 @@ def test_copies_are_removed_while_a_disk_is_full(
         rotate(files)
         assert len(contents(disk)) == 5
         fill(disk)
-        left = []
+        remaining = []
         for _ in range(4):
             with capture_logs():
                 rotate(files)
-            left.append(sorted(contents(disk)))
+            remaining.append(sorted(contents(disk)))
             fill(disk)
-        assert left[0] == ["envoy.log", "envoy.log.1", "envoy.log.2", "fleet.log"]
-        assert left[1] == ["envoy.log", "envoy.log.1", "fleet.log"]
-        assert left[2] == left[3] == ["envoy.log", "fleet.log"]
+        assert remaining[0] == ["envoy.log", "envoy.log.1", "envoy.log.2", "fleet.log"]
+        assert remaining[1] == ["envoy.log", "envoy.log.1", "fleet.log"]
+        assert remaining[2] == remaining[3] == ["envoy.log", "fleet.log"]
         assert (disk / "envoy.log").read_bytes() == b"now\n"
 
 
-async def test_a_program_starts_without_its_log_and_has_it_again_at_the_next_start(
+async def test_a_program_starts_without_its_log_and_reopens_it_at_the_next_start(
     tmp_path: Path,
 ) -> None:
     logs_dir = tmp_path / "logs"
     logs_dir.write_text("no folder")
     supervisor = Supervisor(logs_dir)
     program = Program("echo", ["/bin/sh", "-c", "echo said; exec sleep 600"])
-    with capture_logs() as said:
+    with capture_logs() as lines:
         await supervisor.start(program)
-    assert [line["event"] for line in said] == ["log_file_unavailable"]
+    assert [line["event"] for line in lines] == ["log_file_unavailable"]
     logs_dir.unlink()
     assert program.process is not None
     old = program.process

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: made, started, stopped, and cleared after it was left behind."""
+"""The embedded PostgreSQL: initialised, started, stopped, and ended when it was left over."""
 
 import asyncio
 import re
@@ -38,13 +38,15 @@ def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
-def test_its_socket_is_found_whatever_the_state_folder_is_called(tmp_path: Path, name: str) -> None:
+def test_the_name_of_the_state_folder_may_have_special_characters(
+    tmp_path: Path, name: str
+) -> None:
     made = postgres.places(tmp_path / name)
     assert name not in str(made.socket_dir)
     assert conninfo_to_dict(postgres.database_url(made.socket_dir))["host"] == str(made.socket_dir)
 
 
-def test_it_serves_utf8_on_a_socket_alone_and_stops_cleanly(
+def test_the_server_listens_only_on_a_socket_and_stops_cleanly(
     places: Places, process: subprocess.Popen[bytes]
 ) -> None:
     with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
@@ -58,7 +60,7 @@ def test_it_serves_utf8_on_a_socket_alone_and_stops_cleanly(
     assert not (places.data_dir / "postmaster.pid").exists()
 
 
-def test_a_server_left_behind_is_ended_and_the_next_one_finds_its_data(
+def test_a_leftover_server_is_stopped_and_its_data_is_kept(
     places: Places, process: subprocess.Popen[bytes]
 ) -> None:
     url = postgres.database_url(places.socket_dir)
@@ -79,7 +81,7 @@ def test_a_server_left_behind_is_ended_and_the_next_one_finds_its_data(
         again.wait(20)
 
 
-def test_a_killed_server_leaves_nothing_in_the_way(
+def test_the_processes_of_a_killed_server_end(
     places: Places, process: subprocess.Popen[bytes]
 ) -> None:
     family = psutil.Process(process.pid).children()
@@ -91,7 +93,7 @@ def test_a_killed_server_leaves_nothing_in_the_way(
     ]
 
 
-def test_a_process_of_someone_else_is_left_alone(places: Places) -> None:
+def test_a_foreign_process_with_the_recorded_pid_is_left_alone(places: Places) -> None:
     other = subprocess.Popen(["/bin/sleep", "60"], cwd=places.data_dir)
     try:
         (places.data_dir / "postmaster.pid").write_text(f"{other.pid}\n{places.data_dir}\n")
@@ -102,7 +104,7 @@ def test_a_process_of_someone_else_is_left_alone(places: Places) -> None:
         other.wait()
 
 
-def test_initialising_again_changes_nothing_and_half_a_cluster_is_made_anew(tmp_path: Path) -> None:
+def test_initialise_is_idempotent_and_replaces_an_unfinished_cluster(tmp_path: Path) -> None:
     places = postgres.places(tmp_path)
     unfinished = places.data_dir.with_name("data.unfinished")
     unfinished.mkdir()
@@ -115,7 +117,7 @@ def test_initialising_again_changes_nothing_and_half_a_cluster_is_made_anew(tmp_
     assert not (places.data_dir / "rest").exists()
 
 
-def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
+def test_a_long_path_has_a_short_private_socket(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
     before = deep.stat().st_mode
@@ -133,12 +135,12 @@ def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
         places.socket_dir.rmdir()
 
 
-async def test_waiting_for_a_server_that_does_not_come_ends(tmp_path: Path) -> None:
+async def test_the_wait_for_a_server_that_does_not_start_times_out(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         await postgres.wait_ready(postgres.database_url(tmp_path), 0.1)
 
 
-def test_a_server_of_which_a_backend_is_killed_exits(
+def test_a_server_whose_backend_is_killed_exits(
     places: Places, process: subprocess.Popen[bytes]
 ) -> None:
     with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
@@ -146,7 +148,7 @@ def test_a_server_of_which_a_backend_is_killed_exits(
         assert process.wait(20) != 0
 
 
-async def test_a_server_that_crashed_on_a_full_disk_serves_again_once_there_is_space(
+async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space(
     tmp_path: Path,
 ) -> None:
     supervisor = Supervisor(tmp_path / "logs")
@@ -169,10 +171,10 @@ async def test_a_server_that_crashed_on_a_full_disk_serves_again_once_there_is_s
                 pytest.raises(psycopg.OperationalError),
                 psycopg.connect(url, autocommit=True) as connection,
             ):
-                # The file of the write-ahead log that comes next cannot be made.
+                # PostgreSQL cannot create the next file of the write-ahead log.
                 for _ in range(3):
                     connection.execute("SELECT pg_switch_wal(), txid_current()")
-            # Its recovery has met the full disk too.
+            # Recovery failed on the full disk, too.
             log = tmp_path / "logs" / "postgres.log"
             await asyncio.to_thread(
                 eventually, lambda: re.search("FATAL: .*No space left", log.read_text())

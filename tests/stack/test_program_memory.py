@@ -1,4 +1,4 @@
-"""A program that takes too much memory ends, and starts again."""
+"""A program that exceeds its memory limit ends and is restarted."""
 
 import asyncio
 import sys
@@ -13,9 +13,9 @@ from tests.support.waiting import eventually_async
 
 LIMIT_BYTES = 96 * 2**20
 WAIT_SECONDS = 15.0
-# Each start is a line of the file `starts`.
+# Each start appends a line to the file `starts`.
 BEGIN = "import sys, time; open('{starts}', 'a').write('start\\n'); held = []"
-# A bit at a time, and never giving up: memory is refused, and it goes on.
+# Allocates in small steps, and continues when an allocation fails.
 GROWS = """
 while True:
     try:
@@ -24,7 +24,13 @@ while True:
     except MemoryError:
         time.sleep(0.1)
 """
-LEAPS = "\ntry:\n    held.append(bytearray(1 << 40 >> 8))\nfinally:\n    print(sys.exc_info()[0].__name__, flush=True)\n"
+# Allocates 4 GiB at once.
+LEAPS = """
+try:
+    held.append(bytearray(1 << 40 >> 8))
+finally:
+    print(sys.exc_info()[0].__name__, flush=True)
+"""
 STAYS = "\nheld.append(bytearray(32 << 20))\ntime.sleep(600)\n"
 
 
@@ -35,9 +41,9 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     await running.stop_all()
 
 
-async def start(supervisor: Supervisor, folder: Path, what: str) -> Path:
+async def start(supervisor: Supervisor, folder: Path, program: str) -> Path:
     starts = folder / "starts"
-    command = [sys.executable, "-c", BEGIN.format(starts=starts) + what]
+    command = [sys.executable, "-c", BEGIN.format(starts=starts) + program]
     await supervisor.start(Program("program", command))
     return starts
 
@@ -46,24 +52,26 @@ def count(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-async def test_a_program_that_grows_beyond_its_limit_ends_and_comes_back(
+async def test_a_program_that_grows_beyond_its_limit_is_restarted(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     starts = await start(supervisor, tmp_path, GROWS)
     largest = 0
 
-    def has_come_back() -> bool:
+    def has_restarted() -> bool:
         nonlocal largest
         for pid in supervisor.pids().values():
             if psutil.pid_exists(pid):
                 largest = max(largest, psutil.Process(pid).memory_info().rss)
         return count(starts) >= 3
 
-    await eventually_async(has_come_back)
-    assert largest < 1.5 * LIMIT_BYTES, "the kernel has refused it more"
+    await eventually_async(has_restarted)
+    assert largest < 1.5 * LIMIT_BYTES, "the kernel enforces the limit"
 
 
-async def test_what_is_asked_for_at_once_is_refused(supervisor: Supervisor, tmp_path: Path) -> None:
+async def test_a_single_allocation_beyond_the_limit_is_refused(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     starts = await start(supervisor, tmp_path, LEAPS)
     await eventually_async(lambda: count(starts) >= 2)
     assert "MemoryError" in (tmp_path / "logs" / "program.log").read_text()
@@ -74,7 +82,7 @@ async def test_a_program_within_its_limit_is_left_alone(
 ) -> None:
     starts = await start(supervisor, tmp_path, STAYS)
     await eventually_async(lambda: count(starts) == 1)
-    # Longer than the supervisor takes to look at it twice.
+    # The supervisor checks the memory at least twice in this time.
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(2.5):
             while count(starts) == 1:

@@ -1,4 +1,4 @@
-"""What a SIGHUP means."""
+"""SIGHUP stops a stack whose terminal was closed, and otherwise restarts it."""
 
 import fcntl
 import os
@@ -22,9 +22,10 @@ from server.stack.supervisor import Supervisor
 
 async def main():
     folder = Path(sys.argv[1])
-    rolling = RollingRestart(Supervisor(folder), EdgeProcess(Edge(1, 2, [], folder / "admin.sock"), folder / "envoy.yaml"))
+    edge = Edge(1, 2, [], folder / "admin.sock")
+    rolling = RollingRestart(Supervisor(folder), EdgeProcess(edge, folder / "envoy.yaml"))
     async def run():
-        (folder / "said").write_text("restart")
+        (folder / "action").write_text("restart")
         stopping.cancel()
     rolling.run = run
     stopping = asyncio.create_task(stop_signal())
@@ -33,26 +34,26 @@ async def main():
     print("ready", flush=True)
     await asyncio.wait((stopping,))
     if not stopping.cancelled():
-        (folder / "said").write_text("stop")
+        (folder / "action").write_text("stop")
 
 asyncio.run(main())
 """
 
 
 def take_terminal(terminal: int, *, ignores: bool) -> None:
-    """Makes it the controlling terminal of the process that begins."""
+    """Makes the terminal the controlling terminal of the new process."""
     os.setsid()
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    # The tests themselves may run under nohup, which every child inherits.
+    # The tests may run under nohup, and children inherit an ignored SIGHUP.
     signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
-    ("terminal_goes", "ignores", "said"),
+    ("closes_terminal", "ignores", "action"),
     [(True, False, "stop"), (True, True, "restart"), (False, False, "restart")],
 )
-def test_a_terminal_that_goes_stops_a_stack_and_a_signal_restarts_it(
-    tmp_path: Path, terminal_goes: bool, ignores: bool, said: str
+def test_a_closed_terminal_stops_a_stack_and_a_signal_restarts_it(
+    tmp_path: Path, closes_terminal: bool, ignores: bool, action: str
 ) -> None:
     master, terminal = os.openpty()
     program = subprocess.Popen(
@@ -66,15 +67,15 @@ def test_a_terminal_that_goes_stops_a_stack_and_a_signal_restarts_it(
     assert output is not None
     try:
         assert output.readline() == b"ready\n"
-        if terminal_goes:
+        if closes_terminal:
             os.close(master)
         else:
             program.send_signal(signal.SIGHUP)
         program.wait(LIMIT_SECONDS)
-        assert (tmp_path / "said").read_text() == said
+        assert (tmp_path / "action").read_text() == action
     finally:
         program.kill()
         program.wait()
         output.close()
-        if not terminal_goes:
+        if not closes_terminal:
             os.close(master)

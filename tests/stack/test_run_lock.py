@@ -1,4 +1,4 @@
-"""One run at a time for a state folder, and which process it is."""
+"""A state folder has one run at a time, and records its process."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from server.stack import run_lock
 from tests.support.programs import run
 
 
-def test_the_run_is_named_while_it_holds_the_folder(tmp_path: Path) -> None:
+def test_the_pid_of_a_run_is_reported_while_it_holds_the_lock(tmp_path: Path) -> None:
     assert run_lock.running_pid(tmp_path) is None
     with run_lock.exclusive(tmp_path):
-        # It handles no signals yet.
+        # The run is not reported before it handles signals.
         assert run_lock.running_pid(tmp_path) is None
         run_lock.write_pid(tmp_path)
         assert run_lock.running_pid(tmp_path) == os.getpid()
@@ -23,10 +23,10 @@ def test_the_run_is_named_while_it_holds_the_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "up.pid").exists()
 
 
-def test_what_a_killed_run_has_left_is_not_signalled(tmp_path: Path) -> None:
+def test_the_pid_of_a_killed_run_is_not_signalled(tmp_path: Path) -> None:
     with run_lock.exclusive(tmp_path):
         pass
-    # SIGHUP would end this process.
+    # The recorded pid is that of this process, which a SIGHUP would end.
     run_lock.write_pid(tmp_path)
     assert run_lock.running_pid(tmp_path) is None
     refused = run("restart", tmp_path)

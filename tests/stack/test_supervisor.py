@@ -1,4 +1,4 @@
-"""Which children the supervisor has started itself."""
+"""The supervisor retries failed starts, and tells its own children from adopted ones."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from server.fleet import processes
 from server.stack.supervisor import Program, Supervisor
 
 
-async def test_a_program_that_cannot_be_started_again_is_retried(tmp_path: Path) -> None:
+async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
     commands = iter([["/bin/true"], ["/absent"], ["/absent"], ["/bin/sleep", "600"]])
     supervisor = Supervisor(tmp_path / "logs")
     program = Program("program", lambda: next(commands))
@@ -23,25 +23,26 @@ async def test_a_program_that_cannot_be_started_again_is_retried(tmp_path: Path)
         await supervisor.stop_all()
 
 
-async def test_what_a_program_leaves_is_not_its_supervisors_own(tmp_path: Path) -> None:
+async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "logs")
-    line = f"(sleep 600 & echo $! > {tmp_path}/left.new; mv {tmp_path}/left.new {tmp_path}/left); exec sleep 600"
+    left = tmp_path / "left"
+    child = f"sleep 600 & echo $! > {left}.new; mv {left}.new {left}"
     helper = await asyncio.create_subprocess_exec("/bin/sleep", "600", stdout=subprocess.DEVNULL)
     try:
-        await supervisor.start(Program("program", ["/bin/sh", "-c", line]))
+        await supervisor.start(Program("program", ["/bin/sh", "-c", f"({child}); exec sleep 600"]))
         async with asyncio.timeout(10):
-            while not (tmp_path / "left").exists():
+            while not left.exists():
                 await asyncio.sleep(0.005)
-        left = int((tmp_path / "left").read_text())
+        leftover = int(left.read_text())
         # Other tests of this process may have left processes, too.
         async with asyncio.timeout(10):
-            while left not in (
+            while leftover not in (
                 found := {process.pid for process in processes.leftovers(supervisor.own_pids())}
             ):
                 await asyncio.sleep(0.005)
         own = {helper.pid, supervisor.pids()["program"]}
         assert own <= supervisor.own_pids() and not own & found
-        os.kill(left, signal.SIGKILL)
+        os.kill(leftover, signal.SIGKILL)
         await supervisor.stop_all()
     finally:
         helper.kill()
