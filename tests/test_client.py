@@ -1,6 +1,4 @@
-"""The client, against a fake channel and a fake clock; what only a real connection shows, against a
-real one.
-"""
+"""The client with a fake channel and a fake clock, and with real connections that fail."""
 
 import socket
 import threading
@@ -37,8 +35,9 @@ def service() -> Service:
 
 
 def start(call: Callable[..., Any], *arguments: Any, **fields: Any) -> "Future[Any]":
-    """Makes a call beside the test, which plays the service. A call that nobody answers does not
-    keep the run from ending.
+    """Makes a call in a thread, while the test acts as the service.
+
+    The thread is a daemon, so that a call without an answer does not block the exit.
     """
     made: Future[Any] = Future()
 
@@ -58,7 +57,7 @@ def failed(call: "Future[Any]") -> WorkspaceServiceError:
     return error
 
 
-def test_a_plain_cancellation_sends_the_workspace_alone(service: Service) -> None:
+def test_a_plain_cancellation_sends_only_the_workspace_id(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1")
     request, taken = service.take("CancelTask")
     reply = Reply(workspace_id="ws_1", outcome=Reply.accepted)
@@ -68,7 +67,7 @@ def test_a_plain_cancellation_sends_the_workspace_alone(service: Service) -> Non
     assert service.channel.timeouts == [TIMEOUT_SECONDS]
 
 
-def test_a_wait_comes_on_top_of_the_time_limit(service: Service) -> None:
+def test_a_wait_extends_the_timeout_of_the_call(service: Service) -> None:
     start(
         service.client.cancel_task,
         "ws_1",
@@ -93,18 +92,24 @@ def test_a_wait_comes_on_top_of_the_time_limit(service: Service) -> None:
 @pytest.mark.parametrize(
     ("rpc", "call", "request_", "reply"),
     [
-        ("SubmitTask", lambda it: it.submit_task("ws_1", "true", metadata={"a": "b"}, max_iterations=3),
-         {"workspace_id": "ws_1", "description": "true", "metadata": {"a": "b"}, "max_iterations": 3},
+        ("SubmitTask",
+         lambda client: client.submit_task("ws_1", "true", metadata={"a": "b"}, max_iterations=3),
+         {"workspace_id": "ws_1", "description": "true", "metadata": {"a": "b"},
+          "max_iterations": 3},
          workspace_service_pb2.SubmitTaskResponse(task_id="task_1")),
-        ("GetTask", lambda it: it.get_task("ws_1", "task_1"), {"workspace_id": "ws_1", "task_id": "task_1"},
-         task_pb2.Task(id="task_1")),
-        ("CreateWorkspace", lambda it: it.create_workspace("mine"), {"name": "mine"}, workspace_pb2.Workspace(id="ws_1")),
-        ("GetWorkspace", lambda it: it.get_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace(id="ws_1")),
-        ("StopWorkspace", lambda it: it.stop_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace(id="ws_1")),
-        ("ResumeWorkspace", lambda it: it.resume_workspace("ws_1"), {"workspace_id": "ws_1"}, workspace_pb2.Workspace()),
+        ("GetTask", lambda client: client.get_task("ws_1", "task_1"),
+         {"workspace_id": "ws_1", "task_id": "task_1"}, task_pb2.Task(id="task_1")),
+        ("CreateWorkspace", lambda client: client.create_workspace("mine"),
+         {"name": "mine"}, workspace_pb2.Workspace(id="ws_1")),
+        ("GetWorkspace", lambda client: client.get_workspace("ws_1"),
+         {"workspace_id": "ws_1"}, workspace_pb2.Workspace(id="ws_1")),
+        ("StopWorkspace", lambda client: client.stop_workspace("ws_1"),
+         {"workspace_id": "ws_1"}, workspace_pb2.Workspace(id="ws_1")),
+        ("ResumeWorkspace", lambda client: client.resume_workspace("ws_1"),
+         {"workspace_id": "ws_1"}, workspace_pb2.Workspace()),
     ],
 )  # fmt: skip
-def test_the_other_calls(
+def test_each_other_call_sends_its_request_and_returns_the_reply(
     service: Service, rpc: str, call: Any, request_: dict[str, Any], reply: Any
 ) -> None:
     made = start(call, service.client)
@@ -138,16 +143,19 @@ def test_tasks_are_listed_over_all_pages(service: Service) -> None:
         (errors.unauthenticated("No credential."), {}),
         (errors.permission_denied("no", ["workspace:write", "workspace:write:own"]),
          {"required": "workspace:write,workspace:write:own"}),
-        (errors.workspace_not_found("ws_1"), {"resource_type": "workspace", "resource_name": "ws_1"}),
-        (Failure("workspace_stopped", "It is stopped.", workspace_id="ws_1"), {"workspace_id": "ws_1"}),
+        (errors.workspace_not_found("ws_1"),
+         {"resource_type": "workspace", "resource_name": "ws_1"}),
+        (Failure("workspace_stopped", "It is stopped.", workspace_id="ws_1"),
+         {"workspace_id": "ws_1"}),
         (UNREACHABLE, {"workspace_id": "ws_1", "task_id": "task_1", "intent_recorded": "true"}),
-        (Failure("rate_limited", "Too many.", retry_after_seconds=0.25), {"retry_after_seconds": 0.25}),
+        (Failure("rate_limited", "Too many.", retry_after_seconds=0.25),
+         {"retry_after_seconds": 0.25}),
         (errors.unavailable(), {"retry_after_seconds": 1.0}),
         (Failure("internal", "A defect."), {}),
     ],
-    ids=lambda value: getattr(value, "code", ""),
+    ids=lambda value: getattr(value, "slug", ""),
 )  # fmt: skip
-def test_what_the_service_says_of_a_failure(
+def test_an_error_has_the_details_of_the_failure(
     service: Service, failure: Failure, details: dict[str, Any]
 ) -> None:
     call = start(service.client.cancel_task, "ws_1")
@@ -180,7 +188,7 @@ def test_what_the_service_says_of_a_failure(
         ("CANCELLED", "internal"),
     ],
 )
-def test_a_failure_without_details_is_named_after_its_code(
+def test_the_slug_of_a_failure_without_details_follows_from_its_code(
     service: Service, code: str, slug: str
 ) -> None:
     call = start(service.client.cancel_task, "ws_1")
@@ -194,7 +202,7 @@ def test_a_failure_without_details_is_named_after_its_code(
     )
 
 
-def test_details_that_contradict_the_status_are_not_believed(service: Service) -> None:
+def test_details_that_contradict_the_status_are_ignored(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].break_off(
         grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1"))
@@ -202,7 +210,7 @@ def test_details_that_contradict_the_status_are_not_believed(service: Service) -
     assert failed(call).slug == "unavailable"
 
 
-def test_a_cancellation_without_a_task_id_is_never_repeated(service: Service) -> None:
+def test_a_cancellation_without_a_task_id_is_never_retried(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1")
     service.take("CancelTask")[1].fail(errors.unavailable())
     assert failed(call).slug == "unavailable"
@@ -211,7 +219,7 @@ def test_a_cancellation_without_a_task_id_is_never_repeated(service: Service) ->
 
 
 @pytest.mark.parametrize("rpc", ["SubmitTask", "CreateWorkspace"])
-def test_what_may_have_taken_effect_is_not_repeated(service: Service, rpc: str) -> None:
+def test_a_call_that_is_not_idempotent_is_not_retried(service: Service, rpc: str) -> None:
     calls: dict[str, Callable[..., Any]] = {
         "SubmitTask": lambda: service.client.submit_task("ws_1", "true"),
         "CreateWorkspace": service.client.create_workspace,
@@ -222,7 +230,7 @@ def test_what_may_have_taken_effect_is_not_repeated(service: Service, rpc: str) 
     assert len(service.channel.timeouts) == 1
 
 
-def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_limit(
+def test_a_cancellation_with_a_task_id_is_retried_within_its_timeout(
     service: Service,
 ) -> None:
     call = start(service.client.cancel_task, "ws_1", "task_1")
@@ -232,7 +240,7 @@ def test_a_cancellation_of_one_task_is_repeated_when_asked_to_within_its_time_li
     assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 1]
 
 
-def test_too_many_calls_are_a_reason_to_wait_as_long_as_told(service: Service) -> None:
+def test_a_rate_limited_call_is_retried_after_the_given_time(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1", "task_1")
     service.take("CancelTask")[1].fail(errors.rate_limited("Too many.", 2))
     service.take("CancelTask")[1].answer(Reply(outcome=Reply.accepted))
@@ -240,7 +248,7 @@ def test_too_many_calls_are_a_reason_to_wait_as_long_as_told(service: Service) -
     assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 2]
 
 
-def test_a_cancellation_of_whatever_runs_is_not_repeated_when_there_were_too_many_calls(
+def test_a_rate_limited_cancellation_without_a_task_id_is_not_retried(
     service: Service,
 ) -> None:
     call = start(service.client.cancel_task, "ws_1")
@@ -249,14 +257,14 @@ def test_a_cancellation_of_whatever_runs_is_not_repeated_when_there_were_too_man
     assert len(service.channel.timeouts) == 1
 
 
-def test_an_unreachable_agent_is_no_reason_to_repeat(service: Service) -> None:
+def test_agent_unreachable_is_not_retried(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1", "task_1")
     service.take("CancelTask")[1].fail(UNREACHABLE)
     assert failed(call).slug == "agent_unreachable"
     assert len(service.channel.timeouts) == 1
 
 
-def test_a_read_is_repeated_a_few_times(service: Service) -> None:
+def test_a_read_is_retried_up_to_the_limit(service: Service) -> None:
     call = start(service.client.get_workspace, "ws_1")
     for _ in range(ATTEMPTS):
         service.take("GetWorkspace")[1].break_off(grpc.StatusCode.UNAVAILABLE)
@@ -265,7 +273,7 @@ def test_a_read_is_repeated_a_few_times(service: Service) -> None:
     assert len(limits) == ATTEMPTS and limits == sorted(limits, reverse=True)
 
 
-def test_a_read_is_not_repeated_when_no_time_is_left(service: Service) -> None:
+def test_a_read_is_not_retried_after_its_timeout(service: Service) -> None:
     call = start(service.client.get_task, "ws_1", "task_1")
     service.take("GetTask")[1].fail(
         Failure("unavailable", "Later.", retry_after_seconds=TIMEOUT_SECONDS)
@@ -274,7 +282,7 @@ def test_a_read_is_not_repeated_when_no_time_is_left(service: Service) -> None:
     assert len(service.channel.timeouts) == 1
 
 
-def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(
+def test_a_stream_yields_events_without_heartbeats_and_raises_its_error(
     service: Service,
 ) -> None:
     watched = service.client.watch_events("ws_1", after=3)
@@ -286,11 +294,11 @@ def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(
     )
     taken.send_response(workspace_service_pb2.WatchEventsResponse(event=event_pb2.Event(seq=4)))
     assert first.result(5).seq == 4
-    told = error_pb2.Error(
+    sent = error_pb2.Error(
         code=error_pb2.Error.unavailable, message="Try again.", request_id="request_1"
     )
-    told.details.update({"retry_after_seconds": 1})
-    taken.send_response(workspace_service_pb2.WatchEventsResponse(error=told))
+    sent.details.update({"retry_after_seconds": 1})
+    taken.send_response(workspace_service_pb2.WatchEventsResponse(error=sent))
     with pytest.raises(WorkspaceServiceError, match=r"unavailable: Try again\.") as raised:
         next(watched)
     assert (raised.value.request_id, raised.value.details) == (
@@ -300,7 +308,7 @@ def test_events_come_without_heartbeats_until_the_stream_tells_of_its_failure(
     taken.cancelled()
 
 
-def test_a_service_that_is_not_there() -> None:
+def test_a_service_that_does_not_listen_is_unavailable() -> None:
     with (
         WorkspaceClient("127.0.0.1:1", "sk_secret") as client,
         pytest.raises(WorkspaceServiceError) as raised,
@@ -313,7 +321,7 @@ def test_a_service_that_is_not_there() -> None:
     )
 
 
-def test_a_service_that_does_not_answer_in_time() -> None:
+def test_a_service_that_does_not_answer_exceeds_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with (

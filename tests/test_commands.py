@@ -1,4 +1,4 @@
-"""The command `cancel`: what it says and how it ends, for each answer. The service is played."""
+"""The commands `cancel` and `keys`: output and exit codes, with a fake of the client."""
 
 import io
 import json
@@ -31,25 +31,25 @@ READY = Ready(
 )
 
 
-class PlayedClient:
-    """Gives one answer, and keeps what it was asked."""
+class FakeClient:
+    """A client that gives one answer to cancel_task, and records its arguments."""
 
     def __init__(self, answer: Reply | WorkspaceServiceError) -> None:
         self._answer = answer
-        self.asked: tuple[Any, ...] = ()
+        self.arguments: tuple[Any, ...] = ()
 
     def __call__(self, address: str, token: str, *, credentials: object) -> WorkspaceClient:
-        self.asked = (address, token)
+        self.arguments = (address, token)
         return cast("WorkspaceClient", self)
 
-    def __enter__(self) -> "PlayedClient":
+    def __enter__(self) -> "FakeClient":
         return self
 
     def __exit__(self, *exception: object) -> None:
         pass
 
     def cancel_task(self, *arguments: Any) -> Reply:
-        self.asked += arguments
+        self.arguments += arguments
         if isinstance(self._answer, WorkspaceServiceError):
             raise self._answer
         return self._answer
@@ -57,13 +57,13 @@ class PlayedClient:
 
 def cancel(
     monkeypatch: pytest.MonkeyPatch, answer: Reply | WorkspaceServiceError, *arguments: str
-) -> tuple[Result, PlayedClient]:
-    played = PlayedClient(answer)
-    monkeypatch.setattr(client, "WorkspaceClient", played)
+) -> tuple[Result, FakeClient]:
+    fake = FakeClient(answer)
+    monkeypatch.setattr(client, "WorkspaceClient", fake)
     environment = {"TOKEN": "sk_secret", "GRPC_ADDR": "127.0.0.1:8081"}
     result = CliRunner().invoke(main, ["cancel", "ws_1", *arguments], env=environment)
     assert "sk_secret" not in result.output
-    return result, played
+    return result, fake
 
 
 def reply(
@@ -80,13 +80,15 @@ def reply(
     )
 
 
-def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accepted_cancellation_prints_requester_time_reason_and_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answer = reply(Reply.accepted, Task.running, iterations=1, phase=Task.tool_call)
-    result, played = cancel(
+    result, fake = cancel(
         monkeypatch, answer, "--task", "task_1", "--reason", "why", "--wait", "500ms"
     )
-    assert played.asked == ("127.0.0.1:8081", "sk_secret", "ws_1", "task_1", "why", 0.5, None)
-    # The wait was over before the task had ended.
+    assert fake.arguments == ("127.0.0.1:8081", "sk_secret", "ws_1", "task_1", "why", 0.5, None)
+    # The wait timed out before the end of the task.
     assert result.exit_code == 7
     assert result.stdout.splitlines() == [
         "accepted: the cancellation of task task_1 in workspace ws_1 is recorded.",
@@ -94,14 +96,16 @@ def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPat
         r"  reason     it\x1b[2J has gone wrong",
         "  task       running, 1 iteration completed, now in a tool call",
         "  waited     0.5 s; the task has not ended yet.",
-        "  next       The agent finishes its current iteration and starts no other; the task then ends cancelled.",
+        "  next       The agent finishes its current iteration and starts no other;"
+        " the task then ends cancelled.",
         '  follow     grpcurl -plaintext -H "authorization: Bearer $TOKEN" '
-        """-d '{"workspace_id": "ws_1", "task_id": "task_1"}' 127.0.0.1:8081 evershell.workspace.v1.WorkspaceService/GetTask""",
+        """-d '{"workspace_id": "ws_1", "task_id": "task_1"}' 127.0.0.1:8081 """
+        "evershell.workspace.v1.WorkspaceService/GetTask",
     ]
 
 
 @pytest.mark.parametrize(
-    ("answer", "arguments", "exit_code", "said"),
+    ("answer", "arguments", "exit_code", "expected"),
     [
         (reply(Reply.accepted, Task.running), [], 0, "the task then ends cancelled"),
         (reply(Reply.already_requested, Task.running), [], 0, "had been recorded before"),
@@ -127,12 +131,16 @@ def test_accepted_says_who_when_why_and_what_comes(monkeypatch: pytest.MonkeyPat
         ),
     ],
 )
-def test_the_exit_code_of_each_outcome(
-    monkeypatch: pytest.MonkeyPatch, answer: Reply, arguments: list[str], exit_code: int, said: str
+def test_each_outcome_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Reply,
+    arguments: list[str],
+    exit_code: int,
+    expected: str,
 ) -> None:
     result, _ = cancel(monkeypatch, answer, *arguments)
     assert result.exit_code == exit_code
-    assert said in result.stdout
+    assert expected in result.stdout
     assert result.stderr == ""
 
 
@@ -154,7 +162,7 @@ def test_the_exit_code_of_each_outcome(
         ("internal", 1),
     ],
 )
-def test_the_exit_code_of_each_failure(
+def test_each_failure_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, slug: str, exit_code: int
 ) -> None:
     result, _ = cancel(
@@ -168,7 +176,7 @@ def test_the_exit_code_of_each_failure(
     assert ("safe to repeat" in result.stderr) == (slug in ("unavailable", "deadline_exceeded"))
 
 
-def test_too_many_calls_are_told_with_when_to_call_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_limited_call_prints_when_to_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     error = WorkspaceServiceError(
         "rate_limited", "Too many.", "request_1", {"retry_after_seconds": 1.0}
     )
@@ -179,15 +187,15 @@ def test_too_many_calls_are_told_with_when_to_call_again(monkeypatch: pytest.Mon
     )
 
 
-def test_json_is_what_rest_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_output_is_the_body_of_the_rest_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = cancel(monkeypatch, reply(Reply.accepted, Task.running), "--json")
-    shown = json.loads(result.stdout)
-    assert (result.exit_code, shown["outcome"], shown["task"]["status"]) == (
+    printed = json.loads(result.stdout)
+    assert (result.exit_code, printed["outcome"], printed["task"]["status"]) == (
         0,
         "accepted",
         "running",
     )
-    assert (shown["requested_at"], shown["task"]["iterations"]) == ("2023-11-14T22:13:20Z", 0)
+    assert (printed["requested_at"], printed["task"]["iterations"]) == ("2023-11-14T22:13:20Z", 0)
     details = {"fields": {"reason": "too long"}}
     result, _ = cancel(
         monkeypatch,
@@ -205,67 +213,71 @@ def test_json_is_what_rest_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-STEERING = "\x1b[2J\x9b2J\x7f\u202e\r\n"
+CONTROL_CHARACTERS = "\x1b[2J\x9b2J\x7f\u202e\r\n"
 
 
-def test_whatever_a_service_answers_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    nasty = Task(id=STEERING, status=Task.running)
+def test_control_characters_of_an_answer_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    nasty = Task(id=CONTROL_CHARACTERS, status=Task.running)
     answer = Reply(
-        workspace_id=STEERING,
-        task_id=STEERING,
+        workspace_id=CONTROL_CHARACTERS,
+        task_id=CONTROL_CHARACTERS,
         outcome=Reply.accepted,
-        requested_by=STEERING,
-        reason=STEERING,
+        requested_by=CONTROL_CHARACTERS,
+        reason=CONTROL_CHARACTERS,
         task=nasty,
     )
     finished = Reply(
-        task_id=STEERING,
+        task_id=CONTROL_CHARACTERS,
         outcome=Reply.already_finished,
-        task=Task(status=Task.failed, reason=STEERING),
+        task=Task(status=Task.failed, reason=CONTROL_CHARACTERS),
     )
-    error = WorkspaceServiceError(STEERING, STEERING, STEERING, {"task_id": STEERING})
-    lost = WorkspaceServiceError("agent_unreachable", STEERING, STEERING, {"task_id": STEERING})
+    error = WorkspaceServiceError(
+        CONTROL_CHARACTERS, CONTROL_CHARACTERS, CONTROL_CHARACTERS, {"task_id": CONTROL_CHARACTERS}
+    )
+    lost = WorkspaceServiceError(
+        "agent_unreachable", CONTROL_CHARACTERS, CONTROL_CHARACTERS, {"task_id": CONTROL_CHARACTERS}
+    )
     for each in (
         answer,
         finished,
-        Reply(workspace_id=STEERING, outcome=Reply.no_active_task),
+        Reply(workspace_id=CONTROL_CHARACTERS, outcome=Reply.no_active_task),
         error,
         lost,
     ):
         for arguments in ((), ("--json",)):
             result, _ = cancel(monkeypatch, each, *arguments)
-            shown = result.output.replace("\n", "")
-            assert shown.isprintable(), ascii(shown)
-            assert r"\x1b[2J" in shown or r"\u001b[2J" in shown
+            printed = result.output.replace("\n", "")
+            assert printed.isprintable(), ascii(printed)
+            assert r"\x1b[2J" in printed or r"\u001b[2J" in printed
 
 
-def test_json_has_an_escape_for_every_character_that_is_not_ascii(
+def test_json_output_is_ascii(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result, _ = cancel(
         monkeypatch,
-        Reply(outcome=Reply.accepted, reason=STEERING, task=Task(status=Task.running)),
+        Reply(outcome=Reply.accepted, reason=CONTROL_CHARACTERS, task=Task(status=Task.running)),
         "--json",
     )
     assert result.stdout.isascii()
-    assert json.loads(result.stdout)["reason"] == STEERING
+    assert json.loads(result.stdout)["reason"] == CONTROL_CHARACTERS
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)]
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_a_duration_is_parsed(text: str, seconds: float) -> None:
     assert DURATION.convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1h", "1 s", "nan", "1e3"])
-def test_what_is_no_duration(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    result, played = cancel(monkeypatch, Reply(), "--wait", text)
-    assert (result.exit_code, played.asked) == (2, ())
+def test_an_invalid_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    result, fake = cancel(monkeypatch, Reply(), "--wait", text)
+    assert (result.exit_code, fake.arguments) == (2, ())
     assert "write 500ms, 10s or 1m" in result.stderr
 
 
-def test_the_demo_credential_goes_to_its_own_stack_alone(
+def test_the_demo_credential_is_sent_only_to_its_own_stack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
@@ -281,7 +293,9 @@ def test_the_demo_credential_goes_to_its_own_stack_alone(
     assert (result.exit_code, "no credential" in result.stderr) == (1, True)
 
 
-def test_a_stack_with_tls_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stack_with_tls_is_called_over_tls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
     READY.model_copy(update={"tls_cert_file": "/etc/edge.pem"}).write(tmp_path)
     mine = Identity(cert_file=Path("me.pem"), key_file=Path("me.key"))
@@ -294,7 +308,7 @@ def test_a_stack_with_tls_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (elsewhere.address, elsewhere.identity) == ("https://elsewhere:443", Identity())
 
 
-def test_a_call_that_names_all_is_not_hindered_by_the_stack_here(
+def test_a_call_with_address_and_credential_ignores_the_local_stack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("STATE_DIR", str(tmp_path))
@@ -305,19 +319,19 @@ def test_a_call_that_names_all_is_not_hindered_by_the_stack_here(
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
         ({"cert_file": Path("me.pem")}, "go together"),
         ({"ca_file": Path("/nowhere/ca.pem")}, "/nowhere/ca.pem cannot be read: No such"),
     ],
 )
-def test_files_that_cannot_be_used(files: dict[str, Path], said: str) -> None:
-    with pytest.raises(ClickException, match=said):
+def test_an_unusable_certificate_file_is_refused(files: dict[str, Path], expected: str) -> None:
+    with pytest.raises(ClickException, match=expected):
         Identity(**files).credentials()
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "expected"),
     [
         (
             {"TLS_CERT_FILE": "edge.pem"},
@@ -327,17 +341,19 @@ def test_files_that_cannot_be_used(files: dict[str, Path], said: str) -> None:
         ({"TLS_CLIENT_CA_FILE": "ca.pem"}, "TLS_CLIENT_CA_FILE: Value error, needs TLS_CERT_FILE"),
     ],
 )
-def test_tls_settings_that_are_half(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str
+def test_incomplete_tls_settings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ClickException, match=said):
+    with pytest.raises(ClickException, match=expected):
         read_settings()
 
 
 @pytest.mark.parametrize("command", [["cancel", "ws_1"], ["keys", "list", "--org", "org_1"]])
-def test_without_a_stack_the_commands_say_what_to_do(tmp_path: Path, command: list[str]) -> None:
+def test_a_command_without_a_stack_says_how_to_start_one(
+    tmp_path: Path, command: list[str]
+) -> None:
     environment = {"STATE_DIR": str(tmp_path), "TOKEN": "", "GRPC_ADDR": "", "DATABASE_URL": ""}
     result = CliRunner().invoke(main, command, env=environment)
     assert result.exit_code == 1
@@ -346,7 +362,7 @@ def test_without_a_stack_the_commands_say_what_to_do(tmp_path: Path, command: li
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--org", "org 1", "--template", "full_access"], "--org: must be"),
         (
@@ -360,13 +376,13 @@ def test_without_a_stack_the_commands_say_what_to_do(tmp_path: Path, command: li
         ),
     ],
 )
-def test_a_key_that_cannot_be(arguments: list[str], said: str) -> None:
+def test_a_key_with_invalid_options_is_refused(arguments: list[str], expected: str) -> None:
     result = CliRunner().invoke(main, ["keys", "create", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert expected in result.stderr
 
 
-def test_a_database_url_is_not_told(tmp_path: Path) -> None:
+def test_an_invalid_database_url_is_not_printed(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         main,
         ["keys", "list", "--org", "org_1"],

@@ -1,6 +1,4 @@
-"""The hook by which tests kill a program at a point: what it does where it is armed, and that it is
-nothing where it is not.
-"""
+"""Crash points kill a program at an armed point, and do nothing where none is armed."""
 
 import asyncio
 import signal
@@ -23,10 +21,10 @@ from server.pod.spec import PodSpec
 from server.programs import now
 from server.telemetry.metrics import Metrics
 
-ITERATED, ENDING = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
+ITERATION, END = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
 
 
-async def _double(number: int) -> int:
+async def double(number: int) -> int:
     return 2 * number
 
 
@@ -41,31 +39,31 @@ asyncio.run(CrashPoints(pathlib.Path(sys.argv[1])).around("call", call)())
 """
 
 
-@pytest.mark.parametrize(("point", "said"), [("before_call", ""), ("after_call", "called\n")])
-def test_an_armed_point_kills_once(tmp_path: Path, point: str, said: str) -> None:
+@pytest.mark.parametrize(("point", "output"), [("before_call", ""), ("after_call", "called\n")])
+def test_an_armed_point_kills_once(tmp_path: Path, point: str, output: str) -> None:
     (tmp_path / point).touch()
     command = [sys.executable, "-u", "-c", CALLING, str(tmp_path)]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (first.returncode, first.stdout) == (-signal.SIGKILL, said)
+    assert (first.returncode, first.stdout) == (-signal.SIGKILL, output)
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (second.returncode, second.stdout) == (0, "called\n")
 
 
-async def test_where_no_point_is_armed_the_call_is_as_ever(tmp_path: Path) -> None:
+async def test_a_call_without_an_armed_point_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "before_another").touch()
-    assert await CrashPoints(tmp_path).around("call", _double)(21) == 42
+    assert await CrashPoints(tmp_path).around("call", double)(21) == 42
 
 
 @pytest.mark.parametrize(
     ("events", "kind"),
     [
         ([TaskStarted()], "start"),
-        ([ITERATED], "iteration"),
-        ([ITERATED, ENDING], "terminal"),
-        ([ENDING], "terminal"),
+        ([ITERATION], "iteration"),
+        ([ITERATION, END], "terminal"),
+        ([END], "terminal"),
     ],
 )
-def test_a_commit_is_named_after_what_it_ends(events: list[Any], kind: str) -> None:
+def test_the_kind_of_a_commit_is_that_of_its_last_event(events: list[Any], kind: str) -> None:
     assert kind_of(events) == kind
 
 
@@ -73,7 +71,7 @@ def test_a_commit_is_named_after_what_it_ends(events: list[Any], kind: str) -> N
 async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
-    wrapped = _note_wrapped(monkeypatch, bootstrap)
+    wrapped = record_wrapped(monkeypatch, bootstrap)
     settings = Settings(
         state_dir=tmp_path,
         database_url="postgresql:///nowhere",
@@ -89,7 +87,7 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
 async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
-    wrapped = _note_wrapped(monkeypatch, program)
+    wrapped = record_wrapped(monkeypatch, program)
     settings = PodSpec(
         workspace_id="ws_1",
         epoch=1,
@@ -108,14 +106,14 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
     assert wrapped == ({"CancelTask", "commit"} if is_set else set())
 
 
-def _note_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
-    """The methods around which the module puts points from here on."""
+def record_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
+    """The names of the methods that the module wraps in crash points from now on."""
     wrapped: set[str] = set()
 
-    class Noting(CrashPoints):
+    class RecordingCrashPoints(CrashPoints):
         def armed(self, target: Any, **names: Any) -> Any:
             wrapped.update(names)
             return super().armed(target, **names)
 
-    monkeypatch.setattr(module, "CrashPoints", Noting)
+    monkeypatch.setattr(module, "CrashPoints", RecordingCrashPoints)
     return wrapped

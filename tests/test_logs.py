@@ -1,4 +1,4 @@
-"""The log of a program: it never raises, every field has a bound, repeats are counted."""
+"""The log of a program: it never raises, bounds every field, and counts repeats."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ class Clock:
 
 @pytest.fixture
 def written(capfd: pytest.CaptureFixture[str]) -> Iterator[Lines]:
-    """The lines on standard error since the last look."""
+    """Returns the lines on standard error since its last call."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
@@ -58,7 +58,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         assert sink.lost_lines == 3
         free(tmp_path / "disk")
         sink.info("last")
-        # The first of the three was written in part: what follows begins on a line of its own.
+        # The first of the three was written in part, so the next one begins on a new line.
         assert [line.strip("x") for line in path.read_text().splitlines()] == [
             "first",
             "",
@@ -71,13 +71,13 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         os.close(descriptor)
 
 
-def test_a_reader_that_is_gone_or_does_not_read_costs_lines_only() -> None:
-    gone_reader, gone = os.pipe()
-    os.close(gone_reader)
-    sink = Sink(gone, notice)
-    sink.error("nobody")
+def test_a_missing_or_slow_reader_only_loses_lines() -> None:
+    closed_reader, closed = os.pipe()
+    os.close(closed_reader)
+    sink = Sink(closed, notice)
+    sink.error("no reader")
     assert sink.lost_lines == 1
-    os.close(gone)
+    os.close(closed)
     sink.error("a descriptor that is closed")
     assert sink.lost_lines == 2
     slow_reader, slow = os.pipe()
@@ -119,14 +119,14 @@ def test_every_field_is_cut_at_a_bound(written: Lines) -> None:
     try:
         raise ValueError("y" * 50_000)
     except ValueError:
-        log.exception("a defect")
+        log.exception("unexpected_error")
     first, second = written()
     for field in ("event", "path", "many"):
         assert len(first[field]) < _LIMIT + 50, field
         assert "characters cut]" in first[field], field
     assert "[49000 characters cut]" in first["path"]
     assert (first["short"], first["number"], first["absent"]) == (["a"], 7, None)
-    # Both ends: where it was raised, and what it says last.
+    # A traceback keeps its start and its end.
     assert second["exception"].startswith("Traceback (most recent call last)")
     assert second["exception"].endswith("yyy")
     assert len(second["exception"]) < 8 * _LIMIT + 50
@@ -142,14 +142,14 @@ class _Unprintable:
     [_Unprintable(), {(1, 2): 3}, 10**5_000, "\ud800"],
     ids=["object", "key", "number", "text"],
 )
-def test_what_cannot_be_printed_raises_nothing(written: Lines, value: object) -> None:
+def test_a_value_that_cannot_be_printed_does_not_raise(written: Lines, value: object) -> None:
     logs.configure("serve", "INFO")
     structlog.get_logger().info("odd", value=value)
     (line,) = written()
     assert line["event"] == "odd" or (line["event"], line["of"]) == ("log_line_unprintable", "odd")
 
 
-def test_what_libraries_say_goes_the_same_way(written: Lines) -> None:
+def test_messages_of_libraries_are_logged_in_the_same_format(written: Lines) -> None:
     logs.configure("serve", "INFO")
     library = logging.getLogger("some.library")
     library.info("chatter")
@@ -169,7 +169,7 @@ def test_what_libraries_say_goes_the_same_way(written: Lines) -> None:
     assert deprecation["logger"] == "py.warnings"
 
 
-def test_what_a_library_repeats_is_limited_to_a_rate(written: Lines) -> None:
+def test_repeated_messages_of_a_library_are_limited(written: Lines) -> None:
     logs.configure("serve", "INFO")
     for _ in range(1_000):
         logging.getLogger("some.library").warning("again")
@@ -181,7 +181,7 @@ def test_repeats_are_left_out_and_counted() -> None:
     sampler = Sampler(20, clock)
     assert [sampler.admit("unauthenticated") for _ in range(20)] == [{}] * 20
     assert {sampler.admit("unauthenticated") is None for _ in range(100)} == {True}
-    # Another kind has a rate of its own.
+    # Each kind has a rate of its own.
     assert sampler.admit("rate_limited") == {}
     clock.now += 0.1
     assert sampler.admit("unauthenticated") == {"repeats_left_out": 100}
@@ -198,10 +198,8 @@ def test_lost_lines_are_a_metric() -> None:
     assert b"evershell_log_lines_lost_total 3.0" in generate_latest(metrics.registry)
 
 
-def test_a_program_whose_log_is_full_goes_on(tmp_path: Path) -> None:
-    """With asyncio's report of a task that failed, which goes to standard error when nothing is
-    configured.
-    """
+def test_a_program_with_a_full_log_continues(tmp_path: Path) -> None:
+    """The program also causes asyncio to report a failed task through the logging module."""
     program = """
 import asyncio, structlog
 from server.telemetry import logs

@@ -1,4 +1,4 @@
-"""What the Makefile refuses, and how it says so."""
+"""The Makefile: what it refuses, its messages, and its checks."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    # A make that runs these tests passes its options on.
+    # If make runs these tests, its options must not reach the make under test.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }
@@ -39,7 +39,7 @@ def clean(folders: tuple[Path, Path], *arguments: str) -> "subprocess.CompletedP
     )
 
 
-def test_clean_keeps_the_state_unless_it_is_named(folders: tuple[Path, Path]) -> None:
+def test_clean_keeps_the_state_unless_asked_to_remove_it(folders: tuple[Path, Path]) -> None:
     environment, state = folders
     kept = clean(folders)
     assert (kept.returncode, environment.exists(), state.exists()) == (0, False, True)
@@ -50,7 +50,7 @@ def test_clean_keeps_the_state_unless_it_is_named(folders: tuple[Path, Path]) ->
     assert clean(folders, "STATE=1").returncode == 0
 
 
-def test_clean_removes_no_folder_that_is_not_a_state(folders: tuple[Path, Path]) -> None:
+def test_clean_keeps_a_folder_that_is_not_a_state(folders: tuple[Path, Path]) -> None:
     _, state = folders
     (state / "lock").unlink()
     assert clean(folders, "STATE=1").returncode == 0
@@ -69,38 +69,41 @@ def test_clean_refuses_while_a_stack_runs(folders: tuple[Path, Path]) -> None:
 
 
 def python(folder: Path, preamble: str) -> Path:
-    """A Python whose checks run behind this line, and which says so when it is asked for more."""
+    """A fake Python: it runs the Makefile's checks after `preamble`, and any other call fails."""
     program = folder / "python"
     real = shlex.quote(sys.executable)
     program.write_text(
-        f'#!/bin/sh\n[ "$1" = -c ] || {{ echo went on >&2; exit 1; }}\ncode=$2; shift 2\nexec {real} -c "{preamble}\n$code" "$@"\n'
+        "#!/bin/sh\n"
+        '[ "$1" = -c ] || { echo checks passed >&2; exit 1; }\n'
+        "code=$2; shift 2\n"
+        f'exec {real} -c "{preamble}\n$code" "$@"\n'
     )
     program.chmod(0o755)
     return program
 
 
 @pytest.mark.parametrize(
-    ("preamble", "said"),
+    ("preamble", "expected"),
     [
         ("import sys; sys.version_info = (3, 9, 18)", "is Python 3.9.18; 3.11 or newer is needed"),
         ("import sys; sys.modules['venv'] = None", "has no venv module; install it"),
-        # Like Debian's Python without the package python3-venv.
+        # Debian's Python without the package python3-venv has no ensurepip.
         ("import sys; sys.modules['ensurepip'] = None", "has no venv module; install it"),
     ],
 )
-def test_a_python_that_will_not_do_is_refused_in_one_sentence(
-    tmp_path: Path, preamble: str, said: str
+def test_an_unsuitable_python_is_refused_in_one_sentence(
+    tmp_path: Path, preamble: str, expected: str
 ) -> None:
     ready = tmp_path / "venv" / ".ready"
     refused = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, preamble)}", str(ready))
     assert refused.returncode != 0
     first, *rest = refused.stderr.strip().splitlines()
-    assert said in first
+    assert expected in first
     assert all(line.startswith("make") for line in rest)
     assert "setting up" not in refused.stdout
 
 
-def test_no_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
     ready = tmp_path / "venv" / ".ready"
     refused = make(f"VENV={ready.parent}", "PYTHON=python-that-is-not-there", str(ready))
     assert refused.stderr.startswith(
@@ -108,13 +111,13 @@ def test_no_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
     )
 
 
-def test_a_python_that_will_do_goes_on(tmp_path: Path) -> None:
+def test_a_suitable_python_passes_the_checks(tmp_path: Path) -> None:
     ready = tmp_path / "venv" / ".ready"
-    gone_on = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, 'import sys')}", str(ready))
-    assert gone_on.stderr.startswith("went on")
+    result = make(f"VENV={ready.parent}", f"PYTHON={python(tmp_path, 'import sys')}", str(ready))
+    assert result.stderr.startswith("checks passed")
 
 
-def test_the_hooks_before_a_commit_run_what_make_check_runs() -> None:
+def test_the_pre_commit_hooks_run_the_commands_of_make_check() -> None:
     recipe = make("-n", "check").stdout.splitlines()
     commands = [line for line in recipe if line.startswith(".venv/bin/")]
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]

@@ -1,4 +1,4 @@
-"""What the long-running programs say when they cannot run."""
+"""The error messages of programs that cannot start."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.support.programs import run
 
 
 @pytest.mark.parametrize("program", ["serve", "fleet"])
-def test_a_program_without_its_key_or_its_database_says_so_and_fails(
+def test_a_program_without_its_key_or_its_database_fails_with_a_message(
     program: str, tmp_path: Path
 ) -> None:
     without_database = run(program, tmp_path)
@@ -36,20 +36,20 @@ def test_a_program_without_its_key_or_its_database_says_so_and_fails(
         ("TOOL_TIMEOUT_SECONDS", "inf"),
     ],
 )
-def test_a_setting_that_is_wrong_is_named(tmp_path: Path, name: str, value: str) -> None:
+def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
     failed = run("up", tmp_path, **{name: value})
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
 
 
-def test_ports_that_are_used_twice_are_refused(tmp_path: Path) -> None:
+def test_a_port_that_is_configured_twice_is_refused(tmp_path: Path) -> None:
     failed = run("up", tmp_path, METRICS_PORT="50052")
     assert failed.returncode == 1
     assert "METRICS_PORT" in failed.stderr and "must differ" in failed.stderr
 
 
-def test_what_a_program_opens_does_not_become_its_closed_standard_error() -> None:
-    """It would get the lines of the log."""
+def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
+    """Otherwise the file would receive the lines of the log."""
     program = (
         "import contextlib, os, sys\n"
         "from server.__main__ import main\n"

@@ -1,4 +1,4 @@
-"""A small disk is full when it is filled, usable when it is freed, and gone at the end."""
+"""A small disk can be filled and freed, and is unmounted at the end."""
 
 import errno
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from tests.support.small_disk import fill, free, small_disk
 SIZE_BYTES = 1 << 20
 
 
-def test_a_disk_that_is_filled_and_freed(tmp_path: Path) -> None:
+def test_a_filled_disk_refuses_writes_until_it_is_freed(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, SIZE_BYTES):
         (disk / "before").write_bytes(b"x" * 100_001)
@@ -25,7 +25,7 @@ def test_a_disk_that_is_filled_and_freed(tmp_path: Path) -> None:
     assert list(disk.iterdir()) == []
 
 
-def test_space_that_was_freed_since_is_taken_again(tmp_path: Path) -> None:
+def test_filling_again_takes_the_space_freed_in_between(tmp_path: Path) -> None:
     with small_disk(tmp_path, SIZE_BYTES):
         other = tmp_path / "other"
         other.write_bytes(b"x" * 100_000)
@@ -44,7 +44,7 @@ def test_a_disk_in_use_is_unmounted_too(tmp_path: Path) -> None:
         assert not disk.is_mount()
 
 
-def test_what_raises_within_leaves_no_mount(tmp_path: Path) -> None:
+def test_an_exception_leaves_no_mount(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with pytest.raises(ZeroDivisionError), small_disk(disk, SIZE_BYTES):
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""What others wrote is printed, and steers no terminal."""
+"""Text from others is printed with its control characters escaped."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from server.cli import demo, demo_stack
 from server.cli.demo import Seen, Walk
 from server.terminal import printable
 
-# Clears the screen, by two introducers; rings; goes back; hides; turns what follows around; is half
-# a character.
-STEERING = "\x1b[2J\x9b2J\x07\b\x7f\r\u202e\u2066\u200b\u2028\ufeff\ue000\ud800"
+# Escape sequences with two introducers, control characters, invisible and bidirectional characters,
+# line separators, a private character and half of a surrogate pair.
+CONTROL_CHARACTERS = "\x1b[2J\x9b2J\x07\b\x7f\r\u202e\u2066\u200b\u2028\ufeff\ue000\ud800"
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("it has gone wrong", "it has gone wrong"),
         ("Ärger 🐚 停止\u3000理由\u00a0!", "Ärger 🐚 停止\u3000理由\u00a0!"),
@@ -30,45 +30,51 @@ STEERING = "\x1b[2J\x9b2J\x07\b\x7f\r\u202e\u2066\u200b\u2028\ufeff\ue000\ud800"
         ("\ud800", r"\ud800"),
     ],
 )
-def test_what_would_steer_is_seen_instead(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_control_characters_are_escaped(text: str, escaped: str) -> None:
+    assert printable(text) == escaped
 
 
 def test_a_block_keeps_its_lines() -> None:
     assert printable("one\n\ttwo\x1b[2J\r\n", block=True) == "one\n\ttwo\\x1b[2J\\r\n"
 
 
-def test_no_character_that_steers_is_left() -> None:
+def test_no_control_character_is_printed() -> None:
     everything = "".join(map(chr, range(0x110000)))
-    left = printable(everything)
-    assert all(character.isprintable() or character.isspace() for character in left)
-    # No line or paragraph ends, no control character.
-    assert len(left.splitlines()) == 1
+    printed = printable(everything)
+    assert all(character.isprintable() or character.isspace() for character in printed)
+    # No line or paragraph separator is printed.
+    assert len(printed.splitlines()) == 1
 
 
-def steers(output: str) -> set[str]:
+def unescaped(output: str) -> set[str]:
     return {
-        character for character in output if character in STEERING and not character.isprintable()
+        character
+        for character in output
+        if character in CONTROL_CHARACTERS and not character.isprintable()
     }
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["cancel", "ws_1", f"--{STEERING}"], [STEERING], ["cancel", "ws_1", "--wait", STEERING]],
+    [
+        ["cancel", "ws_1", f"--{CONTROL_CHARACTERS}"],
+        [CONTROL_CHARACTERS],
+        ["cancel", "ws_1", "--wait", CONTROL_CHARACTERS],
+    ],
 )
-def test_a_command_line_that_is_not_valid_is_quoted_safely(arguments: list[str]) -> None:
+def test_an_invalid_command_line_is_quoted_safely(arguments: list[str]) -> None:
     result = CliRunner().invoke(__main__.main, arguments)
-    assert (result.exit_code, steers(result.output)) == (2, set())
+    assert (result.exit_code, unescaped(result.output)) == (2, set())
     assert r"\x1b[2J" in result.output
 
 
-def test_a_failure_that_quotes_others_is_printed_safely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_with_foreign_text_is_printed_safely(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_: Path) -> None:
-        demo_stack.fail(f"the answer was:\n{STEERING}")
+        demo_stack.fail(f"the answer was:\n{CONTROL_CHARACTERS}")
 
     monkeypatch.setattr(demo, "find_stack", failing)
     result = CliRunner().invoke(__main__.main, ["demo"])
-    assert (result.exit_code, steers(result.output)) == (1, set())
+    assert (result.exit_code, unescaped(result.output)) == (1, set())
     assert result.output.startswith("Error: The answer was:\n\\x1b[2J\\x9b2J")
 
 
@@ -77,33 +83,42 @@ def test_a_failure_that_quotes_others_is_printed_safely(monkeypatch: pytest.Monk
     [
         {
             "type": "task_cancel_requested",
-            "task_cancel_requested": {"cancel": {"requested_by": STEERING, "reason": STEERING}},
+            "task_cancel_requested": {
+                "cancel": {"requested_by": CONTROL_CHARACTERS, "reason": CONTROL_CHARACTERS}
+            },
         },
         {
             "type": "iteration_completed",
             "iteration_completed": {
                 "number": 1,
                 "tool_call": {
-                    "duration_ms": STEERING,
-                    "result": {"status": STEERING, "exit_code": 0},
+                    "duration_ms": CONTROL_CHARACTERS,
+                    "result": {"status": CONTROL_CHARACTERS, "exit_code": 0},
                 },
             },
         },
         {
             "type": "task_completed",
-            "task_completed": {"status": STEERING, "forced": False, "iterations": STEERING},
+            "task_completed": {
+                "status": CONTROL_CHARACTERS,
+                "forced": False,
+                "iterations": CONTROL_CHARACTERS,
+            },
         },
-        {"type": STEERING, STEERING: {"status": "", "forced": False, "iterations": 0}},
+        {
+            "type": CONTROL_CHARACTERS,
+            CONTROL_CHARACTERS: {"status": "", "forced": False, "iterations": 0},
+        },
     ],
 )
 def test_the_demo_prints_events_safely(
     event: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = Seen(event, at=0.0)
-    demo._print_event(Walk("task_1", (STEERING,), [seen]), seen)
-    # The colours are the demo's own; where nobody looks, there are none.
+    demo._print_event(Walk("task_1", (CONTROL_CHARACTERS,), [seen]), seen)
+    # The demo's own colours are not control characters of the event.
     output = click.unstyle(capsys.readouterr().out.removesuffix("\n"))
-    assert steers(output) == set()
+    assert unescaped(output) == set()
     assert r"\u202e" in output
 
 
