@@ -1,4 +1,4 @@
-"""Holds up a commit of a workspace, so that a test decides in which order others come to it."""
+"""Blocks a commit of a workspace, so that a test decides the order of the next transactions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +9,23 @@ from tests.support.waiting import eventually
 
 @contextmanager
 def next_event_held_up(workspace: Workspace) -> Iterator[None]:
-    """Whoever commits the workspace's next event holds its lock and waits until the context is
-    left; others wait behind it.
+    """Blocks the transaction of the workspace's next event until the context ends.
 
-    The test has inserted an event of the same `seq` and has not committed it.
+    The context inserts an event with the next `seq` and does not commit it. The transaction that
+    inserts the same `seq` waits for it, and holds the lock of the workspace, for which others wait.
     """
     seq = workspace.log()[-1]["seq"] + 1
     with workspace.stack.database() as connection, connection.transaction(force_rollback=True):
         connection.execute(
-            "INSERT INTO events (workspace_id, seq, type, time, payload) VALUES (%s, %s, 'workspace_stopped', now(), '{}')",
+            "INSERT INTO events (workspace_id, seq, type, time, payload)"
+            " VALUES (%s, %s, 'workspace_stopped', now(), '{}')",
             (workspace.id, seq),
         )
         yield
 
 
 def await_waiting(workspace: Workspace, statement: str) -> None:
-    """Until a session waits for a lock with a statement of this kind."""
+    """Waits until a database session waits for a lock with a statement that contains this text."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
     with workspace.stack.database() as connection:
         eventually(lambda: connection.execute(query, (f"%{statement}%",)).fetchone() != (0,))

@@ -1,4 +1,4 @@
-"""The far end of a client's calls, played by a test: grpcio-testing's fake channel and fake clock."""
+"""A fake of the service, with the fake channel and the fake clock of grpcio-testing."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,7 +17,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class TimedChannel:
-    """The fake channel, and the time limits that it does not keep itself."""
+    """Wraps the fake channel to record the timeouts of calls, which the fake does not."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -38,7 +38,7 @@ class TimedChannel:
 
 
 class Service:
-    """The far end of the client's calls."""
+    """A client, and the service that a test acts as."""
 
     def __init__(self) -> None:
         self.clock = grpc_testing.strict_fake_time(0)
@@ -54,7 +54,7 @@ class Service:
         )
 
     def take(self, rpc: str) -> "tuple[Any, Taken]":
-        """The next call of this RPC: its request, and what answers it. Checks its credential."""
+        """The next call of the RPC: its request and its handle. Checks its credential."""
         metadata, request, taken = self._fake.take_unary_unary(SERVICE.methods_by_name[rpc])
         assert ("authorization", "Bearer sk_secret") in metadata
         return request, Taken(taken)
@@ -68,7 +68,7 @@ class Service:
 
 
 class Taken:
-    """A call in hand."""
+    """A call that waits for the test's answer."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -77,12 +77,12 @@ class Taken:
         self._call.terminate(reply, (), grpc.StatusCode.OK, "")
 
     def fail(self, failure: Failure) -> None:
-        """As the service does."""
+        """Fails the call as the service does, with details."""
         status = rich_status(failure, "request_1")
         self._call.terminate(None, trailers(failure), CODES[status.code], failure.message)
 
     def break_off(self, code: grpc.StatusCode, *trailers: tuple[str, Any]) -> None:
-        """As what lies between does: without details."""
+        """Fails the call as a proxy or a broken connection does, without details."""
         self._call.terminate(None, trailers, code, "it broke")
 
 

@@ -1,5 +1,6 @@
-"""Stand-ins for the core's ports, for tests that are not about PostgreSQL. The contract suite holds
-FakeStore to the real one.
+"""Fakes of the core's ports, for tests without PostgreSQL.
+
+The contract suite in tests/store checks FakeStore and the real store alike.
 """
 
 import asyncio
@@ -28,8 +29,9 @@ _WANTED = (
 
 
 class FakeStore:
-    """Implements server.core.ports.Store in memory. While `unavailable` is true, every method
-    raises UnavailableError.
+    """Implements server.core.ports.Store in memory.
+
+    While `unavailable` is true, every method raises UnavailableError.
     """
 
     def __init__(self, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
@@ -47,7 +49,6 @@ class FakeStore:
         intent: CancelIntent,
         trace_id: str = "",
     ) -> RecordedCancellation:
-        """See the port."""
         self._answer()
         workspace = self._workspaces.get(workspace_id)
         if workspace is None or workspace.org_id != permission.caller.org_id:
@@ -72,7 +73,6 @@ class FakeStore:
     async def transition(
         self, workspace_id: str, decide: Callable[[Locked], Change]
     ) -> Change | None:
-        """See the port."""
         self._answer()
         workspace = self._workspaces.get(workspace_id)
         if workspace is None:
@@ -81,20 +81,17 @@ class FakeStore:
         return self._commit(locked, decide(locked))
 
     async def create_workspace(self, workspace: Workspace) -> None:
-        """See the port."""
         self._answer()
         self._workspaces[workspace.id] = workspace
         self.announce(workspace.id)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        """See the port."""
         self._answer()
         return self._workspaces.get(workspace_id)
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
     ) -> Sequence[Workspace]:
-        """See the port."""
         self._answer()
         org_id = permission.caller.org_id
         found = [
@@ -105,7 +102,6 @@ class FakeStore:
         return _page(found, before_id, limit)
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        """See the port."""
         self._answer()
         workspace = self._workspaces.get(workspace_id)
         return None if workspace is None else self._task_of(workspace, task_id)
@@ -113,7 +109,6 @@ class FakeStore:
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        """See the port."""
         self._answer()
         return _page(
             [task for task in self._tasks.values() if task.workspace_id == workspace_id],
@@ -122,12 +117,10 @@ class FakeStore:
         )
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        """See the port."""
         self._answer()
         return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
 
     async def list_wanted_pods(self) -> Sequence[Workspace]:
-        """See the port."""
         self._answer()
         return sorted(
             (each for each in self._workspaces.values() if each.status in _WANTED),
@@ -135,7 +128,6 @@ class FakeStore:
         )
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        """See the port."""
         open_tasks = [
             (each, self._task_of(each, each.current_task_id))
             for each in await self.list_wanted_pods()
@@ -147,7 +139,6 @@ class FakeStore:
         ]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """See the port."""
         self._answer()
         return Counter(each.status for each in self._workspaces.values())
 
@@ -200,7 +191,6 @@ class FakeWakeup:
         self._changed = asyncio.Event()
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """See the port."""
         if not self._draining.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
@@ -209,12 +199,12 @@ class FakeWakeup:
         return not self._draining.is_set()
 
     def wake(self) -> None:
-        """Ends the wait."""
+        """Ends the current wait."""
         self._changed.set()
 
 
 class FakeWakeups:
-    """Implements server.core.ports.Wakeups within one process: give its `announce` to the store."""
+    """Implements server.core.ports.Wakeups within one process. The store calls its `announce`."""
 
     def __init__(self) -> None:
         self.announced: list[str] = []
@@ -232,7 +222,7 @@ class FakeWakeups:
         return bool(self._subscriptions[workspace_id])
 
     def drain(self) -> None:
-        """Ends every wait, now and from here on."""
+        """Ends every wait, now and in the future."""
         self._draining.set()
         for subscribers in self._subscriptions.values():
             for wakeup in subscribers:
@@ -240,7 +230,6 @@ class FakeWakeups:
 
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeWakeup]:
-        """See the port."""
         wakeup = FakeWakeup(self._draining)
         self._subscriptions[workspace_id].add(wakeup)
         try:

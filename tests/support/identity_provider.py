@@ -1,6 +1,4 @@
-"""An identity provider for tests: keys, the JWK set that names them, and tokens that are good
-unless told otherwise.
-"""
+"""An identity provider for tests: keys, their JWK set, and tokens, which are valid by default."""
 
 import json
 import time
@@ -14,7 +12,7 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
 ISSUER = "https://idp.example"
 AUDIENCE = "evershell"
-# Making an RSA key takes a while, so all tests share these.
+# All tests share these keys, because it takes long to generate an RSA key.
 RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
 EC = ECKey.generate_key("P-256", {"kid": "ec"})
 ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
@@ -22,12 +20,12 @@ KEYS: Mapping[str, Key] = {"RS256": RSA, "ES256": EC, "EdDSA": ED, "Ed25519": ED
 
 
 def jwk_set(*keys: Key) -> str:
-    """The public halves, as the provider publishes them."""
+    """The JWK set of the public keys, as the provider publishes it."""
     return json.dumps({"keys": [key.as_dict(private=False) for key in keys]})
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Those of a good token; None takes one away."""
+    """The claims of a valid token, with changes. A claim that is None is removed."""
     good = {
         "iss": ISSUER,
         "aud": AUDIENCE,
@@ -42,15 +40,14 @@ def claims(**changes: Any) -> dict[str, Any]:
 def token(
     algorithm: str = "RS256", key: Key | None = None, kid: str | None = "", **changes: Any
 ) -> str:
-    """`kid` empty: the key's own; None: none."""
+    """A signed token. An empty `kid` stands for the id of the key, and None omits it."""
     key = key or KEYS[algorithm]
     header: dict[str, Any] = {"alg": algorithm, "kid": key.kid if kid == "" else kid}
     if kid is None:
         del header["kid"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)
-        # As JSON in ASCII, in which a provider can send what UTF-8 cannot: half of a surrogate
-        # pair.
+        # json.dumps writes ASCII, whose escapes can hold half of a surrogate pair; UTF-8 cannot.
         return jws.serialize_compact(
             header, json.dumps(claims(**changes)), key, algorithms=[algorithm]
         )

@@ -4,21 +4,24 @@ import random
 import socket
 from pathlib import Path
 
-# Not the module's own, which others seed: two runs at once are to look in different places.
+# Other code may seed the random module's generator; two runs at once need different ports.
 _random = random.SystemRandom()
 
 
 def free_ports(count: int, in_a_row: int = 2) -> list[int]:
-    """Ports nobody listens on; of several, the last ones follow each other.
+    """Free ports. The last `in_a_row` of several are consecutive.
 
-    None of those that the kernel gives to connections: such a one may be taken again before it is
-    listened on.
+    They are below the range of ephemeral ports, because the kernel could give one of those to a
+    connection before a server listens on it.
     """
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    alone = max(0, count - in_a_row)
+    scattered = max(0, count - in_a_row)
     while True:
         first = _random.randrange(10_000, below - in_a_row)
-        ports = [*_random.sample(range(10_000, below), alone), *range(first, first + count - alone)]
+        ports = [
+            *_random.sample(range(10_000, below), scattered),
+            *range(first, first + count - scattered),
+        ]
         if len(set(ports)) == count and all(_is_free(port) for port in ports):
             return ports
 

@@ -1,4 +1,4 @@
-"""Runs one program of the stack to its end."""
+"""Runs one program of the stack until it exits."""
 
 import os
 import subprocess

@@ -14,7 +14,7 @@ _UNTIL_TRUE = retry_if_result(lambda answer: not answer)
 
 
 def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
-    """Calls the condition until its result is true, and returns that. Raises TimeoutError."""
+    """Calls the condition until its result is true. Returns the result, or raises TimeoutError."""
     again = Retrying(
         retry=_UNTIL_TRUE,
         stop=stop_after_delay(timeout_seconds),
@@ -25,7 +25,7 @@ def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
 
 
 async def eventually_async(condition: Callable[[], object], timeout_seconds: float = 15.0) -> Any:
-    """Does the same without blocking the event loop; the condition may be a coroutine function."""
+    """Does the same in an event loop, without blocking it. The condition may be async."""
 
     async def ask() -> Any:
         answer = condition()
@@ -41,14 +41,14 @@ async def eventually_async(condition: Callable[[], object], timeout_seconds: flo
 
 
 async def settle() -> None:
-    """Runs every task of the event loop that is ready, and those that become ready by that."""
+    """Runs the tasks of the event loop that are ready, and those that become ready meanwhile."""
     for _ in range(50):
         await asyncio.sleep(0)
 
 
 def _fail(condition: Callable[[], object], timeout_seconds: float) -> None:
     try:
-        named = " ".join(inspect.getsource(condition).split())
+        source = " ".join(inspect.getsource(condition).split())
     except (OSError, TypeError):
-        named = repr(condition)
-    raise TimeoutError(f"not true within {timeout_seconds:g} s: {named}")
+        source = repr(condition)
+    raise TimeoutError(f"not true within {timeout_seconds:g} s: {source}")

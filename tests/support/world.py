@@ -1,6 +1,4 @@
-"""A small world for tests of the core: a store in memory, agents that do as they are told, a clock
-that stands still.
-"""
+"""A small world for tests of the core: a store in memory, fake agents, and a fake clock."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +25,7 @@ Returned = TypeVar("Returned")
 
 
 class FakeClock:
-    """A clock that is set by hand."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -40,18 +38,19 @@ class FakeClock:
 
 
 async def _nothing(workspace: Workspace, task: Task) -> None:
-    """Agents do nothing unless told otherwise."""
+    """The default hook of FakeAgents."""
 
 
 @dataclass
 class FakeAgents:
-    """Implements server.core.ports.Agents: notes who was called, looks around, and answers as it is
-    told.
+    """Implements server.core.ports.Agents: records its calls, and answers as the test sets it.
+
+    A call fails if `reachable` is false. `known` is the answer to a cancellation.
     """
 
     reachable: bool = True
     known: bool = True
-    # Awaited in the middle of each call, before it is answered or fails.
+    # Awaited during each call, before it returns or fails.
     meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
     started: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -78,7 +77,7 @@ def caller(
     kind: CredentialKind = CredentialKind.SESSION,
     every: bool = True,
 ) -> Caller:
-    """With these scopes; with all of them when none is named."""
+    """A caller with these scopes. Without scopes, it has all of them if `every` is true."""
     held = scopes or (ALL_SCOPES if every else ())
     return Caller(org_id, actor_id, kind, frozenset(held))
 
@@ -117,7 +116,7 @@ def intent(**fields: Any) -> CancelIntent:
 def locked_busy(
     status: TaskStatus = TaskStatus.RUNNING, *, cancel: CancelIntent | None = None, **fields: Any
 ) -> Locked:
-    """A workspace with an agent and a task that has not ended."""
+    """A busy workspace with its agent and its open task."""
     facts = {"agent_address": "127.0.0.1:9", "run_id": "run_1", "lease_expires_at": NOW, **fields}
     idle = workspace(WorkspaceStatus.BUSY, **facts)
     open_task = task(idle.id, status=status, cancel=cancel)
@@ -132,18 +131,18 @@ def iteration(number: int, output: str = "hello", **model_call: Any) -> Iteratio
 
 
 def finish(coroutine: Coroutine[Any, Any, Returned]) -> Returned:
-    """Runs a coroutine that has nothing to wait for."""
+    """Runs a coroutine that never waits, and returns its result."""
     try:
         coroutine.send(None)
     except StopIteration as stopped:
         value: Returned = stopped.value
         return value
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
 @dataclass
 class World:
-    """Everything that a use case needs."""
+    """The ports and the clock of a use case, and shortcuts to set up workspaces and tasks."""
 
     wakeups: FakeWakeups = field(default_factory=FakeWakeups)
     store: FakeStore = field(default_factory=FakeStore)
@@ -159,13 +158,13 @@ class World:
         return added
 
     async def add_busy(self, **fields: Any) -> tuple[Workspace, Task]:
-        """A workspace with a task that runs."""
+        """Adds a workspace with a running task."""
         idle = await self.add(**fields)
         running = await self.run(idle)
         return await self.workspace(idle.id), running
 
     async def run(self, at: Workspace) -> Task:
-        """Gives the workspace a task, and its agent begins."""
+        """Submits a task and starts it."""
         submitted = task(at.id)
         await self.change(at.id, lambda locked: task_lifecycle.submit(locked, submitted, USER))
         await self.commit(at.id, submitted.id, TaskStarted())
@@ -177,7 +176,7 @@ class World:
         return change
 
     async def commit(self, workspace_id: str, task_id: str, *events: AgentEvent) -> None:
-        """As the agent of the current epoch."""
+        """Commits events as the agent of the current epoch."""
         await self.change(
             workspace_id,
             lambda locked: task_lifecycle.commit(
@@ -195,7 +194,7 @@ class World:
         await self.commit(workspace_id, task_id, TaskEnded(status=status, result=result))
 
     async def set_status(self, workspace_id: str, status: WorkspaceStatus) -> None:
-        """Whatever the lifecycle would say to it."""
+        """Sets the status without the checks of the lifecycle."""
         await self.change(
             workspace_id,
             lambda locked: Change(replace(locked.workspace, status=status), locked.task),
