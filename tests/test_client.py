@@ -192,7 +192,9 @@ def test_the_slug_of_a_failure_without_details_follows_from_its_code(
     service: Service, code: str, slug: str
 ) -> None:
     call = start(service.client.cancel_task, "ws_1")
-    service.take("CancelTask")[1].break_off(grpc.StatusCode[code], ("x-request-id", "request_2"))
+    service.take("CancelTask")[1].fail_without_details(
+        grpc.StatusCode[code], ("x-request-id", "request_2")
+    )
     error = failed(call)
     assert (error.slug, error.message, error.request_id, error.details) == (
         slug,
@@ -204,7 +206,7 @@ def test_the_slug_of_a_failure_without_details_follows_from_its_code(
 
 def test_details_that_contradict_the_status_are_ignored(service: Service) -> None:
     call = start(service.client.cancel_task, "ws_1")
-    service.take("CancelTask")[1].break_off(
+    service.take("CancelTask")[1].fail_without_details(
         grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1"))
     )
     assert failed(call).slug == "unavailable"
@@ -267,7 +269,7 @@ def test_agent_unreachable_is_not_retried(service: Service) -> None:
 def test_a_read_is_retried_up_to_the_limit(service: Service) -> None:
     call = start(service.client.get_workspace, "ws_1")
     for _ in range(ATTEMPTS):
-        service.take("GetWorkspace")[1].break_off(grpc.StatusCode.UNAVAILABLE)
+        service.take("GetWorkspace")[1].fail_without_details(grpc.StatusCode.UNAVAILABLE)
     assert failed(call).slug == "unavailable"
     limits = [limit for limit in service.channel.timeouts if limit is not None]
     assert len(limits) == ATTEMPTS and limits == sorted(limits, reverse=True)

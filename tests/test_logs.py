@@ -105,7 +105,7 @@ def test_a_line_has_the_fields_of_its_program(written: Lines) -> None:
     }
 
 
-def test_every_field_is_cut_at_a_bound(written: Lines) -> None:
+def test_every_field_is_truncated_at_a_bound(written: Lines) -> None:
     logs.configure("serve", "INFO")
     log = structlog.get_logger()
     log.info(

@@ -136,7 +136,7 @@ async def test_the_steps_of_a_task_have_this_order() -> None:
     expected = ["commit TaskStarted"]
     for number in (1, 2, 3):
         expected += [f"model {number}", f"tool {number}", f"commit IterationCompleted {number}"]
-    # Nothing can come between the last iteration and the end.
+    # The last iteration and the end are in one commit, so that nothing can come between them.
     expected[-1] += " TaskEnded"
     assert world.trace == expected
     assert world.histories == [[], [OK], [OK, OK]]

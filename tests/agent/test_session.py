@@ -158,7 +158,7 @@ async def test_a_second_task_is_refused_while_one_runs(runs: Runs) -> None:
         runs.session.start(Assignment(task_id="b"))
 
 
-async def test_a_task_that_arrives_before_the_last_ends_acknowledgement_is_kept(
+async def test_a_task_that_arrives_before_the_acknowledgement_of_an_end_is_kept(
     runs: Runs,
 ) -> None:
     runs.session.start(Assignment(task_id="a"))

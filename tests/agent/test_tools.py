@@ -273,7 +273,7 @@ def test_truncation_does_not_split_a_character() -> None:
     assert cut == 100 * 9_000 - len(kept)
 
 
-def test_output_at_the_limit_is_whole() -> None:
+def test_output_at_the_limit_is_not_truncated() -> None:
     output = BoundedOutput()
     output.feed(b"x" * MAX_OUTPUT_BYTES)
     assert output.finish() == ("x" * MAX_OUTPUT_BYTES, 0)

@@ -35,7 +35,7 @@ async def test_a_command_is_not_run_in_a_replaced_folder(
         (pod / "files").mkdir(parents=True)
     else:
         (pod / what).touch()
-    # Below a file there is no folder at all.
+    # With a file in place of the pod's folder, the path of its files does not exist.
     with pytest.raises(ToolFailure, match="deleted" if (what, by) == (".", "file") else "replaced"):
         await tool.run(shell_call("touch stray"), asyncio.Event())
     assert not list(tmp_path.rglob("stray"))

@@ -19,12 +19,12 @@ from server.core import errors
 from server.core.errors import Failure, UnavailableError
 from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
 
-CODES = {
+RULES = {
     value.name: value.GetOptions().Extensions[error_pb2.rule]
     for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
     if value.number
 }
-SERVICE_CODES = [name for name, rule in CODES.items() if not rule.edge_only]
+SERVICE_SLUGS = [name for name, rule in RULES.items() if not rule.edge_only]
 # The contract with callers: the gRPC code, the HTTP status, and the standard details besides
 # ErrorInfo and RequestInfo.
 TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
@@ -60,12 +60,12 @@ MAKERS: dict[str, Callable[[], Failure]] = {
 }
 
 
-def failure_of(code: Slug) -> Failure:
-    make = MAKERS.get(code)
+def failure_of(slug: Slug) -> Failure:
+    make = MAKERS.get(slug)
     return (
         make()
         if make is not None
-        else Failure(code, f"It is {code}.", workspace_id="ws_1", status="x", count=2)
+        else Failure(slug, f"It is {slug}.", workspace_id="ws_1", status="x", count=2)
     )
 
 
@@ -76,53 +76,57 @@ async def failed(server: Running, **metadata: str) -> Failed:
     )
 
 
-def expected(code: Slug) -> tuple[grpc.StatusCode, int, set[str]]:
-    """The row of the table. A code that was added since follows its options in the proto."""
-    if code in TABLE:
-        return TABLE[code]
-    grpc_code = next(each for each in grpc.StatusCode if each.value[0] == CODES[code].grpc)
+def expected(slug: Slug) -> tuple[grpc.StatusCode, int, set[str]]:
+    """The row of the table. a slug that was added since follows its options in the proto."""
+    if slug in TABLE:
+        return TABLE[slug]
+    grpc_code = next(each for each in grpc.StatusCode if each.value[0] == RULES[slug].grpc)
     usual = {
         detail for known, _, details in TABLE.values() if known is grpc_code for detail in details
     } - {"RetryInfo"}
-    return grpc_code, CODES[code].http, usual
+    return grpc_code, RULES[slug].http, usual
 
 
-def test_every_code_of_the_table_exists() -> None:
-    assert set(TABLE) <= set(SERVICE_CODES)
+def test_every_slug_of_the_table_exists() -> None:
+    assert set(TABLE) <= set(SERVICE_SLUGS)
 
 
-@pytest.mark.parametrize("code", SERVICE_CODES)
-async def test_a_code_over_grpc(server: Running, store: FailingStore, code: Slug) -> None:
-    store.error = lambda: failure_of(code)
+@pytest.mark.parametrize("slug", SERVICE_SLUGS)
+async def test_each_slug_has_its_status_and_details_over_grpc(
+    server: Running, store: FailingStore, slug: Slug
+) -> None:
+    store.error = lambda: failure_of(slug)
     seen = await failed(server)
-    grpc_code, http, standard = expected(code)
-    assert (seen.code, CODES[code].http) == (grpc_code, http)
-    assert seen.message == failure_of(code).message
+    grpc_code, http, standard = expected(slug)
+    assert (seen.code, RULES[slug].http) == (grpc_code, http)
+    assert seen.message == failure_of(slug).message
     assert seen.status is not None and (seen.status.code, seen.status.message) == (
-        CODES[code].grpc,
+        RULES[slug].grpc,
         seen.message,
     )
     info = seen.details["ErrorInfo"]
-    assert (info.reason, info.domain) == (code.upper(), "evershell.ai")
+    assert (info.reason, info.domain) == (slug.upper(), "evershell.ai")
     assert seen.details["RequestInfo"].request_id == "req_7"
     assert set(seen.details) == {"ErrorInfo", "RequestInfo"} | standard
     assert seen.trailers["x-request-id"] == "req_7"
     assert not any(name.startswith("x-evershell") for name in seen.trailers)
-    assert ("www-authenticate" in seen.trailers) is (code == "unauthenticated")
+    assert ("www-authenticate" in seen.trailers) is (slug == "unauthenticated")
     assert ("retry-after" in seen.trailers) is ("RetryInfo" in standard)
 
 
-@pytest.mark.parametrize("code", SERVICE_CODES)
-async def test_a_code_over_rest(server: Running, store: FailingStore, code: Slug) -> None:
+@pytest.mark.parametrize("slug", SERVICE_SLUGS)
+async def test_each_slug_has_its_status_and_envelope_over_rest(
+    server: Running, store: FailingStore, slug: Slug
+) -> None:
     """Envoy takes all that it needs from the trailers."""
-    store.error = lambda: failure_of(code)
+    store.error = lambda: failure_of(slug)
     seen = await failed(server, x_evershell_edge="rest")
-    assert seen.trailers["x-evershell-status"] == str(expected(code)[1])
+    assert seen.trailers["x-evershell-status"] == str(expected(slug)[1])
     assert seen.trailers["x-evershell-error"].isascii()
     envelope = seen.envelope
-    failure = failure_of(code)
+    failure = failure_of(slug)
     assert (envelope["code"], envelope["message"], envelope["request_id"]) == (
-        code,
+        slug,
         seen.message,
         "req_7",
     )
@@ -185,7 +189,9 @@ async def test_a_cancelled_error_from_a_handler_is_an_internal_error(
     assert (seen.code, seen.slug) == (grpc.StatusCode.INTERNAL, "internal")
 
 
-async def test_a_database_that_is_away_is_unavailable(server: Running, store: FailingStore) -> None:
+async def test_a_database_outage_is_reported_as_unavailable(
+    server: Running, store: FailingStore
+) -> None:
     store.error = lambda: UnavailableError("connection refused to 10.0.0.7")
     seen = await failed(server)
     assert (seen.code, seen.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
@@ -213,7 +219,7 @@ async def test_the_credential_is_checked_before_the_bytes_are_parsed(
     assert isinstance(seen, Failed) and seen.slug == "unauthenticated"
 
 
-async def test_a_request_without_an_id_is_given_one(server: Running) -> None:
+async def test_a_request_without_an_id_receives_one(server: Running) -> None:
     request = messages.GetWorkspaceRequest(workspace_id="ws_1")
     ids = {
         (await server.fails(server.stub.GetWorkspace(request, metadata=bearer())))
@@ -236,7 +242,7 @@ async def test_a_success_carries_its_request_id(server: Running) -> None:
         )
 
 
-def raised_codes() -> set[str]:
+def raised_slugs() -> set[str]:
     """The first argument of every `Failure(…)` in the core."""
     found = set()
     for path in Path(core.__file__).parent.glob("*.py"):
@@ -246,22 +252,22 @@ def raised_codes() -> set[str]:
                 and isinstance(node.func, ast.Name)
                 and node.func.id == "Failure"
             ):
-                code = node.args[0]
-                if isinstance(code, ast.Constant):
-                    found.add(str(code.value))
+                slug = node.args[0]
+                if isinstance(slug, ast.Constant):
+                    found.add(str(slug.value))
                 else:
                     # Workspace.require_up takes the slug from a table.
                     found |= set(re.findall(r'"(workspace_[a-z]+)"', path.read_text()))
     return found
 
 
-def test_every_code_that_the_core_raises_is_in_the_closed_set() -> None:
-    raised = raised_codes()
+def test_every_slug_that_the_core_raises_exists_in_the_protos() -> None:
+    raised = raised_slugs()
     assert {
         "validation_error",
         "workspace_busy",
         "workspace_stopped",
         "agent_unreachable",
     } <= raised
-    assert raised <= set(SERVICE_CODES)
-    assert set(status.RULES) == set(CODES)
+    assert raised <= set(SERVICE_SLUGS)
+    assert set(status.RULES) == set(RULES)

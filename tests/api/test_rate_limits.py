@@ -202,7 +202,7 @@ async def test_agents_and_health_are_not_limited(server: Running) -> None:
     )
 
 
-async def test_a_stream_counts_once(server: Running, world: World) -> None:
+async def test_a_stream_counts_as_one_call(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
     call = server.stub.WatchEvents(
         messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer()

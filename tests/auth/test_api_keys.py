@@ -38,7 +38,7 @@ async def refused(keys: ApiKeys, secret: str) -> None:
     assert secret not in raised.value.message and secret not in str(raised.value.details)
 
 
-def test_a_key_has_256_random_bits_behind_its_prefix() -> None:
+def test_a_key_has_256_random_bits_after_its_prefix() -> None:
     secrets = {new_secret() for _ in range(100)}
     assert len(secrets) == 100
     assert all(secret.startswith("sk_") and len(secret) == len("sk_") + 43 for secret in secrets)

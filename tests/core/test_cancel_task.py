@@ -121,7 +121,7 @@ async def test_the_next_task_starts_without_a_cancellation(world: World) -> None
     assert (await world.task(busy.id, second.id)).status is TaskStatus.COMPLETED
 
 
-async def test_the_running_task_may_be_named(world: World) -> None:
+async def test_a_cancellation_may_name_the_running_task(world: World) -> None:
     busy, running = await world.add_busy()
     result = await world.cancel(busy.id, task_id=running.id)
     assert result.outcome is Outcome.ACCEPTED

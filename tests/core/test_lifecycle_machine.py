@@ -136,12 +136,12 @@ class LifecycleMachine(RuleBasedStateMachine):
             assert change.task is not None and change.task.cancel is not None
             self.accepted[change.task.id] = change.task.cancel
 
-    @rule(works=st.booleans())
-    def finish_stop(self, works: bool) -> None:
+    @rule(work_stopped=st.booleans())
+    def finish_stop(self, work_stopped: bool) -> None:
         epoch = self._workspace().epoch
         self._change(
             lambda locked: workspace_lifecycle.finish_stop(
-                locked, epoch, self.clock(), work_stopped=works
+                locked, epoch, self.clock(), work_stopped=work_stopped
             )
         )
 
@@ -167,12 +167,12 @@ class LifecycleMachine(RuleBasedStateMachine):
             )
         )
 
-    @rule(behind=EPOCHS_BEHIND, works=st.booleans())
-    def lose(self, behind: int, works: bool) -> None:
+    @rule(behind=EPOCHS_BEHIND, work_stopped=st.booleans())
+    def lose(self, behind: int, work_stopped: bool) -> None:
         epoch = self._workspace().epoch - behind
         self._change(
             lambda locked: workspace_lifecycle.lose_agent(
-                locked, epoch, "lost", self.clock(), work_stopped=works
+                locked, epoch, "lost", self.clock(), work_stopped=work_stopped
             )
         )
 

@@ -63,7 +63,7 @@ async def test_a_cancellation_before_the_start_reaches_the_agent_at_its_start(
     )
 
 
-async def test_after_the_end_there_is_no_task(world: World, runtime: Runtime) -> None:
+async def test_a_directive_after_the_end_has_no_task(world: World, runtime: Runtime) -> None:
     busy, running = await world.add_busy()
     agent = AgentIdentity(busy.id, 1)
     for _ in range(2):

@@ -163,7 +163,7 @@ def test_an_iteration_without_a_tool_call_counts_no_tool_call() -> None:
     assert change.task.result == "an answer"
 
 
-def test_an_interrupted_model_call_is_counted_and_leaves_its_text_as_the_result() -> None:
+def test_an_interrupted_model_call_is_counted_and_its_text_is_the_result() -> None:
     call = {"content": "It is nea", "input_tokens": "7", "status": "interrupted"}
     forced = TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     change = commit(
@@ -204,7 +204,7 @@ def test_an_iteration_out_of_order_is_refused() -> None:
     assert raised.value.slug == "invalid_state"
 
 
-def test_nothing_follows_the_end() -> None:
+def test_events_after_the_end_are_ignored() -> None:
     change = commit(
         locked_busy(),
         TaskEnded(status=TaskStatus.FAILED),

@@ -71,7 +71,7 @@ def test_metadata_within_its_bounds_is_valid() -> None:
 @pytest.mark.parametrize(
     ("count", "good"), [(0, True), (1, True), (1000, True), (1001, False), (-1, False)]
 )
-def test_iterations_have_bounds(count: int, good: bool) -> None:
+def test_max_iterations_has_bounds(count: int, good: bool) -> None:
     assert (problems(max_iterations=count) == {}) is good
 
 
@@ -91,12 +91,12 @@ def test_a_page_has_bounds(size: int, token: str) -> None:
     assert raised.value.slug == "validation_error"
 
 
-def test_a_page_has_50_entries_unless_asked_otherwise() -> None:
+def test_a_page_has_50_entries_by_default() -> None:
     assert Page.of(0, "") == Page(50, None)
     assert Page.of(200, "ws_1") == Page(200, "ws_1")
 
 
-def test_a_token_leads_to_the_next_page_until_the_last() -> None:
+def test_every_page_but_the_last_has_a_token() -> None:
     found = [workspace() for _ in range(3)]
     assert Page(2, None).cut(found) == (found[:2], found[1].id)
     # A page that would be too large for a message ends early, but has one item at least.

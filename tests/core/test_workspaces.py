@@ -73,7 +73,7 @@ async def test_a_list_has_the_workspaces_that_the_caller_may_read(world: World) 
 
 
 @pytest.mark.parametrize("scope", ["workspace:write", "workspace:read"])
-async def test_each_use_of_one_workspace_checks_in_order(world: World, scope: str) -> None:
+async def test_each_call_on_a_workspace_checks_in_order(world: World, scope: str) -> None:
     async def use(workspace_id: str, by: Caller) -> list[str]:
         if scope == "workspace:read":
             return [await slug_of(workspaces.get_workspace(by, workspace_id, world.store))]

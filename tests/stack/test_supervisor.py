@@ -1,4 +1,4 @@
-"""The supervisor retries failed starts, and tells its own children from adopted ones."""
+"""The supervisor retries failed starts, and distinguishes its own children from adopted ones."""
 
 import asyncio
 import os

@@ -53,11 +53,11 @@ class Service:
             sleep=self.clock.sleep_for,
         )
 
-    def take(self, rpc: str) -> "tuple[Any, Taken]":
+    def take(self, rpc: str) -> "tuple[Any, PendingCall]":
         """The next call of the RPC: its request and its handle. Checks its credential."""
         metadata, request, taken = self._fake.take_unary_unary(SERVICE.methods_by_name[rpc])
         assert ("authorization", "Bearer sk_secret") in metadata
-        return request, Taken(taken)
+        return request, PendingCall(taken)
 
     def take_stream(self) -> tuple[Any, Any]:
         metadata, request, taken = self._fake.take_unary_stream(
@@ -67,7 +67,7 @@ class Service:
         return request, taken
 
 
-class Taken:
+class PendingCall:
     """A call that waits for the test's answer."""
 
     def __init__(self, call: Any) -> None:
@@ -81,7 +81,7 @@ class Taken:
         status = rich_status(failure, "request_1")
         self._call.terminate(None, trailers(failure), CODES[status.code], failure.message)
 
-    def break_off(self, code: grpc.StatusCode, *trailers: tuple[str, Any]) -> None:
+    def fail_without_details(self, code: grpc.StatusCode, *trailers: tuple[str, Any]) -> None:
         """Fails the call as a proxy or a broken connection does, without details."""
         self._call.terminate(None, trailers, code, "it broke")
 

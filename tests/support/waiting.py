@@ -25,7 +25,7 @@ def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
 
 
 async def eventually_async(condition: Callable[[], object], timeout_seconds: float = 15.0) -> Any:
-    """Does the same in an event loop, without blocking it. The condition may be async."""
+    """Waits like `eventually`, without blocking the event loop. The condition may be async."""
 
     async def ask() -> Any:
         answer = condition()
