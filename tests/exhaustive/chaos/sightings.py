@@ -12,7 +12,7 @@ from tests.exhaustive.chaos.plan import Stopped
 from tests.support.stack import Stack
 
 # In a line of a log, they tell of a defect.
-_DEFECTS = ("a defect", "never retrieved", "Traceback")
+_DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
 _POOL_SIZE = 10
 # Besides its pool, each program has a connection that listens, and the fleet controller one that
 # holds its leadership.

@@ -44,4 +44,4 @@ def test_a_call_that_ended_before_it_had_begun_is_no_defect(tmp_path: Path) -> N
 
 
 def test_a_record_that_was_cut_off_is_read_as_text(tmp_path: Path) -> None:
-    assert found(tmp_path, '{"event": "a defect", "exce') == 1
+    assert found(tmp_path, '{"event": "unexpected_error", "exce') == 1
