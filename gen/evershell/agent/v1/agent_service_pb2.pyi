@@ -19,7 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Assignment(_message.Message):
-    """The agent's side of a task."""
+    """What the agent needs to know about its task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,10 +32,10 @@ class Assignment(_message.Message):
     description: _builtins.str
     max_iterations: _builtins.int
     iterations: _builtins.int
-    """Iterations that are committed already."""
+    """Number of iterations that are already committed."""
     @_builtins.property
     def cancellation(self) -> Global___Cancellation:
-        """Set when the task is to be cancelled."""
+        """Set if a cancellation of the task is recorded."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 
 @_typing.final
 class Cancellation(_message.Message):
-    """The recorded intent to end a task."""
+    """The recorded intent to cancel a task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -65,7 +65,7 @@ class Cancellation(_message.Message):
     reason: _builtins.str
     @_builtins.property
     def force_at(self) -> _timestamp_pb2.Timestamp:
-        """When to break off the iteration; absent: never."""
+        """When to interrupt the current iteration. If absent, it is not interrupted."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class CancelTaskResponse(_message.Message):
 
     KNOWN_FIELD_NUMBER: _builtins.int
     known: _builtins.bool
-    """The agent works on the task and will end it."""
+    """Whether the agent is working on the task and will end it."""
     def __init__(
         self,
         *,
@@ -201,7 +201,7 @@ class GetSessionResponse(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     task_id: _builtins.str
-    """Empty when it is idle."""
+    """Empty if the agent is idle."""
     phase: _builtins.str
     """`model_call`, `tool_call` or empty."""
     iterations: _builtins.int

@@ -26,10 +26,16 @@ if _version_not_supported:
 
 
 class AgentServiceStub:
-    """Served by the agent in each workspace's pod; called by the control plane with a short-lived token signed for that workspace.
+    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
+    token that it has signed for that workspace.
 
-    Every call is a hint that makes things fast. The truth is in the database and reaches the agent as a Directive in the reply to
-    each of its own calls, so a call that is lost, late or repeated does no harm.
+    Every call is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
+    or repeated therefore does no harm.
+
+    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
+    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
+    agent's.
     """
 
     def __init__(self, channel):
@@ -56,30 +62,48 @@ class AgentServiceStub:
 
 
 class AgentServiceServicer:
-    """Served by the agent in each workspace's pod; called by the control plane with a short-lived token signed for that workspace.
+    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
+    token that it has signed for that workspace.
 
-    Every call is a hint that makes things fast. The truth is in the database and reaches the agent as a Directive in the reply to
-    each of its own calls, so a call that is lost, late or repeated does no harm.
+    Every call is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
+    or repeated therefore does no harm.
+
+    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
+    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
+    agent's.
     """
 
     def StartTask(self, request, context):
-        """Hands over a task. Effect: the agent begins it, after it has committed `task_started`.
-        Idempotency: by task id. Errors: FAILED_PRECONDITION when it works on another task.
+        """Delivers a task.
+
+        Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
+        this.
+        Idempotency: by task id.
+        Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
+        task id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelTask(self, request, context):
-        """Says that a task is to be cancelled. Effect: no further iteration of it starts.
-        Idempotency: by task id; the earliest `force_at` wins. Errors: none of its own; a task it does not have is `known: false`.
+        """Signals that the cancellation of a task is recorded.
+
+        Effect: no further iteration of the task starts. The reply does not wait for the current one.
+        Idempotency: by task id; the earliest `force_at` applies.
+        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+        the reply says `known: false`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Reads what the agent does right now. Effect: none.
+        """Reads the current state of the agent.
+
+        Effect: none. Idempotency: a read.
+        Errors: only those of every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,10 +136,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentService:
-    """Served by the agent in each workspace's pod; called by the control plane with a short-lived token signed for that workspace.
+    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
+    token that it has signed for that workspace.
 
-    Every call is a hint that makes things fast. The truth is in the database and reaches the agent as a Directive in the reply to
-    each of its own calls, so a call that is lost, late or repeated does no harm.
+    Every call is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
+    or repeated therefore does no harm.
+
+    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
+    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
+    agent's.
     """
 
     @staticmethod

@@ -27,10 +27,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentServiceStub:
-    """Served by the agent in each workspace's pod; called by the control plane with a short-lived token signed for that workspace.
+    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
+    token that it has signed for that workspace.
 
-    Every call is a hint that makes things fast. The truth is in the database and reaches the agent as a Directive in the reply to
-    each of its own calls, so a call that is lost, late or repeated does no harm.
+    Every call is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
+    or repeated therefore does no harm.
+
+    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
+    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
+    agent's.
     """
 
     @_typing.overload
@@ -38,41 +44,79 @@ class AgentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     StartTask: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.StartTaskRequest, _agent_service_pb2.StartTaskResponse]
-    """Hands over a task. Effect: the agent begins it, after it has committed `task_started`.
-    Idempotency: by task id. Errors: FAILED_PRECONDITION when it works on another task.
+    """Delivers a task.
+
+    Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
+    this.
+    Idempotency: by task id.
+    Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
+    task id.
     """
     CancelTask: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CancelTaskRequest, _agent_service_pb2.CancelTaskResponse]
-    """Says that a task is to be cancelled. Effect: no further iteration of it starts.
-    Idempotency: by task id; the earliest `force_at` wins. Errors: none of its own; a task it does not have is `known: false`.
+    """Signals that the cancellation of a task is recorded.
+
+    Effect: no further iteration of the task starts. The reply does not wait for the current one.
+    Idempotency: by task id; the earliest `force_at` applies.
+    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+    the reply says `known: false`.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetSessionRequest, _agent_service_pb2.GetSessionResponse]
-    """Reads what the agent does right now. Effect: none."""
+    """Reads the current state of the agent.
+
+    Effect: none. Idempotency: a read.
+    Errors: only those of every call.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
-    """Served by the agent in each workspace's pod; called by the control plane with a short-lived token signed for that workspace.
+    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
+    token that it has signed for that workspace.
 
-    Every call is a hint that makes things fast. The truth is in the database and reaches the agent as a Directive in the reply to
-    each of its own calls, so a call that is lost, late or repeated does no harm.
+    Every call is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
+    or repeated therefore does no harm.
+
+    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
+    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
+    agent's.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartTask: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.StartTaskRequest, _agent_service_pb2.StartTaskResponse]  # type: ignore[assignment]
-    """Hands over a task. Effect: the agent begins it, after it has committed `task_started`.
-    Idempotency: by task id. Errors: FAILED_PRECONDITION when it works on another task.
+    """Delivers a task.
+
+    Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
+    this.
+    Idempotency: by task id.
+    Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
+    task id.
     """
     CancelTask: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CancelTaskRequest, _agent_service_pb2.CancelTaskResponse]  # type: ignore[assignment]
-    """Says that a task is to be cancelled. Effect: no further iteration of it starts.
-    Idempotency: by task id; the earliest `force_at` wins. Errors: none of its own; a task it does not have is `known: false`.
+    """Signals that the cancellation of a task is recorded.
+
+    Effect: no further iteration of the task starts. The reply does not wait for the current one.
+    Idempotency: by task id; the earliest `force_at` applies.
+    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+    the reply says `known: false`.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetSessionRequest, _agent_service_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """Reads what the agent does right now. Effect: none."""
+    """Reads the current state of the agent.
+
+    Effect: none. Idempotency: a read.
+    Errors: only those of every call.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the agent in each workspace's pod; called by the control plane with a short-lived token signed for that workspace.
+    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
+    token that it has signed for that workspace.
 
-    Every call is a hint that makes things fast. The truth is in the database and reaches the agent as a Directive in the reply to
-    each of its own calls, so a call that is lost, late or repeated does no harm.
+    Every call is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
+    or repeated therefore does no harm.
+
+    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
+    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
+    agent's.
     """
 
     @_abc_1.abstractmethod
@@ -81,8 +125,13 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.StartTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.StartTaskResponse, _abc.Awaitable[_agent_service_pb2.StartTaskResponse]]:
-        """Hands over a task. Effect: the agent begins it, after it has committed `task_started`.
-        Idempotency: by task id. Errors: FAILED_PRECONDITION when it works on another task.
+        """Delivers a task.
+
+        Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
+        this.
+        Idempotency: by task id.
+        Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
+        task id.
         """
 
     @_abc_1.abstractmethod
@@ -91,8 +140,12 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.CancelTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.CancelTaskResponse, _abc.Awaitable[_agent_service_pb2.CancelTaskResponse]]:
-        """Says that a task is to be cancelled. Effect: no further iteration of it starts.
-        Idempotency: by task id; the earliest `force_at` wins. Errors: none of its own; a task it does not have is `known: false`.
+        """Signals that the cancellation of a task is recorded.
+
+        Effect: no further iteration of the task starts. The reply does not wait for the current one.
+        Idempotency: by task id; the earliest `force_at` applies.
+        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+        the reply says `known: false`.
         """
 
     @_abc_1.abstractmethod
@@ -101,6 +154,10 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_service_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.GetSessionResponse, _abc.Awaitable[_agent_service_pb2.GetSessionResponse]]:
-        """Reads what the agent does right now. Effect: none."""
+        """Reads the current state of the agent.
+
+        Effect: none. Idempotency: a read.
+        Errors: only those of every call.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

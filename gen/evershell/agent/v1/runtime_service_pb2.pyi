@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Directive(_message.Message):
-    """What the database holds for the agent that asks."""
+    """What the agent has to do, according to the database."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -31,12 +31,16 @@ class Directive(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     fenced: _builtins.bool
-    """The agent's epoch is over: it ends its tools and itself, and commits no more."""
+    """Whether the agent's epoch is over. If so, the agent ends its tools and itself and commits
+    nothing.
+    """
     lease_ms: _builtins.int
-    """Within this long the lease has to be renewed again."""
+    """The agent has to renew the lease within this time."""
     @_builtins.property
     def task(self) -> _agent_service_pb2.Assignment:
-        """The task that has not ended; absent when there is none. An agent with another task in hand drops it."""
+        """The current task; absent if there is none. An agent that is working on another task abandons
+        it.
+        """
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class RegisterRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """host:port on which the control plane reaches AgentService."""
+    """The address of AgentService for the control plane, as host:port."""
     pid: _builtins.int
     def __init__(
         self,
@@ -103,7 +107,7 @@ class HeartbeatRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
-    """Empty when it is idle."""
+    """Empty if the agent is idle."""
     phase: _task_pb2.Task.Phase.ValueType
     def __init__(
         self,
@@ -164,7 +168,7 @@ Global___CommitEventsRequest: _TypeAlias = CommitEventsRequest  # noqa: Y015
 
 @_typing.final
 class TaskEvent(_message.Message):
-    """One thing that has happened in a task."""
+    """One event of a task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -211,7 +215,9 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class TaskEnded(_message.Message):
-    """The end as the agent proposes it; the control plane decides the status from it and the recorded intent."""
+    """The end that the agent proposes. The control plane decides the final status from it and the
+    recorded intent.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -220,11 +226,11 @@ class TaskEnded(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
     status: _task_pb2.Task.Status.ValueType
-    """completed, failed or cancelled."""
+    """`completed`, `failed` or `cancelled`."""
     result: _builtins.str
     reason: _builtins.str
     forced: _builtins.bool
-    """The last iteration was broken off."""
+    """Whether the last iteration was interrupted."""
     def __init__(
         self,
         *,

@@ -26,9 +26,15 @@ if _version_not_supported:
 
 
 class RuntimeServiceStub:
-    """Served by the control plane; called by agents with a token minted for one workspace and one epoch, which names both.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
+    and is valid only for these.
 
-    Every reply carries a Directive: what the database holds. An error means that nothing is known and the call is to be repeated.
+    Every reply carries a Directive, which is the authoritative state. After an error the agent does
+    not know whether the call had an effect, and repeats it.
+
+    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
+    is `fenced`.
     """
 
     def __init__(self, channel):
@@ -55,29 +61,47 @@ class RuntimeServiceStub:
 
 
 class RuntimeServiceServicer:
-    """Served by the control plane; called by agents with a token minted for one workspace and one epoch, which names both.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
+    and is valid only for these.
 
-    Every reply carries a Directive: what the database holds. An error means that nothing is known and the call is to be repeated.
+    Every reply carries a Directive, which is the authoritative state. After an error the agent does
+    not know whether the call had an effect, and repeats it.
+
+    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
+    is `fenced`.
     """
 
     def Register(self, request, context):
-        """Says that the agent is up, and where it listens. Effect: the workspace becomes `idle` (or stays `busy`), its lease begins.
-        Idempotency: the same epoch may register again.
+        """Announces that the agent is up, and its address.
+
+        Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
+        Idempotency: an agent can register again in the same epoch.
+        Errors: only those of every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Renews the lease and tells the phase. Effect: as said. Idempotency: the last one counts.
+        """Renews the lease.
+
+        Effect: the lease is renewed, and the agent's task and phase are recorded.
+        Idempotency: the last call applies.
+        Errors: only those of every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CommitEvents(self, request, context):
-        """Commits what has happened in a task, in order, in one transaction. Idempotency: an event that is committed already (the start,
-        an iteration's number, the end) is acknowledged and not written again, so a commit is repeated until it is acknowledged.
+        """Commits events of a task.
+
+        Effect: the events are appended to the log of the workspace, in order and in one transaction.
+        Idempotency: an event that is already committed (the start, the number of an iteration, the
+        end) is acknowledged and not appended again. The agent repeats a commit until it is
+        acknowledged.
+        Errors: invalid_state if the number of an iteration is not the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,9 +134,15 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RuntimeService:
-    """Served by the control plane; called by agents with a token minted for one workspace and one epoch, which names both.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
+    and is valid only for these.
 
-    Every reply carries a Directive: what the database holds. An error means that nothing is known and the call is to be repeated.
+    Every reply carries a Directive, which is the authoritative state. After an error the agent does
+    not know whether the call had an effect, and repeats it.
+
+    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
+    is `fenced`.
     """
 
     @staticmethod

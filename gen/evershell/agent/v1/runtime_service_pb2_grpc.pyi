@@ -27,9 +27,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RuntimeServiceStub:
-    """Served by the control plane; called by agents with a token minted for one workspace and one epoch, which names both.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
+    and is valid only for these.
 
-    Every reply carries a Directive: what the database holds. An error means that nothing is known and the call is to be repeated.
+    Every reply carries a Directive, which is the authoritative state. After an error the agent does
+    not know whether the call had an effect, and repeats it.
+
+    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
+    is `fenced`.
     """
 
     @_typing.overload
@@ -37,39 +43,77 @@ class RuntimeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RuntimeServiceAsyncStub: ...
     Register: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]
-    """Says that the agent is up, and where it listens. Effect: the workspace becomes `idle` (or stays `busy`), its lease begins.
-    Idempotency: the same epoch may register again.
+    """Announces that the agent is up, and its address.
+
+    Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
+    Idempotency: an agent can register again in the same epoch.
+    Errors: only those of every call.
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]
-    """Renews the lease and tells the phase. Effect: as said. Idempotency: the last one counts."""
+    """Renews the lease.
+
+    Effect: the lease is renewed, and the agent's task and phase are recorded.
+    Idempotency: the last call applies.
+    Errors: only those of every call.
+    """
     CommitEvents: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]
-    """Commits what has happened in a task, in order, in one transaction. Idempotency: an event that is committed already (the start,
-    an iteration's number, the end) is acknowledged and not written again, so a commit is repeated until it is acknowledged.
+    """Commits events of a task.
+
+    Effect: the events are appended to the log of the workspace, in order and in one transaction.
+    Idempotency: an event that is already committed (the start, the number of an iteration, the
+    end) is acknowledged and not appended again. The agent repeats a commit until it is
+    acknowledged.
+    Errors: invalid_state if the number of an iteration is not the next one.
     """
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
-    """Served by the control plane; called by agents with a token minted for one workspace and one epoch, which names both.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
+    and is valid only for these.
 
-    Every reply carries a Directive: what the database holds. An error means that nothing is known and the call is to be repeated.
+    Every reply carries a Directive, which is the authoritative state. After an error the agent does
+    not know whether the call had an effect, and repeats it.
+
+    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
+    is `fenced`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]  # type: ignore[assignment]
-    """Says that the agent is up, and where it listens. Effect: the workspace becomes `idle` (or stays `busy`), its lease begins.
-    Idempotency: the same epoch may register again.
+    """Announces that the agent is up, and its address.
+
+    Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
+    Idempotency: an agent can register again in the same epoch.
+    Errors: only those of every call.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
-    """Renews the lease and tells the phase. Effect: as said. Idempotency: the last one counts."""
+    """Renews the lease.
+
+    Effect: the lease is renewed, and the agent's task and phase are recorded.
+    Idempotency: the last call applies.
+    Errors: only those of every call.
+    """
     CommitEvents: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]  # type: ignore[assignment]
-    """Commits what has happened in a task, in order, in one transaction. Idempotency: an event that is committed already (the start,
-    an iteration's number, the end) is acknowledged and not written again, so a commit is repeated until it is acknowledged.
+    """Commits events of a task.
+
+    Effect: the events are appended to the log of the workspace, in order and in one transaction.
+    Idempotency: an event that is already committed (the start, the number of an iteration, the
+    end) is acknowledged and not appended again. The agent repeats a commit until it is
+    acknowledged.
+    Errors: invalid_state if the number of an iteration is not the next one.
     """
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the control plane; called by agents with a token minted for one workspace and one epoch, which names both.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
+    and is valid only for these.
 
-    Every reply carries a Directive: what the database holds. An error means that nothing is known and the call is to be repeated.
+    Every reply carries a Directive, which is the authoritative state. After an error the agent does
+    not know whether the call had an effect, and repeats it.
+
+    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
+    is `fenced`.
     """
 
     @_abc_1.abstractmethod
@@ -78,8 +122,11 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.RegisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.RegisterResponse, _abc.Awaitable[_runtime_service_pb2.RegisterResponse]]:
-        """Says that the agent is up, and where it listens. Effect: the workspace becomes `idle` (or stays `busy`), its lease begins.
-        Idempotency: the same epoch may register again.
+        """Announces that the agent is up, and its address.
+
+        Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
+        Idempotency: an agent can register again in the same epoch.
+        Errors: only those of every call.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +135,12 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.HeartbeatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.HeartbeatResponse, _abc.Awaitable[_runtime_service_pb2.HeartbeatResponse]]:
-        """Renews the lease and tells the phase. Effect: as said. Idempotency: the last one counts."""
+        """Renews the lease.
+
+        Effect: the lease is renewed, and the agent's task and phase are recorded.
+        Idempotency: the last call applies.
+        Errors: only those of every call.
+        """
 
     @_abc_1.abstractmethod
     def CommitEvents(
@@ -96,8 +148,13 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.CommitEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.CommitEventsResponse, _abc.Awaitable[_runtime_service_pb2.CommitEventsResponse]]:
-        """Commits what has happened in a task, in order, in one transaction. Idempotency: an event that is committed already (the start,
-        an iteration's number, the end) is acknowledged and not written again, so a commit is repeated until it is acknowledged.
+        """Commits events of a task.
+
+        Effect: the events are appended to the log of the workspace, in order and in one transaction.
+        Idempotency: an event that is already committed (the start, the number of an iteration, the
+        end) is acknowledged and not appended again. The agent repeats a commit until it is
+        acknowledged.
+        Errors: invalid_state if the number of an iteration is not the next one.
         """
 
 def add_RuntimeServiceServicer_to_server(servicer: RuntimeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,8 +23,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Error(_message.Message):
-    """What a failed call looks like. REST shows it as {"error": {...}}; a stream that fails after its first message carries it as its
-    last message, since the edge ends a broken stream with a clean 200.
+    """The error of a failed call. REST answers with {"error": {...}}. A stream that fails after its
+    first message sends the error as its last message, because the edge ends a broken stream with
+    status 200.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -37,108 +38,153 @@ class Error(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         error_code_unspecified: Error._ErrorCode.ValueType  # 0
         validation_error: Error._ErrorCode.ValueType  # 1
-        """A field of the request is wrong. Example: `reason` has 612 characters; at most 500 are allowed."""
+        """A field of the request is not valid. Example: `reason` has 612 characters; at most 500 are
+        allowed.
+        """
         unauthenticated: Error._ErrorCode.ValueType  # 2
-        """No credential, or one that is not valid. Example: the bearer token expired at 2026-01-01T00:00:00Z."""
+        """The call has no valid credential. Example: the bearer token expired at 2026-01-01T00:00:00Z."""
         permission_denied: Error._ErrorCode.ValueType  # 3
-        """The credential is valid but may not do this. Example: CancelTask needs workspace:write and the key holds workspace:read."""
+        """The credential is valid, but does not permit this call. Example: CancelTask needs
+        workspace:write and the key has workspace:read.
+        """
         workspace_not_found: Error._ErrorCode.ValueType  # 4
-        """The caller's organization has no such workspace. Example: the id was mistyped, or it is another organization's."""
+        """The caller's organization has no such workspace. Example: the id has a typo, or the workspace
+        belongs to another organization.
+        """
         task_not_found: Error._ErrorCode.ValueType  # 5
         """The workspace has no such task. Example: the task belongs to another workspace."""
         workspace_stopped: Error._ErrorCode.ValueType  # 6
         """The workspace is stopped or stopping. Example: a cancellation after StopWorkspace."""
         workspace_failed: Error._ErrorCode.ValueType  # 7
-        """The workspace's agent died or could not start. Example: its process was killed; ResumeWorkspace brings it back."""
+        """The workspace's agent died or could not start. Example: the agent's process was killed;
+        ResumeWorkspace starts a new one.
+        """
         workspace_provisioning: Error._ErrorCode.ValueType  # 8
-        """The workspace's agent has not registered yet. Example: a task submitted right after CreateWorkspace."""
+        """The workspace's agent has not registered yet. Example: a task submitted right after
+        CreateWorkspace.
+        """
         workspace_busy: Error._ErrorCode.ValueType  # 9
-        """The workspace runs a task already. Example: a second SubmitTask before the first task has ended."""
+        """The workspace already has a task. Example: a second SubmitTask before the first task has
+        ended.
+        """
         invalid_state: Error._ErrorCode.ValueType  # 10
-        """The thing is not in a state that allows this. Example: ResumeWorkspace while the workspace is still stopping."""
+        """The state of the resource does not allow this call. Example: ResumeWorkspace while the
+        workspace is still stopping.
+        """
         rate_limited: Error._ErrorCode.ValueType  # 11
-        """The credential has used up its calls for now. Example: 300 calls within one second."""
+        """The credential has exceeded its rate limit. Example: 300 calls within one second."""
         agent_unreachable: Error._ErrorCode.ValueType  # 12
-        """The workspace's agent did not answer in time; what was recorded stays and is delivered. Example: the agent's process is frozen."""
+        """The workspace's agent did not answer in time; a cancellation stays recorded and is delivered
+        later. Example: the agent's process is frozen.
+        """
         unavailable: Error._ErrorCode.ValueType  # 13
-        """The service or its database cannot answer now; trying again is safe where the RPC is idempotent. Example: the database restarts."""
+        """The service or its database cannot answer now; an idempotent call can be retried. Example:
+        the database is restarting.
+        """
         deadline_exceeded: Error._ErrorCode.ValueType  # 14
-        """The caller's deadline passed. Example: a gRPC deadline of 5 ms."""
+        """The caller's deadline has passed. Example: a gRPC deadline of 5 ms."""
         internal: Error._ErrorCode.ValueType  # 15
-        """A defect of the service; the request id finds it in the log. Example: none that is known."""
+        """The service failed unexpectedly; its log has the cause under the request id. Example: an
+        exception that the service does not handle.
+        """
         not_found: Error._ErrorCode.ValueType  # 16
-        """The edge alone answers with the following; the service never does.
+        """Only the edge answers with the slugs below; the service never does.
 
-        No such path. Example: POST /v1/workspace/ws_1/task/cancel.
+        The path does not exist. Example: POST /v1/workspace/ws_1/task/cancel.
         """
         method_not_allowed: Error._ErrorCode.ValueType  # 17
-        """The path exists, but not with this method. Example: GET /v1/workspaces/ws_1/task/cancel."""
+        """The path does not support this method. Example: GET /v1/workspaces/ws_1/task/cancel."""
         request_timeout: Error._ErrorCode.ValueType  # 18
-        """The client sent its request too slowly. Example: headers that take longer than ten seconds."""
+        """The client sent its request too slowly. Example: the headers took longer than 10 s."""
         payload_too_large: Error._ErrorCode.ValueType  # 19
-        """The body is larger than this method takes. Example: a task description of 2 MiB, or a body of 20 KiB for CancelTask."""
+        """The body exceeds the size limit of this method. Example: a task description of 2 MiB, or a
+        body of 20 KiB for CancelTask.
+        """
         unsupported_media_type: Error._ErrorCode.ValueType  # 20
         """The content type is not JSON. Example: application/grpc on the REST port."""
         upgrade_required: Error._ErrorCode.ValueType  # 21
-        """The protocol version is too old. Example: HTTP/1.0."""
+        """The HTTP version is not supported. Example: HTTP/1.0."""
         upgrade_refused: Error._ErrorCode.ValueType  # 22
-        """The edge upgrades no connection. Example: Upgrade: websocket."""
+        """The edge does not upgrade connections. Example: Upgrade: websocket."""
         headers_too_large: Error._ErrorCode.ValueType  # 23
         """The headers are too large or too many. Example: a cookie of 100 KiB."""
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
-        """The closed set of slugs. This is the only place where a slug is bound to its gRPC code and its HTTP status: the service, the
-        edge, the client and the documents read the options below. To add one, add one entry here, with its comment, and run `make gen`.
+        """The closed set of error slugs. Only this enum binds a slug to its gRPC code and its HTTP
+        status: the service, the edge, the client and the documents read the options below. To add a
+        slug, add one entry with its comment here and run `make gen`.
         """
 
     error_code_unspecified: Error.ErrorCode.ValueType  # 0
     validation_error: Error.ErrorCode.ValueType  # 1
-    """A field of the request is wrong. Example: `reason` has 612 characters; at most 500 are allowed."""
+    """A field of the request is not valid. Example: `reason` has 612 characters; at most 500 are
+    allowed.
+    """
     unauthenticated: Error.ErrorCode.ValueType  # 2
-    """No credential, or one that is not valid. Example: the bearer token expired at 2026-01-01T00:00:00Z."""
+    """The call has no valid credential. Example: the bearer token expired at 2026-01-01T00:00:00Z."""
     permission_denied: Error.ErrorCode.ValueType  # 3
-    """The credential is valid but may not do this. Example: CancelTask needs workspace:write and the key holds workspace:read."""
+    """The credential is valid, but does not permit this call. Example: CancelTask needs
+    workspace:write and the key has workspace:read.
+    """
     workspace_not_found: Error.ErrorCode.ValueType  # 4
-    """The caller's organization has no such workspace. Example: the id was mistyped, or it is another organization's."""
+    """The caller's organization has no such workspace. Example: the id has a typo, or the workspace
+    belongs to another organization.
+    """
     task_not_found: Error.ErrorCode.ValueType  # 5
     """The workspace has no such task. Example: the task belongs to another workspace."""
     workspace_stopped: Error.ErrorCode.ValueType  # 6
     """The workspace is stopped or stopping. Example: a cancellation after StopWorkspace."""
     workspace_failed: Error.ErrorCode.ValueType  # 7
-    """The workspace's agent died or could not start. Example: its process was killed; ResumeWorkspace brings it back."""
+    """The workspace's agent died or could not start. Example: the agent's process was killed;
+    ResumeWorkspace starts a new one.
+    """
     workspace_provisioning: Error.ErrorCode.ValueType  # 8
-    """The workspace's agent has not registered yet. Example: a task submitted right after CreateWorkspace."""
+    """The workspace's agent has not registered yet. Example: a task submitted right after
+    CreateWorkspace.
+    """
     workspace_busy: Error.ErrorCode.ValueType  # 9
-    """The workspace runs a task already. Example: a second SubmitTask before the first task has ended."""
+    """The workspace already has a task. Example: a second SubmitTask before the first task has
+    ended.
+    """
     invalid_state: Error.ErrorCode.ValueType  # 10
-    """The thing is not in a state that allows this. Example: ResumeWorkspace while the workspace is still stopping."""
+    """The state of the resource does not allow this call. Example: ResumeWorkspace while the
+    workspace is still stopping.
+    """
     rate_limited: Error.ErrorCode.ValueType  # 11
-    """The credential has used up its calls for now. Example: 300 calls within one second."""
+    """The credential has exceeded its rate limit. Example: 300 calls within one second."""
     agent_unreachable: Error.ErrorCode.ValueType  # 12
-    """The workspace's agent did not answer in time; what was recorded stays and is delivered. Example: the agent's process is frozen."""
+    """The workspace's agent did not answer in time; a cancellation stays recorded and is delivered
+    later. Example: the agent's process is frozen.
+    """
     unavailable: Error.ErrorCode.ValueType  # 13
-    """The service or its database cannot answer now; trying again is safe where the RPC is idempotent. Example: the database restarts."""
+    """The service or its database cannot answer now; an idempotent call can be retried. Example:
+    the database is restarting.
+    """
     deadline_exceeded: Error.ErrorCode.ValueType  # 14
-    """The caller's deadline passed. Example: a gRPC deadline of 5 ms."""
+    """The caller's deadline has passed. Example: a gRPC deadline of 5 ms."""
     internal: Error.ErrorCode.ValueType  # 15
-    """A defect of the service; the request id finds it in the log. Example: none that is known."""
+    """The service failed unexpectedly; its log has the cause under the request id. Example: an
+    exception that the service does not handle.
+    """
     not_found: Error.ErrorCode.ValueType  # 16
-    """The edge alone answers with the following; the service never does.
+    """Only the edge answers with the slugs below; the service never does.
 
-    No such path. Example: POST /v1/workspace/ws_1/task/cancel.
+    The path does not exist. Example: POST /v1/workspace/ws_1/task/cancel.
     """
     method_not_allowed: Error.ErrorCode.ValueType  # 17
-    """The path exists, but not with this method. Example: GET /v1/workspaces/ws_1/task/cancel."""
+    """The path does not support this method. Example: GET /v1/workspaces/ws_1/task/cancel."""
     request_timeout: Error.ErrorCode.ValueType  # 18
-    """The client sent its request too slowly. Example: headers that take longer than ten seconds."""
+    """The client sent its request too slowly. Example: the headers took longer than 10 s."""
     payload_too_large: Error.ErrorCode.ValueType  # 19
-    """The body is larger than this method takes. Example: a task description of 2 MiB, or a body of 20 KiB for CancelTask."""
+    """The body exceeds the size limit of this method. Example: a task description of 2 MiB, or a
+    body of 20 KiB for CancelTask.
+    """
     unsupported_media_type: Error.ErrorCode.ValueType  # 20
     """The content type is not JSON. Example: application/grpc on the REST port."""
     upgrade_required: Error.ErrorCode.ValueType  # 21
-    """The protocol version is too old. Example: HTTP/1.0."""
+    """The HTTP version is not supported. Example: HTTP/1.0."""
     upgrade_refused: Error.ErrorCode.ValueType  # 22
-    """The edge upgrades no connection. Example: Upgrade: websocket."""
+    """The edge does not upgrade connections. Example: Upgrade: websocket."""
     headers_too_large: Error.ErrorCode.ValueType  # 23
     """The headers are too large or too many. Example: a cookie of 100 KiB."""
 
@@ -148,12 +194,14 @@ class Error(_message.Message):
     DETAILS_FIELD_NUMBER: _builtins.int
     code: Global___Error.ErrorCode.ValueType
     message: _builtins.str
-    """For people: names the thing, its state and what to do next."""
+    """For people: names the resource, its state and what to do next."""
     request_id: _builtins.str
-    """Finds the call in the log; equals the header x-request-id."""
+    """Identifies the call in the logs; equals the header x-request-id."""
     @_builtins.property
     def details(self) -> _struct_pb2.Struct:
-        """The facts of the standard error details of google.rpc, flat. Absent when there are none."""
+        """For programs: the facts of the standard error details of google.rpc, as one flat object. Absent
+        if the error has none.
+        """
 
     def __init__(
         self,
@@ -173,7 +221,7 @@ Global___Error: _TypeAlias = Error  # noqa: Y015
 
 @_typing.final
 class ErrorRule(_message.Message):
-    """What an error code is on each wire."""
+    """How each protocol represents an error code."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -186,11 +234,13 @@ class ErrorRule(_message.Message):
     http: _builtins.int
     """HTTP status."""
     edge_only: _builtins.bool
-    """Only the edge answers with it."""
+    """Whether only the edge answers with this slug."""
     fallback: _builtins.bool
-    """Stands for its gRPC code, and its HTTP status, where an answer names no slug and none is named like the code."""
+    """Whether this slug represents its gRPC code and its HTTP status in an answer that names no slug.
+    It does so only if no slug has the same name as the gRPC code.
+    """
     details: _builtins.str
-    """The `details` of the example in the documents, as JSON; empty where it has none."""
+    """The `details` of the example in the documents, as JSON; empty if it has none."""
     def __init__(
         self,
         *,

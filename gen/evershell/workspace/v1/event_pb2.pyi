@@ -21,7 +21,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Event(_message.Message):
-    """One entry in a workspace's log. The log is ordered by `seq`, from 1 and without gaps, and is never changed."""
+    """One entry in the log of a workspace. The log is ordered by `seq`, which starts at 1 and has no
+    gaps. Entries never change.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -48,10 +50,11 @@ class Event(_message.Message):
     task_id: _builtins.str
     """Empty for events of the workspace itself."""
     request_id: _builtins.str
-    """The call that caused it; empty when the agent or the fleet did."""
+    """The id of the call that caused it; empty if the agent or the fleet controller caused it."""
     trace_id: _builtins.str
-    """The W3C trace that the call was part of, 32 hex digits; empty when it was part of none. What an agent does with a task is part of
-    the trace of the SubmitTask that gave it, and from a cancellation on, of the CancelTask that signalled it.
+    """The W3C trace id of the call, 32 hex digits; empty if the call had no trace. The events that an
+    agent commits belong to the trace of SubmitTask and, once CancelTask has signalled the agent,
+    to the trace of CancelTask.
     """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
@@ -105,7 +108,9 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class EventType(_message.Message):
-    """Holds the enum: its values bear the names of Event's payload fields, which one message could not hold twice."""
+    """The scope of the enum. Its values have the names of Event's payload fields, and a message cannot
+    contain a name twice.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,7 +156,7 @@ Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
 class WorkspaceProvisioned(_message.Message):
-    """The workspace's first agent registered."""
+    """The first agent of the workspace has registered."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -172,7 +177,7 @@ Global___WorkspaceProvisioned: _TypeAlias = WorkspaceProvisioned  # noqa: Y015
 
 @_typing.final
 class WorkspaceStopped(_message.Message):
-    """The workspace's agent has ended, as asked for."""
+    """The workspace was stopped, and its agent has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -214,7 +219,7 @@ Global___WorkspaceFailed: _TypeAlias = WorkspaceFailed  # noqa: Y015
 
 @_typing.final
 class WorkspaceResumed(_message.Message):
-    """A new agent registered after a stop, a failure or a restart of the host."""
+    """A new agent has registered after a stop, a failure or a restart of the host."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -235,7 +240,7 @@ Global___WorkspaceResumed: _TypeAlias = WorkspaceResumed  # noqa: Y015
 
 @_typing.final
 class TaskSubmitted(_message.Message):
-    """SubmitTask recorded the task."""
+    """SubmitTask has recorded the task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -262,7 +267,7 @@ Global___TaskSubmitted: _TypeAlias = TaskSubmitted  # noqa: Y015
 
 @_typing.final
 class TaskStarted(_message.Message):
-    """The agent began."""
+    """The agent has begun the task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -283,7 +288,7 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class IterationCompleted(_message.Message):
-    """One model call and its tool call are over. No tool call is ever recorded without its result.
+    """One model call and its tool call have ended. A tool call is never recorded without its result.
     An iteration whose model call was interrupted has no tool call and is the last of its task.
     """
 
@@ -293,12 +298,12 @@ class IterationCompleted(_message.Message):
     MODEL_CALL_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """From 1, without gaps, within its task."""
+    """Counts the iterations of the task, from 1 and without gaps."""
     @_builtins.property
     def model_call(self) -> Global___ModelCall: ...
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
-        """Absent when the model called no tool."""
+        """Absent if the model called no tool."""
 
     def __init__(
         self,
@@ -317,7 +322,7 @@ Global___IterationCompleted: _TypeAlias = IterationCompleted  # noqa: Y015
 
 @_typing.final
 class ModelCall(_message.Message):
-    """What the model said."""
+    """The model's reply."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -350,12 +355,12 @@ class ModelCall(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     content: _builtins.str
-    """What the model wrote. For an interrupted call, the text received so far: empty when the
-    endpoint does not stream.
+    """The text that the model wrote. For an interrupted call: the text received so far, which is
+    empty if the endpoint does not stream.
     """
     input_tokens: _builtins.int
-    """As reported by the endpoint; 0 if it reported none. Most endpoints report tokens only at the
-    end of an answer.
+    """Tokens as reported by the endpoint; 0 if it reported none. Most endpoints report tokens only at
+    the end of an answer.
     """
     output_tokens: _builtins.int
     duration_ms: _builtins.int
@@ -380,7 +385,7 @@ Global___ModelCall: _TypeAlias = ModelCall  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """What the model had done, and what came of it."""
+    """A tool call that the model asked for, and its result."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -427,22 +432,22 @@ class ToolResult(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: ToolResult._Status.ValueType  # 0
         exited: ToolResult._Status.ValueType  # 1
-        """It ran to its end; `exit_code` says how."""
+        """It ran until it exited; `exit_code` has its exit code."""
         timed_out: ToolResult._Status.ValueType  # 2
-        """It was ended at its time limit."""
+        """It reached its time limit and was ended."""
         interrupted: ToolResult._Status.ValueType  # 3
-        """It was broken off by a forced cancellation."""
+        """A forced cancellation interrupted it."""
         not_run: ToolResult._Status.ValueType  # 4
         """It could not be run; `output` says why."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     status_unspecified: ToolResult.Status.ValueType  # 0
     exited: ToolResult.Status.ValueType  # 1
-    """It ran to its end; `exit_code` says how."""
+    """It ran until it exited; `exit_code` has its exit code."""
     timed_out: ToolResult.Status.ValueType  # 2
-    """It was ended at its time limit."""
+    """It reached its time limit and was ended."""
     interrupted: ToolResult.Status.ValueType  # 3
-    """It was broken off by a forced cancellation."""
+    """A forced cancellation interrupted it."""
     not_run: ToolResult.Status.ValueType  # 4
     """It could not be run; `output` says why."""
 
@@ -452,11 +457,11 @@ class ToolResult(_message.Message):
     TRUNCATED_BYTES_FIELD_NUMBER: _builtins.int
     status: Global___ToolResult.Status.ValueType
     exit_code: _builtins.int
-    """The process's exit code, or minus the number of the signal that ended it."""
+    """The exit code of the process. If a signal ended it: the negated number of the signal."""
     output: _builtins.str
-    """Standard output and standard error as one text, at most 64 KiB of it."""
+    """Standard output and standard error as one text, at most 64 KiB."""
     truncated_bytes: _builtins.int
-    """Bytes of output that were cut."""
+    """Bytes of output that exceeded the limit and were dropped."""
     def __init__(
         self,
         *,
@@ -513,12 +518,12 @@ class CancelIntent(_message.Message):
     """`session` or `api_key`."""
     reason: _builtins.str
     force_requested_by: _builtins.str
-    """Who asked for that, maybe in a later call: a user id or an API key id."""
+    """Who set `force_at`, possibly in a later call: a user id or an API key id."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def force_at(self) -> _timestamp_pb2.Timestamp:
-        """When the iteration is broken off if it still runs then; absent: never."""
+        """When the iteration is interrupted if it still runs. If absent, it is not interrupted."""
 
     def __init__(
         self,
@@ -540,7 +545,7 @@ Global___CancelIntent: _TypeAlias = CancelIntent  # noqa: Y015
 
 @_typing.final
 class TaskCompleted(_message.Message):
-    """The task's end. There is exactly one a task."""
+    """The task has ended. Each task has exactly one such event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -569,19 +574,19 @@ class TaskCompleted(_message.Message):
     WORK_STOPPED_FIELD_NUMBER: _builtins.int
     status: _task_pb2.Task.Status.ValueType
     forced: _builtins.bool
-    """True when its last iteration was broken off instead of finished."""
+    """True if its last iteration was interrupted."""
     iterations: _builtins.int
     result: _builtins.str
-    """The agent's final answer or, for a task cut short, what it had by then."""
+    """The agent's final answer or, if the task ended early, the partial result."""
     reason: _builtins.str
-    """Why it ended as it did, for people."""
+    """Why it ended with this status, for people."""
     work_stopped: Global___TaskCompleted.WorkStopped.ValueType
-    """Whether everything the task had running is known to have ended."""
+    """Whether every process that the task started is known to have ended."""
     @_builtins.property
     def usage(self) -> _task_pb2.Usage: ...
     @_builtins.property
     def cancel(self) -> Global___CancelIntent:
-        """Set when its cancellation was recorded."""
+        """Set if its cancellation was recorded."""
 
     def __init__(
         self,

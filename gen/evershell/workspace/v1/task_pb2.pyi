@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Task(_message.Message):
-    """One piece of work for the agent of a workspace."""
+    """A piece of work for the agent of a workspace."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,9 +34,9 @@ class Task(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         status_unspecified: Task._Status.ValueType  # 0
         submitted: Task._Status.ValueType  # 1
-        """Recorded; the agent does not have it yet."""
+        """Recorded; the agent has not received it yet."""
         delivered: Task._Status.ValueType  # 2
-        """The agent has it and has not begun."""
+        """The agent has received it and has not begun it."""
         running: Task._Status.ValueType  # 3
         """The agent works on it."""
         completed: Task._Status.ValueType  # 4
@@ -46,14 +46,14 @@ class Task(_message.Message):
         cancelled: Task._Status.ValueType  # 6
         """Ended: a cancellation was recorded before its end."""
         delivery_failed: Task._Status.ValueType  # 7
-        """Ended: the agent could not be reached to begin it."""
+        """Ended: the agent could not be reached, so it never began."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     status_unspecified: Task.Status.ValueType  # 0
     submitted: Task.Status.ValueType  # 1
-    """Recorded; the agent does not have it yet."""
+    """Recorded; the agent has not received it yet."""
     delivered: Task.Status.ValueType  # 2
-    """The agent has it and has not begun."""
+    """The agent has received it and has not begun it."""
     running: Task.Status.ValueType  # 3
     """The agent works on it."""
     completed: Task.Status.ValueType  # 4
@@ -63,7 +63,7 @@ class Task(_message.Message):
     cancelled: Task.Status.ValueType  # 6
     """Ended: a cancellation was recorded before its end."""
     delivery_failed: Task.Status.ValueType  # 7
-    """Ended: the agent could not be reached to begin it."""
+    """Ended: the agent could not be reached, so it never began."""
 
     class _Phase:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -72,15 +72,15 @@ class Task(_message.Message):
     class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Task._Phase.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         phase_unspecified: Task._Phase.ValueType  # 0
-        """Not in an iteration."""
+        """No iteration is running."""
         model_call: Task._Phase.ValueType  # 1
         tool_call: Task._Phase.ValueType  # 2
 
     class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
-        """Where in its iteration the agent is."""
+        """What the current iteration is doing."""
 
     phase_unspecified: Task.Phase.ValueType  # 0
-    """Not in an iteration."""
+    """No iteration is running."""
     model_call: Task.Phase.ValueType  # 1
     tool_call: Task.Phase.ValueType  # 2
 
@@ -130,42 +130,42 @@ class Task(_message.Message):
     status: Global___Task.Status.ValueType
     phase: Global___Task.Phase.ValueType
     iterations: _builtins.int
-    """Iterations that have been completed."""
+    """Number of committed iterations."""
     cancel_requested_by: _builtins.str
-    """The user id or API key id of the first to ask."""
+    """The user id or API key id of the first requester."""
     cancel_reason: _builtins.str
-    """As given by the first to ask."""
+    """The reason that the first requester gave."""
     reason: _builtins.str
-    """Why it ended as it did, for people; empty when there is nothing to say."""
+    """Why it ended with this status, for people; may be empty."""
     result: _builtins.str
-    """The agent's final answer or, for a task cut short, what it had by then."""
+    """The agent's final answer or, if the task ended early, the partial result."""
     forced: _builtins.bool
-    """True when its last iteration was broken off instead of finished."""
+    """True if its last iteration was interrupted."""
     max_iterations: _builtins.int
-    """It ends `failed` when this many iterations did not suffice."""
+    """A task that has not finished after this many iterations ends `failed`."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
-        """When the agent began; absent until then."""
+        """When the agent began it; absent before that."""
 
     @_builtins.property
     def completed_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; absent until then."""
+        """When it ended; absent before that."""
 
     @_builtins.property
     def cancel_requested_at(self) -> _timestamp_pb2.Timestamp:
-        """When its cancellation was recorded; absent when there is none."""
+        """When its cancellation was recorded; absent if it was not cancelled."""
 
     @_builtins.property
     def usage(self) -> Global___Usage: ...
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """As given to SubmitTask."""
+        """The metadata given to SubmitTask."""
 
     @_builtins.property
     def cancel_force_at(self) -> _timestamp_pb2.Timestamp:
-        """When its iteration is broken off if it still runs then; absent: never."""
+        """When its iteration is interrupted if it still runs. If absent, it is not interrupted."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ Global___Task: _TypeAlias = Task  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """What a task has used."""
+    """What a task has used so far."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Workspace(_message.Message):
-    """A place where one agent works on one task at a time."""
+    """A place where an agent works, on one task at a time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,30 +34,34 @@ class Workspace(_message.Message):
         provisioning: Workspace._Status.ValueType  # 1
         """Its agent is being started and has not registered yet."""
         idle: Workspace._Status.ValueType  # 2
-        """Its agent waits for a task."""
+        """Its agent is waiting for a task."""
         busy: Workspace._Status.ValueType  # 3
-        """Its agent works on `current_task_id`."""
+        """Its agent is working on `current_task_id`."""
         stopping: Workspace._Status.ValueType  # 4
         """Its agent is being ended."""
         stopped: Workspace._Status.ValueType  # 5
-        """It has no agent, as asked for by StopWorkspace."""
+        """StopWorkspace has stopped it; it has no agent."""
         failed: Workspace._Status.ValueType  # 6
-        """Its agent died or could not start; `status_reason` says why. ResumeWorkspace brings it back."""
+        """Its agent died or could not start; `status_reason` says why. ResumeWorkspace starts a new
+        one.
+        """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     status_unspecified: Workspace.Status.ValueType  # 0
     provisioning: Workspace.Status.ValueType  # 1
     """Its agent is being started and has not registered yet."""
     idle: Workspace.Status.ValueType  # 2
-    """Its agent waits for a task."""
+    """Its agent is waiting for a task."""
     busy: Workspace.Status.ValueType  # 3
-    """Its agent works on `current_task_id`."""
+    """Its agent is working on `current_task_id`."""
     stopping: Workspace.Status.ValueType  # 4
     """Its agent is being ended."""
     stopped: Workspace.Status.ValueType  # 5
-    """It has no agent, as asked for by StopWorkspace."""
+    """StopWorkspace has stopped it; it has no agent."""
     failed: Workspace.Status.ValueType  # 6
-    """Its agent died or could not start; `status_reason` says why. ResumeWorkspace brings it back."""
+    """Its agent died or could not start; `status_reason` says why. ResumeWorkspace starts a new
+    one.
+    """
 
     ID_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int
@@ -74,15 +78,15 @@ class Workspace(_message.Message):
     org_id: _builtins.str
     status: Global___Workspace.Status.ValueType
     created_by_user_id: _builtins.str
-    """The user who created it; empty when an API key did."""
+    """The user who created it; empty if it was created with an API key."""
     current_task_id: _builtins.str
-    """The task its agent works on; empty when there is none."""
+    """The task that its agent is working on; empty if it has none."""
     status_reason: _builtins.str
-    """Why it is in this status, for people; empty when there is nothing to say."""
+    """Why it has this status, for people; may be empty."""
     epoch: _builtins.int
-    """Counts the starts of its agent, from 1. Whatever an older epoch still sends is refused."""
+    """Counts the starts of its agent, from 1. Calls of agents of older epochs have no effect."""
     name: _builtins.str
-    """A name for people, as given at creation."""
+    """The name given to CreateWorkspace, for people."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

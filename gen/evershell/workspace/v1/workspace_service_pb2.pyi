@@ -29,7 +29,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EdgeRule(_message.Message):
-    """How the edge presents an RPC."""
+    """How the edge offers an RPC over REST."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -41,14 +41,16 @@ class EdgeRule(_message.Message):
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
-    """HTTP status of a success that came after a `wait`; zero where there is no such field."""
+    """HTTP status of a success after a `wait` that saw the task end; zero if the request has no
+    `wait`.
+    """
     example: _builtins.str
-    """A body for the documents, as JSON."""
+    """An example of a body for the documents, as JSON."""
     max_request_bytes: _builtins.int
     """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
-        """What it may answer with beyond the errors of every call."""
+        """The errors of this RPC, in addition to the errors of every call."""
 
     def __init__(
         self,
@@ -76,10 +78,10 @@ class ServiceRule(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
-    """Size limit of a request whose method sets none of its own."""
+    """Size limit of a request of a method that sets no limit itself."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
-        """What any call may be answered with; the edge's own over REST alone."""
+        """The errors of every call. Those of the edge occur only over REST."""
 
     def __init__(
         self,
@@ -106,17 +108,17 @@ class CancelTaskRequest(_message.Message):
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     task_id: _builtins.str
-    """Cancel only this task. Without it, whichever runs."""
+    """Cancels only this task. If empty, cancels the task that runs."""
     reason: _builtins.str
-    """For people; at most 500 characters. It is shown on the task and on its events."""
+    """For people; at most 500 characters. The task and its events hold it."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """Answer when the task has ended, or when this is over: 0 to 30 s."""
+        """Delays the answer until the task has ended, but no longer than this: 0 to 30 s."""
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
-        """Break off an iteration that still runs this long after this call: 0 to 86,400 s. Without it, nothing is broken off. It may come
-        in a later call than the first; of several deadlines the earliest holds.
+        """Interrupts an iteration that still runs this long after this call: 0 to 86,400 s. If absent, no
+        iteration is interrupted. A later call may set it too; the earliest deadline applies.
         """
 
     def __init__(
@@ -150,22 +152,22 @@ class CancelTaskResponse(_message.Message):
         accepted: CancelTaskResponse._Outcome.ValueType  # 1
         """This call recorded the cancellation."""
         already_requested: CancelTaskResponse._Outcome.ValueType  # 2
-        """It was recorded before; the first requester, time and reason stay."""
+        """It was recorded before; requester, time and reason are those of the first call."""
         already_finished: CancelTaskResponse._Outcome.ValueType  # 3
-        """The task named had ended; `task.status` says how."""
+        """`task_id` names a task that had ended; `task.status` says how."""
         no_active_task: CancelTaskResponse._Outcome.ValueType  # 4
-        """The workspace is up and nothing runs."""
+        """The workspace is idle: no task runs."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     outcome_unspecified: CancelTaskResponse.Outcome.ValueType  # 0
     accepted: CancelTaskResponse.Outcome.ValueType  # 1
     """This call recorded the cancellation."""
     already_requested: CancelTaskResponse.Outcome.ValueType  # 2
-    """It was recorded before; the first requester, time and reason stay."""
+    """It was recorded before; requester, time and reason are those of the first call."""
     already_finished: CancelTaskResponse.Outcome.ValueType  # 3
-    """The task named had ended; `task.status` says how."""
+    """`task_id` names a task that had ended; `task.status` says how."""
     no_active_task: CancelTaskResponse.Outcome.ValueType  # 4
-    """The workspace is up and nothing runs."""
+    """The workspace is idle: no task runs."""
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
@@ -176,19 +178,19 @@ class CancelTaskResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     task_id: _builtins.str
-    """Empty when there is no active task."""
+    """Empty if there is no active task."""
     outcome: Global___CancelTaskResponse.Outcome.ValueType
     requested_by: _builtins.str
-    """The user id or API key id of the first to ask."""
+    """The user id or API key id of the first requester."""
     reason: _builtins.str
-    """As given by the first to ask."""
+    """The reason that the first requester gave."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp:
-        """When the cancellation was recorded; absent when there is none."""
+        """When the cancellation was recorded; absent if none was."""
 
     @_builtins.property
     def task(self) -> _task_pb2.Task:
-        """The task as it stands."""
+        """The current state of the task."""
 
     def __init__(
         self,
@@ -239,12 +241,14 @@ class SubmitTaskRequest(_message.Message):
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     description: _builtins.str
-    """What to do, 1 to 100,000 characters. The `scripted` model runs its lines as shell commands."""
+    """What to do, 1 to 100,000 characters. The model `scripted` runs its lines as shell commands."""
     max_iterations: _builtins.int
-    """1 to 1,000; 100 when absent or zero."""
+    """1 to 1,000. Default: 100."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """At most 32 entries, for the caller's own use; keys of 1 to 64 characters, values of at most 512."""
+        """For the caller's own use: at most 32 entries, keys of 1 to 64 characters, values of at most
+        512.
+        """
 
     def __init__(
         self,
@@ -318,9 +322,9 @@ class ListTasksRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     page_size: _builtins.int
-    """1 to 200; 50 when absent or zero."""
+    """1 to 200. Default: 50."""
     page_token: _builtins.str
-    """`next_page_token` of the page before."""
+    """The `next_page_token` of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -368,7 +372,7 @@ class WatchEventsRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     after: _builtins.int
-    """Begin behind this `seq`; 0 is the beginning of the log."""
+    """The stream begins after this `seq`; 0 is the beginning of the log."""
     def __init__(
         self,
         *,
@@ -415,14 +419,14 @@ Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
-    """The stream is alive and nothing has happened."""
+    """Sent while the log has no new event, to keep the stream alive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TIME_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
-    """The last `seq` of the log."""
+    """The `seq` of the last event in the log."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -485,9 +489,9 @@ class ListWorkspacesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 200; 50 when absent or zero."""
+    """1 to 200. Default: 50."""
     page_token: _builtins.str
-    """`next_page_token` of the page before."""
+    """The `next_page_token` of the previous page; empty for the first page."""
     def __init__(
         self,
         *,

@@ -28,9 +28,9 @@ if _version_not_supported:
 
 
 class WorkspaceServiceStub:
-    """Runs agents in workspaces, and stops what they do.
+    """Runs agents in workspaces and cancels their tasks.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>`.
+    Every RPC needs `authorization: Bearer <API key or session JWT>`.
     """
 
     def __init__(self, channel):
@@ -92,35 +92,42 @@ class WorkspaceServiceStub:
 
 
 class WorkspaceServiceServicer:
-    """Runs agents in workspaces, and stops what they do.
+    """Runs agents in workspaces and cancels their tasks.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>`.
+    Every RPC needs `authorization: Bearer <API key or session JWT>`.
     """
 
     def CancelTask(self, request, context):
         """Cancels the task that runs in a workspace.
 
-        Effect: the cancellation is recorded, then the agent is signalled; it finishes its current iteration (one model call and its
-        tool call), starts no other, and the task ends `cancelled`. The agent goes on living and takes the next task.
-        With `force_after`, an iteration that still runs that long after the call is broken off: the model call is aborted, the tool's
-        processes are ended, the iteration is recorded as `interrupted`, and `task_completed` says `forced` and who asked for it.
-        Idempotency: by task. The first call records and answers `accepted`; any further one changes nothing but for an earlier force
-        deadline, signals again and answers `already_requested`. A call without `task_id` must not be retried blindly: it could meet the next task.
-        Errors: the details of agent_unreachable say that the intent is recorded: it is delivered as soon as the agent can be reached.
-        Success: 200 when `wait` saw the task end.
-        Needs workspace:write, or workspace:write:own and to be the workspace's creator.
+        Effect: the service records the cancellation, then signals the agent. The agent finishes its
+        current iteration (one model call and its tool call) and starts no other, and the task ends
+        `cancelled`. The agent keeps running and takes the next task. With `force_after`, an iteration
+        that still runs that long after the call is interrupted: the model call is aborted, the
+        processes of the tool call are ended, the iteration is recorded as `interrupted`, and
+        `task_completed` says `forced` and who asked for it.
+        Idempotency: by task. The first call records the cancellation and answers `accepted`. A
+        repeated call signals the agent again and answers `already_requested`; it changes nothing
+        except that an earlier force deadline applies. Do not retry a call without `task_id` blindly:
+        it could cancel the next task.
+        Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
+        delivered as soon as the agent can be reached.
+        Success: 200 if the task ended during the `wait`.
+        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitTask(self, request, context):
-        """Gives a workspace's agent a task.
+        """Submits a task to the agent of a workspace.
 
-        Effect: the task is recorded and handed to the agent. Follow it with WatchEvents or GetTask.
-        Idempotency: none; each call that succeeds makes a task.
-        Errors: workspace_busy, since a workspace has one task at a time; after agent_unreachable the task has ended `delivery_failed`.
-        Needs tasks:write, or tasks:write:own and to be the workspace's creator.
+        Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
+        or GetTask.
+        Idempotency: none. Every successful call creates a task.
+        Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
+        has ended `delivery_failed`.
+        Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,39 +137,43 @@ class WorkspaceServiceServicer:
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Needs workspace:read, or workspace:read:own and to be the workspace's creator.
+        Errors: task_not_found also if the task belongs to another workspace.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Lists a workspace's tasks, newest first.
+        """Lists the tasks of a workspace, newest first.
 
         Effect: none. Idempotency: a read.
-        Needs workspace:read, or workspace:read:own and to be the workspace's creator.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Follows a workspace's log: what it holds after `after`, then what comes, with a heartbeat when it is quiet for 15 s.
+        """Streams the events of a workspace: those recorded after `after`, then each new one.
 
-        Effect: none. Idempotency: a read; resume with the last `seq` that was seen.
-        A slow watcher loses nothing: the log is read on as it takes what there is, and a batch is read ahead at most.
-        Errors: what goes wrong after the first message is the stream's last message.
-        Needs workspace:read, or workspace:read:own and to be the workspace's creator.
+        Effect: none. The stream sends a heartbeat after 15 s without an event.
+        Idempotency: a read. To resume, set `after` to the last `seq` received.
+        Flow: a slow watcher misses no event. The service reads at most one batch ahead of the watcher.
+        Errors: an error after the first message is the last message of the stream.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateWorkspace(self, request, context):
-        """Makes a workspace and starts its agent.
+        """Creates a workspace and starts its agent.
 
-        Effect: the workspace is recorded as `provisioning`; it is `idle` once its agent has registered.
-        Idempotency: none; each call that succeeds makes a workspace.
+        Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
+        Idempotency: none. Every successful call creates a workspace.
+        Errors: only those of every call.
         Needs workspace:write or workspace:write:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -173,16 +184,20 @@ class WorkspaceServiceServicer:
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Needs workspace:read, or workspace:read:own and to be the workspace's creator.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkspaces(self, request, context):
-        """Lists the organization's workspaces, newest first; with workspace:read:own alone, those the caller created.
+        """Lists the workspaces of the caller's organization, newest first.
 
-        Effect: none. Idempotency: a read.
+        Effect: none. With workspace:read:own alone, the list has only the workspaces that the caller
+        created.
+        Idempotency: a read.
+        Errors: only those of every call.
         Needs workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -190,24 +205,25 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopWorkspace(self, request, context):
-        """Stops a workspace: its agent's process ends, its files stay.
+        """Stops a workspace: ends its agent and keeps its files.
 
-        Effect: a running task is cancelled with the reason `workspace stopped`; its iteration is broken off after 10 s. The workspace
-        is `stopping`, then `stopped`.
-        Idempotency: a workspace that is stopping or stopped stays as it is, and the call succeeds.
-        Needs workspace:write, or workspace:write:own and to be the workspace's creator.
+        Effect: a running task is cancelled with the reason `workspace stopped`, and its iteration is
+        interrupted after 10 s. The workspace is `stopping`, then `stopped`.
+        Idempotency: a call on a stopping or stopped workspace changes nothing and succeeds.
+        Errors: workspace_failed if its agent died or could not start.
+        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeWorkspace(self, request, context):
-        """Starts a stopped or failed workspace's agent again, in a new epoch.
+        """Starts a new agent for a stopped or failed workspace, in a new epoch.
 
         Effect: the workspace is `provisioning`, then `idle`.
-        Idempotency: a workspace that is up or coming up stays as it is, and the call succeeds.
-        Errors: invalid_state while it is stopping.
-        Needs workspace:write, or workspace:write:own and to be the workspace's creator.
+        Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
+        Errors: invalid_state while the workspace is stopping.
+        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,9 +291,9 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkspaceService:
-    """Runs agents in workspaces, and stops what they do.
+    """Runs agents in workspaces and cancels their tasks.
 
-    Every RPC takes `authorization: Bearer <API key or session JWT>`.
+    Every RPC needs `authorization: Bearer <API key or session JWT>`.
     """
 
     @staticmethod
