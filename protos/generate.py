@@ -1,5 +1,7 @@
-"""Writes gen/ from protos/: Python, stubs, descriptor set, the edge's routes, OpenAPI. Run by `make
-gen`; `--check` finds drift.
+"""Generates gen/ from protos/. `make gen` runs it; `--check` compares instead of writing.
+
+gen/ has the Python modules with their stubs, the descriptor set, the edge's routes and the OpenAPI
+document.
 """
 
 import argparse
@@ -14,12 +16,12 @@ from pathlib import Path
 
 from google.rpc import code_pb2
 from openapi import document
-from routes import edge
+from routes import edge_config
 from source import Protos
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
-# The descriptor set of the last release: callers have code that was made from it.
+# The descriptor set of the last release, from which callers have generated code.
 RELEASED = PROTOS / "released.binpb"
 DESCRIPTOR_SET = "workspace.binpb"
 ROUTES = "routes.json"
@@ -28,28 +30,27 @@ SLUGS = "evershell/workspace/v1/error_slugs.py"
 
 
 def proto_files() -> list[str]:
-    """Every proto, as protoc names it."""
+    """The paths of all protos, relative to protos/."""
     return sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
 
 
 def protoc(*arguments: str) -> None:
-    """Runs the protoc that grpcio-tools carries; google's own protos come from
-    googleapis-common-protos.
+    """Runs the protoc of grpcio-tools on all protos.
 
-    Raises subprocess.CalledProcessError when a proto is wrong; protoc has then said where.
+    Google's protos come from googleapis-common-protos. Raises subprocess.CalledProcessError if a
+    proto is not valid; protoc has then printed where.
     """
     well_known = importlib.resources.files("grpc_tools") / "_proto"
     googleapis = Path(code_pb2.__file__).parents[2]
     includes = [f"-I{PROTOS}", f"-I{googleapis}", f"-I{well_known}"]
     command = [sys.executable, "-m", "grpc_tools.protoc", *includes, *arguments, *proto_files()]
-    # protoc looks for its plugins on the path, where an environment that is not activated is
-    # missing.
+    # protoc finds its plugins on the PATH, which lacks the environment unless it is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     subprocess.run(command, check=True, cwd=PROTOS, env=os.environ | {"PATH": path})
 
 
 def generate(out: Path) -> None:
-    """Writes everything anew."""
+    """Generates all files into `out`."""
     shutil.rmtree(out / "evershell", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     protoc(
@@ -58,9 +59,8 @@ def generate(out: Path) -> None:
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet:{out}",
     )
-    # Lint and the comments in documents need the source positions; the edge needs every imported
-    # file in the set, and whoever reads a rich status with the set needs the standard details,
-    # which no proto here imports.
+    # buf and the documents need the source positions. The edge needs all imported files. A reader
+    # of rich statuses needs the standard details, which no proto here imports.
     descriptor_set = out / DESCRIPTOR_SET
     details = "google/rpc/error_details.proto"
     protoc(
@@ -71,7 +71,7 @@ def generate(out: Path) -> None:
     )
     protos = Protos(descriptor_set.read_bytes())
     (out / SLUGS).write_text(slugs(protos))
-    (out / ROUTES).write_text(json.dumps(edge(protos), indent=2) + "\n")
+    (out / ROUTES).write_text(json.dumps(edge_config(protos), indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
 
 
@@ -86,7 +86,7 @@ def slugs(protos: Protos) -> str:
 
 
 def generated_files(directory: Path) -> dict[str, bytes]:
-    """What a directory holds of what this script writes, by name."""
+    """The contents of all files in a directory, by relative path. Leaves out __pycache__."""
     found = [
         path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
@@ -94,8 +94,9 @@ def generated_files(directory: Path) -> dict[str, bytes]:
 
 
 def check() -> list[str]:
-    """Generates into a temporary directory; what differs from gen/, is badly made or breaks
-    callers, as lines to print.
+    """Compares gen/ with a fresh generation and runs buf.
+
+    Returns the problems as lines to print: drift of gen/, lint errors, changes that break callers.
     """
     with tempfile.TemporaryDirectory() as temporary:
         fresh_directory = Path(temporary)
@@ -122,7 +123,7 @@ def check() -> list[str]:
 
 
 def buf(command: str, image: str, *arguments: str) -> list[str]:
-    """What buf has to say against a descriptor set, as lines to print."""
+    """Runs buf on a descriptor set. Returns its complaints as lines to print."""
     program = Path(sys.executable).parent / "buf"
     ran = subprocess.run(
         [str(program), command, image, "--config", str(PROTOS / "buf.yaml"), *arguments],
@@ -138,7 +139,7 @@ def buf(command: str, image: str, *arguments: str) -> list[str]:
 
 
 def main() -> None:
-    """Writes gen/, or says what differs from it and ends with 1."""
+    """Writes gen/. With --check, prints the problems and exits with 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=GEN)
     parser.add_argument(

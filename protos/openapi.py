@@ -1,8 +1,8 @@
-"""Writes the OpenAPI document of the REST side, from the protos. Written to gen/openapi.yaml.
+"""Derives the OpenAPI document of the REST API from the protos. The result is gen/openapi.yaml.
 
-JSON is as the edge's transcoder has it (see envoy.yaml): fields keep their proto names, 64-bit
-numbers are strings, enum values are their names, and a reply shows every field that has no presence
-of its own, zero or not.
+The document describes the JSON of the edge's transcoder (its options are in envoy.yaml): fields
+have their proto names, 64-bit numbers are strings, and enum values are their names. A reply always
+has the fields without presence, even if they are zero.
 """
 
 import json
@@ -16,7 +16,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from source import PACKAGE, Binding, Protos, Rule
 
 OPENAPI_VERSION = "3.1.0"
-# Of the API, as its paths have it. A release of the service is no other API.
+# The version in the paths. It changes with the API, not with a release of the service.
 API_VERSION = "v1"
 TITLE = "Evershell workspaces"
 BEARER = "bearer"
@@ -39,26 +39,26 @@ WELL_KNOWN: dict[str, dict[str, Any]] = {
     "google.protobuf.Struct": {"type": "object"},
 }
 
-# What answers carry in their headers.
+# The headers of answers.
 HEADERS: dict[str, dict[str, Any]] = {
     "x-request-id": {
-        "description": "Finds the call in the log.",
+        "description": "Identifies the call in the logs.",
         "required": True,
         "schema": {"type": "string"},
     },
     "retry-after": {
-        "description": "Seconds after which to try again.",
+        "description": "Seconds to wait before a retry.",
         "schema": {"type": "integer"},
     },
     "www-authenticate": {
-        "description": "What kind of credential to send.",
+        "description": "The kind of credential that is required.",
         "schema": {"const": "Bearer"},
     },
 }
 
 
 def document(protos: Protos) -> str:
-    """The text of gen/openapi.yaml."""
+    """The content of gen/openapi.yaml."""
     return yaml.dump(
         _Document(protos).content(),
         Dumper=_Dumper,
@@ -69,7 +69,7 @@ def document(protos: Protos) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines as a block; nothing by reference."""
+    """Writes text of several lines as a block, and no YAML aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -85,7 +85,7 @@ _Dumper.add_representer(str, _text)
 
 
 class _Document:
-    """Collects what the operations refer to while it writes them."""
+    """Builds the operations, and collects the schemas and responses that they refer to."""
 
     def __init__(self, protos: Protos) -> None:
         self._protos = protos
@@ -96,8 +96,8 @@ class _Document:
         paths: dict[str, Any] = {}
         named: set[str] = set()
         bindings = self._protos.bindings()
-        # The order of the protos is the order of the page; of several bindings of an RPC, the first
-        # has its plain name.
+        # The operations have the order of the protos. The first binding of an RPC has its name; the
+        # others have a suffix.
         order = [rpc.name for rpc in self._protos.service.methods]
         for binding in sorted(bindings, key=lambda binding: order.index(binding.rpc.name)):
             name = binding.rpc.name
@@ -109,19 +109,22 @@ class _Document:
             )
         service, rules = self._protos.service, self._protos.rules()
         called = {rule.slug for binding in bindings for rule in self._protos.errors(binding)}
-        elsewhere = "".join(
+        other_refusals = "".join(
             f"\n- {rule.http} `{rule.slug}`: {rule.message}"
             for rule in rules
             if rule.slug not in called
         )
-        # The schema of an error is there before the narrower ones that refer to it.
+        # ErrorEnvelope refers to this schema.
         self._schema(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
         return {
             "openapi": OPENAPI_VERSION,
             "info": {
                 "title": TITLE,
                 "version": API_VERSION,
-                "description": f"{_prose(self._protos.comment(service.full_name))}\n\nOther requests are refused:\n{elsewhere}",
+                "description": (
+                    f"{_prose(self._protos.comment(service.full_name))}\n\n"
+                    f"The edge refuses other requests:\n{other_refusals}"
+                ),
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "servers": [{"url": "/"}],
@@ -173,17 +176,17 @@ class _Document:
         return parameter | {"schema": self._type(field)}
 
     def _body(self, binding: Binding, fields: list[FieldDescriptor]) -> dict[str, Any]:
-        schema = self._object(fields, [field.name for field in fields if self._is_asked_for(field)])
+        schema = self._object(fields, [field.name for field in fields if self._is_required(field)])
         content: dict[str, Any] = {"schema": schema}
         if binding.edge.example:
             content["example"] = json.loads(binding.edge.example)
-            # An example that the service could not read is a mistake in the protos.
+            # Raises ParseError if the example in the protos does not fit the message.
             json_format.ParseDict(
                 content["example"], message_factory.GetMessageClass(binding.rpc.input_type)()
             )
         return {"required": "required" in schema, "content": {"application/json": content}}
 
-    def _is_asked_for(self, field: FieldDescriptor) -> bool:
+    def _is_required(self, field: FieldDescriptor) -> bool:
         behaviors = self._protos.option(field.GetOptions(), "google.api.field_behavior")
         names = self._protos.pool.FindEnumTypeByName("google.api.FieldBehavior").values_by_number
         return "REQUIRED" in {names[number].name for number in behaviors}
@@ -193,16 +196,16 @@ class _Document:
         content = {kind: {"schema": self._schema(binding.rpc.output_type)}}
         statuses = {
             binding.success_status: "",
-            binding.edge.success_status_after_wait: ": the `wait` saw the end",
+            binding.edge.success_status_after_wait: ": the task ended during the `wait`",
         }
-        what = ": Server-Sent Events; each `data:` line is one message" if binding.streams else ""
+        stream = ": Server-Sent Events; each `data:` line is one message" if binding.streams else ""
         return {
             str(status): {
-                "description": f"{HTTPStatus(status).phrase}{what}{why}.",
+                "description": f"{HTTPStatus(status).phrase}{stream}{wait}.",
                 "headers": _headers("x-request-id"),
                 "content": content,
             }
-            for status, why in sorted(statuses.items())
+            for status, wait in sorted(statuses.items())
             if status
         }
 
@@ -213,7 +216,9 @@ class _Document:
         return {str(status): self._failure(rules) for status, rules in sorted(by_status.items())}
 
     def _failure(self, rules: list[Rule]) -> dict[str, Any]:
-        """The answers that share a status; operations with the same ones share the response."""
+        """A reference to the response for the errors that share a status. Operations with the same
+        errors share the response.
+        """
         codes = [rule.slug for rule in rules]
         headers = ["x-request-id"]
         if any("retry_after_seconds" in rule.details for rule in rules):
@@ -235,12 +240,10 @@ class _Document:
         return _reference("responses", name)
 
     def _schema(self, described: Descriptor | EnumDescriptor) -> dict[str, Any]:
-        """A reference to the schema of one of our messages or enums, which is written when it is
-        first needed.
-        """
+        """A reference to the schema of a message or enum, which is built at the first reference."""
         name = described.full_name.removeprefix(f"{PACKAGE}.")
         if name not in self._schemas:
-            # It may hold itself.
+            # A message may refer to itself.
             self._schemas[name] = {}
             self._schemas[name] = (
                 self._enum(described)
@@ -266,18 +269,16 @@ class _Document:
         return schema | ({"required": required} if required else {})
 
     def _enum(self, enum: EnumDescriptor) -> dict[str, Any]:
-        """Its values with their comments. A zero without a comment stands for nothing that is ever
-        sent.
-        """
+        """The values with their comments. Leaves out a zero without a comment: it is never sent."""
         comments = {
             value.name: " ".join(self._protos.comment(f"{enum.full_name}.{value.name}").split())
             for value in enum.values
         }
         names = [value.name for value in enum.values if value.number or comments[value.name]]
-        told = "\n".join(f"- `{name}`: {comments[name]}" for name in names if comments[name])
+        values = "\n".join(f"- `{name}`: {comments[name]}" for name in names if comments[name])
         heading = _prose(self._protos.comment(enum.full_name))
         schema = {"type": "string", "enum": names}
-        description = "\n\n".join(filter(None, [heading, told]))
+        description = "\n\n".join(filter(None, [heading, values]))
         return {"description": description} | schema if description else schema
 
     def _type(self, field: FieldDescriptor) -> dict[str, Any]:
@@ -303,7 +304,7 @@ class _Document:
 
 
 ENVELOPE = {
-    "description": "What every failure answers with.",
+    "description": "The body of every error.",
     "type": "object",
     "properties": {"error": {"$ref": "#/components/schemas/Error"}},
     "required": ["error"],
@@ -334,8 +335,8 @@ def _camel(name: str) -> str:
 
 
 def _prose(comment: str) -> str:
-    """A comment as Markdown: each of its paragraphs on one line, a new one where a line begins with
-    a heading such as `Effect:`.
+    """A comment as Markdown, each paragraph on one line. A line that begins with a heading such as
+    `Effect:` starts a new paragraph.
     """
     apart = re.sub(r"\n(?=(?:[A-Z]\w+: |Needs ))", "\n\n", comment)
     return "\n\n".join(

@@ -1,6 +1,4 @@
-"""What the edge itself says when it refuses a call, derived from the error codes: envelopes for
-REST, rich statuses for gRPC.
-"""
+"""Derives the edge's own error answers from the error codes, for REST and for gRPC."""
 
 import base64
 from collections import defaultdict
@@ -14,28 +12,34 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from source import Rule
 
 DOMAIN = "evershell.ai"
-# Every other message is the first sentence of its code's comment. The edge's reader says what it
-# does not like about a request.
-MESSAGES = {
+# These messages hold facts of the request. All others are the first sentence of the code's comment.
+# %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
+MESSAGES_WITH_FACTS = {
     "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
-    "payload_too_large": "The body is larger than the %METADATA(ROUTE:evershell:max_request_bytes)% bytes that this method takes.",
+    "payload_too_large": (
+        "The body is larger than %METADATA(ROUTE:evershell:max_request_bytes)% bytes, the limit of "
+        "this method."
+    ),
 }
-# The same, where nothing says what it does not like.
-BARE_MESSAGES = {"validation_error": "The request cannot be read."}
-# Of all that the edge answers by itself, this alone passes by waiting.
+# For answers without a text of Envoy's.
+MESSAGES_WITHOUT_FACTS = {"validation_error": "The request cannot be read."}
+# The only one of the edge's own errors that a later retry can avoid.
 RETRYABLE = "unavailable"
 RETRY_AFTER_SECONDS = 1
-# For the header and for the body.
+# Sets the response header. The envelope then takes the id from that header.
 REQUEST_ID = {
-    "x-request-id": '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
+    "x-request-id": (
+        '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
+    )
 }
-# A request that could not be read has no id yet, or one that its client has chosen.
+# For a request that could not be read: it has no id yet, or one that its client chose.
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
-NEVER_READ = (426, 431)
+# The HTTP statuses of requests that could not be read.
+UNREAD_STATUSES = (426, 431)
 
-# What Envoy answers to callers of gRPC: from which HTTP status on, the code that this is, and what
-# to say if not the code's own comment. Envoy itself turns just these statuses into the gRPC status
-# of that code.
+# Envoy's own answers to gRPC calls: the comparison and the HTTP status that select an answer, the
+# HTTP status that replaces it, the code, and a message that replaces the code's own. Envoy maps the
+# new HTTP status to the gRPC status of that code.
 GRPC_REPLIES = (
     ("GE", 502, 503, RETRYABLE, ""),
     (
@@ -43,28 +47,29 @@ GRPC_REPLIES = (
         404,
         404,
         "method_not_allowed",
-        "There is no such method here. Server reflection lists the services that there are.",
+        "The edge does not serve this method. Server reflection lists the services.",
     ),
     (
         "GE",
         400,
         400,
         "internal",
-        "The edge cannot read this call. The request id finds it in its log.",
+        "The edge cannot read this call. Its log has the call under the request id.",
     ),
 )
 CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
-# By Envoy's names for what is wrong.
-UNREAD = (
+# Refusals before routing, for which Envoy has no text: the code, a regular expression that matches
+# Envoy's RESPONSE_CODE_DETAILS, and a message that replaces the code's own.
+EARLY_REFUSALS = (
     (
         "validation_error",
         "^path_normalization_failed",
-        "The path holds what no path may: an escaped slash or backslash, %%00 or a fragment.",
+        "The path contains an escaped slash or backslash, %%00 or a fragment.",
     ),
     (
         "validation_error",
         "underscore$",
-        "A header's name holds an underscore. Write a hyphen: x-name in place of x_name.",
+        "The name of a header contains an underscore. Use a hyphen: x-name instead of x_name.",
     ),
     ("validation_error", "^missing_host_header", "The request has no Host header."),
     ("validation_error", "^http", "The request is not valid HTTP: %RESPONSE_CODE_DETAILS%."),
@@ -78,43 +83,38 @@ GRPC_CALL = {
 
 
 def _headers(rule: Rule) -> dict[str, str]:
-    """What an answer with this code has beside its body."""
+    """The headers of an answer with this code."""
     return {"retry-after": str(RETRY_AFTER_SECONDS)} if rule.slug == RETRYABLE else {}
 
 
 def header(name: str, value: str) -> dict[str, Any]:
-    """A header that is set, whatever was there."""
+    """Sets a header; replaces any previous value."""
     return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
-    """The envelope for each status with which the edge itself may answer."""
+    """The mappers that give the edge's own answers their envelopes. Envoy uses the first match."""
     by_status = defaultdict(list)
     for rule in rules:
-        by_status[rule.http].append(replace(rule, message=MESSAGES.get(rule.slug, rule.message)))
-    chosen = {status: _plainest(candidates) for status, candidates in sorted(by_status.items())}
+        message = MESSAGES_WITH_FACTS.get(rule.slug, rule.message)
+        by_status[rule.http].append(replace(rule, message=message))
+    chosen = {status: _most_general(group) for status, group in sorted(by_status.items())}
     by_slug = {rule.slug: rule for rule in rules}
     mappers = [
-        _unread(by_slug[code], details, message or by_slug[code].message)
-        for code, details, message in UNREAD
+        _early_refusal(by_slug[code], details, message or by_slug[code].message)
+        for code, details, message in EARLY_REFUSALS
     ]
     for status, chosen_rule in chosen.items():
         if chosen_rule:
-            mappers.append(
-                _mapper(
-                    "EQ",
-                    status,
-                    chosen_rule,
-                    NEW_REQUEST_ID if status in NEVER_READ else REQUEST_ID,
-                )
-            )
-    # Whatever Envoy calls it, this is the client's fault.
+            request_id = NEW_REQUEST_ID if status in UNREAD_STATUSES else REQUEST_ID
+            mappers.append(_mapper("EQ", status, chosen_rule, request_id))
+    # Envoy answers 501 to an unknown transfer encoding, which is an error of the client.
     encoding = replace(
         by_slug["validation_error"],
-        message="The transfer encoding is none that there is; chunked is the only one.",
+        message="The transfer encoding is not supported; the only one is chunked.",
     )
     mappers.append(_mapper("EQ", 501, encoding, NEW_REQUEST_ID) | {"status_code": encoding.http})
-    # What is left is not in the table: another fault of the client's or another fault of ours.
+    # All other statuses: an error of the service (500 and above) or of the client (400 and above).
     last = [
         _mapper("GE", rule.http, rule) | {"status_code": rule.http}
         for rule in (chosen[500], chosen[400])
@@ -123,9 +123,11 @@ def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
     return mappers + last
 
 
-def _plainest(candidates: list[Rule]) -> Rule | None:
-    """The edge's own code, or the one named as its gRPC code, or the fallback, or the only one; of
-    several others, none.
+def _most_general(candidates: list[Rule]) -> Rule | None:
+    """Chooses the code for an answer of which only the status is known.
+
+    The first of these that applies: the code of the edge, the code with the name of its gRPC code,
+    the fallback, the only code. None if several codes remain.
     """
     own = [rule for rule in candidates if rule.edge_only]
     same = [rule for rule in candidates if rule.slug.upper() == code_pb2.Code.Name(rule.grpc)]
@@ -148,9 +150,9 @@ def _mapper(
     }
 
 
-def _unread(rule: Rule, details: str, message: str) -> dict[str, Any]:
-    """What Envoy refuses before it looks at the routes: it has no text, but a name for what is
-    wrong, which `details` matches.
+def _early_refusal(rule: Rule, details: str, message: str) -> dict[str, Any]:
+    """The mapper for a refusal before routing. `details` is a regular expression that matches
+    Envoy's RESPONSE_CODE_DETAILS.
     """
     expression = {"@type": CEL, "expression": f"response.code_details.matches('{details}')"}
     named = {
@@ -172,22 +174,23 @@ def _status_filter(place: str, comparison: str, status: int) -> dict[str, Any]:
 
 
 def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
-    """By gRPC status: what the Lua filter answers when a worker's gRPC library, and not the
-    service, refused a call.
+    """The answers of the Lua filter to calls that a worker's gRPC library refused.
+
+    The key is the gRPC status.
     """
     by_status = defaultdict(list)
     for rule in rules:
         if not rule.edge_only:
             by_status[rule.grpc].append(rule)
-    # A worker that ends cancels what it has not taken yet; a caller that cancels does not wait for
-    # an answer.
+    # A worker that shuts down cancels calls that it has not accepted yet. A caller that cancels
+    # does not wait for an answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
-    chosen = {grpc: _plainest(candidates) for grpc, candidates in sorted(by_status.items())}
+    chosen = {grpc: _most_general(group) for grpc, group in sorted(by_status.items())}
     return {
         str(grpc): {
             "code": rule.slug,
             "status": str(rule.http),
-            "message": BARE_MESSAGES.get(rule.slug, rule.message),
+            "message": MESSAGES_WITHOUT_FACTS.get(rule.slug, rule.message),
             "retry_after": _headers(rule).get("retry-after", ""),
         }
         for grpc, rule in chosen.items()
@@ -196,15 +199,14 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 
 
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Replies of the gRPC listener: message and details for gRPC calls, and for all others the
-    replies of the REST listener.
+    """The mappers of the gRPC listener. Requests that are not gRPC get the envelopes of REST.
 
-    `size_limits` maps the path of a method to the size limit of its requests.
+    `size_limits` maps the path of a method to the size limit of its requests, in bytes.
     """
     by_slug = {rule.slug: rule for rule in rules}
     mappers = []
     for path, limit in size_limits.items():
-        text = f"The request is larger than the {limit:,} bytes that this method takes."
+        text = f"The request is larger than {limit:,} bytes, the limit of this method."
         method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
         mapper = _grpc_mapper(("EQ", 413), 400, by_slug["validation_error"], text, method)
         # Set directly, because Envoy maps no HTTP status to INVALID_ARGUMENT.
@@ -212,34 +214,31 @@ def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> lis
             header("grpc-status", str(by_slug["validation_error"].grpc))
         )
         mappers.append(mapper)
-    for comparison, status, shown, code, message in GRPC_REPLIES:
+    for comparison, status, new_status, code, message in GRPC_REPLIES:
+        rule = by_slug[code]
         mappers.append(
-            _grpc_mapper(
-                (comparison, status), shown, by_slug[code], message or by_slug[code].message
-            )
+            _grpc_mapper((comparison, status), new_status, rule, message or rule.message)
         )
     return mappers + local_replies(rules)
 
 
 def _grpc_mapper(
-    when: tuple[str, int], shown: int, rule: Rule, text: str, *more: dict[str, Any]
+    when: tuple[str, int], new_status: int, rule: Rule, text: str, *filters: dict[str, Any]
 ) -> dict[str, Any]:
     request_id = NEW_REQUEST_ID if when[1] == 400 else REQUEST_ID
     headers = {"grpc-status-details-bin": _rich_status(rule, text)} | request_id | _headers(rule)
     return {
         "filter": {
-            "and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *more]}
+            "and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *filters]}
         },
-        "status_code": shown,
+        "status_code": new_status,
         "headers_to_add": [header(name, value) for name, value in headers.items()],
         "body_format_override": {"text_format_source": {"inline_string": text}},
     }
 
 
 def _rich_status(rule: Rule, text: str) -> str:
-    """google.rpc.Status as a header carries it; without RequestInfo, since it is the same for every
-    call.
-    """
+    """The value of grpc-status-details-bin. It has no RequestInfo, because it is constant."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.slug.upper(), domain=DOMAIN)]
     if rule.slug == RETRYABLE:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)

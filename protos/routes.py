@@ -1,5 +1,6 @@
-"""Derives what the edge must know from the protos: its routes, and (in replies.py) its own errors.
-Written to gen/routes.json.
+"""Derives the edge's routes and, in replies.py, its own errors from the protos.
+
+The result is gen/routes.json.
 """
 
 import re
@@ -20,27 +21,33 @@ WITHOUT_BODY_FILTERS = {
 # for large requests.
 ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
 
-# A call may wait for a task for 30 s; beyond 35 s nothing is coming. A stream has no end: 0 turns
-# the limit off.
+# A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
+# because a stream has no end.
 CALL_TIMEOUT = "35s"
 STREAM_TIMEOUT = "0s"
-# Longer than any pause in a stream, which says something every 15 s.
+# Longer than any pause in a stream, which sends a heartbeat after 15 s.
 STREAM_IDLE_TIMEOUT = "300s"
 
 # The listener joins a request's content type and content length into this header (see envoy.yaml).
-CONTENT = "x-evershell-content"
-# JSON, or nothing said; what curl calls any body unless told otherwise; what browsers name by
-# themselves when there is none.
-READABLE_BODY = r"(?i)-?\|.*|application/([^;]+\+)?json( *;.*)?\|.*|application/x-www-form-urlencoded\|.*|text/plain.*\|0"
-# Requests of methods with at most this limit are always small; for other methods the content length
-# decides (at most 9,999).
-SMALL_BYTES = 16_384
-SMALL_BODY = r".*\|\d{1,4}"
-GRPC_BODY = r"(?i)application/grpc.*"
+CONTENT_HEADER = "x-evershell-content"
+# Content types that are accepted as JSON: none; JSON; the default of curl; the default of browsers,
+# if the body is empty.
+ACCEPTED_CONTENT = (
+    r"(?i)-?\|.*"
+    r"|application/([^;]+\+)?json( *;.*)?\|.*"
+    r"|application/x-www-form-urlencoded\|.*"
+    r"|text/plain.*\|0"
+)
+GRPC_CONTENT = r"(?i)application/grpc.*"
+# A content length of at most 9,999 bytes.
+SMALL_CONTENT = r".*\|\d{1,4}"
+# All requests of a method with at most this size limit count as small. For other methods the
+# content length decides.
+SMALL_METHOD_MAX_BYTES = 16_384
 
-# A browser asks before it sends a token to another site. Envoy's own filter for this leaves out the
-# paths that the edge answers itself; every site may call, with a token of its own, so that the
-# answer is the same for all (see also envoy.yaml).
+# A browser asks for permission (CORS preflight) before it sends a token to another site. Any site
+# may call, with a token of its own, so the answer is constant. Envoy's own CORS filter skips the
+# paths that the edge answers itself.
 PREFLIGHT = [
     {"name": ":method", "string_match": {"exact": "OPTIONS"}},
     {"name": "access-control-request-method", "present_match": True},
@@ -52,38 +59,38 @@ PREFLIGHT_ANSWER = {
 
 SIZE_LIMIT = "envoy.filters.http.filter_chain"
 FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
-# The prefix of each message: the compression flag and the length.
+# Each gRPC message has a prefix: the compression flag and the length.
 GRPC_PREFIX_BYTES = 5
 
-# Methods for probes and tools. They need no credential, so a cluster of their own serves only a few
-# calls at a time. Its circuit breaker of priority DEFAULT is for streams that stay open, the one of
-# priority HIGH for calls that end soon.
+# Methods for probes and tools. They need no credential, so they have a cluster that serves only a
+# few calls at a time. Its circuit breaker of priority DEFAULT limits streams that stay open, the
+# one of priority HIGH limits short calls.
 INTROSPECTION = "introspection"
-PROBE = {
+SHORT_CALL = {
     "cluster": INTROSPECTION,
     "priority": "HIGH",
     "timeout": "5s",
     "max_stream_duration": {"max_stream_duration": "5s"},
 }
-COMMON_METHODS: dict[str, dict[str, Any]] = {
-    "/grpc.health.v1.Health/Check": PROBE,
-    "/grpc.health.v1.Health/List": PROBE,
+INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
+    "/grpc.health.v1.Health/Check": SHORT_CALL,
+    "/grpc.health.v1.Health/List": SHORT_CALL,
     "/grpc.health.v1.Health/Watch": {"cluster": INTROSPECTION, "timeout": STREAM_TIMEOUT},
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": PROBE,
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": PROBE,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": SHORT_CALL,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": SHORT_CALL,
 }
 # These requests hold the name of a service or a file.
-COMMON_REQUEST_BYTES = 4096
+INTROSPECTION_REQUEST_BYTES = 4096
 
 
-def edge(protos: Protos) -> dict[str, Any]:
-    """What gen/routes.json holds."""
+def edge_config(protos: Protos) -> dict[str, Any]:
+    """The content of gen/routes.json."""
     rules = protos.rules()
     methods = protos.service.methods
     size_limits = {
         f"/{SERVICE}/{method.name}": protos.max_request_bytes(method) for method in methods
     }
-    size_limits |= dict.fromkeys(COMMON_METHODS, COMMON_REQUEST_BYTES)
+    size_limits |= dict.fromkeys(INTROSPECTION_METHODS, INTROSPECTION_REQUEST_BYTES)
     return {
         "routes": _routes(protos.bindings()),
         "without_body_filters": WITHOUT_BODY_FILTERS,
@@ -95,13 +102,15 @@ def edge(protos: Protos) -> dict[str, Any]:
 
 
 def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
-    """Of each path: its methods, a browser's question about them, then 405 for all others; at the
-    end 404 for every other path.
+    """The routes of the REST listener. Envoy uses the first one that matches.
+
+    Each path has routes for its methods, for a CORS preflight, and for all other methods (405). The
+    last route answers 404 to all other paths.
     """
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in bindings:
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
-    routes: list[dict[str, Any]] = [_two_hosts()]
+    routes: list[dict[str, Any]] = [_several_hosts()]
     for regex, group in by_path.items():
         path = {"safe_regex": {"regex": regex}}
         for binding in group:
@@ -121,22 +130,22 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
             )
         )
         routes.append(_answer(path, 405, {"allow": allow}))
-    # A tunnel has no path, and no end of its body for which the filters could wait: with a route,
-    # Envoy refuses it at once (403).
+    # CONNECT has no path, and its body has no end for which the filters could wait. With this
+    # route, Envoy refuses it at once (403).
     tunnel = _answer({"connect_matcher": {}}, 405, {"allow": "GET, HEAD, OPTIONS, POST"})
     return [*routes, tunnel, _answer({"prefix": "/"}, 404, {})]
 
 
 def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The routes of the gRPC listener: one for each method, so that the edge answers UNIMPLEMENTED
-    to any other.
+    """The routes of the gRPC listener, one for each method. The edge answers UNIMPLEMENTED to all
+    others.
     """
     # No timeout here: the workers enforce the deadline that the client sets.
-    usual = ROUTE | {"timeout": STREAM_TIMEOUT}
+    default = ROUTE | {"timeout": STREAM_TIMEOUT}
     return [
         {
             "match": {"path": path, "grpc": {}},
-            "route": COMMON_METHODS.get(path, usual),
+            "route": INTROSPECTION_METHODS.get(path, default),
             "typed_per_filter_config": _size_limit(limit + GRPC_PREFIX_BYTES),
         }
         for path, limit in size_limits.items()
@@ -144,8 +153,10 @@ def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def _size_limit(max_request_bytes: int) -> dict[str, Any]:
-    """The size limit of a route. Its filter cannot be configured by route, so it is put into a
-    chain, which can.
+    """The size limit of a route.
+
+    The filter that enforces it cannot be configured by route, so it is wrapped in a filter chain,
+    which can.
     """
     name = "envoy.filters.http.body_size_limit"
     config = {
@@ -162,9 +173,9 @@ def _size_limit(max_request_bytes: int) -> dict[str, Any]:
 
 
 def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
-    """A route that answers by itself, whatever the body."""
-    # Envoy answers a request that calls itself application/grpc in gRPC; by this header the Lua
-    # filter finds the status again.
+    """A route that the edge answers itself, regardless of the body."""
+    # Envoy turns the answer to an application/grpc request into a gRPC one. The Lua filter restores
+    # the HTTP status from this header.
     headers = headers | {"x-evershell-status": str(status)}
     return {
         "match": match,
@@ -184,25 +195,28 @@ def _method(binding: Binding) -> dict[str, Any]:
 
 
 def _has_head(binding: Binding) -> bool:
-    """HEAD is GET without the body; a stream has nothing before its body."""
+    """Whether HEAD is supported: for every GET that is not a stream."""
     return binding.method == "GET" and not binding.streams
 
 
 def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
-    content: dict[str, Any] = {"name": CONTENT}
+    """Answers 415 to a content type that the method does not accept."""
+    content: dict[str, Any] = {"name": CONTENT_HEADER}
     if binding.has_body:
-        content |= {"string_match": {"safe_regex": {"regex": READABLE_BODY}}, "invert_match": True}
+        accepted = {"string_match": {"safe_regex": {"regex": ACCEPTED_CONTENT}}}
+        content |= accepted | {"invert_match": True}
     else:
-        content |= {"string_match": {"safe_regex": {"regex": GRPC_BODY}}}
+        content |= {"string_match": {"safe_regex": {"regex": GRPC_CONTENT}}}
     return _answer(path | {"headers": [_method(binding), content]}, 415, {})
 
 
 def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] | None:
-    """Refuses what the transcoder would let win over the path (measured): a query that names a
-    field of the path's.
+    """Refuses a query that could override a field of the path: the transcoder prefers the query
+    (measured on Envoy 1.40).
 
-    With `body: "*"` no field is the query's, so that none is taken. Elsewhere names are compared as
-    the client wrote them, and a name with an escape in it is refused as well.
+    With `body: "*"` no field comes from the query, so every query is refused. Otherwise names are
+    compared as the client wrote them, and a name with an escape is refused as well. Returns None
+    if the path has no fields.
     """
     if binding.has_body:
         return _query_refusal(
@@ -224,17 +238,20 @@ def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] |
         path,
         binding,
         regex,
-        "A query parameter has the name of a field that the path gives, or an escape in its name.",
+        "A query parameter has the name of a field of the path, or an escape in its name.",
     )
 
 
-def _two_hosts() -> dict[str, Any]:
-    """Two Host headers reach the routes as one, with a comma: whose host is meant, each reader
-    would decide for itself.
+def _several_hosts() -> dict[str, Any]:
+    """Refuses more than one Host header, because each reader could choose another one.
+
+    Envoy joins them with a comma before it matches routes.
     """
     hosts = {"name": ":authority", "string_match": {"contains": ","}}
     route = _answer({"prefix": "/", "headers": [hosts]}, 400, {})
-    route["direct_response"]["body"] = {"inline_string": "There is more than one Host header."}
+    route["direct_response"]["body"] = {
+        "inline_string": "The request has more than one Host header."
+    }
     return route
 
 
@@ -246,12 +263,12 @@ def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str
 
 
 def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:
-    """The route to the workers. If bodies may be large, one route for small bodies and one for all
-    others.
+    """The route to the workers, or two routes if bodies can be large: one for small bodies and one
+    for all others.
     """
-    if binding.max_request_bytes <= SMALL_BYTES or not binding.has_body:
+    if binding.max_request_bytes <= SMALL_METHOD_MAX_BYTES or not binding.has_body:
         return [_call(path, binding, [])]
-    is_small = {"name": CONTENT, "string_match": {"safe_regex": {"regex": SMALL_BODY}}}
+    is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
     large = _call(path, binding, [])
     large["route"]["priority"] = "DEFAULT"
     return [_call(path, binding, [is_small]), large]
@@ -266,15 +283,15 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
         "route": action,
         "typed_per_filter_config": _size_limit(binding.max_request_bytes),
     }
-    facts: dict[str, Any] = {}
+    for_lua: dict[str, Any] = {}
     if binding.success_status != 200:
-        facts["success_status"] = str(binding.success_status)
+        for_lua["success_status"] = str(binding.success_status)
     if _has_head(binding):
-        facts["has_head"] = True
+        for_lua["has_head"] = True
     metadata: dict[str, Any] = {
         "evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}
     }
-    if facts:
-        metadata["envoy.filters.http.lua"] = facts
+    if for_lua:
+        metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}
     return route

@@ -1,8 +1,8 @@
-"""What the protos say, read from their descriptor set: options, bindings, error codes and comments.
+"""Reads the descriptor set of the protos: options, bindings, error codes and comments.
 
 The sources are the `google.api.http` annotations, the `edge` option of each RPC, the `every_call`
-option of the service and the `rule` option of each error code, so that a path, a status or a slug
-is written in the protos and nowhere else.
+option of the service and the `rule` option of each error code. Paths, statuses and slugs are
+therefore written only in the protos.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SERVICE = f"{PACKAGE}.WorkspaceService"
 
 @dataclass(frozen=True)
 class Binding:
-    """One method on one path, and the RPC behind it."""
+    """An HTTP method and a path, and the RPC that they call."""
 
     rpc: Any
     method: str
@@ -30,7 +30,7 @@ class Binding:
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is a stream of messages."""
+        """Whether the RPC answers with a stream of messages."""
         return bool(self.rpc.server_streaming)
 
     @property
@@ -50,15 +50,16 @@ class Rule:
     fallback: bool
     # The first sentence of its comment.
     message: str
-    # The comment's example of when it comes.
+    # The example in its comment.
     example: str
     # The details of an example, as JSON.
     details: str
 
 
 class Protos:
-    """A descriptor set whose custom options and comments can be read, whatever generated code is
-    installed.
+    """A descriptor set with its custom options and comments.
+
+    Reads the options with its own pool, so that it does not depend on the code in gen/.
     """
 
     def __init__(self, descriptor_set: bytes) -> None:
@@ -79,8 +80,8 @@ class Protos:
         return self.option(self.service.GetOptions(), f"{PACKAGE}.every_call")
 
     def comment(self, full_name: str) -> str:
-        """The comment above a thing, without the space that its lines begin with; empty where there
-        is none.
+        """The comment above an element, without the leading space of its lines; empty if it has
+        none.
         """
         return "\n".join(
             line.removeprefix(" ") for line in self._comments.get(full_name, "").splitlines()
@@ -95,8 +96,10 @@ class Protos:
         return message.Extensions[self.pool.FindExtensionByName(extension)]
 
     def bindings(self) -> list[Binding]:
-        """Every method and path, additional bindings too; of two paths that match, the one with the
-        literal comes first.
+        """All bindings of the service, including additional ones.
+
+        If two paths match a request, the one with a literal segment comes before the one with a
+        variable. Raises ValueError if an RPC lacks an option.
         """
         found = []
         for method in self.service.methods:
@@ -106,7 +109,8 @@ class Protos:
                 verb = rule.WhichOneof("pattern")
                 if verb in (None, "custom") or not edge.success_status:
                     raise ValueError(
-                        f"{method.full_name} needs a google.api.http pattern and an edge option with a success_status"
+                        f"{method.full_name} needs a google.api.http pattern and an edge option "
+                        "with a success_status"
                     )
                 path, limit = getattr(rule, verb), self.max_request_bytes(method)
                 found.append(Binding(method, verb.upper(), path, bool(rule.body), edge, limit))
@@ -123,7 +127,7 @@ class Protos:
         return int(own or self._every_call.max_request_bytes)
 
     def rules(self) -> list[Rule]:
-        """Every error code that has a rule."""
+        """All error codes that have a rule. Raises ValueError if a comment has no example."""
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
         found = []
         for value in enum.values:
@@ -133,7 +137,8 @@ class Protos:
                 message, _, example = comment.partition(" Example: ")
                 if not message or not example:
                     raise ValueError(
-                        f"ErrorCode.{value.name} needs a comment that says what it means, then 'Example: ' and when it comes"
+                        f"ErrorCode.{value.name} needs a comment with its meaning, then "
+                        "'Example: ' and an example"
                     )
                 message = message.split(". ")[0].rstrip(".") + "."
                 found.append(
@@ -151,7 +156,7 @@ class Protos:
         return found
 
     def errors(self, binding: Binding) -> list[Rule]:
-        """What a call of this RPC may be answered with over REST, in the order of the enum."""
+        """The errors of this RPC over REST, in the order of the enum."""
         every = self._every_call.errors
         names = binding.edge.DESCRIPTOR.fields_by_name["errors"].enum_type.values_by_number
         slugs = {names[number].name for number in (*every, *binding.edge.errors)}
@@ -159,8 +164,9 @@ class Protos:
 
 
 def _comments(file: Any) -> dict[str, str]:
-    """The comment above each message, field, enum, value, service and RPC of a file, by full name;
-    a value's is within its enum.
+    """The comment above each message, field, enum, value, service and RPC of a file, by full name.
+
+    The full name of a value contains the name of its enum.
     """
     texts = {
         tuple(location.path): location.leading_comments
@@ -171,8 +177,9 @@ def _comments(file: Any) -> dict[str, str]:
 
 
 def _names(file: Any) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Each thing of a file: its path in the file's descriptor, as the compiler counts it, and its
-    full name.
+    """Yields the path in the file's descriptor and the full name of each element.
+
+    SourceCodeInfo in descriptor.proto defines the paths.
     """
     for index, message in enumerate(file.message_type):
         yield from _names_within(message, (4, index), file.package)

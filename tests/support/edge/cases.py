@@ -324,7 +324,7 @@ PATHS = [
         for sent in BAD_QUERIES
     ),
     *(
-        Case(path, get(path), 400, "validation_error", says="The path holds", clients=CURL)
+        Case(path, get(path), 400, "validation_error", says="The path contains", clients=CURL)
         for path in BAD_PATHS
     ),
 ]
@@ -421,7 +421,7 @@ SIZES = [
         Request("GET", "/v1/workspaces", None, {"x_under": "score"}),
         400,
         "validation_error",
-        says="Write a hyphen",
+        says="Use a hyphen",
         clients=HTTP1,
     ),
 ]

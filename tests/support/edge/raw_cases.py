@@ -95,7 +95,7 @@ LINES = [
     bad("another scheme", raw("GET ftp://x/v1/workspaces HTTP/1.1")),
     bad("bytes beyond ASCII in the path", raw("GET /v1/workspaces/\xc3\xa9 HTTP/1.1")),
     bad("NUL in the path", raw("GET /v1/\x00 HTTP/1.1")),
-    bad("a fragment", raw("GET /v1/workspaces#x HTTP/1.1", CLOSE), "The path holds"),
+    bad("a fragment", raw("GET /v1/workspaces#x HTTP/1.1", CLOSE), "The path contains"),
     bad("garbage", b"\x16\x03\x01 garbage\r\n\r\n"),
     bad("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50),
     bad("a CONNECT with a path", raw("CONNECT /v1/workspaces HTTP/1.1")),
