@@ -1,21 +1,23 @@
--- Turns the answer of the control plane, as the transcoder leaves it, into what the public API promises.
+-- Puts the HTTP status and the error envelope of an answer into place. Runs after the transcoder.
 --
--- A success costs one look for `grpc-status` (a success has it in its trailers, which do not pass here), one for the status and one
--- for whether the caller wants the headers alone.
--- An error arrives as headers alone: the server has put the whole envelope and its HTTP status into two of them. The headers that
--- are read here are removed by the header_mutation filter, which runs after this one on the way out.
+-- A success has its grpc-status in the trailers, which this filter does not read. It costs a few
+-- look-ups.
+-- An error arrives without a body: the server has put the envelope and its HTTP status into two
+-- headers. The header_mutation filter, which sees answers after this one, removes these headers.
 
--- Nobody has put the envelope into a header.
-local function refused(handle, headers, grpc_status, status)
+-- The status and the envelope of an error that has no envelope in its headers.
+local function find_envelope(handle, headers, grpc_status, status)
   if status ~= nil then
-    -- Envoy refused a request that called itself application/grpc: the envelope is in grpc-message, escaped as gRPC does it.
-    -- To HEAD there is none.
+    -- Envoy refused a request with the content type application/grpc: the envelope is in
+    -- grpc-message, percent-encoded. The answer to HEAD has no envelope.
     local envelope = (headers:get("grpc-message") or ""):gsub("%%(%x%x)", function(hex)
       return string.char(tonumber(hex, 16))
     end)
     return status, envelope
   end
-  -- A worker's gRPC library refused the call before the service could say anything; its text stays inside.
+  -- A worker's gRPC library refused the call before the service received it. The envelope is
+  -- derived from the gRPC status, by default from 13 (INTERNAL). The library's text may name
+  -- internals and is dropped.
   local errors = handle:virtualHost():metadata()
   local rule = errors:get(grpc_status) or errors:get("13")
   if rule.retry_after ~= "" then
@@ -27,7 +29,7 @@ end
 
 local NAMESPACE = "evershell.edge"
 
--- The transcoder binds no HEAD: the control plane is asked as with GET, and what it says is left out of the answer.
+-- The transcoder has no binding for HEAD: the worker receives a GET, and the body is dropped.
 function envoy_on_request(handle)
   local headers = handle:headers()
   if headers:get(":method") == "HEAD" and handle:metadata():get("has_head") then
@@ -36,32 +38,38 @@ function envoy_on_request(handle)
   end
 end
 
-local function wants_headers_alone(handle)
-  local noted = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
-  return noted ~= nil and noted["head"]
+local function is_head(handle)
+  local metadata = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
+  return metadata ~= nil and metadata["head"]
 end
 
--- Matches an envelope with the transcoder's error about an invalid value. Captures: up to the field, the field, the error, the rest.
-local UNREADABLE = '^(.*"message":"[^"]-: )([%w_.%[%]]+): (invalid value .*)(","request_id":"[^"]*")}}%s*$'
+-- Matches an envelope with the transcoder's error about an invalid value. Captures the text before
+-- the field, the field, the error and the rest.
+local INVALID_VALUE =
+  '^(.*"message":"[^"]-: )([%w_.%[%]]+): (invalid value .*)(","request_id":"[^"]*")}}%s*$'
 
-local function reason_of(text)
+local function explain(text)
   local seconds = text:match("Invalid data type for duration, value is (%-?[%d.]+) for type")
-  if seconds ~= nil or text:find("Invalid data type for duration", 1, true) or text:find("Illegal duration format", 1, true) then
+  if seconds ~= nil
+    or text:find("Invalid data type for duration", 1, true)
+    or text:find("Illegal duration format", 1, true)
+  then
     return 'a duration is a string that ends in s, such as \\"' .. (seconds or "10") .. 's\\"'
   end
   return text
 end
 
 -- Adds the field to `details.fields`, and explains the format of a duration.
-local function explain_unreadable(handle)
+local function explain_invalid_value(handle)
   local body = handle:body()
   if body == nil then
     return
   end
-  local before, field, text, after = body:getBytes(0, body:length()):match(UNREADABLE)
+  local before, field, text, after = body:getBytes(0, body:length()):match(INVALID_VALUE)
   if field ~= nil then
-    local reason = reason_of(text)
-    body:setBytes(('%s%s: %s%s,"details":{"fields":{"%s":"%s"}}}}\n'):format(before, field, reason, after, field, reason))
+    local reason = explain(text)
+    local envelope = '%s%s: %s%s,"details":{"fields":{"%s":"%s"}}}}\n'
+    body:setBytes(envelope:format(before, field, reason, after, field, reason))
   end
 end
 
@@ -71,17 +79,17 @@ function envoy_on_response(handle)
   local status = headers:get("x-evershell-status")
 
   if grpc_status == nil or grpc_status == "0" then
-    -- What Envoy answers by itself has its status already.
+    -- An answer of Envoy's own already has its status.
     if headers:get(":status") == "200" then
       status = status or handle:metadata():get("success_status")
       if status ~= nil and status ~= "200" then
         headers:replace(":status", status)
       end
-    elseif headers:get(":status") == "400" and not wants_headers_alone(handle) then
-      explain_unreadable(handle)
+    elseif headers:get(":status") == "400" and not is_head(handle) then
+      explain_invalid_value(handle)
     end
-    if wants_headers_alone(handle) then
-      -- The headers go out as they are, the content length too.
+    if is_head(handle) then
+      -- Drops the body and keeps the headers, including the content length.
       for chunk in handle:bodyChunks() do
         chunk:setBytes("")
       end
@@ -91,14 +99,14 @@ function envoy_on_response(handle)
 
   local envelope = headers:get("x-evershell-error")
   if envelope == nil then
-    status, envelope = refused(handle, headers, grpc_status, status)
+    status, envelope = find_envelope(handle, headers, grpc_status, status)
   end
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")
   if status == "401" then
     headers:replace("www-authenticate", "Bearer")
   end
-  if wants_headers_alone(handle) then
+  if is_head(handle) then
     headers:replace("content-length", tostring(#envelope))
   elseif envelope ~= "" then
     handle:body(true):setBytes(envelope)

@@ -1,7 +1,8 @@
-// In a file of its own: the page's policy runs no script that is written into it.
+// This script has its own file, because the page's Content-Security-Policy forbids inline scripts.
 const STREAM_SECONDS = 5;
 
-// The page shows an answer once it is complete, and a stream of events never completes. Reads a stream for STREAM_SECONDS.
+// Reads a stream for STREAM_SECONDS. The page shows an answer when it is complete, and a stream of
+// events never completes.
 async function fetchBounded(url, request) {
   const response = await fetch(url, request);
   if (!(response.headers.get("content-type") || "").startsWith("text/event-stream")) {
@@ -18,8 +19,11 @@ async function fetchBounded(url, request) {
   } finally {
     clearTimeout(timer);
   }
-  text += `: this page reads a stream for ${STREAM_SECONDS} s; the curl command above follows it to its end\n`;
-  return new Response(text, { status: response.status, statusText: response.statusText, headers: response.headers });
+  // A line that begins with a colon is a comment in an event stream.
+  text += `: this page reads a stream for ${STREAM_SECONDS} s; `;
+  text += "to follow it, use the curl command above\n";
+  const { status, statusText, headers } = response;
+  return new Response(text, { status, statusText, headers });
 }
 
 SwaggerUIBundle({
@@ -28,6 +32,6 @@ SwaggerUIBundle({
   deepLinking: true,
   displayRequestDuration: true,
   requestInterceptor: (request) => Object.assign(request, { userFetch: fetchBounded }),
-  // Nothing is sent to anyone's validator.
+  // Stops the page from sending the document to a public validator.
   validatorUrl: null,
 });
