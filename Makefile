@@ -1,28 +1,30 @@
-# `make` alone lists the targets. Python 3.11 or newer, make and the package index are all that they need.
+# `make` alone lists the targets. They need only Python 3.11 or newer, make and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Newer than the lock when the environment is as the lock says.
+# Touched when the environment was set up. If requirements.txt is newer, it is set up again.
 READY := $(VENV)/.ready
 STATE_DIR ?= .state
+SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test test-fast test-exhaustive check bench chaos soak gen format lock clean
+.PHONY: help run restart demo test test-fast test-exhaustive check bench chaos soak gen format \
+	lock clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
 
-restart: $(READY) ## restart the programs of the running stack one after another, without losing a call
+restart: $(READY) ## restart the programs of the running stack one by one, without losing a call
 	@exec $(BIN)/python -m server restart
 
-demo: $(READY) ## show a cancellation and check each promise, on the running stack or one of its own
+demo: $(READY) ## show a cancellation and check every promise, on the running stack or its own
 	@exec $(BIN)/python -m server demo
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: $(READY) ## lint, types, floors, protos, drift of gen/, breaking changes, Envoy's configuration
+check: $(READY) ## check format, lint, types, imports, protos, gen/ and Envoy's configuration
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -39,67 +41,38 @@ test-fast: $(READY) ## run the tests that need no running stack, in about 20 sec
 test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
 	@exec $(BIN)/python -m pytest tests/exhaustive
 
-bench: $(READY) ## measure a cancellation beside an empty call, in one run
+bench: $(READY) ## compare the time of a cancellation with that of an empty call
 	@$(BIN)/python -m tests.bench.latency
 
-chaos: $(READY) ## cancel tasks while programs are frozen, killed and restarted and disks fill, at random (SECONDS=60 SEED=n)
-	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+chaos: $(READY) ## cancel tasks while programs and disks fail at random (SECONDS=60 SEED=n)
+	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
 
-soak: $(READY) ## make many mixed calls, and fail if a program of the stack has grown (CALLS=20000 SEED=n)
-	@$(BIN)/python -m tests.exhaustive.soak --calls $(or $(CALLS),20000) $(if $(SEED),--seed $(SEED))
+soak: $(READY) ## make many calls; fail if a program of the stack has grown (CALLS=20000 SEED=n)
+	@$(BIN)/python -m tests.exhaustive.soak --calls $(or $(CALLS),20000) $(SEED_OPTION)
 
-gen: $(READY) ## write gen/ from protos/
+gen: $(READY) ## generate gen/ from protos/
 	$(BIN)/python protos/generate.py
 
 lock: $(READY) ## compile requirements.txt from pyproject.toml
-	$(BIN)/uv pip compile -q --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-header --no-annotate \
+		pyproject.toml -o requirements.txt
 
-clean: ## remove the environment; with STATE=1 also the state: keys, database, logs, files of the pods
-	@$(PYTHON) -c "$$CLEAN" '$(STATE_DIR)' '$(VENV)' '$(STATE)'
+clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
+	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Refuses while a stack runs: it holds the lock and uses both folders.
-define CLEAN
-import fcntl, os, shutil, sys
-state_dir, environment, with_state = sys.argv[1:]
-is_state = os.path.exists(os.path.join(state_dir, "lock"))
-if is_state:
-    lock = open(os.path.join(state_dir, "lock"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        sys.exit("A stack is running on %s. Stop it first; nothing was removed." % state_dir)
-shutil.rmtree(environment, ignore_errors=True)
-if is_state and with_state == "1":
-    shutil.rmtree(state_dir)
-elif is_state:
-    print("%s was kept: keys, database, logs. `make clean STATE=1` removes it as well." % state_dir)
-endef
-export CLEAN
-
-# Replaces the long error of pip's resolver by one sentence. Any version of Python can run it.
-define CHECK_PYTHON
-import sys
-if sys.version_info < (3, 11):
-    version = ".".join(map(str, sys.version_info[:3]))
-    sys.exit("%s is Python %s; 3.11 or newer is needed: make PYTHON=python3.12 ..." % (sys.argv[1], version))
-try:
-    import ensurepip, venv
-except ImportError:
-    sys.exit("%s has no venv module; install it (Debian, Ubuntu: apt install python3-venv)." % sys.argv[1])
-endef
-export CHECK_PYTHON
-
-# The locked uv is installed by pip, and installs the rest: both check every hash.
+# pip installs the locked uv, and uv installs the other packages. Both check every hash.
 $(READY): requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }
-	@$(PYTHON) -c "$$CHECK_PYTHON" '$(PYTHON)'
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }
+	@$(PYTHON) .make/check_python.py '$(PYTHON)'
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements.txt | $(BIN)/python -m pip install -q --require-hashes -r /dev/stdin
+	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements.txt | \
+		$(BIN)/python -m pip install -q --require-hashes -r /dev/stdin
 	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
