@@ -17,7 +17,7 @@ run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 restart: $(READY) ## restart the programs of the running stack one by one, without losing a call
 	@exec $(BIN)/python -m server restart
 
-demo: $(READY) ## show a cancellation and check every promise, on the running stack or its own
+demo: $(READY) ## show a cancellation and check every promise, on the running stack or on one of its own
 	@exec $(BIN)/python -m server demo
 
 format: $(READY) ## format the code
