@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 from google.protobuf import json_format, message_factory
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
+from schemas import Schemas, prose, reference
 from source import PACKAGE, Binding, Protos, Rule
 
 OPENAPI_VERSION = "3.1.0"
@@ -22,22 +23,6 @@ TITLE = "Evershell workspaces"
 BEARER = "bearer"
 REQUEST_ID = "79130bac-f95a-43b2-b452-ebd8fa0d19b1"
 TEXT_WIDTH = 120
-
-SCALARS: dict[int, dict[str, Any]] = {
-    FieldDescriptor.TYPE_STRING: {"type": "string"},
-    FieldDescriptor.TYPE_BOOL: {"type": "boolean"},
-    FieldDescriptor.TYPE_INT32: {"type": "integer", "format": "int32"},
-    FieldDescriptor.TYPE_INT64: {"type": "string", "format": "int64", "pattern": "^-?[0-9]+$"},
-}
-WELL_KNOWN: dict[str, dict[str, Any]] = {
-    "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
-    "google.protobuf.Duration": {
-        "type": "string",
-        "pattern": r"^[0-9]+(\.[0-9]{1,9})?s$",
-        "examples": ["10s"],
-    },
-    "google.protobuf.Struct": {"type": "object"},
-}
 
 # The headers of answers.
 HEADERS: dict[str, dict[str, Any]] = {
@@ -89,7 +74,7 @@ class _Document:
 
     def __init__(self, protos: Protos) -> None:
         self._protos = protos
-        self._schemas: dict[str, Any] = {}
+        self._schemas = Schemas(protos)
         self._responses: dict[str, Any] = {}
 
     def content(self) -> dict[str, Any]:
@@ -115,14 +100,14 @@ class _Document:
             if rule.slug not in called
         )
         # ErrorEnvelope refers to this schema.
-        self._schema(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
+        self._schemas.reference(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
         return {
             "openapi": OPENAPI_VERSION,
             "info": {
                 "title": TITLE,
                 "version": API_VERSION,
                 "description": (
-                    f"{_prose(self._protos.comment(service.full_name))}\n\n"
+                    f"{prose(self._protos.comment(service.full_name))}\n\n"
                     f"The edge refuses other requests:\n{other_refusals}"
                 ),
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -139,7 +124,7 @@ class _Document:
                         "description": "An API key or a session token.",
                     },
                 },
-                "schemas": self._schemas | {"ErrorEnvelope": ENVELOPE},
+                "schemas": self._schemas.components | {"ErrorEnvelope": ENVELOPE},
                 "responses": self._responses,
                 "examples": {rule.slug: _example(rule) for rule in rules},
                 "headers": HEADERS,
@@ -155,7 +140,7 @@ class _Document:
             "operationId": name,
             "tags": [rpc.containing_service.name],
             "summary": " ".join(summary.split()).rstrip("."),
-            "description": _prose(rest),
+            "description": prose(rest),
             "parameters": [
                 self._parameter(rpc.input_type.fields_by_name[field], "path") for field in in_path
             ],
@@ -171,12 +156,14 @@ class _Document:
         parameter: dict[str, Any] = {"name": field.name, "in": place}
         if place == "path":
             parameter["required"] = True
-        if description := _prose(self._protos.comment(field.full_name)):
+        if description := prose(self._protos.comment(field.full_name)):
             parameter["description"] = description
-        return parameter | {"schema": self._type(field)}
+        return parameter | {"schema": self._schemas.of_field(field)}
 
     def _body(self, binding: Binding, fields: list[FieldDescriptor]) -> dict[str, Any]:
-        schema = self._object(fields, [field.name for field in fields if self._is_required(field)])
+        schema = self._schemas.of_fields(
+            fields, [field.name for field in fields if self._is_required(field)]
+        )
         content: dict[str, Any] = {"schema": schema}
         if binding.edge.example:
             content["example"] = json.loads(binding.edge.example)
@@ -193,7 +180,7 @@ class _Document:
 
     def _successes(self, binding: Binding) -> dict[str, Any]:
         kind = "text/event-stream" if binding.streams else "application/json"
-        content = {kind: {"schema": self._schema(binding.rpc.output_type)}}
+        content = {kind: {"schema": self._schemas.reference(binding.rpc.output_type)}}
         statuses = {
             binding.success_status: "",
             binding.edge.success_status_after_wait: ": the task ended during the `wait`",
@@ -232,75 +219,12 @@ class _Document:
             "headers": _headers(*headers),
             "content": {
                 "application/json": {
-                    "schema": {"allOf": [_reference("schemas", "ErrorEnvelope"), narrowed]},
-                    "examples": {code: _reference("examples", code) for code in codes},
+                    "schema": {"allOf": [reference("schemas", "ErrorEnvelope"), narrowed]},
+                    "examples": {code: reference("examples", code) for code in codes},
                 }
             },
         }
-        return _reference("responses", name)
-
-    def _schema(self, described: Descriptor | EnumDescriptor) -> dict[str, Any]:
-        """A reference to the schema of a message or enum, which is built at the first reference."""
-        name = described.full_name.removeprefix(f"{PACKAGE}.")
-        if name not in self._schemas:
-            # A message may refer to itself.
-            self._schemas[name] = {}
-            self._schemas[name] = (
-                self._enum(described)
-                if isinstance(described, EnumDescriptor)
-                else self._message(described)
-            )
-        return _reference("schemas", name)
-
-    def _message(self, message: Descriptor) -> dict[str, Any]:
-        schema = self._object(
-            list(message.fields), [field.name for field in message.fields if not field.has_presence]
-        )
-        choices = [{"required": [field.name]} for oneof in message.oneofs for field in oneof.fields]
-        if choices:
-            schema["oneOf"] = choices
-        return self._described(message.full_name, schema)
-
-    def _object(self, fields: list[FieldDescriptor], required: list[str]) -> dict[str, Any]:
-        properties = {
-            field.name: self._described(field.full_name, self._type(field)) for field in fields
-        }
-        schema: dict[str, Any] = {"type": "object", "properties": properties}
-        return schema | ({"required": required} if required else {})
-
-    def _enum(self, enum: EnumDescriptor) -> dict[str, Any]:
-        """The values with their comments. Leaves out a zero without a comment: it is never sent."""
-        comments = {
-            value.name: " ".join(self._protos.comment(f"{enum.full_name}.{value.name}").split())
-            for value in enum.values
-        }
-        names = [value.name for value in enum.values if value.number or comments[value.name]]
-        values = "\n".join(f"- `{name}`: {comments[name]}" for name in names if comments[name])
-        heading = _prose(self._protos.comment(enum.full_name))
-        schema = {"type": "string", "enum": names}
-        description = "\n\n".join(filter(None, [heading, values]))
-        return {"description": description} | schema if description else schema
-
-    def _type(self, field: FieldDescriptor) -> dict[str, Any]:
-        message = field.message_type
-        if message is not None and message.GetOptions().map_entry:
-            return {
-                "type": "object",
-                "additionalProperties": self._type(message.fields_by_name["value"]),
-            }
-        if message is not None:
-            single = WELL_KNOWN.get(message.full_name) or self._schema(message)
-        else:
-            single = (
-                self._schema(field.enum_type)
-                if field.enum_type is not None
-                else SCALARS[field.type]
-            )
-        return {"type": "array", "items": single} if field.is_repeated else dict(single)
-
-    def _described(self, full_name: str, schema: dict[str, Any]) -> dict[str, Any]:
-        description = _prose(self._protos.comment(full_name))
-        return {"description": description} | schema if description else schema
+        return reference("responses", name)
 
 
 ENVELOPE = {
@@ -322,25 +246,9 @@ def _example(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _reference(kind: str, name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
 def _headers(*names: str) -> dict[str, Any]:
-    return {name: _reference("headers", name) for name in names}
+    return {name: reference("headers", name) for name in names}
 
 
 def _camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
-
-
-def _prose(comment: str) -> str:
-    """A comment as Markdown, each paragraph on one line. A line that begins with a heading such as
-    `Effect:` starts a new paragraph.
-    """
-    apart = re.sub(r"\n(?=(?:[A-Z]\w+: |Needs ))", "\n\n", comment)
-    return "\n\n".join(
-        " ".join(paragraph.split())
-        for paragraph in re.split(r"\n\s*\n", apart)
-        if paragraph.strip()
-    )
