@@ -1,1 +1,1 @@
-"""Pods: makes the wanted ones exist, ends the others, and reaches their agents."""
+"""Starts and ends the pods of workspaces, and calls their agents."""

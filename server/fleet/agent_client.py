@@ -1,8 +1,7 @@
-"""Reaches the agents: the one way in which the control plane calls them, over channels that are
-kept.
+"""The gRPC client with which the control plane calls agents.
 
-Every call is repeated within one budget, so that a caller waits two seconds at most for an agent
-that is gone, frozen or slow.
+A call is retried within one time budget, so a caller waits at most 2 s for an agent that has ended,
+is frozen or is slow. Channels are kept between calls.
 """
 
 import asyncio
@@ -30,25 +29,24 @@ from server.pod.messages import encode_assignment, encode_cancellation
 
 log = structlog.get_logger()
 
-# All attempts together, or less when the caller's time is over sooner; callers are promised an
-# answer within 2 s.
+# The time for all attempts of a call, less if the caller's deadline is earlier. The port Agents
+# promises an answer within 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8
 _ATTEMPT_SECONDS = 0.6
 _MAX_BACKOFF_SECONDS = 0.3
 
 _CHANNEL_OPTIONS = (
-    # Agents are reached directly, whatever proxy the environment names.
+    # Agents are on this network, so a proxy that the environment names is not used.
     ("grpc.enable_http_proxy", 0),
-    # An agent that comes back is met within the budget of a call, not after gRPC's default of a
-    # second and more.
+    # gRPC's default of 1 s and more would leave no time in the budget for a reconnection to an
+    # agent that has recovered.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
-# Of this name in the stubs' eyes only: asynchronous calls are made through the one class that there
-# is.
+# Exists only in the type stubs. At run time, AgentServiceStub serves asynchronous calls too.
 Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
-# Makes the call once, with these options.
+# Makes one attempt. Takes the stub, and the options of the call as keywords.
 Attempt = Callable[..., Awaitable[object]]
 
 
@@ -61,16 +59,14 @@ class AgentClient:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        """See ports.Agents. An agent that refuses is as good as unreachable: it is busy with what
-        the database does not know of.
-        """
+        # An agent that refuses is treated as unreachable: it has a task that the database does not
+        # know of.
         request = agent_service_pb2.StartTaskRequest(
             workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task)
         )
         await self._call(workspace, lambda stub, **options: stub.StartTask(request, **options))
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        """See ports.Agents."""
         request = agent_service_pb2.CancelTaskRequest(
             workspace_id=workspace.id,
             epoch=workspace.epoch,
@@ -100,7 +96,7 @@ class AgentClient:
             metadata.append((trace.HEADER, context.traceparent))
         options = {"metadata": tuple(metadata)}
         try:
-            # Nearly every call ends here; the machinery of retrying is not set up for it.
+            # Nearly every call succeeds at once, so the retries are set up only after a failure.
             return await attempt(self._stub(address), timeout=_attempt_seconds(until), **options)
         except grpc.aio.AioRpcError:
             return await self._retry(address, attempt, until, options)
@@ -134,11 +130,11 @@ class AgentClient:
         return agent_service_pb2_grpc.AgentServiceStub(channel)
 
     def _forget(self, address: str) -> None:
-        """Drops the channel: an agent that comes back does so at another address, in a new epoch."""
+        """Drops the channel, because the workspace's next agent has another address."""
         channel = self._channels.pop(address, None)
         if channel is not None:
-            # Other calls may be on their way through it, and would be told that their own caller
-            # had gone: they end by themselves.
+            # Calls that still use the channel would fail as cancelled by their own caller, so they
+            # get the time to end first.
             closing = asyncio.create_task(channel.close(SIGNAL_BUDGET_SECONDS))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)

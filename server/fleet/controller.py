@@ -1,5 +1,7 @@
-"""Reconciles pods with the database: starts the pods that are wanted, ends those that are not, and
-fails workspaces that have lost their agent.
+"""Reconciles pods with the database.
+
+The controller starts the pods that are wanted, ends those that are not, and fails workspaces that
+have lost their agent.
 
 One controller leads, and any number stand by. Each pass over a workspace compares what the database
 wants with what runs, and takes one step. A controller may therefore die between any two steps, and
@@ -44,8 +46,9 @@ class Changes(Protocol):
     """Announces the workspaces that have changed."""
 
     async def wait(self, timeout_seconds: float) -> set[str]:
-        """The ids of the workspaces that have changed since the last call; empty after the
-        timeout.
+        """Returns the ids of the workspaces that have changed since the last call.
+
+        The set is empty after the timeout.
         """
 
 
@@ -63,7 +66,9 @@ class Controller:
         answering_since: datetime,
         backlog: Backlog | None = None,
     ) -> None:
-        """`run_id` is the run of the stack; pods of other runs have ended. `answering_since` is the
+        """Prepares a term of leadership.
+
+        `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
         end of the last outage of the database, or the start of the term. Without `backlog`, nothing
         is measured.
         """
@@ -77,9 +82,9 @@ class Controller:
         self._run_id = run_id
         self._clock = clock
         self._answering_since = answering_since
-        # The steps that are under way, by workspace id: at most one per workspace.
+        # The steps that run, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
-        # Waits for the end of an agent, by workspace id and epoch.
+        # Tasks that wait for an agent to exit, by workspace id and epoch.
         self._watched: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, changes: Changes) -> None:
@@ -94,10 +99,10 @@ class Controller:
                         self._begin_step(workspace, cancelled)
                     self._redelivery.follow(cancellations, self._clock())
                     if self._backlog is not None:
-                        self._backlog.saw_cancellations(
+                        self._backlog.set_open_cancellations(
                             task.cancel.requested_at for _, task in cancellations if task.cancel
                         )
-                    await self._follow(changes)
+                    await self._reconcile_changes(changes)
                 except UnavailableError:
                     log.warning("database_unavailable")
                     await changes.wait(SCAN_SECONDS)
@@ -110,14 +115,17 @@ class Controller:
                 self._backlog.clear()
 
     async def _count_workspaces(self) -> None:
-        """Counts workspaces for the metrics. Separate from the scans, because it reads all rows."""
+        """Counts workspaces for the metrics.
+
+        Counting reads all rows, so it runs less often than the scans.
+        """
         while self._backlog is not None:
             with suppress(UnavailableError):
-                self._backlog.saw_workspaces(await self._store.count_workspaces())
+                self._backlog.set_workspace_counts(await self._store.count_workspaces())
             await asyncio.sleep(_COUNT_SECONDS)
 
-    async def _follow(self, changes: Changes) -> None:
-        """Reconciles announced changes until the next scan is due."""
+    async def _reconcile_changes(self, changes: Changes) -> None:
+        """Reconciles the workspaces whose changes are announced, until the next scan is due."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             for workspace_id in await changes.wait(left_seconds):
@@ -126,9 +134,9 @@ class Controller:
                     self._begin_step(workspace)
 
     def _begin_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
-        """Starts to reconcile the workspace, unless that is under way.
+        """Starts to reconcile the workspace, unless a step for it runs already.
 
-        `cancelled` has the cancelled tasks of the last scan, by workspace id.
+        `cancelled` maps workspace ids to the cancelled tasks that the last scan found.
         """
         if workspace.id in self._steps:
             return
@@ -156,8 +164,9 @@ class Controller:
             log.exception("unexpected_error", workspace_id=workspace.id)
 
     async def _reconcile_run(self, workspace: Workspace) -> Workspace:
-        """Assigns the workspace to this run of the stack. Ends what an earlier run has left before
-        its task ends.
+        """Ends what an earlier run of the stack left, then assigns the workspace to this run.
+
+        The assignment ends a task of the earlier run, so it comes last.
         """
         stopped = workspace.run_id is None or await self._pods.end(workspace, END_GRACE_SECONDS)
         return await self._apply(
@@ -175,7 +184,8 @@ class Controller:
             or current.epoch != workspace.epoch
             or current.status is not WorkspaceStatus.PROVISIONING
         ):
-            # Ending took time. Another controller may lead by now and have started a later pod.
+            # While the pod ended, another controller may have become the leader and started a pod
+            # of a later epoch.
             return
         try:
             await self._pods.start(workspace)
@@ -188,9 +198,7 @@ class Controller:
         self._watch(workspace)
 
     async def _reconcile_agent(self, workspace: Workspace, cancelled: Task | None) -> None:
-        """Fails the workspace if its agent is gone, has not renewed its lease, is overdue, or did
-        not register in time.
-        """
+        """Fails the workspace if its agent has ended or is overdue."""
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._failure_reason(workspace))
         elif self._overdue(workspace, cancelled) is not None:
@@ -199,8 +207,10 @@ class Controller:
             self._watch(workspace)
 
     async def _end_overdue(self, workspace: Workspace) -> None:
-        """Ends the pod of an agent that is overdue, unless the task has ended or the agent has
-        recovered since the scan.
+        """Fails the workspace of an overdue agent.
+
+        Reads the workspace and the task again first, because the task may have ended or the agent
+        may have recovered since the scan.
         """
         current = await self._store.get_workspace(workspace.id)
         if current is None or current.epoch != workspace.epoch:
@@ -215,9 +225,10 @@ class Controller:
             await self._fail(current, reason)
 
     def _overdue(self, workspace: Workspace, task: Task | None) -> str | None:
+        """The bound that the agent has exceeded, as a reason for people; None if there is none."""
         now = self._clock()
         if workspace.lease_expires_at is not None and workspace.lease_expires_at < now:
-            return "its agent was not heard of for longer than its lease"
+            return "its agent did not renew its lease in time"
         if (
             workspace.status is WorkspaceStatus.PROVISIONING
             and now > workspace.updated_at + START_LIMIT
@@ -233,7 +244,7 @@ class Controller:
             return "its folder was deleted or replaced"
         log_tail = self._pods.log_tail(workspace.id)
         if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
-            return f"its agent ended before it had registered: {log_tail[:300]}"
+            return f"its agent ended before it registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 
     async def _fail(self, workspace: Workspace, reason: str) -> None:
@@ -275,7 +286,7 @@ class Controller:
         return change.workspace if change is not None else workspace
 
     def _watch(self, workspace: Workspace) -> None:
-        """Reconciles the workspace as soon as its agent ends, before the next scan."""
+        """Reconciles the workspace when its agent exits, without waiting for the next scan."""
         key = f"{workspace.id}/{workspace.epoch}"
         if key not in self._watched:
             self._watched[key] = asyncio.create_task(self._await_exit(key, workspace))

@@ -19,7 +19,7 @@ async def lead(
 
 
 async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Runs the work until the event is set. Raises what the work raises."""
+    """Runs the work until the event is set. Raises the errors of the work."""
     working, losing = asyncio.create_task(work), asyncio.create_task(lost.wait())
     try:
         await asyncio.wait((working, losing), return_when=asyncio.FIRST_COMPLETED)

@@ -35,8 +35,10 @@ class LocalPods:
         spec_for: Callable[[AgentIdentity], PodSpec],
         leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
     ) -> None:
-        """`leftovers` takes the ids of the processes started here; it returns all other children,
-        which dead agents left behind.
+        """Keeps all files of the pods below `state_dir`.
+
+        `leftovers` takes the ids of the processes that this object has started. It returns all
+        other children of this process, which are processes that dead agents have left.
         """
         self._state_dir = state_dir
         self._records = PodRecords(state_dir)
@@ -56,11 +58,11 @@ class LocalPods:
 
     async def start(self, workspace: Workspace) -> None:
         assert workspace.run_id is not None
-        # Written first: if the controller dies right after the start, the next one does not start a
-        # second pod.
+        # Written before the start, so that the next controller does not start a second pod if this
+        # one dies right after the start.
         self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id))
         with (
-            self._records.made_files(workspace.id) as files,
+            self._records.created_files(workspace.id) as files,
             self._records.open_log(workspace.id) as log,
         ):
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
@@ -69,7 +71,7 @@ class LocalPods:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # By descriptor, because a tool may have replaced the directory at the path.
+                # Names the folder by descriptor, because a tool may have replaced it at its path.
                 cwd=f"/proc/self/fd/{files}",
                 env=self._environment(workspace),
                 start_new_session=True,
@@ -95,7 +97,7 @@ class LocalPods:
     async def wait_exit(self, workspace: Workspace) -> None:
         agent = self._agent(workspace)
         if agent is not None:
-            await processes.gone(agent.pid)
+            await processes.wait_exit_and_reap(agent.pid)
 
     def is_alive(self, workspace: Workspace) -> bool:
         return self._agent(workspace) is not None and self.has_files(workspace.id)
@@ -136,7 +138,7 @@ class LocalPods:
     def _is_known(self, workspace: Workspace) -> bool:
         """Whether everything that runs in the pod can be found.
 
-        Processes that a dead agent leaves behind become children of the controller that started it.
+        Processes that a dead agent leaves become children of the controller that started it.
         Another controller cannot find them.
         """
         if (workspace.id, workspace.epoch) in self._started or self._agent(workspace) is not None:
@@ -148,7 +150,7 @@ class LocalPods:
         return record is None or record.process is None
 
     def _agent(self, workspace: Workspace) -> ProcessId | None:
-        """The agent of this epoch, while it runs."""
+        """The agent of this epoch; None if it does not run."""
         own = self._started.get((workspace.id, workspace.epoch))
         if own is not None:
             return own if own.is_running() else None
@@ -178,8 +180,8 @@ class LocalPods:
 async def end_every_pod(state_dir: Path, leftovers: Callable[[], list[psutil.Process]]) -> None:
     """Kills everything that runs in the pods of the stack.
 
-    Agents are not asked to end first, because they have nothing left to commit. `leftovers` returns
-    the processes that this process has inherited from programs of the stack.
+    Agents get no SIGTERM first, because they have nothing left to commit. `leftovers` returns the
+    processes that this process has inherited from programs of the stack.
     """
     records = PodRecords(state_dir)
     if await processes.end_all(AllPods(state_dir), grace_seconds=0, leftovers=leftovers):

@@ -1,5 +1,6 @@
-"""Opens folders and small files that tools can replace, without following links below the base or
-blocking on pipes and devices.
+"""Opens folders and small files that tools can replace.
+
+Does not follow links below the base, and does not block on pipes and devices.
 """
 
 import errno
@@ -23,32 +24,34 @@ def opened(base: Path, *names: str) -> Iterator[int]:
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names:
-            folder = _replaced(folder, os.open(name, _FOLDER, dir_fd=folder))
+            folder = _descend(folder, os.open(name, _FOLDER, dir_fd=folder))
         yield folder
     finally:
         os.close(folder)
 
 
 @contextmanager
-def made(base: Path, *names: str) -> Iterator[int]:
-    """Like `opened`, but creates missing folders and replaces links and files with folders. Raises
-    OSError.
+def created(base: Path, *names: str) -> Iterator[int]:
+    """Like `opened`, but creates missing folders and replaces links and files with folders.
+
+    Raises OSError.
     """
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names:
-            folder = _replaced(folder, _make(folder, name))
+            folder = _descend(folder, _create(folder, name))
         yield folder
     finally:
         os.close(folder)
 
 
-def _replaced(folder: int, below: int) -> int:
+def _descend(folder: int, child: int) -> int:
+    """Closes the folder and returns its child, so that only one descriptor is open."""
     os.close(folder)
-    return below
+    return child
 
 
-def _make(folder: int, name: str) -> int:
+def _create(folder: int, name: str) -> int:
     for _ in range(_ATTEMPTS):
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=folder)
@@ -66,16 +69,18 @@ def names(folder: int) -> list[str]:
 
 
 def read(folder: int, name: str) -> str:
-    """Returns the text that `write` wrote. Raises OSError, also for anything but a plain file, and
-    ValueError for invalid UTF-8.
+    """Returns the text that `write` wrote.
+
+    Raises OSError, also if it is not a plain file, and ValueError for invalid UTF-8.
     """
     with open_plain(folder, name, os.O_RDONLY) as file:
         return file.read(_MAX_BYTES).decode()
 
 
 def write(folder: int, name: str, text: str) -> None:
-    """Creates the file or atomically replaces the one of this name; moves a folder of this name
-    aside. Raises OSError.
+    """Creates the file, or replaces the file of this name atomically.
+
+    Renames a folder of this name. Raises OSError.
     """
     new = f".{name}.{os.getpid()}"
     remove(folder, new)
@@ -95,8 +100,9 @@ def write(folder: int, name: str, text: str) -> None:
 
 
 def remove(folder: int, name: str) -> None:
-    """Removes the file or link of this name, if there is one; renames a folder instead. Raises
-    OSError.
+    """Removes the file or link of this name, if there is one. Renames a folder of this name.
+
+    Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=folder)
@@ -108,7 +114,7 @@ def remove(folder: int, name: str) -> None:
 
 
 def open_log(folder: int, name: str) -> BinaryIO:
-    """Opens the file for appending. Anything else of this name is removed first. Raises OSError."""
+    """Opens a plain file for appending. Removes anything else of this name. Raises OSError."""
     with suppress(FileNotFoundError):
         if not _is_plain(os.stat(name, dir_fd=folder, follow_symlinks=False)):
             remove(folder, name)
@@ -116,7 +122,7 @@ def open_log(folder: int, name: str) -> BinaryIO:
 
 
 def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
-    """Opens a plain file. Raises OSError for anything else, and does not block on a pipe."""
+    """Opens a plain file. Does not block on a pipe. Raises OSError, also if it is no plain file."""
     descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600, dir_fd=folder)
     file = os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "ab")
     if not _is_plain(os.fstat(descriptor)):
@@ -126,7 +132,8 @@ def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
 
 
 def _is_plain(found: os.stat_result) -> bool:
-    """Whether it is a regular file with one name. A second name may be a hard link to a file
-    elsewhere.
+    """Whether it is a regular file with one name.
+
+    A file with a second name may be a hard link to a file outside of the folder.
     """
     return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1

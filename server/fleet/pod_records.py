@@ -1,8 +1,8 @@
 """The files of each workspace's pods.
 
 `fleet/<workspace id>/` belongs to the controller:
-- `agent` holds the epoch that was started last, the run of the stack that started it and, until it
-  has ended, the process of its agent.
+- `agent` holds the epoch that was started last, the run of the stack that started it and, until the
+  agent has ended, the agent's process.
 - `log` is the log of the workspace's agents.
 
 `pods/<workspace id>/` belongs to tools. No program of the stack trusts its content:
@@ -28,7 +28,7 @@ _LOG_TAIL_BYTES = 2_000
 
 
 class UnreadableError(Exception):
-    """The record exists but cannot be read, or no controller has written it."""
+    """The record exists but cannot be read, or its content is not what a controller writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,15 @@ class AgentRecord:
     """The pod of a workspace that was started last. Only a hint, because tools can forge it."""
 
     epoch: int
-    # The run of the stack. Another database, or a restored one, may count the same epochs again.
+    # The run of the stack. An epoch alone does not identify a pod, because a restored or another
+    # database may count the same epochs again.
     run: str
-    # None if it has not started yet or is known to have ended.
+    # None if the agent has not started yet or is known to have ended.
     process: ProcessId | None = None
 
 
 class PodRecords:
-    """The folders of all workspaces."""
+    """The records, logs and folders of all workspaces."""
 
     def __init__(self, state_dir: Path) -> None:
         self._base = state_dir
@@ -74,15 +75,16 @@ class PodRecords:
     def write(self, workspace_id: str, record: AgentRecord) -> None:
         """Replaces the record and the `pid` file. Raises OSError."""
         process = record.process
-        with pod_files.made(self._base, _FLEET, workspace_id) as folder:
+        with pod_files.created(self._base, _FLEET, workspace_id) as folder:
             started = f" {process.pid} {process.started_at}" if process is not None else ""
             pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}{started}")
         if process is not None:
-            with pod_files.made(self._base, _PODS, workspace_id) as folder:
+            with pod_files.created(self._base, _PODS, workspace_id) as folder:
                 pod_files.write(folder, _PID, str(process.pid))
 
     def note_end(self, workspace_id: str, last_epoch: int | None = None) -> None:
         """Records that the pod has ended, unless the record is of an epoch after `last_epoch`.
+
         Ignores OSError.
         """
         try:
@@ -92,7 +94,7 @@ class PodRecords:
         if record is not None and last_epoch is not None and record.epoch > last_epoch:
             return
         with suppress(OSError), pod_files.opened(self._base, _FLEET, workspace_id) as folder:
-            # Removed first, because a removal succeeds even on a full disk.
+            # A removal succeeds even on a full disk; the write may fail.
             pod_files.remove(folder, _AGENT)
             if record is not None:
                 pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}")
@@ -100,24 +102,24 @@ class PodRecords:
             pod_files.remove(folder, _PID)
 
     @contextmanager
-    def made_files(self, workspace_id: str) -> Iterator[int]:
-        """The descriptor of the agent's working directory; creates what is missing. Raises OSError."""
-        with pod_files.made(self._base, _PODS, workspace_id, _FILES) as files:
+    def created_files(self, workspace_id: str) -> Iterator[int]:
+        """Like `files`, but creates missing folders. Raises OSError."""
+        with pod_files.created(self._base, _PODS, workspace_id, _FILES) as files:
             yield files
 
     @contextmanager
     def files(self, workspace_id: str) -> Iterator[int]:
-        """The descriptor of the agent's working directory. Raises OSError when it is no folder."""
+        """The descriptor of the agent's working directory. Raises OSError if it is not a folder."""
         with pod_files.opened(self._base, _PODS, workspace_id, _FILES) as files:
             yield files
 
     def log_names(self) -> list[tuple[str, ...]]:
-        """Where the agents' logs are, below the base."""
+        """The paths of the agents' logs below the state folder, as tuples of names."""
         return [(_FLEET, workspace_id, _LOG) for workspace_id in self.workspace_ids()]
 
     def open_log(self, workspace_id: str) -> BinaryIO:
         """Opens the agents' log for appending. Raises OSError."""
-        with pod_files.made(self._base, _FLEET, workspace_id) as folder:
+        with pod_files.created(self._base, _FLEET, workspace_id) as folder:
             return pod_files.open_log(folder, _LOG)
 
     def last_log_line(self, workspace_id: str) -> str:

@@ -1,11 +1,12 @@
-"""Processes of a pod: those with its marker in their environment, and all descendants of these.
+"""Finds and ends the processes of a pod.
 
-Only the kernel is trusted here. Tools can forge a file that names a process, so no process is ended
-or spared because of a file.
+These are the processes with the pod's marker in their environment, and all their descendants. Only
+the kernel is trusted: tools can forge a file that names a process, so no process is ended or spared
+because of a file.
 
-While the agent lives, nothing that it has started is out of its descent (agent/descendants.py).
-When it dies, that descent passes to the controller that started it, which has to have adopted it
-(pod/process.py): a child of its own that it has not started is such a leftover.
+While an agent lives, all processes that it has started are its descendants, because an agent is a
+subreaper (pod/process.py). When it dies, they become children of the controller that started the
+agent, which is a subreaper too. A child that the controller has not started is such a leftover.
 """
 
 import asyncio
@@ -53,13 +54,14 @@ class ProcessId:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    """State and start time."""
-    behind_the_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return behind_the_name[0], int(behind_the_name[19])
+    """State and start time, from proc_pid_stat(5). Raises OSError."""
+    # The name of the process, in parentheses, may contain spaces and parentheses.
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return after_name[0], int(after_name[19])
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ScannedProcess:
     """A process as a scan found it."""
 
     process: psutil.Process
@@ -68,13 +70,13 @@ class Seen:
     environment: Mapping[str, str]
 
 
-def scan() -> list[Seen]:
-    """Reads all processes of the machine. Blocks: on an event loop, use Scans."""
-    seen = []
+def scan() -> list[ScannedProcess]:
+    """Reads all processes of the machine. Blocks; on an event loop, use Scans."""
+    scanned = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            seen.append(Seen(process, process.ppid(), _environment(process)))
-    return seen
+            scanned.append(ScannedProcess(process, process.ppid(), _environment(process)))
+    return scanned
 
 
 def _environment(process: psutil.Process) -> Mapping[str, str]:
@@ -85,24 +87,25 @@ def _environment(process: psutil.Process) -> Mapping[str, str]:
 
 
 class Scans:
-    """Scans in a thread, one at a time, so that the event loop goes on.
+    """Scans in a thread, so that the event loop is not blocked. Runs one scan at a time.
 
-    Callers that wait at the same time share a scan. It starts after all of them have asked.
+    Callers that wait for the same scan share it. A caller never gets a scan that started before its
+    call.
     """
 
     def __init__(self) -> None:
         self._scanning = asyncio.Lock()
-        # A scan that has not started, which later callers may join.
-        self._next: asyncio.Task[list[Seen]] | None = None
+        # A scan that has not started, which later callers join.
+        self._next: asyncio.Task[list[ScannedProcess]] | None = None
 
-    async def __call__(self) -> list[Seen]:
+    async def __call__(self) -> list[ScannedProcess]:
         """The processes of the machine."""
         if self._next is None:
             self._next = asyncio.create_task(self._scan())
-        # A caller that is cancelled must not cancel the scan of the others.
+        # The cancellation of one caller must not cancel the scan of the others.
         return await asyncio.shield(self._next)
 
-    async def _scan(self) -> list[Seen]:
+    async def _scan(self) -> list[ScannedProcess]:
         async with self._scanning:
             self._next = None
             return await asyncio.to_thread(scan)
@@ -111,8 +114,8 @@ class Scans:
 class Owner(Protocol):
     """Identifies the processes of one or several pods."""
 
-    def owns(self, seen: Seen) -> bool:
-        """Whether the process, and therefore its descendants, belong to a pod."""
+    def owns(self, scanned: ScannedProcess) -> bool:
+        """Whether the process belongs to one of the pods; its descendants then do too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +123,16 @@ class Pod:
     """Owns the processes of one workspace, by the marker in their environment."""
 
     workspace_id: str
-    # Processes marked with a later epoch belong to another pod. None stands for every epoch.
+    # Processes marked with a later epoch belong to another pod. None includes every epoch.
     last_epoch: int | None = None
-    # Agents that this process has started. The environment of a process that is just starting
-    # cannot be read.
+    # Agents that this process has started. They are named because the environment of a process that
+    # is just starting cannot be read.
     agents: Collection[ProcessId] = ()
 
-    def owns(self, seen: Seen) -> bool:
-        """See Owner."""
-        if any(agent.pid == seen.process.pid and agent.is_running() for agent in self.agents):
+    def owns(self, scanned: ScannedProcess) -> bool:
+        if any(agent.pid == scanned.process.pid and agent.is_running() for agent in self.agents):
             return True
-        environment = seen.environment
+        environment = scanned.environment
         if environment.get(WORKSPACE_MARKER) != self.workspace_id:
             return False
         epoch = environment.get(EPOCH_MARKER, "")
@@ -146,31 +148,31 @@ class AllPods:
 
     state_dir: Path
 
-    def owns(self, seen: Seen) -> bool:
-        """See Owner."""
-        return seen.environment.get(STATE_DIR_MARKER) == str(self.state_dir)
+    def owns(self, scanned: ScannedProcess) -> bool:
+        return scanned.environment.get(STATE_DIR_MARKER) == str(self.state_dir)
 
 
-def find(owner: Owner, scanned: Sequence[Seen] | None = None) -> list[psutil.Process]:
-    """Every process of the owner, parents before their children. Scans if nothing was scanned
-    before, and then blocks.
+def find(owner: Owner, scanned: Sequence[ScannedProcess] | None = None) -> list[psutil.Process]:
+    """Every process of the owner, parents before their children.
+
+    Without `scanned`, scans the machine and blocks while it does.
     """
     found: set[psutil.Process] = set()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
-    for seen in scan() if scanned is None else scanned:
-        children[seen.parent_pid].append(seen.process)
-        if owner.owns(seen):
-            found.add(seen.process)
+    for each in scan() if scanned is None else scanned:
+        children[each.parent_pid].append(each.process)
+        if owner.owns(each):
+            found.add(each.process)
     parents = list(found)
     while parents:
         descendants = set(children[parents.pop().pid]) - found
         found |= descendants
         parents += descendants
-    return sorted(filter(_lives, found), key=_age)
+    return sorted(filter(_is_alive, found), key=_age)
 
 
 def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
-    """Whether the environment that the process was started with names this workspace and epoch."""
+    """Whether the initial environment of the process has the markers of this pod."""
     try:
         environment = psutil.Process(pid).environ()
     except (psutil.Error, OSError):
@@ -185,15 +187,13 @@ def _age(process: psutil.Process) -> tuple[float, int]:
 
 
 def leftovers(started: Collection[int]) -> list[psutil.Process]:
-    """The children of this process that it has not started itself; those of them that have ended
-    are cleared away.
-    """
+    """The children of this process that it has not started itself. Reaps those that have ended."""
     found = [child for child in psutil.Process().children() if child.pid not in started]
     for child in found:
-        if not _lives(child):
+        if not _is_alive(child):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, os.WNOHANG)
-    return [child for child in found if _lives(child)]
+    return [child for child in found if _is_alive(child)]
 
 
 def _parent(process: psutil.Process) -> int | None:
@@ -203,7 +203,7 @@ def _parent(process: psutil.Process) -> int | None:
         return None
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -216,55 +216,54 @@ async def end_all(
     leftovers: Callable[[], list[psutil.Process]] = list,
     scans: Scans | None = None,
 ) -> bool:
-    """Ends every process of the owner, with SIGTERM first unless the grace is 0. Returns False if
-    some are still there.
+    """Ends every process of the owner, with SIGTERM first unless the grace is 0.
 
-    Ends the processes that `leftovers` returns too; they may belong to any pod. Callers that end
-    pods at the same time pass the same `scans`.
+    Also ends the processes that `leftovers` returns, which may belong to any pod. Callers that end
+    pods at the same time pass the same `scans`. Returns False if some processes still run.
     """
     scans = scans or Scans()
     known: set[psutil.Process] = set()
 
-    async def look() -> list[psutil.Process]:
-        # Remembers what was found: a process may be found only through another one, which may end
-        # first.
+    async def find_alive() -> list[psutil.Process]:
+        # Keeps the processes that were found before: one of them may be found only through its
+        # parent, which may end first.
         known.update(find(owner, await scans()), leftovers())
-        return sorted(filter(_lives, known), key=_age)
+        return sorted(filter(_is_alive, known), key=_age)
 
     if grace_seconds:
-        processes = await look()
-        # SIGTERM goes to the topmost processes, the agents, which end their tools themselves. If
-        # tools got it too, an agent could take their end for a normal exit and commit it.
+        processes = await find_alive()
+        # SIGTERM goes only to the topmost processes, the agents, which end their tools themselves.
+        # If a tool got it too, its agent could treat the tool's end as a normal exit and commit it.
         own = {process.pid for process in processes}
         _signal([process for process in processes if _parent(process) not in own], signal.SIGTERM)
-        await _wait_gone(processes, grace_seconds)
-    # Repeated, because processes that are ending may still start others. Each look is done twice if
-    # it finds nothing, because the environment of a process that is just starting cannot be read.
+        await _wait_exits(processes, grace_seconds)
+    # Repeats, because processes that are ending may still start others. Scans a second time before
+    # it returns, because the environment of a process that is just starting cannot be read.
     for _ in range(10):
-        processes = await look() or await look()
+        processes = await find_alive() or await find_alive()
         if not processes:
             return True
         _signal(processes, signal.SIGKILL)
-        await _wait_gone(processes, 1.0)
+        await _wait_exits(processes, 1.0)
     return False
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        # psutil compares the start time, so a number that was given to another process since is
-        # left alone.
+        # psutil compares the start time, so it does not signal another process that has reused the
+        # id.
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
 
 
-async def _wait_gone(processes: Iterable[psutil.Process], timeout_seconds: float) -> None:
+async def _wait_exits(processes: Iterable[psutil.Process], timeout_seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_seconds):
-            await asyncio.gather(*(gone(process.pid) for process in processes))
+            await asyncio.gather(*(wait_exit_and_reap(process.pid) for process in processes))
 
 
-async def gone(pid: int) -> None:
-    """Returns when the process has ended, at once if there is none. Reaps a child."""
+async def wait_exit_and_reap(pid: int) -> None:
+    """Returns when the process has ended, at once if no such process exists. Reaps a child."""
     await wait_exit(pid)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - WNOHANG does not wait

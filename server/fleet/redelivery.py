@@ -1,9 +1,8 @@
-"""Delivers the cancellations whose signal did not arrive, again and again, until the agent
-acknowledges or the task has ended.
+"""Redelivers recorded cancellations until the agent acknowledges or the task has ended.
 
-An agent that can call the control plane learns of a cancellation in the reply to its next commit or
-heartbeat all the same. This is for the time until then, and for a force deadline that came in a
-later call.
+An agent that can call the control plane also learns of a cancellation in the reply to its next
+commit or heartbeat. Redelivery reaches it earlier, and delivers a force deadline that a later call
+has recorded.
 """
 
 import asyncio
@@ -25,49 +24,53 @@ from server.core.workspace import Workspace
 
 log = structlog.get_logger()
 
-# Until then the call that recorded it still tries.
+# Until this time after the request, the call that recorded the cancellation still retries itself.
 FIRST_AFTER = timedelta(seconds=2)
 _FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 5.0
 
-# A cancellation as its agent is to know it: an earlier force deadline makes it another one.
-Delivery = tuple[str, datetime | None]
+# The task id and the force deadline. An earlier force deadline has to be delivered too.
+DeliveryKey = tuple[str, datetime | None]
 
 
 class Redelivery:
-    """The deliveries of one leader, at most one at a time for a cancellation."""
+    """The deliveries of one leader. At most one runs for each DeliveryKey."""
 
     def __init__(
         self, agents: Agents, attempted: Callable[[str], None] = lambda result: None
     ) -> None:
-        """`attempted` takes the result of each attempt: acknowledged, unknown or unreachable."""
+        """`attempted` is called after each attempt with its result.
+
+        The result is `acknowledged`, `unknown` (to the agent) or `unreachable`.
+        """
         self._agents = agents
         self._attempted = attempted
-        # Those under way, and those that have been acknowledged.
-        self._deliveries: dict[Delivery, asyncio.Task[bool]] = {}
+        # The deliveries that run, and those that were acknowledged.
+        self._deliveries: dict[DeliveryKey, asyncio.Task[bool]] = {}
 
     def follow(self, open_cancellations: Sequence[tuple[Workspace, Task]], now: datetime) -> None:
-        """Takes up what is new among the cancellations of tasks that have not ended, and drops what
-        is no longer among them.
+        """Starts the deliveries that are due, and cancels those that are no longer needed.
+
+        `open_cancellations` are all recorded cancellations of tasks that have not ended.
         """
-        current: set[Delivery] = set()
+        current: set[DeliveryKey] = set()
         for workspace, task in open_cancellations:
             assert task.cancel is not None
             force_at, due = task.cancel.force_at, task.cancel.requested_at + FIRST_AFTER
-            # At the force deadline at the latest: a moment later the agent is overdue
-            # (core/bounds.py).
+            # Due no later than the force deadline: shortly after it, the agent is overdue
+            # (core/bounds.py) and its pod is ended.
             if now < (due if force_at is None else min(due, force_at)):
                 continue
-            delivery = (task.id, force_at)
-            current.add(delivery)
-            under_way = self._deliveries.get(delivery)
-            if under_way is None or _has_failed(under_way):
-                self._deliveries[delivery] = asyncio.create_task(self._deliver(workspace, task))
-        for over in self._deliveries.keys() - current:
-            self._deliveries.pop(over).cancel()
+            key = (task.id, force_at)
+            current.add(key)
+            delivery = self._deliveries.get(key)
+            if delivery is None or _has_failed(delivery):
+                self._deliveries[key] = asyncio.create_task(self._deliver(workspace, task))
+        for key in self._deliveries.keys() - current:
+            self._deliveries.pop(key).cancel()
 
     def stop(self) -> None:
-        """Ends what is under way: another one leads."""
+        """Cancels all deliveries, because this process no longer leads."""
         for delivery in self._deliveries.values():
             delivery.cancel()
         self._deliveries.clear()
@@ -83,7 +86,7 @@ class Redelivery:
         try:
             await attempts(self._attempt, workspace, task)
         except Exception:
-            log.exception("a defect", workspace_id=workspace.id, task_id=task.id)
+            log.exception("unexpected_error", workspace_id=workspace.id, task_id=task.id)
             return False
         log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
         return True
@@ -99,5 +102,5 @@ class Redelivery:
 
 
 def _has_failed(delivery: asyncio.Task[bool]) -> bool:
-    """By a defect, or cancelled from within: it is taken up again at the next look."""
+    """Whether the delivery ended without an acknowledgement. It is then started again."""
     return delivery.done() and (delivery.cancelled() or not delivery.result())

@@ -152,12 +152,12 @@ class Backlog(Collector):
         """Counts an attempt."""
         self._redeliveries.labels(result).inc()
 
-    def saw_cancellations(self, requested: Iterable[datetime]) -> None:
-        """Takes the times at which the cancellations that have not ended were recorded."""
+    def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
+        """Sets the times at which the open cancellations were recorded."""
         self._requested = list(requested)
 
-    def saw_workspaces(self, counts: Mapping[WorkspaceStatus, int]) -> None:
-        """Takes the number of workspaces in each status."""
+    def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:
+        """Sets the number of workspaces in each status."""
         self._workspaces = counts
 
     def clear(self) -> None:

@@ -64,7 +64,7 @@ async def test_a_pod_that_ends_before_it_registers_has_its_last_words_told(fleet
     failed = await fleet.world.workspace(made.id)
     assert failed.status is FAILED
     assert (
-        "ended before it had registered: ImportError" in failed.status_reason
+        "ended before it registered: ImportError" in failed.status_reason
         and len(failed.status_reason) < 400
     )
 

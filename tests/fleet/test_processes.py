@@ -158,12 +158,12 @@ async def test_what_is_started_while_ending_is_ended_too(start: Start, workspace
     assert pids(workspace_id) == set()
 
 
-async def test_what_survives_everything_is_told(
+async def test_surviving_processes_are_reported(
     start: Start, workspace_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(workspace_id, DEAF)
     monkeypatch.setattr(processes, "_signal", lambda *_: None)
-    monkeypatch.setattr(processes, "_wait_gone", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr(processes, "_wait_exits", lambda *_: asyncio.sleep(0))
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is False
 
 
@@ -171,7 +171,7 @@ async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(
     start: Start, workspace_id: str
 ) -> None:
     process = start(workspace_id)
-    waiting = [asyncio.create_task(processes.gone(process.pid)) for _ in range(3)]
+    waiting = [asyncio.create_task(processes.wait_exit_and_reap(process.pid)) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
     process.kill()
@@ -179,7 +179,7 @@ async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(
 
 
 async def test_a_process_that_never_was_is_gone() -> None:
-    await asyncio.wait_for(processes.gone(2**22 - 1), 10)
+    await asyncio.wait_for(processes.wait_exit_and_reap(2**22 - 1), 10)
 
 
 async def test_scans_that_are_wanted_at_the_same_time_are_one(
@@ -189,7 +189,7 @@ async def test_scans_that_are_wanted_at_the_same_time_are_one(
     scans, may_end, began = processes.Scans(), threading.Event(), threading.Semaphore(0)
     scanned: list[int] = []
 
-    def scan() -> list[processes.Seen]:
+    def scan() -> list[processes.ScannedProcess]:
         number = len(scanned)
         scanned.append(number)
         began.release()
