@@ -1,1 +1,1 @@
-"""PostgreSQL: the only shared state."""
+"""All SQL: the only shared state is in PostgreSQL."""

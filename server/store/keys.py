@@ -13,22 +13,25 @@ from server.store.shared_reads import BatchedReads
 
 # The maximum number of keys in one query, which then takes a few milliseconds.
 _MAX_BATCH = 500
-# Pause between two queries for keys. A worker then makes at most a hundred a second, which takes
+# Pause between two queries for keys. It limits a worker to a hundred queries a second, which takes
 # about 3 % of its time.
 _PAUSE_SECONDS = 0.01
 _KEY = "id, org_id, name, template, created_at, revoked_at"
 
 
 class PostgresKeys:
-    """The keys in the database. Every method raises UnavailableError when it does not answer."""
+    """The keys in the database. Each method raises UnavailableError if it does not answer."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        # Anyone can send unknown keys. However many are sent, looking them up takes one connection.
+        # Anyone can send unknown keys. Batches look up any number of them over one connection.
         self._key_reads = BatchedReads(self._read_keys, _MAX_BATCH, _PAUSE_SECONDS)
 
     async def ensure_org(self, org_id: str, slug: str) -> None:
-        """Adds the organization, or gives it this slug. Raises ValueError when another one has it."""
+        """Adds the organization, or changes its slug.
+
+        Raises ValueError if another organization has the slug.
+        """
         async with connected(self._pool) as connection:
             cursor = await connection.execute(
                 "INSERT INTO orgs (id, slug) SELECT %(id)s, %(slug)s "
@@ -49,7 +52,7 @@ class PostgresKeys:
         return None if row is None else row[0]
 
     async def find_key(self, sha256: bytes) -> ApiKey | None:
-        """The key with this SHA-256, revoked or not. Concurrent look-ups are read in one query."""
+        """The key with this SHA-256, revoked or not. Concurrent calls share a query."""
         try:
             async with asyncio.timeout(
                 deadline.bounded(ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS)
@@ -65,7 +68,7 @@ class PostgresKeys:
             return {row[-1]: _key_of(row) for row in await cursor.fetchall()}
 
     async def create_key(self, key: ApiKey, sha256: bytes) -> None:
-        """Adds a key of an organization that is there."""
+        """Adds a key of an organization that exists."""
         async with connected(self._pool) as connection:
             await connection.execute(
                 f"INSERT INTO api_keys ({_KEY}, sha256) VALUES (%s, %s, %s, %s, %s, %s, %s)",
@@ -81,14 +84,14 @@ class PostgresKeys:
             )
 
     async def list_keys(self, org_id: str) -> Sequence[ApiKey]:
-        """The organization's keys, newest first, the revoked ones too."""
+        """The organization's keys, newest first, including revoked ones."""
         async with connected(self._pool) as connection:
             query = f"SELECT {_KEY} FROM api_keys WHERE org_id = %s ORDER BY id DESC"
             cursor = await connection.execute(query, (org_id,))
             return [_key_of(row) for row in await cursor.fetchall()]
 
     async def revoke_key(self, key_id: str, now: datetime) -> bool:
-        """Ends the key; False when there is no such key, or its end was before."""
+        """Revokes the key. Returns False if there is no such key or it is revoked already."""
         async with connected(self._pool) as connection:
             cursor = await connection.execute(
                 "UPDATE api_keys SET revoked_at = %s WHERE id = %s AND revoked_at IS NULL",

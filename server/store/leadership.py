@@ -1,4 +1,4 @@
-"""Leader election among any number of processes, by an advisory lock of PostgreSQL."""
+"""Leader election among any number of processes, with an advisory lock of PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,11 +13,11 @@ from server.store.pool import answered_within, conninfo
 
 # An arbitrary number, the same in every process that competes.
 _LOCK_KEY = 0x6576_6C64
-# PostgreSQL ends the session of a leader that is silent for 4 s, and with it the lock. By then the
-# leader itself has noticed (_CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS) and stopped to lead.
+# If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
+# stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS.
 _SESSION_OPTIONS = (
-    "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 -c tcp_user_timeout=4000 "
-    "-c idle_session_timeout=4s -c statement_timeout=5s"
+    "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 "
+    "-c tcp_user_timeout=4000 -c idle_session_timeout=4s -c statement_timeout=5s"
 )
 _POLL_SECONDS = 0.5
 _CHECK_SECONDS = 0.5
@@ -36,12 +36,11 @@ class Leadership:
 
     @asynccontextmanager
     async def acquired(self) -> AsyncIterator[asyncio.Event]:
-        """Waits until this process leads, also through outages of the database. Leaving the context
-        gives up the leadership.
+        """Waits until this process leads. Leaving the context gives up the leadership.
 
-        The event is set when the leadership may be lost, at most 2 s after the database stopped to
-        answer. The caller then stops leading at once and leaves the context. A standby takes over
-        within 5 s.
+        Keeps waiting during outages of the database. The event is set when the leadership may be
+        lost, at most 2 s after the database has stopped answering. The caller then has to stop
+        leading at once and leave the context. A standby takes over within 5 s.
         """
         connection = await self._acquire()
         lost = asyncio.Event()
@@ -98,8 +97,9 @@ async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:
-    """Cancels the task until it ends. psycopg handles the first cancellation by asking the server,
-    which may hang.
+    """Cancels the task repeatedly until it ends.
+
+    On the first cancellation psycopg waits for an answer from the server, which may hang.
     """
     while not task.done():
         task.cancel()

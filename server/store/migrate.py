@@ -1,6 +1,6 @@
 """Migrates a database to the schema of this version: the migrations first, then the functions.
 
-functions/ has the current version of each function. The versions in migrations/ are history.
+functions/ has the current version of each function. The versions in migrations/ are outdated.
 """
 
 from importlib import resources
@@ -33,19 +33,18 @@ _NAMED_TABLES = 3
 
 
 class ForeignTablesError(Exception):
-    """The schema belongs to another application; the message says what to do."""
+    """The schema belongs to another application. The message is for the operator."""
 
 
 def migrate(database_url: str) -> None:
     """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
-    `database_url` is a libpq connection URI. Raises UnavailableError when the database cannot be
-    reached, and ForeignTablesError when the schema holds tables and this service has never migrated
-    it.
+    `database_url` is a libpq connection URI. Raises UnavailableError if the database cannot be
+    reached, and ForeignTablesError if the schema has tables and this service has never migrated it.
     """
     try:
-        # yoyo's own lock is a row, and a killed process leaves it behind. This lock ends with its
-        # session, so the process that holds it may remove such a row.
+        # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
+        # advisory lock with the session, so the process that holds it may remove such a row.
         with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as guard:
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
@@ -56,24 +55,24 @@ def migrate(database_url: str) -> None:
 
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:
-    """Raises ForeignTablesError if the current schema holds tables and this service has never
-    migrated it.
-    """
+    """Raises ForeignTablesError if the schema has tables and was never migrated by this service."""
     foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
-    if not foreign or _is_ours(connection):
+    if not foreign or _was_migrated(connection):
         return
     names = ", ".join(foreign[:_NAMED_TABLES]) + (", …" if len(foreign) > _NAMED_TABLES else "")
     row = connection.execute("SELECT current_database(), current_schema()").fetchone()
     database, schema = row or ("", "")
     raise ForeignTablesError(
-        f"Schema {schema} of database {database} holds tables of another application ({names}). Nothing was changed. "
-        "Create a database for this service (CREATE DATABASE evershell) and name it in DATABASE_URL, or create a schema "
-        "(CREATE SCHEMA evershell) and add ?options=-csearch_path%3Devershell to DATABASE_URL. "
-        "Without DATABASE_URL an embedded PostgreSQL is started."
+        f"Schema {schema} of database {database} holds tables of another application ({names}). "
+        "Nothing was changed. Create a database for this service (CREATE DATABASE evershell) and "
+        "name it in DATABASE_URL, or create a schema (CREATE SCHEMA evershell) and add "
+        "?options=-csearch_path%3Devershell to DATABASE_URL. Without DATABASE_URL an embedded "
+        "PostgreSQL is started."
     )
 
 
-def _is_ours(connection: psycopg.Connection[Any]) -> bool:
+def _was_migrated(connection: psycopg.Connection[Any]) -> bool:
+    """Whether this service has migrated the current schema before."""
     found = connection.execute(
         "SELECT to_regclass(format('%I._yoyo_migration', current_schema()))"
     ).fetchone()
@@ -97,7 +96,10 @@ def _replace_functions(connection: psycopg.Connection[Any]) -> None:
 
 
 def _yoyo_url(database_url: str) -> str:
-    """The same database as a URL for yoyo, which passes every query parameter to psycopg.connect."""
+    """The same database as a URL for yoyo.
+
+    yoyo passes every query parameter to psycopg.connect.
+    """
     parameters = {
         key: str(value)
         for key, value in conninfo_to_dict(database_url).items()

@@ -1,4 +1,4 @@
-"""Connections, and the one place where PostgreSQL's failures become the core's."""
+"""Opens connections to PostgreSQL, and translates its failures into UnavailableError."""
 
 import asyncio
 import os
@@ -20,26 +20,26 @@ from server.core.errors import UnavailableError
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
 
-# The time zone is set so that a moment reads as it was written, the isolation since the store's
-# locking builds on it. A session that hangs within a transaction holds the lock of a workspace, so
-# the server ends it.
+# The locking of the store requires this isolation level. With UTC, times are read as they were
+# written. A session that hangs in a transaction holds the lock of a workspace, so the server ends
+# it.
 _SESSION_OPTIONS = (
     r"-c TimeZone=UTC -c default_transaction_isolation=read\ committed "
     "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s "
-    # A session whose client has hung up (answered_within) gives up its wait for a lock, and its
-    # connection, by itself.
+    # The server notices that a client has closed its connection (answered_within) also while the
+    # session waits for a lock, and ends the session.
     "-c client_connection_check_interval=500ms"
 )
-# How long one attempt to connect may take, and how long data may stay unacknowledged, before the
-# connection is given up.
+# How long one attempt to connect may take.
 _CONNECT_TIMEOUT_SECONDS = 5
+# How long sent data may stay unacknowledged before the kernel closes the connection.
 _TCP_USER_TIMEOUT_MILLISECONDS = 5_000
-# How long a call waits for a connection, and then for the server's answers; less when its caller's
-# time is over sooner.
+# How long a call waits for a connection, and then for the server's answers. It waits less if its
+# deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
-# After this the pool stops trying by itself; the next request for a connection tries again, without
-# a backoff grown long.
+# How long the pool retries to connect. The next request for a connection starts again, with the
+# shortest backoff.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
 
 _UNAVAILABLE = (
@@ -62,10 +62,11 @@ _UNAVAILABLE = (
 
 
 def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
-    """The database with the settings of our sessions; what the URL itself says about the network
-    stays.
+    """The connection string for the database, with the settings of this service's sessions.
+
+    Network settings of the URL take precedence.
     """
-    given = conninfo_to_dict(database_url)
+    url_parameters = conninfo_to_dict(database_url)
     parameters = {
         "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
         "tcp_user_timeout": _TCP_USER_TIMEOUT_MILLISECONDS,
@@ -73,8 +74,8 @@ def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
         "keepalives_interval": 2,
         "keepalives_count": 2,
         "application_name": "evershell",
-        **given,
-        "options": f"{given.get('options') or ''} {session_options}".strip(),
+        **url_parameters,
+        "options": f"{url_parameters.get('options') or ''} {session_options}".strip(),
     }
     return make_conninfo("", **parameters)
 
@@ -87,10 +88,10 @@ async def open_pool(
     max_size: int = 10,
     acquire_timeout_seconds: float = ACQUIRE_TIMEOUT_SECONDS,
 ) -> AsyncIterator[Pool]:
-    """A pool of connections, closed when the context is left. It opens without a database and finds
-    it once it is there.
+    """A pool of connections, closed when the context is left.
 
-    A call that gets no connection within `acquire_timeout_seconds` raises UnavailableError.
+    The pool opens even if the database cannot be reached, and connects when it can. A call that
+    gets no connection within `acquire_timeout_seconds` raises UnavailableError.
     """
     pool: Pool = AsyncConnectionPool(
         conninfo(database_url),
@@ -110,8 +111,9 @@ async def open_pool(
 
 @asynccontextmanager
 async def connected(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection of the pool. Raises UnavailableError for all that says that the database is not
-    there.
+    """A connection of the pool. Raises UnavailableError if the database does not answer.
+
+    The errors in _UNAVAILABLE that the block raises become UnavailableError too.
     """
     try:
         while True:
@@ -121,13 +123,13 @@ async def connected(pool: Pool) -> AsyncIterator[Connection]:
                         try:
                             yield connection
                         except asyncio.CancelledError:
-                            # A pipeline that is cancelled may never be left (psycopg 3.3), and the
-                            # pool takes its connection for idle: what is written on it next would
-                            # be answered, and not be committed.
+                            # In psycopg 3.3 a cancelled connection may stay in pipeline mode, but
+                            # the pool treats it as idle. Later writes on it would be answered
+                            # without being committed.
                             await connection.close()
                             raise
                     return
-                # The pool makes a new one in its place.
+                # The pool replaces a closed connection.
                 await connection.close()
     except _UNAVAILABLE as error:
         raise UnavailableError(str(error)) from error
@@ -135,11 +137,11 @@ async def connected(pool: Pool) -> AsyncIterator[Connection]:
 
 @contextmanager
 def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> Iterator[None]:
-    """Hangs up when the block takes longer; what waits for the server there then raises
-    psycopg.OperationalError.
+    """Shuts the connection down if the block takes longer than the limit.
 
-    The server's own limits are of no use when it is frozen. Nor is cancelling the wait: psycopg
-    answers that by asking the server.
+    A wait for the server within the block then raises psycopg.OperationalError. A frozen server
+    does not enforce its own limits, and cancelling the wait does not help, because psycopg then
+    sends a cancel request and waits for the server's answer.
     """
     timer = asyncio.get_running_loop().call_later(limit_seconds, _hang_up, connection)
     try:
@@ -149,17 +151,16 @@ def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> I
 
 
 def _hang_up(connection: AsyncConnection[Any]) -> None:
-    # The descriptor stays psycopg's to close.
+    # A duplicate, because psycopg closes its own descriptor.
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
         end.shutdown(socket.SHUT_RDWR)
 
 
 def _has_ended(connection: Connection) -> bool:
-    """Whether the server has ended the session: an idle one has nothing to read, except the
-    server's goodbye.
+    """Whether the server has ended the session.
 
-    This costs a system call, where the pool's own check would cost a round trip each time, and a
-    second for each dead connection.
+    An idle connection is readable only if the server has closed it. This check is one system call;
+    the pool's own check takes a round trip for each call, and a second for each dead connection.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

@@ -28,18 +28,21 @@ from server.store.rows import (
 )
 from server.store.shared_reads import SharedReads
 
-# Columns are always named: a column that a later migration adds then breaks no statement that is
-# prepared already.
+# Queries name their columns, so that a later migration which adds a column does not break prepared
+# statements.
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
 _TASK = ", ".join(TASK_COLUMNS)
 _EVENT = ", ".join(EVENT_COLUMNS)
 _W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
 _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 
-_RECORD_CANCELLATION = f"SELECT recorded, {_W}, {_T} FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_RECORD_CANCELLATION = (
+    f"SELECT recorded, {_W}, {_T} "
+    "FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+)
 _LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE"
-# A statement of its own, behind the lock: one that waited for the lock would still see the tasks of
-# before.
+# A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
+# would read the tasks as they were before it waited.
 _CURRENT_TASK = (
     f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
 )
@@ -51,10 +54,15 @@ _LIST_OWN_WORKSPACES = (
     f"SELECT {_WORKSPACE} FROM workspaces "
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
-_LIST_WANTED_PODS = f"SELECT {_WORKSPACE} FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"
+_LIST_WANTED_PODS = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    "WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"
+)
 _LIST_CANCELLATIONS = (
-    f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, {', '.join(f't.{column}' for column in TASK_COLUMNS)} "
-    "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
+    f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, "
+    f"{', '.join(f't.{column}' for column in TASK_COLUMNS)} "
+    "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id "
+    "WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
 _COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
 _GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
@@ -65,8 +73,8 @@ _LIST_EVENTS = (
     f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
 )
 
-# Sorts behind every id: no id holds a tilde.
-_BEHIND_ALL_IDS = "~"
+# Sorts after every id, because no id contains a tilde.
+_AFTER_ALL_IDS = "~"
 
 
 @cache
@@ -83,7 +91,7 @@ def _update(table: str, columns: tuple[str, ...]) -> str:
 class PostgresStore:
     """Implements server.core.ports.Store.
 
-    It calls `announce` with the workspace's id after each commit that others wait for, and
+    Calls `announce` with the workspace's id after each commit that others may wait for, and
     `committed` after each transition.
     """
 
@@ -94,7 +102,7 @@ class PostgresStore:
         committed: Callable[[Change], None] = lambda change: None,
     ) -> None:
         self._pool = pool
-        # Watchers, however many, leave half of the connections to others.
+        # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
         self._announce = announce
         self._committed = committed
@@ -107,7 +115,6 @@ class PostgresStore:
         intent: CancelIntent,
         trace_id: str = "",
     ) -> RecordedCancellation:
-        """See the port."""
         caller = permission.caller
         row = await self._one(
             _RECORD_CANCELLATION,
@@ -133,14 +140,13 @@ class PostgresStore:
             task=None if row[after_workspace] is None else task_of(row[after_workspace:]),
             recorded=row[0],
         )
-        if found.recorded or _took_over_force_at(found, intent):
+        if found.recorded or _may_have_changed_force_at(found, intent):
             self._announce(workspace_id)
         return found
 
     async def transition(
         self, workspace_id: str, decide: Callable[[Locked], Change]
     ) -> Change | None:
-        """See the port."""
         try:
             async with (
                 connected(self._pool) as connection,
@@ -162,17 +168,16 @@ class PostgresStore:
                 change = decide(locked)
                 change = await _write(connection, locked, change)
         except asyncio.CancelledError:
-            # It may have been committed by then, and whoever waits is to know.
+            # The change may have been committed before the cancellation.
             self._announce(workspace_id)
             raise
-        # A heartbeat writes too, and is of no interest to anyone who waits.
+        # A heartbeat only renews the lease, and nobody waits for that.
         if change.events or change.workspace.status is not locked.workspace.status:
             self._announce(workspace_id)
         self._committed(change)
         return change
 
     async def create_workspace(self, workspace: Workspace) -> None:
-        """See the port."""
         async with connected(self._pool) as connection:
             await connection.execute(
                 _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
@@ -180,15 +185,13 @@ class PostgresStore:
         self._announce(workspace.id)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        """See the port."""
         row = await self._one(_GET_WORKSPACE, (workspace_id,))
         return None if row is None else workspace_of(row)
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
     ) -> Sequence[Workspace]:
-        """See the port."""
-        caller, before = permission.caller, before_id or _BEHIND_ALL_IDS
+        caller, before = permission.caller, before_id or _AFTER_ALL_IDS
         if permission.own_only:
             rows = await self._all(
                 _LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
@@ -198,30 +201,26 @@ class PostgresStore:
         return [workspace_of(row) for row in rows]
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        """See the port."""
         row = await self._one(_GET_TASK, (task_id, workspace_id))
         return None if row is None else task_of(row)
 
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        """See the port."""
-        rows = await self._all(_LIST_TASKS, (workspace_id, before_id or _BEHIND_ALL_IDS, limit))
+        rows = await self._all(_LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit))
         return [task_of(row) for row in rows]
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        """See the port. Watchers who are at the same place share a read."""
+        # Watchers that wait for the same events share a read.
         return await self._event_reads((workspace_id, after_seq, limit))
 
     async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
         return [event_of(row) for row in await self._all(_LIST_EVENTS, place)]
 
     async def list_wanted_pods(self) -> Sequence[Workspace]:
-        """See the port."""
         return [workspace_of(row) for row in await self._all(_LIST_WANTED_PODS, ())]
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        """See the port."""
         width = len(WORKSPACE_COLUMNS)
         return [
             (workspace_of(row[:width]), task_of(row[width:]))
@@ -229,7 +228,6 @@ class PostgresStore:
         ]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """See the port."""
         return {
             WorkspaceStatus(status): count
             for status, count in await self._all(_COUNT_WORKSPACES, ())
@@ -246,9 +244,10 @@ class PostgresStore:
             return await cursor.fetchall()
 
 
-def _took_over_force_at(found: RecordedCancellation, intent: CancelIntent) -> bool:
-    """Whether an intent that stood may have got this call's deadline; now and then true for an
-    equal one, which is harmless.
+def _may_have_changed_force_at(found: RecordedCancellation, intent: CancelIntent) -> bool:
+    """Whether the call may have moved the force deadline of an intent that was recorded before.
+
+    Also true if the deadline was the same before. The announcement is then superfluous.
     """
     if intent.force_at is None or found.task is None or found.task.cancel is None:
         return False
@@ -256,7 +255,7 @@ def _took_over_force_at(found: RecordedCancellation, intent: CancelIntent) -> bo
 
 
 async def _write(connection: Connection, locked: Locked, change: Change) -> Change:
-    """Sends what has changed, in one go, and returns the change with its `last_seq`."""
+    """Writes the rows that have changed. Returns the change with its `last_seq`."""
     workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
     change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
     await _write_row(

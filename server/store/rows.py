@@ -1,5 +1,7 @@
-"""Rows to core objects and back. The columns of workspaces and tasks are named here, once, in the
-order of the mappers.
+"""Maps rows to core objects and back.
+
+The mappers read and write the columns in the order of WORKSPACE_COLUMNS, TASK_COLUMNS and
+EVENT_COLUMNS.
 """
 
 import json
@@ -58,13 +60,13 @@ TASK_COLUMNS = (
     "model_calls",
     "tool_calls",
 )
-# Lies beside the payload's own fields, none of which has this name.
+# The key of the trace id in the payload column. No payload has a field of this name.
 _TRACE_ID = "trace_id"
 EVENT_COLUMNS = ("workspace_id", "seq", "type", "time", "task_id", "request_id", "payload")
 
 
 def workspace_of(row: Row) -> Workspace:
-    """A workspace from WORKSPACE_COLUMNS."""
+    """The workspace of a row of WORKSPACE_COLUMNS."""
     return Workspace(
         id=row[0],
         org_id=row[1],
@@ -85,7 +87,7 @@ def workspace_of(row: Row) -> Workspace:
 
 
 def workspace_values(workspace: Workspace) -> Row:
-    """A workspace as WORKSPACE_COLUMNS."""
+    """The values of WORKSPACE_COLUMNS."""
     values = (
         workspace.id,
         workspace.org_id,
@@ -107,7 +109,7 @@ def workspace_values(workspace: Workspace) -> Row:
 
 
 def task_of(row: Row) -> Task:
-    """A task from TASK_COLUMNS."""
+    """The task of a row of TASK_COLUMNS."""
     return Task(
         id=row[0],
         workspace_id=row[1],
@@ -143,7 +145,7 @@ def _intent_of(row: Row) -> CancelIntent:
 
 
 def task_values(task: Task) -> Row:
-    """A task as TASK_COLUMNS; the metadata as it is, for `json_value` to wrap."""
+    """The values of TASK_COLUMNS. The metadata is a mapping that `json_value` has to wrap."""
     cancel, usage = task.cancel, task.usage
     intent = (
         (None,) * 7
@@ -183,7 +185,7 @@ def task_values(task: Task) -> Row:
 
 
 def event_of(row: Row) -> Event:
-    """An event from EVENT_COLUMNS."""
+    """The event of a row of EVENT_COLUMNS."""
     payload = dict(row[6])
     trace_id = payload.pop(_TRACE_ID, "")
     return Event(
@@ -198,7 +200,7 @@ def event_of(row: Row) -> Event:
 
 
 def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
-    """An event as EVENT_COLUMNS."""
+    """The values of EVENT_COLUMNS."""
     return (
         workspace_id,
         seq,
@@ -211,7 +213,7 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
 
 
 def event_payload(payload: Mapping[str, Any], trace_id: str) -> Jsonb:
-    """The payload's column, with the trace's id if there is one."""
+    """The value of the payload column. It contains the trace id unless that is empty."""
     return json_value({**payload, _TRACE_ID: trace_id} if trace_id else payload)
 
 
@@ -221,7 +223,7 @@ def json_value(value: Mapping[str, Any]) -> Jsonb:
 
 
 def _dumps(value: Any) -> bytes:
-    """JSON that jsonb takes: what a tool has printed may hold NUL or half a surrogate pair."""
+    """JSON for jsonb, which accepts no NUL and no lone surrogate. The output of tools has both."""
     try:
         dumped = json.dumps(value, ensure_ascii=False)
         if "\\u0000" not in dumped:
@@ -232,10 +234,10 @@ def _dumps(value: Any) -> bytes:
 
 
 def _storable(value: Any) -> Any:
-    """The value with every character that PostgreSQL cannot hold replaced."""
+    """The value, with replacements for all characters that PostgreSQL cannot store."""
     match value:
         case str():
-            # An enum's member goes in as its plain text.
+            # Also turns a member of an enum into a plain string.
             text = str(value)
             return text if text.isascii() and "\0" not in text else _clean(text)
         case Mapping():

@@ -1,10 +1,12 @@
 """Notifies every process that a workspace has changed, with PostgreSQL's LISTEN and NOTIFY.
 
-The notification is sent after the commit, by a task of its own, and not within the transaction:
-PostgreSQL takes a lock on the whole cluster while a transaction that has notified commits, so all
-such commits would wait for each other. One notification carries the ids of all workspaces that
-changed while the previous one was in flight. A notification can be lost, if a process dies between
-commit and notification or while a listener reconnects. Subscribers therefore also poll.
+A background task sends the notification after the commit, not within the transaction: PostgreSQL
+takes a lock on the whole cluster while a transaction that has notified commits, so all such commits
+would wait for each other. One notification carries the ids of all workspaces that changed while the
+previous one was in flight.
+
+A notification is lost if a process dies between commit and notification, or if a listener is
+reconnecting. Subscribers therefore also poll.
 """
 
 import asyncio
@@ -23,11 +25,10 @@ from server.core.errors import UnavailableError
 from server.store.pool import Pool, answered_within, connected, conninfo
 
 _CHANNEL = "evershell_changes"
-# PostgreSQL takes payloads of less than 8000 bytes.
+# PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
 _RETRY_SECONDS = 0.25
-# A listener that hears nothing asks this often whether its server is still there, and takes it for
-# gone after this.
+# A listener checks its connection this often, and reconnects if there is no answer in time.
 _LISTENER_CHECK_SECONDS = 1.0
 _LISTENER_ANSWER_SECONDS = 1.5
 
@@ -40,15 +41,15 @@ class ChangeWakeup:
     def __init__(self, poll_seconds: float, draining: asyncio.Event) -> None:
         self._poll_seconds = poll_seconds
         self._draining = draining
-        self._is_over = False
+        self._has_ended = False
         self._changed = asyncio.Event()
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """See the port. Returns after `poll_seconds` at the latest."""
-        if self._goes_on():
+        """Returns after `poll_seconds` at the latest."""
+        if self._may_wait():
             await _wait(self._changed, min(timeout_seconds, self._poll_seconds))
             self._changed.clear()
-        return self._goes_on()
+        return self._may_wait()
 
     def wake(self) -> None:
         """Ends the wait."""
@@ -56,11 +57,11 @@ class ChangeWakeup:
 
     def end(self) -> None:
         """Ends this wait and every later one."""
-        self._is_over = True
+        self._has_ended = True
         self.wake()
 
-    def _goes_on(self) -> bool:
-        return not (self._is_over or self._draining.is_set())
+    def _may_wait(self) -> bool:
+        return not (self._has_ended or self._draining.is_set())
 
 
 class FleetWakeup:
@@ -72,7 +73,7 @@ class FleetWakeup:
         self._missed = False
 
     async def wait(self, timeout_seconds: float) -> set[str]:
-        """The ids of the workspaces that have changed since the last return.
+        """Returns the ids of the workspaces that have changed since the last return.
 
         An empty set means that the timeout has passed or that changes may have been missed.
         """
@@ -92,14 +93,10 @@ class FleetWakeup:
 
 
 class PostgresWakeups:
-    """Implements server.core.ports.Wakeups. It works while its context is entered: `async with
-    PostgresWakeups(...)`.
-    """
+    """Implements server.core.ports.Wakeups. Sends and receives while its context is entered."""
 
     def __init__(self, pool: Pool, database_url: str, *, poll_seconds: float = 5.0) -> None:
-        """Sends notifications through the pool and receives them on a separate connection to
-        `database_url`.
-        """
+        """Sends through `pool`, and receives on its own connection to `database_url`."""
         self._pool = pool
         self._conninfo = conninfo(database_url)
         self._poll_seconds = poll_seconds
@@ -138,13 +135,14 @@ class PostgresWakeups:
         self._queued.set()
 
     def drain(self) -> None:
-        """Ends all waits, and all later ones, because the process is about to end."""
+        """Ends all current and later waits, because the process is about to end."""
         self._draining.set()
         self._wake_all()
 
     def end_waits(self) -> None:
-        """Ends all current waits, so that their calls answer with the current state. Later waits
-        are not affected.
+        """Ends all current waits, so that their calls answer with the current state.
+
+        Does not affect later subscriptions.
         """
         for subscribers in self._subscriptions.values():
             for wakeup in subscribers:
@@ -155,14 +153,14 @@ class PostgresWakeups:
         await self._listening.wait()
 
     async def disconnected(self) -> None:
-        """Returns when the listener has lost the database: within 3 s, also if the database is
-        frozen.
+        """Returns when the listener has lost its connection.
+
+        It notices within 3 s, also if the database is frozen.
         """
         await self._disconnected.wait()
 
     @asynccontextmanager
     async def subscribe(self, workspace_id: str) -> AsyncIterator[ChangeWakeup]:
-        """See the port."""
         wakeup = ChangeWakeup(self._poll_seconds, self._draining)
         self._subscriptions[workspace_id].add(wakeup)
         try:
@@ -175,7 +173,7 @@ class PostgresWakeups:
 
     @asynccontextmanager
     async def subscribe_all(self) -> AsyncIterator[FleetWakeup]:
-        """Every change of any workspace committed from here on wakes it, until the context is left."""
+        """Subscribes to the changes of all workspaces that are committed from now on."""
         wakeup = FleetWakeup()
         self._fleet.add(wakeup)
         try:

@@ -1,11 +1,11 @@
--- Records the intent to cancel a task, and its event, in one statement: one transaction and one round
--- trip. Returns the workspace and the task as they are under the lock.
+-- Records the intent to cancel a task, and its event, in one transaction and one round trip.
 --
--- The conditions are those of Store.record_cancellation in server/core/ports.py. The change is that of
--- request_cancel in server/core/task_lifecycle.py. The contract suite of the store compares the two.
+-- Returns the workspace and the task as they are under the lock. The conditions are those of
+-- Store.record_cancellation in server/core/ports.py. The change is that of request_cancel in
+-- server/core/task_lifecycle.py. The contract suite of the store compares the two.
 --
--- Under READ COMMITTED each statement sees what was committed before it began, so the task is read as
--- it is under the lock of its workspace.
+-- Under READ COMMITTED each statement sees what was committed before it started. The task is read
+-- in a statement after the one that locks its workspace, so it is read as it is under the lock.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_org_id text,
     p_own_only boolean,
@@ -29,7 +29,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    SELECT * INTO t FROM tasks WHERE id = coalesce(p_task_id, w.current_task_id) AND workspace_id = w.id;
+    SELECT * INTO t FROM tasks
+    WHERE id = coalesce(p_task_id, w.current_task_id) AND workspace_id = w.id;
     IF NOT FOUND
         OR t.status IN ('completed', 'failed', 'cancelled', 'delivery_failed')
         OR w.status NOT IN ('idle', 'busy')
@@ -60,7 +61,9 @@ BEGIN
     w.last_seq := w.last_seq + 1;
     UPDATE workspaces SET last_seq = w.last_seq WHERE id = w.id;
     INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, payload)
-    VALUES (w.id, w.last_seq, 'task_cancel_requested', p_requested_at, t.id, p_request_id, p_payload);
+    VALUES (
+        w.id, w.last_seq, 'task_cancel_requested', p_requested_at, t.id, p_request_id, p_payload
+    );
     recorded := true;
 END;
 $$;
