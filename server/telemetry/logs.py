@@ -28,11 +28,12 @@ _Step = Callable[[Any, str, _Event], Any]
 
 
 class Sink:
-    """Writes lines to a file descriptor, each with one system call. Counts the lines that are lost."""
+    """Writes lines to a file descriptor, each with one system call. Counts lost lines."""
 
     def __init__(self, descriptor: int, notice: Callable[[int], str]) -> None:
-        """`notice` returns the line that reports the number of lost lines once lines can be written
-        again.
+        """`notice` formats the line that reports how many lines were lost.
+
+        It is written when lines can be written again.
         """
         self._descriptor = descriptor
         self._notice = notice
@@ -52,7 +53,7 @@ class Sink:
                 self.lost_lines += 1
                 self._unreported += 1
 
-    # structlog calls the method that is named after the level.
+    # structlog calls the method with the name of the level.
     debug = info = warning = error = critical = msg
 
     def _put(self, line: str) -> bool:
@@ -74,10 +75,10 @@ class Sampler:
         self._kinds: dict[str, _Bucket] = {}
 
     def admit(self, kind: str) -> dict[str, int] | None:
-        """Returns None if the line is to be left out, else a field with the number of lines left
-        out before it, if any.
+        """Returns None if the line has to be left out.
 
-        Kinds are never forgotten, so they must be a closed set.
+        Otherwise returns a field with the number of lines that were left out before it, or no field
+        if there are none. Kinds are kept for ever, so they must be a closed set.
         """
         now = self._clock()
         bucket = self._kinds.setdefault(kind, _Bucket(self._per_second, now))
@@ -102,10 +103,9 @@ class _Bucket:
 
 
 def configure(program: str, level: str, **context: Any) -> Sink:
-    """Sends everything that this process logs to standard error: its own lines, those of libraries,
-    and warnings.
+    """Sends the log of this process, of its libraries and Python's warnings to standard error.
 
-    `context` holds fields of every line. Returns the sink, which counts lost lines.
+    `context` has the fields that every line gets. Returns the sink, which counts lost lines.
     """
     context = {"program": program, **context}
     line = _line(context)
@@ -122,8 +122,10 @@ def configure(program: str, level: str, **context: Any) -> Sink:
 
 
 def cut(text: str, limit: int) -> str:
-    """The text; if it is longer than `limit`, its two ends and the number of characters cut out
-    between them.
+    """The text if it has at most `limit` characters.
+
+    Otherwise its beginning and its end, with the number of characters that were cut out between
+    them.
     """
     if len(text) <= limit:
         return text
@@ -140,7 +142,6 @@ class _Libraries(logging.Handler):
         self._sampler = Sampler()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
         repeats = self._sampler.admit(record.name)
         if repeats is None:
             return

@@ -1,7 +1,7 @@
-"""What a program counts and measures of itself, for Prometheus.
+"""The metrics of a program, for Prometheus.
 
-Labels name RPCs, slugs and results: sets that are closed. No id is ever a label, so that their
-number does not grow with use.
+The values of a label are a closed set, for example RPCs, slugs or results. Ids are not labels,
+because the number of series would grow with use.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ from server.core.ports import Agents, Clock
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 
-# Loopback, whatever the servers listen on: this is not for callers.
+# Always loopback, because metrics are not for callers.
 HOST = "127.0.0.1"
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From an idle agent's answer to the limits of a model call and a tool call.
@@ -56,27 +56,29 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._calls = Histogram(
             "evershell_rpc_seconds",
-            "Time from the start of a call to its end; outcome: ok, the slug that it failed with, or caller_gone.",
+            "Time from the start of a call to its end; "
+            "outcome: ok, the slug that it failed with, or caller_gone.",
             ["rpc", "outcome"],
             buckets=_CALL_SECONDS,
             registry=self.registry,
         )
         self._in_flight = Gauge(
             "evershell_rpc_in_flight",
-            "Calls that have begun and not ended; those of WatchEvents are the open watchers.",
+            "Calls that have started and not ended; those of WatchEvents are the open watchers.",
             ["rpc"],
             registry=self.registry,
         )
         self._signals = Histogram(
             "evershell_agent_signal_seconds",
-            "Time that it took to reach an agent, all attempts together; result: ok or unreachable.",
+            "Time to signal an agent, including retries; result: ok or unreachable.",
             ["rpc", "result"],
             buckets=_CALL_SECONDS,
             registry=self.registry,
         )
         self._cancel_to_end = Histogram(
             "evershell_cancel_to_end_seconds",
-            "Time from the record of a cancellation to the commit of its task's end; forced: whether the iteration was broken off.",
+            "Time from the record of a cancellation to the commit of its task's end; "
+            "forced: whether the iteration was interrupted.",
             ["forced"],
             buckets=_CANCEL_TO_END_SECONDS,
             registry=self.registry,
@@ -84,41 +86,41 @@ class Metrics:
 
     @contextmanager
     def call(self, rpc: str) -> Iterator["MeasuredCall"]:
-        """Measures a call, whose `outcome` is to be set before it ends."""
+        """Measures a call. The caller sets its `outcome`."""
         in_flight = self._in_flight.labels(rpc)
         in_flight.inc()
         measured = MeasuredCall()
-        began = perf_counter()
+        started = perf_counter()
         try:
             yield measured
         finally:
-            self._calls.labels(rpc, measured.outcome).observe(perf_counter() - began)
+            self._calls.labels(rpc, measured.outcome).observe(perf_counter() - started)
             in_flight.dec()
 
     @contextmanager
     def signal(self, rpc: str) -> Iterator[None]:
         """Measures a signal to an agent."""
-        result, began = "ok", perf_counter()
+        result, started = "ok", perf_counter()
         try:
             yield
         except AgentUnreachableError:
             result = "unreachable"
             raise
         finally:
-            self._signals.labels(rpc, result).observe(perf_counter() - began)
+            self._signals.labels(rpc, result).observe(perf_counter() - started)
 
     def committed(self, change: Change) -> None:
-        """Looks at what the store has committed: the end of a task that was cancelled is measured."""
+        """Measures a committed change if it ends a cancelled task."""
         task = change.task
         ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
         if not ended or task is None or task.cancel is None or task.completed_at is None:
             return
-        # Two machines' clocks may differ.
+        # The times may be from two machines, whose clocks may differ.
         seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
         self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
 
     def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
-        """Shows the database pool, by its own statistics, whenever it is asked."""
+        """Exports the statistics of the database pool, which are read at each scrape."""
         self.registry.register(_PoolCollector(statistics))
 
     def watch_log(self, lost_lines: Callable[[], int]) -> None:
@@ -126,30 +128,29 @@ class Metrics:
         self.registry.register(_LogCollector(lost_lines))
 
     def backlog(self, clock: Clock) -> "Backlog":
-        """Adds what a fleet controller has still to do."""
+        """Adds the metrics of a fleet controller's backlog."""
         return Backlog(self.registry, clock)
 
 
 class Backlog(Collector):
-    """What the leading fleet controller has still to do, as of its last scan. A standby shows none
-    of it.
-    """
+    """The backlog of the leading fleet controller, as of its last scan. A standby exports none."""
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
-        # None: not known yet, or another one leads.
+        # None if it is not known yet, or if this controller does not lead.
         self._requested: list[datetime] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._redeliveries = Counter(
             "evershell_cancel_redeliveries",
-            "Attempts to deliver a recorded cancellation again; result: acknowledged, unknown (to the agent) or unreachable.",
+            "Attempts to redeliver a recorded cancellation; "
+            "result: acknowledged, unknown (to the agent) or unreachable.",
             ["result"],
             registry=registry,
         )
         registry.register(self)
 
     def redelivered(self, result: str) -> None:
-        """Counts an attempt."""
+        """Counts an attempt to redeliver a cancellation."""
         self._redeliveries.labels(result).inc()
 
     def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
@@ -161,23 +162,23 @@ class Backlog(Collector):
         self._workspaces = counts
 
     def clear(self) -> None:
-        """Shows nothing until the next scan: another one leads."""
+        """Exports nothing until the next scan, because this controller no longer leads."""
         self._requested = self._workspaces = None
 
     def collect(self) -> Iterator[Metric]:
-        """Computes the age when it is asked, so that it grows while the database is away."""
+        """Computes the age at each scrape, so that it grows during an outage of the database."""
         requested, workspaces = self._requested, self._workspaces
         if requested is not None:
             oldest = (
                 max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
             )
-            description = "Cancellations that are recorded and whose tasks have not ended."
+            description = "Recorded cancellations whose tasks have not ended."
             yield GaugeMetricFamily(
                 "evershell_cancellations_open", description, value=len(requested)
             )
             yield GaugeMetricFamily(
                 "evershell_cancellations_oldest_seconds",
-                "Age of the oldest of them; 0: none.",
+                "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
                 value=oldest,
             )
         if workspaces is not None:
@@ -192,7 +193,7 @@ class Backlog(Collector):
 class MeasuredCall:
     """A call that is being measured."""
 
-    # What stands when nobody says otherwise: the call was broken off from outside.
+    # The outcome of a call that is cancelled before it has another one.
     outcome = "caller_gone"
 
 
@@ -226,27 +227,26 @@ class _LogCollector(Collector):
 
 
 class MeasuredAgents:
-    """Implements ports.Agents by another one, and measures it."""
+    """Implements ports.Agents by calling another implementation, and measures its calls."""
 
     def __init__(self, agents: Agents, metrics: Metrics) -> None:
         self._agents = agents
         self._metrics = metrics
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        """See ports.Agents."""
         with self._metrics.signal("StartTask"):
             await self._agents.start_task(workspace, task)
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        """See ports.Agents."""
         with self._metrics.signal("CancelTask"):
             return await self._agents.cancel_task(workspace, task)
 
 
 @contextmanager
 def serve_metrics(metrics: Metrics, port: int) -> Iterator[None]:
-    """Serves `/metrics` on loopback for the duration of the context, unless the port is 0. Raises
-    OSError if the port is taken.
+    """Serves `/metrics` on loopback for the duration of the context, unless the port is 0.
+
+    Raises OSError if the port is taken.
     """
     if not port:
         yield

@@ -30,7 +30,7 @@ from server.core import trace
 from server.core.errors import AgentUnreachableError, UnavailableError
 from server.core.trace import TraceContext
 
-# How long a program that ends waits for the collector to accept its last spans.
+# How long a program waits at its end for the collector to accept the last spans.
 _FLUSH_MILLISECONDS = 1_000
 
 Inner = TypeVar("Inner")
@@ -40,9 +40,10 @@ class Tracing:
     """Creates spans. A span is a child of `trace.current()` and replaces it until the span ends."""
 
     def __init__(self, program: str) -> None:
-        own = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: f"evershell-{program}"}
-        # The program shuts the provider down in `close`, with a time limit.
-        self._provider = TracerProvider(resource=Resource.create(own), shutdown_on_exit=False)
+        has_name = bool(os.environ.get("OTEL_SERVICE_NAME"))
+        resource = Resource.create({} if has_name else {SERVICE_NAME: f"evershell-{program}"})
+        # `close` shuts the provider down, with a time limit.
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._processor = BatchSpanProcessor(OTLPSpanExporter(timeout=_FLUSH_MILLISECONDS / 1000))
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("evershell")
@@ -51,12 +52,12 @@ class Tracing:
     def span(self, name: str, kind: SpanKind, **attributes: str) -> Iterator[Span]:
         """A span for the duration of the context, also if the body raises."""
         span = self._tracer.start_span(name, _parent(trace.current()), kind, attributes)
-        made = span.get_span_context()
+        created = span.get_span_context()
         context = trace.current()
         # The context is not valid if OTEL_SDK_DISABLED is set.
-        if made.is_valid:
+        if created.is_valid:
             context = TraceContext(
-                f"{made.trace_id:032x}", f"{made.span_id:016x}", f"{made.trace_flags:02x}"
+                f"{created.trace_id:032x}", f"{created.span_id:016x}", f"{created.trace_flags:02x}"
             )
         try:
             with trace.within(context):
@@ -65,7 +66,7 @@ class Tracing:
             span.end()
 
     def traced(self, inner: Inner, prefix: str, kind: SpanKind = SpanKind.CLIENT) -> Inner:
-        """Wraps a port: each call that is part of a trace gets a span."""
+        """Wraps a port, so that each call that is part of a trace gets a span."""
         return cast(Inner, _Traced(inner, self, prefix, kind))
 
     def close(self) -> None:
