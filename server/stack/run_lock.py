@@ -23,7 +23,7 @@ def exclusive(state_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TakenError from error
-        # A killed run leaves its file behind.
+        # A killed run does not remove its file.
         (state_dir / _PID).unlink(missing_ok=True)
         try:
             yield
@@ -32,24 +32,36 @@ def exclusive(state_dir: Path) -> Iterator[None]:
 
 
 def write_pid(state_dir: Path) -> None:
-    """Records this process as the run. To be called once it handles SIGHUP."""
+    """Records this process as the run. Has to be called when the run handles SIGHUP."""
     (state_dir / _PID).write_text(f"{os.getpid()}\n")
 
 
 def running_pid(state_dir: Path) -> int | None:
-    """The process id of the run; None if there is no run or it is just starting. Ignores the file
-    of a killed run.
+    """The process id of the run; None if there is no run or it does not handle SIGHUP yet.
+
+    Takes no lock, so it cannot make a starting run fail.
     """
     try:
-        with (state_dir / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    except OSError:
-        return None
-    else:
-        return None
-    try:
-        return int((state_dir / _PID).read_text())
+        pid = int((state_dir / _PID).read_text())
+        return pid if _holds_lock(pid, state_dir / _LOCK) else None
     except (OSError, ValueError):
         return None
+
+
+def _holds_lock(pid: int, path: Path) -> bool:
+    """Whether the process holds the lock, according to the kernel. Raises OSError.
+
+    The file of a killed run may name a process that has reused its id.
+    """
+    lock = path.stat()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if not os.path.samestat(entry.stat(), lock):
+                continue
+            # The locks of an open file: proc_pid_fdinfo(5).
+            if "FLOCK" in Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text():
+                return True
+        except FileNotFoundError:
+            # The process has just closed the file.
+            continue
+    return False

@@ -1,6 +1,9 @@
 """A state folder has one run at a time, and records its process."""
 
+import fcntl
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,36 @@ def test_the_pid_of_a_killed_run_is_not_signalled(tmp_path: Path) -> None:
     refused = run("restart", tmp_path)
     assert refused.returncode == 1
     assert refused.stderr == f"Error: No stack runs on {tmp_path}.\n"
+
+
+def test_a_process_that_a_killed_run_has_named_is_not_taken_for_a_run_that_starts(
+    tmp_path: Path,
+) -> None:
+    other = subprocess.Popen(["/bin/sleep", "600"])
+    try:
+        with (tmp_path / "lock").open("w") as lock:
+            # A run that has just started, and has not yet removed the file of the killed one.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (tmp_path / "up.pid").write_text(f"{other.pid}\n")
+            assert run_lock.running_pid(tmp_path) is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_looking_for_the_run_does_not_keep_another_from_starting(tmp_path: Path) -> None:
+    has_ended = threading.Event()
+
+    def look() -> None:
+        while not has_ended.is_set():
+            run_lock.running_pid(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(2_000):
+            with run_lock.exclusive(tmp_path):
+                run_lock.write_pid(tmp_path)
+    finally:
+        has_ended.set()
+        looking.join()
