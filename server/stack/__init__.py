@@ -1,1 +1,1 @@
-"""The whole on one machine: what `make run` starts and watches."""
+"""The stack on one machine: starts, supervises, restarts and stops all programs."""

@@ -9,20 +9,24 @@ from server.stack.private_file import write_private
 from server.stack.ready import Ready
 
 _CALLS = """
-Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything. {rest_url}/docs is a page to call from.
+Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.
+{rest_url}/docs documents the API and can call it.
 In another terminal:
 
   . {state_dir}/demo.env
-  # give the agent fifteen minutes of work, five a step
-  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks -H "Authorization: Bearer $TOKEN" \\
-    -d '{{"description": "sleep 300\\nsleep 300\\nsleep 300"}}'
+  # give the agent 15 minutes of work, in steps of 5 minutes
+  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks \\
+    -H "Authorization: Bearer $TOKEN" -d '{{"description": "sleep 300\\nsleep 300\\nsleep 300"}}'
   # cancel it: the current step may finish
-  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel -H "Authorization: Bearer $TOKEN"
+  {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel \\
+    -H "Authorization: Bearer $TOKEN"
   # the same over gRPC, and interrupt the step after 1 s
-  {grpcurl} -H "authorization: Bearer $TOKEN" -d '{{"workspace_id": "{workspace_id}", "force_after": "1s"}}' \\
+  {grpcurl} -H "authorization: Bearer $TOKEN" \\
+    -d '{{"workspace_id": "{workspace_id}", "force_after": "1s"}}' \\
     {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
-  # watch what happened (Ctrl-C ends it)
-  {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" -H "Authorization: Bearer $TOKEN"
+  # watch the events (Ctrl-C ends it)
+  {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" \\
+    -H "Authorization: Bearer $TOKEN"
 """
 
 
@@ -39,8 +43,8 @@ def write_environment(ready: Ready, state_dir: Path) -> None:
 
 
 def first_calls(ready: Ready, state_dir: Path) -> str:
-    """The calls, to paste into a shell."""
-    # The certificate may be self-signed, so the calls name it.
+    """Shell commands that make the calls."""
+    # The certificate may be self-signed, so the commands name it.
     cert = shlex.quote(os.path.relpath(ready.tls_cert_file)) if ready.tls_cert_file else ""
     return _CALLS.format(
         state_dir=os.path.relpath(state_dir),
@@ -53,6 +57,6 @@ def first_calls(ready: Ready, state_dir: Path) -> str:
 
 
 def _grpcurl() -> str:
-    """The command of grpcurl: the one of this environment, which may not be on the shell's path."""
-    beside = Path(sys.executable).with_name("grpcurl")
-    return os.path.relpath(beside) if beside.exists() else "grpcurl"
+    """The path of this environment's grpcurl, which may not be on the shell's path."""
+    own = Path(sys.executable).with_name("grpcurl")
+    return os.path.relpath(own) if own.exists() else "grpcurl"

@@ -1,8 +1,8 @@
 """Opens the log files of the stack's programs, and rotates them while the programs append.
 
-A file that has reached its size limit is copied and truncated in place, because Envoy and
-PostgreSQL cannot reopen their logs. The newest copy is `<name>.1`. Lines that are written between
-the copy and the truncation are lost.
+A file that has reached its size limit is copied and truncated in place, because the programs cannot
+reopen their logs. The newest copy is `<name>.1`. Lines that are written between the copy and the
+truncation are lost.
 
 Tools run as the user of the stack and may replace any file, so links to files are not followed, and
 pipes do not block.
@@ -40,7 +40,7 @@ class LogFile:
     """A file to which a program appends, and the limits of its rotation."""
 
     base: Path
-    # Below the base: folders, and the file's own name.
+    # The path below the base: the folders, then the file.
     names: tuple[str, ...]
     max_bytes: int
     # The number of files: this one and its copies.
@@ -48,8 +48,9 @@ class LogFile:
 
 
 def open_log(folder: Path, name: str) -> BinaryIO:
-    """Opens the file for appending, or the null device if that fails: the program then starts
-    without a log.
+    """Opens the file for appending.
+
+    Returns the null device if that fails, so that the program starts without a log.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,14 +64,14 @@ def open_log(folder: Path, name: str) -> BinaryIO:
 async def keep_rotating(settings: Settings) -> None:
     """Rotates the stack's log files every _INTERVAL_SECONDS until it is cancelled."""
     while True:
-        # A folder that cannot be read is tried again in the next round.
+        # The next round tries again.
         with suppress(OSError):
             await asyncio.to_thread(lambda: rotate(_of_stack(settings)))
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
 def _of_stack(settings: Settings) -> Iterator[LogFile]:
-    # The folder may be the operator's link to another disk.
+    # Opened by its path, because the operator may have linked the folder to another disk.
     for path in settings.logs_dir.glob("*.log"):
         yield LogFile(settings.logs_dir, (path.name,), settings.log_max_bytes, settings.log_files)
     for names in PodRecords(settings.state_dir).log_names():
@@ -78,8 +79,9 @@ def _of_stack(settings: Settings) -> Iterator[LogFile]:
 
 
 def rotate(log_files: Iterable[LogFile]) -> None:
-    """Rotates the files that have reached their size limit. If a disk is full, removes the oldest
-    copy.
+    """Rotates the files that have reached their size limit.
+
+    If a disk is full, removes the oldest copy on full disks.
     """
     on_full_disks = []
     for log_file in log_files:
@@ -121,8 +123,7 @@ def _shift(folder: int, name: str, files: int) -> None:
 
 
 def _copy(folder: int, name: str, source: int, start: int, end: int) -> None:
-    """Copies the file from `start` to its end, at most to `end`, because the file may grow
-    meanwhile.
+    """Copies the file from `start` to its end, or to `end` if the file grows during the copy.
 
     On a full disk, removes older copies. If there are none, removes this copy and raises OSError.
     """
@@ -149,8 +150,8 @@ def _remove_oldest(log_files: Iterable[LogFile]) -> None:
             *folders, name = log_file.names
             for number in _copies(folder, name):
                 copy = f"{name}.{number}"
-                made_at = os.stat(copy, dir_fd=folder, follow_symlinks=False).st_mtime
-                found.append((made_at, replace(log_file, names=(*folders, copy))))
+                copied_at = os.stat(copy, dir_fd=folder, follow_symlinks=False).st_mtime
+                found.append((copied_at, replace(log_file, names=(*folders, copy))))
     if found:
         _, oldest = min(found, key=itemgetter(0))
         with suppress(OSError), _folder(oldest) as folder:

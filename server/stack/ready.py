@@ -1,4 +1,4 @@
-"""`ready.json`: what a running stack tells other programs of this machine."""
+"""`ready.json`: the addresses and credentials of a running stack, for programs on this machine."""
 
 import ssl
 from pathlib import Path
@@ -40,8 +40,9 @@ class Ready(BaseModel):
 
     @classmethod
     def read(cls, state_dir: Path) -> Self | None:
-        """The file of the stack that runs on `state_dir`; None if no stack runs. Raises OSError;
-        ValueError if the file is not valid.
+        """Reads the file of the stack that runs on `state_dir`; None if no stack runs.
+
+        Raises OSError, and ValueError if the file is not valid.
         """
         try:
             return cls.model_validate_json((state_dir / _NAME).read_text())
@@ -53,17 +54,17 @@ class Ready(BaseModel):
         write_private(state_dir / _NAME, self.model_dump_json(indent=2, exclude_none=True))
 
     def tls(self) -> ssl.SSLContext | bool:
-        """Verifies the edge's certificate, as httpx's argument `verify`."""
+        """The value of httpx's argument `verify` that accepts the edge's certificate."""
         return trust(self.tls_cert_file) if self.tls_cert_file else True
 
 
 def clear(state_dir: Path) -> None:
-    """Removes the file, because the stack is not ready."""
+    """Removes the file."""
     (state_dir / _NAME).unlink(missing_ok=True)
 
 
 def trust(cert_file: str | Path) -> ssl.SSLContext:
-    """A context that trusts exactly this certificate, under any host name and from any signer."""
+    """A TLS context that trusts exactly this certificate, for any host name and from any issuer."""
     context = ssl.create_default_context(cafile=str(cert_file))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = False

@@ -1,6 +1,4 @@
-"""Rolling restart: restarts the programs of a running stack one after another, without losing a
-call.
-"""
+"""Restarts the programs of a running stack one after another, without losing a call."""
 
 import asyncio
 import os
@@ -15,7 +13,7 @@ import structlog
 
 from server.signals import END_WAITS
 from server.stack.envoy.config import EdgeConfigurationError
-from server.stack.envoy.process import LEAVE_SECONDS, EdgeProcess
+from server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
 from server.stack.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -23,50 +21,60 @@ log = structlog.get_logger()
 # How long a restarted program may take until it serves.
 _READY_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-# Envoy ends its predecessor. A predecessor that is still there after this time is killed.
+# The new Envoy ends its predecessor. A predecessor that still runs after this time is ended by the
+# supervisor.
 _OVERTIME_SECONDS = 2.0
-# When, in seconds after the new Envoy serves, the calls that wait or stream through the old one are
-# ended, so that their clients reconnect. Repeated, because a client may reuse its connection to the
-# old one; the last time just before the old one ends.
-_END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, LEAVE_SECONDS - 0.3)
+# When the workers end the calls that wait or stream through the old Envoy, so that their clients
+# reconnect. In seconds after the new Envoy serves. Repeated, because a client may reuse its
+# connection to the old Envoy; the last time is just before the old Envoy ends.
+_END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, DRAIN_SECONDS - 0.3)
 
 
 class RestartError(Exception):
-    """A program did not come back; the message names it. The programs after it were not restarted."""
+    """A restarted program did not serve in time. The message names it.
+
+    The programs after it were not restarted.
+    """
 
 
 class RollingRestart:
     """Restarts the programs of a stack on SIGHUP."""
 
     def __init__(self, supervisor: Supervisor, edge: EdgeProcess) -> None:
-        """Handles SIGHUP from now on. A SIGHUP that the closing terminal sends stops the stack
-        instead.
+        """Handles SIGHUP from now on.
+
+        A SIGHUP that a closing terminal sends stops the stack instead.
         """
         self._supervisor = supervisor
         self._edge = edge
-        self._wanted = asyncio.Event()
-        # A process that was started with SIGHUP ignored, as by nohup, outlives its terminal.
+        self._requested = asyncio.Event()
+        # A process that was started with SIGHUP ignored, for example by nohup, outlives its
+        # terminal.
         self._ends_with_terminal = (
             _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         )
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_sighup)
 
     async def run_on_request(self, started: "asyncio.Task[Any]") -> None:
-        """Runs until it is cancelled. A SIGHUP during the start or a restart is handled afterwards."""
+        """Restarts the programs after each SIGHUP, until it is cancelled.
+
+        A SIGHUP during the start or during a restart is handled after that.
+        """
         await asyncio.wait((started,))
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._requested.wait()
+            self._requested.clear()
             try:
                 await self.run()
             except (RestartError, EdgeConfigurationError, OSError) as error:
                 log.error("rolling_restart_failed", reason=str(error))
 
     async def run(self) -> None:
-        """Restarts everything but the database and the agents. Raises RestartError,
-        EdgeConfigurationError, OSError.
+        """Restarts all programs except the database and the agents.
+
+        Raises RestartError, EdgeConfigurationError, OSError.
         """
-        began = time.monotonic()
+        started_at = time.monotonic()
         log.info("rolling_restart_started")
         # First, so that an invalid configuration changes nothing.
         await asyncio.to_thread(self._edge.configure)
@@ -75,13 +83,13 @@ class RollingRestart:
         await self._supervisor.restart("fleet")
         log.info("program_restarted", name="fleet")
         await self._replace_edge()
-        log.info("rolling_restart_completed", seconds=round(time.monotonic() - began, 1))
+        log.info("rolling_restart_completed", seconds=round(time.monotonic() - started_at, 1))
 
-    def _hang_up(self) -> None:
+    def _on_sighup(self) -> None:
         if self._ends_with_terminal and not _has_terminal():
             signal.raise_signal(signal.SIGTERM)
         else:
-            self._wanted.set()
+            self._requested.set()
 
     async def _restart_worker(self, name: str, address: str) -> None:
         """Restarts one worker once all workers are healthy, and waits until it is healthy again."""
@@ -96,16 +104,16 @@ class RollingRestart:
 
     async def _replace_edge(self) -> None:
         await _until(self._edge.is_live, "envoy")
-        leaving = await self._supervisor.replace(
-            "envoy", self._edge.next(), _READY_SECONDS + LEAVE_SECONDS + _OVERTIME_SECONDS
+        predecessor = await self._supervisor.replace(
+            "envoy", self._edge.next(), _READY_SECONDS + DRAIN_SECONDS + _OVERTIME_SECONDS
         )
         await _until(self._edge.is_live, "envoy")
-        changed = time.monotonic()
+        live_at = time.monotonic()
         for seconds in _END_WAITS_SECONDS:
-            await asyncio.sleep(max(0.0, changed + seconds - time.monotonic()))
-            if await asyncio.to_thread(self._has_callers, leaving):
+            await asyncio.sleep(max(0.0, live_at + seconds - time.monotonic()))
+            if await asyncio.to_thread(self._has_callers, predecessor):
                 self._supervisor.send_signal(END_WAITS, "worker-")
-        await self._supervisor.left()
+        await self._supervisor.wait_predecessors()
         log.info("program_restarted", name="envoy")
 
     async def _all_are_healthy(self) -> bool:

@@ -30,10 +30,13 @@ _KID = "demo"
 
 
 async def seed(settings: Settings, store: Store, keys: PostgresKeys, clock: Clock) -> Demo:
-    """Creates what is missing in the database and in the state folder, and returns all of it."""
+    """Creates what is missing of the demo organization, and returns it.
+
+    Its credentials are in the database and in files of the state folder.
+    """
     await keys.ensure_org(ORG_ID, "demo")
     await keys.ensure_org(OTHER_ORG_ID, "other")
-    kept = _Kept(settings.state_dir / "demo.json")
+    kept = _KeptValues(settings.state_dir / "demo.json")
     tokens = {
         template.value: await _api_key(template, kept, keys, clock) for template in KeyTemplate
     }
@@ -42,8 +45,8 @@ async def seed(settings: Settings, store: Store, keys: PostgresKeys, clock: Cloc
     return Demo(org_id=ORG_ID, workspace_id=workspace_id, tokens=tokens)
 
 
-class _Kept:
-    """The values that the next run needs again, in a JSON file that only its owner can read."""
+class _KeptValues:
+    """The values that the next run needs, in a JSON file that only its owner can read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -58,7 +61,9 @@ class _Kept:
         return value
 
 
-async def _api_key(template: KeyTemplate, kept: _Kept, keys: PostgresKeys, clock: Clock) -> str:
+async def _api_key(
+    template: KeyTemplate, kept: _KeptValues, keys: PostgresKeys, clock: Clock
+) -> str:
     name = f"key {template}"
     secret: str = kept.get(name) or kept.set(name, new_secret())
     if await keys.find_key(fingerprint(secret)) is None:
@@ -73,9 +78,11 @@ async def _api_key(template: KeyTemplate, kept: _Kept, keys: PostgresKeys, clock
     return secret
 
 
-def _session_tokens(settings: Settings, kept: _Kept) -> dict[str, str]:
-    """Session tokens by name. Their signing key is in no identity provider; its public half is the
-    JWK set that the control plane reads by default.
+def _session_tokens(settings: Settings, kept: _KeptValues) -> dict[str, str]:
+    """Session tokens by name.
+
+    They are signed with a key of the stack. Its public half is the JWK set that the control plane
+    reads by default.
     """
     private = kept.get("session key") or kept.set(
         "session key", ECKey.generate_key("P-256").as_dict(private=True)
@@ -105,8 +112,8 @@ def _session_tokens(settings: Settings, kept: _Kept) -> dict[str, str]:
     }
 
 
-async def _workspace(kept: _Kept, store: Store, clock: Clock) -> str:
-    """The id of the demo workspace, which is created or resumed, so that it becomes idle."""
+async def _workspace(kept: _KeptValues, store: Store, clock: Clock) -> str:
+    """Creates or resumes the demo workspace, so that it becomes idle, and returns its id."""
     workspace_id: str = kept.get("workspace id") or kept.set("workspace id", ids.new_workspace_id())
     workspace = await store.get_workspace(workspace_id)
     if workspace is None:
@@ -127,8 +134,8 @@ async def _workspace(kept: _Kept, store: Store, clock: Clock) -> str:
         WorkspaceStatus.STOPPED,
         WorkspaceStatus.FAILED,
     ):
-        # A workspace that was stopping when the last run ended is stopped first. If that run was
-        # killed, its processes may still run.
+        # A workspace that was stopping when the last run ended has to be stopped before it can be
+        # resumed. If that run was killed, processes of the workspace may still run.
         await store.transition(
             workspace_id,
             lambda locked: workspace_lifecycle.finish_stop(

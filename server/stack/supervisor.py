@@ -1,4 +1,4 @@
-"""Keeps programs running: starts them, starts again what has died, and ends them when asked to."""
+"""Starts programs, restarts those that have ended, and stops them on request."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,11 @@ from server.stack.log_files import open_log
 log = structlog.get_logger()
 
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
-# A program that ran this long before it died starts again at once.
+# A program that ran for this long before it ended is restarted without a backoff.
 _STABLE_SECONDS = 10.0
-# How often the memory of each program is checked, and the kernel's limit in between, relative to
-# the program's limit.
+# How often the memory of each program is compared with its limit.
 _MEMORY_CHECK_SECONDS = 1.0
+# The kernel's limit, which holds between two checks, relative to the program's limit.
 _KERNEL_LIMIT_FACTOR = 1.25
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,56 +36,61 @@ class Program:
     """A program to keep running."""
 
     name: str
-    # One that differs from start to start is asked for before each.
+    # A function is called before each start.
     command: list[str] | Callable[[], list[str]]
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
-    # How long it may take to stop before it is killed.
+    # How long the program may take to stop before it is killed.
     stop_seconds: float = 4.0
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
 
 
 class Supervisor:
-    """Runs programs as its children, each in a session of its own: a Ctrl-C in the terminal reaches
-    the supervisor alone.
+    """Runs programs as child processes.
 
-    A program that uses more memory than `memory_bytes` is killed and restarted. The kernel limits
-    it to a quarter more than that, however fast it grows.
+    Each program has its own session, so that Ctrl-C in the terminal reaches only the supervisor.
+
+    A program that uses more memory than `memory_bytes` is killed and restarted. Between two checks,
+    the kernel limits it to a quarter more. Without `memory_bytes` there is no limit.
     """
 
     def __init__(self, logs_dir: Path, memory_bytes: int | None = None) -> None:
         self._logs_dir = logs_dir
         self._memory_bytes = memory_bytes
         self._programs: list[Program] = []
-        # Processes whose successors run already, and what waits for their end.
-        self._leaving: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
-        # What a program of ours leaves behind when it dies becomes our child, and is reaped here.
+        # Replaced processes that still run, each with the task that waits for its end.
+        self._predecessors: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
+        # The descendants of a program that has ended become children of this process, so that it
+        # can end and reap them.
         become_subreaper()
 
     async def start(self, program: Program) -> None:
-        """Starts the program and keeps it running. Raises OSError when it cannot be started."""
+        """Starts the program and keeps it running. Raises OSError if it cannot be started."""
         self._programs.append(program)
         self._run(program)
 
     async def stop(self, *names: str) -> None:
-        """Ends the programs of these names, together: asked first, killed when their time is over."""
+        """Stops the programs with these names concurrently.
+
+        Sends each its stop signal, and kills it if it still runs after its `stop_seconds`.
+        """
         await asyncio.gather(
             *(self._stop(program) for program in self._programs if program.name in names)
         )
         self._programs = [program for program in self._programs if program.name not in names]
 
     async def stop_all(self) -> None:
-        """Ends every program, the last to be started first."""
+        """Stops all programs, in the reverse order of their starts. Kills replaced processes."""
         for program in list(reversed(self._programs)):
             await self.stop(program.name)
-        leaving = list(self._leaving.items())
-        for process, _ in leaving:
+        predecessors = list(self._predecessors.items())
+        for process, _ in predecessors:
             process.kill()
-        await asyncio.gather(*(task for _, task in leaving), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in predecessors), return_exceptions=True)
 
     async def restart(self, name: str) -> None:
-        """Ends the program as `stop` does, and starts it again. Raises OSError."""
+        """Stops the program as `stop` does, and starts it again. Raises OSError."""
         program = self._find(name)
         await self._stop(program)
         self._run(program)
@@ -93,40 +98,37 @@ class Supervisor:
     async def replace(
         self, name: str, command: list[str], leave_seconds: float
     ) -> "subprocess.Popen[bytes]":
-        """Starts the program by this command beside the process that runs, and keeps the new one
-        running from here on.
+        """Starts a second process of the program with this command, and keeps that one running.
 
-        Returns the old process. It is to end by itself within that time; then it is asked to, and
-        killed. Raises OSError.
+        Returns the old process, which has to end within `leave_seconds`. After that time it is
+        stopped as `stop` does. Raises OSError.
         """
         program = self._find(name)
-        await _give_up(program.keeping)
+        await _cancel(program.keeping)
         old = program.process
         assert old is not None
         self._spawn(program, command)
         program.keeping = asyncio.create_task(self._keep(program))
-        self._leaving[old] = asyncio.create_task(self._await_exit(program, old, leave_seconds))
+        self._predecessors[old] = asyncio.create_task(self._await_exit(program, old, leave_seconds))
         return old
 
-    async def left(self) -> None:
-        """Returns when all processes that have been replaced are gone."""
-        await asyncio.gather(*self._leaving.values())
+    async def wait_predecessors(self) -> None:
+        """Returns when all replaced processes have ended."""
+        await asyncio.gather(*self._predecessors.values())
 
     def send_signal(self, number: signal.Signals, prefix: str) -> None:
-        """Sends the signal to the programs whose name begins with it."""
+        """Sends the signal to the programs whose names start with the prefix."""
         for program in self._programs:
             if program.name.startswith(prefix) and program.process is not None:
-                # One that has just ended is not sent it.
+                # Does nothing if the process has just ended.
                 program.process.send_signal(number)
 
     def names(self, prefix: str) -> list[str]:
-        """The names of the programs that begin with it."""
+        """The names of the programs that start with the prefix."""
         return [program.name for program in self._programs if program.name.startswith(prefix)]
 
     def reap(self) -> None:
-        """Clears away ended processes that became ours when their parent died; our own programs are
-        waited for elsewhere.
-        """
+        """Reaps ended children that this process has inherited from its programs."""
         own = self.own_pids()
         for child in psutil.Process().children():
             if child.pid not in own:
@@ -134,13 +136,12 @@ class Supervisor:
                     os.waitpid(child.pid, os.WNOHANG)
 
     def own_pids(self) -> set[int]:
-        """The ids of the children that this process has started: its programs, and the processes in
-        its own session.
+        """The ids of the children that this process has started itself.
 
-        A child that was adopted when its parent died comes from a program, and therefore from
-        another session.
+        These are its programs, and all children in its own session. An inherited child comes from a
+        program, and therefore from another session.
         """
-        own = {*self.pids().values(), *(process.pid for process in self._leaving)}
+        own = {*self.pids().values(), *(process.pid for process in self._predecessors)}
         for child in psutil.Process().children():
             with contextlib.suppress(ProcessLookupError):
                 if os.getsid(child.pid) == os.getsid(0):
@@ -148,7 +149,7 @@ class Supervisor:
         return own
 
     def pids(self) -> dict[str, int]:
-        """Program → process id, of those that run."""
+        """Maps the names of the running programs to their process ids."""
         return {
             program.name: program.process.pid
             for program in self._programs
@@ -177,42 +178,46 @@ class Supervisor:
         # If the supervisor is killed, the kernel ends the program.
         _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0)
         if self._memory_bytes is not None:
-            # Only the soft limit, because an agent, which inherits it from the controller, raises
-            # it again.
+            # Only the soft limit, because an agent inherits it from the controller and has to raise
+            # it again for its tools.
             soft = int(self._memory_bytes * _KERNEL_LIMIT_FACTOR)
             resource.setrlimit(
                 resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1])
             )
 
-    async def _ended(self, program: Program) -> int:
-        """Waits for the end of the program and returns its exit code. Kills it if it uses too much
-        memory.
+    async def _wait_exit(self, program: Program) -> int:
+        """Waits for the exit of the program and returns its exit code.
+
+        Kills the program if it uses more memory than the limit.
         """
         assert program.process is not None
         process = program.process
-        ending = asyncio.ensure_future(exit_code(process))
+        if self._memory_bytes is None:
+            return await exit_code(process)
+        exiting = asyncio.ensure_future(exit_code(process))
         try:
-            while not (await asyncio.wait((ending,), timeout=_MEMORY_CHECK_SECONDS))[0]:
-                taken = _memory_bytes(process)
-                if self._memory_bytes is not None and taken > self._memory_bytes:
-                    log.error("program_over_memory_limit", name=program.name, memory_mb=taken >> 20)
+            while not (await asyncio.wait((exiting,), timeout=_MEMORY_CHECK_SECONDS))[0]:
+                used = _used_memory_bytes(process)
+                if used > self._memory_bytes:
+                    log.error("program_over_memory_limit", name=program.name, memory_mb=used >> 20)
                     process.kill()
-            return ending.result()
+            return exiting.result()
         finally:
-            ending.cancel()
+            exiting.cancel()
 
     async def _keep(self, program: Program) -> None:
         failures = 0
         while True:
-            began = time.monotonic()
-            code = await self._ended(program)
-            failures = 0 if time.monotonic() - began > _STABLE_SECONDS else failures + 1
+            started_at = time.monotonic()
+            code = await self._wait_exit(program)
+            failures = 0 if time.monotonic() - started_at > _STABLE_SECONDS else failures + 1
             log.warning("program_ended", name=program.name, exit_code=code)
-            await self._spawn_again(program, failures)
+            await self._spawn_with_retries(program, failures)
 
-    async def _spawn_again(self, program: Program, failures: int) -> None:
-        """Starts the program after a backoff. Retries while it cannot be started, for example for
-        lack of memory.
+    async def _spawn_with_retries(self, program: Program, failures: int) -> None:
+        """Starts the program after a backoff, which grows with the number of failures.
+
+        Retries if the program cannot be started, for example for lack of memory.
         """
         while True:
             await asyncio.sleep(
@@ -239,10 +244,10 @@ class Supervisor:
             log.warning("program_leave_timed_out", name=program.name)
             await self._end(program, process)
         finally:
-            del self._leaving[process]
+            del self._predecessors[process]
 
     async def _stop(self, program: Program) -> None:
-        await _give_up(program.keeping)
+        await _cancel(program.keeping)
         if program.process is not None:
             await self._end(program, program.process)
 
@@ -258,7 +263,7 @@ class Supervisor:
             await exit_code(process)
 
 
-def _memory_bytes(process: "subprocess.Popen[bytes]") -> int:
+def _used_memory_bytes(process: "subprocess.Popen[bytes]") -> int:
     try:
         return int(psutil.Process(process.pid).memory_info().rss)
     except psutil.Error:
@@ -266,13 +271,13 @@ def _memory_bytes(process: "subprocess.Popen[bytes]") -> int:
         return 0
 
 
-async def _give_up(task: "asyncio.Task[None] | None") -> None:
+async def _cancel(task: "asyncio.Task[None] | None") -> None:
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
 async def exit_code(process: subprocess.Popen[bytes]) -> int:
-    """Waits for the end of a child and returns its exit code."""
+    """Waits for the exit of a child process and returns its exit code."""
     await wait_exit(process.pid)
     return process.wait()

@@ -1,5 +1,7 @@
-"""`make run`: PostgreSQL, the control plane's workers, the fleet controller with local pods and
-Envoy, on this machine.
+"""Starts and stops the whole stack on this machine, for `make run`.
+
+The stack is PostgreSQL, the control plane's workers, the fleet controller with local pods, and
+Envoy.
 """
 
 import asyncio
@@ -37,23 +39,24 @@ from server.store.postgres_store import PostgresStore
 from server.telemetry.logs import Sink
 from server.terminal import printable
 
-# Until everything answers.
+# How long the stack may take to get ready.
 READY_SECONDS = 60.0
 _POSTGRES_START_SECONDS = 20.0
 _CALL_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
-# For the calls in hand when the stack stops.
+# How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
 
 
 class CannotStartError(Exception):
-    """The stack cannot be started; the message says why and what to do."""
+    """The stack cannot be started. The message gives the operator the reason and the remedy."""
 
 
 async def up(settings: Settings) -> None:
-    """Starts everything, says how to use it, and ends everything at SIGINT or SIGTERM. Raises
-    CannotStartError.
+    """Starts the stack, prints how to use it, and stops it at SIGINT or SIGTERM.
+
+    Raises CannotStartError.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _exclusive_lock(settings.state_dir):
@@ -86,7 +89,10 @@ async def up(settings: Settings) -> None:
 async def _start(
     settings: Settings, supervisor: Supervisor, edge: EdgeProcess
 ) -> tuple[Settings, Demo]:
-    """Starts everything and waits until it serves; the settings then name the database."""
+    """Starts the stack and waits until it serves.
+
+    Returns the settings, completed with the database's URL and the run id.
+    """
     await asyncio.to_thread(edge.configure)
     if settings.database_url:
         _print("Connecting to the database that DATABASE_URL names …")
@@ -146,7 +152,7 @@ def _edge(settings: Settings) -> envoy.Edge:
 
 
 async def _database(settings: Settings, supervisor: Supervisor) -> str:
-    """The database's URL; the embedded one is started first."""
+    """The database's URL. Starts the embedded PostgreSQL if DATABASE_URL is not set."""
     if settings.database_url:
         return settings.database_url
     places = postgres.places(settings.state_dir)
@@ -167,11 +173,13 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The settings, for the programs. Secrets, which show as asterisks, come to them with the rest
-    of this one's environment.
+    """The settings as environment variables for the programs.
+
+    Secrets are left out, because a SecretStr formats as asterisks. The programs inherit them with
+    the environment of this process.
     """
-    given = settings.model_dump(exclude_none=True).items()
-    return {name.upper(): str(value) for name, value in given if not isinstance(value, SecretStr)}
+    values = settings.model_dump(exclude_none=True).items()
+    return {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
 
 
 def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
@@ -179,32 +187,33 @@ def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
 
 
 async def _wait_ready(settings: Settings, demo: Demo) -> None:
-    """Waits until the demo workspace is idle, as the edge reports it. Every part then serves.
+    """Waits until REST reports the demo workspace as idle, for which all programs have to serve.
 
     Raises CannotStartError.
     """
     url = f"{settings.rest_url}/v1/workspaces/{demo.workspace_id}"
     headers = {"authorization": f"Bearer {demo.tokens['read_only']}"}
     verify = trust(settings.tls_cert_file) if settings.tls_cert_file else True
-    seen = ""
+    status = ""
     try:
         async with (
             asyncio.timeout(READY_SECONDS),
             httpx.AsyncClient(verify=verify, headers=headers, trust_env=False) as client,
         ):
-            while (seen := await _status(client, url)) != "idle":
+            while (status := await _status(client, url)) != "idle":
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
         message = (
-            f"The stack did not get ready within {READY_SECONDS:.0f} s ({seen}); "
+            f"The stack did not get ready within {READY_SECONDS:.0f} s ({status}); "
             f"see {settings.logs_dir}/."
         )
         raise CannotStartError(message) from error
 
 
 async def _status(client: httpx.AsyncClient, url: str) -> str:
-    """The status of the workspace, or the error of the call. Raises CannotStartError if the
-    workspace has failed.
+    """The status of the workspace, or the error of the call.
+
+    Raises CannotStartError if the workspace has failed.
     """
     try:
         response = await client.get(url, timeout=_CALL_SECONDS)
@@ -217,8 +226,9 @@ async def _status(client: httpx.AsyncClient, url: str) -> str:
 
 
 async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
-    """What starts others ends first, and the database last: whatever is being committed still can
-    be.
+    """Stops the stack: first the programs that start others, and the database last.
+
+    Until then, commits that are in flight can complete.
     """
     draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
     await asyncio.gather(draining, supervisor.stop("fleet"))
@@ -236,12 +246,15 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
 
 @contextmanager
 def _exclusive_lock(state_dir: Path) -> Iterator[None]:
-    """Holds the state folder for this run. Raises CannotStartError when another run has it."""
+    """Holds the state folder for this run. Raises CannotStartError if another run holds it."""
     try:
         with run_lock.exclusive(state_dir):
             yield
     except run_lock.TakenError as error:
-        message = f"Another run uses {state_dir}. Stop it, or set STATE_DIR and other ports to run a second one beside it."
+        message = (
+            f"Another run uses {state_dir}. "
+            "Stop it, or set STATE_DIR and other ports to run a second one beside it."
+        )
         raise CannotStartError(message) from error
 
 
@@ -256,7 +269,10 @@ def _check_ports(settings: Settings) -> None:
             for index in range(settings.workers + 1)
         }
     if len(set(ports.values())) < len(ports):
-        message = "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from METRICS_PORT on must differ."
+        message = (
+            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from "
+            "METRICS_PORT on must differ."
+        )
         raise CannotStartError(message)
     for name, port in ports.items():
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""The supervisor retries failed starts, and distinguishes its own children from adopted ones."""
+"""How the supervisor restarts programs, and which children it has started itself."""
 
 import asyncio
 import os
@@ -6,7 +6,10 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from server.fleet import processes
+from server.stack import supervisor as module
 from server.stack.supervisor import Program, Supervisor
 
 
@@ -21,6 +24,30 @@ async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
                 await asyncio.sleep(0.005)
     finally:
         await supervisor.stop_all()
+
+
+async def test_memory_is_not_measured_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+
+    def measure(process: object) -> int:
+        measured.append(process)
+        return 0
+
+    monkeypatch.setattr(module, "_MEMORY_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(module, "_used_memory_bytes", measure)
+    commands = iter([["/bin/sleep", "0.2"], ["/bin/sleep", "600"]])
+    supervisor = Supervisor(tmp_path / "logs")
+    program = Program("program", lambda: next(commands))
+    await supervisor.start(program)
+    try:
+        async with asyncio.timeout(10):
+            while program.process is None or program.process.args != ["/bin/sleep", "600"]:
+                await asyncio.sleep(0.005)
+    finally:
+        await supervisor.stop_all()
+    assert not measured
 
 
 async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Envoy, the edge: its configuration, its process, and the documents that it serves."""
+"""Configures and runs Envoy, the edge, and has it serve the API's documents."""

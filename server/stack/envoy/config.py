@@ -1,4 +1,4 @@
-"""Envoy, the edge: its configuration from the template in envoy/, and the command that runs it."""
+"""Renders and validates Envoy's configuration, and builds the command that runs Envoy."""
 
 import importlib.resources
 import json
@@ -13,22 +13,24 @@ from server.stack.envoy import documents
 
 ROOT = documents.ROOT
 
-# What the kernel allows for a socket's path, with the final NUL.
+# The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108
 MAX_CONNECTIONS = 10_000
-# Files that Envoy needs for other things than its callers.
+# Open files that Envoy needs besides the connections of callers.
 _OTHER_FILES = 100
+_EXTENSIONS = "type.googleapis.com/envoy.extensions"
 
 
 class EdgeConfigurationError(Exception):
-    """The edge cannot be configured like this; the text says why."""
+    """Envoy cannot run with this configuration. The message is for the operator."""
 
 
 @dataclass(frozen=True)
 class Tls:
     """A certificate with its chain, and its key, as PEM files.
 
-    With `client_ca_file`, callers of gRPC need a certificate of their own that it has signed.
+    With `client_ca_file`, callers of gRPC need a client certificate that one of its authorities has
+    signed.
     """
 
     cert_file: Path
@@ -38,11 +40,10 @@ class Tls:
 
 @dataclass(frozen=True)
 class Edge:
-    """Where the edge listens, and what is behind it.
+    """The listeners of the edge, and the workers behind it.
 
-    `workers` are the gRPC addresses of the control plane's workers, one of each: `host:port`, with
-    the host a numeric address, or `unix:/absolute/path`. Without `tls` both listeners speak plain
-    text.
+    `workers` has the gRPC address of each worker: `host:port` with a numeric host, or
+    `unix:/absolute/path`. Without `tls` both listeners use plain text.
     """
 
     rest_port: int
@@ -56,17 +57,17 @@ class Edge:
 
 
 def render(edge: Edge, config_path: Path) -> None:
-    """Writes Envoy's configuration.
+    """Writes Envoy's configuration to `config_path`.
 
-    Raises EdgeConfigurationError when the admin socket's path is too long for the kernel, a
-    worker's address is malformed, or a file of the TLS settings cannot be read.
+    Raises EdgeConfigurationError if the admin socket's path is too long for the kernel, a worker's
+    address is malformed, or a file of the TLS settings cannot be read.
     """
     if len(bytes(edge.admin_socket)) >= SOCKET_PATH_BYTES:
         raise EdgeConfigurationError(
             f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}"
         )
     generated = json.loads((ROOT / "gen" / "routes.json").read_text())
-    # JSON is YAML: what is filled in needs no indentation and no quoting of its own.
+    # The values are JSON, which is valid YAML on one line and with its own quotes.
     values = {
         "host": edge.host,
         "max_connections": min(MAX_CONNECTIONS, _open_files_limit() - _OTHER_FILES),
@@ -98,22 +99,19 @@ def render(edge: Edge, config_path: Path) -> None:
 def command(
     config_path: Path, *options: str, concurrency: int = 1, log_level: str = "warning"
 ) -> list[str]:
-    """The command that runs Envoy in the foreground; it ends at once on SIGTERM.
+    """The command that runs Envoy in the foreground. Envoy ends at once on SIGTERM.
 
-    Without further options nothing else takes part in it: no process of Envoy's before it, and none
-    behind it.
-
-    One thread is plenty for what the workers can serve, and means one connection to each of them,
-    so that calls are spread evenly.
+    Without `options`, hot restart is disabled. One thread is enough for the calls that the workers
+    can serve. It opens one connection to each worker, so that calls are spread evenly.
     """
     return [
-        # Each connection is an open file, and what a login allows by default is a tenth of what the
-        # machine does.
+        # Each connection is an open file. The usual soft limit of a login is a tenth of the hard
+        # limit or less.
         "/bin/sh",
         "-c",
         'ulimit -S -n "$(ulimit -H -n)" && exec "$@"',
         "envoy",
-        # The program itself, not the launcher that the wheel also brings.
+        # The program itself, not the launcher of the wheel.
         str(importlib.resources.files("envoy") / "_bin" / "envoy"),
         "--config-path",
         str(config_path),
@@ -121,11 +119,11 @@ def command(
         str(concurrency),
         "--log-level",
         log_level,
-        # Envoy logs an error for each body that is too large. The access log has these calls, up to
-        # a rate.
+        # Envoy would log an error for each body that is too large. The access log has these calls,
+        # and limits their rate.
         "--component-log-level",
         "http:critical",
-        # Access log lines are seen soon, and still written many at a time.
+        # Flushes the access log often enough for readers, and still many lines at a time.
         "--file-flush-interval-msec",
         "1000",
         *(options or ["--disable-hot-restart"]),
@@ -133,14 +131,11 @@ def command(
 
 
 def validate(config_path: Path) -> None:
-    """Asks Envoy itself whether it would start with this configuration.
-
-    Raises EdgeConfigurationError with what Envoy says against it.
-    """
+    """Has Envoy validate the configuration. Raises EdgeConfigurationError with Envoy's reason."""
     check = [*command(config_path), "--mode", "validate", "--log-format", "%v"]
     result = subprocess.run(check, check=False, capture_output=True, text=True)
     if result.returncode:
-        # The last line of its log is the reason; a defect of Envoy's would leave none.
+        # The last line of Envoy's log is the reason. A crash of Envoy leaves none.
         reason = (result.stderr.strip().splitlines() or [f"it ended with {result.returncode}"])[-1]
         reason = reason.rpartition(f"'{config_path}': ")[2]
         if "KEY_VALUES_MISMATCH" in reason:
@@ -154,7 +149,7 @@ def _open_files_limit() -> int:
 
 
 def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str, object] | None:
-    """What a listener speaks below HTTP."""
+    """The transport socket of a listener; None for plain text."""
     if tls is None:
         return None
     for path in filter(None, (tls.cert_file, tls.key_file, client_ca_file)):
@@ -166,7 +161,7 @@ def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str,
             ) from error
     common: dict[str, object] = {
         "alpn_protocols": ["h2", "http/1.1"],
-        # Stops clients from falling back to what can be broken.
+        # Older versions of TLS are not secure.
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
         "tls_certificates": [
             {
@@ -178,7 +173,7 @@ def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str,
     if client_ca_file is not None:
         common["validation_context"] = {"trusted_ca": {"filename": str(client_ca_file.absolute())}}
     context = {
-        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext",
         "common_tls_context": common,
         "require_client_certificate": client_ca_file is not None,
     }

@@ -1,11 +1,11 @@
-"""The OpenAPI document and its page, as routes that the edge answers itself."""
+"""Routes with which the edge itself serves the OpenAPI document and a page for it."""
 
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-# The files of Swagger UI in its package. The code of the package is not used.
+# The package is used only for the static files of Swagger UI.
 SWAGGER_UI = Path(str(metadata.distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 PAGE = ROOT / "envoy" / "docs"
 
@@ -21,17 +21,17 @@ FILES = {
     "/docs/swagger-ui.css": (SWAGGER_UI / "swagger-ui.css", "text/css; charset=utf-8"),
     "/docs/favicon.png": (SWAGGER_UI / "favicon-32x32.png", "image/png"),
 }
-# The size limit of the files that Envoy reads at its start.
+# Envoy refuses to start if a file exceeds this size.
 MAX_FILE_BYTES = max(file.stat().st_size for file, _ in FILES.values())
 
 HEADERS = {
-    # A new release shows within minutes. A reader does not download the page twice.
+    # Browsers do not load the page again within minutes, and notice a new release after that.
     "cache-control": "public, max-age=300",
-    # Allows the page's own files and this API, and no frames. `data:` is for the images in Swagger
-    # UI's style sheet.
+    # Allows only the page's own files and this API, and no frames. `data:` is for the images in
+    # Swagger UI's style sheet.
     "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "referrer-policy": "no-referrer",
 }
@@ -39,14 +39,14 @@ METHODS = ("GET", "HEAD")
 
 
 def routes(filters: dict[str, Any]) -> list[dict[str, Any]]:
-    """The routes of Envoy: for each path the file, then 405 for methods other than GET and HEAD.
+    """Envoy's routes for FILES. Methods other than GET and HEAD are answered with 405.
 
     `filters` configures the HTTP filters of these routes.
     """
     answers = [
         answer
         for path, (file, kind) in FILES.items()
-        for answer in (_file(path, file, kind), _refusal(path))
+        for answer in (_file(path, file, kind), _method_not_allowed(path))
     ]
     return [answer | {"typed_per_filter_config": filters} for answer in answers]
 
@@ -57,7 +57,7 @@ def _file(path: str, file: Path, kind: str) -> dict[str, Any]:
     return _answer({"path": path, "headers": [method]}, answer, HEADERS | {"content-type": kind})
 
 
-def _refusal(path: str) -> dict[str, Any]:
+def _method_not_allowed(path: str) -> dict[str, Any]:
     return _answer({"path": path}, {"status": 405}, {"allow": ", ".join(METHODS)})
 
 

@@ -1,5 +1,7 @@
-"""The process of Envoy that runs: how the next one takes over from it, and what it says of itself
-and of the workers.
+"""Starts Envoy's processes by hot restart, and asks the running one for its state.
+
+Hot restart lets a new process take the listening sockets over from its predecessor:
+https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/operations/hot_restart
 """
 
 import asyncio
@@ -14,21 +16,21 @@ import httpx
 
 from server.stack.envoy import config as envoy
 
-# After another has taken over: how long a process still answers on the connections that it has.
-LEAVE_SECONDS = 4
+# How long a process still answers on its open connections after another one has taken over.
+DRAIN_SECONDS = 4
 _ADMIN_SECONDS = 1.0
 _POLL_SECONDS = 0.05
-# Envoy multiplies it by ten, and keeps it in 32 bits.
+# Envoy multiplies the base id by ten and stores it in 32 bits.
 _BASE_IDS = 2**28
 
 
 class EdgeProcess:
-    """Knows which process of Envoy runs.
+    """The running process of Envoy.
 
-    Processes that follow each other have the same base id, by which they find each other, and count
-    up the epoch: each takes the listening sockets from the one before, which then answers what it
-    has and ends. One that follows a crash begins anew, with a base id that no other has, so that
-    nothing of the dead one is in its way.
+    A process finds its predecessor by the base id, which both share, and has the next restart
+    epoch. It takes over the listening sockets; the predecessor answers its open calls and ends. A
+    process that is started after a crash gets a new base id and epoch 0, so that nothing that the
+    dead process left prevents its start.
     """
 
     def __init__(self, settings: envoy.Edge, config_path: Path) -> None:
@@ -39,33 +41,34 @@ class EdgeProcess:
         self._epoch = 0
 
     def configure(self) -> None:
-        """Writes the configuration for the processes to come, once Envoy has agreed to it. Raises
-        EdgeConfigurationError.
+        """Validates and writes the configuration for later processes.
+
+        Raises EdgeConfigurationError.
         """
-        # What is refused does not replace what was taken, with which Envoy starts again should it
-        # die.
+        # An invalid configuration does not replace the last valid one, which Envoy needs if it is
+        # restarted after a crash.
         candidate_path = self._config_path.with_name(f"next-{self._config_path.name}")
         envoy.render(self.settings, candidate_path)
         envoy.validate(candidate_path)
         candidate_path.replace(self._config_path)
 
     def first(self) -> list[str]:
-        """The command for a process that follows no other."""
+        """The command for a process without a predecessor."""
         self.clear()
         self._base_id, self._epoch = 1 + secrets.randbelow(_BASE_IDS - 1), 0
         return self._command()
 
     def next(self) -> list[str]:
-        """The command for a process that takes over from the one that runs."""
+        """The command for a process that takes over from the running one."""
         self._epoch += 1
         return self._command()
 
     def clear(self) -> None:
-        """Removes what Envoy leaves in the machine's shared memory."""
+        """Removes the shared memory that Envoy's processes have left."""
         Path(f"/dev/shm/envoy_shared_memory_{self._base_id * 10}").unlink(missing_ok=True)  # noqa: S108 - Envoy's own name
 
     async def is_live(self) -> bool:
-        """Whether the process of the last command serves: if it was to take over, it has."""
+        """Whether the process of the last command serves. It then has taken over."""
         try:
             info = json.loads(await self._ask("GET", "/server_info"))
         except (httpx.TransportError, ValueError):
@@ -78,7 +81,7 @@ class EdgeProcess:
         )
 
     async def healthy_workers(self) -> set[str]:
-        """The addresses of the workers to which it sends calls."""
+        """The addresses of the workers to which Envoy sends calls."""
         try:
             clusters = json.loads(await self._ask("GET", "/clusters?format=json"))[
                 "cluster_statuses"
@@ -95,25 +98,25 @@ class EdgeProcess:
         }
 
     async def drain(self, end_waits: Callable[[], None], limit_seconds: float) -> None:
-        """Takes no new connection, closes each that there is behind its next answer, and returns
-        when no call is in hand.
+        """Stops accepting connections, and returns when no call is in flight or after the limit.
 
-        `end_waits` has the calls that wait answered.
+        Each open connection is closed after its next answer. `end_waits` is called repeatedly and
+        makes the workers answer the calls that wait.
         """
         until = time.monotonic() + limit_seconds
-        # It may not run yet, or be gone: then there is nothing to wait for.
+        # Fails if Envoy does not run, and then there are no calls to wait for.
         with suppress(httpx.TransportError):
             await self._ask("POST", "/drain_listeners?graceful&skip_exit")
             await self._ask("POST", "/drain_listeners")
-            while time.monotonic() < until and await self._calls():
+            while time.monotonic() < until and await self._count_calls():
                 end_waits()
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def _calls(self) -> int:
-        counted = await self._ask(
+    async def _count_calls(self) -> int:
+        stats = await self._ask(
             "GET", r"/stats?format=json&filter=^http\.(rest|grpc)\.downstream_rq_active$"
         )
-        return sum(stat["value"] for stat in json.loads(counted)["stats"])
+        return sum(stat["value"] for stat in json.loads(stats)["stats"])
 
     async def _ask(self, method: str, path: str) -> str:
         transport = httpx.AsyncHTTPTransport(uds=str(self.settings.admin_socket))
@@ -121,9 +124,10 @@ class EdgeProcess:
             return (await client.request(method, f"http://admin{path}")).text
 
     def _command(self) -> list[str]:
-        # Clients are told at once to come back on another connection, and not by and by.
+        # With the strategy `immediate`, all clients are asked at once to reconnect. The default
+        # spreads these requests over the drain time.
         options = (
             f"--base-id {self._base_id} --restart-epoch {self._epoch} --drain-strategy immediate"
         )
-        options += f" --drain-time-s {LEAVE_SECONDS} --parent-shutdown-time-s {LEAVE_SECONDS}"
+        options += f" --drain-time-s {DRAIN_SECONDS} --parent-shutdown-time-s {DRAIN_SECONDS}"
         return envoy.command(self._config_path, *options.split())

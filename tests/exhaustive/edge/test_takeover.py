@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from server.stack.envoy.config import Edge, EdgeConfigurationError, Tls
-from server.stack.envoy.process import LEAVE_SECONDS, EdgeProcess
+from server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
 from server.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority
 from tests.support.edge.fixtures import short_directory
@@ -100,7 +100,7 @@ async def test_the_next_process_takes_over_and_the_old_one_answers_its_calls(
             answer = await kept.get(CALL)
             assert answer.status_code == 200
             assert "connection" not in answer.headers
-            await running.supervisor.left()
+            await running.supervisor.wait_predecessors()
             # The old process removed nothing that the new one needs, such as the admin socket.
             assert await running.has_replaced(old)
             assert await running.process.healthy_workers()
@@ -114,13 +114,13 @@ async def test_a_process_that_dies_is_replaced_by_one_that_serves(
     running: Supervised, dies: str
 ) -> None:
     if dies != "alone":
-        await running.supervisor.replace("envoy", running.process.next(), LEAVE_SECONDS)
+        await running.supervisor.replace("envoy", running.process.next(), DRAIN_SECONDS)
     if dies == "while the old process leaves":
         await eventually_async(running.process.is_live)
     dead = running.pid
     running.supervisor.send_signal(signal.SIGKILL, "envoy")
     await eventually_async(lambda: running.has_replaced(dead))
-    await running.supervisor.left()
+    await running.supervisor.wait_predecessors()
     async with httpx.AsyncClient(trust_env=False) as client:
         assert (await client.get(running.url + CALL)).status_code == 200
         # A process that was started after a crash can be replaced as well.
