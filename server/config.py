@@ -1,5 +1,6 @@
 """The settings: one frozen object, read from the environment once and validated then."""
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -7,62 +8,64 @@ import psutil
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-# No limit or lease is longer: a time without an end would be no limit.
+# The longest timeout or lease.
 _DAY_SECONDS = 86_400
 
 
 def _program_memory_mb() -> int:
-    """The default: several times what a program needs, but at most a quarter of the machine's
-    memory.
+    """The default of PROGRAM_MEMORY_MB.
+
+    It is several times what a program needs, but at most a quarter of the machine's memory.
     """
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
 class Settings(BaseSettings):
-    """Every setting is the environment variable of its name in capitals; README.md has the table
-    for people.
+    """The settings. Each is read from the environment variable of its name in capitals.
+
+    README.md has a table of them.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    # Where everything that outlives a run is kept.
+    # The folder of all files that outlive a run.
     state_dir: Path = Path(".state")
-    # Empty: the embedded PostgreSQL. Else postgresql://…, over TCP or a socket.
+    # A URL postgresql://…, for TCP or a socket. If empty, the embedded PostgreSQL is used.
     database_url: str = ""
 
-    # REST through the edge.
+    # The edge's port for REST.
     rest_port: int = Field(8080, ge=1, le=65535)
-    # gRPC through the edge.
+    # The edge's port for gRPC.
     grpc_port: int = Field(8081, ge=1, le=65535)
-    # The first worker's own port; the next workers take the ports behind it.
+    # The port of the first worker. The other workers use the ports after it.
     server_port: int = Field(50051, ge=1, le=65535)
     workers: int = Field(2, ge=1, le=64)
-    # Where the servers listen.
+    # The address on which the edge and the workers listen.
     listen_host: str = "127.0.0.1"
 
     # `scripted`, or `openai:<model>`.
     model: str = "scripted"
-    # Where `openai:<model>` is served: any OpenAI-compatible endpoint, up to the path that
-    # `/chat/completions` follows. Empty: OpenAI's own.
+    # The base URL of an OpenAI-compatible endpoint: the part before `/chat/completions`. If empty,
+    # OpenAI's own.
     openai_base_url: str = ""
-    # Empty: the endpoint asks for none.
+    # May be empty if the endpoint does not ask for a key.
     openai_api_key: SecretStr = SecretStr("")
     model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
     tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
-    # An agent that is not heard of for this long is taken for lost.
+    # An agent that does not renew its lease for this long is lost.
     lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
 
-    # Who issues session tokens, for whom, and where the keys are: a file or an http(s) URL. Empty:
-    # the demo's own.
+    # The issuer and the audience of session tokens.
     jwt_issuer: str = "https://auth.evershell.ai"
     jwt_audience: str = "evershell"
+    # The JWK set of the issuer: a file or an http(s) URL. If empty, that of the demo.
     jwks: str = ""
-    # When set, a request's host must be `<org slug>.<public domain>` of its credential's
+    # If set, a request's host must be `<org slug>.<public domain>` of its credential's
     # organization.
     public_domain: str = ""
 
-    # Whether the calls of each credential are limited. Each worker keeps its own count, so all of
-    # them together serve up to WORKERS times as much. A call within the limit is never refused.
+    # Whether the calls of each credential are limited. Each worker keeps its own count, so all
+    # workers together serve up to WORKERS times as many. A call within the limit is never refused.
     rate_limit: bool = True
     rate_limit_per_second: int = Field(100, ge=1)
     rate_limit_burst: int = Field(200, ge=1)
@@ -70,69 +73,67 @@ class Settings(BaseSettings):
     cancel_limit_per_second: int = Field(50, ge=1)
     cancel_limit_burst: int = Field(100, ge=1)
 
-    # TLS on both ports of the edge: the certificate with its chain, and its key, as PEM files.
-    # Empty: plain text.
+    # TLS on both ports of the edge: the certificate with its chain, and its key, as PEM files. If
+    # empty, plain text.
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = Field(None, validate_default=True)
-    # When set, callers of gRPC need a certificate that one of these authorities has signed.
+    # If set, callers of gRPC need a certificate that one of these authorities has signed.
     tls_client_ca_file: Path | None = None
 
-    # Memory that a program of the stack may use before it is killed and restarted.
+    # A program of the stack that uses more memory is killed and restarted.
     program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
-    # Connections to the database, a program.
+    # The number of connections to the database for each program.
     pool_size: int = Field(10, ge=1)
-    # Where this program serves its metrics, on loopback; 0: nowhere. `up` gives the workers the
-    # ports from here on, and the fleet controller the one behind theirs.
+    # The port, on loopback, on which this program serves its metrics; 0 for none. `up` gives the
+    # workers the ports from this one on, and the fleet controller the port after theirs.
     metrics_port: int = Field(0, ge=0, le=65535)
-    # Where traces are sent, by OTLP over HTTP; empty: nowhere. OpenTelemetry itself reads the other
-    # standard variables (OTEL_…).
+    # The endpoint for traces, by OTLP over HTTP. If empty, there are no traces. OpenTelemetry
+    # itself reads the other standard variables (OTEL_…).
     otel_exporter_otlp_endpoint: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    # A program's log: the size at which it is rotated, and the number of files, the current one
-    # included.
+    # A program's log is rotated at this size. The number of files includes the current one.
     log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
     log_files: int = Field(5, ge=1, le=100)
 
     # The run of the stack, set by `up` for its programs. Pods of other runs have ended.
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    # For tests: where files arm the points of crash_points.py. None, as ever in production: there
-    # are no such points.
+    # Only for tests: the folder of the files that arm the points of crash_points.py.
     crash_points_dir: Path | None = None
 
     @field_validator("state_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.absolute()
+    def _resolve(cls, value: Path) -> Path:
+        # The agents of a stack are found by this path in their environment, so a path through a
+        # link has to give the same value.
+        return Path(os.path.realpath(value))
 
     @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file", mode="before")
     @classmethod
-    def _absent(cls, value: object) -> object:
+    def _none_if_empty(cls, value: object) -> object:
         return value or None
 
     @field_validator("tls_key_file")
     @classmethod
     def _with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if (value is None) != (info.data.get("tls_cert_file") is None):
-            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE are set together or not at all")
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE must be set together")
         return value
 
     @field_validator("tls_client_ca_file")
     @classmethod
     def _with_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("tls_cert_file") is None:
-            raise ValueError(
-                "needs TLS_CERT_FILE and TLS_KEY_FILE: without TLS nobody shows a certificate"
-            )
+            raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
     @property
     def rest_url(self) -> str:
-        """REST through the edge."""
+        """The edge's URL for REST."""
         return f"{'https' if self.tls_cert_file else 'http'}://{self.listen_host}:{self.rest_port}"
 
     @property
     def worker_addresses(self) -> list[str]:
-        """host:port of every worker."""
+        """host:port of each worker."""
         return [f"{self.listen_host}:{self.server_port + index}" for index in range(self.workers)]
 
     @property
@@ -142,17 +143,18 @@ class Settings(BaseSettings):
 
     @property
     def signing_key_path(self) -> Path:
-        """The control plane's private key, as a JWK; agents get only its public half."""
+        """The control plane's private key, as a JWK. Agents get only its public half."""
         return self.state_dir / "control-plane.jwk"
 
     @property
     def jwks_source(self) -> str:
-        """Where session tokens' keys are."""
+        """The file or URL of the keys of session tokens."""
         return self.jwks or str(self.state_dir / "demo-jwks.json")
 
     @classmethod
     def read(cls) -> Self:
-        """From the environment. Raises pydantic.ValidationError, which names each variable that is
-        wrong.
+        """Reads the environment.
+
+        Raises pydantic.ValidationError, which names each variable that is not valid.
         """
         return cls()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.config import Settings
 from tests.support.programs import run
 
 
@@ -42,7 +43,19 @@ def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: st
     assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
 
 
-def test_a_port_that_is_configured_twice_is_refused(tmp_path: Path) -> None:
+def test_a_state_folder_given_through_a_link_is_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents are found by the path of the state folder in their environment."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv("STATE_DIR", str(tmp_path / "real"))
+    direct = Settings.read().state_dir
+    monkeypatch.setenv("STATE_DIR", str(tmp_path / "link"))
+    assert Settings.read().state_dir == direct
+
+
+def test_ports_that_are_used_twice_are_refused(tmp_path: Path) -> None:
     failed = run("up", tmp_path, METRICS_PORT="50052")
     assert failed.returncode == 1
     assert "METRICS_PORT" in failed.stderr and "must differ" in failed.stderr
