@@ -321,7 +321,7 @@ def test_a_call_with_address_and_credential_ignores_the_local_stack(
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"cert_file": Path("me.pem")}, "go together"),
+        ({"cert_file": Path("me.pem")}, "must be given together"),
         ({"ca_file": Path("/nowhere/ca.pem")}, "/nowhere/ca.pem cannot be read: No such"),
     ],
 )
@@ -335,9 +335,9 @@ def test_an_unusable_certificate_file_is_refused(files: dict[str, Path], expecte
     [
         (
             {"TLS_CERT_FILE": "edge.pem"},
-            "TLS_KEY_FILE: Value error, TLS_CERT_FILE and TLS_KEY_FILE are set together",
+            "TLS_KEY_FILE: Value error, TLS_CERT_FILE and TLS_KEY_FILE must be set together",
         ),
-        ({"TLS_KEY_FILE": "edge.key"}, "are set together or not at all"),
+        ({"TLS_KEY_FILE": "edge.key"}, "must be set together"),
         ({"TLS_CLIENT_CA_FILE": "ca.pem"}, "TLS_CLIENT_CA_FILE: Value error, needs TLS_CERT_FILE"),
     ],
 )

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from server import __main__, terminal
 from server.cli import demo, demo_stack
-from server.cli.demo import Seen, Walk
+from server.cli.demo import FollowedTask, ReceivedEvent
 from server.terminal import printable
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
@@ -114,8 +114,8 @@ def test_a_failure_with_foreign_text_is_printed_safely(monkeypatch: pytest.Monke
 def test_the_demo_prints_events_safely(
     event: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = Seen(event, at=0.0)
-    demo._print_event(Walk("task_1", (CONTROL_CHARACTERS,), [seen]), seen)
+    received = ReceivedEvent(event, at=0.0)
+    demo._print_event(FollowedTask("task_1", (CONTROL_CHARACTERS,), [received]), received)
     # The demo's own colours are not control characters of the event.
     output = click.unstyle(capsys.readouterr().out.removesuffix("\n"))
     assert unescaped(output) == set()

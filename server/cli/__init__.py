@@ -1,1 +1,1 @@
-"""What the commands for people and scripts do; `server.__main__` declares them."""
+"""The commands of `python -m server`, one module each."""

@@ -14,9 +14,9 @@ from server.telemetry import logs
 
 @click.command(help="Run one agent, with a spec as JSON on standard input.", hidden=True)
 def agent() -> None:
-    """Exits with the agent's exit code."""
-    # Lifts the memory limit inherited from the controller. It is for programs of the stack, not for
-    # tools.
+    """Runs the agent and exits with its exit code."""
+    # Lifts the memory limit that is inherited from the controller, because tools may use more
+    # memory than a program of the stack.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     spec = PodSpec(**json.load(sys.stdin))

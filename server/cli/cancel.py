@@ -18,7 +18,7 @@ from server.client import WorkspaceServiceError
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|)")
-_STANDS = {Reply.accepted, Reply.already_requested}
+_RECORDED = {Reply.accepted, Reply.already_requested}
 
 _HELP = """Cancel the task that runs in WORKSPACE. Its agent finishes the current iteration and
 starts no other.
@@ -86,7 +86,7 @@ DURATION = _Duration()
     "--force-after",
     type=DURATION,
     metavar="DURATION",
-    help="Break off the iteration if it still runs after this time: 0s, 30s; at most 24 h.",
+    help="Interrupt the iteration if it still runs after this time: 0s, 30s; at most 24 h.",
 )
 @click.option(
     "--address",
@@ -149,7 +149,7 @@ def cancel(
 
 
 def _code_of_reply(reply: Reply, *, has_waited: bool) -> ExitCode:
-    if reply.outcome not in _STANDS:
+    if reply.outcome not in _RECORDED:
         return ExitCode.NOTHING_TO_CANCEL
     if has_waited and reply.task.status not in ENDED:
         return ExitCode.NOT_ENDED

@@ -26,37 +26,38 @@ def print_reply(wait_seconds: float | None, endpoint: Endpoint, reply: Reply) ->
     outcome = Reply.Outcome.Name(reply.outcome)
     if reply.outcome == Reply.no_active_task:
         say(
-            f"{outcome}: nothing runs in workspace {reply.workspace_id}, so there is nothing to cancel."
+            f"{outcome}: nothing runs in workspace {reply.workspace_id}, "
+            "so there is nothing to cancel."
         )
         return
     status = task_pb2.Task.Status.Name(reply.task.status)
     if reply.outcome == Reply.already_finished:
-        say(
-            f"{outcome}: task {reply.task_id} had ended {status} at {_time(reply.task.completed_at)}."
-        )
+        ended_at = _time(reply.task.completed_at)
+        say(f"{outcome}: task {reply.task_id} had ended {status} at {ended_at}.")
         if reply.task.reason:
             say(f"  because    {reply.task.reason}")
         return
     recorded = "is recorded" if reply.outcome == Reply.accepted else "had been recorded before"
     say(
-        f"{outcome}: the cancellation of task {reply.task_id} in workspace {reply.workspace_id} {recorded}."
+        f"{outcome}: the cancellation of task {reply.task_id} "
+        f"in workspace {reply.workspace_id} {recorded}."
     )
     say(f"  requested  {_time(reply.requested_at)} by {reply.requested_by}")
     if reply.reason:
         say(f"  reason     {reply.reason}")
-    say(f"  task       {status}, {_standing(reply.task)}")
+    say(f"  task       {status}, {_progress(reply.task)}")
     if reply.task.status in ENDED:
         say("  next       The workspace takes its next task.")
         return
     if wait_seconds is not None:
         say(f"  waited     {wait_seconds:g} s; the task has not ended yet.")
     say(
-        "  next       The agent finishes its current iteration and starts no other; the task then ends cancelled."
+        "  next       The agent finishes its current iteration and starts no other; "
+        "the task then ends cancelled."
     )
     if reply.task.HasField("cancel_force_at"):
-        say(
-            f"  force      An iteration that still runs at {_time(reply.task.cancel_force_at)} is broken off."
-        )
+        force_at = _time(reply.task.cancel_force_at)
+        say(f"  force      An iteration that still runs at {force_at} is interrupted.")
     say(f"  follow     {_how_to_follow(endpoint, reply.workspace_id, reply.task_id)}")
 
 
@@ -73,8 +74,11 @@ def print_error(workspace_id: str, endpoint: Endpoint, error: WorkspaceServiceEr
         say(f"  recorded?  No. Call again after {seconds:g} s.", error=True)
     elif error.slug in ("unavailable", "deadline_exceeded"):
         say(f"  called     {endpoint.address}", error=True)
-        again = "Not known. With --task it is safe to repeat the call; without, look first which task runs."
-        say(f"  recorded?  {again}", error=True)
+        say(
+            "  recorded?  Not known. With --task it is safe to repeat the call. "
+            "Without it, check first which task runs.",
+            error=True,
+        )
 
 
 def envelope(error: WorkspaceServiceError) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def envelope(error: WorkspaceServiceError) -> dict[str, Any]:
     return {"error": content}
 
 
-def _standing(task: task_pb2.Task) -> str:
+def _progress(task: task_pb2.Task) -> str:
     iterations = (
         f"{task.iterations} {'iteration' if task.iterations == 1 else 'iterations'} completed"
     )
@@ -99,7 +103,7 @@ def _standing(task: task_pb2.Task) -> str:
 
 
 def _how_to_follow(endpoint: Endpoint, workspace_id: str, task_id: str) -> str:
-    """A grpcurl command. It reads the token from the environment, so that no secret is printed."""
+    """A grpcurl command that reads the token from the environment, so that it is not printed."""
     host = endpoint.address.removeprefix("https://").removeprefix("http://")
     tls = (
         endpoint.identity.grpcurl_options()

@@ -1,4 +1,4 @@
-"""The stack that the command `demo` uses: the one that runs on this machine, or one of its own."""
+"""Finds or starts the stack that the command `demo` uses, and calls its REST API."""
 
 import json
 import signal
@@ -40,8 +40,9 @@ class Api:
         )
 
     def call(self, method: str, path: str = "", body: Any = None) -> dict[str, Any]:
-        """Makes a call below the workspace. Raises httpx.HTTPError; click.ClickException if the
-        answer is an error.
+        """Calls the path below the workspace, and returns the answer.
+
+        Raises httpx.HTTPError, and click.ClickException if the answer is an error.
         """
         response = self._client.request(method, f"{self._url}{path}", json=body)
         if not response.is_success:
@@ -50,7 +51,10 @@ class Api:
         return answer
 
     def events(self, after: int) -> Iterator[dict[str, Any]]:
-        """Follows the log after this `seq`, as Server-Sent Events. Raises httpx.HTTPError."""
+        """Yields the workspace's events after this `seq`, and waits for new ones.
+
+        Raises httpx.HTTPError, and click.ClickException if the stream ends with an error.
+        """
         with self._client.stream(
             "GET", f"{self._url}/events", params={"after": after}, timeout=_STREAM_SECONDS
         ) as response:
@@ -58,13 +62,13 @@ class Api:
                 if line.startswith("data: "):
                     message = json.loads(line.removeprefix("data: "))
                     if "error" in message:
-                        fail(f"the event stream broke off: {message['error']}")
+                        fail(f"the event stream ended with an error: {message['error']}")
                     if "event" in message:
                         yield message["event"]
 
 
 def find_stack(state_dir: Path) -> Api | None:
-    """The stack that runs. A ready.json that a killed stack has left behind is ignored."""
+    """The running stack; None if there is none. Ignores the ready.json of a killed stack."""
     ready = read_ready(state_dir)
     if ready is None:
         return None
@@ -79,7 +83,7 @@ def find_stack(state_dir: Path) -> Api | None:
 @contextmanager
 def own_stack(state_dir: Path) -> Iterator[Api]:
     """Starts a stack, and stops it at the end of the context."""
-    click.echo("No stack runs here: starting one, which ends with the demo …")
+    click.echo("No stack runs. Starting one that ends with the demo …")
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         with tempfile.TemporaryFile("w+") as output:
@@ -117,8 +121,9 @@ def fail(message: str) -> NoReturn:
 
 
 def eventually(probe: Callable[[], T], timeout_seconds: float, message: str) -> T:
-    """Calls `probe` until its result is true, and returns the result. Raises click.ClickException
-    after the timeout.
+    """Calls `probe` until its result is true, and returns the result.
+
+    Raises click.ClickException after the timeout.
     """
     again = Retrying(
         retry=retry_if_result(lambda found: not found),

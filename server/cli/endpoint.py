@@ -14,8 +14,10 @@ from server.stack.ready import Ready
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """PEM files for TLS. `ca_file` replaces the system's authorities. The certificate and its key
-    are for a service that asks for a client certificate.
+    """PEM files for TLS.
+
+    `ca_file` replaces the system's authorities. The certificate and its key are for a service that
+    asks for a client certificate.
     """
 
     ca_file: Path | None = None
@@ -27,9 +29,7 @@ class Identity:
         if not any((self.ca_file, self.cert_file, self.key_file)):
             return None
         if (self.cert_file is None) != (self.key_file is None):
-            raise click.ClickException(
-                "A client certificate and its key go together: --cert-file and --key-file."
-            )
+            raise click.ClickException("--cert-file and --key-file must be given together.")
         return grpc.ssl_channel_credentials(
             _read(self.ca_file), _read(self.key_file), _read(self.cert_file)
         )
@@ -64,7 +64,7 @@ def find_endpoint(
     ready = _running_stack(needed=not address or not token)
     address = address or (ready.grpc_addr if ready else "")
     if ready is not None and address == ready.grpc_addr:
-        # The demo's credential is sent to its own stack only.
+        # The demo's credential is sent only to its own stack.
         if not token and token_file is None:
             token = ready.demo.tokens["full_access"]
         if ready.tls_cert_file:
@@ -81,7 +81,7 @@ def find_endpoint(
         )
     if not token.isascii() or not token.isprintable() or " " in token:
         raise click.ClickException(
-            "The credential is not valid: it holds characters that no token has."
+            "The credential is not valid: it contains characters that no token has."
         )
     return Endpoint(address, token, identity)
 

@@ -1,4 +1,4 @@
-"""The commands `keys create`, `keys list` and `keys revoke`, which work directly on the database."""
+"""The commands `keys create`, `keys list` and `keys revoke`. They use the database directly."""
 
 import asyncio
 import re
@@ -29,15 +29,16 @@ Answer = TypeVar("Answer")
 
 @click.group(
     cls=Commands,
-    help="The API keys of organizations, in the database of DATABASE_URL or of the stack that runs "
-    "on this machine.",
+    help="Manage the API keys of organizations, in the database of DATABASE_URL or of the stack "
+    "that runs on this machine.",
 )
 def keys() -> None:
-    """Has no options of its own."""
+    """Has no options."""
 
 
 @keys.command(
-    help="Create a key. Its secret is printed once, to standard output; all else to standard error."
+    help="Create a key. Its secret is printed once, to standard output. All other output goes to "
+    "standard error."
 )
 @click.option(
     "--org",
@@ -51,9 +52,9 @@ def keys() -> None:
     type=click.Choice([template.value for template in KeyTemplate]),
     required=True,
     metavar="TEMPLATE",
-    help="What it may do: full_access, submit_observe or read_only.",
+    help="The permissions of the key: full_access, submit_observe or read_only.",
 )
-@click.option("--name", default="", metavar="NAME", help="For people.")
+@click.option("--name", default="", metavar="NAME", help="A name for people.")
 @click.option(
     "--create-org",
     "new_org_slug",
@@ -89,7 +90,7 @@ def create(org_id: str, template: str, name: str, new_org_slug: str) -> None:
     _with_keys(work)
     say(
         f"Created key {key.id} of organization {org_id} with the template {template}. "
-        "It works at once.",
+        "It is valid at once.",
         error=True,
     )
     say("The secret is printed only this once:", error=True)
@@ -98,7 +99,7 @@ def create(org_id: str, template: str, name: str, new_org_slug: str) -> None:
 
 @keys.command(
     "list",
-    help="List an organization's keys, newest first, revoked ones included; never their secrets.",
+    help="List an organization's keys, newest first, including revoked ones, without secrets.",
 )
 @click.option("--org", "org_id", required=True, metavar="ORG", help="The id of the organization.")
 def list_(org_id: str) -> None:
@@ -156,7 +157,8 @@ async def _create_org(stored: PostgresKeys, org_id: str, slug: str) -> None:
 async def _require_org(stored: PostgresKeys, org_id: str) -> None:
     if await stored.find_org_slug(org_id) is None:
         raise click.ClickException(
-            f"There is no organization {org_id}. Check the id; `keys create --create-org SLUG` adds one."
+            f"There is no organization {org_id}. Check the id; "
+            "`keys create --create-org SLUG` adds one."
         )
 
 

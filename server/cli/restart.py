@@ -13,7 +13,7 @@ from server.stack.run_lock import running_pid
     help="Restart the programs of the running stack one after another, without losing a call."
 )
 def restart() -> None:
-    """Asks the stack to restart, and does not wait for it."""
+    """Asks the stack to restart its programs, and does not wait for it."""
     state_dir = read_settings().state_dir
     pid = running_pid(state_dir)
     if pid is None:
@@ -25,6 +25,6 @@ def restart() -> None:
             f"Process {pid} of the stack cannot be signalled: {error.strerror}."
         ) from error
     click.echo(
-        f"The stack (process {pid}) restarts its programs. This takes about 10 s; its output says "
-        "when it is complete."
+        f"The stack (process {pid}) restarts its programs. This takes about 10 s. The output of "
+        "the stack reports when it is complete."
     )

@@ -9,7 +9,7 @@ from server.cli.environment import read_settings
 
 
 @click.command(help="Run one control-plane worker.")
-@click.option("--port", type=int, help="The port it listens on. Default: SERVER_PORT.")
+@click.option("--port", type=int, help="The port to listen on. Default: SERVER_PORT.")
 def serve(port: int | None) -> None:
     """Runs until SIGTERM or SIGINT."""
     settings = read_settings()

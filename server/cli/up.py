@@ -11,7 +11,7 @@ from server.stack.up import up as run
 from server.telemetry import logs
 
 
-@click.command(help="Start everything on this machine, in the foreground.")
+@click.command(help="Start the whole stack on this machine, in the foreground.")
 def up() -> None:
     """Runs until Ctrl-C."""
     settings = read_settings()
