@@ -1,7 +1,7 @@
 """`python -m server`: the commands.
 
-A command's module is imported only when the command runs. An agent, of which there are many, must
-not load the control plane.
+A command's module is imported only when the command runs, so that the many agents do not load the
+control plane.
 """
 
 import importlib
@@ -31,8 +31,10 @@ class _LazyCommands(Commands):
 
 @click.group(cls=_LazyCommands, help="The cancel button of an agent platform.")
 def main() -> None:
-    """Opens closed standard streams. Otherwise a socket could get the descriptor of standard error,
-    and the log would be written to it.
+    """Opens standard streams that are closed.
+
+    Otherwise a socket could get the descriptor of standard error, and the log would be written to
+    the socket.
     """
     for descriptor in range(3):
         try:

@@ -1,4 +1,4 @@
-"""The composition root: wires the programs of the control plane. Nothing is built at import."""
+"""The composition root: wires the programs of the control plane."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,7 +46,7 @@ class NotSetUpError(Exception):
 async def control_plane(
     settings: Settings, metrics: Metrics, clock: Clock
 ) -> AsyncIterator[Server]:
-    """One worker, which does not listen yet. Raises NotSetUpError."""
+    """A worker that does not listen yet. Raises NotSetUpError."""
     signing_key = _signing_key(settings)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
@@ -60,7 +60,7 @@ async def control_plane(
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
         if settings.otel_exporter_otlp_endpoint:
-            # Imported here, because OpenTelemetry takes memory.
+            # Imported only if traces are exported, because OpenTelemetry uses much memory.
             from server.api.interceptors.traced_calls import TracedCalls
             from server.telemetry.tracing import Tracing
 
@@ -95,8 +95,9 @@ async def control_plane(
 async def fleet(
     settings: Settings, metrics: Metrics, clock: Clock
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """A fleet controller. The function that is yielded runs it whenever this process leads. Raises
-    NotSetUpError.
+    """A fleet controller. The yielded function runs it while this process leads.
+
+    Raises NotSetUpError.
     """
     signing_key = _signing_key(settings)
     pod_tokens = PodTokens(signing_key)
@@ -127,8 +128,9 @@ async def fleet(
 
 @asynccontextmanager
 async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
-    """The API keys, over a single connection, for a command. Raises psycopg.Error if the URL is
-    not valid.
+    """The API keys, over a single connection, for a command.
+
+    Raises psycopg.Error if the URL is not valid.
     """
     async with open_pool(database_url, min_size=1, max_size=1) as pool:
         yield PostgresKeys(pool)
@@ -189,8 +191,9 @@ def _with_crash_points(
 
 
 async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
-    """Reports the worker healthy while it reaches its database. Load balancers then send it no
-    calls that can only fail.
+    """Reports the worker as healthy while it reaches its database.
+
+    Load balancers send no calls to a worker that is not healthy.
     """
     while True:
         await wakeups.listening()

@@ -1,5 +1,6 @@
-"""A small synchronous client of WorkspaceService, for programs and for the command `cancel`. It
-knows the protos alone.
+"""A small synchronous client of WorkspaceService, for programs and for the command `cancel`.
+
+It depends on the protos, and on no other part of this project.
 """
 
 import time
@@ -30,17 +31,17 @@ from tenacity import (
 )
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
-# A call that may be retried is made this many times at most.
+# The maximum number of attempts of a call that may be retried.
 ATTEMPTS = 4
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 2.0
 _TLS = "https://"
 _OPTIONS = (
-    # Else a retry within the first second would only be told of the last failure, without trying to
-    # connect.
+    # With gRPC's default of 1 s, a retry within the first second would fail with the last error
+    # without trying to connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A peer that vanished is noticed, so that a watch ends.
+    # Notices a peer that has vanished, so that a watch ends.
     ("grpc.keepalive_time_ms", 30_000),
 )
 
@@ -50,20 +51,25 @@ _RULES: dict[str, error_pb2.ErrorRule] = {
     if value.number
 }
 
-# What passes by itself. Not `agent_unreachable`: that cancellation is recorded.
-_TRY_AGAIN = ("unavailable", "rate_limited")
+# The failures that a retry may overcome. Not `agent_unreachable`, because that cancellation is
+# recorded.
+_RETRYABLE = ("unavailable", "rate_limited")
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
 
 class WorkspaceServiceError(Exception):
-    """A call has failed; the one error that the client raises for it.
+    """A call has failed. The client raises no other error.
 
-    `slug` is a member of ErrorCode; for a failure that the service did not describe (no connection,
-    a deadline) it is derived from the gRPC code. `details` are the facts that the failure came
-    with, as strings, beside `fields` (field name → what is wrong with it) and `retry_after_seconds`
-    (float). `request_id` finds the call in the service's log; empty when it never got there.
+    `slug` is a member of ErrorCode. For a failure that the service did not describe, such as a
+    broken connection or a deadline, it is derived from the gRPC code.
+
+    `details` has the facts of the failure as strings. Two have other types: `fields` maps the names
+    of invalid fields to descriptions, and `retry_after_seconds` is a float.
+
+    `request_id` identifies the call in the service's log. It is empty if the call did not reach the
+    service.
     """
 
     def __init__(
@@ -81,20 +87,21 @@ class WorkspaceServiceError(Exception):
 
     @property
     def http_status(self) -> int:
-        """What a REST caller would have got."""
+        """The HTTP status that a REST caller gets for this failure."""
         return _RULES[self.slug].http
 
 
 class WorkspaceClient:
-    """Calls WorkspaceService. Every method raises WorkspaceServiceError.
+    """Calls WorkspaceService. Every method raises WorkspaceServiceError. Thread-safe.
 
-    `address` is host:port, in plain text, or https://host:port. `credentials` are for the latter,
-    where the system's certificates are not enough: authorities of one's own, a client certificate.
-    A channel that is passed is used instead and not closed. `timeout_seconds` limits each call, all
-    its attempts together. Reads, and a cancellation that names its task, are repeated when the
-    service is unavailable or has had too many calls, not before the time that it names; no other
-    call is, since it may have taken effect, and a CancelTask without a task id could meet the next
-    task. Safe for use by several threads.
+    `address` is host:port for plain text, or https://host:port for TLS. `credentials` replace the
+    system's certificates, for example with other authorities or a client certificate. If `channel`
+    is passed, it is used instead of `address`, and the client does not close it.
+
+    `timeout_seconds` limits each call, including its retries. Reads, and cancellations that name
+    their task, are retried if the service is unavailable or has refused the call for its rate
+    limit, after the pause that the service asks for. Other calls are not retried, because they may
+    have taken effect. A repeated CancelTask without a task id could cancel the next task.
     """
 
     def __init__(
@@ -128,7 +135,7 @@ class WorkspaceClient:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection, and with it the calls in hand."""
+        """Closes the connection, which ends the calls that are in flight."""
         if self._owns_channel:
             self._channel.close()
 
@@ -140,11 +147,14 @@ class WorkspaceClient:
         wait_seconds: float | None = None,
         force_after_seconds: float | None = None,
     ) -> workspace_service_pb2.CancelTaskResponse:
-        """Cancels the task, or whichever runs; `wait_seconds` comes on top of the client's time
-        limit.
+        """Cancels the task, or the current task if `task_id` is empty.
 
-        `agent_unreachable` means that the cancellation is recorded and will be delivered: see
-        details `intent_recorded`, `task_id`.
+        With `wait_seconds`, the call answers when the task has ended or after this time, which is
+        added to the client's time limit. `force_after_seconds` is the time after which the
+        iteration is interrupted.
+
+        A failure `agent_unreachable` means that the cancellation is recorded and will be delivered.
+        Its details are `intent_recorded` and `task_id`.
         """
         request = workspace_service_pb2.CancelTaskRequest(
             workspace_id=workspace_id,
@@ -154,7 +164,7 @@ class WorkspaceClient:
             force_after=_duration(force_after_seconds),
         )
         limit_seconds = self._timeout_seconds + (wait_seconds or 0.0)
-        return self._call(self._stub.CancelTask, request, limit_seconds, repeatable=bool(task_id))
+        return self._call(self._stub.CancelTask, request, limit_seconds, retry=bool(task_id))
 
     def submit_task(
         self,
@@ -164,7 +174,7 @@ class WorkspaceClient:
         metadata: Mapping[str, str] | None = None,
         max_iterations: int = 0,
     ) -> workspace_service_pb2.SubmitTaskResponse:
-        """Gives the agent a task; 0 iterations: the service's default."""
+        """Submits a task. With 0 for `max_iterations`, the service's default applies."""
         request = workspace_service_pb2.SubmitTaskRequest(
             workspace_id=workspace_id,
             description=description,
@@ -174,18 +184,18 @@ class WorkspaceClient:
         return self._call(self._stub.SubmitTask, request, self._timeout_seconds)
 
     def get_task(self, workspace_id: str, task_id: str) -> task_pb2.Task:
-        """The task as it stands."""
+        """The current state of the task."""
         request = workspace_service_pb2.GetTaskRequest(workspace_id=workspace_id, task_id=task_id)
-        return self._call(self._stub.GetTask, request, self._timeout_seconds, repeatable=True)
+        return self._call(self._stub.GetTask, request, self._timeout_seconds, retry=True)
 
     def list_tasks(self, workspace_id: str, page_size: int = 0) -> Iterator[task_pb2.Task]:
-        """All tasks, newest first; a page is fetched when it is reached."""
+        """All tasks of the workspace, newest first. Fetches each page when it is needed."""
         page_token = ""
         while True:
             request = workspace_service_pb2.ListTasksRequest(
                 workspace_id=workspace_id, page_size=page_size, page_token=page_token
             )
-            page = self._call(self._stub.ListTasks, request, self._timeout_seconds, repeatable=True)
+            page = self._call(self._stub.ListTasks, request, self._timeout_seconds, retry=True)
             yield from page.tasks
             if not page.next_page_token:
                 return
@@ -194,37 +204,36 @@ class WorkspaceClient:
     def watch_events(
         self, workspace_id: str, after: int = 0, timeout_seconds: float | None = None
     ) -> Generator[event_pb2.Event, None, None]:
-        """Follows the log behind the `seq` given: without an end, unless there is a time limit
-        (`deadline_exceeded`).
+        """Yields the events of the workspace after the `seq` in `after`, and waits for new ones.
 
-        Closing the iterator ends the call. After a failure, go on behind the last `seq` that was
-        seen.
+        Does not end by itself, except with `deadline_exceeded` after `timeout_seconds`. Closing the
+        iterator ends the call. To resume after a failure, pass the last `seq` that was received.
         """
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
         call = self._stub.WatchEvents(request, timeout=timeout_seconds, metadata=self._metadata)
         try:
             for message in call:
                 if message.HasField("error"):
-                    raise _told_in_stream(message.error)
+                    raise _from_stream_error(message.error)
                 if message.HasField("event"):
                     yield message.event
         except grpc.RpcError as error:
-            raise _described(error) from error
+            raise _from_rpc_error(error) from error
         finally:
             call.cancel()
 
     def create_workspace(self, name: str = "") -> workspace_pb2.Workspace:
-        """Makes a workspace, which is `provisioning` at first."""
+        """Creates a workspace, which is `provisioning` at first."""
         request = workspace_service_pb2.CreateWorkspaceRequest(name=name)
         return self._call(self._stub.CreateWorkspace, request, self._timeout_seconds)
 
     def get_workspace(self, workspace_id: str) -> workspace_pb2.Workspace:
-        """The workspace as it stands."""
+        """The current state of the workspace."""
         request = workspace_service_pb2.GetWorkspaceRequest(workspace_id=workspace_id)
-        return self._call(self._stub.GetWorkspace, request, self._timeout_seconds, repeatable=True)
+        return self._call(self._stub.GetWorkspace, request, self._timeout_seconds, retry=True)
 
     def stop_workspace(self, workspace_id: str) -> workspace_pb2.Workspace:
-        """Ends the workspace's agent; a task that runs is cancelled."""
+        """Stops the workspace and its agent, and cancels the current task."""
         request = workspace_service_pb2.StopWorkspaceRequest(workspace_id=workspace_id)
         return self._call(self._stub.StopWorkspace, request, self._timeout_seconds)
 
@@ -239,7 +248,7 @@ class WorkspaceClient:
         request: Request,
         limit_seconds: float,
         *,
-        repeatable: bool = False,
+        retry: bool = False,
     ) -> Reply:
         deadline = self._monotonic() + limit_seconds
 
@@ -247,17 +256,17 @@ class WorkspaceClient:
             try:
                 return rpc(request, timeout=deadline - self._monotonic(), metadata=self._metadata)
             except grpc.RpcError as error:
-                raise _described(error) from error
+                raise _from_rpc_error(error) from error
 
-        if not repeatable:
+        if not retry:
             return attempt()
         attempts = Retrying(
             retry=retry_if_exception(
-                lambda error: isinstance(error, WorkspaceServiceError) and error.slug in _TRY_AGAIN
+                lambda error: isinstance(error, WorkspaceServiceError) and error.slug in _RETRYABLE
             ),
             stop=lambda state: (
                 stop_after_attempt(ATTEMPTS)(state)
-                or self._monotonic() + state.upcoming_sleep >= deadline  # no time for another
+                or self._monotonic() + state.upcoming_sleep >= deadline
             ),
             wait=_pause_seconds,
             sleep=self._sleep,
@@ -267,8 +276,9 @@ class WorkspaceClient:
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """A channel to host:port in plain text, or to https://host:port with these credentials, else
-    the system's certificates.
+    """A channel to host:port in plain text, or to https://host:port with TLS.
+
+    Without `credentials`, TLS uses the system's certificates.
     """
     if address.startswith(_TLS):
         target = address.removeprefix(_TLS).rstrip("/")
@@ -282,7 +292,7 @@ _backoff = wait_random_exponential(multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_B
 
 
 def _pause_seconds(state: RetryCallState) -> float:
-    """As long as the service asked for; else it grows, and differs between clients."""
+    """The pause that the service asked for, else an exponential backoff with jitter."""
     assert state.outcome is not None
     error = state.outcome.exception()
     assert isinstance(error, WorkspaceServiceError)
@@ -298,11 +308,10 @@ def _duration(seconds: float | None) -> Duration | None:
     return duration
 
 
-def _described(error: grpc.RpcError) -> WorkspaceServiceError:
-    """What has failed, from the status's details where there are any."""
+def _from_rpc_error(error: grpc.RpcError) -> WorkspaceServiceError:
+    """The failure that the details of the status describe, else one from the gRPC code."""
     assert isinstance(error, grpc.Call)
-    # What lies between may put another text or code in the place of the service's: the code then
-    # tells what this caller got.
+    # `from_call` raises if a proxy has replaced the code or the text of the service's status.
     try:
         status = rpc_status.from_call(error)
     except ValueError:
@@ -325,7 +334,7 @@ def _from_status(
         error_details_pb2.BadRequest(),
     )
     retry = error_details_pb2.RetryInfo()
-    # Unpack answers False and changes nothing when the detail is of another type.
+    # Unpack returns False and changes nothing if the detail has another type.
     for detail in status.details:
         any(detail.Unpack(known) for known in (info, request, bad, retry))
     slug = info.reason.lower()
@@ -336,7 +345,7 @@ def _from_status(
         }
     if retry.HasField("retry_delay"):
         details["retry_after_seconds"] = retry.retry_delay.ToMilliseconds() / 1000
-    # A service newer than this client may have a slug that this one does not know.
+    # A newer service may have slugs that this client does not know.
     return WorkspaceServiceError(
         slug if slug in _RULES else _slug_of(code),
         status.message,
@@ -345,14 +354,14 @@ def _from_status(
     )
 
 
-def _told_in_stream(error: error_pb2.Error) -> WorkspaceServiceError:
-    known = {
+def _from_stream_error(error: error_pb2.Error) -> WorkspaceServiceError:
+    slugs = {
         value.number: value.name
         for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
         if value.number
     }
     return WorkspaceServiceError(
-        known.get(error.code, "internal"),
+        slugs.get(error.code, "internal"),
         error.message,
         error.request_id,
         MessageToDict(error.details),
@@ -360,7 +369,7 @@ def _told_in_stream(error: error_pb2.Error) -> WorkspaceServiceError:
 
 
 def _slug_of(code: grpc.StatusCode) -> str:
-    """The slug for a bare gRPC code: of the same name, else its fallback."""
+    """The slug with the name of the gRPC code, else the fallback slug of the code."""
     if code.name.lower() in _RULES:
         return code.name.lower()
     return next(

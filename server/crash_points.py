@@ -1,7 +1,7 @@
 """Crash points: places at which tests make a program kill itself.
 
-Only the composition roots use this module, and only if `crash_points_dir` is set. Otherwise nothing
-is wrapped, and production code has no branch for it.
+Only the composition roots use this module, and only if `crash_points_dir` is set. Other code has no
+branch for it.
 """
 
 import os
@@ -18,16 +18,18 @@ T = TypeVar("T")
 
 
 class CrashPoints:
-    """A file in the folder arms the point of its name. A point fires once, so a restarted program
-    survives it.
+    """The crash points of a program. A file in the folder arms the point of its name.
+
+    A point fires once, so a restarted program survives it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def reach(self, point: str) -> None:
-        """Kills this process if the point is armed. If several processes reach it at once, one of
-        them is killed.
+        """Kills this process if the point is armed.
+
+        If several processes reach it at the same time, one of them is killed.
         """
         try:
             (self._folder / point).unlink()
@@ -38,8 +40,10 @@ class CrashPoints:
     def around(
         self, name: str | Callable[P, str], call: Callable[P, Awaitable[R]]
     ) -> Callable[P, Awaitable[R]]:
-        """Wraps a call in `before_<name>` and, unless it raises, `after_<name>`. A callable
-        computes the name.
+        """Wraps a call in the points `before_<name>` and `after_<name>`.
+
+        A call that raises does not reach the second one. If `name` is a function, it computes the
+        name from the arguments of the call.
         """
 
         async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,8 +58,9 @@ class CrashPoints:
     def around_reply(
         self, name: str, method: Callable[[Any, Any], Awaitable[R]]
     ) -> Callable[[Any, Any], Awaitable[R]]:
-        """Wraps a servicer's method: `before_<name>` when its reply is complete, `after_<name>`
-        when the call has ended.
+        """Wraps a servicer's method in the points `before_<name>` and `after_<name>`.
+
+        It reaches the first when its reply is complete, and the second when the call has ended.
         """
 
         async def until_replied(request: Any, context: Any) -> R:
@@ -67,7 +72,7 @@ class CrashPoints:
         return until_replied
 
     def armed(self, target: T, **names: str | Callable[..., str]) -> T:
-        """Wraps the methods of the target that `names` maps to the names of their points."""
+        """A proxy of the target whose methods in `names` are wrapped. `names` has their points."""
         return replaced(
             target,
             **{
@@ -91,13 +96,13 @@ class _Replaced:
 
 
 def kind_of(events: Sequence[AgentEvent]) -> str:
-    """The kind of a commit: `terminal` if it has the end of the task, else `iteration` if it has
-    one, else `start`.
+    """The kind of a commit.
+
+    `terminal` if it contains the end of the task, else `iteration` if it contains an iteration,
+    else `start`.
     """
-    if any(isinstance(happened, TaskEnded) for happened in events):
+    if any(isinstance(event, TaskEnded) for event in events):
         return "terminal"
-    return (
-        "iteration"
-        if any(isinstance(happened, IterationCompleted) for happened in events)
-        else "start"
-    )
+    if any(isinstance(event, IterationCompleted) for event in events):
+        return "iteration"
+    return "start"

@@ -1,4 +1,4 @@
-"""The programs of the control plane: a worker (`serve`) and a fleet controller (`fleet`)."""
+"""Runs the programs of the control plane: a worker (`serve`) or a fleet controller (`fleet`)."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from server.signals import stop_signal
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics, serve_metrics
 
-# The time limit of a drain. Less than the 5 s that the stack gives a worker to stop.
+# The time limit of a drain. Less than the 5 s after which the stack kills a worker that stops.
 DRAIN_SECONDS = 4.0
 
 
@@ -32,8 +32,9 @@ async def serve(settings: Settings, port: int) -> None:
 
 
 async def fleet(settings: Settings) -> None:
-    """Runs one fleet controller until SIGTERM or SIGINT. Pods continue to run. Raises
-    NotSetUpError.
+    """Runs one fleet controller until SIGTERM or SIGINT. Pods continue to run.
+
+    Raises NotSetUpError.
     """
     metrics = _log_and_metrics("fleet", settings)
     async with bootstrap.fleet(settings, metrics, now) as lead:
@@ -42,7 +43,7 @@ async def fleet(settings: Settings) -> None:
             stopping = asyncio.create_task(stop_signal())
             await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if leading.done():
-                # It only ends by a defect. Raises its exception, so that the process fails.
+                # It ends only with an unexpected error, which makes the process fail.
                 leading.result()
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)

@@ -7,10 +7,10 @@ import click
 
 
 def printable(text: str, *, block: bool = False) -> str:
-    r"""The text with a visible escape (`\x1b`, `\u202e`) for every character that is invisible or controls the terminal.
+    r"""The text, with visible escapes (`\x1b`, `\u202e`) for all characters that are not visible.
 
-    These are control and format characters (bidirectional overrides included), line separators, and unassigned code points.
-    `block` keeps newlines and tabs, for texts of several lines.
+    These are control and format characters (including bidirectional overrides), line separators,
+    and unassigned code points. `block` keeps newlines and tabs, for texts of several lines.
     """
     if text.isprintable():
         return text
@@ -27,8 +27,8 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def _is_visible(character: str) -> bool:
-    # Spaces other than U+0020 are not printable to Python. They are harmless, and common in some
-    # languages.
+    # Spaces other than U+0020 are not printable according to Python. They are harmless, and common
+    # in some languages.
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
@@ -37,16 +37,13 @@ def _escaped(character: str) -> str:
 
 
 class Commands(click.Group):
-    """A group of commands whose error messages are printed safely, also if they quote untrusted
-    text.
-    """
+    """A group of commands that escapes untrusted text in the error messages of its commands."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command. Raises what it raises."""
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
             message = printable(error.format_message(), block=True)
-            # Overrides the method, because some exceptions do not format `message`.
+            # Replaces the method, because the methods of some exceptions do not use `message`.
             error.format_message = lambda: message  # type: ignore[method-assign]
             raise
