@@ -288,7 +288,7 @@ def test_the_demo_keeps_every_promise_on_a_stack_that_runs(run: Run, stack: Stac
     assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout
     assert re.search(r"POST …/task/cancel → accepted \(task running, \d iteration", shown.stdout)
     assert re.search(r"task_completed +cancelled, not forced, \d iterations\n", shown.stdout)
-    assert re.search(r"\d+ ms from the signal to the end: \d+ ms until ", shown.stdout)
+    assert re.search(r"\d+ ms from the signal to the end: \d+ ms for the rest of ", shown.stdout)
     assert re.search(r"task_completed +completed, not forced, 2 iterations\n", shown.stdout)
     assert shown.stdout.endswith("\nAll promises were kept.\n")
     assert (
