@@ -8,8 +8,8 @@ STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test test-fast test-exhaustive check bench chaos soak gen format \
-	lock clean
+.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench chaos soak gen \
+	format lock clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
@@ -40,6 +40,12 @@ test-fast: $(READY) ## run the tests that need no running stack, in about 20 sec
 
 test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
 	@exec $(BIN)/python -m pytest tests/exhaustive
+
+coverage: $(READY) ## run the tests of make test, and print the lines of server/ that they do not reach
+	@$(BIN)/coverage erase
+	-@$(BIN)/coverage run -m pytest --ignore=tests/exhaustive
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 bench: $(READY) ## compare the time of a cancellation with that of an empty call
 	@$(BIN)/python -m tests.bench.latency
