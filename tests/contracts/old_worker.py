@@ -1,0 +1,136 @@
+"""A worker of the last release, as the database sees it: its statements, with its columns."""
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from psycopg import AsyncConnection, AsyncTransaction
+from psycopg.types.json import Jsonb
+
+from server.core.event import cancel_requested_payload
+from server.core.task import CancelIntent, Task
+from server.core.workspace import Workspace
+from server.store.rows import TASK_COLUMNS, WORKSPACE_COLUMNS, task_values, workspace_values
+from tests.contracts.released_worker import released_statements
+from tests.support.store.examples import NOW, ORG, USER
+
+Values = Mapping[str, Any]
+
+_STATEMENTS = released_statements()
+
+
+def released_columns(table: str) -> list[str]:
+    """The columns of the table that the release knows."""
+    inserted = re.search(r"\((.*?)\)", _STATEMENTS[f"insert_{table}"])
+    assert inserted is not None
+    return inserted[1].split(", ")
+
+
+def workspace_columns(workspace: Workspace) -> Values:
+    """The values of all columns, also of those that the release does not know."""
+    return dict(zip(WORKSPACE_COLUMNS, workspace_values(workspace), strict=True))
+
+
+def task_columns(task: Task) -> Values:
+    """The values of all columns, also of those that the release does not know."""
+    return dict(zip(TASK_COLUMNS, task_values(task), strict=True))
+
+
+def released_row(table: str, values: Values) -> tuple[Any, ...]:
+    """A row as the release reads it."""
+    return tuple(values[column] for column in released_columns(table))
+
+
+class OldWorker:
+    """One connection of such a worker. It prepares every read, as the release does."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    def transaction(self) -> AbstractAsyncContextManager[AsyncTransaction]:
+        return self._connection.transaction()
+
+    async def read(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """The rows of a statement of the release."""
+        cursor = await self._connection.execute(
+            _STATEMENTS[name], parameters, prepare=True, binary=True
+        )
+        return await cursor.fetchall()
+
+    async def insert(self, table: str, values: Values) -> None:
+        """Inserts a row. Columns that the release does not know get their defaults."""
+        row = [_stored(value) for value in released_row(table, values)]
+        await self._connection.execute(_STATEMENTS[f"insert_{table}"], row)
+
+    async def update(self, table: str, row_id: str, **values: object) -> None:
+        """Updates some columns of a row."""
+        assert set(values) <= set(released_columns(table))
+        assignments = ", ".join(f"{column} = %s" for column in values)
+        await self._connection.execute(
+            f"UPDATE {table} SET {assignments} WHERE id = %s",
+            [*map(_stored, values.values()), row_id],
+        )
+
+    async def append_event(self, workspace_id: str, seq: int, type_: str, task_id: str) -> None:
+        await self.insert(
+            "events",
+            {
+                "workspace_id": workspace_id,
+                "seq": seq,
+                "type": type_,
+                "time": NOW,
+                "task_id": task_id,
+                "request_id": None,
+                "payload": {},
+            },
+        )
+
+    async def submit(self, workspace_id: str, task: Task) -> None:
+        """Gives an idle workspace a task."""
+        async with self.transaction():
+            (workspace,) = await self.read("lock_workspace", workspace_id)
+            assert await self.read("current_task", workspace_id) == []
+            seq = workspace[released_columns("workspaces").index("last_seq")] + 1
+            await self.update(
+                "workspaces", workspace_id, status="busy", current_task_id=task.id, last_seq=seq
+            )
+            await self.insert("tasks", task_columns(task))
+            await self.append_event(workspace_id, seq, "task_submitted", task.id)
+
+    async def end(self, workspace_id: str, status: str) -> None:
+        """Ends the current task."""
+        async with self.transaction():
+            (workspace,) = await self.read("lock_workspace", workspace_id)
+            ((task_id, *_),) = await self.read("current_task", workspace_id)
+            seq = workspace[released_columns("workspaces").index("last_seq")] + 1
+            await self.update(
+                "workspaces", workspace_id, status="idle", current_task_id=None, last_seq=seq
+            )
+            await self.update(
+                "tasks", task_id, status=status, phase="", completed_at=NOW, result="done"
+            )
+            await self.append_event(workspace_id, seq, "task_completed", task_id)
+
+    async def record_cancellation(self, workspace_id: str, intent: CancelIntent) -> bool:
+        """Cancels the current task. Returns whether this call recorded the intent."""
+        ((recorded, *_),) = await self.read(
+            "record_cancellation",
+            ORG,
+            False,
+            USER,
+            workspace_id,
+            None,
+            intent.requested_by,
+            intent.credential_kind,
+            intent.requested_at,
+            intent.reason,
+            intent.request_id,
+            intent.force_at,
+            Jsonb(cancel_requested_payload(intent)),
+        )
+        return bool(recorded)
+
+
+def _stored(value: object) -> object:
+    return Jsonb(value) if isinstance(value, dict) else value

@@ -1,0 +1,60 @@
+"""The SQL statements of a worker of the last release, from released_worker.sql.
+
+A release replaces the file; CONTRIBUTING.md has the command.
+"""
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import server.store.migrate
+from server.store import postgres_store, rows
+
+_FILE = Path(__file__).with_suffix(".sql")
+_MIGRATIONS = Path(server.store.migrate.__file__).parent / "migrations"
+_STATEMENT = re.compile(r"^-- name: (\w+)\n((?:(?!-- ).*\n)+)", re.MULTILINE)
+_SCHEMA = re.compile(r"^-- schema: (\w+)$", re.MULTILINE)
+
+
+def released_statements() -> dict[str, str]:
+    """Each statement by its name."""
+    return {name: " ".join(text.split()) for name, text in _STATEMENT.findall(_FILE.read_text())}
+
+
+def released_migration() -> str:
+    """The id of the release's last migration."""
+    (migration,) = _SCHEMA.findall(_FILE.read_text())
+    return str(migration)
+
+
+def _current_statements() -> dict[str, str]:
+    statements = {
+        name.strip("_").lower(): value
+        for name, value in vars(postgres_store).items()
+        if isinstance(value, str) and value.startswith("SELECT ")
+    }
+    for table, columns in (
+        ("workspaces", rows.WORKSPACE_COLUMNS),
+        ("tasks", rows.TASK_COLUMNS),
+        ("events", rows.EVENT_COLUMNS),
+    ):
+        statements[f"insert_{table}"] = postgres_store._insert(table, columns)
+        if columns[0] == "id":
+            # A worker updates some of the columns at a time.
+            statements[f"update_{table}"] = postgres_store._update(table, columns[1:])
+    return statements
+
+
+def _main() -> None:
+    lines = [
+        "-- The statements of the store of the last release, with their columns.",
+        f"-- schema: {max(file.stem for file in _MIGRATIONS.glob('*.sql'))}",
+    ]
+    for name, text in _current_statements().items():
+        lines += ["", f"-- name: {name}", *textwrap.wrap(text, 100, break_on_hyphens=False)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

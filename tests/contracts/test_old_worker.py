@@ -1,0 +1,201 @@
+"""A worker of the last release works on this version's schema, beside a new worker.
+
+During a rolling restart both run on the same rows, after the new version has migrated the database.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from importlib import resources
+
+import pytest
+import yoyo
+from psycopg import AsyncConnection
+
+from server.core.change import unchanged
+from server.core.task import TaskStatus
+from server.core.workspace import WorkspaceStatus
+from server.store import migrate as migration
+from server.store.migrate import migrate
+from server.store.pool import Pool, open_pool
+from server.store.postgres_store import PostgresStore
+from tests.contracts.old_worker import (
+    OldWorker,
+    released_row,
+    task_columns,
+    workspace_columns,
+)
+from tests.contracts.released_worker import released_migration
+from tests.support.store.examples import (
+    NOW,
+    ORG,
+    USER,
+    complete,
+    intent,
+    permission,
+    task,
+    with_task,
+    workspace,
+)
+
+_AFTER_ALL_IDS = "~"
+
+
+@pytest.fixture
+async def old(database_url: str) -> AsyncIterator[OldWorker]:
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        yield OldWorker(connection)
+
+
+@pytest.fixture
+def new(pool: Pool) -> PostgresStore:
+    return PostgresStore(pool)
+
+
+async def test_the_old_worker_reads_what_the_new_one_wrote(
+    old: OldWorker, new: PostgresStore
+) -> None:
+    busy, submitted = await with_task(new)
+    found = await new.record_cancellation(
+        permission(), busy.id, None, intent(force_after_seconds=9)
+    )
+    assert found.workspace is not None and found.task is not None
+    workspace_row = released_row("workspaces", workspace_columns(found.workspace))
+    task_row = released_row("tasks", task_columns(found.task))
+    assert await old.read("get_workspace", busy.id) == [workspace_row]
+    assert await old.read("list_workspaces", ORG, _AFTER_ALL_IDS, 10) == [workspace_row]
+    assert await old.read("list_own_workspaces", ORG, USER, _AFTER_ALL_IDS, 10) == [workspace_row]
+    assert await old.read("list_wanted_pods") == [workspace_row]
+    assert await old.read("list_cancellations") == [workspace_row + task_row]
+    assert await old.read("get_task", submitted.id, busy.id) == [task_row]
+    assert await old.read("list_tasks", busy.id, _AFTER_ALL_IDS, 10) == [task_row]
+    events = await old.read("list_events", busy.id, 0, 10)
+    assert [event[:3] for event in events] == [
+        (busy.id, 1, "task_submitted"),
+        (busy.id, 2, "task_cancel_requested"),
+    ]
+
+
+async def test_the_new_worker_reads_what_the_old_one_wrote(
+    old: OldWorker, new: PostgresStore
+) -> None:
+    idle, submitted = workspace(), task("")
+    submitted = replace(submitted, workspace_id=idle.id)
+    await old.insert("workspaces", workspace_columns(idle))
+    assert await new.get_workspace(idle.id) == idle
+    await old.submit(idle.id, submitted)
+    busy = replace(idle, status=WorkspaceStatus.BUSY, current_task_id=submitted.id, last_seq=1)
+    assert await new.get_workspace(idle.id) == busy
+    assert await new.get_task(idle.id, submitted.id) == submitted
+    assert await new.list_wanted_pods() == [busy]
+    assert [event.type for event in await new.list_events(idle.id, 0, 10)] == ["task_submitted"]
+
+
+async def test_each_records_the_cancellation_of_the_others_task(
+    old: OldWorker, new: PostgresStore
+) -> None:
+    busy, submitted = await with_task(new)
+    assert await old.record_cancellation(busy.id, intent("old", force_after_seconds=9))
+    found = await new.record_cancellation(
+        permission(), busy.id, None, intent("new", force_after_seconds=5)
+    )
+    assert not found.recorded
+    stored = replace(intent("old"), force_at=intent(force_after_seconds=5).force_at)
+    stored = replace(stored, force_requested_by=USER)
+    assert found.task == replace(submitted, cancel=stored)
+    await complete(new, busy, submitted.id)
+    following = task(busy.id)
+    await old.submit(busy.id, following)
+    assert (await new.record_cancellation(permission(), busy.id, None, intent())).recorded
+    assert not await old.record_cancellation(busy.id, intent(force_after_seconds=1))
+    cancelled = await new.get_task(busy.id, following.id)
+    assert cancelled == replace(following, cancel=intent(force_after_seconds=1))
+
+
+async def test_of_many_cancellations_at_both_one_is_recorded(
+    old: OldWorker, new: PostgresStore
+) -> None:
+    busy, _ = await with_task(new)
+
+    async def at_new() -> bool:
+        return (await new.record_cancellation(permission(), busy.id, None, intent())).recorded
+
+    calls = [
+        at_new() if number % 2 else old.record_cancellation(busy.id, intent())
+        for number in range(20)
+    ]
+    assert (await asyncio.gather(*calls)).count(True) == 1
+    assert len(await new.list_events(busy.id, 0, 10)) == 2
+
+
+async def test_the_old_worker_ends_a_task_that_the_new_one_cancelled(
+    old: OldWorker, new: PostgresStore
+) -> None:
+    busy, submitted = await with_task(new)
+    await new.record_cancellation(permission(), busy.id, None, intent())
+    await old.end(busy.id, "cancelled")
+    ended = await new.get_task(busy.id, submitted.id)
+    assert ended == replace(
+        submitted,
+        status=TaskStatus.CANCELLED,
+        completed_at=NOW,
+        result="done",
+        cancel=intent(),
+    )
+    events = await new.list_events(busy.id, 0, 10)
+    assert [(event.seq, event.type) for event in events][1:] == [
+        (2, "task_cancel_requested"),
+        (3, "task_completed"),
+    ]
+
+
+async def test_the_old_worker_keeps_what_it_does_not_know(
+    old: OldWorker, new: PostgresStore
+) -> None:
+    busy, _ = await with_task(new)
+    await new.transition(
+        busy.id,
+        lambda locked: replace(
+            unchanged(locked), workspace=replace(locked.workspace, task_unnamed_since=NOW)
+        ),
+    )
+    await old.update("workspaces", busy.id, lease_expires_at=NOW, host="run_1")
+    assert await new.get_workspace(busy.id) == replace(
+        busy, task_unnamed_since=NOW, lease_expires_at=NOW, run_id="run_1"
+    )
+
+
+async def test_a_connected_worker_continues_after_the_migration(empty_database_url: str) -> None:
+    """Its statements were prepared on the old schema."""
+    migrate_to(empty_database_url, released_migration())
+    idle, submitted = workspace(), task("")
+    submitted = replace(submitted, workspace_id=idle.id)
+    async with (
+        await AsyncConnection.connect(empty_database_url, autocommit=True) as connection,
+        open_pool(empty_database_url, min_size=1) as pool,
+    ):
+        old, new = OldWorker(connection), PostgresStore(pool)
+        await old.insert("workspaces", workspace_columns(idle))
+        await old.submit(idle.id, submitted)
+        before = [await old.read("get_workspace", idle.id), await old.read("list_wanted_pods")]
+        assert not await old.record_cancellation("ws_unknown", intent())
+        await asyncio.to_thread(migrate, empty_database_url)
+        after = [await old.read("get_workspace", idle.id), await old.read("list_wanted_pods")]
+        assert after == before
+        assert await old.record_cancellation(idle.id, intent())
+        found = await new.record_cancellation(permission(), idle.id, None, intent())
+        assert (found.task, found.recorded) == (replace(submitted, cancel=intent()), False)
+        await old.end(idle.id, "cancelled")
+        ended = await new.get_task(idle.id, submitted.id)
+        assert ended is not None and ended.status is TaskStatus.CANCELLED
+
+
+def migrate_to(database_url: str, last_migration: str) -> None:
+    """Makes the schema of an earlier release."""
+    source = resources.files("server.store") / "migrations"
+    with (
+        resources.as_file(source) as folder,
+        yoyo.get_backend(migration._yoyo_url(database_url)) as backend,
+    ):
+        released = yoyo.read_migrations(str(folder)).filter(lambda each: each.id <= last_migration)
+        backend.apply_migrations(backend.to_apply(released))
