@@ -7,7 +7,6 @@ import pytest
 from psycopg import AsyncConnection
 
 from server.core import task_lifecycle
-from server.core.change import unchanged
 from server.core.task import TaskStatus
 from server.core.task_lifecycle import IterationCompleted, TaskStarted
 from server.core.workspace import WorkspaceStatus
@@ -132,21 +131,6 @@ async def test_what_cannot_be_stored_is_replaced(pool: Pool) -> None:
     assert stored is not None and stored.result == "a\ufffdb\\u0000?ü"
     (event,) = await store.list_events(busy.id, 2, 1)
     assert event.payload["tool_call"]["result"]["output"] == "a\ufffdb\\u0000?ü"
-
-
-async def test_what_is_committed_is_announced(pool: Pool) -> None:
-    announced: list[str] = []
-    store = PostgresStore(pool, announced.append)
-    busy, _ = await with_task(store)
-    assert announced == [busy.id] * 2
-    await store.transition(busy.id, unchanged)
-    await store.record_cancellation(permission(org_id="org_b"), busy.id, None, intent())
-    assert announced == [busy.id] * 2
-    await store.record_cancellation(permission(), busy.id, None, intent())
-    await store.record_cancellation(permission(), busy.id, None, intent())
-    assert announced == [busy.id] * 3
-    await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=1))
-    assert announced == [busy.id] * 4
 
 
 async def test_a_refused_write_rolls_all_of_it_back(pool: Pool) -> None:

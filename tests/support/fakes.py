@@ -1,6 +1,6 @@
 """Fakes of the core's ports, for tests without PostgreSQL.
 
-The contract suite in tests/store checks FakeStore and the real store alike.
+tests/contracts runs the same suites on them as on the real implementations.
 """
 
 import asyncio
@@ -68,6 +68,9 @@ class FakeStore:
                 Origin(intent.request_id, trace_id)
             ),
         )
+        if not change.events and change.task != task:
+            # An earlier `force_at` was taken over.
+            self.announce(workspace_id)
         return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
 
     async def transition(
@@ -128,14 +131,13 @@ class FakeStore:
         )
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        open_tasks = [
+        self._answer()
+        current = [
             (each, self._task_of(each, each.current_task_id))
-            for each in await self.list_wanted_pods()
+            for each in sorted(self._workspaces.values(), key=lambda each: each.id)
         ]
         return [
-            (each, task)
-            for each, task in open_tasks
-            if task is not None and task.cancel is not None
+            (each, task) for each, task in current if task is not None and task.cancel is not None
         ]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
@@ -161,7 +163,7 @@ class FakeStore:
         self._events[workspace_id] += [
             _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
         ]
-        if (change.workspace, change.task) != (locked.workspace, locked.task):
+        if change.events or change.workspace.status is not locked.workspace.status:
             self.announce(workspace_id)
         return change
 

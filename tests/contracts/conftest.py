@@ -1,4 +1,4 @@
-"""A pool for each test, and each implementation of the store."""
+"""Each implementation of each port."""
 
 from collections.abc import AsyncIterator
 
@@ -10,6 +10,12 @@ from server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 
 
+@pytest.fixture
+def announced() -> list[str]:
+    """The workspaces that the store has announced."""
+    return []
+
+
 @pytest.fixture(params=["fake", "postgres"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
     """Where the store under test keeps its data; None: in memory."""
@@ -17,10 +23,10 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def store(store_url: str | None) -> AsyncIterator[Store]:
+async def store(store_url: str | None, announced: list[str]) -> AsyncIterator[Store]:
     """Every implementation of the port in turn."""
     if store_url is None:
-        yield FakeStore()
+        yield FakeStore(announced.append)
         return
     async with open_pool(store_url) as opened:
-        yield PostgresStore(opened)
+        yield PostgresStore(opened, announced.append)

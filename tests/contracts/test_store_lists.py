@@ -1,0 +1,97 @@
+"""What the lists of every Store contain, and in what order."""
+
+from dataclasses import replace
+
+import pytest
+
+from server.core import task_lifecycle
+from server.core.ids import new_task_id
+from server.core.ports import Store
+from server.core.workspace import WorkspaceStatus
+from tests.support.store.examples import (
+    complete,
+    intent,
+    permission,
+    set_status,
+    task,
+    with_task,
+    workspace,
+)
+
+
+async def test_lists_are_newest_first_and_paged(store: Store) -> None:
+    mine = [workspace() for _ in range(3)]
+    others = [workspace(user_id="user_2"), workspace(user_id=None), workspace(org_id="org_b")]
+    for each in mine + others:
+        await store.create_workspace(each)
+    newest_first = sorted((each.id for each in mine + others[:2]), reverse=True)
+    assert [each.id for each in await store.list_workspaces(permission(), None, 10)] == newest_first
+    assert [
+        each.id for each in await store.list_workspaces(permission(), newest_first[1], 2)
+    ] == newest_first[2:4]
+    own = await store.list_workspaces(permission(own_only=True), None, 10)
+    assert [each.id for each in own] == sorted((each.id for each in mine), reverse=True)
+    assert not await store.list_workspaces(permission(user_id=None, own_only=True), None, 10)
+
+
+async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
+    busy, first = await with_task(store)
+    await with_task(store)
+    await complete(store, busy, first.id)
+    second = task(busy.id)
+    await store.transition(busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1"))
+    newest_first = sorted((first.id, second.id), reverse=True)
+    assert [each.id for each in await store.list_tasks(busy.id, None, 10)] == newest_first
+    assert [
+        each.id for each in await store.list_tasks(busy.id, newest_first[0], 10)
+    ] == newest_first[1:]
+    assert len(await store.list_tasks(busy.id, None, 1)) == 1
+    assert [event.seq for event in await store.list_events(busy.id, 1, 1)] == [2]
+    assert await store.list_events(busy.id, 3, 10) == []
+
+
+async def test_wanted_pods_are_those_that_have_not_ended(store: Store) -> None:
+    for status in WorkspaceStatus:
+        await store.create_workspace(workspace(status))
+    wanted = {each.status for each in await store.list_wanted_pods()}
+    assert wanted == set(WorkspaceStatus) - {WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED}
+
+
+async def test_workspaces_are_counted_by_status(store: Store) -> None:
+    assert await store.count_workspaces() == {}
+    for status in (WorkspaceStatus.FAILED, WorkspaceStatus.IDLE, WorkspaceStatus.FAILED):
+        await store.create_workspace(workspace(status))
+    assert await store.count_workspaces() == {WorkspaceStatus.FAILED: 2, WorkspaceStatus.IDLE: 1}
+
+
+async def test_open_cancellations_are_listed_with_their_workspaces(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    ended, finished = await with_task(store)
+    await with_task(store)
+    for each in (busy, ended):
+        await store.record_cancellation(permission(), each.id, None, intent())
+    await complete(store, ended, finished.id)
+    ((listed, cancelled),) = await store.list_cancellations()
+    assert (listed, cancelled) == (
+        replace(busy, last_seq=2),
+        replace(submitted, cancel=intent()),
+    )
+
+
+@pytest.mark.parametrize("status", WorkspaceStatus)
+async def test_an_open_cancellation_is_listed_in_every_status(
+    store: Store, status: WorkspaceStatus
+) -> None:
+    busy, submitted = await with_task(store)
+    await store.record_cancellation(permission(), busy.id, None, intent())
+    await set_status(store, busy.id, status)
+    assert [found.id for _, found in await store.list_cancellations()] == [submitted.id]
+
+
+async def test_a_task_is_found_in_its_workspace_only(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    other, _ = await with_task(store)
+    assert await store.get_task(busy.id, submitted.id) == submitted
+    assert await store.get_task(other.id, submitted.id) is None
+    assert await store.get_task(busy.id, new_task_id()) is None
+    assert await store.get_workspace("ws_unknown") is None

@@ -1,0 +1,170 @@
+"""What a transition does in every Store."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from server.core import task_lifecycle
+from server.core.change import Change, Locked, unchanged
+from server.core.errors import Failure
+from server.core.event import EventType, Origin
+from server.core.ports import Store
+from server.core.task import Phase, TaskStatus, Usage
+from server.core.task_lifecycle import IterationCompleted, TaskStarted
+from server.core.workspace import WorkspaceStatus
+from tests.support.store.examples import (
+    NOW,
+    complete,
+    intent,
+    permission,
+    set_status,
+    task,
+    with_task,
+)
+
+
+async def test_a_transition_commits_workspace_task_and_events(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    payload = {"number": 1, "model_call": {"input_tokens": 3, "output_tokens": 4, "content": "ü"}}
+    change = await store.transition(
+        busy.id,
+        lambda locked: task_lifecycle.commit(
+            locked, 1, submitted.id, [TaskStarted(), IterationCompleted(1, payload)], NOW
+        ),
+    )
+    assert change is not None and change.task is not None
+    assert (change.workspace.last_seq, change.task.iterations) == (3, 1)
+    assert change.task.usage == Usage(input_tokens=3, output_tokens=4, model_calls=1)
+    assert await store.get_workspace(busy.id) == change.workspace
+    assert await store.get_task(busy.id, submitted.id) == change.task
+    events = await store.list_events(busy.id, 0, 10)
+    assert [event.seq for event in events] == [1, 2, 3]
+    assert [event.type for event in events] == [
+        EventType.TASK_SUBMITTED,
+        EventType.TASK_STARTED,
+        EventType.ITERATION_COMPLETED,
+    ]
+    assert events[2].payload == payload
+
+
+async def test_every_field_comes_back(store: Store) -> None:
+    busy, _ = await with_task(store)
+
+    def fill(locked: Locked) -> Change:
+        assert locked.task is not None
+        filled = replace(
+            locked.workspace,
+            status_reason="why",
+            agent_address="127.0.0.1:1",
+            lease_expires_at=NOW + timedelta(microseconds=1),
+            run_id="run_1",
+            epoch=2**40,
+            updated_at=NOW + timedelta(days=1),
+        )
+        running = replace(
+            locked.task,
+            status=TaskStatus.RUNNING,
+            phase=Phase.TOOL_CALL,
+            started_at=NOW,
+            cancel=intent(force_after_seconds=2.5),
+            reason="r",
+            result="s",
+            forced=True,
+            usage=Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4),
+        )
+        return Change(filled, running)
+
+    change = await store.transition(busy.id, fill)
+    assert change is not None and change.task is not None
+    assert await store.get_workspace(busy.id) == change.workspace
+    assert await store.get_task(busy.id, change.task.id) == change.task
+    seen: list[Locked] = []
+
+    def look(locked: Locked) -> Change:
+        seen.append(locked)
+        return unchanged(locked)
+
+    await store.transition(busy.id, look)
+    assert seen == [Locked(change.workspace, change.task)]
+
+
+async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    second = task(busy.id)
+    with pytest.raises(Failure) as raised:
+        await store.transition(
+            busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
+        )
+    assert raised.value.slug == "workspace_busy"
+    assert await store.get_task(busy.id, second.id) is None
+    assert await store.get_workspace(busy.id) == busy
+    await complete(store, busy, submitted.id)
+
+
+async def test_a_transition_of_no_workspace_is_none(store: Store) -> None:
+    assert await store.transition("ws_unknown", unchanged) is None
+
+
+async def test_seq_has_no_gaps_under_concurrency(store: Store) -> None:
+    busy, submitted = await with_task(store)
+
+    def iterate(locked: Locked) -> Change:
+        assert locked.task is not None
+        payload = {"number": locked.task.iterations + 1, "model_call": {}}
+        return task_lifecycle.commit(
+            locked,
+            1,
+            submitted.id,
+            [TaskStarted(), IterationCompleted(locked.task.iterations + 1, payload)],
+            NOW,
+        )
+
+    changes = await asyncio.gather(*(store.transition(busy.id, iterate) for _ in range(30)))
+    events = await store.list_events(busy.id, 0, 100)
+    assert [event.seq for event in events] == list(range(1, 33))
+    assert max(change.workspace.last_seq for change in changes if change) == 32
+    assert [event.payload["number"] for event in events[2:]] == list(range(1, 31))
+
+
+async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    await store.record_cancellation(permission(), busy.id, None, intent(), "a" * 32)
+    await store.transition(
+        busy.id,
+        lambda locked: task_lifecycle.commit(
+            locked, busy.epoch, submitted.id, [TaskStarted()], NOW
+        ).caused_by(Origin(trace_id="c" * 32)),
+    )
+    events = await store.list_events(busy.id, 0, 10)
+    assert [event.origin.trace_id for event in events] == ["", "a" * 32, "c" * 32]
+    assert not any("trace_id" in event.payload for event in events)
+
+
+async def test_what_others_wait_for_is_announced(store: Store, announced: list[str]) -> None:
+    """Everything with an event or another status. Nobody waits for a heartbeat."""
+    busy, submitted = await with_task(store)
+    assert announced == [busy.id] * 2
+    await store.transition(busy.id, unchanged)
+    await store.transition(
+        busy.id,
+        lambda locked: replace(
+            unchanged(locked), workspace=replace(locked.workspace, lease_expires_at=NOW)
+        ),
+    )
+    assert announced == [busy.id] * 2
+    await set_status(store, busy.id, WorkspaceStatus.STOPPING)
+    await complete(store, busy, submitted.id)
+    assert announced == [busy.id] * 4
+
+
+async def test_what_is_refused_is_not_announced(store: Store, announced: list[str]) -> None:
+    busy, _ = await with_task(store)
+    announced.clear()
+    second = task(busy.id)
+    with pytest.raises(Failure):
+        await store.transition(
+            busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
+        )
+    assert announced == []
