@@ -1,3 +1,5 @@
+"""What only the wakeups over PostgreSQL do. tests/contracts has what they promise to the core."""
+
 import asyncio
 from collections.abc import AsyncIterator
 
@@ -25,35 +27,6 @@ async def wakeups(
         yield one, other
 
 
-async def test_a_change_wakes_its_subscribers_everywhere(
-    wakeups: tuple[PostgresWakeups, PostgresWakeups],
-) -> None:
-    one, other = wakeups
-    async with (
-        one.subscribe("ws_1") as here,
-        other.subscribe("ws_1") as there,
-        other.subscribe("ws_2") as elsewhere,
-    ):
-        one.announce("ws_1")
-        async with asyncio.timeout(LIMIT_SECONDS):
-            await here.wait(60)
-            await there.wait(60)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await elsewhere.wait(60)
-
-
-async def test_a_change_before_the_wait_is_not_lost(
-    wakeups: tuple[PostgresWakeups, PostgresWakeups],
-) -> None:
-    one, other = wakeups
-    async with one.subscribe("ws_1") as first, other.subscribe("ws_1") as second:
-        one.announce("ws_1")
-        async with asyncio.timeout(LIMIT_SECONDS):
-            await second.wait(60)
-            await first.wait(60)
-
-
 async def test_the_fleet_learns_of_all_workspaces(
     wakeups: tuple[PostgresWakeups, PostgresWakeups],
 ) -> None:
@@ -69,21 +42,13 @@ async def test_the_fleet_learns_of_all_workspaces(
         assert await wakeup.wait(0.01) == set()
 
 
-async def test_a_wait_ends_with_the_poll_and_with_its_own_time(
-    pool: Pool, database_url: str
-) -> None:
+async def test_a_wait_ends_with_the_poll(pool: Pool, database_url: str) -> None:
     async with (
         PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling,
         polling.subscribe("ws_1") as wakeup,
     ):
         async with asyncio.timeout(LIMIT_SECONDS):
             await wakeup.wait(60)
-    async with (
-        PostgresWakeups(pool, database_url, poll_seconds=60) as patient,
-        patient.subscribe("ws_1") as wakeup,
-    ):
-        async with asyncio.timeout(LIMIT_SECONDS):
-            await wakeup.wait(0.01)
 
 
 async def test_a_lost_listener_comes_back_and_wakes_all(
