@@ -130,7 +130,7 @@ async def test_the_number_of_labels_is_bounded(
 async def test_signals_are_counted_by_result(metrics: Metrics) -> None:
     agents = FakeAgents()
     measured = MeasuredAgents(agents, metrics)
-    at = workspace()
+    at = workspace(agent_address="127.0.0.1:9")
     await measured.start_task(at, task(at.id))
     assert await measured.cancel_task(at, task(at.id))
     agents.reachable = False

@@ -50,6 +50,8 @@ class FakeAgents:
 
     reachable: bool = True
     known: bool = True
+    # The agent works on another task and refuses to start one.
+    busy: bool = False
     # Awaited during each call, before it returns or fails.
     meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
     started: list[str] = field(default_factory=list)
@@ -58,6 +60,8 @@ class FakeAgents:
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         self.started.append(task.id)
         await self._answer(workspace, task)
+        if self.busy:
+            raise AgentUnreachableError("the fake agent works on another task")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         self.cancelled.append(task.id)
@@ -66,7 +70,7 @@ class FakeAgents:
 
     async def _answer(self, workspace: Workspace, task: Task) -> None:
         await self.meanwhile(workspace, task)
-        if not self.reachable:
+        if not self.reachable or workspace.agent_address is None:
             raise AgentUnreachableError("the fake agent is silent")
 
 
@@ -153,7 +157,9 @@ class World:
         self.store.announce = self.wakeups.announce
 
     async def add(self, status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
-        added = workspace(status, **fields)
+        is_up = status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
+        address = "127.0.0.1:9" if is_up else None
+        added = workspace(status, **{"agent_address": address, **fields})
         await self.store.create_workspace(added)
         return added
 

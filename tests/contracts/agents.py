@@ -1,0 +1,241 @@
+"""Each implementation of Agents with an agent that it reaches, and the faults of that agent."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import structlog
+from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+
+from server.agent.admission import Admission
+from server.agent.loop import ActiveTask
+from server.agent.service import AgentService
+from server.agent.session import Session
+from server.agent.shutdown import Shutdown
+from server.agent.token_verifier import TokenVerifier
+from server.auth.pod_tokens import PodTokens, new_key, public_key
+from server.core.ports import Agents
+from server.core.task import Task
+from server.core.task_lifecycle import TaskEnded
+from server.core.workspace import Workspace
+from server.fleet.agent_client import AgentClient
+from tests.support import world
+from tests.support.waiting import settle
+from tests.support.world import FakeAgents, intent
+
+KEY = new_key()
+
+
+class Fault(Enum):
+    """Why an agent cannot be reached."""
+
+    GONE = "gone"
+    FROZEN = "frozen"
+    REFUSES = "refuses"
+    NOT_REGISTERED = "not registered"
+
+
+class AgentCase(Protocol):
+    """An Agents and the one agent that it reaches."""
+
+    @property
+    def agents(self) -> Agents:
+        """The implementation."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace of the agent, with its address."""
+
+    async def new_task(self) -> Task:
+        """A task that the workspace has and the agent does not have yet."""
+
+    def has(self, task: Task) -> bool:
+        """Whether the agent has received the task."""
+
+    def is_cancelled(self, task: Task) -> bool:
+        """Whether the agent has received the cancellation of the task."""
+
+    def occupied(self) -> AbstractAsyncContextManager[None]:
+        """Meanwhile the agent works on a task that nobody else knows."""
+
+    def fault(self, fault: Fault) -> AbstractAsyncContextManager[Workspace]:
+        """Meanwhile the agent of the returned workspace cannot be reached."""
+
+    def slow(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[None]]]:
+        """Meanwhile calls take long. The returned function waits for the arrival of one."""
+
+
+class _Pausing(grpc.aio.ServerInterceptor):
+    """Lets a server accept calls and not answer them, like a frozen process."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.running = asyncio.Event()
+        self.running.set()
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self.arrived.set()
+        await self.running.wait()
+        return await continuation(details)
+
+
+class ClientCase:
+    """AgentClient, and the agent's own service and session behind a port of loopback."""
+
+    def __init__(self) -> None:
+        self.client = AgentClient(PodTokens(KEY))
+        self.agents: Agents = self.client
+        self.workspace = world.locked_busy(epoch=3).workspace
+        self._pausing = _Pausing()
+        self._server: grpc.aio.Server | None = None
+        self._session = self._new_session()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls) -> AsyncIterator["ClientCase"]:
+        case = cls()
+        await case._listen("127.0.0.1:0")
+        try:
+            yield case
+        finally:
+            case._pausing.running.set()
+            await case.client.aclose()
+            await case._stop()
+
+    async def new_task(self) -> Task:
+        return world.task(self.workspace.id)
+
+    def has(self, task: Task) -> bool:
+        return self._session.task_id == task.id
+
+    def is_cancelled(self, task: Task) -> bool:
+        active = self._session.task
+        return active is not None and active.id == task.id and active.cancel.is_requested
+
+    @asynccontextmanager
+    async def occupied(self) -> AsyncIterator[None]:
+        await self.agents.start_task(self.workspace, await self.new_task())
+        yield
+
+    @asynccontextmanager
+    async def fault(self, fault: Fault) -> AsyncIterator[Workspace]:
+        match fault:
+            case Fault.GONE:
+                await self._stop()
+                yield self.workspace
+                self._session = self._new_session()
+                await self._listen(str(self.workspace.agent_address))
+            case Fault.FROZEN:
+                async with self.slow():
+                    yield self.workspace
+            case Fault.REFUSES:
+                yield replace(self.workspace, epoch=self.workspace.epoch + 1)
+            case Fault.NOT_REGISTERED:
+                yield replace(self.workspace, agent_address=None)
+
+    @asynccontextmanager
+    async def slow(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        self._pausing.running.clear()
+        self._pausing.arrived.clear()
+        yield self._arrival
+        self._pausing.running.set()
+
+    async def _arrival(self) -> None:
+        await self._pausing.arrived.wait()
+
+    def _new_session(self) -> Session:
+        async def work(task: ActiveTask) -> TaskEnded | None:
+            await asyncio.Event().wait()
+            return None
+
+        return Session(work, Shutdown(), lambda: None, structlog.get_logger())
+
+    async def _listen(self, address: str) -> None:
+        verifier = TokenVerifier(public_key(KEY), self.workspace.id)
+        self._server = grpc.aio.server(
+            interceptors=[self._pausing, Admission(verifier)], options=[("grpc.so_reuseport", 0)]
+        )
+        service = AgentService(self._session, self.workspace.id, self.workspace.epoch)
+        add_AgentServiceServicer_to_server(service, self._server)
+        port = self._server.add_insecure_port(address)
+        await self._server.start()
+        self.workspace = replace(self.workspace, agent_address=f"127.0.0.1:{port}")
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+        await self._session.close()
+
+
+@dataclass
+class FakeCase:
+    """FakeAgents, whose answers this case sets."""
+
+    fake: FakeAgents = field(default_factory=FakeAgents)
+    workspace: Workspace = field(default_factory=lambda: world.locked_busy().workspace)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls) -> AsyncIterator["FakeCase"]:
+        yield cls()
+
+    def __post_init__(self) -> None:
+        self.agents: Agents = self.fake
+        self.fake.meanwhile = self._look_up
+
+    async def new_task(self) -> Task:
+        return world.task(self.workspace.id)
+
+    def has(self, task: Task) -> bool:
+        return task.id in self.fake.started and not self.fake.busy
+
+    async def _look_up(self, workspace: Workspace, task: Task) -> None:
+        self.fake.known = self.has(task)
+
+    def is_cancelled(self, task: Task) -> bool:
+        return task.id in self.fake.cancelled
+
+    @asynccontextmanager
+    async def occupied(self) -> AsyncIterator[None]:
+        self.fake.busy = True
+        yield
+        self.fake.busy = False
+
+    @asynccontextmanager
+    async def fault(self, fault: Fault) -> AsyncIterator[Workspace]:
+        if fault is Fault.NOT_REGISTERED:
+            yield replace(self.workspace, agent_address=None)
+            return
+        self.fake.reachable = False
+        yield self.workspace
+        self.fake.reachable = True
+
+    @asynccontextmanager
+    async def slow(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        arrived = asyncio.Event()
+
+        async def wait(workspace: Workspace, task: Task) -> None:
+            arrived.set()
+            await asyncio.Event().wait()
+
+        async def arrival() -> None:
+            await arrived.wait()
+
+        answer, self.fake.meanwhile = self.fake.meanwhile, wait
+        yield arrival
+        self.fake.meanwhile = answer
+
+
+def cancelled(task: Task) -> Task:
+    """The task with a recorded intent."""
+    return replace(task, cancel=intent())
+
+
+async def arrives() -> None:
+    """For implementations whose calls cannot be observed under way."""
+    await settle()
