@@ -33,6 +33,7 @@ class Pods(Protocol):
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod and in the workspace's earlier pods, tools too.
 
-        Asks the agent to end, and kills what is left after the grace. Leaves pods of later epochs
-        alone. Returns whether everything is known to have ended.
+        Asks the agent to end, and kills what is left after the grace; 0 kills at once. Leaves pods
+        of later epochs alone. Returns whether everything is known to have ended: it may be unknown
+        in a pod that another controller started, or if the pod that ran was of another epoch.
         """

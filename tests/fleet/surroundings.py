@@ -22,10 +22,11 @@ BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seco
 
 @dataclass
 class FakePods:
-    """Implements server.fleet.controller.Pods: notes what was done, in order."""
+    """Implements server.fleet.pods.Pods: notes what was done, in order."""
 
     done: list[str] = field(default_factory=list)
-    started: set[tuple[str, int]] = field(default_factory=set)
+    # Of each pod that was started: the workspace, the epoch and the run.
+    started: set[tuple[str, int, str | None]] = field(default_factory=set)
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
     start_error: OSError | None = None
     ends_all: bool = True
@@ -35,17 +36,18 @@ class FakePods:
     on_end: Callable[[], object] = lambda: None
 
     def add(self, workspace: Workspace) -> None:
-        self.started.add((workspace.id, workspace.epoch))
+        self._note_start(workspace)
         self.alive[workspace.id, workspace.epoch] = asyncio.Event()
 
     def kill(self, workspace: Workspace) -> None:
         self.alive.pop((workspace.id, workspace.epoch)).set()
 
     def was_started(self, workspace: Workspace) -> bool:
-        return (workspace.id, workspace.epoch) in self.started
+        return (workspace.id, workspace.epoch, workspace.run_id) in self.started
 
     async def start(self, workspace: Workspace) -> None:
         self.done.append(f"start {workspace.epoch}")
+        self._note_start(workspace)
         if self.start_error is not None:
             raise self.start_error
         self.add(workspace)
@@ -59,7 +61,7 @@ class FakePods:
         return (workspace.id, workspace.epoch) in self.alive and self.files_are_there
 
     def has_files(self, workspace_id: str) -> bool:
-        return self.files_are_there
+        return self.files_are_there and any(each[0] == workspace_id for each in self.started)
 
     def log_tail(self, workspace_id: str) -> str:
         return self.words
@@ -73,6 +75,9 @@ class FakePods:
         ]:
             self.alive.pop(key).set()
         return self.ends_all
+
+    def _note_start(self, workspace: Workspace) -> None:
+        self.started.add((workspace.id, workspace.epoch, workspace.run_id))
 
 
 class FakeChanges:

@@ -75,7 +75,7 @@ class Agent:
         self.thawed.set()
         # What came while it was frozen.
         self._backlog: list[Callable[[], object]] = []
-        self.is_gone = False
+        self.gone = asyncio.Event()
         # The tasks of which it has been told that they are to be cancelled, and the earliest time
         # to break them off.
         self.told: dict[str, float | None] = {}
@@ -101,6 +101,11 @@ class Agent:
     def is_up(self) -> bool:
         """Whether the process is there, and goes on."""
         return not self.is_gone and not self.shutdown.is_begun
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended."""
+        return self.gone.is_set()
 
     @property
     def is_frozen(self) -> bool:
@@ -160,7 +165,7 @@ class Agent:
 
     async def crash(self) -> None:
         """The process is gone. What a tool had running runs on."""
-        self.is_gone = True
+        self.gone.set()
         self._life.cancel()
         await asyncio.wait({self._life})
 
@@ -173,7 +178,7 @@ class Agent:
         try:
             await self._program.run(self.address)
         finally:
-            self.is_gone = True
+            self.gone.set()
             if self.shutdown.code is ExitCode.REJECTED:
                 self._shared.record.defects.append(AssertionError(self.shutdown.reason))
 

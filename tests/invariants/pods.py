@@ -7,29 +7,35 @@ from tests.invariants.agent import Agent, Surrounded
 
 
 class Pods:
-    """Implements server.fleet.controller.Pods."""
+    """Implements server.fleet.pods.Pods."""
 
     def __init__(self, agents: list[Agent], shared: Surrounded) -> None:
         # Whether what runs can be ended, and be known to have ended.
         self.are_in_reach = True
         self._agents = agents
+        # Of each pod that was started: the workspace, the epoch and the run.
+        self._started: set[tuple[str, int, str | None]] = set()
         self._shared = shared
 
     def was_started(self, workspace: Workspace) -> bool:
-        return any(agent.epoch == workspace.epoch for agent in self._agents)
+        return (workspace.id, workspace.epoch, workspace.run_id) in self._started
 
     async def start(self, workspace: Workspace) -> None:
+        self._started.add((workspace.id, workspace.epoch, workspace.run_id))
         self._agents.append(Agent(workspace.id, workspace.epoch, self._shared))
 
     async def wait_exit(self, workspace: Workspace) -> None:
-        """Nobody is told of an end: the next look finds it."""
-        await asyncio.Event().wait()
+        for agent in self._of(workspace.id):
+            if agent.epoch == workspace.epoch:
+                await agent.gone.wait()
 
     def is_alive(self, workspace: Workspace) -> bool:
-        return any(agent.epoch == workspace.epoch and not agent.is_gone for agent in self._agents)
+        return any(
+            agent.epoch == workspace.epoch and not agent.is_gone for agent in self._of(workspace.id)
+        )
 
     def has_files(self, workspace_id: str) -> bool:
-        return True
+        return bool(self._of(workspace_id))
 
     def log_tail(self, workspace_id: str) -> str:
         return ""
@@ -37,15 +43,20 @@ class Pods:
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         if not self.are_in_reach:
             return False
-        for agent in [
-            agent for agent in self._agents if agent.epoch <= workspace.epoch and not agent.is_gone
-        ]:
+        ended = [agent for agent in self._of(workspace.id) if agent.epoch <= workspace.epoch]
+        for agent in ended:
+            if agent.is_gone:
+                continue
             if grace_seconds and not agent.is_frozen:
                 await agent.end()
             else:
                 await agent.crash()
-        self._shared.tools -= {tool for tool in self._shared.tools if tool[0] <= workspace.epoch}
+        epochs = {agent.epoch for agent in ended}
+        self._shared.tools -= {tool for tool in self._shared.tools if tool[0] in epochs}
         return True
+
+    def _of(self, workspace_id: str) -> list[Agent]:
+        return [agent for agent in self._agents if agent.workspace_id == workspace_id]
 
 
 class Changes:

@@ -1,0 +1,243 @@
+"""Each implementation of Pods, with what happens in its pods."""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from server.core.runtime import Runtime
+from server.core.workspace import Workspace
+from server.fleet import processes
+from server.fleet.local_pods import LocalPods
+from server.fleet.pods import Pods
+from server.fleet.processes import Pod
+from tests.fleet.small_agent import spec_for
+from tests.fleet.surroundings import FakePods
+from tests.invariants.agent import Agent, Surrounded
+from tests.invariants.clock import Clock
+from tests.invariants.pods import Pods as InvariantsPods
+from tests.invariants.record import Record
+from tests.invariants.spy_store import SpyStore
+from tests.support.fakes import FakeStore
+from tests.support.waiting import eventually_async
+
+# Runs a tool, writes two lines, and ends itself and the tool when it is asked to.
+_AGENT = f"""#!{sys.executable} -S
+import signal, subprocess, sys, time
+tool = subprocess.Popen(["/bin/sleep", "600"])
+def end(*_):
+    tool.kill()
+    tool.wait()
+    print("asked to end", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+print("first line", flush=True)
+print("last line", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+class PodsCase(Protocol):
+    """A Pods, and what else acts on its pods."""
+
+    # The last line that an agent writes after its start.
+    last_line: str
+
+    @property
+    def pods(self) -> Pods:
+        """The implementation."""
+
+    def other_controller(self) -> Pods:
+        """The same pods, as another controller sees them."""
+
+    async def start(self, workspace: Workspace) -> None:
+        """Starts a pod and waits until a tool runs in it."""
+
+    async def kill(self, workspace: Workspace) -> None:
+        """Kills the agent of the pod. Its tools run on."""
+
+    def freeze(self, workspace: Workspace) -> None:
+        """Stops the agent of the pod, so that it ends only if it is killed."""
+
+    def was_asked_to_end(self, workspace: Workspace) -> bool:
+        """Whether the agent of the pod was asked to end, and did."""
+
+    def runs(self, workspace_id: str) -> bool:
+        """Whether an agent or a tool runs in a pod of the workspace."""
+
+    async def lose_track(self, workspace: Workspace) -> Pods:
+        """The pods, as a controller sees them that cannot know what runs in this one."""
+
+
+class LocalCase:
+    """LocalPods, with processes of a small program."""
+
+    last_line = "last line"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pods = LocalPods(folder, spec_for)
+        self._used: set[str] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, folder: Path) -> AsyncIterator["LocalCase"]:
+        program = folder / "agent"
+        program.write_text(_AGENT)
+        program.chmod(0o700)
+        case = cls(folder)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "executable", str(program))
+            yield case
+        for workspace_id in case._used:
+            await processes.end_all(Pod(workspace_id), grace_seconds=0)
+
+    def other_controller(self) -> Pods:
+        return LocalPods(self.folder, spec_for)
+
+    async def start(self, workspace: Workspace) -> None:
+        self._used.add(workspace.id)
+        log = self.folder / "fleet" / workspace.id / "log"
+        written = log.stat().st_size if log.exists() else 0
+        await self.pods.start(workspace)
+        await eventually_async(lambda: b"last line" in log.read_bytes()[written:])
+
+    async def kill(self, workspace: Workspace) -> None:
+        self._signal(workspace, signal.SIGKILL)
+        await eventually_async(lambda: not self.pods.is_alive(workspace))
+
+    def freeze(self, workspace: Workspace) -> None:
+        self._signal(workspace, signal.SIGSTOP)
+
+    def was_asked_to_end(self, workspace: Workspace) -> bool:
+        return self.pods.log_tail(workspace.id) == "asked to end"
+
+    def runs(self, workspace_id: str) -> bool:
+        return bool(processes.find(Pod(workspace_id)))
+
+    async def lose_track(self, workspace: Workspace) -> Pods:
+        """What a dead agent leaves behind is known only to the controller that started it."""
+        await self.kill(workspace)
+        return self.other_controller()
+
+    def remove_files(self, workspace: Workspace) -> None:
+        shutil.rmtree(self.folder / "pods" / workspace.id)
+
+    @contextmanager
+    def failing_starts(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "executable", str(self.folder / "missing"))
+            yield
+
+    def _signal(self, workspace: Workspace, number: signal.Signals) -> None:
+        os.kill(int((self.folder / "pods" / workspace.id / "pid").read_text()), number)
+
+
+class FakeCase:
+    """The FakePods of tests/fleet."""
+
+    last_line = "last line"
+
+    def __init__(self) -> None:
+        self.pods = FakePods()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, folder: Path) -> AsyncIterator["FakeCase"]:
+        yield cls()
+
+    def other_controller(self) -> Pods:
+        return self.pods
+
+    async def start(self, workspace: Workspace) -> None:
+        await self.pods.start(workspace)
+        self.pods.words = self.last_line
+
+    async def kill(self, workspace: Workspace) -> None:
+        self.pods.kill(workspace)
+
+    def freeze(self, workspace: Workspace) -> None:
+        pass
+
+    def was_asked_to_end(self, workspace: Workspace) -> bool:
+        return self.pods.done[-1] not in ("end 0", f"start {workspace.epoch}")
+
+    def runs(self, workspace_id: str) -> bool:
+        return any(alive == workspace_id for alive, _ in self.pods.alive)
+
+    async def lose_track(self, workspace: Workspace) -> Pods:
+        self.pods.ends_all = False
+        return self.pods
+
+    def remove_files(self, workspace: Workspace) -> None:
+        self.pods.files_are_there = False
+
+    @contextmanager
+    def failing_starts(self) -> Iterator[None]:
+        self.pods.start_error = OSError(2, "No such file or directory", "missing")
+        yield
+        self.pods.start_error = None
+
+
+class InvariantsCase:
+    """The Pods of tests/invariants, with agents that never reach their control plane."""
+
+    # Its agents write no log.
+    last_line = ""
+
+    def __init__(self) -> None:
+        clock, record, store = Clock(), Record(), FakeStore()
+        store.unavailable = True
+        spy = SpyStore(store, record, clock)
+        self._shared = Surrounded(
+            runtime=Runtime(spy, clock, 60), store=spy, record=record, clock=clock
+        )
+        self.agents: list[Agent] = []
+        self.pods = InvariantsPods(self.agents, self._shared)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, folder: Path) -> AsyncIterator["InvariantsCase"]:
+        case = cls()
+        yield case
+        for agent in case.agents:
+            await agent.crash()
+
+    def other_controller(self) -> Pods:
+        return self.pods
+
+    async def start(self, workspace: Workspace) -> None:
+        await self.pods.start(workspace)
+        self._shared.tools.add((workspace.epoch, "task_1"))
+
+    async def kill(self, workspace: Workspace) -> None:
+        await self._agent(workspace).crash()
+
+    def freeze(self, workspace: Workspace) -> None:
+        self._agent(workspace).freeze()
+
+    def was_asked_to_end(self, workspace: Workspace) -> bool:
+        return self._agent(workspace).shutdown.is_begun
+
+    def runs(self, workspace_id: str) -> bool:
+        epochs = {agent.epoch for agent in self.agents if agent.workspace_id == workspace_id}
+        return any(epoch in epochs for epoch, _ in self._shared.tools) or any(
+            not agent.is_gone for agent in self.agents if agent.workspace_id == workspace_id
+        )
+
+    async def lose_track(self, workspace: Workspace) -> Pods:
+        self.pods.are_in_reach = False
+        return self.pods
+
+    def _agent(self, workspace: Workspace) -> Agent:
+        return next(
+            agent
+            for agent in self.agents
+            if (agent.workspace_id, agent.epoch) == (workspace.id, workspace.epoch)
+        )
