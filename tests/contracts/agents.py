@@ -25,7 +25,6 @@ from server.core.task_lifecycle import TaskEnded
 from server.core.workspace import Workspace
 from server.fleet.agent_client import AgentClient
 from tests.support import world
-from tests.support.waiting import settle
 from tests.support.world import FakeAgents, intent
 
 KEY = new_key()
@@ -234,8 +233,3 @@ class FakeCase:
 def cancelled(task: Task) -> Task:
     """The task with a recorded intent."""
     return replace(task, cancel=intent())
-
-
-async def arrives() -> None:
-    """For implementations whose calls cannot be observed under way."""
-    await settle()

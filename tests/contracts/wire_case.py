@@ -8,7 +8,7 @@ from server.core import task_lifecycle
 from server.core.runtime import Runtime
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
-from tests.contracts.agents import Fault, arrives
+from tests.contracts.agents import Fault
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.record import Record
@@ -17,7 +17,7 @@ from tests.invariants.wire import Network, Wire
 from tests.invariants.world import LEASE_SECONDS
 from tests.support import world
 from tests.support.fakes import FakeStore
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually_async, settle
 
 
 class WireCase:
@@ -89,7 +89,7 @@ class WireCase:
     @asynccontextmanager
     async def slow(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         self.agents.network = Network.SLOW
-        yield arrives
+        yield settle
         self.agents.network = Network.GOOD
 
     @property

@@ -1,0 +1,52 @@
+"""What every Store does while its database does not answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from server.core.change import unchanged
+from server.core.errors import UnavailableError
+from server.core.ports import Store
+from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
+from tests.support.fakes import FakeStore
+from tests.support.store.examples import intent, permission, workspace
+
+_CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
+    "record_cancellation": lambda store: store.record_cancellation(
+        permission(), "ws_1", None, intent()
+    ),
+    "transition": lambda store: store.transition("ws_1", unchanged),
+    "create_workspace": lambda store: store.create_workspace(workspace()),
+    "get_workspace": lambda store: store.get_workspace("ws_1"),
+    "list_workspaces": lambda store: store.list_workspaces(permission(), None, 1),
+    "get_task": lambda store: store.get_task("ws_1", "task_1"),
+    "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),
+    "list_events": lambda store: store.list_events("ws_1", 0, 1),
+    "list_wanted_pods": lambda store: store.list_wanted_pods(),
+    "list_cancellations": lambda store: store.list_cancellations(),
+    "count_workspaces": lambda store: store.count_workspaces(),
+}
+
+
+@pytest.fixture(params=["fake", "postgres"])
+async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Every implementation in turn, without its database."""
+    if request.param == "fake":
+        store = FakeStore()
+        store.unavailable = True
+        yield store
+        return
+    async with open_pool("postgresql:///nowhere?host=/nonexistent", min_size=0) as pool:
+        yield PostgresStore(pool)
+
+
+def test_every_method_is_called() -> None:
+    assert set(_CALLS) == {name for name in vars(Store) if not name.startswith("_")}
+
+
+async def test_every_method_raises_unavailable(unavailable_store: Store) -> None:
+    calls = [call(unavailable_store) for call in _CALLS.values()]
+    raised = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in raised] == [UnavailableError] * len(_CALLS)
