@@ -6,21 +6,15 @@ from dataclasses import dataclass, field
 from tests.exhaustive.chaos.answers import Answer
 from tests.exhaustive.chaos.faults import Hit
 from tests.exhaustive.chaos.plan import Stopped
+from tests.promises.history import EventRecord, History, TaskRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow:
-    """A task in the database. Times in seconds since 1970."""
+class TaskRow(TaskRecord):
+    """A task in the database, with what the load knows of it."""
 
-    id: str
-    workspace_id: str
-    status: str
     iteration_seconds: float = 0.0
-    cancel_requested_at: float | None = None
     cancel_reason: str | None = None
-    completed_at: float | None = None
-    forced: bool = False
-    force_at: float | None = None
     submitted_at: float = 0.0
     agent_stopped: str = Stopped.NEVER
 
@@ -39,27 +33,30 @@ class TaskRow:
         return max(0.0, self.completed_at - self.force_at)
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
-    """An entry of a log in the database."""
-
-    workspace_id: str
-    seq: int
-    type: str
-    task_id: str | None = None
-    # Of a task's end.
-    status: str | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """All that is judged."""
 
     tasks: Mapping[str, TaskRow] = field(default_factory=dict)
-    events: Sequence[EventRow] = ()
+    events: Sequence[EventRecord] = ()
     # The `last_seq` of each workspace's row, by workspace id.
     last_seqs: Mapping[str, int] = field(default_factory=dict)
     answers: Sequence[Answer] = ()
     hits: Sequence[Hit] = ()
     # Found while it ran: processes, connections, lines of logs, workspaces that did not come back.
     seen: Sequence[str] = ()
+
+    @property
+    def history(self) -> History:
+        """What the promises are checked from."""
+        answers = ((answer.promised_task_id, answer) for answer in self.answers)
+        return History(
+            tasks=self.tasks,
+            events=self.events,
+            last_seqs=self.last_seqs,
+            promised=[
+                (task_id, f"{answer.outcome or answer.slug} was answered to {answer}")
+                for task_id, answer in answers
+                if task_id
+            ],
+        )

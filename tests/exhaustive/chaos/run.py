@@ -68,15 +68,16 @@ def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) 
             if isinstance(error, TimeoutError)
             else [f"an agent is missing: {error}"]
         )
-    rows = sightings.tasks(stack), sightings.events(stack), sightings.last_seqs(stack)
+    history = sightings.history(stack)
+    tasks = sightings.tasks(stack, history)
     began = time.monotonic()
     seen += _stopped(stack)
     stop_seconds = time.monotonic() - began
     seen += sightings.defects(stack)
     evidence = Evidence(
-        tasks=rows[0],
-        events=rows[1],
-        last_seqs=rows[2],
+        tasks=tasks,
+        events=history.events,
+        last_seqs=history.last_seqs,
         answers=played.answers,
         hits=played.hits,
         seen=seen,

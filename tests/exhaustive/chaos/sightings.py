@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import psutil
 
-from tests.exhaustive.chaos.evidence import EventRow, TaskRow
+from tests.exhaustive.chaos.evidence import TaskRow
 from tests.exhaustive.chaos.plan import Stopped
+from tests.promises.database import read_history
+from tests.promises.history import History
 from tests.support.stack import Stack
 
 # In a line of a log, they tell of a defect.
@@ -113,43 +115,26 @@ def _is_cancelled_call(lines: Sequence[str]) -> bool:
     return trace[0].startswith("Traceback") and error == "asyncio.exceptions.CancelledError"
 
 
-def tasks(stack: Stack) -> dict[str, TaskRow]:
-    """All of them."""
+def history(stack: Stack) -> History:
+    """Of all workspaces. Nothing changes them any more."""
+    with stack.database() as connection:
+        return read_history(connection)
+
+
+def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
+    """Its tasks, with what the load knows of them."""
     with stack.database() as connection:
         rows = connection.execute(
-            "SELECT id, workspace_id, status, coalesce(metadata ->> 'iteration_seconds', '0')::float, "
-            "extract(epoch FROM cancel_requested_at)::float, cancel_reason, extract(epoch FROM completed_at)::float, forced, "
-            "extract(epoch FROM cancel_force_at)::float, extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped' "
-            "FROM tasks"
+            "SELECT id, coalesce(metadata ->> 'iteration_seconds', '0')::float, cancel_reason, "
+            "extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped' FROM tasks"
         ).fetchall()
     return {
-        row[0]: TaskRow(
-            id=row[0],
-            workspace_id=row[1],
-            status=row[2],
-            iteration_seconds=row[3],
-            cancel_requested_at=row[4],
-            cancel_reason=row[5],
-            completed_at=row[6],
-            forced=row[7],
-            force_at=row[8],
-            submitted_at=row[9],
-            agent_stopped=row[10] or Stopped.NEVER,
+        id_: TaskRow(
+            **asdict(history.tasks[id_]),
+            iteration_seconds=iteration_seconds,
+            cancel_reason=reason,
+            submitted_at=submitted_at,
+            agent_stopped=agent_stopped or Stopped.NEVER,
         )
-        for row in rows
+        for id_, iteration_seconds, reason, submitted_at, agent_stopped in rows
     }
-
-
-def events(stack: Stack) -> list[EventRow]:
-    """All of them."""
-    with stack.database() as connection:
-        rows = connection.execute(
-            "SELECT workspace_id, seq, type, task_id, payload ->> 'status' FROM events"
-        ).fetchall()
-    return [EventRow(*row) for row in rows]
-
-
-def last_seqs(stack: Stack) -> dict[str, int]:
-    """Of every workspace."""
-    with stack.database() as connection:
-        return dict(connection.execute("SELECT id, last_seq FROM workspaces").fetchall())

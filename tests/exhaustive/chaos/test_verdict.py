@@ -13,16 +13,18 @@ from tests.exhaustive.chaos.bounds import (
     forced_ends_say_so,
     trouble_has_a_cause,
 )
-from tests.exhaustive.chaos.evidence import EventRow, Evidence, TaskRow
+from tests.exhaustive.chaos.evidence import Evidence, TaskRow
 from tests.exhaustive.chaos.faults import Hit
 from tests.exhaustive.chaos.plan import Fault, Kind, Stopped, Target, Wire
 from tests.exhaustive.chaos.verdict import CHECKS, violations
+from tests.promises.history import EventRecord
 
 WS = "ws_1"
 CANCELLED = TaskRow(
     id="task_1",
     workspace_id=WS,
     status="cancelled",
+    iterations=1,
     iteration_seconds=0.3,
     cancel_requested_at=101.0,
     cancel_reason="call 1",
@@ -33,6 +35,7 @@ COMPLETED = TaskRow(
     id="task_2",
     workspace_id=WS,
     status="completed",
+    iterations=1,
     iteration_seconds=0.3,
     submitted_at=105.0,
     completed_at=106.0,
@@ -48,7 +51,12 @@ LOG = (
     ("iteration_completed", "task_2"),
     ("task_completed", "task_2"),
 )
-STATUS = {"task_1": "cancelled", "task_2": "completed"}
+PAYLOADS: dict[tuple[str, str], dict[str, Any]] = {
+    ("iteration_completed", "task_1"): {"number": 1},
+    ("iteration_completed", "task_2"): {"number": 1},
+    ("task_completed", "task_1"): {"status": "cancelled", "iterations": 1},
+    ("task_completed", "task_2"): {"status": "completed", "iterations": 1},
+}
 
 
 def answer(
@@ -130,11 +138,9 @@ ANSWERS = {
 WHOLE = Evidence(
     tasks={"task_1": CANCELLED, "task_2": COMPLETED},
     events=[
-        EventRow(WS, 1, "workspace_provisioned"),
+        EventRecord(WS, 1, "workspace_provisioned"),
         *(
-            EventRow(
-                WS, seq, type_, task_id, STATUS[task_id] if type_ == "task_completed" else None
-            )
+            EventRecord(WS, seq, type_, task_id, **PAYLOADS.get((type_, task_id), {}))
             for seq, (type_, task_id) in enumerate(LOG, 2)
         ),
     ],
@@ -162,12 +168,18 @@ def with_event(
     at: int, type_: str, task_id: str | None = None, status: str | None = None
 ) -> Evidence:
     """Another entry behind this place, in a log that stays without gaps."""
-    rows = [*WHOLE.events[:at], EventRow(WS, 0, type_, task_id, status), *WHOLE.events[at:]]
+    rows = [*WHOLE.events[:at], EventRecord(WS, 0, type_, task_id, status), *WHOLE.events[at:]]
     return replace(
         WHOLE,
         events=[replace(row, seq=seq) for seq, row in enumerate(rows, 1)],
         last_seqs={WS: len(rows)},
     )
+
+
+def with_payload(seq: int, **changes: Any) -> Evidence:
+    """The entry with this number says something else."""
+    rows = [replace(row, **changes) if row.seq == seq else row for row in WHOLE.events]
+    return replace(WHOLE, events=rows)
 
 
 def without_event(seq: int) -> Evidence:
@@ -254,7 +266,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "a gap": (without_event(4), "without gaps"),
     "an end of the log that is missing": (replace(WHOLE, last_seqs={WS: 11}), "without gaps"),
     "a number twice": (
-        replace(WHOLE, events=[*WHOLE.events, EventRow(WS, 3, "task_started")]),
+        replace(WHOLE, events=[*WHOLE.events, EventRecord(WS, 3, "task_started")]),
         "without gaps",
     ),
     "two ends": (
@@ -282,6 +294,32 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "one iteration too many": (
         with_event(5, "iteration_completed", "task_1"),
         "2 iterations after it was cancelled",
+    ),
+    "an iteration behind the request, of a task that had not begun": (
+        replace(
+            WHOLE,
+            events=[replace(row, seq={3: 4, 4: 3}.get(row.seq, row.seq)) for row in WHOLE.events],
+        ),
+        "1 iterations after it was cancelled",
+    ),
+    "a number that is missing": (with_payload(5, number=2), "and its log has [2]"),
+    "an iteration that the row does not count": (
+        with_task(CANCELLED, iterations=0),
+        "task_1 has 0 iterations",
+    ),
+    "an end with another count": (with_payload(6, iterations=3), "and its end says [3]"),
+    "forced in the log alone": (with_payload(6, forced=True), "and in its log True"),
+    "forced before its deadline": (
+        with_task(CANCELLED, forced=True, force_at=101.5),
+        "was forced at 101.2, and force_at is 101.5",
+    ),
+    "interrupted, and nothing was forced": (
+        with_payload(5, is_tool_call_interrupted=True, has_tool_call=True),
+        "and nothing was forced",
+    ),
+    "a tool call of no model call": (
+        with_payload(5, is_model_call_interrupted=True, has_tool_call=True),
+        "has a tool call of no model call",
     ),
     "a late end": (
         with_task(CANCELLED, completed_at=125.0),

@@ -4,8 +4,9 @@ and what was seen of processes.
 Each check yields a line for each violation.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import wraps
 
 from tests.exhaustive.chaos.answers import BARE, HUNG_UP, NO_ANSWER, NO_CONNECTION, Answer
 from tests.exhaustive.chaos.bounds import (
@@ -14,11 +15,12 @@ from tests.exhaustive.chaos.bounds import (
     forced_ends_say_so,
     trouble_has_a_cause,
 )
-from tests.exhaustive.chaos.evidence import EventRow, Evidence
+from tests.exhaustive.chaos.evidence import Evidence
 from tests.exhaustive.chaos.faults import Hit
 from tests.exhaustive.chaos.plan import Kind, Target, Wire
+from tests.promises.history import TERMINAL, History
+from tests.promises.promises import PROMISES
 
-TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
 # What a stack in trouble may answer to these callers; another slug would mean that it has taken one
 # for someone else.
 ALLOWED_SLUGS = frozenset(
@@ -51,16 +53,6 @@ def all_ended(evidence: Evidence) -> Iterator[str]:
             yield f"{task.id} of {task.workspace_id} has not ended: {task.status}"
 
 
-def promises_kept(evidence: Evidence) -> Iterator[str]:
-    for answer in evidence.answers:
-        task_id = answer.promised_task_id
-        if task_id and (
-            task_id not in evidence.tasks or evidence.tasks[task_id].status != "cancelled"
-        ):
-            status = evidence.tasks[task_id].status if task_id in evidence.tasks else "missing"
-            yield f"{task_id}: {answer.outcome or answer.slug} was answered to {answer}, and it is {status}"
-
-
 def accepted_once(evidence: Evidence) -> Iterator[str]:
     accepted = Counter(
         answer.body["task_id"] for answer in evidence.answers if answer.outcome == "accepted"
@@ -80,11 +72,7 @@ def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
     used: dict[str, str] = {}
     for task in evidence.tasks.values():
         reason = task.cancel_reason
-        if reason is None:
-            if task.status == "cancelled":
-                yield f"{task.id} is cancelled, and nobody asked for it"
-            continue
-        if reason == STOP_REASON:
+        if reason is None or reason == STOP_REASON:
             continue
         call = calls.get(reason)
         if (
@@ -133,43 +121,6 @@ def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
                     and (other.completed_at or 0) > answer.answered
                 ):
                     yield f"{answer} was told no_active_task, and {other.id} ran all the while"
-
-
-def logs_are_whole(evidence: Evidence) -> Iterator[str]:
-    logs: dict[str, list[EventRow]] = defaultdict(list)
-    for event in sorted(evidence.events, key=lambda event: (event.workspace_id, event.seq)):
-        logs[event.workspace_id].append(event)
-    for workspace_id, last_seq in evidence.last_seqs.items():
-        seqs = [event.seq for event in logs[workspace_id]]
-        if seqs != list(range(1, last_seq + 1)):
-            yield f"the log of {workspace_id} is not 1 to {last_seq} without gaps: {seqs}"
-
-
-def tasks_have_their_events(evidence: Evidence) -> Iterator[str]:
-    of_tasks: dict[str, list[EventRow]] = defaultdict(list)
-    for event in sorted(evidence.events, key=lambda event: event.seq):
-        if event.task_id is not None:
-            of_tasks[event.task_id].append(event)
-    for task in evidence.tasks.values():
-        log = of_tasks[task.id]
-        types = [event.type for event in log]
-        ends = [event.status for event in log if event.type == "task_completed"]
-        if ends != [task.status]:
-            yield f"{task.id} is {task.status}, and its ends in the log are {ends}"
-        elif types[-1] != "task_completed":
-            yield f"{task.id} goes on behind its end: {types}"
-        if (
-            types[:1] != ["task_submitted"]
-            or types.count("task_submitted") > 1
-            or types.count("task_started") > 1
-        ):
-            yield f"{task.id} did not begin once: {types}"
-        if types.count("task_cancel_requested") != (task.cancel_requested_at is not None):
-            yield f"{task.id} was {'not ' * (task.cancel_requested_at is None)}asked to end, and its log says {types}"
-        if "task_cancel_requested" in types:
-            further = types[types.index("task_cancel_requested") :].count("iteration_completed")
-            if further > 1:
-                yield f"{task.id} went through {further} iterations after it was cancelled: {types}"
 
 
 def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
@@ -240,14 +191,22 @@ def nothing_was_seen(evidence: Evidence) -> Iterator[str]:
     yield from evidence.seen
 
 
+def _of_history(
+    promise: Callable[[History], Iterator[str]],
+) -> Callable[[Evidence], Iterator[str]]:
+    @wraps(promise)
+    def check(evidence: Evidence) -> Iterator[str]:
+        return promise(evidence.history)
+
+    return check
+
+
 CHECKS = (
+    *map(_of_history, PROMISES),
     all_ended,
-    promises_kept,
     accepted_once,
     intents_are_of_their_calls,
     answers_told_the_truth,
-    logs_are_whole,
-    tasks_have_their_events,
     ends_are_in_time,
     forced_ends_are_in_time,
     forced_ends_say_so,

@@ -2,7 +2,7 @@
 against the invariants.
 
 INVARIANT_EXAMPLES: how many runs in memory, new ones each time, and about a tenth of that on
-PostgreSQL. SessionTokens race there, so a run may go another way than one that began alike, which
+PostgreSQL. Sessions race there, so a run may go another way than one that began alike, which
 hypothesis does not take: a few have a seed, and what fails stays as it is.
 """
 
