@@ -31,6 +31,7 @@ async def double(number: int) -> int:
 CALLING = """
 import asyncio, pathlib, sys
 from server.crash_points import CrashPoints
+from tests.support.waiting import eventually_async
 
 async def call():
     print("called")
@@ -98,8 +99,7 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
         crash_points_dir=str(tmp_path) if is_set else "",
     )
     agent = asyncio.create_task(program.run(settings))
-    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        await asyncio.sleep(0.001)
+    await eventually_async(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
     async with asyncio.timeout(10):
         await agent

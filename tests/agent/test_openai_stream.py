@@ -27,6 +27,7 @@ from tests.support.model_server import (
     says,
     streams,
 )
+from tests.support.waiting import eventually_async
 
 STOP = event_of({}, "stop")
 
@@ -48,9 +49,7 @@ def _call_part(arguments: Any, index: int | None = 0, **fields: Any) -> bytes:
 async def _force(run: Run, content: str) -> TaskEnded:
     """Forces the cancellation once this much of the answer has been received."""
     ending = asyncio.create_task(run.end())
-    async with asyncio.timeout(10):
-        while run.partial.content != content:
-            await asyncio.sleep(0.001)
+    await eventually_async(lambda: run.partial.content == content)
     run.task.cancel.request(force_at=time.time())
     return await ending
 

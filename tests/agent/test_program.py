@@ -15,17 +15,12 @@ from evershell.workspace.v1.task_pb2 import Task
 from server.agent.shutdown import ExitCode
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.support.waiting import eventually_async
 
 
 async def _exit_code(agent: "asyncio.Task[ExitCode]") -> ExitCode:
     async with asyncio.timeout(10):
         return await agent
-
-
-async def _await_file(path: Path) -> None:
-    async with asyncio.timeout(10):
-        while not path.exists():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start) -> None:
@@ -71,7 +66,7 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
     agent = control_plane.agent()
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done; echo done"
     await control_plane.start_task(agent, control_plane.submit("t1", f"{wait}\necho never"))
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
     await control_plane.until(
         lambda: control_plane.heartbeats and control_plane.heartbeats[-1].phase == Task.tool_call
     )
@@ -107,7 +102,7 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
     await control_plane.start_task(
         agent, control_plane.submit("t1", f"true\n{wait}\necho never"), traceparent=first
     )
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
     await control_plane.cancel_task(agent, "t1", traceparent=second)
     # A cancellation without a trace and one of another task do not change the trace.
     await control_plane.cancel_task(agent, "t1")
@@ -146,7 +141,7 @@ async def test_force_interrupts_the_tool(
     await control_plane.start_task(
         agent, control_plane.submit("t1", "echo so far; touch begun; sleep 600\necho never")
     )
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
     await control_plane.cancel_task(agent, "t1", force_after_seconds=300)
     await control_plane.cancel_task(agent, "t1", force_after_seconds=0)
     await control_plane.until(lambda: control_plane.end("t1"))
@@ -205,7 +200,7 @@ async def test_another_task_is_refused_while_one_runs(
     agent = control_plane.agent()
     task = control_plane.submit("t1", "touch begun; sleep 600")
     await control_plane.start_task(agent, task)
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
     other = type(task)(task_id="t2", description="true")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await control_plane.start_task(agent, other)
@@ -242,7 +237,7 @@ async def test_a_task_that_replies_no_longer_name_is_dropped(
     await control_plane.start_task(
         agent, control_plane.submit("t1", "echo $$ > begun.new; mv begun.new begun; exec sleep 600")
     )
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
     control_plane.submit("t2", "true")
     await control_plane.until(lambda: control_plane.end("t2"))
     assert control_plane.kinds("t1") == ["task_started"]
@@ -267,7 +262,7 @@ async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
         control_plane.agent(),
         control_plane.submit("t1", "touch begun; while [ ! -e go ]; do sleep 0.01; done"),
     )
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
     heartbeats = len(control_plane.heartbeats)
     may_send.set()
     await control_plane.until(lambda: len(control_plane.heartbeats) > heartbeats)
@@ -353,7 +348,7 @@ async def test_an_agent_with_an_unknown_model_exits_at_the_start(
 async def _start_long_task(control_plane: ControlPlane, tmp_path: Path) -> None:
     line = "echo $$ > begun.new; mv begun.new begun; exec sleep 600"
     await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", line))
-    await _await_file(tmp_path / "begun")
+    await eventually_async((tmp_path / "begun").exists)
 
 
 def _is_alive(pid_file: Path) -> bool:

@@ -14,6 +14,7 @@ from structlog.testing import LogCapture
 from server.core.errors import UnavailableError
 from server.telemetry import logs
 from tests.api.running import FailingStore, Running, bearer
+from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
 
 UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
@@ -30,13 +31,12 @@ def log() -> Iterator[LogCapture]:
 
 async def lines_of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
     """Waits for the lines of `count` calls, because each is written just after the reply."""
-    async with asyncio.timeout(10):
-        while (
-            len(found := [dict(line) for line in log.entries if line["event"] == "rpc_completed"])
-            < count
-        ):
-            await asyncio.sleep(0.01)
-    return found
+
+    def found() -> list[dict[str, Any]]:
+        return [dict(line) for line in log.entries if line["event"] == "rpc_completed"]
+
+    await eventually_async(lambda: len(found()) >= count)
+    return found()
 
 
 async def test_a_call_has_one_line(server: Running, world: World, log: LogCapture) -> None:

@@ -22,6 +22,7 @@ from tests.api.running import (
     bearer,
     running,
 )
+from tests.support.waiting import eventually_async, settle
 from tests.support.world import World
 
 CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
@@ -131,13 +132,11 @@ async def test_slow_requests_of_a_credential_yield_to_its_other_requests(
     async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
         slow = [Incomplete(server, LIST, bearer()) for _ in range(5)]
         failures = [asyncio.create_task(each.failure()) for each in slow]
-        while in_flight(metrics) < len(slow):
-            await asyncio.sleep(0.01)
+        await eventually_async(lambda: in_flight(metrics) == len(slow))
         assert await server.raw(LIST, bearer(READER)) == b""
         assert in_flight(metrics) == len(slow), "another credential does not wait for these"
         assert await server.raw(LIST, bearer()) == b""
-        while in_flight(metrics) > 2:
-            await asyncio.sleep(0.01)
+        await eventually_async(lambda: in_flight(metrics) <= 2)
         for each in failures:
             if each.done():
                 assert each.result().slug == "deadline_exceeded"
@@ -153,8 +152,7 @@ async def test_a_slow_request_yields_to_other_callers(
     metrics = Metrics()
     async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
         slow = asyncio.create_task(Incomplete(server, LIST, bearer()).failure())
-        while in_flight(metrics) < 1:
-            await asyncio.sleep(0.01)
+        await eventually_async(lambda: in_flight(metrics) == 1)
         assert await server.raw(LIST, bearer(READER)) == b""
         assert (await slow).slug == "deadline_exceeded"
 
@@ -173,8 +171,7 @@ async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
 
     async with in_all.turn():
         requests = [asyncio.create_task(request(number)) for number in range(2)]
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await settle()
         assert not any(each.done() for each in requests)
     await asyncio.gather(*requests)
     assert read == [0, 1]

@@ -14,6 +14,7 @@ from joserfc.jwk import ECKey, OKPKey
 from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.errors import Failure, UnavailableError
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
+from tests.support.waiting import eventually_async, settle
 
 NEW = ECKey.generate_key("P-256", {"kid": "new"})
 # A token with an unknown key id triggers a refresh of the set, at most once in this time.
@@ -204,9 +205,8 @@ async def test_concurrent_calls_share_the_first_read(keys: CountedSet) -> None:
         asyncio.create_task(verifier.authenticate(token(sub=f"user_{number}")))
         for number in range(5)
     ]
-    while not keys.reads:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await eventually_async(lambda: keys.reads)
+    await settle()
     keys.may_read.set()
     assert len(await asyncio.gather(*calls)) == 5
     assert keys.reads == 1
@@ -224,9 +224,8 @@ async def test_concurrent_calls_with_a_new_key_share_one_refresh(
         asyncio.create_task(verifier.authenticate(token("ES256", NEW, sub=f"user_{number}")))
         for number in range(5)
     ]
-    while keys.reads < 2:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await eventually_async(lambda: keys.reads == 2)
+    await settle()
     keys.may_read.set()
     assert len(await asyncio.gather(*calls)) == 5
     assert keys.reads == 2
@@ -238,8 +237,7 @@ async def test_known_keys_work_during_a_refresh(keys: CountedSet, clock: FakeTim
     clock.now += MAX_AGE_SECONDS + 1
     keys.may_read.clear()
     reader = asyncio.create_task(verifier.authenticate(token(sub="user_2")))
-    while keys.reads < 2:
-        await asyncio.sleep(0)
+    await eventually_async(lambda: keys.reads == 2)
     await asyncio.wait_for(verifier.authenticate(token(sub="user_3")), 5)
     keys.may_read.set()
     await reader

@@ -13,7 +13,7 @@ from server.stack import log_files
 from server.stack.log_files import LogFile, open_log, rotate
 from server.stack.supervisor import Program, Supervisor, exit_code
 from tests.support.small_disk import fill, small_disk
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 _SIZE = 1_000
 
@@ -132,12 +132,12 @@ async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path)
     (agents / "log").write_bytes(b"x" * (1 << 20))
     rotating = asyncio.create_task(log_files.keep_rotating(settings))
     names = {"postgres.log.1", "worker-0.log.1", "log.1"}
-    async with asyncio.timeout(10):
-        while (
-            not names <= {path.name for path in [*disk.iterdir(), *agents.iterdir()]}
-            or (agents / "log").stat().st_size
-        ):
-            await asyncio.sleep(0.01)
+    await eventually_async(
+        lambda: (
+            names <= {path.name for path in [*disk.iterdir(), *agents.iterdir()]}
+            and not (agents / "log").stat().st_size
+        )
+    )
     rotating.cancel()
 
 
@@ -209,7 +209,6 @@ async def test_a_program_starts_without_its_log_and_reopens_it_at_the_next_start
     old = program.process
     await supervisor.restart("echo")
     assert await exit_code(old) != 0
-    while not (logs_dir / "echo.log").read_text():
-        assert program.process.poll() is None
+    await eventually_async((logs_dir / "echo.log").read_text)
     await supervisor.stop_all()
     assert (logs_dir / "echo.log").read_text() == "said\n"

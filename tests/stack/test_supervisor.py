@@ -11,6 +11,7 @@ import pytest
 from server.fleet import processes
 from server.stack import supervisor as module
 from server.stack.supervisor import Program, Supervisor
+from tests.support.waiting import eventually_async
 
 
 async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
@@ -19,9 +20,9 @@ async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
     program = Program("program", lambda: next(commands))
     await supervisor.start(program)
     try:
-        async with asyncio.timeout(10):
-            while program.process is None or program.process.args != ["/bin/sleep", "600"]:
-                await asyncio.sleep(0.005)
+        await eventually_async(
+            lambda: program.process is not None and program.process.args == ["/bin/sleep", "600"]
+        )
     finally:
         await supervisor.stop_all()
 
@@ -42,9 +43,9 @@ async def test_memory_is_not_measured_without_a_limit(
     program = Program("program", lambda: next(commands))
     await supervisor.start(program)
     try:
-        async with asyncio.timeout(10):
-            while program.process is None or program.process.args != ["/bin/sleep", "600"]:
-                await asyncio.sleep(0.005)
+        await eventually_async(
+            lambda: program.process and program.process.args == ["/bin/sleep", "600"]
+        )
     finally:
         await supervisor.stop_all()
     assert not measured
@@ -57,18 +58,16 @@ async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> 
     helper = await asyncio.create_subprocess_exec("/bin/sleep", "600", stdout=subprocess.DEVNULL)
     try:
         await supervisor.start(Program("program", ["/bin/sh", "-c", f"({child}); exec sleep 600"]))
-        async with asyncio.timeout(10):
-            while not left.exists():
-                await asyncio.sleep(0.005)
+        await eventually_async(left.exists)
         leftover = int(left.read_text())
+
+        def leftovers() -> set[int]:
+            return {process.pid for process in processes.leftovers(supervisor.own_pids())}
+
         # Other tests of this process may have left processes, too.
-        async with asyncio.timeout(10):
-            while leftover not in (
-                found := {process.pid for process in processes.leftovers(supervisor.own_pids())}
-            ):
-                await asyncio.sleep(0.005)
+        await eventually_async(lambda: leftover in leftovers())
         own = {helper.pid, supervisor.pids()["program"]}
-        assert own <= supervisor.own_pids() and not own & found
+        assert own <= supervisor.own_pids() and not own & leftovers()
         os.kill(leftover, signal.SIGKILL)
         await supervisor.stop_all()
     finally:
