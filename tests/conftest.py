@@ -21,7 +21,11 @@ from server.stack import postgres
 from server.store.migrate import migrate
 from server.store.pool import Pool, open_pool
 
-pytest_plugins = ["tests.support.edge.fixtures", "tests.support.stack_fixtures"]
+pytest_plugins = [
+    "tests.support.edge.fixtures",
+    "tests.support.leftovers",
+    "tests.support.stack_fixtures",
+]
 
 _numbers = itertools.count(1)
 

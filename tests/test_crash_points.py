@@ -20,6 +20,7 @@ from server.crash_points import CrashPoints, kind_of
 from server.pod.spec import PodSpec
 from server.programs import now
 from server.telemetry.metrics import Metrics
+from tests.support.waiting import eventually_async
 
 ITERATION, END = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
 
@@ -31,7 +32,6 @@ async def double(number: int) -> int:
 CALLING = """
 import asyncio, pathlib, sys
 from server.crash_points import CrashPoints
-from tests.support.waiting import eventually_async
 
 async def call():
     print("called")

@@ -1,35 +1,17 @@
 """The metrics of a whole stack: the workers', the fleet controller's, and Envoy's."""
 
-from collections.abc import Iterator
-
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.stack import postgres
-from tests.support.ports import free_ports
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# By how far their ports are behind METRICS_PORT.
-WORKER, FLEET = PROGRAMS = (0, 1)
+# By how far their ports are behind METRICS_PORT: two workers, then the fleet controller.
+PROGRAMS = (0, 1, 2)
+FLEET = PROGRAMS[-1]
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(
-        tmp_path_factory.mktemp("measured") / "state",
-        WORKERS="1",
-        METRICS_PORT=str(free_ports(2)[0]),
-    )
-    try:
-        stack.start()
-        yield stack
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
 
 
 def scrape(stack: Stack, index: int) -> Samples:
@@ -47,47 +29,42 @@ def total(stack: Stack, name: str, **labels: str) -> float:
     return sum(scrape(stack, index).get((name, frozenset(labels.items())), 0) for index in PROGRAMS)
 
 
-def test_a_cancellation_is_seen_in_the_metrics(measured: Stack) -> None:
-    workspace = Workspace(measured)
+def test_a_cancellation_is_seen_in_the_metrics(stack: Stack, workspace: Workspace) -> None:
+    def counts() -> list[float]:
+        calls, signals = "evershell_rpc_seconds_count", "evershell_agent_signal_seconds_count"
+        return [
+            total(stack, calls, rpc="CancelTask", outcome="ok"),
+            total(stack, calls, rpc="CancelTask", outcome="workspace_not_found"),
+            total(stack, signals, rpc="CancelTask", result="ok"),
+            total(stack, signals, rpc="StartTask", result="ok"),
+            total(stack, "evershell_cancel_to_end_seconds_count", forced="false"),
+        ]
+
+    before = counts()
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel()
-    measured.grpc().call("CancelTask", workspace_id=workspace.id)
+    stack.grpc().call("CancelTask", workspace_id=workspace.id)
     assert workspace.rest.fails("POST", "/v1/workspaces/ws_unknown/task/cancel").status == 404
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
-    assert total(measured, "evershell_rpc_seconds_count", rpc="CancelTask", outcome="ok") == 2
-    assert (
-        total(
-            measured, "evershell_rpc_seconds_count", rpc="CancelTask", outcome="workspace_not_found"
-        )
-        == 1
-    )
-    assert (
-        total(measured, "evershell_agent_signal_seconds_count", rpc="CancelTask", result="ok") == 2
-    )
-    assert (
-        total(measured, "evershell_agent_signal_seconds_count", rpc="StartTask", result="ok") == 1
-    )
-    # It is counted behind the commit, which others see first.
-    eventually(
-        lambda: total(measured, "evershell_cancel_to_end_seconds_count", forced="false") == 1
-    )
-    assert total(measured, "evershell_database_connections", state="idle") >= 2
-    ids = {workspace.id, task_id, measured.ready["demo"]["org_id"]}
+    # Each is counted after what the caller sees.
+    wanted = [old + more for old, more in zip(before, (2, 1, 2, 1, 1), strict=True)]
+    eventually(lambda: counts() == wanted)
+    assert total(stack, "evershell_database_connections", state="idle") >= 2
+    ids = {workspace.id, task_id, stack.ready["demo"]["org_id"]}
     labels = {
-        value for index in PROGRAMS for _, pairs in scrape(measured, index) for _, value in pairs
+        value for index in PROGRAMS for _, pairs in scrape(stack, index) for _, value in pairs
     }
     assert not ids & labels
 
 
-def test_the_backlog_is_seen_at_the_fleet_controller(measured: Stack) -> None:
+def test_the_backlog_is_seen_at_the_fleet_controller(stack: Stack, workspace: Workspace) -> None:
     def read(name: str, **labels: str) -> float | None:
-        return scrape(measured, FLEET).get((f"evershell_{name}", frozenset(labels.items())))
+        return scrape(stack, FLEET).get((f"evershell_{name}", frozenset(labels.items())))
 
-    workspace = Workspace(measured)
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
@@ -102,19 +79,21 @@ def test_the_backlog_is_seen_at_the_fleet_controller(measured: Stack) -> None:
     eventually(lambda: (read("workspaces", status="idle") or 0) >= 2)
 
 
-def test_an_agent_that_is_lost_ends_a_cancellation_in_the_fleets_metrics(measured: Stack) -> None:
-    workspace = Workspace(measured)
+def test_an_agent_that_is_lost_ends_a_cancellation_in_the_fleets_metrics(
+    stack: Stack, workspace: Workspace
+) -> None:
+    key = ("evershell_cancel_to_end_seconds_count", frozenset({("forced", "false")}))
+    before = scrape(stack, FLEET).get(key, 0)
     task_id = workspace.submit("sleep 60")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel()
-    measured.kill(measured.agent_pid(workspace.id))
+    stack.kill(stack.agent_pid(workspace.id))
     assert workspace.await_end(task_id)["status"] == "cancelled"
-    key = ("evershell_cancel_to_end_seconds_count", frozenset({("forced", "false")}))
-    eventually(lambda: scrape(measured, FLEET).get(key, 0) == 1)
+    eventually(lambda: scrape(stack, FLEET).get(key, 0) == before + 1)
 
 
-def test_the_edges_metrics_are_on_its_own_socket(measured: Stack) -> None:
-    socket = postgres.places(measured.state_dir).socket_dir / "envoy.sock"
+def test_the_edges_metrics_are_on_its_own_socket(stack: Stack) -> None:
+    socket = postgres.places(stack.state_dir).socket_dir / "envoy.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), trust_env=False) as client:
         text = client.get("http://envoy/stats/prometheus").text
     assert "envoy_http_downstream_rq_total" in text

@@ -9,14 +9,6 @@ from server.client import WorkspaceClient
 from tests.support.stack import Stack, Workspace
 
 
-def test_a_stream_that_is_quiet_says_that_it_lives(workspace: Workspace) -> None:
-    last = workspace.log()[-1]["seq"]
-    (message,) = islice(workspace.rest.events(workspace.id, after=last), 1)
-    assert set(message) == {"heartbeat"}
-    assert set(message["heartbeat"]) == {"time", "seq"}
-    assert message["heartbeat"]["seq"] == str(last)
-
-
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_stream_goes_on_behind_any_seq(workspace: Workspace, after: int) -> None:
     workspace.await_end(workspace.submit("true", "true"))

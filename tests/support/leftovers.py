@@ -22,6 +22,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _SHARED_PLACES = (
     (_SHARED_MEMORY, re.compile(r"envoy_shared_memory_.*|PostgreSQL\..*")),
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
+    (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
 # A process that was told to end needs a moment.
 _SETTLE_SECONDS = 5.0

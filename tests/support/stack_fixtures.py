@@ -4,13 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.ports import free_ports
 from tests.support.stack import Gate, Stack, Workspace
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One stack for all tests that do not stop it."""
-    running = Stack(tmp_path_factory.mktemp("stack") / "state")
+    """One stack for all tests that do not stop it. It serves metrics and has crash points."""
+    folder = tmp_path_factory.mktemp("stack")
+    (folder / "points").mkdir()
+    running = Stack(
+        folder / "state",
+        METRICS_PORT=str(free_ports(3, in_a_row=3)[0]),
+        CRASH_POINTS_DIR=str(folder / "points"),
+    )
     try:
         running.start()
         yield running

@@ -1,0 +1,29 @@
+"""A choice of the matrix: a busy workspace with each credential, task and wire. The whole of it is in
+tests/exhaustive/e2e.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.matrix import (
+    Places,
+    check_cells_that_change_nothing,
+    check_cells_that_record,
+    prepared_places,
+)
+from tests.support.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def places(stack: Stack) -> Iterator[Places]:
+    with prepared_places(stack, [("idle", "owner"), ("busy", "owner")]) as prepared:
+        yield prepared
+
+
+def test_cells_that_change_nothing(stack: Stack, places: Places) -> None:
+    check_cells_that_change_nothing(stack, places, "busy", "owner")
+
+
+def test_cells_that_record(stack: Stack, places: Places) -> None:
+    check_cells_that_record(stack, places, "owner", at_most=3)

@@ -1,0 +1,31 @@
+"""A worker is killed in the middle of a CancelTask. All points at which it can happen are in
+tests/exhaustive/e2e/test_crash_points.py.
+"""
+
+from tests.support import faults
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+
+def test_a_worker_that_dies_after_the_intent_is_recorded(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    agent, workers = stack.agent_pid(workspace.id), stack.pids("serve")
+    point = stack.state_dir.parent / "points" / "after_intent"
+    point.touch()
+
+    assert faults.cancel(workspace, "rest") == "unavailable"
+
+    assert not point.exists()
+    assert faults.intent_of(workspace, task_id) == "whole"
+    gate.open()
+    assert faults.await_terminal(workspace, task_id)["iterations"] == 1
+    faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+    # The supervisor starts it again; the agent lives.
+    eventually(lambda: len(set(stack.pids("serve")) - set(workers)) == 1)
+    for address in stack.worker_addresses():
+        eventually(lambda: faults.health_of(address) == "SERVING")
+    faults.assert_next_task_works(workspace)
+    assert stack.agent_pid(workspace.id) == agent

@@ -1,0 +1,13 @@
+"""A stream that is quiet, through Envoy. It takes the 15 s of the contract."""
+
+from itertools import islice
+
+from tests.support.stack import Workspace
+
+
+def test_a_stream_that_is_quiet_says_that_it_lives(workspace: Workspace) -> None:
+    last = workspace.log()[-1]["seq"]
+    (message,) = islice(workspace.rest.events(workspace.id, after=last), 1)
+    assert set(message) == {"heartbeat"}
+    assert set(message["heartbeat"]) == {"time", "seq"}
+    assert message["heartbeat"]["seq"] == str(last)

@@ -1,0 +1,157 @@
+"""The stack as it starts in other circumstances: another database, two stacks, after a crash."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from server.stack import postgres
+from tests.support.ports import free_ports
+from tests.support.stack import Stack, Workspace, processes_of
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that the test starts and stops."""
+    own = Stack(tmp_path / "state")
+    yield own
+    # A test that failed half way leaves nothing behind.
+    own.kill_if_running()
+
+
+def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
+    own_stack.start()
+    try:
+        assert (
+            own_stack.rest().get(f"/v1/workspaces/{own_stack.ready['demo']['workspace_id']}")[
+                "status"
+            ]
+            == "idle"
+        )
+        assert (
+            stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"]
+            == "idle"
+        )
+    finally:
+        assert own_stack.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:secret@127.0.0.1:1/none",
+        "user:secret",
+        "mysql://user:secret@127.0.0.1/none",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(
+    tmp_path: Path, url: str
+) -> None:
+    said = Stack(tmp_path / "state", DATABASE_URL=url).refuses_to_start()
+    assert "DATABASE_URL" in said
+    assert "Traceback" not in said
+    assert "secret" not in said
+
+
+def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE customers (id int)")
+    said = Stack(tmp_path / "state", DATABASE_URL=empty_database_url).refuses_to_start()
+    assert "customers" in said
+    assert "Create a database for this service" in said
+    assert "Starting PostgreSQL" not in said
+    assert "Traceback" not in said
+
+
+def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
+    for environment in ({}, {"DATABASE_URL": empty_database_url}):
+        own = Stack(tmp_path / "state", **environment)
+        try:
+            own.start()
+            demo = own.ready["demo"]["workspace_id"]
+            # The same workspace in the same epoch, as in a database that was restored from a dump.
+            found = own.rest().get(f"/v1/workspaces/{demo}")
+            assert (found["status"], found["epoch"]) == ("idle", "1")
+            assert own.stop() == 0
+        finally:
+            own.kill_if_running()
+
+
+def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
+    own_stack: Stack,
+) -> None:
+    own_stack.start()
+    demo = own_stack.ready["demo"]["workspace_id"]
+    own_stack.rest().post(f"/v1/workspaces/{demo}/tasks", {"description": "sleep 60"})
+    own_stack.rest().post(f"/v1/workspaces/{demo}/stop")
+    assert own_stack.stop() == 0
+    own_stack.start()
+    try:
+        assert own_stack.rest().get(f"/v1/workspaces/{demo}")["status"] == "idle"
+    finally:
+        assert own_stack.stop() == 0
+
+
+def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> None:
+    own_stack.start()
+    try:
+        workspace = Workspace(own_stack)
+        pid = own_stack.agent_pid(workspace.id)
+        for program in ("serve", "fleet"):
+            killed = own_stack.pids(program)
+            for each in killed:
+                own_stack.kill(each)
+            eventually(lambda: len(set(own_stack.pids(program)) - set(killed)) == len(killed))
+        # Agents live through it, and the new controller watches over them.
+        eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
+        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+        assert own_stack.agent_pid(workspace.id) == pid
+        own_stack.kill(pid)
+        workspace.await_status("failed")
+    finally:
+        assert own_stack.stop() == 0
+    assert processes_of(own_stack.state_dir) == []
+
+
+@pytest.fixture
+def database_over_tcp(tmp_path: Path) -> Iterator[str]:
+    """A PostgreSQL that is not the stack's own, and the URL at which it listens."""
+    places = postgres.places(tmp_path / "database")
+    postgres.initialise(places.data_dir)
+    with (places.data_dir / "pg_hba.conf").open("w") as access:
+        access.write("host all all 127.0.0.1/32 trust\n")
+    (port,) = free_ports(1)
+    command = [
+        *postgres.command(places.data_dir, places.socket_dir),
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-c",
+        f"port={port}",
+    ]
+    with (tmp_path / "database.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    url = f"postgresql://{postgres.USER}@127.0.0.1:{port}/{postgres.DATABASE}"
+    try:
+        asyncio.run(postgres.wait_ready(url, 20))
+        yield url
+    finally:
+        server.send_signal(postgres.STOP_SIGNAL)
+        server.wait(20)
+
+
+def test_a_database_of_ones_own_over_tcp(database_over_tcp: str, tmp_path: Path) -> None:
+    own = Stack(tmp_path / "state", DATABASE_URL=database_over_tcp, WORKERS="1")
+    try:
+        own.start()
+        assert own.ready["database_url"] == database_over_tcp
+        assert "Starting PostgreSQL" not in own.output.read_text()
+        assert not (own.state_dir / "pg" / "data").exists()
+        workspace = Workspace(own)
+        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()
