@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from server.__main__ import main
 from server.config import Settings
 from tests.support.programs import run
 
@@ -38,8 +40,8 @@ def test_a_program_without_its_key_or_its_database_fails_with_a_message(
     ],
 )
 def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
-    failed = run("up", tmp_path, **{name: value})
-    assert failed.returncode == 1
+    failed = CliRunner().invoke(main, ["up"], env={"STATE_DIR": str(tmp_path), name: value})
+    assert failed.exit_code == 1
     assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
 
 

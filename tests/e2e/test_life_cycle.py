@@ -69,20 +69,3 @@ def test_a_tool_that_has_left_everything_and_kills_its_agent(
     assert left == [] or told == "unknown"
     for pid in left:
         stack.kill(pid)
-
-
-def test_a_list_of_large_tasks_fits_into_messages(stack: Stack, workspace: Workspace) -> None:
-    """A gRPC client takes 4 MiB unless told otherwise."""
-    large = "# " + "🐚" * 99_000
-    submitted = []
-    for _ in range(12):
-        submitted.append(workspace.submit(large))
-        workspace.await_end(submitted[-1])
-    listed: list[str] = []
-    token = ""
-    while True:
-        page = stack.grpc().call("ListTasks", workspace_id=workspace.id, page_token=token)
-        listed += [task["id"] for task in page["tasks"]]
-        if not (token := page["next_page_token"]):
-            break
-    assert listed == submitted[::-1]

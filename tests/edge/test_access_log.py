@@ -87,21 +87,21 @@ def client(quiet_edge: RunningEdge) -> Iterator[httpx.Client]:
 
 
 def long_paths(edge: RunningEdge, client: httpx.Client) -> int:
-    for _ in range(200):
+    for _ in range(100):
         client.get("/" + "x" * 50_000, headers={"user-agent": "u" * 5_000})
-    return 200
+    return 100
 
 
 def bad_keys(edge: RunningEdge, client: httpx.Client) -> int:
-    for _ in range(500):
+    for _ in range(200):
         assert client.post(CANCEL.format("error_unauthenticated")).status_code == 401
-    return 500
+    return 200
 
 
 def pages(edge: RunningEdge, client: httpx.Client) -> int:
-    for _ in range(200):
+    for _ in range(100):
         assert client.get("/healthz").status_code == client.get("/docs").status_code == 200
-    return 400
+    return 200
 
 
 def health(edge: RunningEdge, client: httpx.Client) -> int:

@@ -31,9 +31,13 @@ def run_in_memory(examples: int, *, is_random: bool = False) -> None:
     )
 
 
-def run_on_postgres(database_url: str, number: int, *, is_random: bool = False) -> None:
+def run_on_postgres(
+    database_url: str, number: int, *, examples: int = 6, is_random: bool = False
+) -> None:
     # The first of them is the shortest that there is.
-    few = settings(_SETTINGS, max_examples=6, phases=[Phase.generate], derandomize=not is_random)
+    few = settings(
+        _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
+    )
     run_state_machine_as_test(seed(number)(_machine(_on_postgres(database_url))), settings=few)
 
 

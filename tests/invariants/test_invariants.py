@@ -8,4 +8,4 @@ def test_in_memory() -> None:
 
 
 def test_on_postgres(database_url: str) -> None:
-    run_on_postgres(database_url, 0)
+    run_on_postgres(database_url, 0, examples=3)
