@@ -32,14 +32,14 @@ check: $(READY) ## check format, lint, types, imports, protos, gen/ and Envoy's 
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tests.edge.validate
 
-test: $(READY) ## run the tests of every behaviour, on real PostgreSQL, real Envoy and real agents
-	@exec $(BIN)/python -m pytest --ignore=tests/exhaustive
+test: $(READY) ## run the tests of every promise, on real PostgreSQL, Envoy and agents, in under 4 minutes
+	@exec $(BIN)/python -m pytest --ignore=tests/exhaustive $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
-	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/test_client.py
+	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/test_client.py $(PYTEST_OPTIONS)
 
 test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
-	@exec $(BIN)/python -m pytest tests/exhaustive
+	@exec $(BIN)/python -m pytest tests/exhaustive $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of server/ that they do not reach
 	@$(BIN)/coverage erase
