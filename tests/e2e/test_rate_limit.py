@@ -10,14 +10,14 @@ import pytest
 from tests.support.stack import Stack, Workspace
 from tests.support.wires import Failed, grpc_failure, rest_failure
 
-BURST, CANCEL_BURST, WORKERS = 20, 60, 2
+BURST, CANCEL_BURST, WORKERS, PER_SECOND = 20, 60, 2, 2
 RETRY_AFTER_SECONDS = 1
 # Slow enough that the bucket does not fill while a test empties it.
 ENVIRONMENT = {
     "RATE_LIMIT": "on",
-    "RATE_LIMIT_PER_SECOND": "2",
+    "RATE_LIMIT_PER_SECOND": str(PER_SECOND),
     "RATE_LIMIT_BURST": str(BURST),
-    "CANCEL_LIMIT_PER_SECOND": "2",
+    "CANCEL_LIMIT_PER_SECOND": str(PER_SECOND),
     "CANCEL_LIMIT_BURST": str(CANCEL_BURST),
 }
 
@@ -90,13 +90,15 @@ def calling(
 
 def spend(call: Call, least: int) -> Failed:
     """Makes calls until one is refused: not before as many as are promised, and not long after
-    those of all workers.
+    those of all workers and what has been refilled meanwhile.
     """
-    for served in range(least * WORKERS + 10):
+    began, served = time.monotonic(), 0
+    while served < least * WORKERS + 10 + WORKERS * PER_SECOND * (time.monotonic() - began):
         failed = call()
         if failed is not None and failed.slug == "rate_limited":
             assert served >= least
             return failed
+        served += 1
     raise AssertionError("no call was refused")
 
 

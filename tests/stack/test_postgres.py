@@ -31,10 +31,14 @@ def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
         postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
     )
     asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
+    maps = Path(f"/proc/{started.pid}/maps").read_text()
     yield started
     if started.poll() is None:
         started.send_signal(postgres.STOP_SIGNAL)
     started.wait(20)
+    # A server that was killed leaves its shared memory, which only its successor would remove.
+    for segment in re.findall(r"/dev/shm/PostgreSQL\.\d+", maps):
+        Path(segment).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
@@ -42,8 +46,12 @@ def test_the_name_of_the_state_folder_may_have_special_characters(
     tmp_path: Path, name: str
 ) -> None:
     made = postgres.places(tmp_path / name)
-    assert name not in str(made.socket_dir)
-    assert conninfo_to_dict(postgres.database_url(made.socket_dir))["host"] == str(made.socket_dir)
+    try:
+        assert name not in str(made.socket_dir)
+        url = postgres.database_url(made.socket_dir)
+        assert conninfo_to_dict(url)["host"] == str(made.socket_dir)
+    finally:
+        made.socket_dir.rmdir()
 
 
 def test_the_server_listens_only_on_a_socket_and_stops_cleanly(
