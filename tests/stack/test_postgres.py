@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from server.stack import postgres
 from server.stack.postgres import STOP_SIGNAL, Places
 from server.stack.supervisor import Program, Supervisor
+from tests.support.leftovers import SHARED_MEMORY, mapped
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually
 
@@ -31,14 +32,19 @@ def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
         postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
     )
     asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
-    maps = Path(f"/proc/{started.pid}/maps").read_text()
+    segments = _shared_memory(started.pid)
     yield started
     if started.poll() is None:
         started.send_signal(postgres.STOP_SIGNAL)
     started.wait(20)
-    # A server that was killed leaves its shared memory, which only its successor would remove.
-    for segment in re.findall(r"/dev/shm/PostgreSQL\.\d+", maps):
-        Path(segment).unlink(missing_ok=True)
+    for segment in segments:
+        segment.unlink(missing_ok=True)
+
+
+def _shared_memory(pid: int) -> list[Path]:
+    """What a server that crashes leaves, for its successor to remove; a test may have none."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return [Path(path) for path in re.findall(r"/dev/shm/PostgreSQL\.\d+", maps)]  # noqa: S108
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
@@ -165,6 +171,7 @@ async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space
         made = postgres.places(tmp_path)
         postgres.initialise(made.data_dir)
         url = postgres.database_url(made.socket_dir)
+        before = set(SHARED_MEMORY.glob("PostgreSQL.*"))
         await supervisor.start(
             Program(
                 "postgres",
@@ -191,3 +198,6 @@ async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space
             await postgres.wait_ready(url, 10)
         finally:
             await supervisor.stop_all()
+            # A recovery that fails on the full disk leaves its shared memory.
+            for segment in set(SHARED_MEMORY.glob("PostgreSQL.*")) - before - mapped():
+                segment.unlink(missing_ok=True)

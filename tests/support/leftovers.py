@@ -18,10 +18,10 @@ import pytest
 from tests.support.stack import processes_of
 from tests.support.waiting import eventually
 
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 # Envoy, PostgreSQL and the stack's folders for sockets do not follow TMPDIR.
 _SHARED_PLACES = (
-    (_SHARED_MEMORY, re.compile(r"envoy_shared_memory_.*|PostgreSQL\..*")),
+    (SHARED_MEMORY, re.compile(r"envoy_shared_memory_.*|PostgreSQL\..*")),
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
@@ -60,7 +60,7 @@ class Leftovers:
         yield from map(str, self.folder.iterdir())
         new = [path for path in _shared_files() if path not in self._before]
         if new and not _runs_another():
-            in_use = _mapped() | _listened_to()
+            in_use = mapped() | _listened_to()
             yield from (str(path) for path in new if not {path, *_content(path)} & in_use)
 
     def remove(self) -> None:
@@ -94,7 +94,7 @@ def _content(path: Path) -> list[Path]:
         return []
 
 
-def _mapped() -> set[Path]:
+def mapped() -> set[Path]:
     """Shared memory of all processes that run."""
     found: set[Path] = set()
     for process in psutil.process_iter():
@@ -102,7 +102,7 @@ def _mapped() -> set[Path]:
             maps = Path(f"/proc/{process.pid}/maps").read_text()
         except OSError:
             continue
-        found |= {Path(path) for path in re.findall(rf"{_SHARED_MEMORY}/\S+", maps)}
+        found |= {Path(path) for path in re.findall(rf"{SHARED_MEMORY}/\S+", maps)}
     return found
 
 

@@ -1,0 +1,57 @@
+"""A run that leaves something behind fails, and says what."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.stack import ROOT
+
+CLEAN = """
+import tempfile
+from pathlib import Path
+
+def test_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with tempfile.NamedTemporaryFile():
+        pass
+"""
+LEAVES_A_FILE_AND_A_PROCESS = """
+import subprocess
+import tempfile
+
+def test_it() -> None:
+    tempfile.mkstemp(prefix="forgotten-")
+    subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+"""
+
+
+def run(tmp_path: Path, test: str) -> "subprocess.CompletedProcess[str]":
+    path = tmp_path / "test_it.py"
+    path.write_text(test)
+    options = ["-p", "tests.support.leftovers", "--rootdir", str(tmp_path), "-c", os.devnull]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-o", "tmp_path_retention_policy=failed", path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_run_that_removes_what_it_makes_passes(tmp_path: Path) -> None:
+    done = run(tmp_path, CLEAN)
+    assert done.returncode == 0, done.stdout
+    assert "left behind" not in done.stdout
+
+
+def test_a_file_and_a_process_that_are_left_fail_the_run(tmp_path: Path) -> None:
+    done = run(tmp_path, LEAVES_A_FILE_AND_A_PROCESS)
+    assert done.returncode == 1, done.stdout
+    assert "1 passed" in done.stdout
+    assert re.search(r"^/\S*/forgotten-", done.stdout, re.MULTILINE)
+    (pid,) = re.findall(r"^process (\d+) sleep$", done.stdout, re.MULTILINE)
+    os.kill(int(pid), signal.SIGKILL)
