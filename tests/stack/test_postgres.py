@@ -27,24 +27,24 @@ def places(tmp_path: Path) -> Places:
 
 
 @pytest.fixture
-def process(places: Places) -> Iterator[subprocess.Popen[bytes]]:
+def _no_shared_memory() -> Iterator[None]:
+    """A server that was killed leaves its segments, which only a successor would remove."""
+    before = set(SHARED_MEMORY.glob("PostgreSQL.*"))
+    yield
+    for segment in set(SHARED_MEMORY.glob("PostgreSQL.*")) - before - mapped():
+        segment.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def process(places: Places, _no_shared_memory: None) -> Iterator[subprocess.Popen[bytes]]:
     started = subprocess.Popen(
         postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
     )
     asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
-    segments = _shared_memory(started.pid)
     yield started
     if started.poll() is None:
         started.send_signal(postgres.STOP_SIGNAL)
     started.wait(20)
-    for segment in segments:
-        segment.unlink(missing_ok=True)
-
-
-def _shared_memory(pid: int) -> list[Path]:
-    """What a server that crashes leaves, for its successor to remove; a test may have none."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    return [Path(path) for path in re.findall(r"/dev/shm/PostgreSQL\.\d+", maps)]  # noqa: S108
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
@@ -163,7 +163,7 @@ def test_a_server_whose_backend_is_killed_exits(
 
 
 async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space(
-    tmp_path: Path,
+    tmp_path: Path, _no_shared_memory: None
 ) -> None:
     supervisor = Supervisor(tmp_path / "logs")
     disk = postgres.places(tmp_path).data_dir.parent
@@ -171,7 +171,6 @@ async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space
         made = postgres.places(tmp_path)
         postgres.initialise(made.data_dir)
         url = postgres.database_url(made.socket_dir)
-        before = set(SHARED_MEMORY.glob("PostgreSQL.*"))
         await supervisor.start(
             Program(
                 "postgres",
@@ -198,6 +197,3 @@ async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space
             await postgres.wait_ready(url, 10)
         finally:
             await supervisor.stop_all()
-            # A recovery that fails on the full disk leaves its shared memory.
-            for segment in set(SHARED_MEMORY.glob("PostgreSQL.*")) - before - mapped():
-                segment.unlink(missing_ok=True)
