@@ -307,11 +307,12 @@ async def test_an_agent_that_cannot_renew_its_lease_exits_before_the_lease_ends(
 
 
 async def test_heartbeats_renew_the_lease(control_plane: ControlPlane, start: Start) -> None:
-    control_plane.lease_ms = 300
+    # The agent survives a stall of 0.3 s, as on a busy machine.
+    control_plane.lease_ms = 1_000
     agent = await started(control_plane, start)
     began = time.monotonic()
-    await control_plane.until(lambda: len(control_plane.heartbeats) > 12)
-    assert time.monotonic() - began > 0.3
+    await control_plane.until(lambda: len(control_plane.heartbeats) > 8)
+    assert time.monotonic() - began > 1.0
     assert not agent.done()
 
 
