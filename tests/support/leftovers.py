@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -51,9 +52,7 @@ class Leftovers:
         return []
 
     def _look(self, pytest_folder: Path) -> Iterator[str]:
-        started = {
-            f"{child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)
-        }
+        started = set(_running_children())
         for folder in (self.folder, pytest_folder):
             started |= set(processes_of(folder))
         yield from (f"process {process}" for process in sorted(started))
@@ -76,6 +75,14 @@ def _shared_files() -> Iterator[Path]:
     for folder, name in _SHARED_PLACES:
         if folder.exists():
             yield from (path for path in folder.iterdir() if name.fullmatch(path.name))
+
+
+def _running_children() -> Iterator[str]:
+    """All descendants of this process that have not ended. A zombie has ended."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                yield f"{child.pid} {child.name()}"
 
 
 def _runs_another() -> bool:
