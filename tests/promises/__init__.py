@@ -1,1 +1,1 @@
-"""What the service promises of tasks and their logs, written once for every kind of test."""
+"""The promises of the service about tasks and their logs, written once for every kind of test."""

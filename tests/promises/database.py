@@ -1,4 +1,4 @@
-"""Reads a history from the database of a stack."""
+"""Reads a history from a stack's database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,8 +37,8 @@ def read_history(
     workspace_id: str | None = None,
     promised: Sequence[tuple[str, str]] = (),
 ) -> History:
-    """One workspace's, or that of all. The connection is in no transaction."""
-    of_these = {"id": workspace_id}
+    """Reads the history of one workspace, or of all. The connection must not be in a transaction."""
+    parameters = {"id": workspace_id}
     with (
         connection.transaction(),
         connection.cursor(row_factory=class_row(TaskRecord)) as tasks,
@@ -46,8 +46,8 @@ def read_history(
     ):
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return History(
-            tasks={task.id: task for task in tasks.execute(_TASKS, of_these)},
-            events=events.execute(_EVENTS, of_these).fetchall(),
-            last_seqs=dict(connection.execute(_LAST_SEQS, of_these).fetchall()),
+            tasks={task.id: task for task in tasks.execute(_TASKS, parameters)},
+            events=events.execute(_EVENTS, parameters).fetchall(),
+            last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
         )

@@ -1,4 +1,4 @@
-"""What the promises are checked from: the tasks and the logs of some workspaces."""
+"""The input of the promises: the tasks and the logs of some workspaces."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
-    """A task as its row has it. Times are seconds since 1970."""
+    """A row of the table of tasks. Times are seconds since 1970."""
 
     id: str
     workspace_id: str
@@ -22,17 +22,17 @@ class TaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """An event as the log has it."""
+    """An entry of the log."""
 
     workspace_id: str
     seq: int
     type: str
     task_id: str | None = None
-    # Of `task_completed`.
+    # Set for `task_completed`.
     status: str | None = None
     forced: bool = False
     iterations: int = 0
-    # Of `iteration_completed`.
+    # Set for `iteration_completed`.
     number: int = 0
     is_model_call_interrupted: bool = False
     is_tool_call_interrupted: bool = False
@@ -41,22 +41,22 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Tasks and whole logs, read in one transaction."""
+    """Tasks and complete logs, read in one transaction."""
 
     tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
     events: Sequence[EventRecord] = ()
-    # By workspace: the `last_seq` of its row.
+    # The `last_seq` of each workspace's row, by workspace id.
     last_seqs: Mapping[str, int] = field(default_factory=dict)
-    # Each answer that promised a cancellation: the task's id, and how to name the answer.
+    # The answers that promised a cancellation, as pairs of task id and description of the answer.
     promised: Sequence[tuple[str, str]] = ()
 
     def log(self, workspace_id: str) -> list[EventRecord]:
-        """The workspace's events, in order."""
+        """Returns the workspace's events, in order."""
         found = (event for event in self.events if event.workspace_id == workspace_id)
         return sorted(found, key=lambda event: event.seq)
 
     def logs_by_task(self) -> Iterator[tuple[TaskRecord, list[EventRecord]]]:
-        """Each task with its events, in order."""
+        """Yields each task with its events, in order."""
         logs: dict[str, list[EventRecord]] = {task_id: [] for task_id in self.tasks}
         for event in sorted(self.events, key=lambda event: event.seq):
             if event.task_id in logs:

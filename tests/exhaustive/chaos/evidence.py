@@ -1,4 +1,4 @@
-"""The evidence of a run, from which the verdict is reached."""
+"""The evidence of a run, which the verdict checks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class TaskRow(TaskRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that is judged."""
+    """The input of the verdict."""
 
     tasks: Mapping[str, TaskRow] = field(default_factory=dict)
     events: Sequence[EventRecord] = ()
@@ -43,12 +43,13 @@ class Evidence:
     last_seqs: Mapping[str, int] = field(default_factory=dict)
     answers: Sequence[Answer] = ()
     hits: Sequence[Hit] = ()
-    # Found while it ran: processes, connections, lines of logs, workspaces that did not come back.
+    # Violations observed during the run: stray processes, leaked connections, defects in logs,
+    # workspaces that did not come back.
     seen: Sequence[str] = ()
 
     @property
     def history(self) -> History:
-        """What the promises are checked from."""
+        """The input of the promises."""
         answers = ((answer.promised_task_id, answer) for answer in self.answers)
         return History(
             tasks=self.tasks,

@@ -13,7 +13,7 @@ from tests.promises.database import read_history
 from tests.promises.history import History
 from tests.support.stack import Stack
 
-# In a line of a log, they tell of a defect.
+# A line of a log with one of these reports a defect.
 _DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
 _POOL_SIZE = 10
 # Besides its pool, each program has a connection that listens, and the fleet controller one that
@@ -81,10 +81,7 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
     for workspace_id in workspace_ids:
         agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
         if found != [agent]:
-            yield (
-                f"the pod of {workspace_id}, which is idle, runs {found} "
-                f"and not its agent {agent} alone"
-            )
+            yield (f"the idle pod of {workspace_id} runs {found} instead of only its agent {agent}")
     for child in psutil.Process(stack.pid).children(recursive=True):
         with suppress(psutil.Error):
             if child.status() == psutil.STATUS_ZOMBIE:
@@ -116,13 +113,13 @@ def _is_cancelled_call(lines: Sequence[str]) -> bool:
 
 
 def history(stack: Stack) -> History:
-    """Of all workspaces. Nothing changes them any more."""
+    """Reads the history of all workspaces, after the last change."""
     with stack.database() as connection:
         return read_history(connection)
 
 
 def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
-    """Its tasks, with what the load knows of them."""
+    """Returns the tasks of the history, with what the load knows about them."""
     with stack.database() as connection:
         rows = connection.execute(
             "SELECT id, coalesce(metadata ->> 'iteration_seconds', '0')::float, cancel_reason, "

@@ -1,4 +1,4 @@
-"""Each check of the verdict sees what it is for, in evidence that is whole but for one thing."""
+"""Each check of the verdict finds its violation in evidence that has only one defect."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,8 +90,8 @@ AGENT_FROZEN = Hit(
     workspace_id=WS,
 )
 LOGS_FULL = Hit(Fault(14.0, Kind.FILL, Target.LOGS, 2.0, 0), missed=False, began=114.0, ended=117.0)
-# Whole: one task that was cancelled, one that completed, and calls that met trouble while Envoy was
-# killed.
+# Evidence without a violation: one cancelled task, one completed task, and calls that failed while
+# Envoy was down.
 ANSWERS = {
     "submit 1": answer("call 0", "SubmitTask", 100.0, body={"task_id": "task_1"}),
     "accepted": answer("call 1", "CancelTask", 100.95, body=running("task_1", "accepted")),
@@ -150,7 +150,7 @@ WHOLE = Evidence(
 )
 
 
-def test_what_is_whole_is_passed() -> None:
+def test_sound_evidence_has_no_violations() -> None:
     assert violations(WHOLE) == []
 
 
@@ -167,7 +167,7 @@ def with_answer(name: str, **changes: Any) -> Evidence:
 def with_event(
     at: int, type_: str, task_id: str | None = None, status: str | None = None
 ) -> Evidence:
-    """Another entry behind this place, in a log that stays without gaps."""
+    """Inserts an entry after this place and renumbers the log."""
     rows = [*WHOLE.events[:at], EventRecord(WS, 0, type_, task_id, status), *WHOLE.events[at:]]
     return replace(
         WHOLE,
@@ -177,7 +177,7 @@ def with_event(
 
 
 def with_payload(seq: int, **changes: Any) -> Evidence:
-    """The entry with this number says something else."""
+    """Changes fields of the entry with this number."""
     rows = [replace(row, **changes) if row.seq == seq else row for row in WHOLE.events]
     return replace(WHOLE, events=rows)
 
@@ -186,7 +186,7 @@ def without_event(seq: int) -> Evidence:
     return replace(WHOLE, events=[row for row in WHOLE.events if row.seq != seq])
 
 
-# Two faults that overlap, and one that is no excuse.
+# Two faults that overlap, and one that excuses nothing.
 AWAY = [
     Hit(Fault(2.0, Kind.FREEZE, Target.FLEET, 2.0, 0), missed=False, began=102.0, ended=104.0),
     Hit(Fault(3.0, Kind.FILL, Target.DATABASE, 2.0, 0), missed=False, began=103.0, ended=105.0),
@@ -198,28 +198,31 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         with_task(COMPLETED, status="running", completed_at=None),
         "task_2 of ws_1 has not ended",
     ),
-    "accepted, and completed": (
+    "a completed task that was answered accepted": (
         with_task(CANCELLED, status="completed"),
         "accepted was answered to call 1",
     ),
-    "requested, and failed": (
+    "a failed task that was answered already_requested": (
         with_task(CANCELLED, status="failed"),
         "already_requested was answered to call 2",
     ),
-    "unreachable, and completed": (
+    "a completed task that was answered agent_unreachable": (
         with_task(CANCELLED, status="completed"),
         "agent_unreachable was answered to call 3",
     ),
-    "accepted, and not there": (
+    "a missing task that was answered accepted": (
         with_answer("accepted", body=running("task_9", "accepted")),
-        "and it is missing",
+        "but its status is missing",
     ),
-    "accepted twice": (
+    "two answers accepted": (
         with_answer("again", body=running("task_1", "accepted")),
         "answered accepted 2 times",
     ),
-    "cancelled unasked": (with_task(COMPLETED, status="cancelled"), "nobody asked for it"),
-    "an intent of no call": (
+    "a cancelled task without a request": (
+        with_task(COMPLETED, status="cancelled"),
+        "no caller asked for it",
+    ),
+    "an intent without a call": (
         with_task(CANCELLED, cancel_reason="call 77"),
         "'call 77', which did not ask for that",
     ),
@@ -235,37 +238,37 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         with_task(COMPLETED, status="cancelled", cancel_requested_at=105.5, cancel_reason="call 1"),
         "call 1 cancelled both task_1 and task_2",
     ),
-    "accepted for another's intent": (
+    "an accepted call whose intent is another's": (
         with_task(CANCELLED, cancel_reason="call 2"),
-        "and it names 'call 2'",
+        "but the task names 'call 2'",
     ),
-    "an end that was another": (
+    "an answer with another end": (
         with_answer("read", body={"id": "task_2", "status": "failed"}),
-        "had ended failed",
+        "reported the end failed",
     ),
-    "an end that was not yet": (
+    "an answer with an end before it happened": (
         with_answer("read", sent=105.5, answered=105.6),
-        "was told its end before it was",
+        "reported the end before it happened",
     ),
-    "a task that is not there": (
+    "an answer with an unknown task": (
         with_answer("read", body={"id": "task_8", "status": "running"}),
-        "task that is not there",
+        "reported an unknown task",
     ),
-    "finished, and running": (
+    "already_finished for a running task": (
         with_answer("finished", body=running("task_1", "already_finished")),
-        "told already_finished",
+        "reported already_finished",
     ),
-    "200 without an end": (
+    "200 for a running task": (
         with_answer("accepted", status="200"),
         "was answered 200 while its task had not ended",
     ),
-    "no task, while one ran": (
+    "no_active_task while a task ran": (
         with_answer("none", sent=105.3, answered=105.4),
-        "no_active_task, and task_2 ran",
+        "no_active_task, but task_2 ran",
     ),
-    "a gap": (without_event(4), "without gaps"),
-    "an end of the log that is missing": (replace(WHOLE, last_seqs={WS: 11}), "without gaps"),
-    "a number twice": (
+    "a gap in the log": (without_event(4), "without gaps"),
+    "a log without its last entry": (replace(WHOLE, last_seqs={WS: 11}), "without gaps"),
+    "a duplicate number in the log": (
         replace(WHOLE, events=[*WHOLE.events, EventRecord(WS, 3, "task_started")]),
         "without gaps",
     ),
@@ -276,16 +279,16 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     "no end": (without_event(10), "its ends in the log are []"),
     "an end with another status": (
         with_task(COMPLETED, status="failed"),
-        "task_2 is failed, and its ends",
+        "task_2 is failed, but its ends",
     ),
-    "something behind the end": (
+    "an event after the end": (
         with_event(10, "iteration_completed", "task_2"),
-        "goes on behind its end",
+        "has events after its end",
     ),
-    "two beginnings": (with_event(3, "task_started", "task_1"), "did not begin once"),
+    "two starts": (with_event(3, "task_started", "task_1"), "did not begin once"),
     "two requests": (
         with_event(4, "task_cancel_requested", "task_1"),
-        "was asked to end, and its log says",
+        "was asked to end, but its log has",
     ),
     "a request without a record": (
         with_event(8, "task_cancel_requested", "task_2"),
@@ -293,49 +296,49 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
     ),
     "one iteration too many": (
         with_event(5, "iteration_completed", "task_1"),
-        "2 iterations after it was cancelled",
+        "2 iterations after its cancellation",
     ),
-    "an iteration behind the request, of a task that had not begun": (
+    "an iteration after the request, in a task that had not started": (
         replace(
             WHOLE,
             events=[replace(row, seq={3: 4, 4: 3}.get(row.seq, row.seq)) for row in WHOLE.events],
         ),
-        "1 iterations after it was cancelled",
+        "1 iterations after its cancellation",
     ),
-    "a number that is missing": (with_payload(5, number=2), "and its log has [2]"),
+    "a missing iteration number": (with_payload(5, number=2), "but its log has [2]"),
     "an iteration that the row does not count": (
         with_task(CANCELLED, iterations=0),
         "task_1 has 0 iterations",
     ),
-    "an end with another count": (with_payload(6, iterations=3), "and its end says [3]"),
-    "forced in the log alone": (with_payload(6, forced=True), "and in its log True"),
-    "forced before its deadline": (
+    "an end with another count": (with_payload(6, iterations=3), "but its end reports [3]"),
+    "an end that is forced only in the log": (with_payload(6, forced=True), "but True in its log"),
+    "an end that is forced before its deadline": (
         with_task(CANCELLED, forced=True, force_at=101.5),
-        "was forced at 101.2, and force_at is 101.5",
+        "was forced at 101.2, but force_at is 101.5",
     ),
-    "interrupted, and nothing was forced": (
+    "an interrupted iteration without force": (
         with_payload(5, is_tool_call_interrupted=True, has_tool_call=True),
-        "and nothing was forced",
+        "but not by force",
     ),
-    "a tool call of no model call": (
+    "a tool call after an interrupted model call": (
         with_payload(5, is_model_call_interrupted=True, has_tool_call=True),
-        "has a tool call of no model call",
+        "has a tool call but no full model call",
     ),
     "a late end": (
         with_task(CANCELLED, completed_at=125.0),
         "23.7 s after its iteration's natural end, of which",
     ),
-    "an iteration that goes on behind its force deadline": (
+    "an iteration that continues after its force deadline": (
         with_task(CANCELLED, force_at=101.0, completed_at=109.5),
         "ended 8.5 s after its force deadline, of which the control plane was away for 0.0 s",
     ),
-    "one that the control plane was not away for long enough to excuse": (
+    "a late end that the control plane's absence is too short to excuse": (
         replace(
             with_task(CANCELLED, force_at=101.0, completed_at=118.0), hits=[AGENT_FROZEN, *AWAY]
         ),
         "ended 17.0 s after its force deadline, of which the control plane was away for 7.5 s",
     ),
-    "force that is not said": (
+    "a forced end that is not marked as forced": (
         replace(
             with_task(
                 CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD
@@ -344,15 +347,18 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         ),
         "its end does not say so",
     ),
-    "a failure while nothing but the logs was full": (
+    "a failed call while only the disk of the logs was full": (
         with_answer("unreachable", slug="unavailable", sent=115.0, answered=115.1),
         "503 unavailable with nothing wrong",
     ),
-    "a task that failed while nothing but the logs was full": (
+    "a failed task while only the disk of the logs was full": (
         with_task(COMPLETED, status="failed", completed_at=116.0),
         "failed with nothing wrong",
     ),
-    "no envelope": (with_answer("read", problem="404 has no envelope"), "404 has no envelope"),
+    "an answer without an envelope": (
+        with_answer("read", problem="404 has no envelope"),
+        "404 has no envelope",
+    ),
     "no answer": (with_answer("bare", slug=NO_ANSWER), "was not answered"),
     "no connection, with nothing killed": (
         with_answer("broken", sent=104.0, answered=104.1),
@@ -362,7 +368,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         with_answer("bare", sent=111.5, answered=111.6),
         "with nothing killed",
     ),
-    "a bare status of a worker that nothing befell": (
+    "a bare status of a worker without a fault": (
         with_answer("bare", wire=Wire.WORKER_0),
         "with nothing killed",
     ),
@@ -371,49 +377,52 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         "CANCELLED with nothing killed",
     ),
     "a defect": (with_answer("unreachable", slug="internal", status="500"), "500 internal"),
-    "taken for someone else": (
+    "a valid credential that is refused": (
         with_answer("unreachable", slug="unauthenticated", status="401"),
         "401 unauthenticated",
     ),
-    "broken off unasked": (with_task(CANCELLED, forced=True), "was broken off, and nobody asked"),
-    "one that stayed away": (
+    "a forced end without a request": (
+        with_task(CANCELLED, forced=True),
+        "was interrupted, but no caller asked",
+    ),
+    "a program that did not come back": (
         replace(WHOLE, hits=[replace(ENVOY_KILLED, came_back=False)]),
         "envoy did not come back",
     ),
-    "something that was seen": (replace(WHOLE, seen=["left behind: 77"]), "left behind: 77"),
+    "an observation during the run": (replace(WHOLE, seen=["left behind: 77"]), "left behind: 77"),
 }
 
 
 EXCUSED: dict[str, Evidence] = {
-    "late behind a force deadline, while the control plane was away": replace(
+    "late after a force deadline, while the control plane was away": replace(
         with_task(CANCELLED, force_at=101.0, completed_at=113.4), hits=[*WHOLE.hits, *AWAY]
     ),
-    "late without a force deadline, of an agent that was stopped for good": with_task(
+    "late without a force deadline, under an agent that was stopped for good": with_task(
         CANCELLED, completed_at=141.0, agent_stopped=Stopped.FOR_GOOD
     ),
-    "unreachable, of an agent that was stopped by a tool": replace(
+    "agent_unreachable, for an agent that a tool stopped": replace(
         with_task(CANCELLED, agent_stopped=Stopped.FOR_A_WHILE), hits=[ENVOY_KILLED]
     ),
-    "not forced, of an agent that was hit": with_task(
+    "not forced, under an agent that a fault hit": with_task(
         CANCELLED, force_at=101.0, completed_at=103.5, agent_stopped=Stopped.FOR_GOOD
     ),
-    "a failed task behind a fault": with_task(COMPLETED, status="failed", completed_at=112.0),
+    "a failed task after a fault": with_task(COMPLETED, status="failed", completed_at=112.0),
 }
 
 
 @pytest.mark.parametrize("what", EXCUSED)
-def test_what_has_an_excuse_is_passed_by_the_checks_of_time_and_cause(what: str) -> None:
+def test_checks_of_time_and_cause_accept_excused_evidence(what: str) -> None:
     checks = (ends_are_in_time, forced_ends_are_in_time, forced_ends_say_so, trouble_has_a_cause)
     assert [violation for check in checks for violation in check(EXCUSED[what])] == []
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_told(what: str) -> None:
-    evidence, told = BROKEN[what]
+def test_a_violation_is_reported(what: str) -> None:
+    evidence, message = BROKEN[what]
     found = violations(evidence)
-    assert any(told in violation for violation in found), found
+    assert any(message in violation for violation in found), found
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_no_check_is_idle(check: Callable[[Evidence], object]) -> None:
+def test_every_check_finds_a_violation(check: Callable[[Evidence], object]) -> None:
     assert any(list(check(evidence)) for evidence, _ in BROKEN.values())  # type: ignore[call-overload]

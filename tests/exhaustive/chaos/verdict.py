@@ -1,7 +1,6 @@
-"""What has to hold at the end, as pure functions over what was answered, what is in the database
-and what was seen of processes.
+"""The checks of a chaos run, as pure functions over answers, rows and observed processes.
 
-Each check yields a line for each violation.
+Each check yields one line for each violation.
 """
 
 from collections import Counter
@@ -21,8 +20,8 @@ from tests.exhaustive.chaos.plan import Kind, Target, Wire
 from tests.promises.history import TERMINAL, History
 from tests.promises.promises import PROMISES
 
-# What a stack in trouble may answer to these callers; another slug would mean that it has taken one
-# for someone else.
+# The slugs that a stack under faults may answer. The credentials and requests of the load are
+# valid, so any other slug, such as `unauthenticated`, is a defect.
 ALLOWED_SLUGS = frozenset(
     {
         "",
@@ -37,13 +36,13 @@ ALLOWED_SLUGS = frozenset(
         "deadline_exceeded",
     }
 )
-# The clients' own connections need as long to come back after the service has.
+# How long clients take to reconnect after the service is back.
 RECONNECT_SECONDS = 2.0
 STOP_REASON = "workspace stopped"
 
 
 def violations(evidence: Evidence) -> list[str]:
-    """Everything that does not hold."""
+    """Returns one line for each violation of any check."""
     return [violation for check in CHECKS for violation in check(evidence)]
 
 
@@ -65,9 +64,7 @@ def accepted_once(evidence: Evidence) -> Iterator[str]:
 
 
 def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
-    """A call cancels one task, of its workspace, the one that it names; and whoever is told
-    `accepted` is whom the task names.
-    """
+    """A call cancels one task of its workspace, and the task names the call that was accepted."""
     calls = {answer.call: answer for answer in evidence.answers if answer.is_cancel}
     used: dict[str, str] = {}
     for task in evidence.tasks.values():
@@ -89,7 +86,10 @@ def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
             evidence.tasks.get(answer.body["task_id"]) if answer.outcome == "accepted" else None
         )
         if accepted is not None and accepted.cancel_reason != answer.call:
-            yield f"{accepted.id}: accepted was answered to {answer}, and it names {accepted.cancel_reason!r}"
+            yield (
+                f"{accepted.id}: accepted was answered to {answer}, "
+                f"but the task names {accepted.cancel_reason!r}"
+            )
 
 
 def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
@@ -99,19 +99,25 @@ def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
         if answer.rpc == "SubmitTask" and not answer.slug
     }
     for answer in evidence.answers:
-        told = answer.told_task
-        task = evidence.tasks.get(str(told.get("id")))
-        if told and task is None:
-            yield f"{answer} was shown a task that is not there: {told.get('id')}"
-        if task is not None and told["status"] in TERMINAL:
-            if told["status"] != task.status:
-                yield f"{task.id}: {answer} was told that it had ended {told['status']}, and it is {task.status}"
+        reported = answer.told_task
+        task = evidence.tasks.get(str(reported.get("id")))
+        if reported and task is None:
+            yield f"{answer} reported an unknown task: {reported.get('id')}"
+        if task is not None and reported["status"] in TERMINAL:
+            if reported["status"] != task.status:
+                yield (
+                    f"{task.id}: {answer} reported the end {reported['status']}, "
+                    f"but its status is {task.status}"
+                )
             if task.completed_at is not None and task.completed_at > answer.answered:
-                yield f"{task.id}: {answer} was told its end before it was"
-        if answer.outcome == "already_finished" and told.get("status") not in TERMINAL:
-            yield f"{answer} was told already_finished of {answer.task_id}, which is {told.get('status')}"
-        if answer.is_cancel and answer.status == "200" and told.get("status") not in TERMINAL:
-            yield f"{answer} was answered 200 while its task had not ended: {told.get('status')}"
+                yield f"{task.id}: {answer} reported the end before it happened"
+        if answer.outcome == "already_finished" and reported.get("status") not in TERMINAL:
+            yield (
+                f"{answer} reported already_finished for {answer.task_id}, "
+                f"which is {reported.get('status')}"
+            )
+        if answer.is_cancel and answer.status == "200" and reported.get("status") not in TERMINAL:
+            yield f"{answer} was answered 200 while its task had not ended: {reported.get('status')}"
         if answer.outcome == "no_active_task":
             for other in evidence.tasks.values():
                 ran_from = submitted.get(other.id, float("inf"))
@@ -120,7 +126,7 @@ def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
                     and ran_from < answer.sent
                     and (other.completed_at or 0) > answer.answered
                 ):
-                    yield f"{answer} was told no_active_task, and {other.id} ran all the while"
+                    yield f"{answer} reported no_active_task, but {other.id} ran the whole time"
 
 
 def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
@@ -131,16 +137,19 @@ def answers_are_in_form(evidence: Evidence) -> Iterator[str]:
             yield f"{answer} was not answered in {answer.answered - answer.sent:.1f} s"
         elif answer.slug in (NO_CONNECTION, BARE):
             if not any(_may_show(answer, hit) for hit in evidence.hits):
-                yield f"{answer}: {answer.slug} {answer.status} with nothing killed: {dict(answer.body)}"
+                yield (
+                    f"{answer}: {answer.slug} {answer.status} with nothing killed: "
+                    f"{dict(answer.body)}"
+                )
         elif answer.slug not in ALLOWED_SLUGS:
             yield f"{answer}: {answer.status} {answer.slug} {dict(answer.body)}"
 
 
 def _between(wire: str) -> tuple[Target, ...]:
-    """Whose trouble a caller may see as it is. Over REST that of the edge alone; the workers' comes
-    in the envelope.
+    """Returns the targets whose faults may reach a caller on this wire without an envelope.
 
-    Over gRPC the edge says itself that no worker serves, which workers do not without their
+    Over REST, only a fault of Envoy does: it wraps the faults of workers into the envelope. Over
+    gRPC, Envoy itself reports that no worker serves, and workers do not serve without their
     database.
     """
     return {
@@ -169,7 +178,7 @@ def _may_show(answer: Answer, hit: Hit) -> bool:
 
 
 def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
-    """By a cancellation that may have met the task, or by the end of its workspace."""
+    """A forced end has a forcing cancellation that may concern the task, or a StopWorkspace."""
     for task in evidence.tasks.values():
         calls = [answer for answer in evidence.answers if answer.workspace_id == task.workspace_id]
         forcing = [answer for answer in calls if answer.forces and answer.task_id in ("", task.id)]
@@ -178,13 +187,16 @@ def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
             and not forcing
             and not any(answer.rpc == "StopWorkspace" for answer in calls)
         ):
-            yield f"{task.id} of {task.workspace_id} was broken off, and nobody asked for that"
+            yield f"{task.id} of {task.workspace_id} was interrupted, but no caller asked for that"
 
 
 def all_came_back(evidence: Evidence) -> Iterator[str]:
     for hit in evidence.hits:
         if not hit.came_back:
-            yield f"{hit.fault.target} did not come back after {hit.fault.kind} at {hit.fault.at_seconds} s"
+            yield (
+                f"{hit.fault.target} did not come back after {hit.fault.kind} "
+                f"at {hit.fault.at_seconds} s"
+            )
 
 
 def nothing_was_seen(evidence: Evidence) -> Iterator[str]:
