@@ -1,6 +1,4 @@
-"""An agent in this process: the real Agent, with a control plane, a model and a tool that the rules
-of the state machine drive.
-"""
+"""The real Agent in this process; the rules drive its control plane, its model and its tool."""
 
 import asyncio
 import logging
@@ -25,12 +23,12 @@ from tests.invariants.runtime_stub import RuntimeStub
 from tests.invariants.spy_store import SpyStore
 from tests.invariants.trouble import Fault, Link
 
-# A gate is opened, or the call is broken off: no call runs into this.
+# A call ends when a rule opens its gate or force interrupts it, so no call reaches this limit.
 _NO_LIMITS = Limits(model_timeout_seconds=1e6)
 
 
 def _defects_log(record: Record) -> FilteringBoundLogger:
-    """A log that only records the defects of the agent."""
+    """Returns a log that only records the agent's defects."""
 
     def note(_: object, __: str, line: MutableMapping[str, Any]) -> NoReturn:
         if line["event"] == "agent_crashed":
@@ -47,18 +45,18 @@ def _defects_log(record: Record) -> FilteringBoundLogger:
 
 @dataclass(slots=True, kw_only=True)
 class Surrounded:
-    """What all agents share."""
+    """The parts that all agents share."""
 
     runtime: Runtime
     store: SpyStore
     record: Record
     clock: Clock
-    # Of each tool that runs in a pod: the epoch and the task.
+    # The epoch and the task id of each running tool.
     tools: set[tuple[int, str]] = field(default_factory=set)
 
 
 class Agent:
-    """The process in the pod of one epoch."""
+    """Stands for the agent's process in the pod of one epoch."""
 
     def __init__(self, workspace_id: str, epoch: int, shared: Surrounded) -> None:
         self.workspace_id = workspace_id
@@ -66,19 +64,19 @@ class Agent:
         self.address = f"agent:{epoch}"
         self.link = Link.GOOD
         self.fault: Fault | None = None
-        # Whether its lease may be over through no fault of its own.
+        # Whether a fault outside the agent may have let its lease expire.
         self.was_disturbed = False
-        # Since when all calls have got through, in seconds of the clock.
+        # Since when every call has succeeded, in seconds of the monotonic clock.
         self.mended_at = shared.clock.monotonic()
         # Set unless the process is frozen.
         self.thawed = asyncio.Event()
         self.thawed.set()
-        # What came while it was frozen.
+        # Calls that arrived while it was frozen.
         self._backlog: list[Callable[[], object]] = []
         self.gone = asyncio.Event()
-        # The tasks of which it has been told that they are to be cancelled, and the earliest time
-        # to break them off.
-        self.told: dict[str, float | None] = {}
+        # The tasks whose cancellation it has received, with the earliest force deadline, in seconds
+        # since 1970.
+        self.known_cancellations: dict[str, float | None] = {}
         self._shared = shared
         self.gates = Gates(self._surroundings(), shared.record)
         stub = RuntimeStub(
@@ -99,7 +97,7 @@ class Agent:
 
     @property
     def is_up(self) -> bool:
-        """Whether the process is there, and goes on."""
+        """Whether the process runs and is not shutting down."""
         return not self.is_gone and not self.shutdown.is_begun
 
     @property
@@ -109,46 +107,46 @@ class Agent:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the process is stopped where it is."""
+        """Whether the process is stopped, as by SIGSTOP."""
         return not self.thawed.is_set()
 
-    def hear(self, task_id: str, cancellation: Cancellation) -> None:
-        """It has been told of a cancellation."""
-        known = self.told.get(task_id)
+    def note_cancellation(self, task_id: str, cancellation: Cancellation) -> None:
+        """Notes that the agent receives a cancellation."""
+        known = self.known_cancellations.get(task_id)
         if cancellation.HasField("force_at"):
-            told = cancellation.force_at.seconds + cancellation.force_at.nanos / 1e9
-            known = told if known is None else min(known, told)
-        self.told[task_id] = known
+            force_at = cancellation.force_at.seconds + cancellation.force_at.nanos / 1e9
+            known = force_at if known is None else min(known, force_at)
+        self.known_cancellations[task_id] = known
 
-    def hear_directive(self, directive: Directive) -> None:
-        """The agent receives a directive."""
+    def note_directive(self, directive: Directive) -> None:
+        """Notes the cancellation in a directive that the agent receives."""
         if directive.HasField("task") and directive.task.HasField("cancellation"):
-            self.hear(directive.task.task_id, directive.task.cancellation)
+            self.note_cancellation(directive.task.task_id, directive.task.cancellation)
 
     def start(self, epoch: int, assignment: Assignment) -> None:
-        """As AgentService.StartTask. Raises ValueError in another epoch, WrongTaskError."""
+        """Serves AgentService.StartTask. Raises ValueError in another epoch, WrongTaskError."""
         self._check(epoch)
         if assignment.HasField("cancellation"):
-            self.hear(assignment.task_id, assignment.cancellation)
+            self.note_cancellation(assignment.task_id, assignment.cancellation)
         self.session.start(assignment)
 
     def cancel(self, epoch: int, task_id: str, cancellation: Cancellation) -> bool:
-        """As AgentService.CancelTask. Raises ValueError in another epoch."""
+        """Serves AgentService.CancelTask. Raises ValueError in another epoch."""
         self._check(epoch)
-        self.hear(task_id, cancellation)
+        self.note_cancellation(task_id, cancellation)
         return self.session.cancel(task_id, cancellation)
 
     def when_thawed(self, deliver: Callable[[], object]) -> None:
-        """What comes to a frozen process waits for it."""
+        """Delivers a call to a frozen process once it is thawed."""
         self._backlog.append(deliver)
 
     def freeze(self) -> None:
-        """Stops the process where it is."""
+        """Stops the process, as SIGSTOP does."""
         self.was_disturbed = True
         self.thawed.clear()
 
     def thaw(self) -> None:
-        """Lets it go on."""
+        """Lets the process continue, and delivers the calls that waited for it."""
         self.mended_at = self._shared.clock.monotonic()
         self.thawed.set()
         backlog, self._backlog = self._backlog, []
@@ -156,7 +154,7 @@ class Agent:
             deliver()
 
     def set_link(self, link: Link) -> None:
-        """From here on its calls fare like this."""
+        """Sets how its calls to the control plane fail from now on."""
         if link is not Link.GOOD:
             self.was_disturbed = True
         elif self.link is not Link.GOOD:
@@ -164,13 +162,13 @@ class Agent:
         self.link = link
 
     async def crash(self) -> None:
-        """The process is gone. What a tool had running runs on."""
+        """Kills the process. The processes of its tools keep running."""
         self.gone.set()
         self._life.cancel()
         await asyncio.wait({self._life})
 
     async def end(self) -> None:
-        """As after SIGTERM."""
+        """Ends the process, as SIGTERM does."""
         self.shutdown.begin(ExitCode.STOPPED, "asked to stop")
         await asyncio.wait({self._life})
 
@@ -190,14 +188,14 @@ class Agent:
         return Surroundings(
             epoch=self.epoch,
             task_id=lambda: self.session.task_id,
-            was_told=lambda task_id: task_id in self.told,
-            may_break_off=self._may_break_off,
+            was_cancelled=lambda task_id: task_id in self.known_cancellations,
+            may_interrupt=self._may_interrupt,
             is_gone=lambda: self.is_gone,
             tool_runs=self._tool_runs,
         )
 
-    def _may_break_off(self, task_id: str) -> bool:
-        """Only when its time has come, when the agent ends, or when the task is no longer its."""
+    def _may_interrupt(self, task_id: str) -> bool:
+        """Whether its deadline has passed, the agent is ending, or the task is another's."""
         store = self._shared.store
         intent = store.intent(task_id)
         is_due = (

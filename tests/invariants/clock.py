@@ -1,4 +1,4 @@
-"""One time for all: the control plane's, the agents' and the event loop's."""
+"""One clock for the control plane, the agents and the event loop."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,15 +6,16 @@ _START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class Clock:
-    """Stands still until a rule moves it. It moves in steps that a float holds exactly, so that
-    what is due is due.
+    """A clock that only rules advance.
+
+    A float represents its steps exactly, so comparisons with deadlines are exact.
     """
 
     def __init__(self) -> None:
         self._passed_seconds = 0.0
 
     def __call__(self) -> datetime:
-        """What the database is told."""
+        """Returns the time that is written to the database."""
         return _START + timedelta(seconds=self._passed_seconds)
 
     def unix_seconds(self) -> float:
@@ -26,5 +27,5 @@ class Clock:
         return 1_000 + self._passed_seconds
 
     def advance(self, seconds: float) -> None:
-        """Whatever is due by then is due at once; it runs when the event loop next does."""
+        """Advances the time. Timers that are due by then fire at the event loop's next turn."""
         self._passed_seconds += seconds

@@ -1,4 +1,4 @@
-"""How a run ends: everything works again, and what was promised has to come true."""
+"""The end of a run: every fault is repaired, and every promise must be fulfilled."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -10,17 +10,17 @@ from tests.invariants.trouble import Fault, Link
 from tests.invariants.wire import Network
 from tests.invariants.world import BOUNDS, CALLER, World
 
-# Longer than a lease, than what a controller gives an agent to come up or to stop, and than the
+# Longer than a lease, than the controller's limits for an agent's start and stop, and than the
 # bounds of a cancellation.
 _LIMIT_SECONDS = 60 + round(
     BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds()
 )
-# A heartbeat, a scan of the controller, and the steps between them.
+# Time for a heartbeat, a scan of the controller, and the steps between them.
 _SLACK = timedelta(seconds=5)
 
 
 def end_all(world: World) -> None:
-    """What had been asked for comes to pass, and the next task is like the first."""
+    """Checks that every request is fulfilled, and that the next task completes."""
     world.run(_repair(world))
     world.run(_await_ends(world))
     world.run(_check_next_task(world))
@@ -37,15 +37,13 @@ async def _repair(world: World) -> None:
     # Longer than any pause between two attempts, of agents and of the controller.
     await world.advance(6.0)
     if any(agent.fault and not agent.is_gone for agent in world.agents):
-        # Its task would go on for ever.
+        # A defective agent never ends its task.
         await world.cancel(CALLER)
         await world.settle()
 
 
 async def _await_ends(world: World) -> None:
-    """Tasks that are to be cancelled would go on for ever by themselves; the others are done with
-    their next reply.
-    """
+    """Waits for the end of all tasks: a cancelled one gets no final reply, the others do."""
     due = _due(world, await world.tasks(), await world.workspace())
     for _ in range(_LIMIT_SECONDS):
         await _open_gates(world)
@@ -79,22 +77,20 @@ async def _await_ends(world: World) -> None:
         await world.advance(1.0)
     else:
         raise AssertionError(
-            "it does not come to its end",
+            "the run does not end",
             at,
             [task for task in tasks if not task.status.is_terminal],
         )
     promised = {call.target_id for call in world.record.calls if call.is_promise}
     assert all(task.status is TaskStatus.CANCELLED for task in tasks if task.id in promised), (
-        "invariant 2: an accepted one got lost"
+        "invariant 2: an accepted cancellation was lost"
     )
-    # A tool of an agent that crashed out of the controller's reach may be left; nothing says that
-    # it has ended.
+    # A tool of an agent that crashed out of the controller's reach may still run, because nothing
+    # reports its end.
 
 
 def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
-    """By when each cancelled task that is open has to have ended, although its agent may do nothing
-    for it.
-    """
+    """Returns by when each open cancelled task must end, even if its agent does nothing."""
     faults = {
         agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
     }

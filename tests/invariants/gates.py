@@ -12,16 +12,16 @@ from tests.invariants.record import Iteration, Record
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the calls of one agent need to know of it."""
+    """What the gates need to know about their agent."""
 
     epoch: int
     task_id: Callable[[], str]
-    was_told: Callable[[str], bool]
-    may_break_off: Callable[[str], bool]
-    # Whether the process is gone: then what its coroutines still do has not happened.
+    was_cancelled: Callable[[str], bool]
+    may_interrupt: Callable[[str], bool]
+    # Whether the process has ended: later steps of its coroutines then do not count.
     is_gone: Callable[[], bool]
-    # A tool runs, for the task; it does so until it is known to have ended, whatever becomes of the
-    # agent.
+    # Notes whether a tool runs for the task. It counts as running until its end is known, even if
+    # the agent dies.
     tool_runs: Callable[[str, bool], None]
 
 
@@ -34,22 +34,22 @@ class Gates:
         self._surroundings = surroundings
         self._record = record
         self._iteration: Iteration | None = None
-        # What the open call waits for; None: there is none.
+        # The results that the open call waits for; None without an open call.
         self._reply: asyncio.Future[ModelReply] | None = None
         self._result: asyncio.Future[ToolResult] | None = None
 
     @property
     def is_model_called(self) -> bool:
-        """Whether the model is to reply."""
+        """Whether a model call is open."""
         return self._reply is not None and not self._reply.done()
 
     @property
     def is_tool_called(self) -> bool:
-        """Whether the tool is to end."""
+        """Whether a tool call is open."""
         return self._result is not None and not self._result.done()
 
     def reply(self, *, final: bool, tool: bool) -> None:
-        """The open model call ends."""
+        """Ends the open model call with a reply."""
         assert self._reply is not None and self._iteration is not None
         number = self._iteration.number
         self._iteration.content = content = f"{'final' if final else 'step'} {number}"
@@ -66,25 +66,24 @@ class Gates:
         self._reply.set_result(reply)
 
     def fail(self) -> None:
-        """The open model call fails."""
+        """Lets the open model call fail."""
         assert self._reply is not None and self._iteration is not None
         self._iteration.failed = True
         self._reply.set_exception(ModelFailure("the gated model failed"))
 
     def end_tool(self) -> None:
-        """The open tool call ends."""
+        """Ends the open tool call."""
         assert self._result is not None and self._iteration is not None
         output = f"output {self._iteration.number}"
         self._result.set_result(ToolResult(status=ToolStatus.EXITED, output=output))
 
     async def next(self, history: History, partial: PartialReply) -> ModelReply:
-        """See Model."""
         task_id = self._surroundings.task_id()
         self._iteration = Iteration(
             epoch=self._surroundings.epoch,
             task_id=task_id,
             number=len(history.iterations) + 1,
-            was_told=self._surroundings.was_told(task_id),
+            was_cancelled=self._surroundings.was_cancelled(task_id),
         )
         self._record.iterations.append(self._iteration)
         self._iteration.content = f"part {self._iteration.number}"
@@ -94,13 +93,12 @@ class Gates:
         try:
             return await self._reply
         except asyncio.CancelledError:
-            self._break_off("model_call")
+            self._note_interrupt("model_call")
             raise
         finally:
             self._reply = None
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """See Tool."""
         assert self._iteration is not None
         task_id = self._iteration.task_id
         self._iteration.tool_output = ""
@@ -113,14 +111,14 @@ class Gates:
             if self._result.done():
                 result = self._result.result()
             else:
-                self._break_off("tool_call")
+                self._note_interrupt("tool_call")
                 result = ToolResult(
                     status=ToolStatus.INTERRUPTED, output=f"so far {self._iteration.number}"
                 )
             self._iteration.tool_output = result.output
             return result
         except asyncio.CancelledError:
-            self._break_off("tool_call")
+            self._note_interrupt("tool_call")
             raise
         finally:
             interrupted.cancel()
@@ -128,9 +126,9 @@ class Gates:
             if not self._surroundings.is_gone():
                 self._surroundings.tool_runs(task_id, False)
 
-    def _break_off(self, call: str) -> None:
+    def _note_interrupt(self, call: str) -> None:
         iteration = self._iteration
         assert iteration is not None
         if not self._surroundings.is_gone():
-            iteration.broken_off = call
-            iteration.may_break_off = self._surroundings.may_break_off(iteration.task_id)
+            iteration.interrupted_call = call
+            iteration.may_interrupt = self._surroundings.may_interrupt(iteration.task_id)

@@ -1,8 +1,7 @@
-"""What must always be true of a cancellation, one function an invariant, from what can be seen of
-it.
+"""The invariants of a cancellation, numbered as in the contract.
 
-Each takes what was seen up to now, and raises AssertionError. What it catches is what it says; the
-numbers are the contract's. What rows and logs alone show is in tests/promises.
+Each function checks the observations so far, and raises AssertionError. Checks that need only rows
+and logs are in tests/promises.
 """
 
 from dataclasses import replace
@@ -16,35 +15,31 @@ from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
 from tests.promises.promises import violations
 
-# An answer that has to do with an unreachable agent, at most.
+# The most that an answer about an unreachable agent may take.
 _UNREACHABLE_SECONDS = 2.0
-# What an agent may wait between two attempts of a call, and a little more.
+# Slightly longer than an agent's pause between two attempts of a call.
 _BACKOFF_SECONDS = 1.5
 _RECORDED = ("accepted", "already_requested")
 
 
 def promises_are_kept(view: View) -> None:
-    """What must be true of every task and log, here as on a real stack."""
+    """The promises that also hold on a real stack."""
     assert not (broken := violations(view.history)), broken
 
 
 def nothing_unexpected_is_raised(view: View) -> None:
-    """Neither the database's guards nor any other defect was met; each agent ended for a reason
-    that it has.
-    """
+    """No constraint of the database failed, and no defect was recorded."""
     assert not view.record.defects, view.record.defects
 
 
 def answers_are_those_of_the_contract(view: View) -> None:
-    """Each outcome and slug is the one that the state before the call makes right."""
+    """Each outcome and slug is correct for the state before the call."""
     for call in view.record.calls:
         assert not call.answer or call.expected is None or call.answer in call.expected, call
 
 
 def invariant_1_durable_first(view: View) -> None:
-    """When an agent is signalled, and when a caller is told, another session of the database sees
-    the intent.
-    """
+    """Another session of the database sees the intent before any signal and any promise."""
     assert all(signal.was_recorded for signal in view.record.signals), view.record.signals
     for call in view.record.calls:
         if call.is_promise:
@@ -70,9 +65,7 @@ def invariant_1_durable_first(view: View) -> None:
 
 
 def invariant_2_accepted_means_cancelled(view: View) -> None:
-    """A task whose cancellation was promised keeps its result; no answer says `cancelled` before
-    the end is committed.
-    """
+    """A cancelled task keeps its result; no answer reports an end before its commit."""
     for task in view.tasks.values():
         iterations = view.events_of(task.id, EventType.ITERATION_COMPLETED)
         content = iterations[-1].payload["model_call"]["content"] if iterations else ""
@@ -86,7 +79,7 @@ def invariant_2_accepted_means_cancelled(view: View) -> None:
 
 
 def invariant_3_one_end(view: View) -> None:
-    """The end in the log agrees with the row, and nothing about it changes after."""
+    """The end in the log agrees with the row, and never changes."""
     for task in view.tasks.values():
         for end in view.events_of(task.id, EventType.TASK_COMPLETED):
             payload = end.payload
@@ -105,12 +98,13 @@ def invariant_3_one_end(view: View) -> None:
 
 
 def invariant_4_the_iteration_is_finished(view: View) -> None:
-    """Once told, an agent begins no further iteration; the one in flight is on record with its
-    result, unless it was forced.
+    """After a cancellation, an agent begins no iteration; the one in flight is recorded.
+
+    The iteration in flight is recorded with its result, unless it was forced.
     """
     for begun in view.record.iterations:
-        assert not begun.was_told, ("began although it had been told", begun)
-        assert begun.may_break_off, ("broken off without right", begun)
+        assert not begun.was_cancelled, ("began after the agent received the cancellation", begun)
+        assert begun.may_interrupt, ("interrupted without permission", begun)
     for task in view.tasks.values():
         events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
         begun_by_number = {begun.number: begun for begun in view.iterations_of(task.id)}
@@ -128,19 +122,19 @@ def invariant_4_the_iteration_is_finished(view: View) -> None:
         assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
         if task.id in view.record.ended_by_agent:
             to_record = [each for each in begun_by_number.values() if not each.failed]
-            assert len(events) == len(to_record), ("an iteration is not on record", to_record)
+            assert len(events) == len(to_record), ("an iteration is not recorded", to_record)
 
 
 def _check_iteration(event: Event, begun: Iteration) -> None:
     model_call, tool_call = event.payload["model_call"], event.payload.get("tool_call")
     assert model_call["content"] == begun.content, (event, begun)
-    is_interrupted = begun.broken_off == "model_call"
+    is_interrupted = begun.interrupted_call == "model_call"
     assert model_call["status"] == ("interrupted" if is_interrupted else "completed"), (
         event,
         begun,
     )
     assert not is_interrupted or not tool_call, (
-        "a tool call of a model call that was broken off",
+        "a tool call after an interrupted model call",
         event,
         begun,
     )
@@ -150,7 +144,7 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
             event,
             begun,
         )
-        status = "interrupted" if begun.broken_off else "exited"
+        status = "interrupted" if begun.interrupted_call else "exited"
         assert (tool_call["result"]["status"], tool_call["result"]["output"]) == (
             status,
             begun.tool_output,
@@ -158,7 +152,7 @@ def _check_iteration(event: Event, begun: Iteration) -> None:
 
 
 def invariant_5_no_leak(view: View) -> None:
-    """An intent is on the task that was asked about, and no other."""
+    """An intent is recorded only on the task that its call targets."""
     assert not view.record.unasked, view.record.unasked
     for task in view.tasks.values():
         if task.cancel is not None:
@@ -172,7 +166,7 @@ def invariant_5_no_leak(view: View) -> None:
 
 
 def invariant_6_the_pod_lives(view: View) -> None:
-    """An agent whose task was cancelled goes on in its epoch, and takes the next task."""
+    """An agent whose task was cancelled continues in its epoch and accepts the next task."""
     assert not view.record.refused_submits, view.record.refused_submits
     for agent in view.world.agents:
         if not agent.shutdown.is_begun:
@@ -183,7 +177,7 @@ def invariant_6_the_pod_lives(view: View) -> None:
             agent.shutdown.reason
         )
         assert code is not ExitCode.LEASE_OVER or agent.was_disturbed, (
-            "its lease was over although it was in touch"
+            "its lease expired although its calls succeeded"
         )
         assert (
             code is not ExitCode.FENCED
@@ -197,8 +191,9 @@ def invariant_6_the_pod_lives(view: View) -> None:
 
 
 def invariant_7_not_lost(view: View) -> None:
-    """An unreachable agent: the caller is told what is recorded. A lost one: its work ends first,
-    and it has no say any more.
+    """Callers learn what is recorded for an unreachable agent; a lost agent is fenced.
+
+    The tools of a lost agent end before its task does.
     """
     for call in view.record.calls:
         if call.answer == "agent_unreachable":
@@ -220,7 +215,7 @@ def invariant_7_not_lost(view: View) -> None:
     is_down = False
     for event in view.events:
         assert not is_down or event.task_id is None, (
-            "a task goes on in a workspace without an agent",
+            "a task continues in a workspace without an agent",
             event,
         )
         is_down = event.type in (EventType.WORKSPACE_FAILED, EventType.WORKSPACE_STOPPED)
@@ -233,17 +228,15 @@ def invariant_7_not_lost(view: View) -> None:
             and not agent.is_frozen
         ):
             assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
-                "an agent works although its lease is over"
+                "an agent works after its lease expired"
             )
 
 
 def invariant_8_idempotent(view: View) -> None:
-    """One call is `accepted`: the one whose intent is recorded. That intent stays, and is in the
-    log once.
-    """
+    """Only the call whose intent is recorded is `accepted`; the intent never changes."""
     for task_id, intent in view.record.intents.items():
         now = view.tasks[task_id].cancel
-        # Only its deadline may be moved, and that is another invariant's.
+        # Only its force deadline may change, which invariant 11 checks.
         assert now is not None and _without_force(now) == _without_force(intent), (
             "an intent was changed",
             intent,
@@ -272,13 +265,13 @@ def _without_force(intent: CancelIntent) -> CancelIntent:
 
 
 def invariant_9_every_hop_checks(view: View) -> None:
-    """What the database held when an agent called is in the reply."""
+    """The reply to an agent's call contains the intent that was recorded before the call."""
     for hop in view.record.hops:
-        assert hop.says_cancelled or not hop.was_recorded, ("an agent was not told", hop)
+        assert hop.says_cancelled or not hop.was_recorded, ("a reply lacks the cancellation", hop)
 
 
 def invariant_10_bounded(view: View) -> None:
-    """An answer waits for nothing but what it was asked to wait for, and then it is an answer."""
+    """An answer waits no longer than its caller asked for, and ends with the task."""
     now = view.world.clock()
     for call in view.record.calls:
         waited_seconds = ((call.answered_at or now) - call.asked_at).total_seconds()
@@ -287,7 +280,7 @@ def invariant_10_bounded(view: View) -> None:
         if call.answer == "agent_unreachable":
             assert waited_seconds <= _UNREACHABLE_SECONDS, call
         if not call.answer and not call.has_left and waited_seconds >= call.signal_seconds:
-            assert waited_seconds < wait_seconds + call.signal_seconds, ("it has no end", call)
+            assert waited_seconds < wait_seconds + call.signal_seconds, ("it waits too long", call)
             assert target is not None and not target.status.is_terminal, (
                 "it waits for a task that has ended",
                 call,
@@ -308,9 +301,7 @@ def invariant_10_bounded(view: View) -> None:
 
 
 def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest deadline that was asked for holds; the call then open is broken off, is recorded
-    so, and no other is.
-    """
+    """The earliest requested deadline holds; only the call open at that time is interrupted."""
     for task in view.tasks.values():
         _check_deadline(view, task)
         # A task that was never delivered has no pod to end.
@@ -320,28 +311,30 @@ def invariant_11_force_is_asked_for(view: View) -> None:
         )
         if task.status is TaskStatus.CANCELLED and is_ended_with_its_pod:
             assert task.forced == _was_force_due(task), (
-                "the control plane ended it, forced or not",
+                "the control plane ended it, and forced is wrong",
                 task,
             )
         if task.id in view.record.ended_by_agent:
             events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
             interrupted = [each for each in events if _is_interrupted(each)]
-            broken_off = [each for each in view.iterations_of(task.id) if each.broken_off]
-            assert task.forced == bool(interrupted), ("forced, or not", task, interrupted)
-            assert len(interrupted) >= len(broken_off), (
-                "broken off, and not on record",
+            interrupted_call = [
+                each for each in view.iterations_of(task.id) if each.interrupted_call
+            ]
+            assert task.forced == bool(interrupted), ("forced is wrong", task, interrupted)
+            assert len(interrupted) >= len(interrupted_call), (
+                "interrupted, but not recorded",
                 events,
-                broken_off,
+                interrupted_call,
             )
     for agent in view.world.agents:
-        force_at = agent.told.get(agent.session.task_id)
+        force_at = agent.known_cancellations.get(agent.session.task_id)
         if (
             force_at is not None
             and force_at <= view.world.clock.unix_seconds()
             and not agent.is_gone
         ):
             assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
-                "a call goes on behind its deadline"
+                "a call continues after its deadline"
             )
 
 
@@ -361,7 +354,7 @@ def _check_deadline(view: View, task: Task) -> None:
         any(call.answer in ("unavailable", "internal") for call in calls)
         or task.id in view.record.stops.values()
     ):
-        # Whether these took effect is not known.
+        # The effect of these calls is unknown.
         return
     asked = [
         call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
@@ -380,7 +373,7 @@ def _check_deadline(view: View, task: Task) -> None:
 
 
 def invariant_12_visible(view: View) -> None:
-    """Between request and end the task shows who asked, and the phase of its agent."""
+    """Between request and end, the task shows its intent and the phase of its agent."""
     for task in view.tasks.values():
         assert (
             not view.calls_for(task.id)
@@ -395,7 +388,7 @@ def invariant_12_visible(view: View) -> None:
 
 
 def _is_in_touch(view: View, epoch: int) -> bool:
-    """Whether all that this agent has said has arrived by now."""
+    """Whether every message of this agent must have arrived."""
     agent = next(each for each in view.world.agents if each.epoch == epoch)
     now, hiccup_at = view.world.clock, view.world.store.last_hiccup_at
     is_mended = now.monotonic() > agent.mended_at + _BACKOFF_SECONDS or not agent.was_disturbed

@@ -1,4 +1,4 @@
-"""Whatever may happen, in any order: the rules."""
+"""The rules of the state machine: calls, replies, faults and passing time, in any order."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,21 +16,22 @@ from tests.invariants.view import View
 from tests.invariants.wire import Network
 from tests.invariants.world import CALLERS, STEP_SECONDS, OpenStores, World
 
-# Mostly what makes something happen.
+# Weighted towards networks that let a run progress.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
-# Of those that are about: the last agent mostly.
+# An index into the live agents, mostly that of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
 
 
-# Of so many steps one is trouble at most, or nothing would ever get far enough for it to matter;
-# and in one time passes.
+# At most one fault, and at most one advance of the clock, in so many steps: a run with more faults
+# does not progress.
 _STEPS_A_TROUBLE = 5
 _STEPS_A_PASSING = 4
 
 
 class CancellationMachine(RuleBasedStateMachine):
-    """One workspace, its agents and its callers. After every rule all is at rest, and every
-    invariant is checked.
+    """One workspace with its agents and callers.
+
+    After every rule, the machine waits until no task can run, and checks every invariant.
     """
 
     def __init__(self, open_stores: OpenStores) -> None:
@@ -51,9 +52,7 @@ class CancellationMachine(RuleBasedStateMachine):
         network=NETWORKS,
     )
     def begin(self, comes_up: bool, is_heard: bool, network: Network) -> None:
-        """A task comes, to a workspace that is up, or is as it is; the agent has it, and may be
-        unable to say so.
-        """
+        """Submits a task. The workspace may be down, and the agent's requests may be lost."""
         self.world.run(self._begin(comes_up=comes_up, is_heard=is_heard, network=network))
 
     @precondition(lambda self: self.has_open_task)
@@ -76,7 +75,7 @@ class CancellationMachine(RuleBasedStateMachine):
         reason: str,
         hiccup: Hiccup | None,
     ) -> None:
-        """Callers ask for the end of the task that runs."""
+        """Callers cancel the running task."""
         self.world.wire.network = network
         if hiccup is not None:
             self.world.store.hiccups.appendleft(hiccup)
@@ -92,7 +91,7 @@ class CancellationMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.is_deadline_ahead)
     @rule(by=st.sampled_from(sorted(CALLERS)), network=NETWORKS)
     def force_sooner(self, by: str, network: Network) -> None:
-        """Somebody cannot wait for the deadline that stands."""
+        """A caller asks for an earlier force deadline."""
         self.world.wire.network = network
         self.world.run(self.world.cancel(CALLERS[by], force_after_seconds=STEP_SECONDS))
 
@@ -102,7 +101,7 @@ class CancellationMachine(RuleBasedStateMachine):
         wait_seconds=st.sampled_from([None, 10.0]),
     )
     def cancel_another(self, which: str, wait_seconds: float | None) -> None:
-        """Callers name a task that may have ended, or ask for whichever runs when none may."""
+        """Callers cancel a task that may have ended, or name none while none may run."""
         self._troubles += 1
         task_ids = self.world.task_ids
         named = {
@@ -134,7 +133,7 @@ class CancellationMachine(RuleBasedStateMachine):
         network=st.sampled_from([Network.LOST, Network.LATE]),
     )
     def model_replies_before_the_signal_comes(self, reply: str, network: Network) -> None:
-        """The task may end, and the next begin, before its agent hears that it was to be cancelled."""
+        """The task may end, and the next one begin, before the signal reaches the agent."""
         self.world.wire.network = network
         self.world.run(self.world.cancel(CALLERS["user"]))
         self.model_replies(reply, -1)
@@ -181,7 +180,7 @@ class CancellationMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.there() and self.may_be_trouble)
     @rule(fault=st.sampled_from(Fault), which=WHICH)
     def agent_is_defective(self, fault: Fault, which: int) -> None:
-        """It renews its lease and does not do its work, until its process ends."""
+        """From now on, an agent renews its lease but does not work, until its process ends."""
         self._troubles += 1
         self._one_of(self.there(), which).fault = fault
 
@@ -190,7 +189,7 @@ class CancellationMachine(RuleBasedStateMachine):
     )
     @rule()
     def agents_are_well(self) -> None:
-        """What is frozen comes alive, and is heard again."""
+        """Thaws every agent and repairs its link."""
 
         def mend() -> None:
             for agent in self.there():
@@ -215,11 +214,11 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.wire.network = network
         match what:
             case "looks":
-                self.world.run(self._look())
+                self.world.run(self._scan())
             case "redelivers":
                 self.world.run(self._redeliver())
             case "ends":
-                self.world.run(self.world.follow())
+                self.world.run(self.world.stop_leading())
             case _:
                 self.world.pods.are_in_reach = what == "can end pods"
 
@@ -229,9 +228,7 @@ class CancellationMachine(RuleBasedStateMachine):
         network=NETWORKS,
     )
     def upheaval(self, what: str, network: Network) -> None:
-        """The workspace stops or comes back, its agent is lost, or goes on beside the next one, or
-        its host is started again.
-        """
+        """The workspace stops or resumes, its agent is fenced or cut off, or the stack restarts."""
         self._troubles += 1
         self.world.wire.network = network
         steps = {
@@ -239,14 +236,14 @@ class CancellationMachine(RuleBasedStateMachine):
             "resume": self._come_up,
             "fence": self._fence,
             "cut off": self._cut_off,
-            "restart": self.world.restart_host,
+            "restart": self.world.restart_stack,
         }
         self.world.run(steps[what]())
 
     @precondition(lambda self: any(not call.runner.done() for call in self.world.record.calls))
     @rule(what=st.sampled_from(["goes away", "drain"]))
     def while_a_caller_waits(self, what: str) -> None:
-        """It goes away, or the server is about to end."""
+        """The caller disconnects, or the server drains."""
         if what == "drain":
             self._do(self.world.drain)
             return
@@ -262,9 +259,7 @@ class CancellationMachine(RuleBasedStateMachine):
             check(view)
 
     def teardown(self) -> None:
-        """All is well again: everything comes to its end, each accepted cancellation to the right
-        one.
-        """
+        """Repairs every fault and checks that each accepted cancellation is fulfilled."""
         try:
             end_all(self.world)
             self.all_invariants()
@@ -272,11 +267,11 @@ class CancellationMachine(RuleBasedStateMachine):
             self.world.close()
 
     def awake(self) -> list[Agent]:
-        """The agents that go on."""
+        """Returns the agents that run and are not frozen."""
         return [agent for agent in self.world.agents if agent.is_up and not agent.is_frozen]
 
     def _do(self, act: Callable[[], object]) -> None:
-        """Within the event loop, and then what follows from it."""
+        """Calls it within the event loop, and waits until everything is at rest."""
 
         async def step() -> None:
             act()
@@ -284,29 +279,29 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.run(step())
 
     def there(self) -> list[Agent]:
-        """The agents whose process is there."""
+        """Returns the agents whose process has not ended."""
         return [agent for agent in self.world.agents if not agent.is_gone]
 
     @property
     def may_be_trouble(self) -> bool:
-        """Whether it is time for some."""
+        """Whether enough steps have passed since the last fault."""
         return self._troubles * _STEPS_A_TROUBLE < self._steps
 
     @property
     def has_open_task(self) -> bool:
-        """Whether a task has not ended, as far as is known."""
+        """Whether the last task is not known to have ended."""
         return any(self.world.store.is_open(task_id) for task_id in self.world.task_ids[-1:])
 
     @property
     def is_deadline_ahead(self) -> bool:
-        """Whether the open task is to be broken off, but not soon."""
+        """Whether the open task has a force deadline more than one step ahead."""
         intent = self.world.store.intent(self.world.task_ids[-1]) if self.has_open_task else None
         soon = self.world.clock() + timedelta(seconds=STEP_SECONDS)
         return intent is not None and intent.force_at is not None and intent.force_at > soon
 
     async def _come_up(self) -> None:
         await self.world.resume()
-        await self._look()
+        await self._scan()
 
     async def _begin(
         self, *, comes_up: bool = True, is_heard: bool = True, network: Network = Network.GOOD
@@ -319,7 +314,7 @@ class CancellationMachine(RuleBasedStateMachine):
         self.world.wire.network = network
         await self.world.submit()
 
-    async def _look(self) -> None:
+    async def _scan(self) -> None:
         self.world.lead()
         self.world.changes.announce(self.world.workspace_id)
         await self.world.settle()
@@ -332,16 +327,17 @@ class CancellationMachine(RuleBasedStateMachine):
         await self.world.advance(3.0)
 
     async def _fence(self) -> None:
-        """Another epoch begins, and what ran in this one is out of reach."""
+        """Begins another epoch while the agent of this one cannot be reached."""
         self.world.pods.are_in_reach = False
-        await self.world.restart_host()
-        await self._look()
+        await self.world.restart_stack()
+        await self._scan()
 
     async def _cut_off(self) -> None:
-        """The agents are not heard of for longer than their lease, and have to end by their own
-        clock: there is no controller.
+        """Cuts the agents off for longer than their lease, without a controller.
+
+        They must end by their own clock.
         """
-        await self.world.follow()
+        await self.world.stop_leading()
         for agent in self.awake():
             agent.set_link(Link.REQUESTS_LOST)
         await self.world.advance(15.0)

@@ -1,4 +1,4 @@
-"""What the controller sees of the machine: pods are agents of this process."""
+"""The controller's view of the machine: its pods are agents in this process."""
 
 import asyncio
 
@@ -10,10 +10,10 @@ class Pods:
     """Implements server.fleet.pods.Pods."""
 
     def __init__(self, agents: list[Agent], shared: Surrounded) -> None:
-        # Whether what runs can be ended, and be known to have ended.
+        # Whether the controller can end pods and observe their end.
         self.are_in_reach = True
         self._agents = agents
-        # Of each pod that was started: the workspace, the epoch and the run.
+        # The workspace, the epoch and the run of each pod that was started.
         self._started: set[tuple[str, int, str | None]] = set()
         self._shared = shared
 
@@ -60,8 +60,9 @@ class Pods:
 
 
 class Changes:
-    """Implements server.fleet.controller.Changes: a rule has the controller look now; by itself it
-    looks when its time has come.
+    """Implements server.fleet.controller.Changes.
+
+    A rule makes the controller scan at once; without one, it scans after its usual interval.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,4 @@
-"""What was observed of a run: everything that the invariants are checked from, beside the rows of
-the database.
-"""
+"""The observations of a run, which the invariants are checked from, besides the rows."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from server.core.task import CancelIntent, Task
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """One call of CancelTask, and what became of it."""
+    """One call of CancelTask, and its answer."""
 
     request_id: str
     by: Caller
@@ -21,21 +19,19 @@ class Call:
     # The task that it is about: the one it names, or the current one at that moment.
     target_id: str | None
     wait_seconds: float | None
-    # How long its signal may be under way.
+    # How long its signal may take.
     signal_seconds: float
     force_at: datetime | None
-    # The answers that are right for what the database held before; None: the database fails
-    # meanwhile.
+    # The correct answers for the state before the call; None if the database fails meanwhile.
     expected: frozenset[str] | None
     # How many times the server had begun to drain.
     drains_before: int
     runner: "asyncio.Task[CancelResult]"
-    # Noted the moment the answer is there. The outcome, or the slug of the failure; empty until
-    # then.
+    # The outcome, or the slug of the failure; empty until the call is answered.
     answer: str = ""
     details: dict[str, object] = field(default_factory=dict)
     answered_at: datetime | None = None
-    # What another session of the database saw of the target at that moment.
+    # The target as another session of the database saw it when the call was answered.
     seen_task: Task | None = None
     returned_task: Task | None = None
     has_left: bool = False
@@ -51,8 +47,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A cancellation on its way to an agent, and whether another session of the database saw its
-    intent at that moment.
+    """A cancellation that is sent to an agent.
+
+    `was_recorded`: whether another session of the database saw its intent at that moment.
     """
 
     task_id: str
@@ -66,19 +63,19 @@ class Iteration:
     epoch: int
     task_id: str
     number: int
-    # The agent had been told of the cancellation before it began: by a signal, or by what the
-    # database held at its last call.
-    was_told: bool
+    # Whether the agent had received the cancellation before the iteration began: by a signal, or
+    # with the reply to its last call.
+    was_cancelled: bool
     # What the model has said so far.
     content: str = ""
     # A final reply, an error, or neither.
     is_final: bool = False
     failed: bool = False
-    # None: no tool was called; empty: its result is not there.
+    # None: no tool was called; empty: the call has no result yet.
     tool_output: str | None = None
-    # The call that was broken off, and whether that was right at that moment.
-    broken_off: str = ""
-    may_break_off: bool = True
+    # The call that was interrupted, and whether that was allowed at that moment.
+    interrupted_call: str = ""
+    may_interrupt: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +83,9 @@ class Hop:
     """A reply that an agent got from the control plane."""
 
     epoch: int
-    # The epoch was over when the call was sent.
+    # Whether the epoch was over when the call was sent.
     was_over: bool
-    # The task of the call was open and its intent recorded when the call was sent, and it is still
-    # open.
+    # Whether the intent was recorded when the call was sent, and the task was still open after it.
     was_recorded: bool
     says_fenced: bool
     says_cancelled: bool
@@ -97,7 +93,7 @@ class Hop:
 
 @dataclass(slots=True)
 class Record:
-    """Of one run."""
+    """The observations of one run."""
 
     calls: list[Call] = field(default_factory=list)
     signals: list[Signal] = field(default_factory=list)
@@ -107,17 +103,16 @@ class Record:
     ended_by_agent: dict[str, int] = field(default_factory=dict)
     # Tasks whose end an agent has proposed, committed or not.
     ends_proposed: set[str] = field(default_factory=set)
-    # Tasks that an agent has called cancelled without any intent on record.
+    # Tasks that an agent has ended `cancelled` without a recorded intent.
     unasked: list[str] = field(default_factory=list)
-    # Submits that an idle agent in good order did not take.
+    # Submits that an idle and healthy agent did not accept.
     refused_submits: list[str] = field(default_factory=list)
     # Request ids of StopWorkspace.
     stops: dict[str, str | None] = field(default_factory=dict)
-    # How each task that has ended stood when that was first seen, and the intent of each as first
-    # seen.
+    # Each ended task as first seen after its end, and each intent as first seen.
     ends: dict[str, Task] = field(default_factory=dict)
     intents: dict[str, CancelIntent] = field(default_factory=dict)
     # How many times a server has drained.
     drains: int = 0
-    # What should never be raised.
+    # Exceptions that must never be raised.
     defects: list[BaseException] = field(default_factory=list)

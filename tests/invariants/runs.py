@@ -34,7 +34,7 @@ def run_in_memory(examples: int, *, is_random: bool = False) -> None:
 def run_on_postgres(
     database_url: str, number: int, *, examples: int = 6, is_random: bool = False
 ) -> None:
-    # The first of them is the shortest that there is.
+    # Hypothesis begins with the shortest possible run.
     few = settings(
         _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
     )

@@ -1,6 +1,4 @@
-"""RuntimeService as an agent calls it, in this process: the messages are the real ones, the network
-does what rules say.
-"""
+"""RuntimeService in this process: real messages over a network that the rules control."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -32,7 +30,7 @@ from tests.invariants.trouble import Fault, Link
 if TYPE_CHECKING:
     from tests.invariants.agent import Agent
 
-# What the heartbeats of an agent that lies about its task name.
+# The task id in the heartbeats of an agent with one of these faults.
 _NAMED: dict[Fault | None, str] = {
     Fault.FORGETS_ITS_TASK: "",
     Fault.NAMES_ANOTHER_TASK: "task_of_earlier",
@@ -40,7 +38,7 @@ _NAMED: dict[Fault | None, str] = {
 
 
 class RuntimeStub:
-    """One agent's. It does what server/api/runtime_servicer.py does, and notes what went by."""
+    """The stub of one agent: works as server/api/runtime_servicer.py, and records each reply."""
 
     def __init__(
         self,
@@ -115,11 +113,11 @@ class RuntimeStub:
             says_cancelled=directive.task.HasField("cancellation"),
         )
         self._record.hops.append(hop)
-        agent.hear_directive(directive)
+        agent.note_directive(directive)
         return directive
 
 
 def _error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(
-        code, grpc.aio.Metadata(), grpc.aio.Metadata(), "as a rule wants it"
+        code, grpc.aio.Metadata(), grpc.aio.Metadata(), "injected by a rule"
     )

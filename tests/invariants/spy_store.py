@@ -1,6 +1,4 @@
-"""The store under test, watched: what is committed is known the moment it is, and it can be out of
-reach for a while.
-"""
+"""A wrapper of the store under test that observes each commit and can inject failures."""
 
 import asyncio
 from collections import deque
@@ -22,14 +20,14 @@ Returned = TypeVar("Returned")
 
 
 class Hiccup(Enum):
-    """How a write fails that gets no answer."""
+    """When a write fails whose answer is lost."""
 
     BEFORE = "before it is done"
     AFTER = "when it is done"
 
 
 class SpyStore:
-    """Implements server.core.ports.Store, with another one."""
+    """Implements server.core.ports.Store by another store."""
 
     def __init__(self, store: Store, record: Record, clock: Clock) -> None:
         self._store = store
@@ -39,27 +37,27 @@ class SpyStore:
         self.hiccups: deque[Hiccup] = deque()
         # When a write last failed.
         self.last_hiccup_at: datetime | None = None
-        # Calls that are not over.
+        # The number of open calls.
         self._in_flight = 0
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self.workspace: Workspace | None = None
-        # By epoch, until when its agent is taken for alive.
+        # The expiry of the last known lease, by epoch.
         self.leases: dict[int, datetime] = {}
         # Each task as it was last seen committed.
         self.tasks: dict[str, Task] = {}
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether no call is under way."""
+        """Whether no call is open."""
         return self._at_rest.is_set()
 
     async def rest(self) -> None:
-        """Returns once no call is under way."""
+        """Returns once no call is open."""
         await self._at_rest.wait()
 
     def intent(self, task_id: str) -> CancelIntent | None:
-        """What is known to be recorded."""
+        """Returns the recorded intent, as far as it has been observed."""
         task = self.tasks.get(task_id)
         return task.cancel if task is not None else None
 
@@ -155,7 +153,7 @@ class SpyStore:
                 self._at_rest.set()
 
     def _note(self, workspace: Workspace | None, task: Task | None) -> None:
-        """Two replies may come in another order than their commits."""
+        """Keeps the newest rows: two replies may arrive in another order than their commits."""
         known = self.workspace
         if workspace is None or (
             known is not None

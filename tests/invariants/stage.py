@@ -1,6 +1,4 @@
-"""The event loop of a run: its time is the clock's, and each step is taken until everything is at
-rest.
-"""
+"""The event loop of a run: the clock sets its time, and each step runs until all is at rest."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,7 +8,7 @@ from unittest.mock import patch
 from tests.invariants.clock import Clock
 from tests.invariants.spy_store import SpyStore
 
-# Turns of the event loop after which nothing that waits for nothing is left.
+# After so many turns of the event loop, every task waits for something.
 _SETTLED_TURNS = 25
 _LIMIT_TURNS = 200_000
 
@@ -18,23 +16,23 @@ Returned = TypeVar("Returned")
 
 
 class Stage:
-    """Timers fire when the clock is moved, and never else: so a run is the same each time."""
+    """Timers fire only when the clock is advanced, so a run is the same each time."""
 
     def __init__(self, clock: Clock) -> None:
-        # Whose calls are awaited before all is said to be at rest.
+        # The stores whose open calls `settle` waits for.
         self.stores: list[SpyStore] = []
         self._turns = 0
-        # The event loop asks it too.
+        # The event loop reads it too.
         self._time = patch("time.monotonic", clock.monotonic)
         self._time.start()
         self._runner = asyncio.Runner()
 
     def open(self, first_step: Coroutine[Any, Any, None]) -> None:
-        """Takes a step that may wait for anything."""
+        """Runs a step that may wait for anything."""
         self._runner.run(first_step)
 
     def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
-        """Takes a step, and returns when all that follows from it has been done."""
+        """Runs a step, and returns once everything is at rest."""
         return self._runner.run(self._take(step))
 
     async def settle(self) -> None:
@@ -51,10 +49,10 @@ class Stage:
                 quiet_turns = 0
                 for store in self.stores:
                     await store.rest()
-        raise AssertionError("it does not come to rest")
+        raise AssertionError("the event loop does not come to rest")
 
     def close(self, last_step: Coroutine[Any, Any, None]) -> None:
-        """Leaves nothing behind."""
+        """Runs the last step and closes the event loop."""
         try:
             self._runner.run(last_step)
         finally:
@@ -66,9 +64,9 @@ class Stage:
         while not taken.done():
             turns = self._turns
             await self.settle()
-            # The step's own waits for rest go on beside this one.
+            # The step may call `settle` too, which adds turns.
             if self._turns == turns + _SETTLED_TURNS and not taken.done():
                 taken.print_stack()
-                raise AssertionError("a step waits for what only another one can bring")
+                raise AssertionError("a step waits for something that only another step can do")
         await self.settle()
         return taken.result()

@@ -3,9 +3,9 @@
 from tests.invariants.runs import run_in_memory, run_on_postgres
 
 
-def test_in_memory() -> None:
+def test_invariants_hold_in_memory() -> None:
     run_in_memory(20)
 
 
-def test_on_postgres(database_url: str) -> None:
+def test_invariants_hold_on_postgres(database_url: str) -> None:
     run_on_postgres(database_url, 0, examples=3)

@@ -1,4 +1,4 @@
-"""What goes wrong with an agent, by itself or on its way to the control plane."""
+"""The faults of an agent and of its link to the control plane."""
 
 from enum import Enum
 
@@ -14,11 +14,11 @@ class Link(Enum):
 class Fault(Enum):
     """A defect of an agent that renews its lease all the same. It lasts as long as the process."""
 
-    # It commits nothing any more.
+    # It stops committing.
     COMMITS_NOTHING = "commits nothing"
     # It commits nothing, and its heartbeats name no task.
     FORGETS_ITS_TASK = "forgets its task"
-    # It commits nothing, and its heartbeats name a task of earlier.
+    # It commits nothing, and its heartbeats name an earlier task.
     NAMES_ANOTHER_TASK = "names another task"
     # Its work on the next task raises.
     BREAKS = "breaks"

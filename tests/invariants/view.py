@@ -1,4 +1,4 @@
-"""The rows of the database as they are committed, beside the record of all that happened."""
+"""The committed rows of the database, together with the record of the run."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tests.promises.history import EventRecord, History, TaskRecord
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is checked after a step."""
+    """The state that is checked after a step."""
 
     world: World
     workspace: Workspace
@@ -54,7 +54,7 @@ class View:
 
     @property
     def history(self) -> History:
-        """What the promises are checked from."""
+        """The input of the promises."""
         promised = [
             (call.target_id, f"{call.answer} was answered to {call.request_id}")
             for call in self.record.calls

@@ -1,6 +1,4 @@
-"""How the control plane reaches agents: ports.Agents in this process, with a network that does what
-rules say.
-"""
+"""The agents as the control plane reaches them, over a network that the rules control."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,16 +20,16 @@ Answer = TypeVar("Answer")
 
 # Slower than a rule's step, faster than the limit of 2 s.
 SLOW_SECONDS = 1.0
-# A message that nobody waits for any more.
+# When a late message arrives, after its caller has given up.
 LATE_SECONDS = 2.0
 
 
 class Network(Enum):
-    """How calls to agents fare."""
+    """The state of the network between the control plane and the agents."""
 
     GOOD = "good"
     SLOW = "slow"
-    # The caller gives up; the message arrives all the same, when much else may have happened.
+    # The caller gives up; the message still arrives, later.
     LATE = "late"
     ANSWER_LOST = "answer lost"
     LOST = "lost"
@@ -43,7 +41,7 @@ class Wire:
     def __init__(self, agents: list[Agent], observer: Store, record: Record) -> None:
         self.network = Network.GOOD
         self._agents = agents
-        # Another session of the database: it sees what is committed, and nothing else.
+        # Another session of the database, which sees only what is committed.
         self._observer = observer
         self._record = record
         self._late: set[asyncio.Task[None]] = set()
@@ -54,7 +52,6 @@ class Wire:
         return self.network is Network.GOOD and agent is not None and not agent.is_frozen
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        """See the port."""
         assignment = encode_assignment(task)
         try:
             await self._call(workspace, lambda agent: agent.start(workspace.epoch, assignment))
@@ -62,7 +59,6 @@ class Wire:
             raise AgentUnreachableError(str(error)) from error
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        """See the port."""
         seen = await self._observer.get_task(workspace.id, task.id)
         self._record.signals.append(
             Signal(task_id=task.id, was_recorded=seen is not None and seen.cancel is not None)
@@ -73,7 +69,7 @@ class Wire:
         )
 
     async def close(self) -> None:
-        """What is still under way is lost."""
+        """Drops the messages that have not arrived."""
         for late in self._late:
             late.cancel()
 
@@ -83,7 +79,7 @@ class Wire:
             await asyncio.sleep(SLOW_SECONDS)
         agent = self._agent_of(workspace)
         if agent is None or network is Network.LOST:
-            raise AgentUnreachableError("nobody is there")
+            raise AgentUnreachableError("no agent listens at this address")
         if network is Network.LATE:
             late = asyncio.create_task(self._arrive_late(agent, deliver))
             self._late.add(late)
@@ -117,7 +113,7 @@ class Wire:
 
 
 def _delivered(agent: Agent, deliver: Callable[[Agent], object]) -> None:
-    """Nobody waits for the answer."""
+    """Delivers a call whose answer nobody awaits."""
     if agent.is_gone:
         return
     try:

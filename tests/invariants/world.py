@@ -1,5 +1,6 @@
-"""All of the product that runs in one process, wired as in production, between a database and a
-network that do what rules say.
+"""The product in one process, wired as in production.
+
+The rules control its network and the failures of its database.
 """
 
 import asyncio
@@ -30,12 +31,11 @@ from tests.invariants.wire import SLOW_SECONDS, Network, Wire
 from tests.support.fakes import FakeWakeups
 
 LEASE_SECONDS = 12.0
-# Longer than all the time that passes in a run: an agent here keeps no limits, since its calls last
-# until a rule ends them.
+# Longer than any run: agents here have no limits, since their calls last until a rule ends them.
 BOUNDS = Bounds(
     model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
 )
-# Fine enough that a heartbeat, a third of which may fail, is never due twice in a step.
+# So short that no step contains two heartbeats.
 STEP_SECONDS = 0.5
 _SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write"})
 CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
@@ -56,9 +56,7 @@ OpenStores = Callable[
 
 
 class World:
-    """One workspace, all its agents, one controller, and the callers. Made and used within its own
-    event loop, see `run`.
-    """
+    """One workspace, its agents, one controller, and the callers, in their own event loop."""
 
     def __init__(self, open_stores: OpenStores) -> None:
         self.clock = Clock()
@@ -67,17 +65,15 @@ class World:
         self.agents: list[Agent] = []
         self.workspace_id = ""
         self._request_numbers = count(1)
-        self._host_numbers = count(1)
-        self._going_on: set[asyncio.Task[None]] = set()
+        self._run_numbers = count(1)
+        self._background: set[asyncio.Task[None]] = set()
         self._leading: asyncio.Task[None] | None = None
         self._resources = AsyncExitStack()
         self._stage = Stage(self.clock)
         self._stage.open(self._open(open_stores))
 
     def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
-        """Takes a step, and lets everything run that follows from it without the clock's moving or
-        a gate's opening.
-        """
+        """Runs a step, and everything that follows before the clock advances or a gate opens."""
         return self._stage.run(step)
 
     async def settle(self) -> None:
@@ -97,39 +93,39 @@ class World:
         )
         self.wire = Wire(self.agents, self.observer, self.record)
         self.pods = Pods(self.agents, self.shared)
-        self.host = f"host_{next(self._host_numbers)}"
+        self.run_id = f"run_{next(self._run_numbers)}"
         self.workspace_id = (
             await workspaces.create_workspace(CALLER, "", self.store, self.clock)
         ).id
         self.lead()
 
     def close(self) -> None:
-        """Leaves nothing behind."""
+        """Ends every call, agent and controller, and closes the stores."""
 
         async def close() -> None:
-            await self.follow()
+            await self.stop_leading()
             await self.wire.close()
             for agent in self.agents:
                 if not agent.is_gone:
                     await agent.crash()
             for call in self.record.calls:
                 call.runner.cancel()
-            for going_on in self._going_on:
-                going_on.cancel()
+            for running in self._background:
+                running.cancel()
             await self.settle()
             await self._resources.aclose()
 
         self._stage.close(close())
 
-    def _go_on(self, call: Coroutine[Any, Any, None]) -> None:
-        """Has a call go on by itself, while other things happen."""
-        going_on = asyncio.create_task(call)
-        self._going_on.add(going_on)
-        going_on.add_done_callback(self._going_on.discard)
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        """Runs a call in the background."""
+        running = asyncio.create_task(call)
+        self._background.add(running)
+        running.add_done_callback(self._background.discard)
 
     @property
     def task_ids(self) -> list[str]:
-        """In the order in which they came."""
+        """The ids of all tasks, in the order of their submission."""
         return list(self.store.tasks)
 
     # What the database holds.
@@ -155,9 +151,7 @@ class World:
     # What callers do.
 
     async def submit(self) -> None:
-        """Whether it works depends on much; that an idle agent in good order takes it is noted for
-        the check.
-        """
+        """Submits a task. Records a failure if an idle and healthy agent had to accept it."""
         before = await self.workspace()
         is_free = (
             before.status is WorkspaceStatus.IDLE
@@ -177,18 +171,19 @@ class World:
                 if due:
                     self.record.refused_submits.append(f"{request.origin.request_id}: {failure}")
 
-        self._go_on(call())
+        self._start(call())
 
     def _agent_is_free(self, at: Workspace) -> bool:
-        """Whether its last task was ended by itself, and it has nothing else in hand, such as a
-        task that came to it too late.
+        """Whether the agent ended its last task itself, and holds no other task.
+
+        A late message may have started another task.
         """
         last = self.task_ids[-1] if self.task_ids else None
         current = [agent for agent in self.agents if agent.epoch == at.epoch]
         if any(agent.fault for agent in current):
             return False
-        in_hand = [agent.session.task_id for agent in current]
-        return in_hand in ([""], [last]) and (
+        held_task_ids = [agent.session.task_id for agent in current]
+        return held_task_ids in ([""], [last]) and (
             last is None or self.record.ended_by_agent.get(last) == at.epoch
         )
 
@@ -202,14 +197,14 @@ class World:
         force_after_seconds: float | None = None,
         times: int = 1,
     ) -> None:
-        """So many calls at once; they go on by themselves."""
+        """Starts `times` concurrent calls in the background."""
         at = await self.workspace()
         target = await self.task(task_id or at.current_task_id)
         expected = (
             None if self.store.hiccups else self._expected(at, target, named=task_id is not None)
         )
         if times > 1 and expected is not None and target is not None:
-            # The first may have brought about the end by the time the last is looked at.
+            # The first call may have ended the task before the last is handled.
             expected |= {"no_active_task"}
         target_id = target.id if target is not None else None
         now = self.clock()
@@ -242,10 +237,10 @@ class World:
                 runner=runner,
             )
             self.record.calls.append(call)
-            self._go_on(self._note_answer(call))
+            self._start(self._note_answer(call))
 
     def _expected(self, at: Workspace, target: Task | None, *, named: bool) -> frozenset[str]:
-        """The order of the checks, as the contract has it."""
+        """Returns the correct answers, by the contract's order of checks."""
         if named and target is None:
             return frozenset({"task_not_found"})
         if target is not None and target.status.is_terminal:
@@ -282,7 +277,7 @@ class World:
         at = await self.workspace()
         request_id = f"stop_{next(self._request_numbers)}"
         self.record.stops[request_id] = at.current_task_id
-        self._go_on(
+        self._start(
             self._try(
                 workspaces.stop_workspace(
                     CALLER, at.id, Origin(request_id), self.store, self.wire, self.clock
@@ -301,39 +296,39 @@ class World:
         except (Failure, UnavailableError, AgentUnreachableError):
             return
 
-    # What the machines do.
+    # What the stack does.
 
     def lead(self) -> None:
-        """A controller leads from here on."""
+        """Starts a leading controller, unless one leads."""
         if self._leading is None:
             self.changes = Changes()
             controller = Controller(
-                self.store, self.pods, self.wire, BOUNDS, self.host, self.clock, self.clock()
+                self.store, self.pods, self.wire, BOUNDS, self.run_id, self.clock, self.clock()
             )
             self._leading = asyncio.create_task(controller.run(self.changes))
 
-    async def follow(self) -> None:
-        """No controller leads from here on. Pods live on."""
+    async def stop_leading(self) -> None:
+        """Ends the leading controller. Pods keep running."""
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.wait({self._leading})
             self._leading = None
 
-    async def restart_host(self) -> None:
-        """Everything that ran is gone, if it is in reach, and a controller of a new run comes up."""
-        await self.follow()
+    async def restart_stack(self) -> None:
+        """Ends every pod that can be reached, and starts a controller of a new run."""
+        await self.stop_leading()
         await self.pods.end(await self.workspace(), grace_seconds=0)
-        self.host = f"host_{next(self._host_numbers)}"
+        self.run_id = f"run_{next(self._run_numbers)}"
         self.lead()
 
     def drain(self) -> None:
-        """The server ends its waits, and another takes over."""
+        """The server answers its open waits, and another server takes over."""
         self.record.drains += 1
         self.wakeups.drain()
         self.wakeups = FakeWakeups()
 
     async def advance(self, seconds: float) -> None:
-        """In steps, so that what is due first happens first."""
+        """Advances the clock in steps, so that timers fire in order."""
         for _ in range(round(seconds / STEP_SECONDS)):
             self.clock.advance(STEP_SECONDS)
             await self.settle()

@@ -37,7 +37,10 @@ def read_history(
     workspace_id: str | None = None,
     promised: Sequence[tuple[str, str]] = (),
 ) -> History:
-    """Reads the history of one workspace, or of all. The connection must not be in a transaction."""
+    """Reads the history of one workspace, or of all.
+
+    The connection must not be in a transaction.
+    """
     parameters = {"id": workspace_id}
     with (
         connection.transaction(),

@@ -117,7 +117,9 @@ def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
                 f"which is {reported.get('status')}"
             )
         if answer.is_cancel and answer.status == "200" and reported.get("status") not in TERMINAL:
-            yield f"{answer} was answered 200 while its task had not ended: {reported.get('status')}"
+            yield (
+                f"{answer} was answered 200 while its task had not ended: {reported.get('status')}"
+            )
         if answer.outcome == "no_active_task":
             for other in evidence.tasks.values():
                 ran_from = submitted.get(other.id, float("inf"))

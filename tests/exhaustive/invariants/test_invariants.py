@@ -15,11 +15,11 @@ from tests.invariants.runs import run_in_memory, run_on_postgres
 _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
 
-def test_in_memory() -> None:
+def test_invariants_hold_in_memory() -> None:
     # The same runs each time, but when more are asked for.
     run_in_memory(_EXAMPLES or 80, is_random=bool(_EXAMPLES))
 
 
 @pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 4))
-def test_on_postgres(database_url: str, number: int) -> None:
+def test_invariants_hold_on_postgres(database_url: str, number: int) -> None:
     run_on_postgres(database_url, number, is_random=bool(_EXAMPLES))
