@@ -63,9 +63,12 @@ class Places:
             row = connection.execute(
                 """
                 SELECT
-                    (SELECT jsonb_agg(to_jsonb(w) - 'lease_expires_at' ORDER BY id) FROM workspaces w WHERE id = ANY(%(of)s)),
-                    (SELECT jsonb_agg(to_jsonb(t) ORDER BY id) FROM tasks t WHERE workspace_id = ANY(%(of)s)),
-                    (SELECT jsonb_agg(to_jsonb(e) ORDER BY workspace_id, seq) FROM events e WHERE workspace_id = ANY(%(of)s))
+                    (SELECT jsonb_agg(to_jsonb(w) - 'lease_expires_at' ORDER BY id)
+                     FROM workspaces w WHERE id = ANY(%(of)s)),
+                    (SELECT jsonb_agg(to_jsonb(t) ORDER BY id)
+                     FROM tasks t WHERE workspace_id = ANY(%(of)s)),
+                    (SELECT jsonb_agg(to_jsonb(e) ORDER BY workspace_id, seq)
+                     FROM events e WHERE workspace_id = ANY(%(of)s))
                 """,
                 {"of": of},
             ).fetchone()

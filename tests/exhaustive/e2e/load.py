@@ -60,8 +60,9 @@ class Outcomes:
     def __str__(self) -> str:
         total = sum(self.calls.values())
         return (
-            f"{total} calls {dict(self.calls)}, {self.streams} streams, {len(self.failures)} failed, "
-            f"{len(self.unread)} not read by the client's library, slowest {self.slowest_seconds:.2f} s"
+            f"{total} calls {dict(self.calls)}, {self.streams} streams, "
+            f"{len(self.failures)} failed, {len(self.unread)} not read by the client's library, "
+            f"slowest {self.slowest_seconds:.2f} s"
         )
 
 

@@ -175,7 +175,10 @@ def watch_health(address: tuple[str, int], told: Told, _token: str) -> Iterator[
 def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
     """Connections, each with a body that lacks its last byte. What ends is begun again."""
     credential = f"authorization: Bearer {token}\r\n" if token else ""
-    head = f"POST /v1/workspaces/ws_1/tasks HTTP/1.1\r\nhost: x\r\n{credential}content-length: {_BODY_BYTES}\r\n\r\n"
+    head = (
+        f"POST /v1/workspaces/ws_1/tasks HTTP/1.1\r\nhost: x\r\n{credential}"
+        f"content-length: {_BODY_BYTES}\r\n\r\n"
+    )
     request = memoryview(head.encode() + b'{"description":"' + b"x" * (_BODY_BYTES - 17))
     selector = selectors.DefaultSelector()
     sent: dict[socket.socket, int] = {}

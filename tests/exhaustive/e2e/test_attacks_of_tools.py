@@ -117,7 +117,10 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
         eventually(lambda: own.pids("fleet") not in ([], [leader]))
         # The next controller leads.
         Workspace(own)
-        killing = f"(cd /; env -i setsid /bin/sh -c 'kill -9 $1; exec sleep {LEFT}' x $PPID > /dev/null 2>&1 &)"
+        killing = (
+            f"(cd /; env -i setsid /bin/sh -c 'kill -9 $1; exec sleep {LEFT}' x $PPID"
+            " > /dev/null 2>&1 &)"
+        )
         faults.await_terminal(evading, evading.submit(f"{killing}; sleep 600"))
         eventually(lambda: running(LEFT))
         hiding.submit(f"cd {own.state_dir}; mv fleet fleet.old; mv pods pods.old; sleep 600")

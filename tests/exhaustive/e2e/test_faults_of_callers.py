@@ -28,8 +28,9 @@ def over_http(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None
     url, body = urlsplit(workspace.stack.ready["rest_url"]), json.dumps(fields)
     connection = socket.create_connection((url.hostname, url.port))
     head = (
-        f"POST {workspace.path}/task/cancel HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-length: {len(body)}\r\n"
-        f"content-type: application/json\r\nauthorization: Bearer {workspace.stack.tokens['full_access']}\r\n\r\n"
+        f"POST {workspace.path}/task/cancel HTTP/1.1\r\nhost: {url.netloc}\r\n"
+        f"content-length: {len(body)}\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {workspace.stack.tokens['full_access']}\r\n\r\n"
     )
     connection.sendall(f"{head}{body}".encode())
     return connection.close
@@ -140,7 +141,10 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
 
 def in_database(workspace: Workspace) -> int:
     """How many cancellations are being recorded."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"
+    )
     with workspace.stack.database() as connection:
         row = connection.execute(query, ("%FROM record_cancellation%",)).fetchone()
     assert row is not None

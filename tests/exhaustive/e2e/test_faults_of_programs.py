@@ -175,7 +175,7 @@ def _cancel_and_wait(workspace: Workspace) -> str:
 
 
 def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
-    """The leader dies, and nothing starts it again; then an agent dies, which only a leader sees."""
+    """The leader dies and is not restarted. Then an agent dies, which only a leader handles."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never")

@@ -38,7 +38,10 @@ def test_a_bad_credential_is_refused_before_the_body(
     stack: Stack, workspace: Workspace, path: str, framing: str
 ) -> None:
     url = urlsplit(stack.ready["rest_url"])
-    head = f"POST {workspace.path}/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk_unknown\r\n{framing}\r\n\r\n"
+    head = (
+        f"POST {workspace.path}/{path} HTTP/1.1\r\nhost: x\r\n"
+        f"authorization: Bearer sk_unknown\r\n{framing}\r\n\r\n"
+    )
     with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
         connection.sendall(head.encode())
         received = b""
@@ -142,7 +145,8 @@ def flood(
     envoy, worker = memory.grown()
     print(
         f"{kind}: {len(good.seconds)} cancels, p50 {good.percentile(0.5) * 1000:.0f} ms, "
-        f"p99 {good.percentile(0.99) * 1000:.0f} ms; +{envoy} MiB Envoy, +{worker} MiB worker; {told}"
+        f"p99 {good.percentile(0.99) * 1000:.0f} ms; "
+        f"+{envoy} MiB Envoy, +{worker} MiB worker; {told}"
     )
     assert not good.failures
     assert envoy < ENVOY_GROWTH_MB

@@ -38,7 +38,10 @@ async def watch(stack: Stack) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     path = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/events"
     writer.write(
-        f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.tokens['full_access']}\r\n\r\n".encode()
+        (
+            f"GET {path} HTTP/1.1\r\nhost: x\r\n"
+            f"authorization: Bearer {stack.tokens['full_access']}\r\n\r\n"
+        ).encode()
     )
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
     assert b"workspace_provisioned" in await reader.readuntil(b"}}\n\n")

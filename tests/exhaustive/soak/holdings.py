@@ -126,7 +126,8 @@ def table(before: Holdings, after: Holdings, calls: int) -> Iterator[str]:
         yield (
             f"{program:24} {was.processes:4} → {now.processes:<4} "
             f"{was.open_files:4} → {now.open_files:<5} "
-            f"{was.most_open_files:5} → {now.most_open_files:<5} {was.threads:5} → {now.threads:<4} "
+            f"{was.most_open_files:5} → {now.most_open_files:<5} "
+            f"{was.threads:5} → {now.threads:<4} "
             f"{was.memory_mib:7.1f} → {now.memory_mib:<7.1f} "
             f"{was.most_memory_mib:6.1f} → {now.most_memory_mib:<6.1f} {bytes_per_call:7.0f}"
         )

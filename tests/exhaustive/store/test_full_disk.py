@@ -179,7 +179,8 @@ async def test_a_file_that_may_not_grow_is_unavailable(server: Server) -> None:
             with pytest.raises(UnavailableError) as raised:
                 async with connected(pool) as connection:
                     await connection.execute(
-                        "CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
+                        "CREATE TABLE large AS "
+                        "SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
                     )
             assert isinstance(raised.value.__cause__, psycopg.errors.InternalError_)
             await with_task(PostgresStore(pool))

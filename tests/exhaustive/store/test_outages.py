@@ -217,7 +217,10 @@ async def test_a_caller_that_goes_away_leaves_no_lock(database_url: str, pool: P
 
 async def _end_sessions(url: str, which: str) -> None:
     async with await AsyncConnection.connect(url, autocommit=True) as connection:
-        query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        query = (
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database()"
+        )
         await connection.execute(f"{query} AND pid <> pg_backend_pid() AND {which}")
 
 

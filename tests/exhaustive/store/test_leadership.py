@@ -64,7 +64,8 @@ async def test_a_leader_notices_that_its_session_has_ended(database_url: str) ->
     second = Candidate(database_url)
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND granted "
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks "
+            "WHERE locktype = 'advisory' AND granted "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
     assert first.lost is not None
