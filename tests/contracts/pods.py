@@ -17,14 +17,14 @@ from server.fleet import processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.pods import Pods
 from server.fleet.processes import Pod
-from tests.fleet.small_agent import spec_for
-from tests.fleet.surroundings import FakePods
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Pods as InvariantsPods
 from tests.invariants.record import Record
 from tests.invariants.spy_store import SpyStore
 from tests.support.fakes import FakeStore
+from tests.support.fleet import FakePods
+from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
 # Runs a tool, writes two lines, and ends itself and the tool when it is asked to.
@@ -157,7 +157,7 @@ class FakeCase:
 
     async def start(self, workspace: Workspace) -> None:
         await self.pods.start(workspace)
-        self.pods.words = self.last_line
+        self.pods.last_log_line = self.last_line
 
     async def kill(self, workspace: Workspace) -> None:
         self.pods.kill(workspace)
@@ -166,7 +166,7 @@ class FakeCase:
         pass
 
     def was_asked_to_end(self, workspace: Workspace) -> bool:
-        return self.pods.done[-1] not in ("end 0", f"start {workspace.epoch}")
+        return self.pods.calls[-1] not in ("end 0", f"start {workspace.epoch}")
 
     def runs(self, workspace_id: str) -> bool:
         return any(alive == workspace_id for alive, _ in self.pods.alive)
@@ -176,7 +176,7 @@ class FakeCase:
         return self.pods
 
     def remove_files(self, workspace: Workspace) -> None:
-        self.pods.files_are_there = False
+        self.pods.files_exist = False
 
     @contextmanager
     def failing_starts(self) -> Iterator[None]:

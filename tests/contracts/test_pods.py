@@ -10,8 +10,8 @@ import pytest
 
 from server.core.workspace import Workspace
 from tests.contracts.pods import FakeCase, InvariantsCase, LocalCase, PodsCase
-from tests.fleet.surroundings import RUN_ID
 from tests.support import world
+from tests.support.fleet import RUN_ID
 from tests.support.waiting import settle
 
 LIMIT_SECONDS = 10.0

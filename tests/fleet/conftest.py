@@ -8,23 +8,23 @@ from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
-from tests.fleet.small_agent import AGENT, spec_for
-from tests.fleet.surroundings import RUN_ID
-from tests.support.world import workspace
+from tests.support import world
+from tests.support.fleet import RUN_ID
+from tests.support.small_agent import AGENT, spec_for
 
 
 @pytest.fixture
-def at() -> Workspace:
-    return workspace(epoch=3, run_id=RUN_ID)
+def workspace() -> Workspace:
+    return world.workspace(epoch=3, run_id=RUN_ID)
 
 
 @pytest.fixture
 async def pods(
-    tmp_path: Path, at: Workspace, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[LocalPods]:
     program = tmp_path / "agent"
     program.write_text(AGENT)
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     yield LocalPods(tmp_path, spec_for)
-    await processes.end_all(Pod(at.id), grace_seconds=0)
+    await processes.end_all(Pod(workspace.id), grace_seconds=0)

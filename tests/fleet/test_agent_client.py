@@ -1,6 +1,6 @@
-"""What only the client over gRPC does: its messages, metadata, attempts and channels.
+"""The agent client over gRPC: its messages, metadata, attempts and channels.
 
-tests/contracts has what it promises to the core.
+tests/contracts tests what it promises to the core.
 """
 
 import asyncio
@@ -22,20 +22,19 @@ from server.fleet.agent_client import AgentClient
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
-SESSION = locked_busy(cancel=intent(force_at=NOW), epoch=3)
-TASK = SESSION.task
+TASK = locked_busy(cancel=intent(force_at=NOW), epoch=3).task
 assert TASK is not None
 
 
-async def _at_once(attempt: int, context: Context) -> None:
+async def _answer_at_once(attempt: int, context: Context) -> None:
     pass
 
 
 class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
-    """Notes the calls, does what it is told before each answer."""
+    """Records the calls. Awaits `before` before each answer."""
 
     def __init__(self) -> None:
-        self.before: Callable[[int, Context], Awaitable[None]] = _at_once
+        self.before: Callable[[int, Context], Awaitable[None]] = _answer_at_once
         self.requests: list[Any] = []
         self.authorizations: list[str] = []
         self.traceparents: list[str] = []
@@ -53,17 +52,17 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
             await self._server.stop(0)
 
     async def StartTask(self, request: Any, context: Context) -> messages.StartTaskResponse:
-        await self._note(request, context)
+        await self._record(request, context)
         return messages.StartTaskResponse()
 
     async def CancelTask(self, request: Any, context: Context) -> messages.CancelTaskResponse:
-        await self._note(request, context)
+        await self._record(request, context)
         return messages.CancelTaskResponse(known=True)
 
     async def GetSession(self, request: Any, context: Context) -> messages.GetSessionResponse:
         return messages.GetSessionResponse()
 
-    async def _note(self, request: Any, context: Context) -> None:
+    async def _record(self, request: Any, context: Context) -> None:
         self.requests.append(request)
         self.authorizations += [
             str(value)
@@ -93,17 +92,17 @@ async def client() -> AsyncIterator[AgentClient]:
     await client.aclose()
 
 
-def at(address: str | None) -> Any:
+def workspace_at(address: str | None) -> Any:
     return locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
 
 
 async def cancel(client: AgentClient, address: str | None) -> bool:
     assert TASK is not None
-    return await client.cancel_task(at(address), TASK)
+    return await client.cancel_task(workspace_at(address), TASK)
 
 
 async def unreachable(client: AgentClient, address: str | None) -> float:
-    """How long it took to give up."""
+    """Fails to cancel, and returns after how many seconds."""
     began = time.monotonic()
     with pytest.raises(AgentUnreachableError):
         await cancel(client, address)
@@ -130,11 +129,11 @@ async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     assert agent.authorizations[0].startswith("Bearer eyJ")
 
 
-async def test_a_task_is_handed_over_with_an_intent_that_came_first(
+async def test_a_task_is_delivered_with_an_intent_that_was_recorded_before(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     assert TASK is not None
-    await client.start_task(at(agent.address), TASK)
+    await client.start_task(workspace_at(agent.address), TASK)
     (request,) = agent.requests
     assert (request.task.task_id, request.task.description, request.task.max_iterations) == (
         TASK.id,
@@ -144,7 +143,7 @@ async def test_a_task_is_handed_over_with_an_intent_that_came_first(
     assert request.task.cancellation.reason == "enough"
 
 
-async def test_a_failed_attempt_is_repeated_within_the_call(
+async def test_a_failed_attempt_is_retried_within_the_call(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     async def fail_once(attempt: int, context: Context) -> None:
@@ -156,7 +155,9 @@ async def test_a_failed_attempt_is_repeated_within_the_call(
     assert len(agent.requests) == 2
 
 
-async def test_a_slow_attempt_is_cut_and_repeated(client: AgentClient, agent: FakeAgent) -> None:
+async def test_a_slow_attempt_times_out_and_is_retried(
+    client: AgentClient, agent: FakeAgent
+) -> None:
     async def slow_once(attempt: int, context: Context) -> None:
         if attempt == 1:
             await never(attempt, context)
@@ -167,7 +168,7 @@ async def test_a_slow_attempt_is_cut_and_repeated(client: AgentClient, agent: Fa
     assert time.monotonic() - began < 2
 
 
-async def test_a_refused_attempt_is_repeated_within_the_call(
+async def test_a_refused_attempt_is_retried_within_the_call(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     agent.before = refuse
@@ -175,7 +176,7 @@ async def test_a_refused_attempt_is_repeated_within_the_call(
     assert len(agent.requests) >= 2
 
 
-async def test_a_caller_with_less_time_is_answered_within_it(
+async def test_a_call_ends_before_the_deadline_of_its_caller(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     agent.before = never
@@ -183,11 +184,11 @@ async def test_a_caller_with_less_time_is_answered_within_it(
     assert await unreachable(client, agent.address) < 1.0
 
 
-async def test_an_agent_that_has_not_registered_is_not_tried(client: AgentClient) -> None:
+async def test_an_agent_that_has_not_registered_is_not_called(client: AgentClient) -> None:
     assert await unreachable(client, None) < 0.1
 
 
-async def test_an_agent_that_comes_back_during_a_call_is_reached(
+async def test_an_agent_that_restarts_during_a_call_is_reached(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     assert await cancel(client, agent.address) is True
@@ -201,29 +202,29 @@ async def test_an_agent_that_comes_back_during_a_call_is_reached(
 async def test_one_channel_serves_all_calls_to_an_agent(
     client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-    make = grpc.aio.insecure_channel
+    opened: list[str] = []
+    open_channel = grpc.aio.insecure_channel
 
-    def counted(address: str, **options: Any) -> grpc.aio.Channel:
-        made.append(address)
-        return make(address, **options)
+    def record_and_open(address: str, **options: Any) -> grpc.aio.Channel:
+        opened.append(address)
+        return open_channel(address, **options)
 
-    monkeypatch.setattr(grpc.aio, "insecure_channel", counted)
+    monkeypatch.setattr(grpc.aio, "insecure_channel", record_and_open)
     for _ in range(3):
         await cancel(client, agent.address)
-    assert made == [agent.address]
+    assert opened == [agent.address]
 
 
-def test_the_budget_is_below_two_seconds() -> None:
+def test_the_time_limit_of_a_signal_is_below_two_seconds() -> None:
     assert agent_client.SIGNAL_BUDGET_SECONDS < 2
 
 
-async def test_the_agent_is_told_of_which_trace_a_signal_is_part(
+async def test_a_signal_carries_the_trace_that_it_is_part_of(
     agent: FakeAgent, client: AgentClient
 ) -> None:
     assert TASK is not None
-    await client.start_task(at(agent.address), TASK)
+    await client.start_task(workspace_at(agent.address), TASK)
     with trace.within(TraceContext("a" * 32, "b" * 16)):
-        await client.start_task(at(agent.address), TASK)
-        await client.cancel_task(at(agent.address), TASK)
+        await client.start_task(workspace_at(agent.address), TASK)
+        await client.cancel_task(workspace_at(agent.address), TASK)
     assert agent.traceparents == [f"00-{'a' * 32}-{'b' * 16}-01"] * 2

@@ -1,4 +1,4 @@
-"""What the leading controller shows of its backlog."""
+"""The metrics of the leading controller's backlog."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from server.core.workspace import WorkspaceStatus
 from server.fleet import redelivery
 from server.fleet.redelivery import FIRST_AFTER
 from server.telemetry.metrics import Metrics
-from tests.fleet.surroundings import Fleet
+from tests.support.fleet import Fleet
 from tests.support.waiting import settle
 
 
@@ -28,7 +28,9 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"evershell_{name}", labels)
 
 
-async def test_open_cancellations_and_the_age_of_the_oldest(fleet: Fleet, metrics: Metrics) -> None:
+async def test_open_cancellations_are_counted_and_the_oldest_has_its_age(
+    fleet: Fleet, metrics: Metrics
+) -> None:
     await fleet.add_busy()
     async with fleet.running():
         assert value(metrics, "cancellations_open") == 0
@@ -38,14 +40,14 @@ async def test_open_cancellations_and_the_age_of_the_oldest(fleet: Fleet, metric
     fleet.world.clock.now += timedelta(seconds=60)
     async with fleet.running():
         before = value(metrics, "cancellations_oldest_seconds")
-        # It grows without a scan, as it does while the database is away.
+        # The age grows without a scan, and so also while the database does not answer.
         fleet.world.clock.now += timedelta(seconds=3)
         assert value(metrics, "cancellations_open") == 2
         assert before is not None
         assert value(metrics, "cancellations_oldest_seconds") == before + 3
 
 
-async def test_workspaces_by_status(fleet: Fleet, metrics: Metrics) -> None:
+async def test_workspaces_are_counted_by_status(fleet: Fleet, metrics: Metrics) -> None:
     await fleet.add(WorkspaceStatus.IDLE)
     await fleet.add(WorkspaceStatus.FAILED, pod=False)
     await fleet.add(WorkspaceStatus.FAILED, pod=False)
@@ -55,17 +57,17 @@ async def test_workspaces_by_status(fleet: Fleet, metrics: Metrics) -> None:
         assert value(metrics, "workspaces", status="busy") == 0
 
 
-async def test_a_standby_shows_no_backlog(fleet: Fleet, metrics: Metrics) -> None:
+async def test_a_standby_serves_no_backlog(fleet: Fleet, metrics: Metrics) -> None:
     await fleet.add_busy(cancelled=True)
-    shown = ("cancellations_open", "cancellations_oldest_seconds")
-    assert [value(metrics, name) for name in shown] == [None, None]
+    names = ("cancellations_open", "cancellations_oldest_seconds")
+    assert [value(metrics, name) for name in names] == [None, None]
     async with fleet.running():
-        assert None not in [value(metrics, name) for name in shown]
-    assert [value(metrics, name) for name in shown] == [None, None]
+        assert None not in [value(metrics, name) for name in names]
+    assert [value(metrics, name) for name in names] == [None, None]
     assert value(metrics, "workspaces", status="busy") is None
 
 
-async def test_redeliveries_by_their_result(
+async def test_redeliveries_are_counted_by_result(
     fleet: Fleet, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redelivery, "_FIRST_BACKOFF_SECONDS", 0)

@@ -1,6 +1,4 @@
-"""The controller against what each workspace wants and what runs: the one next step, and what it
-leaves behind.
-"""
+"""The controller: which step it takes for each workspace, and what the step commits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +13,7 @@ from server.core.errors import UnavailableError
 from server.core.task import Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT
-from tests.fleet.surroundings import BOUNDS, RUN_ID, Fleet
+from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, intent
 
@@ -34,33 +32,35 @@ def fleet() -> Fleet:
 
 async def test_a_new_workspace_is_placed_and_started(fleet: Fleet) -> None:
     made = await fleet.add(PROVISIONING, run_id=None, pod=False)
-    await fleet.look()
-    assert fleet.pods.done == ["end 0", "start 1"]
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0", "start 1"]
     assert (await fleet.world.workspace(made.id)).run_id == RUN_ID
 
 
-async def test_what_was_started_is_not_started_again(fleet: Fleet) -> None:
+async def test_a_pod_is_started_once(fleet: Fleet) -> None:
     await fleet.add(PROVISIONING)
-    await fleet.look()
-    await fleet.look()
-    assert fleet.pods.done == []
+    await fleet.scan()
+    await fleet.scan()
+    assert fleet.pods.calls == []
 
 
 async def test_a_pod_that_cannot_start_fails_its_workspace(fleet: Fleet) -> None:
     made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     fleet.pods.start_error = OSError(28, "No space left on device")
-    await fleet.look()
+    await fleet.scan()
     failed = await fleet.world.workspace(made.id)
     assert (failed.status, failed.run_id) == (FAILED, None)
     assert "could not be started: No space left on device" in failed.status_reason
-    assert fleet.pods.done == ["end 0", "start 1", "end 0"]
+    assert fleet.pods.calls == ["end 0", "start 1", "end 0"]
 
 
-async def test_a_pod_that_ends_before_it_registers_has_its_last_words_told(fleet: Fleet) -> None:
+async def test_a_pod_that_ends_before_it_registers_fails_with_its_last_log_line(
+    fleet: Fleet,
+) -> None:
     made = await fleet.add(PROVISIONING)
     fleet.pods.kill(made)
-    fleet.pods.words = "ImportError: no module " + "x" * 1_000
-    await fleet.look()
+    fleet.pods.last_log_line = "ImportError: no module " + "x" * 1_000
+    await fleet.scan()
     failed = await fleet.world.workspace(made.id)
     assert failed.status is FAILED
     assert (
@@ -71,9 +71,9 @@ async def test_a_pod_that_ends_before_it_registers_has_its_last_words_told(fleet
 
 async def test_a_pod_whose_folder_was_deleted_fails_with_that_reason(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
-    fleet.pods.files_are_there = False
-    await fleet.look()
-    assert fleet.pods.done == ["end 0"]
+    fleet.pods.files_exist = False
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0"]
     assert (
         await fleet.world.workspace(busy.id)
     ).status_reason == "its folder was deleted or replaced"
@@ -87,34 +87,34 @@ async def test_a_pod_that_does_not_register_in_time_fails(
 ) -> None:
     made = await fleet.add(PROVISIONING)
     fleet.world.clock.now = NOW + START_LIMIT + timedelta(seconds=seconds)
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(made.id)).status is status
     assert fleet.pods.is_alive(made) is (status is PROVISIONING)
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
-async def test_an_agent_is_lost_when_its_lease_is_over(fleet: Fleet, seconds: int) -> None:
+async def test_an_agent_is_lost_when_its_lease_has_expired(fleet: Fleet, seconds: int) -> None:
     busy, running = await fleet.add_busy(lease_expires_at=NOW)
     fleet.world.clock.advance(seconds)
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(busy.id)).status is (FAILED if seconds else BUSY)
     assert (await fleet.world.task(busy.id, running.id)).status is (
         TaskStatus.FAILED if seconds else TaskStatus.RUNNING
     )
-    assert fleet.pods.done == (["end 0"] if seconds else [])
+    assert fleet.pods.calls == (["end 0"] if seconds else [])
 
 
 @pytest.mark.parametrize(
     ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
 )
-async def test_a_dead_agents_task_ends_after_all_that_ran_in_the_pod(
+async def test_the_task_of_a_dead_agent_ends_after_all_processes_of_the_pod(
     fleet: Fleet, cancelled: bool, status: TaskStatus
 ) -> None:
     busy, running = await fleet.add_busy(cancelled=cancelled)
     fleet.pods.kill(busy)
     seen: list[int] = []
     fleet.pods.on_end = lambda: seen.append(fleet.world.store._workspaces[busy.id].last_seq)
-    await fleet.look()
+    await fleet.scan()
     events = await fleet.world.events(busy.id)
     assert (await fleet.world.task(busy.id, running.id)).status is status
     assert [event.type for event in events[-2:]] == ["task_completed", "workspace_failed"]
@@ -122,15 +122,15 @@ async def test_a_dead_agents_task_ends_after_all_that_ran_in_the_pod(
     assert events[-2].payload["work_stopped"] == "yes"
 
 
-async def test_a_pod_that_would_not_end_is_told(fleet: Fleet) -> None:
+async def test_work_that_may_still_run_is_not_reported_as_stopped(fleet: Fleet) -> None:
     busy, _ = await fleet.add_busy()
     fleet.pods.kill(busy)
     fleet.pods.ends_all = False
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.events(busy.id))[-2].payload["work_stopped"] == "unknown"
 
 
-async def test_a_death_is_seen_at_once(fleet: Fleet) -> None:
+async def test_an_agent_that_dies_is_noticed_at_once(fleet: Fleet) -> None:
     idle = await fleet.add(IDLE)
     async with fleet.running():
         assert (await fleet.world.workspace(idle.id)).status is IDLE
@@ -142,11 +142,11 @@ async def test_a_death_is_seen_at_once(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
 )
-async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(
+async def test_after_a_restart_of_the_stack_a_workspace_gets_a_new_pod(
     fleet: Fleet, cancelled: bool, status: TaskStatus
 ) -> None:
     busy, running = await fleet.add_busy(run_id="run_0", cancelled=cancelled)
-    await fleet.look()
+    await fleet.scan()
     placed = await fleet.world.workspace(busy.id)
     assert (placed.status, placed.epoch, placed.run_id, placed.current_task_id) == (
         PROVISIONING,
@@ -155,26 +155,26 @@ async def test_after_a_restart_of_the_host_a_pod_is_placed_anew(
         None,
     )
     assert (await fleet.world.task(busy.id, running.id)).status is status
-    assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}", "end 0", "start 2"]
+    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}", "end 0", "start 2"]
 
 
-async def test_after_a_restart_what_could_not_be_ended_is_not_said_to_have_stopped(
+async def test_after_a_restart_work_that_may_still_run_is_not_reported_as_stopped(
     fleet: Fleet,
 ) -> None:
     busy, _ = await fleet.add_busy(run_id="run_0")
     fleet.pods.ends_all = False
-    await fleet.look()
+    await fleet.scan()
     (end,) = [
         event for event in await fleet.world.events(busy.id) if event.type == "task_completed"
     ]
     assert end.payload["work_stopped"] == "unknown"
 
 
-async def test_after_a_restart_of_the_host_what_was_stopping_has_stopped(fleet: Fleet) -> None:
+async def test_after_a_restart_of_the_stack_a_stopping_workspace_is_stopped(fleet: Fleet) -> None:
     stopping = await fleet.add(STOPPING, run_id="run_0")
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(stopping.id)).status is STOPPED
-    assert "start 1" not in fleet.pods.done
+    assert "start 1" not in fleet.pods.calls
 
 
 async def stop(fleet: Fleet, workspace_id: str) -> None:
@@ -189,31 +189,31 @@ async def stop(fleet: Fleet, workspace_id: str) -> None:
 async def test_an_idle_workspace_stops_at_once(fleet: Fleet) -> None:
     idle = await fleet.add(IDLE)
     await stop(fleet, idle.id)
-    await fleet.look()
+    await fleet.scan()
     stopped = await fleet.world.workspace(idle.id)
     assert (stopped.status, stopped.run_id, stopped.agent_address) == (STOPPED, None, None)
-    assert fleet.pods.done == [f"end {END_GRACE_SECONDS:g}"]
+    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}"]
     assert await fleet.world.event_types(idle.id) == ["workspace_stopped"]
 
 
 async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
     made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     await stop(fleet, made.id)
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(made.id)).status is STOPPED
-    assert "start 1" not in fleet.pods.done
+    assert "start 1" not in fleet.pods.calls
 
 
-async def test_a_running_task_has_until_its_deadline_to_end_itself(fleet: Fleet) -> None:
+async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
     fleet.world.clock.now = (
         NOW + timedelta(seconds=workspace_lifecycle.STOP_GRACE_SECONDS) + FORCE_MARGIN
     )
-    await fleet.look()
-    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (STOPPING, [])
+    await fleet.scan()
+    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (STOPPING, [])
     fleet.world.clock.advance(1)
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(busy.id)).status is STOPPED
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
@@ -223,10 +223,10 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
     busy, running = await fleet.add_busy()
     await fleet.world.cancel(busy.id, force_after_seconds=1)
     fleet.world.clock.now = NOW + timedelta(seconds=1) + FORCE_MARGIN
-    await fleet.look()
-    assert fleet.pods.done == []
+    await fleet.scan()
+    assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
-    await fleet.look()
+    await fleet.scan()
     ended, failed = (
         await fleet.world.task(busy.id, running.id),
         await fleet.world.workspace(busy.id),
@@ -236,22 +236,22 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
         True,
         "its agent did not interrupt the task in time",
     )
-    assert (failed.status, fleet.pods.done) == (FAILED, ["end 0"])
+    assert (failed.status, fleet.pods.calls) == (FAILED, ["end 0"])
 
 
-async def test_an_agent_that_an_outage_kept_from_committing_is_given_time(fleet: Fleet) -> None:
+async def test_after_an_outage_an_agent_has_time_to_commit(fleet: Fleet) -> None:
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(seconds=7)
     fleet.answering_since = fleet.world.clock.now - RECOVERY_MARGIN
-    await fleet.look()
-    assert fleet.pods.done == []
+    await fleet.scan()
+    assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
-    await fleet.look()
-    assert fleet.pods.done == ["end 0"]
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0"]
 
 
-async def test_a_scan_that_fails_is_an_outage(fleet: Fleet) -> None:
+async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(seconds=7)
@@ -265,27 +265,27 @@ async def test_a_scan_that_fails_is_an_outage(fleet: Fleet) -> None:
     async with fleet.running():
         fleet.changes.queue.put_nowait(set())
         await settle()
-    assert fleet.pods.done == []
+    assert fleet.pods.calls == []
 
 
-async def test_outages_without_end_postpone_no_bound_by_more_than_a_lease(fleet: Fleet) -> None:
+async def test_repeated_outages_postpone_a_deadline_by_one_lease_at_most(fleet: Fleet) -> None:
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=BOUNDS.lease_seconds + 0.1)
     fleet.answering_since = fleet.world.clock.now
-    await fleet.look()
-    assert fleet.pods.done == ["end 0"]
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0"]
 
 
-async def test_a_cancelled_task_that_outlasts_an_iteration_ends_with_its_pod(fleet: Fleet) -> None:
+async def test_a_cancelled_task_that_exceeds_an_iteration_ends_with_its_pod(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id)
     limits = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
     fleet.world.clock.now = NOW + limits + CANCEL_MARGIN
-    await fleet.look()
-    assert fleet.pods.done == []
+    await fleet.scan()
+    assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
-    await fleet.look()
+    await fleet.scan()
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
     assert (
@@ -296,7 +296,7 @@ async def test_a_cancelled_task_that_outlasts_an_iteration_ends_with_its_pod(fle
 @pytest.mark.parametrize(
     ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
 )
-async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(
+async def test_a_task_that_its_heartbeats_do_not_name_ends_with_its_pod(
     fleet: Fleet, cancelled: bool, status: TaskStatus
 ) -> None:
     busy, running = await fleet.add_busy(cancelled=cancelled)
@@ -315,10 +315,10 @@ async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(
     await beat("task_other")
     fleet.world.clock.advance(BOUNDS.lease_seconds)
     await beat("")
-    await fleet.look()
-    assert fleet.pods.done == []
+    await fleet.scan()
+    assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
-    await fleet.look()
+    await fleet.scan()
     ended, failed = (
         await fleet.world.task(busy.id, running.id),
         await fleet.world.workspace(busy.id),
@@ -330,7 +330,7 @@ async def test_a_task_that_its_agent_does_not_name_ends_with_its_pod(
     assert (failed.status, failed.task_unnamed_since) == (FAILED, None)
 
 
-async def test_a_task_that_ended_since_the_scan_leaves_its_pod_alone(fleet: Fleet) -> None:
+async def test_a_pod_whose_task_ended_during_the_scan_is_not_ended(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.advance(3)
@@ -342,18 +342,18 @@ async def test_a_task_that_ended_since_the_scan_leaves_its_pod_alone(fleet: Flee
         return listed
 
     fleet.world.store.list_wanted_pods = list_then_end  # type: ignore[method-assign]
-    await fleet.look()
-    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.done) == (IDLE, [])
+    await fleet.scan()
+    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (IDLE, [])
 
 
-async def test_a_lease_that_was_renewed_since_the_scan_leaves_its_pod_alone(fleet: Fleet) -> None:
-    """A controller that was frozen goes on with what it had read before."""
+async def test_a_pod_whose_lease_was_renewed_during_the_scan_is_not_ended(fleet: Fleet) -> None:
+    """A controller that was frozen continues with outdated rows."""
     idle = await fleet.add(IDLE, lease_expires_at=NOW)
     fleet.world.clock.advance(3)
-    read_before = await fleet.world.store.list_wanted_pods()
+    outdated = await fleet.world.store.list_wanted_pods()
 
     async def list_wanted() -> Sequence[Workspace]:
-        return read_before
+        return outdated
 
     fleet.world.store.list_wanted_pods = list_wanted  # type: ignore[method-assign]
     await fleet.world.change(
@@ -362,96 +362,98 @@ async def test_a_lease_that_was_renewed_since_the_scan_leaves_its_pod_alone(flee
             locked, 1, "", Phase.NONE, 60, fleet.world.clock()
         ),
     )
-    await fleet.look()
-    assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.done) == (IDLE, [])
+    await fleet.scan()
+    assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.calls) == (IDLE, [])
 
 
-async def test_a_task_that_has_ended_lets_the_workspace_stop_at_once(fleet: Fleet) -> None:
+async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
     await fleet.world.end(busy.id, running.id)
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(busy.id)).status is STOPPED
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
 
 
-async def test_an_agent_that_dies_while_stopping_is_not_waited_for(fleet: Fleet) -> None:
+async def test_a_stopping_workspace_stops_as_soon_as_its_agent_has_died(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
     fleet.pods.kill(busy)
-    await fleet.look()
+    await fleet.scan()
     assert (await fleet.world.workspace(busy.id)).status is STOPPED
     assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
 
 
 @pytest.mark.parametrize("status", [STOPPED, FAILED])
-async def test_what_has_ended_is_left_alone(fleet: Fleet, status: WorkspaceStatus) -> None:
+async def test_a_workspace_that_has_ended_is_not_changed(
+    fleet: Fleet, status: WorkspaceStatus
+) -> None:
     ended = await fleet.add(status)
     async with fleet.running():
         fleet.changes.queue.put_nowait({ended.id, "ws_unknown"})
         await settle()
-    assert fleet.pods.done == []
+    assert fleet.pods.calls == []
     assert await fleet.world.workspace(ended.id) == ended
 
 
-async def test_an_announced_workspace_is_looked_at_before_the_next_scan(fleet: Fleet) -> None:
+async def test_an_announced_workspace_is_reconciled_before_the_next_scan(fleet: Fleet) -> None:
     async with fleet.running():
         made = await fleet.add(PROVISIONING, run_id=None, pod=False)
         fleet.changes.queue.put_nowait({made.id})
         await settle()
-        assert fleet.pods.done == ["end 0", "start 1"]
+        assert fleet.pods.calls == ["end 0", "start 1"]
 
 
-async def test_a_database_that_was_away_is_met_again(fleet: Fleet) -> None:
+async def test_the_controller_continues_after_a_database_outage(fleet: Fleet) -> None:
     made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     fleet.world.store.unavailable = True
     async with fleet.running():
-        assert fleet.pods.done == []
+        assert fleet.pods.calls == []
         fleet.world.store.unavailable = False
         fleet.changes.queue.put_nowait(set())
         await settle()
-        assert fleet.pods.done == ["end 0", "start 1"]
+        assert fleet.pods.calls == ["end 0", "start 1"]
     assert (await fleet.world.workspace(made.id)).run_id == RUN_ID
 
 
-async def test_a_defect_in_one_workspace_does_not_stop_the_others(fleet: Fleet) -> None:
+async def test_an_error_in_one_workspace_does_not_affect_the_others(fleet: Fleet) -> None:
     bad = await fleet.add(PROVISIONING, run_id=None, pod=False)
     good = await fleet.add(PROVISIONING, run_id=None, pod=False)
     start = fleet.pods.start
 
-    async def start_but_one(workspace: Workspace) -> None:
+    async def start_unless_bad(workspace: Workspace) -> None:
         if workspace.id == bad.id:
             raise ZeroDivisionError
         await start(workspace)
 
-    fleet.pods.start = start_but_one  # type: ignore[method-assign]
-    await fleet.look()
+    fleet.pods.start = start_unless_bad  # type: ignore[method-assign]
+    await fleet.scan()
     assert fleet.pods.is_alive(good) and not fleet.pods.is_alive(bad)
 
 
-async def test_a_late_verdict_on_an_earlier_epoch_changes_nothing(fleet: Fleet) -> None:
+async def test_a_late_decision_about_an_earlier_epoch_changes_nothing(fleet: Fleet) -> None:
     """The workspace was stopped and resumed while its pod was being ended."""
     idle = await fleet.add(IDLE)
     fleet.pods.kill(idle)
     resumed = replace(idle, epoch=2, status=PROVISIONING, run_id=None)
 
-    def overtake() -> None:
+    def resume() -> None:
         fleet.world.store._workspaces[idle.id] = resumed
 
-    fleet.pods.on_end = overtake
-    await fleet.look()
+    fleet.pods.on_end = resume
+    await fleet.scan()
     assert await fleet.world.workspace(idle.id) == resumed
 
 
-async def test_a_start_that_was_overtaken_is_given_up(fleet: Fleet) -> None:
+async def test_a_pod_of_an_earlier_epoch_is_not_started(fleet: Fleet) -> None:
     made = await fleet.add(PROVISIONING, pod=False)
     later = replace(made, epoch=made.epoch + 1)
 
-    def overtake() -> None:
+    def begin_later_epoch() -> None:
         fleet.world.store._workspaces[made.id] = later
         fleet.pods.on_end = lambda: None
 
-    fleet.pods.on_end = overtake
-    await fleet.look()
-    assert f"start {made.epoch}" not in fleet.pods.done
+    fleet.pods.on_end = begin_later_epoch
+    await fleet.scan()
+    assert f"start {made.epoch}" not in fleet.pods.calls

@@ -1,4 +1,4 @@
-"""Records that a tool has forged: they end no other process, and they protect none."""
+"""Forged records: a tool cannot use them to end other processes or to protect its own."""
 
 import asyncio
 import os
@@ -14,15 +14,13 @@ from server.core.workspace import Workspace
 from server.fleet import processes
 from server.fleet.local_pods import LocalPods, end_every_pod
 from server.fleet.processes import Pod, ProcessId
-from tests.fleet.small_agent import given, spec_for
-from tests.fleet.surroundings import RUN_ID
-from tests.support.world import workspace
+from tests.support import world
+from tests.support.fleet import RUN_ID
+from tests.support.small_agent import await_start, spec_for
 
 
 def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | None) -> None:
-    """Writes what a controller would write of such an agent, into its records and beside the tool's
-    files.
-    """
+    """Writes the records of such an agent, to the folders of the controller and of the pod."""
     started = f" {process.pid} {process.started_at}" if process is not None else ""
     for folder in (state_dir / "fleet" / workspace_id, state_dir / "pods" / workspace_id):
         (folder / "files").mkdir(parents=True, exist_ok=True)
@@ -33,27 +31,31 @@ def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | N
             (folder / "created").write_text(str(process.started_at))
 
 
-@pytest.mark.parametrize("ours", [True, False])
-async def test_a_stranger_that_a_record_names_lives_on(
-    pods: LocalPods, at: Workspace, tmp_path: Path, stranger: "subprocess.Popen[bytes]", ours: bool
+@pytest.mark.parametrize("agent_runs", [True, False])
+async def test_another_process_that_a_record_names_is_not_ended(
+    pods: LocalPods,
+    workspace: Workspace,
+    tmp_path: Path,
+    stranger: "subprocess.Popen[bytes]",
+    agent_runs: bool,
 ) -> None:
-    if ours:
-        await pods.start(at)
-        await given(tmp_path, at)
-    forge(tmp_path, at.id, at.epoch, ProcessId.of(stranger.pid))
-    assert pods.is_alive(at) is ours
-    if not ours:
-        await asyncio.wait_for(pods.wait_exit(at), 10)
-    assert await pods.end(at, 5) is ours
+    if agent_runs:
+        await pods.start(workspace)
+        await await_start(tmp_path, workspace)
+    forge(tmp_path, workspace.id, workspace.epoch, ProcessId.of(stranger.pid))
+    assert pods.is_alive(workspace) is agent_runs
+    if not agent_runs:
+        await asyncio.wait_for(pods.wait_exit(workspace), 10)
+    assert await pods.end(workspace, 5) is agent_runs
     assert stranger.poll() is None
     await end_every_pod(tmp_path, list)
     assert stranger.poll() is None
 
 
-async def test_a_stranger_in_the_session_that_a_record_names_lives_on(
-    pods: LocalPods, at: Workspace, tmp_path: Path
+async def test_another_process_in_the_session_that_a_record_names_is_not_ended(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """The session's leader has ended, so nothing can be asked of it."""
+    """The leader of the session has ended, so its environment cannot be read."""
     line = "sleep 600 > /dev/null & echo $!"
     leader = await asyncio.create_subprocess_exec(
         "/bin/sh", "-c", line, start_new_session=True, stdout=subprocess.PIPE
@@ -63,41 +65,41 @@ async def test_a_stranger_in_the_session_that_a_record_names_lives_on(
     member = ProcessId.of(int(output))
     try:
         assert os.getsid(member.pid) == leader.pid
-        forge(tmp_path, at.id, at.epoch, named)
-        assert await pods.end(at, 0) is False
+        forge(tmp_path, workspace.id, workspace.epoch, named)
+        assert await pods.end(workspace, 0) is False
         assert member.is_running()
     finally:
         os.kill(member.pid, 9)
 
 
-async def test_the_agent_of_another_workspace_lives_on(
-    pods: LocalPods, at: Workspace, tmp_path: Path
+async def test_the_agent_of_another_workspace_is_not_ended(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    other = workspace(epoch=at.epoch, run_id=RUN_ID)
+    other = world.workspace(epoch=workspace.epoch, run_id=RUN_ID)
     await pods.start(other)
-    await given(tmp_path, other)
+    await await_start(tmp_path, other)
     (agent,) = processes.find(Pod(other.id))
-    forge(tmp_path, at.id, at.epoch, ProcessId.of(agent.pid))
-    assert not pods.is_alive(at)
-    assert await LocalPods(tmp_path, spec_for).end(at, 0) is False
+    forge(tmp_path, workspace.id, workspace.epoch, ProcessId.of(agent.pid))
+    assert not pods.is_alive(workspace)
+    assert await LocalPods(tmp_path, spec_for).end(workspace, 0) is False
     assert pods.is_alive(other)
     assert await pods.end(other, 0) is True
 
 
 @pytest.mark.parametrize("epoch", [1, 99])
-async def test_an_epoch_in_a_record_neither_protects_nor_condemns(
-    pods: LocalPods, at: Workspace, tmp_path: Path, epoch: int
+async def test_an_epoch_in_a_record_neither_ends_nor_protects_an_agent(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, epoch: int
 ) -> None:
-    await pods.start(at)
-    await given(tmp_path, at)
-    (agent,) = processes.find(Pod(at.id))
-    forge(tmp_path, at.id, epoch, ProcessId.of(agent.pid))
+    await pods.start(workspace)
+    await await_start(tmp_path, workspace)
+    (agent,) = processes.find(Pod(workspace.id))
+    forge(tmp_path, workspace.id, epoch, ProcessId.of(agent.pid))
     other = LocalPods(tmp_path, spec_for)
-    assert not other.was_started(at) and not other.is_alive(at)
-    await other.end(replace(at, epoch=at.epoch - 1), 0)
-    assert pods.is_alive(at)
-    await other.end(at, 0)
-    assert processes.find(Pod(at.id)) == []
+    assert not other.was_started(workspace) and not other.is_alive(workspace)
+    await other.end(replace(workspace, epoch=workspace.epoch - 1), 0)
+    assert pods.is_alive(workspace)
+    await other.end(workspace, 0)
+    assert processes.find(Pod(workspace.id)) == []
 
 
 @pytest.mark.parametrize(
@@ -113,55 +115,55 @@ async def test_an_epoch_in_a_record_neither_protects_nor_condemns(
         "9" * 190,
     ],
 )
-async def test_a_controller_remembers_what_it_has_started(
-    pods: LocalPods, at: Workspace, tmp_path: Path, forged: str
+async def test_a_controller_knows_without_records_what_it_has_started(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, forged: str
 ) -> None:
-    await pods.start(at)
-    await given(tmp_path, at)
-    record = tmp_path / "fleet" / at.id / "agent"
+    await pods.start(workspace)
+    await await_start(tmp_path, workspace)
+    record = tmp_path / "fleet" / workspace.id / "agent"
     if forged == "deleted":
         record.unlink()
     else:
         record.write_text(forged)
-    assert pods.was_started(at) and pods.is_alive(at)
+    assert pods.was_started(workspace) and pods.is_alive(workspace)
     other = LocalPods(tmp_path, spec_for)
-    assert not other.is_alive(at)
-    assert await pods.end(at, 0) is True
-    assert processes.find(Pod(at.id)) == []
+    assert not other.is_alive(workspace)
+    assert await pods.end(workspace, 0) is True
+    assert processes.find(Pod(workspace.id)) == []
 
 
 @pytest.mark.parametrize("how", ["link to another's", "another folder"])
 @pytest.mark.parametrize("what", ["files", "."])
 async def test_a_pod_whose_folder_was_replaced_is_not_alive(
-    pods: LocalPods, at: Workspace, tmp_path: Path, what: str, how: str
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, what: str, how: str
 ) -> None:
-    other = workspace(epoch=at.epoch, run_id=RUN_ID)
-    for each in (at, other):
+    other = world.workspace(epoch=workspace.epoch, run_id=RUN_ID)
+    for each in (workspace, other):
         await pods.start(each)
-        await given(tmp_path, each)
-    path = tmp_path / "pods" / at.id / what
+        await await_start(tmp_path, each)
+    path = tmp_path / "pods" / workspace.id / what
     path.rename(tmp_path / "moved")
     if how == "another folder":
         (path / "files").mkdir(parents=True)
     else:
         path.symlink_to(tmp_path / "pods" / other.id / what)
     for controller in (pods, LocalPods(tmp_path, spec_for)):
-        assert not controller.has_files(at.id) and not controller.is_alive(at)
-    assert await pods.end(at, 5) is True
-    assert processes.find(Pod(at.id)) == []
-    # Nothing of the other one was touched.
+        assert not controller.has_files(workspace.id) and not controller.is_alive(workspace)
+    assert await pods.end(workspace, 5) is True
+    assert processes.find(Pod(workspace.id)) == []
+    # The other pod was not changed.
     assert pods.is_alive(other)
     assert (tmp_path / "pods" / other.id / "pid").exists()
-    await pods.start(at)
-    assert pods.is_alive(at) and pods.is_alive(other)
+    await pods.start(workspace)
+    assert pods.is_alive(workspace) and pods.is_alive(other)
     await pods.end(other, 0)
 
 
-async def test_a_folder_that_is_replaced_right_before_the_start_is_not_entered(
-    pods: LocalPods, at: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_an_agent_does_not_start_in_a_folder_that_replaced_its_own(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "target").mkdir()
-    files, start = tmp_path / "pods" / at.id / "files", subprocess.Popen
+    files, start = tmp_path / "pods" / workspace.id / "files", subprocess.Popen
 
     def replace_then_start(*arguments: Any, **named: Any) -> Any:
         files.rename(tmp_path / "moved")
@@ -170,32 +172,32 @@ async def test_a_folder_that_is_replaced_right_before_the_start_is_not_entered(
 
     with monkeypatch.context() as replacing:
         replacing.setattr(subprocess, "Popen", replace_then_start)
-        await pods.start(at)
-    assert not pods.is_alive(at)
+        await pods.start(workspace)
+    assert not pods.is_alive(workspace)
     async with asyncio.timeout(10):
-        while not (tmp_path / "moved" / "given.json").exists():
+        while not (tmp_path / "moved" / "received.json").exists():
             await asyncio.sleep(0.005)
     assert list((tmp_path / "target").iterdir()) == []
-    assert await pods.end(at, 0) is True
+    assert await pods.end(workspace, 0) is True
 
 
-async def test_a_stack_ends_its_agents_whatever_has_become_of_their_folders(
-    pods: LocalPods, at: Workspace, tmp_path: Path, stranger: "subprocess.Popen[bytes]"
+async def test_a_stack_ends_its_agents_without_their_folders(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, stranger: "subprocess.Popen[bytes]"
 ) -> None:
-    foreign = workspace(epoch=at.epoch, run_id=RUN_ID)
-    of_another_stack = LocalPods(tmp_path / "other", spec_for)
+    foreign = world.workspace(epoch=workspace.epoch, run_id=RUN_ID)
+    other_stack = LocalPods(tmp_path / "other", spec_for)
     (tmp_path / "other").mkdir()
-    await of_another_stack.start(foreign)
-    await given(tmp_path / "other", foreign)
-    await pods.start(at)
-    await given(tmp_path, at)
-    (tmp_path / "fleet" / at.id).rename(tmp_path / "hidden")
-    (tmp_path / "pods" / at.id).rename(tmp_path / "gone")
-    # It pretends that the other stack's workspace is one of this stack.
-    forge(tmp_path, foreign.id, at.epoch, ProcessId.of(stranger.pid))
+    await other_stack.start(foreign)
+    await await_start(tmp_path / "other", foreign)
+    await pods.start(workspace)
+    await await_start(tmp_path, workspace)
+    (tmp_path / "fleet" / workspace.id).rename(tmp_path / "hidden")
+    (tmp_path / "pods" / workspace.id).rename(tmp_path / "moved")
+    # A record claims a workspace of the other stack for this stack.
+    forge(tmp_path, foreign.id, workspace.epoch, ProcessId.of(stranger.pid))
     began = time.monotonic()
     await end_every_pod(tmp_path, list)
     assert time.monotonic() - began < 5
-    assert processes.find(Pod(at.id)) == []
-    assert of_another_stack.is_alive(foreign) and stranger.poll() is None
-    await of_another_stack.end(foreign, 0)
+    assert processes.find(Pod(workspace.id)) == []
+    assert other_stack.is_alive(foreign) and stranger.poll() is None
+    await other_stack.end(foreign, 0)

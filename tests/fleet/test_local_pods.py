@@ -1,6 +1,6 @@
-"""What only pods on this machine do, with a small program in the agent's place.
+"""Pods on this machine, with a small program instead of the agent.
 
-tests/contracts has what they promise to the controller.
+tests/contracts tests what they promise to the controller.
 """
 
 import errno
@@ -18,18 +18,18 @@ from server.core.workspace import Workspace
 from server.fleet import pod_files, processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
-from tests.fleet.small_agent import given, spec_for
+from tests.support.small_agent import await_start, spec_for
 
 
-async def test_an_agent_is_given_its_secrets_on_standard_input_alone(
-    pods: LocalPods, at: Workspace, tmp_path: Path
+async def test_an_agent_receives_its_secrets_on_standard_input_only(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    await pods.start(at)
-    told = await given(tmp_path, at)
-    files = str(tmp_path / "pods" / at.id / "files")
-    assert told["argv"] == ["-P", "-m", "server", "agent"]
-    assert json.loads(str(told["stdin"])) == asdict(spec_for(AgentIdentity(at.id, 3)))
-    environment = told["environment"]
+    await pods.start(workspace)
+    received = await await_start(tmp_path, workspace)
+    files = str(tmp_path / "pods" / workspace.id / "files")
+    assert received["argv"] == ["-P", "-m", "server", "agent"]
+    assert json.loads(str(received["stdin"])) == asdict(spec_for(AgentIdentity(workspace.id, 3)))
+    environment = received["environment"]
     assert isinstance(environment, dict)
     assert set(environment) <= {
         "PATH",
@@ -39,67 +39,65 @@ async def test_an_agent_is_given_its_secrets_on_standard_input_alone(
         "EVERSHELL_STATE_DIR",
         "LC_CTYPE",
     }
-    assert told["cwd"] == files
+    assert received["cwd"] == files
     assert "secret" not in str(environment)
 
 
-async def test_the_process_of_the_agent_is_on_disk(
-    pods: LocalPods, at: Workspace, tmp_path: Path
+async def test_the_process_id_of_the_agent_is_on_disk(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    await pods.start(at)
-    pid = int((tmp_path / "pods" / at.id / "pid").read_text())
-    assert [process.pid for process in processes.find(Pod(at.id))] == [pid]
+    await pods.start(workspace)
+    pid = int((tmp_path / "pods" / workspace.id / "pid").read_text())
+    assert [process.pid for process in processes.find(Pod(workspace.id))] == [pid]
 
 
-async def test_the_files_of_a_pod_that_has_ended_stay(
-    pods: LocalPods, at: Workspace, tmp_path: Path
+async def test_the_files_of_an_ended_pod_are_kept(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
-    await pods.start(at)
-    await given(tmp_path, at)
-    assert await pods.end(at, 5) is True
-    assert not (tmp_path / "pods" / at.id / "pid").exists()
-    assert (tmp_path / "pods" / at.id / "files" / "given.json").exists()
+    await pods.start(workspace)
+    await await_start(tmp_path, workspace)
+    assert await pods.end(workspace, 5) is True
+    assert not (tmp_path / "pods" / workspace.id / "pid").exists()
+    assert (tmp_path / "pods" / workspace.id / "files" / "received.json").exists()
 
 
-async def test_the_end_of_a_pod_is_noted_on_a_full_disk(
-    pods: LocalPods, at: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_pod_ends_on_a_full_disk(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await pods.start(at)
-    await given(tmp_path, at)
+    await pods.start(workspace)
+    await await_start(tmp_path, workspace)
 
     def write(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pod_files, "write", write)
-    assert await pods.end(at, 0) is True
-    assert await LocalPods(tmp_path, spec_for).end(at, 0) is True
+    assert await pods.end(workspace, 0) is True
+    assert await LocalPods(tmp_path, spec_for).end(workspace, 0) is True
     with pytest.raises(OSError, match="No space left"):
-        await pods.start(at)
+        await pods.start(workspace)
 
 
 @pytest.mark.parametrize("what", ["files", "."])
-async def test_a_pod_whose_folder_was_deleted_starts_again(
-    pods: LocalPods, at: Workspace, tmp_path: Path, what: str
+async def test_a_pod_whose_folder_was_deleted_can_be_started_again(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, what: str
 ) -> None:
-    await pods.start(at)
-    await given(tmp_path, at)
-    shutil.rmtree(tmp_path / "pods" / at.id / what)
-    assert not pods.has_files(at.id) and not pods.is_alive(at)
-    assert await pods.end(at, 5) is True
-    await pods.start(at)
-    assert pods.is_alive(at)
+    await pods.start(workspace)
+    await await_start(tmp_path, workspace)
+    shutil.rmtree(tmp_path / "pods" / workspace.id / what)
+    assert not pods.has_files(workspace.id) and not pods.is_alive(workspace)
+    assert await pods.end(workspace, 5) is True
+    await pods.start(workspace)
+    assert pods.is_alive(workspace)
 
 
 async def test_a_pod_that_was_just_started_is_alive_and_can_be_ended(
-    pods: LocalPods, at: Workspace, monkeypatch: pytest.MonkeyPatch
+    pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is just being started shows no environment for a moment: it must not be taken
-    for another's.
-    """
-    await pods.start(at)
+    """A process has no environment for a moment while it starts. It still counts as the pod's."""
+    await pods.start(workspace)
     with monkeypatch.context() as loading:
         loading.setattr(psutil.Process, "environ", lambda process: {})
-        assert pods.is_alive(at)
-        assert await pods.end(at, grace_seconds=0) is True
-        assert not pods.is_alive(at)
-    assert processes.find(Pod(at.id)) == []
+        assert pods.is_alive(workspace)
+        assert await pods.end(workspace, grace_seconds=0) is True
+        assert not pods.is_alive(workspace)
+    assert processes.find(Pod(workspace.id)) == []

@@ -1,10 +1,11 @@
-"""Real processes of a pod: found by their marker, and ended whatever they do about it."""
+"""Finds the processes of a pod by their marker, and ends them, on real processes."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,19 @@ from server.fleet import processes
 from server.fleet.processes import AllPods, Pod
 from server.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
-# Says when it is ready, then waits; `{prelude}` is what it does before.
-WAIT = "import os, signal, subprocess, sys, time\n{prelude}\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
-DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-CHILD_IN_A_SESSION_OF_ITS_OWN = (
-    "child = subprocess.Popen([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'],"
-    " start_new_session=True, stdout=subprocess.PIPE)\nchild.stdout.readline()"
+# Runs `{prelude}`, prints a line, and waits.
+WAIT = """
+import os, signal, subprocess, sys, time
+{prelude}
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+IGNORE_SIGTERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+START_CHILD = (
+    "child = subprocess.Popen("
+    "[sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'],"
+    " start_new_session=True, stdout=subprocess.PIPE)\n"
+    "child.stdout.readline()"
 )
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -64,7 +72,7 @@ def pids(workspace_id: str) -> set[int]:
     return {process.pid for process in processes.find(Pod(workspace_id))}
 
 
-async def test_only_the_pods_own_processes_are_found(start: Start, workspace_id: str) -> None:
+async def test_only_the_processes_of_the_pod_are_found(start: Start, workspace_id: str) -> None:
     mine, other = start(workspace_id), start(new_workspace_id())
     assert pids(workspace_id) == {mine.pid}
     assert await processes.end_all(Pod(workspace_id), grace_seconds=5) is True
@@ -73,7 +81,7 @@ async def test_only_the_pods_own_processes_are_found(start: Start, workspace_id:
 
 
 async def test_all_pods_of_a_stack_end_together(start: Start, tmp_path: Path) -> None:
-    own = [start(new_workspace_id(), DEAF, state_dir=tmp_path) for _ in range(3)]
+    own = [start(new_workspace_id(), IGNORE_SIGTERM, state_dir=tmp_path) for _ in range(3)]
     other = start(new_workspace_id(), state_dir=tmp_path / "other")
     assert await processes.end_all(AllPods(tmp_path), grace_seconds=0.3) is True
     assert processes.find(AllPods(tmp_path)) == []
@@ -81,15 +89,16 @@ async def test_all_pods_of_a_stack_end_together(start: Start, tmp_path: Path) ->
     assert other.poll() is None
 
 
-async def test_a_tool_is_not_asked_when_its_agent_is(
+async def test_a_tool_does_not_receive_the_signal_that_asks_its_agent_to_end(
     start: Start, workspace_id: str, tmp_path: Path
 ) -> None:
-    """Else the agent could take it for the tool's own end."""
+    """Otherwise the agent could report that the tool ended on its own."""
     asked = tmp_path / "asked"
     line = f"trap 'touch {asked}' TERM; echo; while :; do sleep 0.01; done"
     start(
         workspace_id,
-        f"tool = subprocess.Popen(['sh', '-c', {line!r}], stdout=subprocess.PIPE)\ntool.stdout.readline()",
+        f"tool = subprocess.Popen(['sh', '-c', {line!r}], stdout=subprocess.PIPE)\n"
+        "tool.stdout.readline()",
     )
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0.3) is True
     assert not asked.exists()
@@ -99,20 +108,21 @@ async def test_a_pod_without_processes_has_ended(workspace_id: str) -> None:
     assert await processes.end_all(Pod(workspace_id), grace_seconds=5) is True
 
 
-async def test_what_ends_when_asked_is_not_killed(start: Start, workspace_id: str) -> None:
+async def test_a_process_that_ends_on_sigterm_is_not_killed(
+    start: Start, workspace_id: str
+) -> None:
     process = start(workspace_id, "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))")
     began = time.monotonic()
     assert await processes.end_all(Pod(workspace_id), grace_seconds=30) is True
     assert time.monotonic() - began < 10
-    with_status = process.wait(10)
-    # It was waited for by the one who ended it, or is now.
-    assert with_status in (0, 7)
+    # 0 if `end_all` has reaped it.
+    assert process.wait(10) in (0, 7)
 
 
-async def test_what_does_not_hear_is_killed_after_the_grace(
+async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(
     start: Start, workspace_id: str
 ) -> None:
-    process = start(workspace_id, DEAF)
+    process = start(workspace_id, IGNORE_SIGTERM)
     began = time.monotonic()
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0.2) is True
     assert 0.2 <= time.monotonic() - began < 5
@@ -120,16 +130,14 @@ async def test_what_does_not_hear_is_killed_after_the_grace(
     assert process.wait(10) in (0, -signal.SIGKILL)
 
 
-async def test_without_a_grace_it_is_killed_at_once(start: Start, workspace_id: str) -> None:
-    start(workspace_id, DEAF)
+async def test_without_a_grace_a_process_is_killed_at_once(start: Start, workspace_id: str) -> None:
+    start(workspace_id, IGNORE_SIGTERM)
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is True
     assert pids(workspace_id) == set()
 
 
-async def test_a_descendant_in_a_session_of_its_own_ends_too(
-    start: Start, workspace_id: str
-) -> None:
-    parent = start(workspace_id, CHILD_IN_A_SESSION_OF_ITS_OWN)
+async def test_a_descendant_in_its_own_session_is_ended(start: Start, workspace_id: str) -> None:
+    parent = start(workspace_id, START_CHILD)
     assert len(pids(workspace_id)) == 2
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait(10)
@@ -138,22 +146,22 @@ async def test_a_descendant_in_a_session_of_its_own_ends_too(
     assert pids(workspace_id) == set()
 
 
-async def test_a_descendant_that_has_cleared_its_environment_ends_too(
-    start: Start, workspace_id: str
-) -> None:
+async def test_a_descendant_without_the_marker_is_ended(start: Start, workspace_id: str) -> None:
     start(
         workspace_id,
-        CHILD_IN_A_SESSION_OF_ITS_OWN.replace("start_new_session", "env={}, start_new_session"),
+        START_CHILD.replace("start_new_session", "env={}, start_new_session"),
     )
     assert len(pids(workspace_id)) == 2
-    everything = processes.find(Pod(workspace_id))
+    found = processes.find(Pod(workspace_id))
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is True
-    assert not any(process.is_running() and process.status() != "zombie" for process in everything)
+    assert not any(process.is_running() and process.status() != "zombie" for process in found)
 
 
-async def test_what_is_started_while_ending_is_ended_too(start: Start, workspace_id: str) -> None:
-    again = f"def again(*_):\n {CHILD_IN_A_SESSION_OF_ITS_OWN.replace(chr(10), chr(10) + ' ')}\n os._exit(0)\n"
-    start(workspace_id, again + "signal.signal(signal.SIGTERM, again)")
+async def test_a_process_that_is_started_during_the_end_is_ended(
+    start: Start, workspace_id: str
+) -> None:
+    body = textwrap.indent(f"{START_CHILD}\nos._exit(0)\n", " ")
+    start(workspace_id, f"def again(*_):\n{body}signal.signal(signal.SIGTERM, again)")
     assert await processes.end_all(Pod(workspace_id), grace_seconds=10) is True
     assert pids(workspace_id) == set()
 
@@ -161,13 +169,13 @@ async def test_what_is_started_while_ending_is_ended_too(start: Start, workspace
 async def test_surviving_processes_are_reported(
     start: Start, workspace_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(workspace_id, DEAF)
+    start(workspace_id, IGNORE_SIGTERM)
     monkeypatch.setattr(processes, "_signal", lambda *_: None)
     monkeypatch.setattr(processes, "_wait_exits", lambda *_: asyncio.sleep(0))
     assert await processes.end_all(Pod(workspace_id), grace_seconds=0) is False
 
 
-async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(
+async def test_the_exit_of_a_process_ends_every_wait_for_it(
     start: Start, workspace_id: str
 ) -> None:
     process = start(workspace_id)
@@ -178,14 +186,14 @@ async def test_the_end_of_a_process_is_seen_by_everyone_who_waits(
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
 
 
-async def test_a_process_that_never_was_is_gone() -> None:
+async def test_the_wait_for_a_process_that_does_not_exist_ends_at_once() -> None:
     await asyncio.wait_for(processes.wait_exit_and_reap(2**22 - 1), 10)
 
 
-async def test_scans_that_are_wanted_at_the_same_time_are_one(
+async def test_concurrent_requests_share_a_scan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And the event loop goes on: the first scan waits for it."""
+    """The event loop is not blocked: the first scan ends only after the loop has continued."""
     scans, may_end, began = processes.Scans(), threading.Event(), threading.Semaphore(0)
     scanned: list[int] = []
 
@@ -200,7 +208,7 @@ async def test_scans_that_are_wanted_at_the_same_time_are_one(
     first = asyncio.create_task(scans())
     while not began.acquire(blocking=False):
         await asyncio.sleep(0.001)
-    # Asked after the first scan began, so the result of that one may be too old for them.
+    # These began after the first scan, whose result may be too old for them.
     later = [asyncio.create_task(scans()) for _ in range(20)]
     await asyncio.sleep(0)
     later[0].cancel()

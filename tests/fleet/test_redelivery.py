@@ -1,6 +1,4 @@
-"""Cancellations whose signal did not arrive: delivered again until they are acknowledged, or their
-task has ended.
-"""
+"""Redelivery repeats a cancellation until the agent acknowledges it or the task ends."""
 
 import asyncio
 from dataclasses import replace
@@ -13,7 +11,7 @@ from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace
 from server.fleet import redelivery
 from server.fleet.redelivery import FIRST_AFTER, Redelivery
-from tests.fleet.surroundings import Fleet
+from tests.support.fleet import Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 
@@ -30,10 +28,10 @@ def world() -> World:
     return World()
 
 
-async def cancelled(world: World, asked: CancelIntent | None = None) -> Workspace:
+async def cancelled(world: World, requested: CancelIntent | None = None) -> Workspace:
     busy, _ = await world.add_busy()
     await world.change(
-        busy.id, lambda locked: task_lifecycle.request_cancel(locked, asked or intent())
+        busy.id, lambda locked: task_lifecycle.request_cancel(locked, requested or intent())
     )
     return busy
 
@@ -43,7 +41,7 @@ async def follow(world: World, deliveries: Redelivery, after: timedelta = timede
     await settle()
 
 
-async def test_what_was_acknowledged_is_not_delivered_again(world: World) -> None:
+async def test_an_acknowledged_cancellation_is_not_delivered_again(world: World) -> None:
     await cancelled(world)
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries)
@@ -51,15 +49,17 @@ async def test_what_was_acknowledged_is_not_delivered_again(world: World) -> Non
     assert len(world.agents.cancelled) == 1
 
 
-async def test_the_call_that_recorded_it_has_its_time_first(world: World) -> None:
+async def test_redelivery_waits_for_the_call_that_recorded_the_cancellation(world: World) -> None:
     await cancelled(world)
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries, -timedelta(milliseconds=1))
     assert world.agents.cancelled == []
 
 
-async def test_it_is_delivered_at_the_force_deadline_at_the_latest(world: World) -> None:
-    """Else the agent would be overdue before it knew."""
+async def test_a_cancellation_is_delivered_at_its_force_deadline_at_the_latest(
+    world: World,
+) -> None:
+    """Otherwise the deadline would pass before the agent knows it."""
     force_at = NOW + timedelta(seconds=1)
     await cancelled(world, replace(intent(), force_at=force_at))
     deliveries = Redelivery(world.agents)
@@ -69,10 +69,10 @@ async def test_it_is_delivered_at_the_force_deadline_at_the_latest(world: World)
     assert len(world.agents.cancelled) == 1
 
 
-@pytest.mark.parametrize("trouble", ["unreachable", "unknown"])
-async def test_it_is_delivered_until_the_agent_has_it(world: World, trouble: str) -> None:
+@pytest.mark.parametrize("answer", ["unreachable", "unknown"])
+async def test_delivery_is_repeated_until_the_agent_has_the_task(world: World, answer: str) -> None:
     await cancelled(world)
-    world.agents.reachable, world.agents.known = trouble != "unreachable", trouble != "unknown"
+    world.agents.reachable, world.agents.known = answer != "unreachable", answer != "unknown"
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries)
     assert len(world.agents.cancelled) > 1
@@ -83,7 +83,7 @@ async def test_it_is_delivered_until_the_agent_has_it(world: World, trouble: str
     assert len(world.agents.cancelled) == attempts
 
 
-async def test_it_is_over_with_its_task(world: World) -> None:
+async def test_delivery_stops_when_the_task_has_ended(world: World) -> None:
     busy = await cancelled(world)
     world.agents.reachable = False
     deliveries = Redelivery(world.agents)
@@ -100,12 +100,12 @@ async def test_it_is_over_with_its_task(world: World) -> None:
     assert len(world.agents.cancelled) == attempts
 
 
-async def test_an_earlier_deadline_is_delivered_anew(world: World) -> None:
-    told: list[datetime | None] = []
+async def test_an_earlier_deadline_is_delivered(world: World) -> None:
+    delivered: list[datetime | None] = []
 
     async def note(_: Workspace, task: Task) -> None:
         assert task.cancel is not None
-        told.append(task.cancel.force_at)
+        delivered.append(task.cancel.force_at)
 
     busy = await cancelled(world)
     world.agents.meanwhile = note
@@ -116,15 +116,15 @@ async def test_an_earlier_deadline_is_delivered_anew(world: World) -> None:
         busy.id, lambda locked: task_lifecycle.request_cancel(locked, intent(force_at=force_at))
     )
     await follow(world, deliveries)
-    assert told == [None, force_at]
+    assert delivered == [None, force_at]
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
-async def test_a_defect_of_one_delivery_ends_no_other(
+async def test_an_error_of_one_delivery_does_not_affect_the_others(
     world: World, kind: type[BaseException]
 ) -> None:
     delivered: list[str] = []
-    error: BaseException | None = kind("from within")
+    error: BaseException | None = kind("failed")
 
     async def fail(workspace: Workspace, _: Task) -> None:
         if workspace.id == first.id and error is not None:
@@ -136,13 +136,13 @@ async def test_a_defect_of_one_delivery_ends_no_other(
     deliveries = Redelivery(world.agents)
     await follow(world, deliveries)
     assert delivered == [second.id]
-    # Nor is it the end of that delivery: it is taken up again at the next look.
+    # The failed delivery is retried at the next scan.
     error = None
     await follow(world, deliveries)
     assert delivered == [second.id, first.id]
 
 
-async def test_the_leader_delivers_and_stops_when_it_leads_no_more() -> None:
+async def test_only_the_leader_delivers() -> None:
     fleet = Fleet()
     await fleet.add_busy(cancelled=True)
     fleet.world.clock.now = LATER

@@ -1,4 +1,4 @@
-"""Pods on this machine, in folders that hold whatever tools have written."""
+"""Pods on this machine whose folders were changed by tools."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.local_pods import LocalPods
 from server.pod.spec import PodSpec
-from tests.fleet.surroundings import RUN_ID
+from tests.support.fleet import RUN_ID
 from tests.support.world import NOW, ORG
 
 
@@ -41,7 +41,7 @@ def pods(tmp_path: Path) -> LocalPods:
             runtime_addresses=["127.0.0.1:1"],
             runtime_token="token",
             control_plane_public_key=public_key(new_key()),
-            # Ends the agent right after it has read its settings.
+            # The agent exits after it has read its settings, because no model has this name.
             model="none",
             model_timeout_seconds=1,
             tool_timeout_seconds=1,
@@ -58,7 +58,7 @@ async def test_an_agent_runs_no_module_of_the_workspace(
 ) -> None:
     written = tmp_path / "pods" / workspace.id / "files" / module
     written.parent.mkdir(parents=True)
-    written.write_text("raise SystemExit('taken from the workspace')")
+    written.write_text("raise SystemExit('imported from the workspace')")
 
     await pods.start(workspace)
     async with asyncio.timeout(30):
@@ -68,7 +68,7 @@ async def test_an_agent_runs_no_module_of_the_workspace(
 
 
 def _hard_link(path: Path) -> None:
-    """To a file of someone else's, on the same disk."""
+    """Links to a file outside the workspace, on the same disk."""
     secret = path.parents[2] / "secret"
     secret.write_text("a secret line\n")
     path.hardlink_to(secret)
@@ -78,7 +78,7 @@ def _folder(path: Path) -> None:
     (path / "below").mkdir(parents=True)
 
 
-# What would block the reader, fill its memory, or lead it elsewhere.
+# A reader would block, fill its memory, or read another file.
 _REPLACEMENTS = pytest.mark.parametrize(
     "replace",
     [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), _hard_link, _folder],
@@ -88,7 +88,7 @@ _REPLACEMENTS = pytest.mark.parametrize(
 
 @_REPLACEMENTS
 @pytest.mark.parametrize("name", ["agent", "log"])
-async def test_a_record_that_was_replaced_blocks_nobody(
+async def test_a_record_that_was_replaced_is_ignored(
     pods: LocalPods,
     workspace: Workspace,
     tmp_path: Path,
@@ -102,7 +102,7 @@ async def test_a_record_that_was_replaced_blocks_nobody(
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
     assert pods.log_tail(workspace.id) == ""
-    # It ends. Whether all that ran there has ended is not known without the record of its agent.
+    # Without the record of the agent, it is unknown whether all its processes have ended.
     assert await pods.end(workspace, grace_seconds=0) is (name == "log")
 
     await _start_and_await_end(pods, workspace)
@@ -111,7 +111,7 @@ async def test_a_record_that_was_replaced_blocks_nobody(
 
 
 @_REPLACEMENTS
-async def test_the_process_id_for_readers_is_a_plain_file_again(
+async def test_a_pid_file_that_was_replaced_becomes_a_plain_file(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, replace: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "pods" / workspace.id / "pid"
@@ -127,7 +127,7 @@ async def test_the_process_id_for_readers_is_a_plain_file_again(
 
 @pytest.mark.parametrize("replacement", ["link", "file"])
 @pytest.mark.parametrize("place", ["pods", "pods/{}", "pods/{}/files", "fleet", "fleet/{}"])
-async def test_what_is_in_the_place_of_a_folder_makes_way(
+async def test_a_link_or_file_at_the_path_of_a_folder_is_replaced(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, place: str, replacement: str
 ) -> None:
     target = tmp_path / "target"
@@ -148,7 +148,7 @@ async def test_what_is_in_the_place_of_a_folder_makes_way(
 
 
 async def _start_and_await_end(pods: LocalPods, workspace: Workspace) -> None:
-    """Of an agent that ends by itself; its log says why."""
+    """Starts an agent that exits because of its unknown model."""
     await pods.start(workspace)
     async with asyncio.timeout(30):
         await pods.wait_exit(workspace)

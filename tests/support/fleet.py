@@ -1,4 +1,4 @@
-"""A controller's surroundings: pods and changes that do as they are told, and the store in memory."""
+"""A controller with fake pods, fake changes, fake agents and a store in memory."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,17 +22,20 @@ BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seco
 
 @dataclass
 class FakePods:
-    """Implements server.fleet.pods.Pods: notes what was done, in order."""
+    """Implements server.fleet.pods.Pods: records its calls, and answers as the test sets it."""
 
-    done: list[str] = field(default_factory=list)
-    # Of each pod that was started: the workspace, the epoch and the run.
+    # "start <epoch>" and "end <grace in seconds>", in order.
+    calls: list[str] = field(default_factory=list)
+    # Workspace id, epoch and run id of each pod that was started.
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
+    # The pods that run, by workspace id and epoch. The event is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
     start_error: OSError | None = None
+    # What `end` returns.
     ends_all: bool = True
-    words: str = ""
-    files_are_there: bool = True
-    # Called in the middle of each end.
+    last_log_line: str = ""
+    files_exist: bool = True
+    # Called during each end, before the pods exit.
     on_end: Callable[[], object] = lambda: None
 
     def add(self, workspace: Workspace) -> None:
@@ -46,28 +49,28 @@ class FakePods:
         return (workspace.id, workspace.epoch, workspace.run_id) in self.started
 
     async def start(self, workspace: Workspace) -> None:
-        self.done.append(f"start {workspace.epoch}")
+        self.calls.append(f"start {workspace.epoch}")
         self._note_start(workspace)
         if self.start_error is not None:
             raise self.start_error
         self.add(workspace)
 
     async def wait_exit(self, workspace: Workspace) -> None:
-        gone = self.alive.get((workspace.id, workspace.epoch))
-        if gone is not None:
-            await gone.wait()
+        exited = self.alive.get((workspace.id, workspace.epoch))
+        if exited is not None:
+            await exited.wait()
 
     def is_alive(self, workspace: Workspace) -> bool:
-        return (workspace.id, workspace.epoch) in self.alive and self.files_are_there
+        return (workspace.id, workspace.epoch) in self.alive and self.files_exist
 
     def has_files(self, workspace_id: str) -> bool:
-        return self.files_are_there and any(each[0] == workspace_id for each in self.started)
+        return self.files_exist and any(each[0] == workspace_id for each in self.started)
 
     def log_tail(self, workspace_id: str) -> str:
-        return self.words
+        return self.last_log_line
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        self.done.append(f"end {grace_seconds:g}")
+        self.calls.append(f"end {grace_seconds:g}")
         self.on_end()
         await asyncio.sleep(0)
         for key in [
@@ -81,7 +84,7 @@ class FakePods:
 
 
 class FakeChanges:
-    """Implements server.fleet.controller.Changes: nothing, until something is announced."""
+    """Implements server.fleet.controller.Changes: returns what a test puts into the queue."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[set[str]] = asyncio.Queue()
@@ -92,6 +95,8 @@ class FakeChanges:
 
 @dataclass
 class Fleet:
+    """The controller's ports, and shortcuts to set up workspaces with pods."""
+
     world: World = field(default_factory=World)
     pods: FakePods = field(default_factory=FakePods)
     changes: FakeChanges = field(default_factory=FakeChanges)
@@ -122,7 +127,7 @@ class Fleet:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Leads until the block is left."""
+        """Runs the controller as the leader until the block ends."""
         controller = Controller(
             self.world.store,
             self.pods,
@@ -141,7 +146,7 @@ class Fleet:
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)
 
-    async def look(self) -> None:
-        """One scan, and all that follows from it at once."""
+    async def scan(self) -> None:
+        """Runs the controller for one scan and for the steps that follow without waiting."""
         async with self.running():
             pass

@@ -1,4 +1,4 @@
-"""A small program in the place of the agent, for tests of pods."""
+"""A small program that replaces the agent in tests of pods."""
 
 import asyncio
 import json
@@ -9,14 +9,15 @@ from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
 from server.pod.spec import PodSpec
 
-# Writes down what it was given, says so, and waits.
+# Writes its arguments, input, environment and folder to received.json, prints two lines, and waits.
 AGENT = f"""#!{sys.executable} -S
 import json, os, sys, time
-given = dict(argv=sys.argv[1:], stdin=sys.stdin.read(), environment=dict(os.environ), cwd=os.getcwd())
-open("given.tmp", "w").write(json.dumps(given))
-os.rename("given.tmp", "given.json")
+received = dict(argv=sys.argv[1:], stdin=sys.stdin.read(), environment=dict(os.environ))
+received["cwd"] = os.getcwd()
+open("received.tmp", "w").write(json.dumps(received))
+os.rename("received.tmp", "received.json")
 print("first line", flush=True)
-print("last words", file=sys.stderr, flush=True)
+print("last line", file=sys.stderr, flush=True)
 time.sleep(60)
 """
 
@@ -36,11 +37,11 @@ def spec_for(agent: AgentIdentity) -> PodSpec:
     )
 
 
-async def given(tmp_path: Path, at: Workspace) -> dict[str, object]:
-    """What the program says that it was given."""
-    told = tmp_path / "pods" / at.id / "files" / "given.json"
+async def await_start(tmp_path: Path, workspace: Workspace) -> dict[str, object]:
+    """Waits until the program has started, and returns what it received."""
+    path = tmp_path / "pods" / workspace.id / "files" / "received.json"
     async with asyncio.timeout(10):
-        while not told.exists():
+        while not path.exists():
             await asyncio.sleep(0.005)
-    found: dict[str, object] = json.loads(told.read_text())
+    found: dict[str, object] = json.loads(path.read_text())
     return found
