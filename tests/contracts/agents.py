@@ -1,4 +1,4 @@
-"""Each implementation of Agents with an agent that it reaches, and the faults of that agent."""
+"""The implementations of Agents, each with one agent and the faults of that agent."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,14 +33,14 @@ KEY = new_key()
 class Fault(Enum):
     """Why an agent cannot be reached."""
 
-    GONE = "gone"
+    NOT_RUNNING = "not running"
     FROZEN = "frozen"
     REFUSES = "refuses"
     NOT_REGISTERED = "not registered"
 
 
 class AgentCase(Protocol):
-    """An Agents and the one agent that it reaches."""
+    """An implementation of Agents, and its agent."""
 
     @property
     def agents(self) -> Agents:
@@ -51,7 +51,7 @@ class AgentCase(Protocol):
         """The workspace of the agent, with its address."""
 
     async def new_task(self) -> Task:
-        """A task that the workspace has and the agent does not have yet."""
+        """Returns a task of the workspace that the agent does not have yet."""
 
     def has(self, task: Task) -> bool:
         """Whether the agent has received the task."""
@@ -60,17 +60,20 @@ class AgentCase(Protocol):
         """Whether the agent has received the cancellation of the task."""
 
     def occupied(self) -> AbstractAsyncContextManager[None]:
-        """Meanwhile the agent works on a task that nobody else knows."""
+        """Inside the context, the agent works on another task."""
 
     def fault(self, fault: Fault) -> AbstractAsyncContextManager[Workspace]:
-        """Meanwhile the agent of the returned workspace cannot be reached."""
+        """Inside the context, the agent of the returned workspace cannot be reached."""
 
     def slow(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[None]]]:
-        """Meanwhile calls take long. The returned function waits for the arrival of one."""
+        """Inside the context, calls do not return.
+
+        The returned function waits until the agent has received a call.
+        """
 
 
 class _Pausing(grpc.aio.ServerInterceptor):
-    """Lets a server accept calls and not answer them, like a frozen process."""
+    """Makes a server accept calls without an answer, like a frozen process."""
 
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
@@ -84,7 +87,7 @@ class _Pausing(grpc.aio.ServerInterceptor):
 
 
 class ClientCase:
-    """AgentClient, and the agent's own service and session behind a port of loopback."""
+    """AgentClient, with the service and session of a real agent on a loopback port."""
 
     def __init__(self) -> None:
         self.client = AgentClient(PodTokens(KEY))
@@ -124,7 +127,7 @@ class ClientCase:
     @asynccontextmanager
     async def fault(self, fault: Fault) -> AsyncIterator[Workspace]:
         match fault:
-            case Fault.GONE:
+            case Fault.NOT_RUNNING:
                 await self._stop()
                 yield self.workspace
                 self._session = self._new_session()
@@ -173,7 +176,7 @@ class ClientCase:
 
 @dataclass
 class FakeCase:
-    """FakeAgents, whose answers this case sets."""
+    """FakeAgents."""
 
     fake: FakeAgents = field(default_factory=FakeAgents)
     workspace: Workspace = field(default_factory=lambda: world.locked_busy().workspace)
@@ -185,7 +188,7 @@ class FakeCase:
 
     def __post_init__(self) -> None:
         self.agents: Agents = self.fake
-        self.fake.meanwhile = self._look_up
+        self.fake.meanwhile = self._set_known
 
     async def new_task(self) -> Task:
         return world.task(self.workspace.id)
@@ -193,7 +196,7 @@ class FakeCase:
     def has(self, task: Task) -> bool:
         return task.id in self.fake.started and not self.fake.busy
 
-    async def _look_up(self, workspace: Workspace, task: Task) -> None:
+    async def _set_known(self, workspace: Workspace, task: Task) -> None:
         self.fake.known = self.has(task)
 
     def is_cancelled(self, task: Task) -> bool:
@@ -225,9 +228,9 @@ class FakeCase:
         async def arrival() -> None:
             await arrived.wait()
 
-        answer, self.fake.meanwhile = self.fake.meanwhile, wait
+        before, self.fake.meanwhile = self.fake.meanwhile, wait
         yield arrival
-        self.fake.meanwhile = answer
+        self.fake.meanwhile = before
 
 
 def cancelled(task: Task) -> Task:

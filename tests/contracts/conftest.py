@@ -1,4 +1,4 @@
-"""Each implementation of each port."""
+"""The implementations of Store, for the contract suites."""
 
 from collections.abc import AsyncIterator
 
@@ -12,19 +12,19 @@ from tests.support.fakes import FakeStore
 
 @pytest.fixture
 def announced() -> list[str]:
-    """The workspaces that the store has announced."""
+    """The ids of the workspaces that the store has announced, in order."""
     return []
 
 
 @pytest.fixture(params=["fake", "postgres"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """Where the store under test keeps its data; None: in memory."""
+    """The database of the store under test; None for the store in memory."""
     return request.getfixturevalue("database_url") if request.param == "postgres" else None
 
 
 @pytest.fixture
 async def store(store_url: str | None, announced: list[str]) -> AsyncIterator[Store]:
-    """Every implementation of the port in turn."""
+    """Each implementation in turn."""
     if store_url is None:
         yield FakeStore(announced.append)
         return

@@ -1,4 +1,4 @@
-"""A worker of the last release, as the database sees it: its statements, with its columns."""
+"""A worker of the last release: runs the SQL statements of that release, with its columns."""
 
 import re
 from collections.abc import Mapping
@@ -21,29 +21,29 @@ _STATEMENTS = released_statements()
 
 
 def released_columns(table: str) -> list[str]:
-    """The columns of the table that the release knows."""
+    """The columns that the table had in the last release."""
     inserted = re.search(r"\((.*?)\)", _STATEMENTS[f"insert_{table}"])
     assert inserted is not None
     return inserted[1].split(", ")
 
 
 def workspace_columns(workspace: Workspace) -> Values:
-    """The values of all columns, also of those that the release does not know."""
+    """The values of all columns, including those that were added after the last release."""
     return dict(zip(WORKSPACE_COLUMNS, workspace_values(workspace), strict=True))
 
 
 def task_columns(task: Task) -> Values:
-    """The values of all columns, also of those that the release does not know."""
+    """The values of all columns, including those that were added after the last release."""
     return dict(zip(TASK_COLUMNS, task_values(task), strict=True))
 
 
 def released_row(table: str, values: Values) -> tuple[Any, ...]:
-    """A row as the release reads it."""
+    """The values in the columns of the last release, in order."""
     return tuple(values[column] for column in released_columns(table))
 
 
 class OldWorker:
-    """One connection of such a worker. It prepares every read, as the release does."""
+    """A worker of the last release, on one connection. Prepares every read, as the release does."""
 
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         self._connection = connection
@@ -52,14 +52,14 @@ class OldWorker:
         return self._connection.transaction()
 
     async def read(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """The rows of a statement of the release."""
+        """Runs a SELECT statement of the release and returns its rows."""
         cursor = await self._connection.execute(
             _STATEMENTS[name], parameters, prepare=True, binary=True
         )
         return await cursor.fetchall()
 
     async def insert(self, table: str, values: Values) -> None:
-        """Inserts a row. Columns that the release does not know get their defaults."""
+        """Inserts a row. Columns that were added after the release get their defaults."""
         row = [_stored(value) for value in released_row(table, values)]
         await self._connection.execute(_STATEMENTS[f"insert_{table}"], row)
 
@@ -87,7 +87,7 @@ class OldWorker:
         )
 
     async def submit(self, workspace_id: str, task: Task) -> None:
-        """Gives an idle workspace a task."""
+        """Submits a task to an idle workspace."""
         async with self.transaction():
             (workspace,) = await self.read("lock_workspace", workspace_id)
             assert await self.read("current_task", workspace_id) == []
@@ -99,7 +99,7 @@ class OldWorker:
             await self.append_event(workspace_id, seq, "task_submitted", task.id)
 
     async def end(self, workspace_id: str, status: str) -> None:
-        """Ends the current task."""
+        """Ends the current task with the status."""
         async with self.transaction():
             (workspace,) = await self.read("lock_workspace", workspace_id)
             ((task_id, *_),) = await self.read("current_task", workspace_id)

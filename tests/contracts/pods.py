@@ -1,4 +1,4 @@
-"""Each implementation of Pods, with what happens in its pods."""
+"""The implementations of Pods, and ways to kill, freeze and observe their agents."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ from tests.support.fleet import FakePods
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
-# Runs a tool, writes two lines, and ends itself and the tool when it is asked to.
+# Starts a tool and prints two lines. Ends the tool and itself on SIGTERM.
 _AGENT = f"""#!{sys.executable} -S
 import signal, subprocess, sys, time
 tool = subprocess.Popen(["/bin/sleep", "600"])
@@ -44,7 +44,7 @@ time.sleep(600)
 
 
 class PodsCase(Protocol):
-    """A Pods, and what else acts on its pods."""
+    """An implementation of Pods, and ways to kill, freeze and observe its agents."""
 
     # The last line that an agent writes after its start.
     last_line: str
@@ -54,25 +54,25 @@ class PodsCase(Protocol):
         """The implementation."""
 
     def other_controller(self) -> Pods:
-        """The same pods, as another controller sees them."""
+        """The port of another controller for the same pods."""
 
     async def start(self, workspace: Workspace) -> None:
         """Starts a pod and waits until a tool runs in it."""
 
     async def kill(self, workspace: Workspace) -> None:
-        """Kills the agent of the pod. Its tools run on."""
+        """Kills the agent of the pod, but not its tools."""
 
     def freeze(self, workspace: Workspace) -> None:
-        """Stops the agent of the pod, so that it ends only if it is killed."""
+        """Freezes the agent of the pod, so that it ends only if it is killed."""
 
     def was_asked_to_end(self, workspace: Workspace) -> bool:
-        """Whether the agent of the pod was asked to end, and did."""
+        """Whether the agent of the pod ended because it was asked to."""
 
     def runs(self, workspace_id: str) -> bool:
         """Whether an agent or a tool runs in a pod of the workspace."""
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """The pods, as a controller sees them that cannot know what runs in this one."""
+        """Returns the port of a controller that cannot know what runs in this pod."""
 
 
 class LocalCase:
@@ -122,7 +122,7 @@ class LocalCase:
         return bool(processes.find(Pod(workspace_id)))
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """What a dead agent leaves behind is known only to the controller that started it."""
+        """Only the controller that started an agent can find its tools after its death."""
         await self.kill(workspace)
         return self.other_controller()
 
@@ -140,7 +140,7 @@ class LocalCase:
 
 
 class FakeCase:
-    """The FakePods of tests/fleet."""
+    """FakePods."""
 
     last_line = "last line"
 
@@ -186,9 +186,9 @@ class FakeCase:
 
 
 class InvariantsCase:
-    """The Pods of tests/invariants, with agents that never reach their control plane."""
+    """The pods of tests/invariants. Their agents cannot reach the control plane."""
 
-    # Its agents write no log.
+    # These agents write no log.
     last_line = ""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""The SQL statements of a worker of the last release, from released_worker.sql.
+"""Reads and writes released_worker.sql, which has the SQL statements of the last release.
 
-A release replaces the file; CONTRIBUTING.md has the command.
+Each release replaces that file. CONTRIBUTING.md has the command.
 """
 
 import re
@@ -18,12 +18,12 @@ _SCHEMA = re.compile(r"^-- schema: (\w+)$", re.MULTILINE)
 
 
 def released_statements() -> dict[str, str]:
-    """Each statement by its name."""
+    """The statements of the last release, by name."""
     return {name: " ".join(text.split()) for name, text in _STATEMENT.findall(_FILE.read_text())}
 
 
 def released_migration() -> str:
-    """The id of the release's last migration."""
+    """The id of the last migration of the last release."""
     (migration,) = _SCHEMA.findall(_FILE.read_text())
     return str(migration)
 
@@ -41,7 +41,7 @@ def _current_statements() -> dict[str, str]:
     ):
         statements[f"insert_{table}"] = postgres_store._insert(table, columns)
         if columns[0] == "id":
-            # A worker updates some of the columns at a time.
+            # Events are never updated. A worker updates only some of these columns at a time.
             statements[f"update_{table}"] = postgres_store._update(table, columns[1:])
     return statements
 

@@ -1,4 +1,4 @@
-"""What every Agents does: over gRPC, measured, and in the fakes."""
+"""The contract of Agents: over gRPC, with metrics, and in both fakes."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from tests.contracts.wire_case import WireCase
 from tests.support import world
 from tests.support.waiting import eventually_async
 
-# The port's limit.
+# The time limit that the port states.
 LIMIT_SECONDS = 2.0
 
 Call = Callable[[Agents, Workspace, Task], Awaitable[object]]
@@ -39,8 +39,8 @@ _CASES: dict[str, Callable[[], AbstractAsyncContextManager[AgentCase]]] = {
 
 
 @pytest.fixture(params=_CASES)
-async def at(request: pytest.FixtureRequest) -> AsyncIterator[AgentCase]:
-    """Every implementation in turn."""
+async def case(request: pytest.FixtureRequest) -> AsyncIterator[AgentCase]:
+    """Each implementation in turn."""
     async with _CASES[request.param]() as case:
         yield case
 
@@ -53,100 +53,98 @@ async def cancel(agents: Agents, workspace: Workspace, task: Task) -> bool:
     return await agents.cancel_task(workspace, cancelled(task))
 
 
-both = pytest.mark.parametrize("call", [start, cancel])
+start_and_cancel = pytest.mark.parametrize("call", [start, cancel])
 
 
 async def unreachable(call: Call, agents: Agents, workspace: Workspace, task: Task) -> float:
-    """How long the call took to fail."""
+    """Makes the call, which has to fail, and returns after how many seconds it did."""
     began = time.monotonic()
     with pytest.raises(AgentUnreachableError):
         await call(agents, workspace, task)
     return time.monotonic() - began
 
 
-async def test_a_task_is_delivered(at: AgentCase) -> None:
-    task = await at.new_task()
-    assert not at.has(task)
-    await start(at.agents, at.workspace, task)
-    assert at.has(task)
-    assert not at.is_cancelled(task)
+async def test_a_task_is_delivered(case: AgentCase) -> None:
+    task = await case.new_task()
+    assert not case.has(task)
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+    assert not case.is_cancelled(task)
 
 
-async def test_a_task_may_be_delivered_again(at: AgentCase) -> None:
-    task = await at.new_task()
-    await start(at.agents, at.workspace, task)
-    await start(at.agents, at.workspace, task)
-    assert at.has(task)
+async def test_a_task_may_be_delivered_again(case: AgentCase) -> None:
+    task = await case.new_task()
+    await start(case.agents, case.workspace, task)
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
 
 
-async def test_a_cancellation_of_the_agents_task_is_known(at: AgentCase) -> None:
-    task = await at.new_task()
-    await start(at.agents, at.workspace, task)
-    assert at.has(task)
-    assert await cancel(at.agents, at.workspace, task) is True
-    assert at.is_cancelled(task)
-    assert await cancel(at.agents, at.workspace, task) is True
+async def test_a_cancellation_of_the_task_of_the_agent_is_known(case: AgentCase) -> None:
+    task = await case.new_task()
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+    assert await cancel(case.agents, case.workspace, task) is True
+    assert case.is_cancelled(task)
+    assert await cancel(case.agents, case.workspace, task) is True
 
 
 async def test_a_cancellation_of_a_task_that_the_agent_does_not_have_is_not_known(
-    at: AgentCase,
+    case: AgentCase,
 ) -> None:
-    task = await at.new_task()
-    assert await cancel(at.agents, at.workspace, task) is False
+    task = await case.new_task()
+    assert await cancel(case.agents, case.workspace, task) is False
 
 
-async def test_an_agent_that_works_on_another_task_takes_none(at: AgentCase) -> None:
-    async with at.occupied():
-        task = world.task(at.workspace.id)
-        assert await unreachable(start, at.agents, at.workspace, task) < LIMIT_SECONDS
-        assert not at.has(task)
-        assert await cancel(at.agents, at.workspace, task) is False
+async def test_an_agent_that_works_on_another_task_refuses_a_task(case: AgentCase) -> None:
+    async with case.occupied():
+        task = world.task(case.workspace.id)
+        assert await unreachable(start, case.agents, case.workspace, task) < LIMIT_SECONDS
+        assert not case.has(task)
+        assert await cancel(case.agents, case.workspace, task) is False
 
 
-@both
+@start_and_cancel
 @pytest.mark.parametrize("fault", Fault)
-async def test_an_agent_that_cannot_be_reached_is_given_up_in_time_and_reached_again(
-    at: AgentCase, fault: Fault, call: Call
+async def test_a_call_to_an_unreachable_agent_fails_in_time_and_a_later_call_succeeds(
+    case: AgentCase, fault: Fault, call: Call
 ) -> None:
-    task = await at.new_task()
-    async with at.fault(fault) as workspace:
-        assert await unreachable(call, at.agents, workspace, task) < LIMIT_SECONDS
-    await start(at.agents, at.workspace, task)
-    await eventually_async(lambda: at.has(task))
-    assert await cancel(at.agents, at.workspace, task) is True
+    task = await case.new_task()
+    async with case.fault(fault) as workspace:
+        assert await unreachable(call, case.agents, workspace, task) < LIMIT_SECONDS
+    await start(case.agents, case.workspace, task)
+    await eventually_async(lambda: case.has(task))
+    assert await cancel(case.agents, case.workspace, task) is True
 
 
-async def test_calls_do_not_wait_for_each_other(at: AgentCase) -> None:
-    task = await at.new_task()
-    await start(at.agents, at.workspace, task)
-    assert at.has(task)
-    calls = [cancel(at.agents, at.workspace, task) for _ in range(20)]
+async def test_calls_do_not_wait_for_each_other(case: AgentCase) -> None:
+    task = await case.new_task()
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+    calls = [cancel(case.agents, case.workspace, task) for _ in range(20)]
     assert await asyncio.wait_for(asyncio.gather(*calls), LIMIT_SECONDS) == [True] * 20
 
 
-@both
-async def test_calls_that_began_at_different_times_all_fail_in_time(
-    at: AgentCase, call: Call
-) -> None:
-    """The first that gives up does not end those that began later."""
-    task = await at.new_task()
-    async with at.fault(Fault.FROZEN) as workspace:
+@start_and_cancel
+async def test_calls_to_a_frozen_agent_all_fail_in_time(case: AgentCase, call: Call) -> None:
+    """Calls that begin later have their own time limit."""
+    task = await case.new_task()
+    async with case.fault(Fault.FROZEN) as workspace:
         calls = []
         for _ in range(8):
-            calls.append(asyncio.create_task(unreachable(call, at.agents, workspace, task)))
+            calls.append(asyncio.create_task(unreachable(call, case.agents, workspace, task)))
             await asyncio.wait(calls, timeout=0.1)
         assert max(await asyncio.gather(*calls)) < LIMIT_SECONDS
 
 
-@both
-async def test_a_caller_that_is_cancelled_ends_its_call_only(at: AgentCase, call: Call) -> None:
-    task = await at.new_task()
-    async with at.slow() as arrival:
-        calling = asyncio.ensure_future(call(at.agents, at.workspace, task))
+@start_and_cancel
+async def test_a_cancelled_caller_ends_only_its_own_call(case: AgentCase, call: Call) -> None:
+    task = await case.new_task()
+    async with case.slow() as arrival:
+        pending = asyncio.ensure_future(call(case.agents, case.workspace, task))
         await asyncio.wait_for(arrival(), LIMIT_SECONDS)
-        calling.cancel()
+        pending.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await calling
-    await start(at.agents, at.workspace, task)
-    await eventually_async(lambda: at.has(task))
-    assert await cancel(at.agents, at.workspace, task) is True
+            await pending
+    await start(case.agents, case.workspace, task)
+    await eventually_async(lambda: case.has(task))
+    assert await cancel(case.agents, case.workspace, task) is True

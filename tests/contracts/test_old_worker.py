@@ -1,6 +1,6 @@
-"""A worker of the last release works on this version's schema, beside a new worker.
+"""A worker of the last release works on the current schema, at the same time as a new worker.
 
-During a rolling restart both run on the same rows, after the new version has migrated the database.
+Both use the same rows during a rolling restart, after the new version has migrated the database.
 """
 
 import asyncio
@@ -52,9 +52,7 @@ def new(pool: Pool) -> PostgresStore:
     return PostgresStore(pool)
 
 
-async def test_the_old_worker_reads_what_the_new_one_wrote(
-    old: OldWorker, new: PostgresStore
-) -> None:
+async def test_the_old_worker_reads_rows_of_the_new_one(old: OldWorker, new: PostgresStore) -> None:
     busy, submitted = await with_task(new)
     found = await new.record_cancellation(
         permission(), busy.id, None, intent(force_after_seconds=9)
@@ -76,9 +74,7 @@ async def test_the_old_worker_reads_what_the_new_one_wrote(
     ]
 
 
-async def test_the_new_worker_reads_what_the_old_one_wrote(
-    old: OldWorker, new: PostgresStore
-) -> None:
+async def test_the_new_worker_reads_rows_of_the_old_one(old: OldWorker, new: PostgresStore) -> None:
     idle, submitted = workspace(), task("")
     submitted = replace(submitted, workspace_id=idle.id)
     await old.insert("workspaces", workspace_columns(idle))
@@ -91,7 +87,7 @@ async def test_the_new_worker_reads_what_the_old_one_wrote(
     assert [event.type for event in await new.list_events(idle.id, 0, 10)] == ["task_submitted"]
 
 
-async def test_each_records_the_cancellation_of_the_others_task(
+async def test_each_worker_cancels_a_task_that_the_other_submitted(
     old: OldWorker, new: PostgresStore
 ) -> None:
     busy, submitted = await with_task(new)
@@ -112,16 +108,16 @@ async def test_each_records_the_cancellation_of_the_others_task(
     assert cancelled == replace(following, cancel=intent(force_after_seconds=1))
 
 
-async def test_of_many_cancellations_at_both_one_is_recorded(
+async def test_one_of_many_cancellations_at_both_workers_is_recorded(
     old: OldWorker, new: PostgresStore
 ) -> None:
     busy, _ = await with_task(new)
 
-    async def at_new() -> bool:
+    async def cancel_at_new() -> bool:
         return (await new.record_cancellation(permission(), busy.id, None, intent())).recorded
 
     calls = [
-        at_new() if number % 2 else old.record_cancellation(busy.id, intent())
+        cancel_at_new() if number % 2 else old.record_cancellation(busy.id, intent())
         for number in range(20)
     ]
     assert (await asyncio.gather(*calls)).count(True) == 1
@@ -149,7 +145,7 @@ async def test_the_old_worker_ends_a_task_that_the_new_one_cancelled(
     ]
 
 
-async def test_the_old_worker_keeps_what_it_does_not_know(
+async def test_the_old_worker_keeps_the_values_of_new_columns(
     old: OldWorker, new: PostgresStore
 ) -> None:
     busy, _ = await with_task(new)
@@ -165,8 +161,10 @@ async def test_the_old_worker_keeps_what_it_does_not_know(
     )
 
 
-async def test_a_connected_worker_continues_after_the_migration(empty_database_url: str) -> None:
-    """Its statements were prepared on the old schema."""
+async def test_a_connected_old_worker_continues_after_the_migration(
+    empty_database_url: str,
+) -> None:
+    """The old worker prepared its statements on the old schema."""
     migrate_to(empty_database_url, released_migration())
     idle, submitted = workspace(), task("")
     submitted = replace(submitted, workspace_id=idle.id)
@@ -191,7 +189,7 @@ async def test_a_connected_worker_continues_after_the_migration(empty_database_u
 
 
 def migrate_to(database_url: str, last_migration: str) -> None:
-    """Makes the schema of an earlier release."""
+    """Migrates an empty database to an earlier schema."""
     source = resources.files("server.store") / "migrations"
     with (
         resources.as_file(source) as folder,

@@ -1,6 +1,4 @@
-"""Whatever happens in whatever order: the store on PostgreSQL ends up with what the one in memory
-ends up with.
-"""
+"""The store on PostgreSQL and the store in memory agree after random sequences of steps."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
 
 Decide = Callable[[Locked], Change]
-# A step gets the task it may submit, and says what it does to a session.
+# Receives a task that it may submit, and returns the decision for a transition.
 Step = Callable[[Task], Decide]
 
 _END_STATUSES = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
@@ -37,9 +35,9 @@ def _iterate(locked: Locked) -> Change:
     return _commit(locked, IterationCompleted(number, payload))
 
 
-def _commit(locked: Locked, happened: task_lifecycle.AgentEvent) -> Change:
+def _commit(locked: Locked, event: task_lifecycle.AgentEvent) -> Change:
     task_id = locked.task.id if locked.task else ""
-    return task_lifecycle.commit(locked, locked.workspace.epoch, task_id, [happened], NOW)
+    return task_lifecycle.commit(locked, locked.workspace.epoch, task_id, [event], NOW)
 
 
 def _end(status: TaskStatus) -> Step:
@@ -101,8 +99,8 @@ _STEPS: dict[str, Step] = {
 }
 _CANCEL = st.tuples(st.just("cancel"), st.none() | st.integers(1, 9), st.booleans())
 _TRANSITION = st.tuples(st.sampled_from(sorted(_STEPS)), st.none(), st.just(False))
-# Mostly what makes something happen; an odd step now and then.
-_LIVELY = st.tuples(
+# Makes these steps more frequent, because most others need a task that runs.
+_PROGRESS = st.tuples(
     st.sampled_from(["register", "submit", "start", "iterate"]), st.none(), st.just(False)
 )
 
@@ -110,39 +108,41 @@ _LIVELY = st.tuples(
 async def _apply(
     store: Store, new: Workspace, steps: list[tuple[str, int | None, bool]], tasks: list[Task]
 ) -> list[object]:
-    """Takes the steps; returns all that could be seen on the way and at the end."""
-    seen: list[object] = []
+    """Applies the steps and returns all results, and the workspace, tasks and events at the end."""
+    results: list[object] = []
     await store.create_workspace(new)
     for (name, force_after_seconds, named), offered in zip(steps, tasks, strict=True):
         if name == "cancel":
-            asked = intent(name, force_after_seconds=force_after_seconds)
+            requested = intent(name, force_after_seconds=force_after_seconds)
             task_id = tasks[0].id if named else None
-            seen.append(await store.record_cancellation(permission(), new.id, task_id, asked))
+            results.append(
+                await store.record_cancellation(permission(), new.id, task_id, requested)
+            )
             continue
         try:
-            seen.append(await store.transition(new.id, _STEPS[name](offered)))
+            results.append(await store.transition(new.id, _STEPS[name](offered)))
         except Failure as failure:
-            seen.append(failure.slug)
-    seen += [
+            results.append(failure.slug)
+    results += [
         await store.get_workspace(new.id),
         await store.list_tasks(new.id, None, 100),
         await store.list_events(new.id, 0, 1000),
     ]
-    return seen
+    return results
 
 
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(steps=st.lists(_LIVELY | _TRANSITION | _CANCEL, min_size=1, max_size=25))
+@given(steps=st.lists(_PROGRESS | _TRANSITION | _CANCEL, min_size=1, max_size=25))
 def test_both_stores_agree(database_url: str, steps: list[tuple[str, int | None, bool]]) -> None:
     async def compare() -> None:
         new = workspace(WorkspaceStatus.PROVISIONING)
         tasks = [task(new.id) for _ in steps]
         async with open_pool(database_url, min_size=1) as pool:
-            real = await _apply(PostgresStore(pool), new, steps, tasks)
-        assert real == await _apply(FakeStore(), new, steps, tasks)
-        events = real[-1]
+            results = await _apply(PostgresStore(pool), new, steps, tasks)
+        assert results == await _apply(FakeStore(), new, steps, tasks)
+        events = results[-1]
         assert isinstance(events, list)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         ends = [event.task_id for event in events if event.type == "task_completed"]

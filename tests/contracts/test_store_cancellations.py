@@ -1,4 +1,4 @@
-"""What record_cancellation does in every Store."""
+"""The contract of Store: record_cancellation."""
 
 import asyncio
 from dataclasses import replace
@@ -41,13 +41,13 @@ async def test_a_cancellation_is_recorded_with_its_event(store: Store) -> None:
     assert (event.time, event.payload) == (NOW, cancel_requested_payload(intent()))
 
 
-async def test_the_task_may_be_named(store: Store) -> None:
+async def test_a_cancellation_may_name_the_task(store: Store) -> None:
     busy, submitted = await with_task(store)
     found = await store.record_cancellation(permission(), busy.id, submitted.id, intent())
     assert found.recorded
 
 
-async def test_the_first_intent_stays(store: Store) -> None:
+async def test_the_first_intent_is_kept(store: Store) -> None:
     busy, _ = await with_task(store)
     first = await store.record_cancellation(permission(), busy.id, None, intent("first"))
     second = await store.record_cancellation(
@@ -59,29 +59,29 @@ async def test_the_first_intent_stays(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stood", "asked", "then"),
+    ("recorded", "requested", "expected"),
     [(None, 9, 9), (9, 5, 5), (5, 9, 5), (5, None, 5), (None, None, None)],
 )
-async def test_the_earliest_deadline_wins_with_whoever_asked_for_it(
-    store: Store, stood: float | None, asked: float | None, then: float | None
+async def test_the_earliest_deadline_wins_together_with_its_requester(
+    store: Store, recorded: float | None, requested: float | None, expected: float | None
 ) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(
-        permission(), busy.id, None, intent("first", force_after_seconds=stood)
+        permission(), busy.id, None, intent("first", force_after_seconds=recorded)
     )
     found = await store.record_cancellation(
         permission(),
         busy.id,
         None,
-        intent("second", force_after_seconds=asked, requested_by="user_2"),
+        intent("second", force_after_seconds=requested, requested_by="user_2"),
     )
     assert not found.recorded
-    whose = "user_1" if then == stood else "user_2"
-    forced = intent(force_after_seconds=then, requested_by=whose)
-    stands = replace(
+    requester = "user_1" if expected == recorded else "user_2"
+    forced = intent(force_after_seconds=expected, requested_by=requester)
+    merged = replace(
         intent("first"), force_at=forced.force_at, force_requested_by=forced.force_requested_by
     )
-    assert found.task == replace(submitted, cancel=stands)
+    assert found.task == replace(submitted, cancel=merged)
     assert await store.get_task(busy.id, submitted.id) == found.task
 
 
@@ -95,7 +95,7 @@ async def test_another_organization_finds_nothing(store: Store) -> None:
     assert await store.get_task(busy.id, submitted.id) == submitted
 
 
-async def test_an_unknown_workspace_is_none(store: Store) -> None:
+async def test_an_unknown_workspace_is_not_found(store: Store) -> None:
     found = await store.record_cancellation(permission(), "ws_unknown", None, intent())
     assert (found.workspace, found.task, found.recorded) == (None, None, False)
 
@@ -110,7 +110,7 @@ async def test_an_unknown_workspace_is_none(store: Store) -> None:
         (None, None, False),
     ],
 )
-async def test_own_covers_the_creator_alone(
+async def test_own_only_covers_the_creator(
     store: Store, creator: str | None, caller: str | None, recorded: bool
 ) -> None:
     busy, submitted = await with_task(store, user_id=creator)
@@ -123,7 +123,7 @@ async def test_own_covers_the_creator_alone(
     assert stored is not None and (stored.cancel is not None) is recorded
 
 
-async def test_a_task_of_another_workspace_is_none(store: Store) -> None:
+async def test_a_task_of_another_workspace_is_not_found(store: Store) -> None:
     busy, submitted = await with_task(store)
     _, other = await with_task(store)
     for task_id in (other.id, new_task_id()):
@@ -139,7 +139,7 @@ async def test_an_idle_workspace_has_no_task(store: Store) -> None:
     assert (found.workspace, found.task, found.recorded) == (idle, None, False)
 
 
-async def test_a_finished_task_stays_as_it_ended(store: Store) -> None:
+async def test_a_finished_task_is_not_changed(store: Store) -> None:
     busy, submitted = await with_task(store)
     await complete(store, busy, submitted.id)
     found = await store.record_cancellation(permission(), busy.id, submitted.id, intent())
@@ -153,7 +153,9 @@ async def test_a_finished_task_stays_as_it_ended(store: Store) -> None:
 
 
 @pytest.mark.parametrize("status", WorkspaceStatus)
-async def test_only_a_workspace_that_is_up_records(store: Store, status: WorkspaceStatus) -> None:
+async def test_only_a_workspace_that_is_up_accepts_a_cancellation(
+    store: Store, status: WorkspaceStatus
+) -> None:
     busy, submitted = await with_task(store)
     await set_status(store, busy.id, status)
     found = await store.record_cancellation(permission(), busy.id, None, intent())
@@ -162,7 +164,7 @@ async def test_only_a_workspace_that_is_up_records(store: Store, status: Workspa
     assert found.task is not None and found.task.id == submitted.id
 
 
-async def test_a_refused_call_moves_no_deadline(store: Store) -> None:
+async def test_a_refused_cancellation_does_not_change_the_deadline(store: Store) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=9))
     await set_status(store, busy.id, WorkspaceStatus.STOPPING)
@@ -172,7 +174,7 @@ async def test_a_refused_call_moves_no_deadline(store: Store) -> None:
     assert found.task == replace(submitted, cancel=intent(force_after_seconds=9))
 
 
-async def test_of_many_at_once_one_records(store: Store) -> None:
+async def test_one_of_many_concurrent_cancellations_is_recorded(store: Store) -> None:
     busy, _ = await with_task(store)
     calls = [
         store.record_cancellation(permission(), busy.id, None, intent(request_id=f"req_{number}"))
@@ -186,7 +188,7 @@ async def test_of_many_at_once_one_records(store: Store) -> None:
     assert len(await store.list_events(busy.id, 0, 100)) == 2
 
 
-async def test_a_cancellation_does_not_leak_into_the_next_task(store: Store) -> None:
+async def test_a_cancellation_does_not_affect_the_next_task(store: Store) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent())
     await complete(store, busy, submitted.id)
@@ -200,7 +202,7 @@ async def test_a_cancellation_does_not_leak_into_the_next_task(store: Store) -> 
     assert await store.get_task(busy.id, following.id) == following
 
 
-async def test_a_cancellation_that_changed_something_is_announced(
+async def test_a_cancellation_is_announced_if_it_changed_something(
     store: Store, announced: list[str]
 ) -> None:
     busy, _ = await with_task(store)

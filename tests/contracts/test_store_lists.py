@@ -1,4 +1,4 @@
-"""What the lists of every Store contain, and in what order."""
+"""The contract of Store: contents and order of its lists."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from tests.support.store.examples import (
 )
 
 
-async def test_lists_are_newest_first_and_paged(store: Store) -> None:
+async def test_workspaces_are_listed_newest_first_in_pages(store: Store) -> None:
     mine = [workspace() for _ in range(3)]
     others = [workspace(user_id="user_2"), workspace(user_id=None), workspace(org_id="org_b")]
     for each in mine + others:
@@ -50,7 +50,7 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
     assert await store.list_events(busy.id, 3, 10) == []
 
 
-async def test_wanted_pods_are_those_that_have_not_ended(store: Store) -> None:
+async def test_wanted_pods_are_all_that_have_not_ended(store: Store) -> None:
     for status in WorkspaceStatus:
         await store.create_workspace(workspace(status))
     wanted = {each.status for each in await store.list_wanted_pods()}

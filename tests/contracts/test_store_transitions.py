@@ -1,4 +1,4 @@
-"""What a transition does in every Store."""
+"""The contract of Store: transitions."""
 
 import asyncio
 from dataclasses import replace
@@ -49,7 +49,7 @@ async def test_a_transition_commits_workspace_task_and_events(store: Store) -> N
     assert events[2].payload == payload
 
 
-async def test_every_field_comes_back(store: Store) -> None:
+async def test_every_field_is_stored(store: Store) -> None:
     busy, _ = await with_task(store)
 
     def fill(locked: Locked) -> Change:
@@ -80,14 +80,14 @@ async def test_every_field_comes_back(store: Store) -> None:
     assert change is not None and change.task is not None
     assert await store.get_workspace(busy.id) == change.workspace
     assert await store.get_task(busy.id, change.task.id) == change.task
-    seen: list[Locked] = []
+    read: list[Locked] = []
 
-    def look(locked: Locked) -> Change:
-        seen.append(locked)
+    def record(locked: Locked) -> Change:
+        read.append(locked)
         return unchanged(locked)
 
-    await store.transition(busy.id, look)
-    assert seen == [Locked(change.workspace, change.task)]
+    await store.transition(busy.id, record)
+    assert read == [Locked(change.workspace, change.task)]
 
 
 async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
@@ -103,7 +103,7 @@ async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
     await complete(store, busy, submitted.id)
 
 
-async def test_a_transition_of_no_workspace_is_none(store: Store) -> None:
+async def test_a_transition_of_an_unknown_workspace_returns_none(store: Store) -> None:
     assert await store.transition("ws_unknown", unchanged) is None
 
 
@@ -128,7 +128,7 @@ async def test_seq_has_no_gaps_under_concurrency(store: Store) -> None:
     assert [event.payload["number"] for event in events[2:]] == list(range(1, 31))
 
 
-async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store) -> None:
+async def test_an_event_has_the_trace_id_of_its_cause(store: Store) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent(), "a" * 32)
     await store.transition(
@@ -142,8 +142,10 @@ async def test_an_event_keeps_the_trace_in_whose_course_it_happened(store: Store
     assert not any("trace_id" in event.payload for event in events)
 
 
-async def test_what_others_wait_for_is_announced(store: Store, announced: list[str]) -> None:
-    """Everything with an event or another status. Nobody waits for a heartbeat."""
+async def test_a_change_of_events_or_status_is_announced(
+    store: Store, announced: list[str]
+) -> None:
+    """A heartbeat is not announced, because no call waits for it."""
     busy, submitted = await with_task(store)
     assert announced == [busy.id] * 2
     await store.transition(busy.id, unchanged)
@@ -159,7 +161,7 @@ async def test_what_others_wait_for_is_announced(store: Store, announced: list[s
     assert announced == [busy.id] * 4
 
 
-async def test_what_is_refused_is_not_announced(store: Store, announced: list[str]) -> None:
+async def test_a_refused_transition_is_not_announced(store: Store, announced: list[str]) -> None:
     busy, _ = await with_task(store)
     announced.clear()
     second = task(busy.id)

@@ -1,4 +1,4 @@
-"""What every Store does while its database does not answer."""
+"""The contract of Store: its errors while the database does not answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
 
 @pytest.fixture(params=["fake", "postgres"])
 async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """Every implementation in turn, without its database."""
+    """Each implementation in turn, without a database."""
     if request.param == "fake":
         store = FakeStore()
         store.unavailable = True
@@ -42,7 +42,7 @@ async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Sto
         yield PostgresStore(pool)
 
 
-def test_every_method_is_called() -> None:
+def test_the_calls_cover_every_method() -> None:
     assert set(_CALLS) == {name for name in vars(Store) if not name.startswith("_")}
 
 

@@ -1,4 +1,4 @@
-"""What every Wakeups does: within one process, and between two processes on PostgreSQL."""
+"""The contract of Wakeups: in memory, and on PostgreSQL within and between two processes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -19,8 +19,8 @@ LIMIT_SECONDS = 10.0
 
 
 @dataclass
-class Surroundings:
-    """A Wakeups, with what acts on it."""
+class WakeupsCase:
+    """An implementation of Wakeups, and functions that act on it."""
 
     wakeups: Wakeups
     # Announces a commit of the workspace.
@@ -28,14 +28,14 @@ class Surroundings:
     drain: Callable[[], None]
 
 
-def _fake() -> Surroundings:
+def _fake() -> WakeupsCase:
     wakeups = FakeWakeups()
-    return Surroundings(wakeups, wakeups.announce, wakeups.drain)
+    return WakeupsCase(wakeups, wakeups.announce, wakeups.drain)
 
 
 async def _postgres(
     database_url: str, resources: AsyncExitStack, *, from_another_process: bool
-) -> Surroundings:
+) -> WakeupsCase:
     pool = await resources.enter_async_context(open_pool(database_url))
     # A poll would hide a lost notification.
     wakeups, other = [
@@ -47,20 +47,20 @@ async def _postgres(
     await wakeups.listening()
     await other.listening()
     announcing = other if from_another_process else wakeups
-    return Surroundings(wakeups, announcing.announce, wakeups.drain)
+    return WakeupsCase(wakeups, announcing.announce, wakeups.drain)
 
 
 @pytest.fixture(params=["fake", "postgres", "postgres from another process"])
 def wakeups_url(request: pytest.FixtureRequest) -> tuple[str | None, bool]:
-    """The database, or None; and whether another process commits."""
+    """The database, None for the fake; and whether another process commits."""
     if request.param == "fake":
         return None, False
     return request.getfixturevalue("database_url"), request.param != "postgres"
 
 
 @pytest.fixture
-async def at(wakeups_url: tuple[str | None, bool]) -> AsyncIterator[Surroundings]:
-    """Every implementation in turn."""
+async def case(wakeups_url: tuple[str | None, bool]) -> AsyncIterator[WakeupsCase]:
+    """Each implementation in turn."""
     url, from_another_process = wakeups_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):
         if url is None:
@@ -70,36 +70,36 @@ async def at(wakeups_url: tuple[str | None, bool]) -> AsyncIterator[Surroundings
 
 
 async def woken(wakeup: Wakeup) -> bool:
-    """What the wait returns once something wakes it."""
+    """Waits until the subscription is woken, and returns what the wait returned."""
     return await asyncio.wait_for(wakeup.wait(LONG_SECONDS), LIMIT_SECONDS)
 
 
-async def test_a_commit_ends_the_wait(at: Surroundings) -> None:
-    async with at.wakeups.subscribe("ws_1") as wakeup:
+async def test_a_commit_ends_the_wait(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
         waiting = asyncio.create_task(woken(wakeup))
         await settle()
         assert not waiting.done()
-        at.commit("ws_1")
+        case.commit("ws_1")
         assert await waiting is True
 
 
-async def test_a_commit_between_subscribing_and_waiting_ends_the_wait(at: Surroundings) -> None:
-    async with at.wakeups.subscribe("ws_1") as wakeup:
-        at.commit("ws_1")
+async def test_a_commit_between_subscribing_and_waiting_ends_the_wait(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
+        case.commit("ws_1")
         await settle()
         assert await woken(wakeup) is True
 
 
-async def test_a_commit_between_two_waits_ends_the_second(at: Surroundings) -> None:
-    async with at.wakeups.subscribe("ws_1") as wakeup:
+async def test_a_commit_between_two_waits_ends_the_second(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
         for _ in range(3):
-            at.commit("ws_1")
+            case.commit("ws_1")
             assert await woken(wakeup) is True
 
 
-async def test_a_wait_uses_up_the_commits_before_it(at: Surroundings) -> None:
-    async with at.wakeups.subscribe("ws_1") as wakeup:
-        at.commit("ws_1")
+async def test_a_wait_consumes_the_commits_before_it(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
+        case.commit("ws_1")
         assert await woken(wakeup)
         again = asyncio.create_task(wakeup.wait(LONG_SECONDS))
         await settle()
@@ -107,16 +107,16 @@ async def test_a_wait_uses_up_the_commits_before_it(at: Surroundings) -> None:
         again.cancel()
 
 
-async def test_of_many_commits_none_is_lost(at: Surroundings) -> None:
-    """Several may end one wait, but the one that follows the last commit always returns."""
+async def test_none_of_many_commits_is_lost(case: WakeupsCase) -> None:
+    """One wait may return for several commits, but a wait always returns after the last one."""
     commits, total = 0, 200
-    async with at.wakeups.subscribe("ws_1") as wakeup:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
 
         async def commit() -> None:
             nonlocal commits
             for _ in range(total):
                 commits += 1
-                at.commit("ws_1")
+                case.commit("ws_1")
                 await asyncio.sleep(0)
 
         committing = asyncio.create_task(commit())
@@ -127,72 +127,72 @@ async def test_of_many_commits_none_is_lost(at: Surroundings) -> None:
         await committing
 
 
-async def test_a_commit_wakes_the_subscribers_of_its_workspace_only(at: Surroundings) -> None:
+async def test_a_commit_wakes_the_subscribers_of_its_workspace_only(case: WakeupsCase) -> None:
     async with (
-        at.wakeups.subscribe("ws_1") as one,
-        at.wakeups.subscribe("ws_1") as another,
-        at.wakeups.subscribe("ws_2") as elsewhere,
+        case.wakeups.subscribe("ws_1") as one,
+        case.wakeups.subscribe("ws_1") as another,
+        case.wakeups.subscribe("ws_2") as elsewhere,
     ):
         waiting = asyncio.create_task(elsewhere.wait(LONG_SECONDS))
         await settle()
-        at.commit("ws_1")
+        case.commit("ws_1")
         assert await woken(one) and await woken(another)
         await settle()
         assert not waiting.done()
-        at.commit("ws_2")
+        case.commit("ws_2")
         assert await asyncio.wait_for(waiting, LIMIT_SECONDS) is True
 
 
-async def test_the_timeout_ends_a_wait(at: Surroundings) -> None:
-    async with at.wakeups.subscribe("ws_1") as wakeup:
+async def test_the_timeout_ends_a_wait(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
         assert await asyncio.wait_for(wakeup.wait(0.01), LIMIT_SECONDS) is True
         assert await asyncio.wait_for(wakeup.wait(0), LIMIT_SECONDS) is True
-        at.commit("ws_1")
+        case.commit("ws_1")
         assert await woken(wakeup) is True
 
 
-async def test_a_cancelled_wait_uses_up_no_commit(at: Surroundings) -> None:
-    async with at.wakeups.subscribe("ws_1") as wakeup:
+async def test_a_cancelled_wait_consumes_no_commit(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as wakeup:
         waiting = asyncio.create_task(wakeup.wait(LONG_SECONDS))
         await settle()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        at.commit("ws_1")
+        case.commit("ws_1")
         assert await woken(wakeup) is True
 
 
-async def test_draining_ends_every_wait_also_later_ones(at: Surroundings) -> None:
+async def test_draining_ends_current_and_later_waits(case: WakeupsCase) -> None:
     async with (
-        at.wakeups.subscribe("ws_1") as waiting_one,
-        at.wakeups.subscribe("ws_2") as idle_one,
+        case.wakeups.subscribe("ws_1") as waiting_one,
+        case.wakeups.subscribe("ws_2") as idle_one,
     ):
         waiting = asyncio.create_task(woken(waiting_one))
         await settle()
-        at.drain()
+        case.drain()
         assert await waiting is False
         assert await woken(waiting_one) is False
         assert await woken(idle_one) is False
-        async with at.wakeups.subscribe("ws_3") as later:
+        async with case.wakeups.subscribe("ws_3") as later:
             assert await woken(later) is False
-            at.commit("ws_3")
+            case.commit("ws_3")
             assert await woken(later) is False
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, asyncio.CancelledError])
 async def test_leaving_the_context_unsubscribes(
-    at: Surroundings, error: type[BaseException] | None
+    case: WakeupsCase, error: type[BaseException] | None
 ) -> None:
-    async with at.wakeups.subscribe("ws_1") as remaining:
+    async with case.wakeups.subscribe("ws_1") as remaining:
         try:
-            async with at.wakeups.subscribe("ws_1") as left:
+            async with case.wakeups.subscribe("ws_1") as left:
                 if error is not None:
                     raise error
         except (RuntimeError, asyncio.CancelledError):
             pass
         waiting = asyncio.create_task(left.wait(LONG_SECONDS))
         await settle()
-        at.commit("ws_1")
+        case.commit("ws_1")
         assert await woken(remaining) is True
         await settle()
         assert not waiting.done()

@@ -1,4 +1,4 @@
-"""The Agents of tests/invariants, with the agent of that folder."""
+"""The implementation of Agents in tests/invariants, with the agent of that folder."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually_async, settle
 
 
 class WireCase:
-    """Wire, and an agent of this process that has registered in a store in memory."""
+    """Wire, with an agent in this process that has registered in a store in memory."""
 
     def __init__(self) -> None:
         clock, record = Clock(), Record()
@@ -73,7 +73,7 @@ class WireCase:
     @asynccontextmanager
     async def fault(self, fault: Fault) -> AsyncIterator[Workspace]:
         match fault:
-            case Fault.GONE:
+            case Fault.NOT_RUNNING:
                 await self._agent.crash()
                 yield self.workspace
                 await self._start()

@@ -16,7 +16,7 @@ from server.fleet.local_pods import LocalPods, end_every_pod
 from server.fleet.processes import Pod, ProcessId
 from tests.support import world
 from tests.support.fleet import RUN_ID
-from tests.support.small_agent import await_start, spec_for
+from tests.support.small_agent import spec_for, wait_start
 
 
 def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | None) -> None:
@@ -41,7 +41,7 @@ async def test_another_process_that_a_record_names_is_not_ended(
 ) -> None:
     if agent_runs:
         await pods.start(workspace)
-        await await_start(tmp_path, workspace)
+        await wait_start(tmp_path, workspace)
     forge(tmp_path, workspace.id, workspace.epoch, ProcessId.of(stranger.pid))
     assert pods.is_alive(workspace) is agent_runs
     if not agent_runs:
@@ -77,7 +77,7 @@ async def test_the_agent_of_another_workspace_is_not_ended(
 ) -> None:
     other = world.workspace(epoch=workspace.epoch, run_id=RUN_ID)
     await pods.start(other)
-    await await_start(tmp_path, other)
+    await wait_start(tmp_path, other)
     (agent,) = processes.find(Pod(other.id))
     forge(tmp_path, workspace.id, workspace.epoch, ProcessId.of(agent.pid))
     assert not pods.is_alive(workspace)
@@ -91,7 +91,7 @@ async def test_an_epoch_in_a_record_neither_ends_nor_protects_an_agent(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, epoch: int
 ) -> None:
     await pods.start(workspace)
-    await await_start(tmp_path, workspace)
+    await wait_start(tmp_path, workspace)
     (agent,) = processes.find(Pod(workspace.id))
     forge(tmp_path, workspace.id, epoch, ProcessId.of(agent.pid))
     other = LocalPods(tmp_path, spec_for)
@@ -119,7 +119,7 @@ async def test_a_controller_knows_without_records_what_it_has_started(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, forged: str
 ) -> None:
     await pods.start(workspace)
-    await await_start(tmp_path, workspace)
+    await wait_start(tmp_path, workspace)
     record = tmp_path / "fleet" / workspace.id / "agent"
     if forged == "deleted":
         record.unlink()
@@ -140,7 +140,7 @@ async def test_a_pod_whose_folder_was_replaced_is_not_alive(
     other = world.workspace(epoch=workspace.epoch, run_id=RUN_ID)
     for each in (workspace, other):
         await pods.start(each)
-        await await_start(tmp_path, each)
+        await wait_start(tmp_path, each)
     path = tmp_path / "pods" / workspace.id / what
     path.rename(tmp_path / "moved")
     if how == "another folder":
@@ -188,9 +188,9 @@ async def test_a_stack_ends_its_agents_without_their_folders(
     other_stack = LocalPods(tmp_path / "other", spec_for)
     (tmp_path / "other").mkdir()
     await other_stack.start(foreign)
-    await await_start(tmp_path / "other", foreign)
+    await wait_start(tmp_path / "other", foreign)
     await pods.start(workspace)
-    await await_start(tmp_path, workspace)
+    await wait_start(tmp_path, workspace)
     (tmp_path / "fleet" / workspace.id).rename(tmp_path / "hidden")
     (tmp_path / "pods" / workspace.id).rename(tmp_path / "moved")
     # A record claims a workspace of the other stack for this stack.

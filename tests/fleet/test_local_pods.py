@@ -18,14 +18,14 @@ from server.core.workspace import Workspace
 from server.fleet import pod_files, processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
-from tests.support.small_agent import await_start, spec_for
+from tests.support.small_agent import spec_for, wait_start
 
 
 async def test_an_agent_receives_its_secrets_on_standard_input_only(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
     await pods.start(workspace)
-    received = await await_start(tmp_path, workspace)
+    received = await wait_start(tmp_path, workspace)
     files = str(tmp_path / "pods" / workspace.id / "files")
     assert received["argv"] == ["-P", "-m", "server", "agent"]
     assert json.loads(str(received["stdin"])) == asdict(spec_for(AgentIdentity(workspace.id, 3)))
@@ -55,7 +55,7 @@ async def test_the_files_of_an_ended_pod_are_kept(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
     await pods.start(workspace)
-    await await_start(tmp_path, workspace)
+    await wait_start(tmp_path, workspace)
     assert await pods.end(workspace, 5) is True
     assert not (tmp_path / "pods" / workspace.id / "pid").exists()
     assert (tmp_path / "pods" / workspace.id / "files" / "received.json").exists()
@@ -65,7 +65,7 @@ async def test_a_pod_ends_on_a_full_disk(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await pods.start(workspace)
-    await await_start(tmp_path, workspace)
+    await wait_start(tmp_path, workspace)
 
     def write(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -82,7 +82,7 @@ async def test_a_pod_whose_folder_was_deleted_can_be_started_again(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, what: str
 ) -> None:
     await pods.start(workspace)
-    await await_start(tmp_path, workspace)
+    await wait_start(tmp_path, workspace)
     shutil.rmtree(tmp_path / "pods" / workspace.id / what)
     assert not pods.has_files(workspace.id) and not pods.is_alive(workspace)
     assert await pods.end(workspace, 5) is True

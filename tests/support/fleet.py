@@ -39,7 +39,7 @@ class FakePods:
     on_end: Callable[[], object] = lambda: None
 
     def add(self, workspace: Workspace) -> None:
-        self._note_start(workspace)
+        self._record_start(workspace)
         self.alive[workspace.id, workspace.epoch] = asyncio.Event()
 
     def kill(self, workspace: Workspace) -> None:
@@ -50,7 +50,7 @@ class FakePods:
 
     async def start(self, workspace: Workspace) -> None:
         self.calls.append(f"start {workspace.epoch}")
-        self._note_start(workspace)
+        self._record_start(workspace)
         if self.start_error is not None:
             raise self.start_error
         self.add(workspace)
@@ -79,7 +79,7 @@ class FakePods:
             self.alive.pop(key).set()
         return self.ends_all
 
-    def _note_start(self, workspace: Workspace) -> None:
+    def _record_start(self, workspace: Workspace) -> None:
         self.started.add((workspace.id, workspace.epoch, workspace.run_id))
 
 

@@ -37,7 +37,7 @@ def spec_for(agent: AgentIdentity) -> PodSpec:
     )
 
 
-async def await_start(tmp_path: Path, workspace: Workspace) -> dict[str, object]:
+async def wait_start(tmp_path: Path, workspace: Workspace) -> dict[str, object]:
     """Waits until the program has started, and returns what it received."""
     path = tmp_path / "pods" / workspace.id / "files" / "received.json"
     async with asyncio.timeout(10):
