@@ -1,3 +1,5 @@
+"""API keys and organizations in PostgreSQL."""
+
 import asyncio
 import hashlib
 from dataclasses import replace
@@ -42,54 +44,52 @@ async def test_an_organization_keeps_one_slug(pool: Pool) -> None:
 async def test_a_key_is_found_by_its_hash_until_it_is_revoked(pool: Pool) -> None:
     keys = PostgresKeys(pool)
     await keys.ensure_org("org_a", "acme")
-    made = key()
-    await keys.create_key(made, SHA256)
-    assert await keys.find_key(SHA256) == made
+    created = key()
+    await keys.create_key(created, SHA256)
+    assert await keys.find_key(SHA256) == created
     assert await keys.find_key(bytes(32)) is None
-    assert await keys.revoke_key(made.id, NOW)
-    assert not await keys.revoke_key(made.id, NOW)
+    assert await keys.revoke_key(created.id, NOW)
+    assert not await keys.revoke_key(created.id, NOW)
     assert not await keys.revoke_key("key_unknown", NOW)
-    assert await keys.find_key(SHA256) == replace(made, revoked_at=NOW)
+    assert await keys.find_key(SHA256) == replace(created, revoked_at=NOW)
 
 
-async def test_keys_that_are_looked_for_together_take_one_connection(pool: Pool) -> None:
+async def test_concurrent_lookups_of_keys_share_queries(pool: Pool) -> None:
     keys = PostgresKeys(pool)
     await keys.ensure_org("org_a", "acme")
-    made = key()
-    await keys.create_key(made, SHA256)
+    created = key()
+    await keys.create_key(created, SHA256)
     before = pool.get_stats()["requests_num"]
     unknown = [hashlib.sha256(str(number).encode()).digest() for number in range(700)]
     answers = await asyncio.gather(
         *(keys.find_key(sha256) for sha256 in [*unknown, SHA256, *unknown])
     )
-    assert answers == [*([None] * 700), made, *([None] * 700)]
-    # 701 keys, 500 a query.
+    assert answers == [*([None] * 700), created, *([None] * 700)]
+    # 701 distinct keys, at most 500 per query.
     assert pool.get_stats()["requests_num"] - before == 2
 
 
-async def test_a_key_is_waited_for_no_longer_than_its_caller_waits(
-    database_url: str, pool: Pool
-) -> None:
-    """However long others, who came first, still wait."""
+async def test_a_lookup_ends_at_the_deadline_of_its_caller(database_url: str, pool: Pool) -> None:
+    """The deadline holds although earlier callers of the same batch wait longer."""
     keys = PostgresKeys(pool)
     async with await psycopg.AsyncConnection.connect(database_url) as locking:
         await locking.execute("LOCK TABLE api_keys")
         others = [asyncio.create_task(keys.find_key(bytes([number]) * 32)) for number in range(3)]
         await asyncio.sleep(0)
 
-        async def hurried() -> None:
+        async def look_up_in_time() -> None:
             deadline.begin(0.5)
             with pytest.raises(UnavailableError):
                 await keys.find_key(SHA256)
 
         async with asyncio.timeout(0.5):
-            await asyncio.create_task(hurried())
+            await asyncio.create_task(look_up_in_time())
         await locking.rollback()
     assert await asyncio.gather(*others) == [None] * 3
     assert await keys.find_key(SHA256) is None
 
 
-async def test_keys_are_listed_per_organization(pool: Pool) -> None:
+async def test_keys_are_listed_by_organization(pool: Pool) -> None:
     keys = PostgresKeys(pool)
     for org_id, slug in (("org_a", "acme"), ("org_b", "bolt")):
         await keys.ensure_org(org_id, slug)

@@ -1,3 +1,5 @@
+"""Migrations: repeated, concurrent, and on databases with foreign tables."""
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,42 +24,45 @@ def applied(url: str) -> list[str]:
         ]
 
 
-def test_twice_is_once(empty_database_url: str) -> None:
+def test_a_second_migration_changes_nothing(empty_database_url: str) -> None:
     migrate(empty_database_url)
     first = applied(empty_database_url)
     migrate(empty_database_url)
     assert applied(empty_database_url) == first == MIGRATIONS
 
 
-def test_several_at_once(empty_database_url: str) -> None:
+def test_concurrent_migrations_succeed(empty_database_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(migrate, [empty_database_url] * 4))
     assert applied(empty_database_url) == MIGRATIONS
 
 
-def test_the_lock_of_a_killed_migration_is_no_obstacle(empty_database_url: str) -> None:
+def test_the_lock_of_a_killed_migration_is_ignored(empty_database_url: str) -> None:
     migrate(empty_database_url)
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("INSERT INTO yoyo_lock (locked, pid) VALUES (1, 1)")
     migrate(empty_database_url)
 
 
-def test_every_spelling_of_a_url(empty_database_url: str) -> None:
-    given = {key: str(value) for key, value in conninfo_to_dict(empty_database_url).items()}
-    login = f"{given['user']}:pass%2Fword%20@" if "user" in given else ""
-    migrate(f"postgresql://{login}{given['host'].replace('/', '%2F')}/{given['dbname']}")
+def test_a_url_may_have_an_encoded_host_and_password(empty_database_url: str) -> None:
+    parts = {key: str(value) for key, value in conninfo_to_dict(empty_database_url).items()}
+    login = f"{parts['user']}:pass%2Fword%20@" if "user" in parts else ""
+    migrate(f"postgresql://{login}{parts['host'].replace('/', '%2F')}/{parts['dbname']}")
     assert applied(empty_database_url) == MIGRATIONS
 
 
 def tables(url: str) -> set[str]:
     with psycopg.connect(url) as connection:
-        query = "SELECT tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        query = (
+            "SELECT tablename FROM pg_tables "
+            "WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        )
         return {row[0] for row in connection.execute(query)}
 
 
-# The second one is of an application that uses the same migration tool.
+# The second table belongs to an application that uses the same migration tool.
 @pytest.mark.parametrize("table", ["customers", "_yoyo_migration"])
-def test_a_database_of_another_application_is_left_alone(
+def test_a_database_of_another_application_is_not_migrated(
     empty_database_url: str, table: str
 ) -> None:
     with psycopg.connect(empty_database_url) as connection:
@@ -68,7 +73,7 @@ def test_a_database_of_another_application_is_left_alone(
     assert tables(empty_database_url) == {table, "orders"}
 
 
-def test_a_schema_of_its_own_beside_foreign_tables(empty_database_url: str) -> None:
+def test_a_separate_schema_is_migrated_beside_foreign_tables(empty_database_url: str) -> None:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("CREATE TABLE orders (id int)")
         connection.execute("CREATE SCHEMA evershell")
@@ -78,14 +83,15 @@ def test_a_schema_of_its_own_beside_foreign_tables(empty_database_url: str) -> N
     assert applied(own) == MIGRATIONS
 
 
-def test_tables_of_extensions_and_later_ones_of_others_do_not_matter(
+def test_tables_of_extensions_and_later_foreign_tables_are_allowed(
     empty_database_url: str,
 ) -> None:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("CREATE VIEW statistics AS SELECT 1")
-        # As CREATE EXTENSION records it.
+        # CREATE EXTENSION records its tables and views like this.
         connection.execute(
-            "INSERT INTO pg_depend SELECT 'pg_class'::regclass, 'statistics'::regclass, 0, 'pg_extension'::regclass, oid, 0, 'e' "
+            "INSERT INTO pg_depend SELECT 'pg_class'::regclass, 'statistics'::regclass, 0, "
+            "'pg_extension'::regclass, oid, 0, 'e' "
             "FROM pg_extension WHERE extname = 'plpgsql'"
         )
     migrate(empty_database_url)
@@ -94,6 +100,6 @@ def test_tables_of_extensions_and_later_ones_of_others_do_not_matter(
     migrate(empty_database_url)
 
 
-def test_no_server_is_unavailable() -> None:
+def test_a_migration_without_a_server_raises_unavailable() -> None:
     with pytest.raises(UnavailableError):
         migrate("postgresql:///nowhere?host=/nonexistent")

@@ -1,4 +1,4 @@
-"""What only the real database can show: its own guards and locks."""
+"""The store on PostgreSQL: constraints, locks and connections."""
 
 import asyncio
 
@@ -18,15 +18,15 @@ from tests.support.store.locks import held
 _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, %s)"
 
 
-async def test_of_many_on_two_replicas_one_records(database_url: str) -> None:
+async def test_one_of_many_cancellations_at_two_replicas_is_recorded(database_url: str) -> None:
     async with open_pool(database_url) as one, open_pool(database_url) as other:
         stores = [PostgresStore(one), PostgresStore(other)]
         busy, _ = await with_task(stores[0])
         calls = [
-            stores[at % 2].record_cancellation(
-                permission(), busy.id, None, intent(request_id=f"req_{at}")
+            stores[number % 2].record_cancellation(
+                permission(), busy.id, None, intent(request_id=f"req_{number}")
             )
-            for at in range(50)
+            for number in range(50)
         ]
         found = await asyncio.gather(*calls)
         assert [each.recorded for each in found].count(True) == 1
@@ -37,7 +37,7 @@ async def test_of_many_on_two_replicas_one_records(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("cancel_first", [True, False])
-async def test_a_cancellation_that_meets_the_end(
+async def test_a_cancellation_and_an_end_take_effect_in_the_order_of_their_locks(
     database_url: str, pool: Pool, cancel_first: bool
 ) -> None:
     store = PostgresStore(pool)
@@ -74,7 +74,7 @@ async def test_a_cancellation_that_meets_the_end(
 @pytest.mark.parametrize(
     "type_", ["task_completed", "task_cancel_requested", "iteration_completed"]
 )
-async def test_the_database_refuses_a_second_one(pool: Pool, type_: str) -> None:
+async def test_the_database_refuses_a_second_event_of_this_type(pool: Pool, type_: str) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     async with pool.connection() as connection:
@@ -94,16 +94,16 @@ async def test_the_database_refuses_a_second_one(pool: Pool, type_: str) -> None
         ),
         ("UPDATE tasks SET status = 'cancelled'", psycopg.errors.CheckViolation),
         ("UPDATE tasks SET cancel_reason = NULL", psycopg.errors.CheckViolation),
-        ("UPDATE tasks SET status = 'unheard_of'", psycopg.errors.CheckViolation),
-        ("UPDATE workspaces SET status = 'unheard_of'", psycopg.errors.CheckViolation),
-        ("UPDATE events SET type = 'unheard_of'", psycopg.errors.CheckViolation),
+        ("UPDATE tasks SET status = 'unknown'", psycopg.errors.CheckViolation),
+        ("UPDATE workspaces SET status = 'unknown'", psycopg.errors.CheckViolation),
+        ("UPDATE events SET type = 'unknown'", psycopg.errors.CheckViolation),
         (
             'INSERT INTO tasks SELECT (jsonb_populate_record(t, \'{"id": "x"}\')).* FROM tasks t',
             psycopg.errors.UniqueViolation,
         ),
     ],
 )
-async def test_the_database_refuses_what_must_not_be(
+async def test_the_database_refuses_an_invalid_row(
     pool: Pool, statement: str, error: type[Exception]
 ) -> None:
     store = PostgresStore(pool)
@@ -114,7 +114,7 @@ async def test_the_database_refuses_what_must_not_be(
             await connection.execute(statement)
 
 
-async def test_what_cannot_be_stored_is_replaced(pool: Pool) -> None:
+async def test_characters_that_cannot_be_stored_are_replaced(pool: Pool) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     output = "a\0b\\u0000\ud800ü"
@@ -133,7 +133,7 @@ async def test_what_cannot_be_stored_is_replaced(pool: Pool) -> None:
     assert event.payload["tool_call"]["result"]["output"] == "a\ufffdb\\u0000?ü"
 
 
-async def test_a_refused_write_rolls_all_of_it_back(pool: Pool) -> None:
+async def test_a_refused_write_rolls_the_transaction_back(pool: Pool) -> None:
     store = PostgresStore(pool)
     busy, submitted = await with_task(store)
     async with pool.connection() as connection:
@@ -145,7 +145,7 @@ async def test_a_refused_write_rolls_all_of_it_back(pool: Pool) -> None:
     await set_status(store, busy.id, WorkspaceStatus.FAILED)
 
 
-async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url: str) -> None:
+async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url: str) -> None:
     announced: list[str] = []
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, announced.append)
@@ -163,14 +163,12 @@ async def test_a_commit_whose_caller_has_gone_wakes_those_who_wait(database_url:
             await queued(1)
             starting.cancel()
             await asyncio.wait({starting})
-        # Whether it was committed is not known.
+        # It is unknown whether the transition was committed, so it has to be announced.
         assert announced == [busy.id]
 
 
-async def test_a_crowd_of_watchers_leaves_connections_to_others(database_url: str) -> None:
-    """The whole log is locked, so that every read of it waits; another workspace is read all the
-    same.
-    """
+async def test_many_waiting_reads_of_one_log_leave_connections_to_others(database_url: str) -> None:
+    """A lock on the events makes every read of the log wait. Other reads do not wait."""
     async with (
         open_pool(database_url, min_size=2, max_size=2) as pool,
         await AsyncConnection.connect(database_url) as holder,

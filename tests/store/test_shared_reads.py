@@ -1,6 +1,4 @@
-"""Reads that are shared: who is given which, how many there are at once, and what becomes of
-failures.
-"""
+"""Reads that concurrent callers share: which result each receives, limits, and failures."""
 
 import asyncio
 import gc
@@ -13,30 +11,28 @@ from tests.support.waiting import settle
 
 
 class Log:
-    """What is read: each read takes until the test lets it end, and sees what there was when it
-    began.
-    """
+    """The source of SharedReads. A read ends on `release` and returns the length at its begin."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.begun: list[str] = []
-        self.under_way = 0
-        self.most_under_way = 0
+        self.reads: list[str] = []
+        self.running = 0
+        self.most_running = 0
         self.release = asyncio.Event()
         self.error: Exception | None = None
 
     async def read(self, key: str) -> int:
-        seen = self.length
-        self.begun.append(key)
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        length = self.length
+        self.reads.append(key)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
         try:
             await self.release.wait()
             if self.error is not None:
                 raise self.error
-            return seen
+            return length
         finally:
-            self.under_way -= 1
+            self.running -= 1
 
 
 @pytest.fixture
@@ -44,16 +40,16 @@ def log() -> Log:
     return Log()
 
 
-async def test_all_who_ask_together_share_one_read(log: Log) -> None:
+async def test_concurrent_callers_share_one_read(log: Log) -> None:
     shared = SharedReads(log.read, at_once=2)
-    asking = [asyncio.create_task(shared("ws_1")) for _ in range(100)]
+    calls = [asyncio.create_task(shared("ws_1")) for _ in range(100)]
     log.release.set()
-    assert await asyncio.gather(*asking) == [0] * 100
-    assert log.begun == ["ws_1"]
+    assert await asyncio.gather(*calls) == [0] * 100
+    assert log.reads == ["ws_1"]
 
 
-async def test_who_asks_while_a_read_is_under_way_is_given_the_next_one(log: Log) -> None:
-    """The one under way began before, and may have missed what they were woken for."""
+async def test_a_caller_during_a_read_receives_the_next_one(log: Log) -> None:
+    """The current read began earlier, and may have missed the change that woke the caller."""
     shared = SharedReads(log.read, at_once=2)
     early = asyncio.create_task(shared("ws_1"))
     await settle()
@@ -62,20 +58,20 @@ async def test_who_asks_while_a_read_is_under_way_is_given_the_next_one(log: Log
     await settle()
     log.release.set()
     assert (await early, await asyncio.gather(*late)) == (0, [1, 1, 1])
-    assert log.begun == ["ws_1", "ws_1"]
+    assert log.reads == ["ws_1", "ws_1"]
 
 
-async def test_only_so_many_are_under_way_at_once(log: Log) -> None:
+async def test_the_number_of_concurrent_reads_is_limited(log: Log) -> None:
     shared = SharedReads(log.read, at_once=3)
-    asking = [asyncio.create_task(shared(f"ws_{number}")) for number in range(10)]
+    calls = [asyncio.create_task(shared(f"ws_{number}")) for number in range(10)]
     await settle()
-    assert log.under_way == 3
+    assert log.running == 3
     log.release.set()
-    await asyncio.gather(*asking)
-    assert (log.most_under_way, len(log.begun)) == (3, 10)
+    await asyncio.gather(*calls)
+    assert (log.most_running, len(log.reads)) == (3, 10)
 
 
-async def test_one_that_goes_away_takes_the_read_from_nobody(log: Log) -> None:
+async def test_a_cancelled_caller_does_not_cancel_a_shared_read(log: Log) -> None:
     shared = SharedReads(log.read, at_once=1)
     first, second = asyncio.create_task(shared("ws_1")), asyncio.create_task(shared("ws_1"))
     await settle()
@@ -85,9 +81,9 @@ async def test_one_that_goes_away_takes_the_read_from_nobody(log: Log) -> None:
     assert await second == 0
 
 
-async def test_a_failure_is_told_to_all_and_the_next_read_is_a_new_one(log: Log) -> None:
+async def test_a_failure_reaches_all_callers_and_the_next_call_reads_again(log: Log) -> None:
     shared = SharedReads(log.read, at_once=1)
-    log.error = RuntimeError("the database is away")
+    log.error = RuntimeError("the database does not answer")
     log.release.set()
     answers = await asyncio.gather(*(shared("ws_1") for _ in range(3)), return_exceptions=True)
     assert answers == [log.error] * 3
@@ -95,14 +91,14 @@ async def test_a_failure_is_told_to_all_and_the_next_read_is_a_new_one(log: Log)
     assert await shared("ws_1") == 0
 
 
-async def test_a_failure_of_which_nobody_is_left_to_be_told_is_not_unobserved(log: Log) -> None:
+async def test_a_failure_after_the_last_caller_was_cancelled_is_retrieved(log: Log) -> None:
     unobserved: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unobserved.append(context))
     shared = SharedReads(log.read, at_once=1)
-    log.error = RuntimeError("the database is away")
-    asking = asyncio.create_task(shared("ws_1"))
+    log.error = RuntimeError("the database does not answer")
+    call = asyncio.create_task(shared("ws_1"))
     await settle()
-    asking.cancel()
+    call.cancel()
     await settle()
     log.release.set()
     await settle()
@@ -111,9 +107,7 @@ async def test_a_failure_of_which_nobody_is_left_to_be_told_is_not_unobserved(lo
 
 
 class Table:
-    """What is read: each query takes until the test lets it end, and finds the keys that are there
-    when it ends.
-    """
+    """The source of BatchedReads. A query ends on `may_end` and returns the rows of that moment."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -121,6 +115,7 @@ class Table:
         self.in_flight = 0
         self.most_in_flight = 0
         self.may_end = asyncio.Event()
+        # A query for this key fails.
         self.poison = ""
 
     async def read(self, keys: Sequence[str]) -> Mapping[str, int]:
@@ -132,7 +127,7 @@ class Table:
         finally:
             self.in_flight -= 1
         if self.poison in keys:
-            raise RuntimeError("the database is away")
+            raise RuntimeError("the database does not answer")
         return {key: self.rows[key] for key in keys if key in self.rows}
 
 
@@ -141,7 +136,7 @@ def table() -> Table:
     return Table()
 
 
-async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_one(
+async def test_keys_that_are_requested_during_a_query_go_into_the_next_one(
     table: Table,
 ) -> None:
     reads = BatchedReads(table.read, max_batch=1_000, pause_seconds=0)
@@ -157,7 +152,7 @@ async def test_what_is_asked_for_while_a_query_is_in_flight_goes_into_the_next_o
     assert (len(table.queries), len(table.queries[1]), table.most_in_flight) == (2, 100, 1)
 
 
-async def test_there_is_a_pause_between_queries_and_none_before_the_first(table: Table) -> None:
+async def test_a_query_waits_for_the_pause_after_the_previous_one(table: Table) -> None:
     reads = BatchedReads(table.read, max_batch=10, pause_seconds=60)
     table.may_end.set()
     assert await asyncio.wait_for(reads("first"), 10) is None
@@ -166,7 +161,7 @@ async def test_there_is_a_pause_between_queries_and_none_before_the_first(table:
     assert table.queries == [["first"]]
 
 
-async def test_a_query_looks_for_only_so_many(table: Table) -> None:
+async def test_the_number_of_keys_in_a_query_is_limited(table: Table) -> None:
     reads = BatchedReads(table.read, max_batch=10, pause_seconds=0)
     table.may_end.set()
     assert await asyncio.gather(*(reads(str(number)) for number in range(25))) == [None] * 25
@@ -174,7 +169,7 @@ async def test_a_query_looks_for_only_so_many(table: Table) -> None:
     assert table.most_in_flight == 1
 
 
-async def test_a_failure_is_told_to_its_batch_alone(table: Table) -> None:
+async def test_a_failure_reaches_only_the_callers_of_its_batch(table: Table) -> None:
     reads = BatchedReads(table.read, max_batch=2, pause_seconds=0)
     table.poison, table.rows = "b", {"c": 3}
     table.may_end.set()
@@ -185,7 +180,7 @@ async def test_a_failure_is_told_to_its_batch_alone(table: Table) -> None:
     assert await reads("b") is None
 
 
-async def test_one_that_goes_away_takes_the_batch_from_nobody(table: Table) -> None:
+async def test_a_cancelled_caller_does_not_cancel_a_batch(table: Table) -> None:
     reads = BatchedReads(table.read, max_batch=10, pause_seconds=0)
     table.rows = {"a": 1, "b": 2}
     first, same, other = (asyncio.create_task(reads(key)) for key in "aab")
@@ -197,14 +192,14 @@ async def test_one_that_goes_away_takes_the_batch_from_nobody(table: Table) -> N
     assert first.cancelled()
 
 
-async def test_a_batch_of_which_nobody_is_left_does_not_hinder_the_next(table: Table) -> None:
+async def test_a_failed_batch_without_callers_does_not_affect_the_next(table: Table) -> None:
     unobserved: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unobserved.append(context))
     reads = BatchedReads(table.read, max_batch=10, pause_seconds=0)
     table.poison, table.rows = "a", {"b": 2}
-    gone = asyncio.create_task(reads("a"))
+    call = asyncio.create_task(reads("a"))
     await settle()
-    gone.cancel()
+    call.cancel()
     await settle()
     table.may_end.set()
     assert await reads("b") == 2
@@ -212,16 +207,16 @@ async def test_a_batch_of_which_nobody_is_left_does_not_hinder_the_next(table: T
     assert unobserved == []
 
 
-async def test_what_nobody_waits_for_any_more_is_not_read(table: Table) -> None:
+async def test_keys_whose_callers_were_all_cancelled_are_not_read(table: Table) -> None:
     reads = BatchedReads(table.read, max_batch=1, pause_seconds=0)
-    first, left, gone, same = (
-        asyncio.create_task(reads(key)) for key in ("first", "left", "gone", "left")
+    first, kept, dropped, same = (
+        asyncio.create_task(reads(key)) for key in ("first", "kept", "dropped", "kept")
     )
     await settle()
-    for caller in (gone, same):
+    for caller in (dropped, same):
         caller.cancel()
     await settle()
     table.may_end.set()
-    await asyncio.gather(first, left)
+    await asyncio.gather(first, kept)
     await settle()
-    assert table.queries == [["first"], ["left"]]
+    assert table.queries == [["first"], ["kept"]]

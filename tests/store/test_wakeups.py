@@ -1,4 +1,4 @@
-"""What only the wakeups over PostgreSQL do. tests/contracts has what they promise to the core."""
+"""The wakeups over PostgreSQL. tests/contracts tests what they promise to the core."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ LIMIT_SECONDS = 10
 async def wakeups(
     pool: Pool, database_url: str
 ) -> AsyncIterator[tuple[PostgresWakeups, PostgresWakeups]]:
-    """Two processes' worth, listening, with a poll that comes too late to help."""
+    """The wakeups of two processes, both listening. Their poll is later than the end of a test."""
     async with (
         PostgresWakeups(pool, database_url, poll_seconds=60) as one,
         PostgresWakeups(pool, database_url, poll_seconds=60) as other,
@@ -27,7 +27,7 @@ async def wakeups(
         yield one, other
 
 
-async def test_the_fleet_learns_of_all_workspaces(
+async def test_the_fleet_receives_the_changes_of_all_workspaces(
     wakeups: tuple[PostgresWakeups, PostgresWakeups],
 ) -> None:
     one, other = wakeups
@@ -42,7 +42,7 @@ async def test_the_fleet_learns_of_all_workspaces(
         assert await wakeup.wait(0.01) == set()
 
 
-async def test_a_wait_ends_with_the_poll(pool: Pool, database_url: str) -> None:
+async def test_a_poll_ends_a_wait(pool: Pool, database_url: str) -> None:
     async with (
         PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling,
         polling.subscribe("ws_1") as wakeup,
@@ -51,7 +51,7 @@ async def test_a_wait_ends_with_the_poll(pool: Pool, database_url: str) -> None:
             await wakeup.wait(60)
 
 
-async def test_a_lost_listener_comes_back_and_wakes_all(
+async def test_a_lost_listener_reconnects_and_wakes_all_waits(
     database_url: str, wakeups: tuple[PostgresWakeups, PostgresWakeups]
 ) -> None:
     one, other = wakeups
@@ -70,7 +70,7 @@ async def test_a_lost_listener_comes_back_and_wakes_all(
             assert await fleet.wait(60) == {"ws_1"}
 
 
-async def test_it_starts_and_stops_without_a_database(pool: Pool) -> None:
+async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
     async with (
         PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent") as wakeups,
         wakeups.subscribe("ws_1") as wakeup,
@@ -80,27 +80,27 @@ async def test_it_starts_and_stops_without_a_database(pool: Pool) -> None:
             await wakeup.wait(60)
 
 
-def test_payloads_stay_below_the_limit() -> None:
+def test_payloads_are_below_the_limit_of_notify() -> None:
     ids = {f"ws_{number:0125d}" for number in range(1000)}
     payloads = _payloads("origin", ids)
     assert all(len(payload) < 8000 for payload in payloads)
     assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids
 
 
-async def test_waits_are_ended_and_later_ones_are_not(
+async def test_ending_waits_affects_current_subscriptions_only(
     wakeups: tuple[PostgresWakeups, PostgresWakeups],
 ) -> None:
     one, _ = wakeups
     async with (
         one.subscribe("ws_1") as waiting,
-        one.subscribe("ws_1") as not_yet,
+        one.subscribe("ws_1") as idle,
         asyncio.timeout(LIMIT_SECONDS),
     ):
         wait = asyncio.create_task(waiting.wait(60))
         await asyncio.sleep(0)
         one.end_waits()
         assert not await wait
-        assert not await not_yet.wait(60)
+        assert not await idle.wait(60)
         assert not await waiting.wait(60)
         async with one.subscribe("ws_1") as later:
             one.announce("ws_1")

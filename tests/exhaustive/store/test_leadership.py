@@ -1,3 +1,5 @@
+"""Leadership: one leader at a time, and takeover when it stops, dies or freezes."""
+
 import asyncio
 import signal
 import subprocess
@@ -12,7 +14,7 @@ LIMIT_SECONDS = 5
 
 
 class Candidate:
-    """Leads whenever it can, until it is told to stop or has lost it."""
+    """Waits for the leadership and keeps it until `stop` is set. `lost` is set if it was lost."""
 
     def __init__(self, database_url: str) -> None:
         self.leads = asyncio.Event()
@@ -26,7 +28,7 @@ class Candidate:
             await self.stop.wait()
 
 
-async def test_leadership_is_handed_over(database_url: str) -> None:
+async def test_a_leader_that_stops_is_succeeded_by_the_next_candidate(database_url: str) -> None:
     first = Candidate(database_url)
     async with asyncio.timeout(LIMIT_SECONDS):
         await first.leads.wait()
@@ -39,7 +41,7 @@ async def test_leadership_is_handed_over(database_url: str) -> None:
     await second.task
 
 
-async def test_only_one_leads(database_url: str) -> None:
+async def test_only_one_candidate_leads_at_a_time(database_url: str) -> None:
     candidates = [Candidate(database_url) for _ in range(5)]
     for _ in candidates:
         async with asyncio.timeout(LIMIT_SECONDS):
@@ -57,7 +59,7 @@ async def test_only_one_leads(database_url: str) -> None:
         await leaders[0].task
 
 
-async def test_a_leader_notices_that_its_session_has_ended(database_url: str) -> None:
+async def test_a_leader_notices_that_its_database_session_has_ended(database_url: str) -> None:
     first = Candidate(database_url)
     async with asyncio.timeout(LIMIT_SECONDS):
         await first.leads.wait()
@@ -77,7 +79,7 @@ async def test_a_leader_notices_that_its_session_has_ended(database_url: str) ->
         await each.task
 
 
-# Leads, says so, and goes on until its leadership is lost.
+# Prints a line when it leads, and exits when its leadership is lost.
 LEADER = """
 import asyncio, sys
 from server.store.leadership import Leadership
@@ -96,7 +98,8 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
     database_url: str, number: signal.Signals
 ) -> None:
     command = [sys.executable, "-c", LEADER, database_url]
-    leader = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220 - its first line is waited for
+    # The test waits for its first line anyway, so a blocking start is fine.
+    leader = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220
     assert leader.stdout is not None
     try:
         assert leader.stdout.readline() == b"leads\n"
@@ -105,7 +108,7 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
         async with asyncio.timeout(LIMIT_SECONDS):
             await standby.leads.wait()
         if number is signal.SIGSTOP:
-            # Alive again, it learns at once that it leads no more.
+            # When it runs again, it notices at once that it has lost the leadership.
             leader.send_signal(signal.SIGCONT)
             assert leader.wait(LIMIT_SECONDS) == 0
         standby.stop.set()
@@ -116,7 +119,7 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
         leader.stdout.close()
 
 
-async def test_a_candidate_may_give_up(database_url: str) -> None:
+async def test_a_candidate_can_be_cancelled(database_url: str) -> None:
     first = Candidate(database_url)
     async with asyncio.timeout(LIMIT_SECONDS):
         await first.leads.wait()

@@ -20,7 +20,7 @@ USER = "user_1"
 def permission(
     *, org_id: str = ORG, user_id: str | None = USER, own_only: bool = False
 ) -> Permission:
-    """A caller's; `user_id` None: an API key's."""
+    """The permission of a caller. Without a user, the caller has an API key."""
     kind = CredentialKind.API_KEY if user_id is None else CredentialKind.SESSION
     return Permission(
         Caller(org_id, user_id or "key_1", kind, frozenset()), "workspace:write", own_only
@@ -71,7 +71,7 @@ def task(workspace_id: str) -> Task:
 
 
 async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Workspace, Task]:
-    """A busy workspace and its task, as committed."""
+    """Creates a busy workspace. Returns it and its task as they were committed."""
     idle = workspace(user_id=user_id)
     await store.create_workspace(idle)
     submitted = task(idle.id)
@@ -83,7 +83,7 @@ async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Worksp
 
 
 async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -> None:
-    """Whatever the lifecycle would say to it."""
+    """Sets the status without the checks of the lifecycle."""
     await store.transition(
         workspace_id,
         lambda locked: replace(
@@ -92,9 +92,9 @@ async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -
     )
 
 
-async def complete(store: Store, at: Workspace, task_id: str) -> None:
-    """The agent says that the task is completed."""
+async def complete(store: Store, busy: Workspace, task_id: str) -> None:
+    """Commits the end of the task as its agent does."""
     ending = TaskEnded(status=TaskStatus.COMPLETED, result="done")
     await store.transition(
-        at.id, lambda locked: task_lifecycle.commit(locked, at.epoch, task_id, [ending], NOW)
+        busy.id, lambda locked: task_lifecycle.commit(locked, busy.epoch, task_id, [ending], NOW)
     )

@@ -1,4 +1,4 @@
-"""Holds a workspace's lock, so that a test decides in which order others come to it."""
+"""Holds the lock of a workspace, so that a test decides in which order calls wait for it."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -13,7 +13,10 @@ from tests.support.waiting import eventually_async
 async def held(
     url: str, workspace_id: str
 ) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
-    """The workspace's row is locked; gives a wait for so many others to queue up behind the lock."""
+    """Locks the row of the workspace until the block ends.
+
+    Yields a function that waits until that many sessions wait for a lock of the database.
+    """
     async with (
         await AsyncConnection.connect(url) as holder,
         await AsyncConnection.connect(url, autocommit=True) as observer,
@@ -22,7 +25,10 @@ async def held(
 
         async def queued(count: int) -> None:
             async def reached() -> bool:
-                query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                query = (
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
                 row = await (await observer.execute(query)).fetchone()
                 return row is not None and row[0] >= count
 
