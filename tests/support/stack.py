@@ -1,4 +1,4 @@
-"""A whole stack, started as `make run` starts it, and what tests do with it."""
+"""A whole stack, started like `make run` starts it, and its workspaces."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """A running stack."""
+    """A stack in a process of its own. `ready` is the content of its ready.json."""
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
         self.state_dir = state_dir
@@ -42,7 +42,7 @@ class Stack:
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
             "WORKERS": "2",
-            # Tests are faster than any customer, and share their credentials.
+            # Tests send more requests than customers, and share their credentials.
             "RATE_LIMIT": "off",
             **environment,
         }
@@ -60,12 +60,12 @@ class Stack:
             )
 
     def refuses_to_start(self) -> str:
-        """What it says instead."""
+        """Starts the stack, which has to exit with 1, and returns its output."""
         assert self._spawn().wait(READY_SECONDS) == 1
         return self.output.read_text()
 
     def start(self) -> None:
-        """Returns when it is ready."""
+        """Starts the stack and waits until it is ready."""
         process, path = self._spawn(), self.state_dir / "ready.json"
         self._process = process
         eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS + 5)
@@ -73,7 +73,7 @@ class Stack:
         self.ready = json.loads(path.read_text())
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ends it and returns its exit code."""
+        """Sends the signal, waits for the exit and returns the exit code."""
         assert self._process is not None
         for rest in self._rest.values():
             rest.close()
@@ -85,7 +85,7 @@ class Stack:
         return self._process.wait(STOP_SECONDS)
 
     def kill_if_running(self) -> None:
-        """Ends it after a failed test, however long that takes."""
+        """Ends the stack after a failed test. Waits longer than `stop`."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(READY_SECONDS)
@@ -101,13 +101,13 @@ class Stack:
         return tokens
 
     def rest(self, token: str = "full_access") -> "Rest":
-        """Calls over REST with the demo credential of this name; empty: without any."""
+        """A REST client with the demo credential of this name; empty for no credential."""
         if token not in self._rest:
             self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
         return self._rest[token]
 
     def grpc(self, token: str = "full_access", address: str | None = None) -> "Grpc":
-        """Calls over gRPC, through the edge unless an address is given."""
+        """A gRPC client with the demo credential; through Envoy, if no address is given."""
         key = (token, address or self.ready["grpc_addr"])
         if key not in self._grpc:
             self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
@@ -115,7 +115,7 @@ class Stack:
 
     @property
     def metrics_port(self) -> int:
-        """Of the first worker; 0 when metrics are not served."""
+        """The metrics port of the first worker; 0 if metrics are not served."""
         return int(self._environment.get("METRICS_PORT", "0"))
 
     def worker_addresses(self) -> list[str]:
@@ -130,7 +130,7 @@ class Stack:
 
     @contextmanager
     def frozen_process(self, pid: int) -> Iterator[None]:
-        """The process neither runs nor ends."""
+        """Freezes the process inside the context."""
         os.kill(pid, signal.SIGSTOP)
         try:
             eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
@@ -140,17 +140,17 @@ class Stack:
 
     @contextmanager
     def frozen(self, program: str) -> Iterator[None]:
-        """All programs of this kind (`serve`, `fleet`) neither run nor end."""
+        """Freezes all processes of the program (`serve` or `fleet`) inside the context."""
         with ExitStack() as frozen:
             for pid in self.pids(program):
                 frozen.enter_context(self.frozen_process(pid))
             yield
 
     def pids(self, program: str) -> list[int]:
-        """The processes of this kind."""
+        """The processes of the program."""
         found = []
         for child in psutil.Process(self.pid).children():
-            # One that is just being started, or has just ended, has no command yet, or any more.
+            # A process that is starting or has just ended has no command line.
             with suppress(psutil.Error):
                 if child.cmdline()[1:4] == ["-m", "server", program]:
                     found.append(child.pid)
@@ -166,7 +166,7 @@ class Stack:
         return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
     def pod_processes(self, workspace_id: str) -> list[int]:
-        """Whatever runs in the workspace's pod."""
+        """All processes in the pod of the workspace."""
         return [process.pid for process in processes.find(Pod(workspace_id))]
 
     def files(self, workspace_id: str) -> Path:
@@ -174,7 +174,7 @@ class Stack:
 
 
 class Workspace:
-    """A workspace of the stack, made for one test."""
+    """A new workspace of the stack. The constructor waits until it is provisioned."""
 
     def __init__(self, stack: Stack, token: str = "full_access") -> None:
         self.stack = stack
@@ -184,7 +184,7 @@ class Workspace:
         self.await_event("workspace_provisioned")
 
     def submit(self, *lines: str, **fields: Any) -> str:
-        """Gives the agent these commands and returns the task's id."""
+        """Submits a task with these commands and returns its id."""
         task_id: str = self.rest.post(
             f"{self.path}/tasks", {"description": "\n".join(lines), **fields}
         )["task_id"]
@@ -200,8 +200,9 @@ class Workspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this has happened; gives up at the first heartbeat, which says that
-        nothing has for 15 s.
+        """Follows the log until the event and returns it.
+
+        Fails at the first heartbeat, which is sent after 15 s without an event.
         """
         for message in self.rest.events(self.id, after):
             if "event" not in message:
@@ -212,12 +213,12 @@ class Workspace:
         raise AssertionError(f"no {type_}: {self.get()} {self.log()}")
 
     def await_end(self, task_id: str) -> dict[str, Any]:
-        """The task's `task_completed` payload."""
+        """Waits for the end of the task and returns the payload of its `task_completed`."""
         payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
         return payload
 
     def await_phase(self, task_id: str, phase: str) -> None:
-        """Until the agent is seen there in its iteration."""
+        """Waits until the task is in this phase of an iteration."""
         eventually(lambda: self.task(task_id)["phase"] == phase)
 
     def await_status(self, status: str) -> dict[str, Any]:
@@ -225,10 +226,11 @@ class Workspace:
         return self.get()
 
     def log(self) -> list[dict[str, Any]]:
-        """The whole log as it stands, from the database."""
+        """The whole log, read from the database."""
         with self.stack.database() as connection:
             rows = connection.execute(
-                "SELECT seq, type, task_id, payload FROM events WHERE workspace_id = %s ORDER BY seq",
+                "SELECT seq, type, task_id, payload FROM events "
+                "WHERE workspace_id = %s ORDER BY seq",
                 (self.id,),
             ).fetchall()
         return [
@@ -238,26 +240,27 @@ class Workspace:
 
 
 class Gate:
-    """A command that goes on until the test lets it end: it reads a named pipe in the agent's
-    working directory.
+    """A command that runs until `open` is called.
+
+    It reads a named pipe in the working directory of the agent.
     """
 
     command = "cat gate"
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.stack.files(workspace.id) / "gate"
-        # It serves one task of the workspace after the other.
+        # A gate of an earlier task of the workspace may have created the pipe.
         if not self._path.exists():
             os.mkfifo(self._path)
 
     def open(self, timeout_seconds: float = 15.0) -> None:
-        """Lets the command end; waits for it to have begun."""
+        """Waits until the command has begun, and lets it end."""
 
         def writer() -> int | None:
             try:
                 return os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError:
-                # Nobody reads yet.
+                # The command has not opened the pipe yet.
                 return None
 
         descriptor = eventually(writer, timeout_seconds)
@@ -267,8 +270,9 @@ class Gate:
 
 
 def processes_of(state_dir: Path) -> list[str]:
-    """Whatever still runs on behalf of a stack: it has the state folder in its command, its
-    environment or as working folder.
+    """The processes that belong to the stack of this state folder.
+
+    Their command line, environment or working directory contains the state folder.
     """
     found = []
     for process in psutil.process_iter():
@@ -282,7 +286,7 @@ def processes_of(state_dir: Path) -> list[str]:
 
 
 def running(argument: str) -> list[int]:
-    """Processes with this argument."""
+    """The processes that have this argument in their command line."""
     processes = [
         process
         for process in psutil.process_iter(["cmdline", "status"])

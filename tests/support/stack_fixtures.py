@@ -1,4 +1,4 @@
-"""One stack for the tests of every folder, and a workspace of it for each."""
+"""Fixtures: one stack for the tests of all folders, and a workspace for each test."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One stack for all tests that do not stop it. It serves metrics and has crash points."""
+    """The stack that all tests share, with metrics and crash points. A test must not stop it."""
     folder = tmp_path_factory.mktemp("stack")
     (folder / "points").mkdir()
     running = Stack(
@@ -30,15 +30,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def workspace(stack: Stack) -> Iterator[Workspace]:
-    """A workspace of the test's own, idle. Its agent, which takes 20 MiB, ends with the test."""
+    """An idle workspace that only this test uses. Its agent, which takes 20 MiB, ends with the test."""
     made = Workspace(stack)
     yield made
-    # A test may have left it in any state, or the workers just starting.
+    # The test may have left the workspace in any state, or the workers may just be starting.
     with suppress(httpx.TransportError):
         stack.rest().call("POST", f"{made.path}/stop")
 
 
 @pytest.fixture
 def gate(workspace: Workspace) -> Gate:
-    """A tool call of the workspace that goes on until the test lets it end."""
+    """A command in the workspace that runs until the test opens the gate."""
     return Gate(workspace)
