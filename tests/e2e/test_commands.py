@@ -1,4 +1,4 @@
-"""The commands, as someone at a terminal or a script uses them."""
+"""The commands, as a user at a terminal or a script runs them."""
 
 import json
 import os
@@ -18,20 +18,20 @@ from server.client import WorkspaceClient, WorkspaceServiceError
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Of the contract: from then on no replica takes a revoked key.
+# From the contract: after this time no replica accepts a revoked key.
 REVOKED_SECONDS = 10.0
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-# They would take precedence over the stack that STATE_DIR names.
-OTHERS = ("TOKEN", "GRPC_ADDR", "DATABASE_URL")
+# These variables take precedence over STATE_DIR, so the tests remove them.
+OVERRIDES = ("TOKEN", "GRPC_ADDR", "DATABASE_URL")
 
 
 @pytest.fixture
 def run(stack: Stack) -> Run:
-    """Runs a command beside the stack, which it finds by STATE_DIR alone, in a process."""
-    kept = {name: value for name, value in os.environ.items() if name not in OTHERS}
+    """Runs a command in a process of its own. It finds the stack by STATE_DIR alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
 
     def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -49,8 +49,8 @@ def run(stack: Stack) -> Run:
 
 @pytest.fixture
 def call(stack: Stack) -> Run:
-    """Does the same in this process, which saves the time of its start."""
-    absent: dict[str, str | None] = dict.fromkeys(OTHERS)
+    """Runs a command in this process, which saves the start of an interpreter."""
+    absent: dict[str, str | None] = dict.fromkeys(OVERRIDES)
 
     def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         variables = {**absent, "STATE_DIR": str(stack.state_dir), **environment}
@@ -60,9 +60,7 @@ def call(stack: Stack) -> Run:
     return call
 
 
-def test_cancelling_and_what_comes_after(
-    run: Run, call: Run, workspace: Workspace, gate: Gate
-) -> None:
+def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
 
@@ -93,7 +91,9 @@ def test_cancelling_and_what_comes_after(
     assert idle.stdout.startswith(f"no_active_task: nothing runs in workspace {workspace.id}")
 
 
-def test_a_wait_that_is_over_before_the_end(call: Run, workspace: Workspace, gate: Gate) -> None:
+def test_a_wait_that_times_out_prints_how_to_follow_the_task(
+    call: Run, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
 
@@ -110,12 +110,12 @@ def test_a_wait_that_is_over_before_the_end(call: Run, workspace: Workspace, gat
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
-def test_a_wait_that_sees_the_end(run: Run, workspace: Workspace, gate: Gate) -> None:
+def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
 
-    with ThreadPoolExecutor(1) as beside:
-        waiting = beside.submit(run, "cancel", workspace.id, "--wait", "25s")
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(run, "cancel", workspace.id, "--wait", "25s")
         workspace.await_event("task_cancel_requested", task_id)
         gate.open()
         waited = waiting.result()
@@ -129,7 +129,7 @@ def test_a_wait_that_sees_the_end(run: Run, workspace: Workspace, gate: Gate) ->
     assert workspace.task(task_id)["status"] == "cancelled"
 
 
-def test_what_is_refused(call: Run, stack: Stack, workspace: Workspace) -> None:
+def test_a_refused_cancellation_exits_with_5(call: Run, stack: Stack, workspace: Workspace) -> None:
     unknown = call("cancel", "ws_unknown")
     assert (unknown.returncode, unknown.stdout) == (5, "")
     assert unknown.stderr.startswith("workspace_not_found: There is no workspace ws_unknown")
@@ -147,7 +147,7 @@ def test_what_is_refused(call: Run, stack: Stack, workspace: Workspace) -> None:
     assert (expired.returncode, expired.stderr.partition(":")[0]) == (5, "unauthenticated")
 
 
-def test_an_agent_that_does_not_answer(
+def test_an_agent_that_does_not_answer_makes_cancel_exit_with_4(
     call: Run, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
@@ -163,11 +163,11 @@ def test_an_agent_that_does_not_answer(
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
-def test_a_service_that_is_not_there(call: Run) -> None:
-    absent = call("cancel", "ws_1", GRPC_ADDR="127.0.0.1:1", TOKEN="sk_secret")
-    assert (absent.returncode, absent.stdout) == (6, "")
-    assert absent.stderr.startswith("unavailable: ")
-    assert "called     127.0.0.1:1" in absent.stderr
+def test_a_service_that_does_not_run_makes_cancel_exit_with_6(call: Run) -> None:
+    unreachable = call("cancel", "ws_1", GRPC_ADDR="127.0.0.1:1", TOKEN="sk_secret")
+    assert (unreachable.returncode, unreachable.stdout) == (6, "")
+    assert unreachable.stderr.startswith("unavailable: ")
+    assert "called     127.0.0.1:1" in unreachable.stderr
 
 
 def test_the_client_follows_a_task_to_its_end(stack: Stack, workspace: Workspace) -> None:
@@ -195,7 +195,7 @@ def test_the_client_follows_a_task_to_its_end(stack: Stack, workspace: Workspace
         assert raised.value.slug == "deadline_exceeded"
 
 
-def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(
+def test_a_key_works_at_once_and_every_worker_learns_of_its_revocation(
     run: Run, call: Run, stack: Stack, workspace: Workspace
 ) -> None:
     made = run(
@@ -242,9 +242,7 @@ def test_a_key_works_at_once_and_its_end_is_known_to_every_worker(
     assert f"no valid key {key_id}" in again.stderr
 
 
-def test_a_key_that_is_revoked_ends_the_streams_that_it_has_opened(
-    call: Run, stack: Stack, workspace: Workspace
-) -> None:
+def test_the_streams_of_a_revoked_key_end(call: Run, stack: Stack, workspace: Workspace) -> None:
     made = call("keys", "create", "--org", "org_demo", "--template", "read_only")
     secret = made.stdout.strip()
     (key_id,) = re.findall(r"key_\w+", made.stderr)
@@ -276,7 +274,7 @@ def _refused(stack: Stack, secret: str, address: str, workspace: Workspace) -> b
     return False
 
 
-def test_a_key_of_an_organization_that_is_new(call: Run, stack: Stack) -> None:
+def test_a_key_can_create_its_organization(call: Run, stack: Stack) -> None:
     arguments = ("keys", "create", "--org", "org_new", "--template", "full_access")
     unknown = call(*arguments)
     assert (unknown.returncode, unknown.stdout) == (1, "")
@@ -294,21 +292,21 @@ def test_a_key_of_an_organization_that_is_new(call: Run, stack: Stack) -> None:
     assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)
 
 
-def test_the_demo_keeps_every_promise_on_a_stack_that_runs(run: Run, stack: Stack) -> None:
-    shown = run("demo")
-    assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout
-    assert re.search(r"POST …/task/cancel → accepted \(task running, \d iteration", shown.stdout)
-    assert re.search(r"task_completed +cancelled, not forced, \d iterations\n", shown.stdout)
-    assert re.search(r"\d+ ms from the signal to the end: \d+ ms for the rest of ", shown.stdout)
-    assert re.search(r"task_completed +completed, not forced, 2 iterations\n", shown.stdout)
-    assert shown.stdout.endswith("\nAll promises were kept.\n")
+def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:
+    demo = run("demo")
+    assert (demo.returncode, demo.stderr) == (0, ""), demo.stdout
+    assert re.search(r"POST …/task/cancel → accepted \(task running, \d iteration", demo.stdout)
+    assert re.search(r"task_completed +cancelled, not forced, \d iterations\n", demo.stdout)
+    assert re.search(r"\d+ ms from the signal to the end: \d+ ms for the rest of ", demo.stdout)
+    assert re.search(r"task_completed +completed, not forced, 2 iterations\n", demo.stdout)
+    assert demo.stdout.endswith("\nAll promises were kept.\n")
     assert (
         stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"]
         == "idle"
     )
 
 
-def test_the_demo_leaves_a_task_of_others_alone(run: Run, stack: Stack) -> None:
+def test_the_demo_does_not_touch_the_task_of_another_caller(run: Run, stack: Stack) -> None:
     rest, workspace_id = stack.rest(), stack.ready["demo"]["workspace_id"]
     path, done = f"/v1/workspaces/{workspace_id}", stack.files(workspace_id) / "done"
     task_id = rest.post(f"{path}/tasks", {"description": "until [ -e done ]; do sleep 0.05; done"})[

@@ -1,5 +1,6 @@
-"""The page at /docs in a real browser: it loads from this origin alone, and a cancellation sent
-from it is one.
+"""The page at /docs in a real browser.
+
+It loads nothing from another origin, and it can cancel a task.
 """
 
 import shutil
@@ -13,7 +14,7 @@ from tests.support.openapi import operations
 from tests.support.stack import Gate, Stack, Workspace
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
-# A browser that is asked for nothing asks nobody for anything.
+# Stops the browser's own requests to the network.
 QUIET = [
     "--disable-gpu",
     "--no-first-run",
@@ -27,7 +28,7 @@ QUIET = [
 def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
-        pytest.skip("no browser here; apt-get install chromium")
+        pytest.skip("no browser is installed; apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=QUIET)
         yield browser
@@ -35,30 +36,30 @@ def browser() -> Iterator[Browser]:
 
 
 class Docs:
-    """The page, and all that it did to the network and said to the console."""
+    """The open page, with its requests and its errors and warnings."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page
         self.origin = origin
         self.requests: list[Request] = []
-        self.complaints: list[str] = []
+        self.problems: list[str] = []
         page.on("request", lambda request: self.requests.append(request))
         page.on(
             "requestfailed",
-            lambda request: self.complaints.append(f"{request.url}: {request.failure}"),
+            lambda request: self.problems.append(f"{request.url}: {request.failure}"),
         )
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on(
             "console",
-            lambda said: (
-                self.complaints.append(said.text) if said.type in ("error", "warning") else None
+            lambda message: (
+                self.problems.append(message.text) if message.type in ("error", "warning") else None
             ),
         )
         page.goto(f"{origin}/docs")
         expect(page.locator(".opblock")).not_to_have_count(0)
 
     def authorize(self, token: str) -> None:
-        """Types a token into the dialog."""
+        """Enters a token in the dialog."""
         self.page.locator("button.authorize").first.click()
         dialog = self.page.locator(".auth-container")
         dialog.locator("input").fill(token)
@@ -66,20 +67,20 @@ class Docs:
         self.page.locator(".close-modal").click()
 
     def open(self, operation: str) -> Locator:
-        """The form of an operation."""
+        """Opens the form of an operation and returns it."""
         block = self.page.locator(f"[id$='-{operation}'].opblock")
         block.locator(".opblock-summary-control").click()
         block.locator(".try-out__btn").click()
         return block
 
-    def check_quiet(self) -> None:
-        """Nothing was asked of anybody else, and nothing complained."""
+    def check_network_and_console(self) -> None:
+        """Checks that the page called no other origin and reported no problem."""
         assert {
             urlsplit(request.url)[:2]
             for request in self.requests
             if not request.url.startswith("data:")
         } == {urlsplit(self.origin)[:2]}
-        assert self.complaints == []
+        assert self.problems == []
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def docs(browser: Browser, stack: Stack) -> Iterator[Docs]:
 
 def test_the_page_shows_every_operation(docs: Docs) -> None:
     methods = docs.page.locator(".opblock-summary-method").all_inner_texts()
-    # The page lets a long path break at its slashes, by characters that have no width.
+    # The page adds zero-width spaces after slashes, so that long paths can wrap.
     paths = [
         path.replace("\u200b", "")
         for path in docs.page.locator(".opblock-summary-path").all_inner_texts()
@@ -102,10 +103,10 @@ def test_the_page_shows_every_operation(docs: Docs) -> None:
     form = docs.open("CancelTask")
     example = form.locator("tr.response[data-code='503'] pre.example")
     expect(example).to_contain_text('"intent_recorded": true')
-    docs.check_quiet()
+    docs.check_network_and_console()
 
 
-def test_a_cancellation_from_the_page(
+def test_the_page_can_cancel_a_task(
     docs: Docs, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
     task_id = workspace.submit(gate.command, "touch never")
@@ -122,17 +123,17 @@ def test_a_cancellation_from_the_page(
     assert workspace.log()[-1]["type"] == "task_cancel_requested"
     gate.open()
     end = workspace.await_end(task_id)
-    # The reason is that of the document's example, which the page fills in.
+    # The page fills in the example of the document.
     assert (end["status"], end["iterations"], end["reason"]) == (
         "cancelled",
         1,
         "it has gone wrong",
     )
     assert not (stack.files(workspace.id) / "never").exists()
-    docs.check_quiet()
+    docs.check_network_and_console()
 
 
-def test_without_a_token_the_page_shows_the_refusal(docs: Docs, workspace: Workspace) -> None:
+def test_the_page_shows_401_without_a_token(docs: Docs, workspace: Workspace) -> None:
     form = docs.open("GetWorkspace")
     form.locator("tr[data-param-name=workspace_id] input").fill(workspace.id)
     form.locator("button.execute").click()
@@ -141,7 +142,7 @@ def test_without_a_token_the_page_shows_the_refusal(docs: Docs, workspace: Works
     expect(answer.locator(".response-col_description")).to_contain_text('"code": "unauthenticated"')
 
 
-def test_a_stream_that_is_tried_out_ends_and_shows_what_it_said(
+def test_the_page_ends_a_stream_and_shows_its_events(
     docs: Docs, stack: Stack, workspace: Workspace
 ) -> None:
     docs.authorize(stack.tokens["full_access"])
@@ -158,6 +159,6 @@ def test_a_stream_that_is_tried_out_ends_and_shows_what_it_said(
         "this page reads a stream for 5 s"
     )
     expect(form.locator(".curl-command")).to_contain_text("curl")
-    # The browser names what the page has left off reading.
-    (aborted,) = docs.complaints
+    # The browser reports the stream that the page stopped reading.
+    (aborted,) = docs.problems
     assert f"/{workspace.id}/events: net::ERR_ABORTED" in aborted

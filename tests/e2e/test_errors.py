@@ -1,6 +1,4 @@
-"""Every error that the service makes for a cancellation, for real: the same over gRPC and REST,
-with its facts.
-"""
+"""Every error of a cancellation on a real stack: the same over gRPC and REST, with its details."""
 
 from typing import Any
 
@@ -22,9 +20,7 @@ GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 def cancel_fails(
     stack: Stack, slug: str, workspace_id: str, token: str = "full_access", **fields: Any
 ) -> tuple[Failed, Failed]:
-    """Makes the same call over both wires, checks that it fails alike on both, and returns both
-    failures.
-    """
+    """Makes the same call over REST and gRPC, and checks that both fail in the same way."""
     rest = stack.rest(token).fails(
         "POST", f"/v1/workspaces/{workspace_id}/task/cancel", json=fields
     )
@@ -39,9 +35,7 @@ def cancel_fails(
 
 
 def assert_logged(stack: Stack, failed: Failed) -> None:
-    """The request id finds the call in the log of a worker, which is written right after the
-    answer.
-    """
+    """Checks that a worker logs the call with this request id. It logs right after the response."""
     logs = list((stack.state_dir / "logs").glob("worker-*.log"))
 
     def is_logged() -> bool:
@@ -59,7 +53,7 @@ def assert_logged(stack: Stack, failed: Failed) -> None:
 @pytest.mark.parametrize(
     "token", ["", "expired", "sk_unknown", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.", "no such kind"]
 )
-def test_without_a_valid_credential(stack: Stack, token: str) -> None:
+def test_a_caller_without_a_valid_credential_is_unauthenticated(stack: Stack, token: str) -> None:
     cancel_fails(stack, "unauthenticated", stack.ready["demo"]["workspace_id"], token)
     response = stack.rest(token).call(
         "POST", f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel"
@@ -67,7 +61,7 @@ def test_without_a_valid_credential(stack: Stack, token: str) -> None:
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_without_the_scope(stack: Stack) -> None:
+def test_a_caller_without_the_scope_is_denied(stack: Stack) -> None:
     rest, rpc = cancel_fails(
         stack, "permission_denied", stack.ready["demo"]["workspace_id"], "read_only"
     )
@@ -75,35 +69,35 @@ def test_without_the_scope(stack: Stack) -> None:
     assert rpc.details["ErrorInfo"]["metadata"]["required"] == "workspace:write,workspace:write:own"
 
 
-def test_own_scope_on_another_users_workspace(stack: Stack) -> None:
+def test_an_own_scope_does_not_cover_the_workspace_of_another_user(stack: Stack) -> None:
     rest, _ = cancel_fails(
         stack, "permission_denied", stack.ready["demo"]["workspace_id"], "member"
     )
     assert rest.details["required"] == ["workspace:write"]
 
 
-def test_own_scope_on_ones_own_workspace(stack: Stack) -> None:
+def test_an_own_scope_covers_the_users_own_workspace(stack: Stack) -> None:
     own = Workspace(stack, "member")
     assert own.get()["created_by_user_id"] == "user_member"
     assert own.cancel()["outcome"] == "no_active_task"
 
 
-def test_a_workspace_that_does_not_exist_and_one_of_another_organization_look_the_same(
+def test_a_workspace_of_another_organization_looks_like_an_unknown_one(
     stack: Stack,
 ) -> None:
-    there, absent = stack.ready["demo"]["workspace_id"], "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"
-    foreign = cancel_fails(stack, "workspace_not_found", there, "other_org")
+    existing, absent = stack.ready["demo"]["workspace_id"], "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    foreign = cancel_fails(stack, "workspace_not_found", existing, "other_org")
     unknown = cancel_fails(stack, "workspace_not_found", absent, "other_org")
     for one, other in zip(foreign, unknown, strict=True):
-        assert one.message.replace(there, absent) == other.message
-        assert str(one.details).replace(there, absent).replace(
+        assert one.message.replace(existing, absent) == other.message
+        assert str(one.details).replace(existing, absent).replace(
             one.request_id, other.request_id
         ) == str(other.details)
-    assert foreign[0].details == {"resource_type": "workspace", "resource_name": there}
-    assert foreign[1].details["ResourceInfo"]["resource_name"] == there
+    assert foreign[0].details == {"resource_type": "workspace", "resource_name": existing}
+    assert foreign[1].details["ResourceInfo"]["resource_name"] == existing
 
 
-def test_a_task_of_another_workspace(stack: Stack, workspace: Workspace) -> None:
+def test_a_task_of_another_workspace_is_not_found(stack: Stack, workspace: Workspace) -> None:
     task_id = workspace.submit("true")
     workspace.await_end(task_id)
     rest, rpc = cancel_fails(
@@ -113,7 +107,7 @@ def test_a_task_of_another_workspace(stack: Stack, workspace: Workspace) -> None
     assert rpc.details["ResourceInfo"]["resource_type"] == "task"
 
 
-def test_fields_that_are_wrong_are_told_all_at_once(stack: Stack) -> None:
+def test_one_error_names_all_invalid_fields(stack: Stack) -> None:
     rest, rpc = cancel_fails(stack, "validation_error", "ws_1", task_id="no good", reason="x" * 501)
     assert rest.details["fields"] == {
         "task_id": "must be 1 to 128 characters of A-Z a-z 0-9 _ -",
@@ -135,7 +129,7 @@ def assert_precondition(rest: Failed, rpc: Failed, workspace_id: str) -> None:
     }
 
 
-def test_a_workspace_that_is_provisioning(stack: Stack) -> None:
+def test_a_provisioning_workspace_refuses_a_cancellation(stack: Stack) -> None:
     with stack.frozen("fleet"):
         created = stack.rest().post("/v1/workspaces", {}, status=201)
         assert created["status"] == "provisioning"
@@ -144,7 +138,7 @@ def test_a_workspace_that_is_provisioning(stack: Stack) -> None:
         )
 
 
-def test_a_workspace_that_is_stopped(stack: Stack, workspace: Workspace) -> None:
+def test_a_stopped_workspace_refuses_a_cancellation(stack: Stack, workspace: Workspace) -> None:
     pid = stack.agent_pid(workspace.id)
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
     workspace.await_status("stopped")
@@ -157,7 +151,9 @@ def test_a_workspace_that_is_stopped(stack: Stack, workspace: Workspace) -> None
     assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
 
 
-def test_a_workspace_whose_agent_has_died(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_a_workspace_whose_agent_has_died_refuses_a_cancellation(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command)
     workspace.await_phase(task_id, "tool_call")
     stack.kill(stack.agent_pid(workspace.id))
@@ -174,7 +170,9 @@ def test_a_workspace_whose_agent_has_died(stack: Stack, workspace: Workspace, ga
     assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
 
 
-def test_a_second_task_while_one_runs(stack: Stack, workspace: Workspace, gate: Gate) -> None:
+def test_a_busy_workspace_refuses_a_second_task(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
     task_id = workspace.submit(gate.command)
     rest = workspace.rest.fails("POST", f"{workspace.path}/tasks", json={"description": "true"})
     rpc = stack.grpc().fails("SubmitTask", workspace_id=workspace.id, description="true")
@@ -184,7 +182,7 @@ def test_a_second_task_while_one_runs(stack: Stack, workspace: Workspace, gate: 
     workspace.await_end(task_id)
 
 
-def test_a_task_for_an_agent_that_does_not_answer_is_not_delivered(
+def test_a_task_for_an_agent_that_does_not_answer_ends_as_delivery_failed(
     stack: Stack, workspace: Workspace
 ) -> None:
     pid = stack.agent_pid(workspace.id)
@@ -195,14 +193,14 @@ def test_a_task_for_an_agent_that_does_not_answer_is_not_delivered(
         assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", False)
         task_id = failed.details["task_id"]
         assert workspace.await_end(task_id)["status"] == "delivery_failed"
-    # The agent meets the call when it lives again, and does not run what has ended.
+    # The agent reads the call after the freeze, and does not run a task that has ended.
     assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
     assert not (stack.files(workspace.id) / "ran").exists()
     assert workspace.task(task_id)["status"] == "delivery_failed"
     assert stack.agent_pid(workspace.id) == pid
 
 
-def test_resuming_a_workspace_that_is_still_stopping(workspace: Workspace, gate: Gate) -> None:
+def test_a_workspace_that_is_stopping_cannot_be_resumed(workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     workspace.rest.post(f"{workspace.path}/stop")
@@ -217,6 +215,6 @@ def test_resuming_a_workspace_that_is_still_stopping(workspace: Workspace, gate:
         "workspace stopped",
     )
     workspace.await_status("stopped")
-    # The late retry of a cancellation learns the truth, whatever the workspace's state.
+    # A late retry of the cancellation gets the task's end in any state of the workspace.
     answer = workspace.cancel(task_id=task_id)
     assert (answer["outcome"], answer["task"]["status"]) == ("already_finished", "cancelled")

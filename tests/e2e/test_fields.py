@@ -1,6 +1,4 @@
-"""Every field of every message that the service answers with is seen over REST: a new field needs a
-line here to be met.
-"""
+"""Every field of every response message appears over REST. A new field needs a line here."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,21 +20,21 @@ PACKAGE = "evershell.workspace.v1"
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 REPLIES = {method.name: method.output_type for method in SERVICE.methods}
 STREAMED = workspace_service_pb2.WatchEventsResponse.DESCRIPTOR
-# These come on a stream that is quiet for 15 s, or breaks; the tests of the use case and of the
-# waits meet them.
+# A stream sends these after 15 s without an event, or when it fails. Other tests cover them.
 ELSEWHERE = {f"{STREAMED.full_name}.heartbeat", f"{STREAMED.full_name}.error"}
 
 
 class Seen:
-    """The fields that answers had."""
+    """Records which fields the responses had."""
 
     def __init__(self) -> None:
         self._fields: dict[str, set[str]] = defaultdict(set)
         self.absent: dict[str, set[str]] = defaultdict(set)
 
     def note(self, message: Descriptor, answer: dict[str, Any]) -> dict[str, Any]:
-        """Checks one answer: it has nothing unknown, and every field that is not a message, zero or
-        not.
+        """Records a response, checks its fields and returns it.
+
+        It must have no unknown field, and every field without presence, even if it is zero.
         """
         assert set(answer) <= set(message.fields_by_name), (message.full_name, answer)
         self._fields[message.full_name] |= set(answer)
@@ -45,27 +43,27 @@ class Seen:
                 assert field.has_presence, f"{message.full_name}.{field.name} is not in {answer}"
                 self.absent[message.full_name].add(field.name)
             elif (message_type := ours(field)) is not None:
-                of_field = answer[field.name]
-                for each in of_field if isinstance(of_field, list) else [of_field]:
+                value = answer[field.name]
+                for each in value if isinstance(value, list) else [value]:
                     self.note(message_type, each)
             else:
                 assert answer[field.name] is not None
         return answer
 
     def missing(self) -> set[str]:
-        """The fields that no answer had."""
-        every = {
+        """The fields that no response had."""
+        expected = {
             f"{message.full_name}.{field.name}"
             for message in reachable()
             for field in message.fields
         }
-        return every - {
+        return expected - {
             f"{message}.{name}" for message, names in self._fields.items() for name in names
         }
 
 
 def ours(field: FieldDescriptor) -> Descriptor | None:
-    """The message of this API that it holds; None for a scalar, a map and what Google defines."""
+    """The type of a message field. None for scalars, maps and the messages of Google."""
     message = field.message_type
     return (
         message
@@ -77,11 +75,11 @@ def ours(field: FieldDescriptor) -> Descriptor | None:
 
 
 def reachable() -> list[Descriptor]:
-    """Every message that an answer may hold, and the one that a failure is."""
+    """Every message that a response can contain, and Error."""
     found: dict[str, Descriptor] = {}
-    left = [*REPLIES.values(), error_pb2.Error.DESCRIPTOR]
-    while left:
-        message = left.pop()
+    queue = [*REPLIES.values(), error_pb2.Error.DESCRIPTOR]
+    while queue:
+        message = queue.pop()
         if message.full_name not in found:
             found[message.full_name] = message
             fields = [
@@ -89,7 +87,7 @@ def reachable() -> list[Descriptor]:
                 for field in message.fields
                 if f"{message.full_name}.{field.name}" not in ELSEWHERE
             ]
-            left += [inner for field in fields if (inner := ours(field)) is not None]
+            queue += [inner for field in fields if (inner := ours(field)) is not None]
     return list(found.values())
 
 
@@ -101,7 +99,7 @@ def seen() -> Seen:
 def pages(
     stack: Stack, seen: Seen, rpc: str, path: str, items: str, size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """All pages of a list."""
+    """Yields all pages of a list. Every page but the last must be full."""
     token = ""
     while True:
         page = seen.note(
@@ -115,7 +113,7 @@ def pages(
         assert len(page[items]) == size
 
 
-def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
+def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
     workspace = Workspace(stack, "owner")
     gate, rest, path = Gate(workspace), workspace.rest, workspace.path
 
@@ -200,7 +198,7 @@ def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
     list(pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 50))
 
     assert seen.missing() == ELSEWHERE
-    # What is not set and has a presence of its own was absent at least once: it is never made up.
+    # A field with presence that is not set is absent, not zero.
     assert seen.absent[task_pb2.Task.DESCRIPTOR.full_name] >= {
         "completed_at",
         "cancel_requested_at",
@@ -209,9 +207,7 @@ def test_every_field_of_every_message(stack: Stack, seen: Seen) -> None:
 
 
 def check_events(workspace: Workspace, seen: Seen) -> None:
-    """The whole log over REST: every type there is, each with the one payload that is named after
-    it.
-    """
+    """Checks the whole log over REST: it has every type of event, each with its own payload."""
     payloads = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
     last = workspace.log()[-1]["seq"]
     events: list[dict[str, Any]] = []
@@ -268,7 +264,7 @@ def test_a_list_of_workspaces_is_paged_newest_first(stack: Stack, seen: Seen) ->
 
 
 @pytest.mark.parametrize("page", [{"page_size": 201}, {"page_size": -1}, {"page_token": "no good"}])
-def test_a_page_that_is_none_is_refused(stack: Stack, page: dict[str, object]) -> None:
+def test_an_invalid_page_is_refused(stack: Stack, page: dict[str, object]) -> None:
     failed = stack.rest().fails("GET", "/v1/workspaces", params=page)
     assert (failed.status, failed.slug, set(failed.details["fields"])) == (
         400,

@@ -1,4 +1,4 @@
-"""Breaking an iteration off, when that was asked for: in time, wholly, and told with whoever asked."""
+"""Forced cancellation: it interrupts the iteration in time, with all its processes."""
 
 import time
 
@@ -8,12 +8,12 @@ import pytest
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Told apart from every other sleep on the machine by their numbers.
-PLAIN, OWN_SESSION, NOTHING_LEFT = "86400.0625", "86400.1875", "86400.3125"
+# The durations identify these processes among all others on the machine.
+PLAIN, OWN_SESSION, DETACHED = "86400.0625", "86400.1875", "86400.3125"
 
 
 def running(argument: str) -> bool:
-    """Whether a process has this argument."""
+    """Whether a running process has this argument."""
     return any(
         argument in (process.info["cmdline"] or [])
         for process in psutil.process_iter(["cmdline", "status"])
@@ -21,18 +21,21 @@ def running(argument: str) -> bool:
     )
 
 
-def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(
+def test_force_interrupts_the_iteration_and_every_process_that_it_started(
     workspace: Workspace,
 ) -> None:
-    line = f"setsid sleep {OWN_SESSION} & (cd /; env -i setsid sleep {NOTHING_LEFT} &); echo so far; sleep {PLAIN}"
+    line = (
+        f"setsid sleep {OWN_SESSION} & (cd /; env -i setsid sleep {DETACHED} &); "
+        f"echo so far; sleep {PLAIN}"
+    )
     task_id = workspace.submit(line, "touch never")
-    eventually(lambda: all(running(each) for each in (PLAIN, OWN_SESSION, NOTHING_LEFT)))
+    eventually(lambda: all(running(each) for each in (PLAIN, OWN_SESSION, DETACHED)))
     began = time.monotonic()
     answer = workspace.cancel(force_after="0.5s", reason="it costs money")
     assert answer["outcome"] == "accepted"
     end = workspace.await_end(task_id)
     assert 0.5 <= time.monotonic() - began < 5
-    assert not any(running(each) for each in (PLAIN, OWN_SESSION, NOTHING_LEFT))
+    assert not any(running(each) for each in (PLAIN, OWN_SESSION, DETACHED))
     assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
         "cancelled",
         True,
@@ -50,7 +53,7 @@ def test_an_iteration_that_still_runs_is_broken_off_with_all_that_it_started(
     assert workspace.get()["epoch"] == "1"
 
 
-def test_a_last_command_that_was_broken_off_is_not_said_to_have_run(
+def test_the_result_does_not_count_an_interrupted_last_command(
     workspace: Workspace, gate: Gate
 ) -> None:
     task_id = workspace.submit(gate.command)
@@ -63,7 +66,7 @@ def test_a_last_command_that_was_broken_off_is_not_said_to_have_run(
     assert iteration["model_call"]["content"] == ""
 
 
-def test_force_may_come_in_a_later_call_of_another_caller(
+def test_another_caller_can_force_in_a_later_call(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
     task_id = workspace.submit(gate.command, "touch never")
@@ -82,9 +85,7 @@ def test_force_may_come_in_a_later_call_of_another_caller(
     )
 
 
-def test_an_iteration_that_ends_in_time_is_not_called_forced(
-    workspace: Workspace, gate: Gate
-) -> None:
+def test_an_iteration_that_ends_in_time_is_not_forced(workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "touch never")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel(force_after="60s")
@@ -93,12 +94,10 @@ def test_an_iteration_that_ends_in_time_is_not_called_forced(
     assert (end["status"], end["forced"], end["result"]) == ("cancelled", False, "open\n")
 
 
-def test_a_force_deadline_whose_signal_was_lost_is_delivered(
+def test_a_force_deadline_reaches_the_agent_after_its_signal_was_lost(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """The agent is frozen while the deadline comes in a second call; it breaks off when it lives
-    again.
-    """
+    """The agent is frozen while a second call sets the deadline. It interrupts when it resumes."""
     task_id = workspace.submit(f"sleep {PLAIN}")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel()
@@ -112,8 +111,9 @@ def test_a_force_deadline_whose_signal_was_lost_is_delivered(
 
 
 def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
-    """A tool stops its agent: the control plane ends the pod 2 s after the deadline, long before
-    the lease of 30 s is over.
+    """A tool stops its agent with SIGSTOP.
+
+    The controller ends the pod 2 s after the deadline, long before the lease of 30 s expires.
     """
     task_id = workspace.submit(f"kill -STOP $PPID; sleep {PLAIN}", "touch never")
     eventually(lambda: running(PLAIN))
@@ -132,7 +132,7 @@ def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("force_after", ["-1s", "86401s", "soon", 5])
-def test_what_is_no_duration_is_refused_and_cancels_nothing(
+def test_an_invalid_duration_is_refused_and_cancels_nothing(
     workspace: Workspace, gate: Gate, force_after: object
 ) -> None:
     task_id = workspace.submit(gate.command)

@@ -1,9 +1,9 @@
-"""The promise, as a customer sees it through Envoy."""
+"""A cancellation from start to end, as a customer sees it through Envoy."""
 
 from tests.support.stack import Gate, Workspace
 
 
-def test_cancelling_finishes_the_current_iteration_and_the_next_task_runs_on_the_same_process(
+def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_task(
     workspace: Workspace, gate: Gate
 ) -> None:
     pid = workspace.stack.agent_pid(workspace.id)
@@ -19,7 +19,7 @@ def test_cancelling_finishes_the_current_iteration_and_the_next_task_runs_on_the
         "it has gone wrong",
     )
     assert answer["requested_at"] and answer["requested_by"].startswith("key_")
-    # The answer does not wait for the iteration.
+    # The response does not wait for the end of the iteration.
     assert answer["task"]["status"] == "running"
     assert workspace.task(task_id)["cancel_reason"] == "it has gone wrong"
     gate.open()

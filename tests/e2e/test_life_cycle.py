@@ -1,15 +1,15 @@
-"""The end of everything that runs in a pod."""
+"""When a pod ends, all its processes end."""
 
 import pytest
 
 from tests.support.stack import Stack, Workspace, running
 from tests.support.waiting import eventually
 
-# Told apart from every other sleep on the machine by their numbers.
-HIDDEN, GONE = "86400.375", "86400.625"
+# The durations identify these processes among all others on the machine.
+HIDDEN, DETACHED = "86400.375", "86400.625"
 
 
-def test_a_tool_that_hides_its_environment_ends_with_its_pod_too(
+def test_a_tool_without_an_environment_ends_with_its_pod(
     stack: Stack, workspace: Workspace
 ) -> None:
     task_id = workspace.submit(f"env -i sleep {HIDDEN}")
@@ -17,29 +17,32 @@ def test_a_tool_that_hides_its_environment_ends_with_its_pod_too(
     stack.kill(stack.agent_pid(workspace.id))
     end = workspace.await_end(task_id)
     assert (end["status"], end["work_stopped"]) == ("failed", "yes")
-    # It had ended before that was said.
+    # The tool ended before the event reported it.
     assert running(HIDDEN) == []
 
 
 @pytest.mark.parametrize(
-    ("controller", "told"), [("the one that started it", "yes"), ("a later one", "unknown")]
+    ("controller", "work_stopped"), [("the one that started it", "yes"), ("a later one", "unknown")]
 )
-def test_a_tool_that_has_left_everything_and_kills_its_agent(
-    stack: Stack, workspace: Workspace, controller: str, told: str
+def test_work_stopped_is_yes_only_if_the_controller_can_see_a_detached_tool(
+    stack: Stack, workspace: Workspace, controller: str, work_stopped: str
 ) -> None:
-    """What the agent leaves goes to its controller, and ends; where that has gone itself, nobody
-    says that all has ended.
+    """A tool leaves its session, its folder and its environment, and kills its agent.
+
+    The controller that started the agent is a subreaper: it inherits and ends the tool. A
+    later controller may not find the tool, so it reports `unknown`.
     """
     if controller == "a later one":
         (leader,) = stack.pids("fleet")
         stack.kill(leader)
         eventually(lambda: stack.pids("fleet") not in ([], [leader]))
-        # It leads: what is new is started.
+        # A workspace that becomes idle shows that the new controller leads.
         Workspace(stack)
-    evading = f"(cd /; env -i setsid /bin/sh -c 'kill -9 $1; exec sleep {GONE}' x $PPID > /dev/null 2>&1 &)"
-    end = workspace.await_end(workspace.submit(f"{evading}; sleep {HIDDEN}"))
-    assert (end["status"], end["work_stopped"]) == ("failed", told)
-    left = running(GONE)
-    assert left == [] or told == "unknown"
+    script = f"kill -9 $1; exec sleep {DETACHED}"
+    detached = f"(cd /; env -i setsid /bin/sh -c '{script}' x $PPID > /dev/null 2>&1 &)"
+    end = workspace.await_end(workspace.submit(f"{detached}; sleep {HIDDEN}"))
+    assert (end["status"], end["work_stopped"]) == ("failed", work_stopped)
+    left = running(DETACHED)
+    assert left == [] or work_stopped == "unknown"
     for pid in left:
         stack.kill(pid)

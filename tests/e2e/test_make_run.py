@@ -1,4 +1,4 @@
-"""The stack itself: how it starts, stops and comes back."""
+"""The stack: start, stop and restart."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from tests.support.stack import ROOT, Gate, Stack, Workspace, processes_of
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack that the test starts and stops."""
+    """A stack that the test itself starts and stops."""
     own = Stack(tmp_path / "state")
     yield own
-    # A test that failed half way leaves nothing behind.
+    # A failed test may not have stopped it.
     own.kill_if_running()
 
 
-def test_ctrl_c_leaves_no_process_and_a_second_run_finds_its_workspaces(own_stack: Stack) -> None:
+def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack: Stack) -> None:
     own_stack.start()
     demo = own_stack.ready["demo"]
     workspace = Workspace(own_stack)
@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_no_process_and_a_second_run_finds_its_workspaces(own_stac
             each.await_event("workspace_resumed")
             assert each.await_status("idle")["epoch"] == "2"
         assert workspace.task(finished)["status"] == "completed"
-        # A task that ran has ended: cancelled if that was asked for, else failed.
+        # The tasks that ran have ended: cancelled if that was requested, otherwise failed.
         assert workspace.await_end(cancelled)["status"] == "cancelled"
         end = running.await_end(lost)
         assert (end["status"], end["reason"]) == ("failed", "the host was restarted")
@@ -82,10 +82,10 @@ def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
     assert not any(token in stack.output.read_text() for token in stack.tokens.values())
 
 
-def test_the_printed_calls_work_in_their_order(stack: Stack) -> None:
+def test_the_printed_calls_work(stack: Stack) -> None:
     calls = stack.output.read_text().partition("In another terminal:")[2]
     environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
-    # The last of them watches until it is ended.
+    # The last call is a stream, which runs until the test kills the shell.
     shell = subprocess.Popen(
         ["/usr/bin/env", "bash", "-ec", calls],
         cwd=ROOT,
@@ -99,7 +99,7 @@ def test_the_printed_calls_work_in_their_order(stack: Stack) -> None:
     printed = ""
     try:
         assert shell.stdout is not None
-        # Each answer ends its line.
+        # Each of the first two calls prints one line.
         task_id = json.loads(shell.stdout.readline())["task_id"]
         assert json.loads(shell.stdout.readline())["outcome"] == "accepted"
         for line in shell.stdout:
@@ -114,7 +114,7 @@ def test_the_printed_calls_work_in_their_order(stack: Stack) -> None:
     assert '"forced":true' in printed.splitlines()[-1]
 
 
-def test_a_second_run_on_the_same_state_or_port_says_what_to_do(
+def test_a_second_stack_on_the_same_state_or_port_explains_what_to_change(
     stack: Stack, tmp_path: Path
 ) -> None:
     assert "Another run uses" in Stack(stack.state_dir).refuses_to_start()

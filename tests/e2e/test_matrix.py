@@ -1,5 +1,6 @@
-"""A choice of the matrix: a busy workspace with each credential, task and wire. The whole of it is in
-tests/exhaustive/e2e.
+"""A part of the matrix: a busy workspace with each credential, task and wire.
+
+The whole matrix is in tests/exhaustive/e2e.
 """
 
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ def places(stack: Stack) -> Iterator[Places]:
         yield prepared
 
 
-def test_cells_that_change_nothing(stack: Stack, places: Places) -> None:
+def test_calls_without_an_effect_change_nothing(stack: Stack, places: Places) -> None:
     check_cells_that_change_nothing(stack, places, "busy", "owner")
 
 
-def test_cells_that_record(stack: Stack, places: Places) -> None:
+def test_an_accepted_cancellation_is_recorded(stack: Stack, places: Places) -> None:
     check_cells_that_record(stack, places, "owner", at_most=3)

@@ -1,4 +1,4 @@
-"""The metrics of a whole stack: the workers', the fleet controller's, and Envoy's."""
+"""The metrics of a whole stack: workers, fleet controller and Envoy."""
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -7,7 +7,7 @@ from server.stack import postgres
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# By how far their ports are behind METRICS_PORT: two workers, then the fleet controller.
+# The offsets of their ports from METRICS_PORT: two workers, then the fleet controller.
 PROGRAMS = (0, 1, 2)
 FLEET = PROGRAMS[-1]
 
@@ -25,11 +25,11 @@ def scrape(stack: Stack, index: int) -> Samples:
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:
-    """Over all programs."""
+    """The sum over all programs."""
     return sum(scrape(stack, index).get((name, frozenset(labels.items())), 0) for index in PROGRAMS)
 
 
-def test_a_cancellation_is_seen_in_the_metrics(stack: Stack, workspace: Workspace) -> None:
+def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     def counts() -> list[float]:
         calls, signals = "evershell_rpc_seconds_count", "evershell_agent_signal_seconds_count"
         return [
@@ -50,7 +50,7 @@ def test_a_cancellation_is_seen_in_the_metrics(stack: Stack, workspace: Workspac
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
-    # Each is counted after what the caller sees.
+    # The programs count after the caller has its response.
     wanted = [old + more for old, more in zip(before, (2, 1, 2, 1, 1), strict=True)]
     eventually(lambda: counts() == wanted)
     assert total(stack, "evershell_database_connections", state="idle") >= 2
@@ -61,7 +61,7 @@ def test_a_cancellation_is_seen_in_the_metrics(stack: Stack, workspace: Workspac
     assert not ids & labels
 
 
-def test_the_backlog_is_seen_at_the_fleet_controller(stack: Stack, workspace: Workspace) -> None:
+def test_the_fleet_controller_reports_the_backlog(stack: Stack, workspace: Workspace) -> None:
     def read(name: str, **labels: str) -> float | None:
         return scrape(stack, FLEET).get((f"evershell_{name}", frozenset(labels.items())))
 
@@ -71,7 +71,7 @@ def test_the_backlog_is_seen_at_the_fleet_controller(stack: Stack, workspace: Wo
     workspace.cancel()
     eventually(lambda: read("cancellations_open") == 1)
     eventually(lambda: (read("cancellations_oldest_seconds") or 0) > 0)
-    # The controller delivers it once more, in case the agent has missed it.
+    # The controller redelivers the cancellation in case the agent has missed it.
     eventually(lambda: read("cancel_redeliveries_total", result="acknowledged"))
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
@@ -79,7 +79,7 @@ def test_the_backlog_is_seen_at_the_fleet_controller(stack: Stack, workspace: Wo
     eventually(lambda: (read("workspaces", status="idle") or 0) >= 2)
 
 
-def test_an_agent_that_is_lost_ends_a_cancellation_in_the_fleets_metrics(
+def test_the_fleet_controller_counts_a_cancellation_that_ends_with_a_lost_agent(
     stack: Stack, workspace: Workspace
 ) -> None:
     key = ("evershell_cancel_to_end_seconds_count", frozenset({("forced", "false")}))
@@ -92,7 +92,7 @@ def test_an_agent_that_is_lost_ends_a_cancellation_in_the_fleets_metrics(
     eventually(lambda: scrape(stack, FLEET).get(key, 0) == before + 1)
 
 
-def test_the_edges_metrics_are_on_its_own_socket(stack: Stack) -> None:
+def test_envoy_serves_its_metrics_on_its_own_socket(stack: Stack) -> None:
     socket = postgres.places(stack.state_dir).socket_dir / "envoy.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), trust_env=False) as client:
         text = client.get("http://envoy/stats/prometheus").text

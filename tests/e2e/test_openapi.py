@@ -1,6 +1,4 @@
-"""The answers of a real stack are those that the OpenAPI document describes; that `Rest.call` looks
-is seen here.
-"""
+"""The responses of a real stack match the OpenAPI document, and `Rest.call` rejects others."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +12,7 @@ from tests.support.wires import Rest
 
 
 def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:
-    """Calls every operation once, from a workspace's beginning to its end: operation id and answer."""
+    """Calls every operation in the life of a workspace. Yields operation ids with responses."""
     rest, path = workspace.rest, workspace.path
     yield "CreateWorkspace", rest.post("/v1/workspaces", example("CreateWorkspace"), status=201)
     yield "ListWorkspaces", rest.get("/v1/workspaces")
@@ -41,7 +39,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
 
 
 def example(name: str) -> dict[str, Any]:
-    """The document's example of a body."""
+    """The example of a request body in the document."""
     body: dict[str, Any] = named(name).described["requestBody"]["content"]["application/json"][
         "example"
     ]
@@ -53,13 +51,13 @@ def named(name: str) -> Operation:
     return found
 
 
-def test_every_operation_answers_as_it_is_described(
+def test_every_response_matches_its_description(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
     called = set()
     for name, answer in answers(stack, workspace, gate):
         called.add(name)
-        # What nobody described is noticed: a field too many, and one too few.
+        # The check rejects a response with an unknown field and one with a missing field.
         successes = named(name).described["responses"].items()
         status, response = next(
             (int(status), response) for status, response in successes if status < "400"
@@ -95,22 +93,22 @@ FAILURES: dict[str, Callable[[Stack, Rest, str], Any]] = {
 
 
 @pytest.mark.parametrize("slug", FAILURES)
-def test_a_failure_has_the_shape_of_its_example(
+def test_an_error_has_the_same_details_as_its_example(
     stack: Stack, workspace: Workspace, gate: Gate, slug: str
 ) -> None:
     task_id = workspace.submit(gate.command)
     failed = FAILURES[slug](stack, workspace.rest, workspace.path)
-    shown = document()["components"]["examples"][slug]["value"]["error"]
+    expected = document()["components"]["examples"][slug]["value"]["error"]
     assert failed.slug == slug
-    assert failed.details.keys() == shown.get("details", {}).keys()
+    assert failed.details.keys() == expected.get("details", {}).keys()
     assert {name: type(value) for name, value in failed.details.items()} == {
-        name: type(value) for name, value in shown.get("details", {}).items()
+        name: type(value) for name, value in expected.get("details", {}).items()
     }
     gate.open()
     workspace.await_end(task_id)
 
 
-def test_an_error_that_an_operation_is_not_said_to_answer_is_noticed() -> None:
+def test_an_error_that_the_document_does_not_list_is_rejected() -> None:
     error = {"code": "task_not_found", "message": "m", "request_id": "r"}
     described = operation("GET", "/v1/workspaces/ws_1")
     assert described is not None

@@ -1,5 +1,6 @@
-"""Cancellation against natural completion, forced both ways by a barrier within the commit that is
-to come first.
+"""A cancellation races with the natural completion of its task.
+
+A barrier inside the transaction that must commit first decides the order.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_a_cancellation_that_comes_before_the_completion_wins(
+def test_a_cancellation_before_the_completion_wins(
     workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
     task_id = workspace.submit(gate.command)
@@ -33,7 +34,7 @@ def test_a_cancellation_that_comes_before_the_completion_wins(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_completion_that_comes_before_the_cancellation_wins(
+def test_a_completion_before_the_cancellation_wins(
     workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor, named: bool
 ) -> None:
     task_id = workspace.submit(gate.command)
@@ -55,12 +56,10 @@ def test_a_completion_that_comes_before_the_cancellation_wins(
         assert answer["task"]["status"] == "completed"
 
 
-def test_a_cancellation_before_the_agent_has_begun_means_zero_iterations(
+def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     workspace: Workspace, pool: ThreadPoolExecutor
 ) -> None:
-    """The agent is frozen while the task and its cancellation are recorded, and then meets both at
-    once.
-    """
+    """The agent is frozen while task and cancellation commit, so it receives both at once."""
     with workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id)):
         submitting = pool.submit(
             workspace.rest.call,
@@ -74,7 +73,7 @@ def test_a_cancellation_before_the_agent_has_begun_means_zero_iterations(
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 0)
     assert not (workspace.stack.files(workspace.id) / "never").exists()
-    # On a machine so slow that the agent was given up meanwhile, these say that; the end is the
-    # same.
+    # On a slow machine the calls to the agent time out, which both responses report. The task ends
+    # in the same way.
     assert submitting.result().status_code in (202, 503)
     assert cancelling.result().json().get("outcome", "accepted") == "accepted"

@@ -1,4 +1,4 @@
-"""Limits on calls, through Envoy, over two workers that each count for themselves."""
+"""Rate limits through Envoy. Each of the two workers counts separately."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from tests.support.wires import Failed, grpc_failure, rest_failure
 
 BURST, CANCEL_BURST, WORKERS, PER_SECOND = 20, 60, 2, 2
 RETRY_AFTER_SECONDS = 1
-# Slow enough that the bucket does not fill while a test empties it.
+# The refill is slow, so that the bucket does not fill while a test empties it.
 ENVIRONMENT = {
     "RATE_LIMIT": "on",
     "RATE_LIMIT_PER_SECOND": str(PER_SECOND),
@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "CANCEL_LIMIT_BURST": str(CANCEL_BURST),
 }
 
-# A call; what it failed with, or None.
+# Makes a call. Returns its failure, or None if it succeeded.
 Call = Callable[[], Failed | None]
 
 
@@ -89,8 +89,10 @@ def calling(
 
 
 def spend(call: Call, least: int) -> Failed:
-    """Makes calls until one is refused: not before as many as are promised, and not long after
-    those of all workers and what has been refilled meanwhile.
+    """Makes calls until one is refused, and returns that failure.
+
+    At least `least` calls must succeed before. At most, the bursts of all workers and the refill
+    since the start succeed, with 10 calls of tolerance.
     """
     began, served = time.monotonic(), 0
     while served < least * WORKERS + 10 + WORKERS * PER_SECOND * (time.monotonic() - began):
@@ -102,10 +104,10 @@ def spend(call: Call, least: int) -> Failed:
     raise AssertionError("no call was refused")
 
 
-def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(
+def test_a_refused_caller_learns_when_to_retry_and_other_credentials_are_served(
     limited: Stack, wire: str
 ) -> None:
-    """Each wire has a credential of its own, whose bucket is full."""
+    """REST and gRPC use different credentials, so each begins with a full bucket."""
     looping = {"rest": "owner", "grpc": "submit_observe"}[wire]
     failed = spend(read(limited, wire, looping), BURST)
     assert failed.status == {"rest": 429, "grpc": grpc.StatusCode.RESOURCE_EXHAUSTED}[wire]
@@ -114,33 +116,33 @@ def test_a_runaway_loop_is_told_when_to_call_again_and_hurts_no_one_else(
         assert failed.details["retry_after_seconds"] == RETRY_AFTER_SECONDS
     else:
         assert failed.details["RetryInfo"] == {"retry_delay": f"{RETRY_AFTER_SECONDS}s"}
-    # Another credential of the same organization is unhurt, and spent reads do not block a
-    # cancellation.
+    # Another credential of the same organization can read. Reads and cancellations have separate
+    # buckets, so this credential can cancel.
     assert read(limited, wire, "read_only")() is None
     assert cancel(limited, wire, looping, limited.ready["demo"]["workspace_id"])() is None
-    # What was said is true: that long, and no longer, is waited for.
+    # The caller waits exactly as long as the error says.
     time.sleep(RETRY_AFTER_SECONDS)
     assert read(limited, wire, looping)() is None
 
 
-def test_a_loop_of_cancellations_leaves_reads_and_other_workspaces_alone(
+def test_a_loop_of_cancellations_limits_no_reads_and_no_other_credential(
     limited: Stack, wire: str
 ) -> None:
     looping, other = {"rest": ("member", "full_access"), "grpc": ("other_org", "owner")}[wire]
     failed = spend(cancel(limited, wire, looping, f"ws_{wire}"), CANCEL_BURST)
     assert "CancelTask" in failed.message
-    # Whatever else it is told: the demo workspace is not every credential's to read.
-    unread = read(limited, wire, looping)()
-    assert unread is None or unread.slug != "rate_limited"
-    # It was not there to be cancelled, and whoever guessed at it spent nothing of those who could
-    # have.
+    # The read may fail for another reason: some credentials may not read the demo workspace.
+    refused = read(limited, wire, looping)()
+    assert refused is None or refused.slug != "rate_limited"
+    # The workspace does not exist. The loop used up no calls of the other credential.
     seen = cancel(limited, wire, other, f"ws_{wire}")()
     assert seen is not None and seen.slug == "workspace_not_found"
 
 
-def test_a_loop_on_a_wrong_task_blocks_no_one_elses_cancellation(limited: Stack) -> None:
-    """In the same workspace: the loop has emptied its own buckets on both workers, and 60 calls are
-    within the owner's limit.
+def test_a_loop_on_a_wrong_task_does_not_limit_the_owners_cancellations(limited: Stack) -> None:
+    """Both cancel in the same workspace.
+
+    The loop empties only its own buckets on both workers; 60 calls are within the owner's limit.
     """
     workspace_id = limited.ready["demo"]["workspace_id"]
     loop = cancel(limited, "grpc", "full_access", workspace_id, "task_wrong")
@@ -151,6 +153,6 @@ def test_a_loop_on_a_wrong_task_blocks_no_one_elses_cancellation(limited: Stack)
     assert [owner() for _ in range(CANCEL_BURST)] == [None] * CANCEL_BURST
 
 
-def test_a_stack_without_limits_has_none(stack: Stack, workspace: Workspace) -> None:
+def test_a_stack_with_rate_limits_off_refuses_no_call(stack: Stack, workspace: Workspace) -> None:
     for _ in range(250):
         assert stack.rest("read_only").call("GET", workspace.path).status_code == 200

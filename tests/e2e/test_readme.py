@@ -1,4 +1,4 @@
-"""A newcomer's walk: what README.md says to type does what README.md says."""
+"""The commands of README.md print what README.md shows."""
 
 import json
 import os
@@ -16,19 +16,19 @@ from tests.support.stack import ROOT, Stack
 
 SLUGS = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_number
 README = (ROOT / "README.md").read_text()
-# Between what one block prints and what the next does.
+# Separates the outputs of two blocks.
 MARK = "\x1e"
-# A fenced block, with its language.
+# A fenced block: its language and its text.
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-WALK_SECONDS = 60
+RUN_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Step:
-    """One block of commands, and the block that shows what they print."""
+    """One block of commands, and the block of its expected output."""
 
     commands: str
-    shown: str
+    expected: str
 
 
 def section(title: str) -> str:
@@ -36,18 +36,18 @@ def section(title: str) -> str:
 
 
 def steps() -> list[Step]:
-    """A block of commands that no output follows prints nothing."""
+    """Reads the steps. A block of commands without an output block must print nothing."""
     found = BLOCK.findall(section("Stop a task"))
     following = [*found[1:], ("sh", "")]
     return [
-        Step(text, "" if after == "sh" else shown)
-        for (language, text), (after, shown) in zip(found, following, strict=True)
+        Step(text, "" if next_language == "sh" else output)
+        for (language, text), (next_language, output) in zip(found, following, strict=True)
         if language == "sh"
     ]
 
 
 def shape(value: Any) -> Any:
-    """Names and types, recursively; the values are free."""
+    """The names and types of a JSON value, without its values."""
     if isinstance(value, dict):
         return {name: shape(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -55,8 +55,8 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
-def told(message: Any) -> Any:
-    """What an event says, but for its values."""
+def event_shape(message: Any) -> Any:
+    """The type and the shape of an event, without its values."""
     return message["event"]["type"], shape(message)
 
 
@@ -65,16 +65,14 @@ def is_object(text: str) -> bool:
 
 
 def events(text: str) -> list[Any]:
-    """The messages of a stream, of which every line is one or empty."""
+    """The messages of a stream. Every other line must be empty."""
     lines = [line for line in text.splitlines() if line]
     assert all(line.startswith("data: {") for line in lines), text
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-def walk(stack: Stack, folder: Path) -> list[str]:
-    """Types all that README.md says, in one shell and in a folder as `make run` leaves it; returns
-    what each block printed.
-    """
+def run_steps(stack: Stack, folder: Path) -> list[str]:
+    """Runs all steps in one shell, in a folder as `make run` leaves it. Returns their outputs."""
     (folder / ".state").symlink_to(stack.state_dir)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     script = "".join(f"{step.commands}printf '{MARK}'\n" for step in steps())
@@ -86,50 +84,50 @@ def walk(stack: Stack, folder: Path) -> list[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=WALK_SECONDS,
+        timeout=RUN_SECONDS,
         check=False,
     )
     assert done.stderr == ""
     return done.stdout.split(MARK)[:-1]
 
 
-def test_each_call_prints_what_is_shown(stack: Stack, tmp_path: Path) -> None:
-    expected = steps()
-    assert len(expected) >= 6
+def test_each_call_prints_the_output_in_the_readme(stack: Stack, tmp_path: Path) -> None:
+    all_steps = steps()
+    assert len(all_steps) >= 6
 
-    printed = walk(stack, tmp_path)
+    printed = run_steps(stack, tmp_path)
 
-    assert len(printed) == len(expected)
+    assert len(printed) == len(all_steps)
     (task_id,) = {
         answer["task_id"]
         for answer in map(json.loads, filter(is_object, printed))
         if "task_id" in answer
     }
-    for step, output in zip(expected, printed, strict=True):
-        if step.shown.startswith("data: "):
-            # What other tests did in this workspace before is in its log too.
+    for step, output in zip(all_steps, printed, strict=True):
+        if step.expected.startswith("data: "):
+            # The log also has events of other tests in this workspace.
             seen = [
                 message
                 for message in events(output)
                 if "event" in message and message["event"]["task_id"] == task_id
             ]
-            for message in events(step.shown):
-                assert told(message) in map(told, seen), f"{step.commands}{output}"
-        elif is_object(step.shown):
-            assert shape(json.loads(output)) == shape(json.loads(step.shown)), (
+            for message in events(step.expected):
+                assert event_shape(message) in map(event_shape, seen), f"{step.commands}{output}"
+        elif is_object(step.expected):
+            assert shape(json.loads(output)) == shape(json.loads(step.expected)), (
                 f"{step.commands}{output}"
             )
         else:
-            assert (output, step.shown) == ("", ""), step.commands
+            assert (output, step.expected) == ("", ""), step.commands
 
 
-def test_what_is_shown_tells_one_story() -> None:
-    answers = [json.loads(step.shown) for step in steps() if is_object(step.shown)]
+def test_the_outputs_in_the_readme_are_consistent() -> None:
+    answers = [json.loads(step.expected) for step in steps() if is_object(step.expected)]
     stream = [
         message["event"]
         for step in steps()
-        if step.shown.startswith("data: ")
-        for message in events(step.shown)
+        if step.expected.startswith("data: ")
+        for message in events(step.expected)
     ]
     ended = stream[-1]
     assert {answer["task_id"] for answer in answers if "task_id" in answer} == {ended["task_id"]}
@@ -141,8 +139,8 @@ def test_what_is_shown_tells_one_story() -> None:
     assert [int(event["seq"]) for event in stream] == sorted(int(event["seq"]) for event in stream)
 
 
-def test_the_task_outlasts_a_slow_reader() -> None:
-    """Each step is long enough to read on, and the walk ends it by force."""
+def test_the_task_runs_longer_than_a_reader_needs() -> None:
+    """Each command takes 300 s or more. The steps end the task with `force_after`."""
     calls = section("Stop a task")
     (description,) = re.findall(r'-d \'{"description": "(.*)"}\'', calls)
     assert all(int(step.removeprefix("sleep ")) >= 300 for step in description.split("\\n"))
@@ -151,11 +149,11 @@ def test_the_task_outlasts_a_slow_reader() -> None:
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)[^)]*\)", README))))
-def test_a_link_leads_somewhere(link: str) -> None:
+def test_the_target_of_a_link_exists(link: str) -> None:
     assert link.startswith("https://") or (ROOT / link).exists()
 
 
-def test_the_table_of_calls_is_that_of_the_protos() -> None:
+def test_the_table_of_calls_matches_the_protos() -> None:
     table = set()
     for row in re.findall(
         r"^\| (\w+) \| (.*) \| (\d+)[^|]*\|([^|]*)\|$", section("Calls"), re.MULTILINE
@@ -174,7 +172,7 @@ def test_the_table_of_calls_is_that_of_the_protos() -> None:
     assert table == bindings
 
 
-def test_the_errors_of_every_call_are_those_of_the_protos() -> None:
+def test_the_common_errors_match_the_protos() -> None:
     (sentence,) = re.findall(
         r"^Every call may also answer (.*?), or what", section("Calls"), re.MULTILINE | re.DOTALL
     )

@@ -1,6 +1,4 @@
-"""A trace from the edge to the agent and back into the log of events, and the lines of the logs
-that belong together.
-"""
+"""Traces from Envoy through the agent to the event log, and the log lines of one call."""
 
 import json
 import subprocess
@@ -15,14 +13,14 @@ from tests.support.waiting import eventually
 
 
 def lines(stack: Stack, program: str) -> list[dict[str, Any]]:
-    """What a program, or all whose names begin so, have logged in JSON."""
+    """The JSON log lines of all programs whose names begin with `program`."""
     paths = sorted((stack.state_dir / "logs").glob(f"{program}*.log"))
     text = "\n".join(path.read_text() for path in paths)
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_a_trace_is_passed_on_where_no_spans_are_sent(stack: Stack, wire: str) -> None:
+def test_a_trace_is_passed_on_without_an_exporter_of_spans(stack: Stack, wire: str) -> None:
     (first, _, submitted), (second, _, cancelled) = new_trace(), new_trace()
     workspace, task_id, _ = run_to_cancellation(stack, wire, submitted, cancelled)
     seen = traces(workspace, task_id)
@@ -31,24 +29,24 @@ def test_a_trace_is_passed_on_where_no_spans_are_sent(stack: Stack, wire: str) -
         second,
         second,
     )
-    quiet = workspace.submit("true")
-    workspace.await_end(quiet)
-    log = [entry for entry in workspace.log() if entry["task_id"] == quiet]
+    untraced = workspace.submit("true")
+    workspace.await_end(untraced)
+    log = [entry for entry in workspace.log() if entry["task_id"] == untraced]
     assert log and not any("trace_id" in entry for entry in log)
 
 
 @pytest.mark.parametrize("wire", ["rest", "grpc"])
-def test_a_call_has_one_line_at_the_edge_and_one_in_its_worker(
+def test_a_call_has_one_log_line_in_envoy_and_one_in_its_worker(
     stack: Stack, workspace: Workspace, wire: str
 ) -> None:
-    """The request's id joins them."""
+    """Both lines have the same request id."""
     trace_id, _, traceparent = new_trace()
     request_id = cancel(stack, workspace, wire, traceparent)
 
     def of_the_call(program: str) -> list[dict[str, Any]]:
         return [line for line in lines(stack, program) if line.get("request_id") == request_id]
 
-    # Envoy writes its lines now and then.
+    # Envoy buffers its log and writes it at intervals.
     (edge,) = eventually(lambda: of_the_call("envoy"), 20)
     (worker,) = of_the_call("worker-")
     assert edge["event"] == "edge_call" and edge["path"].endswith(
@@ -57,6 +55,9 @@ def test_a_call_has_one_line_at_the_edge_and_one_in_its_worker(
     assert (worker["method"], worker["trace_id"]) == ("/" + PUBLIC + "CancelTask", trace_id)
 
 
-def test_a_worker_that_sends_no_spans_does_not_even_load_what_would() -> None:
-    program = "import sys, server.bootstrap; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+def test_a_worker_without_an_exporter_does_not_load_opentelemetry() -> None:
+    program = (
+        "import sys, server.bootstrap; "
+        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 0

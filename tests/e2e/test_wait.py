@@ -1,4 +1,4 @@
-"""A cancellation that waits for the end, through Envoy and over two workers."""
+"""Cancellations that wait for the end of the task, through Envoy and on two workers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def test_a_wait_that_sees_the_end_is_200_and_tells_it(
+def test_a_wait_answers_200_when_the_task_ends(
     workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
@@ -26,12 +26,12 @@ def test_a_wait_that_sees_the_end_is_200_and_tells_it(
     answer = calling.result()
     assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "cancelled")
     assert answer["task"]["completed_at"]
-    # Named again, it has ended: the wait sees that at once.
+    # The task has ended, so a second call returns at once.
     again = workspace.cancel(200, wait="30s", task_id=task_id)
     assert again["outcome"] == "already_finished"
 
 
-def test_a_wait_that_is_over_is_202_with_the_task_as_it_stands(
+def test_a_wait_answers_202_with_the_running_task_when_its_time_is_over(
     workspace: Workspace, gate: Gate
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
@@ -43,7 +43,7 @@ def test_a_wait_that_is_over_is_202_with_the_task_as_it_stands(
     assert workspace.cancel(202, wait="30s")["outcome"] == "no_active_task"
 
 
-def test_waiters_on_every_worker_are_woken(
+def test_waits_on_every_worker_end_with_the_task(
     stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
@@ -63,12 +63,12 @@ def test_waiters_on_every_worker_are_woken(
 
 
 @pytest.mark.parametrize("wait", ["31s", "-1s", "soon", 5])
-def test_a_wait_that_is_none_is_refused(workspace: Workspace, wait: object) -> None:
+def test_an_invalid_wait_is_refused(workspace: Workspace, wait: object) -> None:
     failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"wait": wait})
     assert (failed.status, failed.slug) == (400, "validation_error")
 
 
-def test_a_worker_that_drains_answers_those_who_wait_and_tells_its_watchers(
+def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
@@ -84,7 +84,7 @@ def test_a_worker_that_drains_answers_those_who_wait_and_tells_its_watchers(
     last = watching.result(timeout=10)[-1]
     assert last["error"]["code"] == "unavailable"
     assert f"after={last_seq(workspace)}" in last["error"]["message"]
-    # What `make run` supervises is started again.
+    # The supervisor restarts the workers.
     eventually(lambda: len(set(stack.pids("serve")) - set(before)) == len(before))
     eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
     gate.open()

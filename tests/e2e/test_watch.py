@@ -1,4 +1,4 @@
-"""Follow a workspace's log through Envoy."""
+"""Watching a workspace's log through Envoy."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,7 +10,7 @@ from tests.support.stack import Stack, Workspace
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_stream_goes_on_behind_any_seq(workspace: Workspace, after: int) -> None:
+def test_a_stream_starts_after_the_given_seq(workspace: Workspace, after: int) -> None:
     workspace.await_end(workspace.submit("true", "true"))
     log = [(str(entry["seq"]), entry["type"]) for entry in workspace.log()][after:]
     seen = [
@@ -19,7 +19,7 @@ def test_a_stream_goes_on_behind_any_seq(workspace: Workspace, after: int) -> No
     assert [(event["seq"], event["type"]) for event in seen] == log
 
 
-def test_a_watcher_of_each_worker_sees_all_that_any_of_them_commits(
+def test_a_stream_on_each_worker_has_the_events_of_all_workers(
     stack: Stack, workspace: Workspace
 ) -> None:
     def watched(address: str) -> list[int]:
@@ -38,7 +38,7 @@ def test_a_watcher_of_each_worker_sees_all_that_any_of_them_commits(
     assert seqs[0] == seqs[1] == list(range(1, seqs[0][-1] + 1))
 
 
-def test_a_watcher_whose_position_is_none_is_refused(workspace: Workspace) -> None:
+def test_an_invalid_position_is_refused(workspace: Workspace) -> None:
     for after in ("-1", "x", "9223372036854775808"):
         failed = workspace.rest.fails("GET", f"{workspace.path}/events", params={"after": after})
         assert (failed.status, failed.slug) == (400, "validation_error")

@@ -1,5 +1,6 @@
-"""A worker is killed in the middle of a CancelTask. All points at which it can happen are in
-tests/exhaustive/e2e/test_crash_points.py.
+"""A worker crashes in the middle of a CancelTask.
+
+tests/exhaustive/e2e/test_crash_points.py covers all crash points.
 """
 
 from tests.support import faults
@@ -7,7 +8,7 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 
-def test_a_worker_that_dies_after_the_intent_is_recorded(
+def test_an_intent_survives_the_crash_of_the_worker_that_recorded_it(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
@@ -23,7 +24,7 @@ def test_a_worker_that_dies_after_the_intent_is_recorded(
     gate.open()
     assert faults.await_terminal(workspace, task_id)["iterations"] == 1
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-    # The supervisor starts it again; the agent lives.
+    # The supervisor restarts the worker. The agent has kept running.
     eventually(lambda: len(set(stack.pids("serve")) - set(workers)) == 1)
     for address in stack.worker_addresses():
         eventually(lambda: faults.health_of(address) == "SERVING")

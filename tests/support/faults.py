@@ -1,4 +1,4 @@
-"""Shared by tests of faults: calls that may fail, and what must hold for every task."""
+"""For tests of faults: calls that may fail, and checks that every task must pass."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
 def slug_of(error: grpc.RpcError) -> str:
     """The slug of a gRPC error.
 
-    An error of the edge may have no details. It is named after its code, in lower case.
+    An error from Envoy may have no details. Its slug is then the gRPC code in lower case.
     """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
@@ -44,9 +44,9 @@ def slug_of(error: grpc.RpcError) -> str:
 
 
 def intent_of(workspace: Workspace, task_id: str) -> str:
-    """Whether the intent is complete in the task's row and in the log.
+    """Checks whether the task's row and the log both record the intent.
 
-    Returns `whole`, `absent`, or a description of an incomplete one.
+    Returns `whole` if both do, `absent` if neither does, and else a description of what is there.
     """
     with workspace.stack.database() as connection:
         row = connection.execute(
@@ -63,7 +63,7 @@ def intent_of(workspace: Workspace, task_id: str) -> str:
 def await_terminal(
     workspace: Workspace, task_id: str, timeout_seconds: float = 15.0
 ) -> dict[str, Any]:
-    """Waits for the task's `task_completed` event. Reads the database, so no worker has to run."""
+    """Waits for the task's `task_completed` event. Reads the database, so it needs no worker."""
 
     def ends() -> list[dict[str, Any]]:
         return [
@@ -88,7 +88,7 @@ def await_workspace(workspace: Workspace, status: str, timeout_seconds: float = 
 def assert_story(
     workspace: Workspace, task_id: str, *, status: str, intent: bool
 ) -> list[dict[str, Any]]:
-    """Checks every promise of the workspace, and how this task has ended. Returns its events."""
+    """Checks every promise of the workspace and how this task ended. Returns the task's events."""
     with workspace.stack.database() as connection:
         history = read_history(connection, workspace.id)
     assert violations(history) == []
@@ -100,7 +100,7 @@ def assert_story(
 def submit(workspace: Workspace, *lines: str) -> str:
     """Submits a task with these commands, and returns its id.
 
-    Tries again while no worker can be reached.
+    Retries while no worker can be reached.
     """
     body = {"description": "\n".join(lines)}
     return str(eventually(lambda: _post(workspace, "tasks", body))["task_id"])
@@ -128,7 +128,7 @@ def resume(workspace: Workspace) -> None:
 
 
 def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:
-    """Returns the answer, or an empty one if the edge or every worker is down."""
+    """Returns the response. It is empty if Envoy or every worker is down."""
     try:
         response = workspace.rest.call("POST", f"{workspace.path}/{path}", json=body)
     except httpx.TransportError:
@@ -141,7 +141,7 @@ def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:
 
 
 def health_of(address: str) -> str:
-    """The health that a worker reports. Empty if it does not answer."""
+    """The health status of a worker. Empty if it does not answer."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(

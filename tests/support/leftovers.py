@@ -1,8 +1,9 @@
-"""Fails the run if it leaves something behind: a process, shared memory or a temporary file.
+"""Fails the test run if it leaves a process, shared memory or a temporary file behind.
 
-Every run has a temporary folder of its own (TMPDIR), which its programs inherit: so processes and
-temporary files of another run on this machine are not taken for those of this one. What Envoy and
-PostgreSQL make in shared places does not name its run. It is left out while another run is going.
+Every test run has its own temporary folder (TMPDIR), which its programs inherit. This separates its
+processes and files from those of another test run on the same machine. The files that Envoy and
+PostgreSQL create in shared folders do not name their test run, so they are not checked while
+another test run is active.
 """
 
 import os
@@ -20,18 +21,18 @@ from tests.support.stack import processes_of
 from tests.support.waiting import eventually
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-# Envoy, PostgreSQL and the stack's folders for sockets do not follow TMPDIR.
-_SHARED_PLACES = (
+# Envoy, PostgreSQL and the stack's socket folders ignore TMPDIR.
+_SHARED_FILES = (
     (SHARED_MEMORY, re.compile(r"envoy_shared_memory_.*|PostgreSQL\..*")),
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
-# A process that was told to end needs a moment.
+# A process needs a moment to exit after its signal.
 _SETTLE_SECONDS = 5.0
 
 
 class Leftovers:
-    """What this run has made and not removed."""
+    """Finds what this test run created and did not remove."""
 
     def __init__(self) -> None:
         self._before = set(_shared_files())
@@ -39,31 +40,32 @@ class Leftovers:
         self.folder = Path(tempfile.mkdtemp(prefix="tests-"))
         # PostgreSQL runs as another user when the tests run as root.
         self.folder.chmod(0o711)
-        # pytest's own folders stay where the next run finds and removes those of a failed one.
+        # pytest keeps the folders of a failed test run. They are outside this run's folder, so
+        # that the next test run finds and removes them.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
     def found(self, pytest_folder: Path) -> list[str]:
-        """Waits until there is nothing; returns what is still there."""
+        """Waits until nothing is left, or the time is up. Returns what is left then."""
         try:
-            eventually(lambda: not list(self._look(pytest_folder)), _SETTLE_SECONDS)
+            eventually(lambda: not list(self._leftovers(pytest_folder)), _SETTLE_SECONDS)
         except TimeoutError:
-            return list(self._look(pytest_folder))
+            return list(self._leftovers(pytest_folder))
         return []
 
-    def _look(self, pytest_folder: Path) -> Iterator[str]:
+    def _leftovers(self, pytest_folder: Path) -> Iterator[str]:
         started = set(_running_children())
         for folder in (self.folder, pytest_folder):
             started |= set(processes_of(folder))
         yield from (f"process {process}" for process in sorted(started))
         yield from map(str, self.folder.iterdir())
         new = [path for path in _shared_files() if path not in self._before]
-        if new and not _runs_another():
-            in_use = mapped() | _listened_to()
-            yield from (str(path) for path in new if not {path, *_content(path)} & in_use)
+        if new and not _another_run_is_active():
+            in_use = mapped() | _unix_sockets()
+            yield from (str(path) for path in new if not {path, *_entries(path)} & in_use)
 
     def remove(self) -> None:
-        """Removes the run's temporary folder, and restores the one of before."""
+        """Removes the temporary folder and restores the previous TMPDIR."""
         shutil.rmtree(self.folder, ignore_errors=True)
         tempfile.tempdir = None
         os.environ.pop("TMPDIR")
@@ -72,7 +74,7 @@ class Leftovers:
 
 
 def _shared_files() -> Iterator[Path]:
-    for folder, name in _SHARED_PLACES:
+    for folder, name in _SHARED_FILES:
         if folder.exists():
             yield from (path for path in folder.iterdir() if name.fullmatch(path.name))
 
@@ -85,8 +87,8 @@ def _running_children() -> Iterator[str]:
                 yield f"{child.pid} {child.name()}"
 
 
-def _runs_another() -> bool:
-    """Whether another run of tests is going on this machine."""
+def _another_run_is_active() -> bool:
+    """Whether another test run is active on this machine."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     return any(
         process.pid not in own and any("pytest" in word for word in process.info["cmdline"] or [])
@@ -94,7 +96,7 @@ def _runs_another() -> bool:
     )
 
 
-def _content(path: Path) -> list[Path]:
+def _entries(path: Path) -> list[Path]:
     try:
         return list(path.iterdir())
     except OSError:
@@ -102,7 +104,7 @@ def _content(path: Path) -> list[Path]:
 
 
 def mapped() -> set[Path]:
-    """Shared memory of all processes that run."""
+    """The files of shared memory that running processes have mapped."""
     found: set[Path] = set()
     for process in psutil.process_iter():
         try:
@@ -113,8 +115,8 @@ def mapped() -> set[Path]:
     return found
 
 
-def _listened_to() -> set[Path]:
-    """Unix sockets of all processes that run."""
+def _unix_sockets() -> set[Path]:
+    """The paths of all open Unix sockets."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     return {Path(columns[7]) for line in lines if len(columns := line.split()) > 7}
 
@@ -130,7 +132,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Runs after pytest has removed its own folders, which it keeps if a test has failed."""
+    """Runs after pytest has removed its own folders. After a failure, pytest keeps them."""
     leftovers = session.config.stash[_key]
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.getbasetemp() if factory._basetemp is not None else leftovers.folder

@@ -1,4 +1,4 @@
-"""A whole stack, started like `make run` starts it, and its workspaces."""
+"""A whole stack, started as `make run` starts it, and the operations that tests need."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """A stack in a process of its own. `ready` is the content of its ready.json."""
+    """A stack under test: starts and stops it, calls it, and signals its processes."""
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
         self.state_dir = state_dir
@@ -42,7 +42,7 @@ class Stack:
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
             "WORKERS": "2",
-            # Tests send more requests than customers, and share their credentials.
+            # Tests call faster than any customer does, and share their credentials.
             "RATE_LIMIT": "off",
             **environment,
         }
@@ -60,7 +60,7 @@ class Stack:
             )
 
     def refuses_to_start(self) -> str:
-        """Starts the stack, which has to exit with 1, and returns its output."""
+        """Starts a stack that must exit with code 1. Returns its output."""
         assert self._spawn().wait(READY_SECONDS) == 1
         return self.output.read_text()
 
@@ -73,7 +73,7 @@ class Stack:
         self.ready = json.loads(path.read_text())
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Sends the signal, waits for the exit and returns the exit code."""
+        """Stops the stack and returns its exit code."""
         assert self._process is not None
         for rest in self._rest.values():
             rest.close()
@@ -85,7 +85,7 @@ class Stack:
         return self._process.wait(STOP_SECONDS)
 
     def kill_if_running(self) -> None:
-        """Ends the stack after a failed test. Waits longer than `stop`."""
+        """Stops the stack after a failed test."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(READY_SECONDS)
@@ -101,13 +101,13 @@ class Stack:
         return tokens
 
     def rest(self, token: str = "full_access") -> "Rest":
-        """A REST client with the demo credential of this name; empty for no credential."""
+        """A REST caller with this demo credential or bearer token. Empty: no credential."""
         if token not in self._rest:
             self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
         return self._rest[token]
 
     def grpc(self, token: str = "full_access", address: str | None = None) -> "Grpc":
-        """A gRPC client with the demo credential; through Envoy, if no address is given."""
+        """A gRPC caller. It calls through Envoy unless `address` names a worker."""
         key = (token, address or self.ready["grpc_addr"])
         if key not in self._grpc:
             self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
@@ -115,7 +115,7 @@ class Stack:
 
     @property
     def metrics_port(self) -> int:
-        """The metrics port of the first worker; 0 if metrics are not served."""
+        """The metrics port of the first worker. 0 if metrics are off."""
         return int(self._environment.get("METRICS_PORT", "0"))
 
     def worker_addresses(self) -> list[str]:
@@ -130,7 +130,7 @@ class Stack:
 
     @contextmanager
     def frozen_process(self, pid: int) -> Iterator[None]:
-        """Freezes the process inside the context."""
+        """Stops the process (SIGSTOP) inside the block, and continues it afterwards."""
         os.kill(pid, signal.SIGSTOP)
         try:
             eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
@@ -140,17 +140,17 @@ class Stack:
 
     @contextmanager
     def frozen(self, program: str) -> Iterator[None]:
-        """Freezes all processes of the program (`serve` or `fleet`) inside the context."""
+        """Does the same for all processes of a program, `serve` or `fleet`."""
         with ExitStack() as frozen:
             for pid in self.pids(program):
                 frozen.enter_context(self.frozen_process(pid))
             yield
 
     def pids(self, program: str) -> list[int]:
-        """The processes of the program."""
+        """The process ids of a program, `serve` or `fleet`."""
         found = []
         for child in psutil.Process(self.pid).children():
-            # A process that is starting or has just ended has no command line.
+            # A process that has just started or ended has no command line.
             with suppress(psutil.Error):
                 if child.cmdline()[1:4] == ["-m", "server", program]:
                     found.append(child.pid)
@@ -166,7 +166,7 @@ class Stack:
         return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
     def pod_processes(self, workspace_id: str) -> list[int]:
-        """All processes in the pod of the workspace."""
+        """The process ids in the workspace's pod."""
         return [process.pid for process in processes.find(Pod(workspace_id))]
 
     def files(self, workspace_id: str) -> Path:
@@ -174,7 +174,7 @@ class Stack:
 
 
 class Workspace:
-    """A new workspace of the stack. The constructor waits until it is provisioned."""
+    """A workspace that one test creates."""
 
     def __init__(self, stack: Stack, token: str = "full_access") -> None:
         self.stack = stack
@@ -200,9 +200,9 @@ class Workspace:
         return self.rest.get(self.path)
 
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until the event and returns it.
+        """Follows the log until this event, and returns it.
 
-        Fails at the first heartbeat, which is sent after 15 s without an event.
+        Fails at the first heartbeat, which the stream sends after 15 s without an event.
         """
         for message in self.rest.events(self.id, after):
             if "event" not in message:
@@ -213,12 +213,12 @@ class Workspace:
         raise AssertionError(f"no {type_}: {self.get()} {self.log()}")
 
     def await_end(self, task_id: str) -> dict[str, Any]:
-        """Waits for the end of the task and returns the payload of its `task_completed`."""
+        """Waits until the task has ended. Returns the payload of `task_completed`."""
         payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
         return payload
 
     def await_phase(self, task_id: str, phase: str) -> None:
-        """Waits until the task is in this phase of an iteration."""
+        """Waits until the task is in this phase of its iteration."""
         eventually(lambda: self.task(task_id)["phase"] == phase)
 
     def await_status(self, status: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class Workspace:
         return self.get()
 
     def log(self) -> list[dict[str, Any]]:
-        """The whole log, read from the database."""
+        """Reads the whole log from the database."""
         with self.stack.database() as connection:
             rows = connection.execute(
                 "SELECT seq, type, task_id, payload FROM events "
@@ -240,27 +240,27 @@ class Workspace:
 
 
 class Gate:
-    """A command that runs until `open` is called.
+    """A command that runs until the test opens the gate.
 
-    It reads a named pipe in the working directory of the agent.
+    The command reads a named pipe in the agent's working directory.
     """
 
     command = "cat gate"
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.stack.files(workspace.id) / "gate"
-        # A gate of an earlier task of the workspace may have created the pipe.
+        # A workspace's tasks share the pipe, one after another.
         if not self._path.exists():
             os.mkfifo(self._path)
 
     def open(self, timeout_seconds: float = 15.0) -> None:
-        """Waits until the command has begun, and lets it end."""
+        """Waits until the command has started, then lets it end."""
 
         def writer() -> int | None:
             try:
                 return os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError:
-                # The command has not opened the pipe yet.
+                # No process has opened the pipe for reading yet.
                 return None
 
         descriptor = eventually(writer, timeout_seconds)
@@ -270,23 +270,24 @@ class Gate:
 
 
 def processes_of(state_dir: Path) -> list[str]:
-    """The processes that belong to the stack of this state folder.
+    """The running processes of a stack, each with its id and command.
 
-    Their command line, environment or working directory contains the state folder.
+    A process belongs to the stack if its command, its environment or its working directory contains
+    the state folder.
     """
     found = []
     for process in psutil.process_iter():
         try:
-            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
+            texts = [*process.cmdline(), *process.environ().values(), process.cwd()]
         except (psutil.Error, OSError):
             continue
-        if process.pid != os.getpid() and any(str(state_dir) in text for text in told):
+        if process.pid != os.getpid() and any(str(state_dir) in text for text in texts):
             found.append(f"{process.pid} {process.cmdline()}")
     return found
 
 
 def running(argument: str) -> list[int]:
-    """The processes that have this argument in their command line."""
+    """The ids of running processes that have this argument."""
     processes = [
         process
         for process in psutil.process_iter(["cmdline", "status"])

@@ -1,4 +1,4 @@
-"""Fixtures: one stack for the tests of all folders, and a workspace for each test."""
+"""Fixtures: one stack for all tests, and one workspace per test."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack that all tests share, with metrics and crash points. A test must not stop it."""
+    """The stack of all tests that do not stop it. Metrics and crash points are on."""
     folder = tmp_path_factory.mktemp("stack")
     (folder / "points").mkdir()
     running = Stack(
@@ -30,15 +30,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def workspace(stack: Stack) -> Iterator[Workspace]:
-    """An idle workspace that only this test uses. Its agent, which takes 20 MiB, ends with the test."""
+    """An idle workspace for this test only. Its agent, which takes 20 MiB, ends with the test."""
     made = Workspace(stack)
     yield made
-    # The test may have left the workspace in any state, or the workers may just be starting.
+    # The test may have left it in any state, or the workers may still be starting.
     with suppress(httpx.TransportError):
         stack.rest().call("POST", f"{made.path}/stop")
 
 
 @pytest.fixture
 def gate(workspace: Workspace) -> Gate:
-    """A command in the workspace that runs until the test opens the gate."""
+    """A command that runs in the workspace until the test opens the gate."""
     return Gate(workspace)

@@ -1,4 +1,4 @@
-"""Callers over REST and over gRPC, with one form of failure for both."""
+"""Callers over REST and gRPC. Both report a failure in the same form."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -25,12 +25,12 @@ class Failed:
     slug: str
     message: str
     request_id: str
-    # The details of the REST envelope, or the standard gRPC details by the names of their messages.
+    # The details of the REST error, or the standard gRPC details by message name.
     details: Mapping[str, Any]
 
 
 class Rest:
-    """A caller over REST. `call` checks every answer against the OpenAPI document."""
+    """A caller over REST. It checks every response against the OpenAPI document."""
 
     def __init__(self, url: str, token: str) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -40,7 +40,7 @@ class Rest:
         self.client.close()
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Makes a call, and checks that the OpenAPI document describes the answer."""
+        """Makes a call and checks its response against the OpenAPI document."""
         response = self.client.request(method, path, **arguments)
         described = operation(method, response.request.url.path)
         if described is not None:
@@ -57,7 +57,7 @@ class Rest:
         )
 
     def fails(self, method: str, path: str, **arguments: Any) -> Failed:
-        """Makes a call that must fail, and checks the form of the failure."""
+        """Makes a call that must fail and checks the form of the failure."""
         response = self.call(method, path, **arguments)
         assert response.status_code >= 400, response.text
         assert response.headers["content-type"] == "application/json"
@@ -78,7 +78,7 @@ class Rest:
 
 
 def rest_failure(response: httpx.Response) -> Failed:
-    """Reads a failed answer over REST, and checks its form."""
+    """Reads an error response over REST and checks its form."""
     assert set(response.json()) == {"error"}
     error = response.json()["error"]
     assert error["request_id"] == response.headers["x-request-id"]
@@ -109,7 +109,7 @@ class Grpc:
         self._channel.close()
 
     def call(self, rpc: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
-        """Makes a call, and returns the reply in its REST form. Raises grpc.RpcError."""
+        """Makes a call and returns the response in its REST form. Raises grpc.RpcError."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
         return MessageToDict(
@@ -117,19 +117,19 @@ class Grpc:
         )
 
     def begin(self, rpc: str, timeout: float = 20, **fields: Any) -> Any:
-        """Starts a call, and returns its grpc.Future, which can be cancelled."""
+        """Starts a call and returns its grpc.Future, which can be cancelled."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         return getattr(self._stub, rpc).future(request, metadata=self._metadata, timeout=timeout)
 
     def fails(self, rpc: str, **fields: Any) -> Failed:
-        """Makes a call that must fail, and checks the form of the failure."""
+        """Makes a call that must fail and checks the form of the failure."""
         with pytest.raises(grpc.RpcError) as raised:
             self.call(rpc, **fields)
         return grpc_failure(raised.value)
 
 
 def grpc_failure(error: grpc.RpcError) -> Failed:
-    """Reads the rich status of a failed call over gRPC, and checks its form."""
+    """Reads the rich status of a failed call over gRPC and checks its form."""
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
     assert status is not None, error
