@@ -4,6 +4,7 @@ Only the composition roots use this module, and only if `crash_points_dir` is se
 branch for it.
 """
 
+import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,14 +43,19 @@ class CrashPoints:
     ) -> Callable[P, Awaitable[R]]:
         """Wraps a call in the points `before_<name>` and `after_<name>`.
 
-        A call that raises does not reach the second one. If `name` is a function, it computes the
+        A call that fails does not reach the second one; a call that is cancelled does. If `name` is a function, it computes the
         name from the arguments of the call.
         """
 
         async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:
             point = name if isinstance(name, str) else name(*args, **kwargs)
             self.reach(f"before_{point}")
-            result = await call(*args, **kwargs)
+            try:
+                result = await call(*args, **kwargs)
+            except asyncio.CancelledError:
+                # The agent cancels a commit whose effect it learns from the reply to a heartbeat.
+                self.reach(f"after_{point}")
+                raise
             self.reach(f"after_{point}")
             return result
 

@@ -50,6 +50,32 @@ def test_an_armed_point_kills_once(tmp_path: Path, point: str, output: str) -> N
     assert (second.returncode, second.stdout) == (0, "called\n")
 
 
+CANCELLED = """
+import asyncio, pathlib, sys
+from server.crash_points import CrashPoints
+
+async def main():
+    started = asyncio.Event()
+
+    async def call():
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(CrashPoints(pathlib.Path(sys.argv[1])).around("call", call)())
+    await started.wait()
+    task.cancel()
+    await asyncio.wait({task})
+
+asyncio.run(main())
+"""
+
+
+def test_a_cancelled_call_reaches_the_point_after_it(tmp_path: Path) -> None:
+    (tmp_path / "after_call").touch()
+    command = [sys.executable, "-c", CANCELLED, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+
 async def test_a_call_without_an_armed_point_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "before_another").touch()
     assert await CrashPoints(tmp_path).around("call", double)(21) == 42
