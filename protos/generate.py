@@ -76,10 +76,10 @@ def generate(out: Path) -> None:
 
 
 def slugs(protos: Protos) -> str:
-    """A Python module with the type of the error slugs."""
-    values = "\n".join(f'    "{rule.slug}",' for rule in protos.rules())
+    """A Python module with the type of the error slugs that the service returns."""
+    values = "\n".join(f'    "{rule.slug}",' for rule in protos.rules() if not rule.edge_only)
     return (
-        '"""The error slugs of error.proto."""\n\n'
+        '"""The error slugs that the service returns. error.proto also has those of the edge."""\n\n'
         "from typing import Literal, TypeAlias\n\n"
         f"Slug: TypeAlias = Literal[\n{values}\n]\n"
     )

@@ -11,22 +11,37 @@ import click
 
 from server.terminal import Commands
 
-_COMMANDS = ("up", "restart", "demo", "cancel", "keys", "serve", "fleet", "agent")
+# The help of each command, in the order of use. `agent` is hidden: the fleet controller starts it.
+COMMANDS = {
+    "up": "Start everything on this machine, in the foreground.",
+    "restart": "Restart the programs of the running stack, without losing a call.",
+    "demo": "Show a cancellation and check every promise.",
+    "cancel": "Cancel the task that runs in a workspace.",
+    "keys": "Create, list and revoke API keys.",
+    "serve": "Run one control-plane worker.",
+    "fleet": "Run one fleet controller, which leads or stands by.",
+    "agent": "",
+}
 
 
 class _LazyCommands(Commands):
     """Finds the command `name` as `server.cli.name.name`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(
             importlib.import_module(f"server.cli.{cmd_name}"), cmd_name
         )
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing their modules."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, text in COMMANDS.items() if text])
 
 
 @click.group(cls=_LazyCommands, help="The cancel button of an agent platform.")

@@ -1,7 +1,10 @@
 """The commands `cancel` and `keys`: output and exit codes, with a fake of the client."""
 
+import importlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +15,7 @@ from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server import client
-from server.__main__ import main
+from server.__main__ import COMMANDS, main
 from server.cli.cancel import DURATION
 from server.cli.endpoint import Identity, find_endpoint
 from server.cli.environment import read_settings
@@ -293,6 +296,33 @@ def test_the_demo_credential_is_sent_only_to_its_own_stack(
     assert (result.exit_code, "no credential" in result.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"demo": {"tokens": "sk_secret"}}'])
+def test_an_invalid_ready_json_is_refused_in_one_line_without_its_secrets(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "ready.json").write_text(content)
+    environment = {"STATE_DIR": str(tmp_path), "TOKEN": "", "GRPC_ADDR": ""}
+    result = CliRunner().invoke(main, ["cancel", "ws_1"], env=environment)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {tmp_path / 'ready.json'} cannot be read: ")
+    assert result.stderr.count("\n") == 1
+    assert "sk_secret" not in result.stderr
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    program = (
+        "import sys; from server.__main__ import main; main(['--help'], standalone_mode=False); "
+        "sys.exit('grpc' in sys.modules)"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert listed.returncode == 0, listed.stderr
+    for name in COMMANDS:
+        assert importlib.import_module(f"server.cli.{name}")
+        assert (f"  {name} " in listed.stdout) == bool(COMMANDS[name])
+
+
 def test_a_stack_with_tls_is_called_over_tls(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -391,3 +421,8 @@ def test_an_invalid_database_url_is_not_printed(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert "DATABASE_URL is not a valid URL" in result.stderr
     assert "secret" not in result.stderr
+
+
+def test_a_duration_that_no_message_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = cancel(monkeypatch, Reply(), "--wait", "9" * 30 + "s")
+    assert (result.exit_code, "is too long" in result.stderr) == (2, True)

@@ -18,6 +18,8 @@ from server.client import WorkspaceServiceError
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|)")
+# The longest google.protobuf.Duration.
+_MAX_SECONDS = 315_576_000_000
 _RECORDED = {Reply.accepted, Reply.already_requested}
 
 _HELP = """Cancel the task that runs in WORKSPACE. Its agent finishes the current iteration and
@@ -61,7 +63,10 @@ class _Duration(click.ParamType[float]):
         found = _DURATION.fullmatch(str(value).strip())
         if found is None:
             self.fail(f"{value!r} is not a duration; write 500ms, 10s or 1m.", param, ctx)
-        return float(found[1]) * _UNITS_SECONDS[found[2]]
+        seconds = float(found[1]) * _UNITS_SECONDS[found[2]]
+        if seconds > _MAX_SECONDS:
+            self.fail(f"{value!r} is too long.", param, ctx)
+        return seconds
 
 
 DURATION = _Duration()

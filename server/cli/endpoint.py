@@ -66,7 +66,7 @@ def find_endpoint(
     if ready is not None and address == ready.grpc_addr:
         # The demo's credential is sent only to its own stack.
         if not token and token_file is None:
-            token = ready.demo.tokens["full_access"]
+            token = ready.demo.tokens.get("full_access", "")
         if ready.tls_cert_file:
             address = f"https://{address}"
             identity = replace(identity, ca_file=identity.ca_file or Path(ready.tls_cert_file))

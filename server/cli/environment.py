@@ -24,6 +24,14 @@ def read_ready(state_dir: Path) -> Ready | None:
     """The ready.json of the running stack; None if no stack runs. Raises click.ClickException."""
     try:
         return Ready.read(state_dir)
+    except ValidationError as error:
+        # The error's own text contains the values, and some of them are secrets.
+        problems = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+            for problem in error.errors()
+        )
+        path = state_dir / "ready.json"
+        raise click.ClickException(f"{path} cannot be read: {problems}.") from None
     except (OSError, ValueError) as error:
         raise click.ClickException(
             f"{state_dir / 'ready.json'} cannot be read: {error}."

@@ -32,6 +32,11 @@ _FOREIGN_TABLES = """
 _NAMED_TABLES = 3
 
 
+_FUNCTION_BODY = """
+    SELECT prosrc FROM pg_proc WHERE proname = %s AND pronamespace = current_schema()::regnamespace
+"""
+
+
 class ForeignTablesError(Exception):
     """The schema belongs to another application. The message is for the operator."""
 
@@ -91,8 +96,17 @@ def _apply(database_url: str) -> None:
 
 
 def _replace_functions(connection: psycopg.Connection[Any]) -> None:
-    for file in (resources.files("server.store") / "functions").iterdir():
-        connection.execute(file.read_bytes())
+    """Replaces the functions that differ from their file. A role that may only use the schema can
+    therefore start a stack on a database that is up to date.
+    """
+    folder = resources.files("server.store") / "functions"
+    files = (file for file in folder.iterdir() if file.name.endswith(".sql"))
+    for file in sorted(files, key=lambda file: file.name):
+        definition = file.read_text()
+        _, body, _ = definition.split("$$")
+        stored = connection.execute(_FUNCTION_BODY, (file.name.removesuffix(".sql"),)).fetchone()
+        if stored != (body,):
+            connection.execute(definition.encode())
 
 
 def _yoyo_url(database_url: str) -> str:

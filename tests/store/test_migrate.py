@@ -31,6 +31,35 @@ def test_a_second_migration_changes_nothing(empty_database_url: str) -> None:
     assert applied(empty_database_url) == first == MIGRATIONS
 
 
+def test_a_function_that_differs_from_its_file_is_replaced(empty_database_url: str) -> None:
+    migrate(empty_database_url)
+    body = "SELECT prosrc FROM pg_proc WHERE proname = 'record_cancellation'"
+    with psycopg.connect(empty_database_url) as connection:
+        current = connection.execute(body).fetchone()
+        source = Path(migration.__file__).parent / "functions" / "record_cancellation.sql"
+        changed = source.read_text().replace("recorded := true", "recorded := false")
+        connection.execute(changed.encode())
+        assert connection.execute(body).fetchone() != current
+    migrate(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        assert connection.execute(body).fetchone() == current
+
+
+def test_an_up_to_date_database_needs_no_privilege_to_create(empty_database_url: str) -> None:
+    migrate(empty_database_url)
+    parts = {key: str(value) for key, value in conninfo_to_dict(empty_database_url).items()}
+    address = f"{parts['host'].replace('/', '%2F')}/{parts['dbname']}"
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE ROLE limited LOGIN")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO limited")
+    try:
+        migrate(f"postgresql://limited@{address}")
+    finally:
+        with psycopg.connect(empty_database_url) as connection:
+            connection.execute("DROP OWNED BY limited")
+            connection.execute("DROP ROLE limited")
+
+
 def test_concurrent_migrations_succeed(empty_database_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(migrate, [empty_database_url] * 4))

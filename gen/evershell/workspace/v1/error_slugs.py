@@ -1,4 +1,4 @@
-"""The error slugs of error.proto."""
+"""The error slugs that the service returns. error.proto also has those of the edge."""
 
 from typing import Literal, TypeAlias
 
@@ -18,12 +18,4 @@ Slug: TypeAlias = Literal[
     "unavailable",
     "deadline_exceeded",
     "internal",
-    "not_found",
-    "method_not_allowed",
-    "request_timeout",
-    "payload_too_large",
-    "unsupported_media_type",
-    "upgrade_required",
-    "upgrade_refused",
-    "headers_too_large",
 ]
