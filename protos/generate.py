@@ -79,7 +79,7 @@ def slugs(protos: Protos) -> str:
     """A Python module with the type of the error slugs that the service returns."""
     values = "\n".join(f'    "{rule.slug}",' for rule in protos.rules() if not rule.edge_only)
     return (
-        '"""The error slugs that the service returns. error.proto also has those of the edge."""\n\n'
+        '"""The error slugs of error.proto that the service itself returns."""\n\n'
         "from typing import Literal, TypeAlias\n\n"
         f"Slug: TypeAlias = Literal[\n{values}\n]\n"
     )

@@ -1,4 +1,4 @@
-"""The error slugs that the service returns. error.proto also has those of the edge."""
+"""The error slugs of error.proto that the service itself returns."""
 
 from typing import Literal, TypeAlias
 
