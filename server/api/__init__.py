@@ -1,1 +1,1 @@
-"""The gRPC edge: decodes, calls the core, encodes."""
+"""The gRPC interface: decodes, calls the core, encodes."""

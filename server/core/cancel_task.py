@@ -1,15 +1,16 @@
 """Use case: cancel the task that runs in a workspace.
 
-The promise of `accepted` rests on the order of two steps:
+The promise: after `accepted` the task ends `cancelled`, even if the signal, the agent, the caller,
+this process or the database fails. It rests on the order of two steps:
 
-1. The store commits the intent to cancel. From then on the task can only end `cancelled`, because
-   every end goes through `_end` in task_lifecycle.py, which reads the intent.
+1. The store commits the intent to cancel. Every end of a task is decided by `_end` in
+   task_lifecycle.py, which holds the same lock on the workspace and reads the intent. From here on
+   the task can therefore only end `cancelled`.
 2. The agent is signalled. This only saves time. If the signal is lost, the agent receives the
    intent with the reply to its next commit or heartbeat, and the fleet controller repeats the
    signal. If the agent does not end the task in time (bounds.py), the controller ends its pod.
 
-A caller receives `accepted` only after step 1. No failure after step 1, of the signal, the agent,
-the caller or this process, changes how the task ends.
+A caller receives `accepted` only after step 1.
 """
 
 import time
@@ -53,7 +54,7 @@ class CancelTask:
     reason: str = ""
     # How long to wait for the end of the task; None or 0 for no wait.
     wait_seconds: float | None = None
-    # How long after this call the agent interrupts its iteration; None for never.
+    # The agent interrupts an iteration that still runs after this time; None for never.
     force_after_seconds: float | None = None
     origin: Origin
 

@@ -194,7 +194,7 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
 
 
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
-    """Ends the task. No other function does.
+    """Ends the task. No other function of the core does.
 
     With a recorded intent the task becomes `cancelled`, for every proposed status. Without one it
     never does.

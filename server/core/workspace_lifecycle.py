@@ -13,7 +13,7 @@ from server.core.workspace import Workspace, WorkspaceStatus
 
 # How long StopWorkspace lets the current iteration continue.
 STOP_GRACE_SECONDS = 10
-_RUN_ENDED = "the host was restarted"
+_RUN_ENDED = "the stack was restarted"
 
 
 def request_stop(locked: Locked, intent: CancelIntent) -> Change:

@@ -104,7 +104,7 @@ def _rotate(folder: int, log_file: LogFile) -> None:
         size = os.fstat(current.fileno()).st_size
         if size < log_file.max_bytes:
             return
-        # If copying fails, the file is still truncated.
+        # The file is truncated below even if the copy fails, so that it cannot fill the disk.
         with suppress(OSError):
             _shift(folder, name, log_file.files)
             if log_file.files > 1:

@@ -25,7 +25,7 @@ _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 _STABLE_SECONDS = 10.0
 # How often the memory of each program is compared with its limit.
 _MEMORY_CHECK_SECONDS = 1.0
-# The kernel's limit, which holds between two checks, relative to the program's limit.
+# The kernel enforces this multiple of the program's limit between two checks.
 _KERNEL_LIMIT_FACTOR = 1.25
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -173,7 +173,7 @@ class PostgresWakeups:
 
     @asynccontextmanager
     async def subscribe_all(self) -> AsyncIterator[FleetWakeup]:
-        """Subscribes to the changes of all workspaces that are committed from now on."""
+        """Subscribes to all changes, of any workspace, that are committed from now on."""
         wakeup = FleetWakeup()
         self._fleet.add(wakeup)
         try:

@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack
         # The tasks that ran have ended: cancelled if that was requested, otherwise failed.
         assert workspace.await_end(cancelled)["status"] == "cancelled"
         end = running.await_end(lost)
-        assert (end["status"], end["reason"]) == ("failed", "the host was restarted")
+        assert (end["status"], end["reason"]) == ("failed", "the stack was restarted")
         assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
         assert [entry["seq"] for entry in workspace.log()] == list(
             range(1, len(workspace.log()) + 1)

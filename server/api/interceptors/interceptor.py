@@ -38,7 +38,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Wraps the method's handler."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is not None:
-            # Reflection is declared with a stream of requests. `Reading` does not read it.
+            # Reflection takes a stream of requests, so `Reading` has not replaced its handler.
             return handler
         if handler.stream_stream is not None:
             return self._wrap_stream(handler, handler_call_details)

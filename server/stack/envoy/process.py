@@ -100,8 +100,8 @@ class EdgeProcess:
     async def drain(self, end_waits: Callable[[], None], limit_seconds: float) -> None:
         """Stops accepting connections, and returns when no call is in flight or after the limit.
 
-        Each open connection is closed after its next answer. `end_waits` is called repeatedly and
-        makes the workers answer the calls that wait.
+        Each open connection is closed after its next answer. `end_waits` is called repeatedly. It
+        makes the workers answer calls with a `wait` at once and close their streams.
         """
         until = time.monotonic() + limit_seconds
         # Fails if Envoy does not run, and then there are no calls to wait for.

@@ -288,7 +288,8 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class IterationCompleted(_message.Message):
-    """One model call and its tool call have ended. A tool call is never recorded without its result.
+    """A model call has ended, and its tool call if it made one. A tool call is never recorded without its
+    result.
     An iteration whose model call was interrupted has no tool call and is the last of its task.
     """
 
