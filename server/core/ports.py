@@ -1,4 +1,6 @@
-"""What the core requires of other rooms. Each port has a contract suite in tests/contracts."""
+"""What the core requires of other rooms. Each port has a contract suite, in tests/contracts or
+tests/exhaustive/contracts.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
