@@ -8,8 +8,9 @@ from tests.support.stack import Stack
 
 @pytest.fixture(scope="session")
 def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One stack for all tests that kill its programs, with crash points; test_crash_points.py says
-    what the long lease is for.
+    """Shares a stack with crash points between the tests that kill its programs.
+
+    The lease is so long that no heartbeat delivers an intent during a test.
     """
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
@@ -27,7 +28,7 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def crash_points(fragile_stack: Stack) -> Iterator[Path]:
-    """A file in this folder arms the crash point of its name."""
+    """Yields a folder. A file in it arms the crash point with the same name."""
     folder = fragile_stack.state_dir.parent / "points"
     yield folder
     for point in folder.iterdir():

@@ -1,6 +1,4 @@
-"""Callers who go on and on, each on a connection of its own kind, and what becomes of each of their
-calls.
-"""
+"""Runs callers continuously over different kinds of connections and records their results."""
 
 import json
 import threading
@@ -25,34 +23,34 @@ _JOIN_SECONDS = 30.0
 
 
 class UnreadError(Exception):
-    """The client's HTTP/2 library gave up a connection on which the edge had announced its end, and
-    with it an answer.
+    """The client's HTTP/2 library closed a connection on GOAWAY and dropped a response.
 
-    RFC 9113, 6.8: calls in hand are still answered behind a GOAWAY. The library that httpx uses
-    takes it for the end. Whether the edge did answer is in its log; the text is the user agent of
-    the call.
+    RFC 9113, section 6.8, lets a server complete open streams after it sends GOAWAY. The library
+    that httpx uses closes the connection instead. The log of the edge records whether it sent the
+    response. The exception text is the user agent of the call.
     """
 
 
 class Caller(Protocol):
-    """Makes calls of one kind. Raises UnreadError, and whatever says that a call was not answered
-    as it should have been.
+    """Makes calls over one kind of connection.
+
+    Raises UnreadError if the client drops a response, and another exception if a call fails.
     """
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
-        """The reply."""
+        """Makes a call and returns the response."""
 
     def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
-        """The messages of one stream until it ends."""
+        """Yields the messages of one stream until the stream ends."""
 
 
 @dataclass(slots=True)
 class Outcomes:
-    """What became of all calls."""
+    """The results of all calls."""
 
     calls: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    # The user agents of calls whose answers the client's library did not read.
+    # User agents of the calls whose responses the client library dropped.
     unread: list[str] = field(default_factory=list)
     streams: int = 0
     slowest_seconds: float = 0.0
@@ -67,7 +65,7 @@ class Outcomes:
 
 
 class RestCaller:
-    """Over REST."""
+    """Makes calls over REST."""
 
     _paths: ClassVar = {
         "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}", 200),
@@ -103,7 +101,6 @@ class RestCaller:
         )
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
-        """See Caller."""
         method, path, status = self._paths[rpc]
         body = {name: value for name, value in fields.items() if f"{{{name}}}" not in path}
         with self._answered() as headers:
@@ -118,7 +115,6 @@ class RestCaller:
             return answer
 
     def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
-        """See Caller."""
         path = f"/v1/workspaces/{workspace_id}/events"
         with (
             self._answered() as headers,
@@ -137,7 +133,7 @@ class RestCaller:
         try:
             yield {"user-agent": name}
         except (httpx.LocalProtocolError, httpx.RemoteProtocolError) as error:
-            # What h2 says of whatever comes behind a GOAWAY, and what httpcore says of the GOAWAY.
+            # h2 raises the first error for data after GOAWAY, httpcore the second for GOAWAY.
             if self._http2 and (
                 "ConnectionState.CLOSED" in str(error)
                 or "ConnectionTerminated error_code:0" in str(error)
@@ -151,7 +147,7 @@ class RestCaller:
 
 
 class GrpcCaller:
-    """Over gRPC."""
+    """Makes calls over gRPC."""
 
     def __init__(
         self, stack: Stack, *, token: str = "full_access", keeps_connection: bool = True
@@ -162,14 +158,13 @@ class GrpcCaller:
         self._connect()
 
     def _connect(self) -> None:
-        # A connection of its own: gRPC shares one between the channels of a process.
+        # gRPC shares a connection between the channels of a process unless this option is set.
         self._channel = grpc.insecure_channel(
             self._stack.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)]
         )
         self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
-        """See Caller."""
         request = ParseDict(fields, getattr(workspace_service_pb2, f"{rpc}Request")())
         reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=_CALL_SECONDS)
         if not self._keeps_connection:
@@ -180,7 +175,6 @@ class GrpcCaller:
         )
 
     def watch(self, workspace_id: str, after: int) -> Iterator[dict[str, Any]]:
-        """See Caller."""
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
         told = False
         try:
@@ -188,17 +182,18 @@ class GrpcCaller:
                 told = message.HasField("error")
                 yield MessageToDict(message, preserving_proto_field_name=True)
         except grpc.RpcError:
-            # The status says again what the last message has said.
+            # The status repeats the error in the last message.
             if not told:
                 raise
 
 
 class Load:
-    """Runs callers until it is told to stop; each is a thread."""
+    """Runs each caller in a thread until `stop` is called."""
 
     def __init__(self, pause_seconds: float) -> None:
-        """Each caller pauses for so long between its calls, so that together they leave the machine
-        to what they call.
+        """Sets the pause of each caller before a call.
+
+        The pause leaves processor time for the programs under test.
         """
         self._pause_seconds = pause_seconds
         self.outcomes = Outcomes()
@@ -207,18 +202,20 @@ class Load:
         self._threads: list[threading.Thread] = []
 
     def repeat(self, what: str, step: Callable[[], None]) -> None:
-        """Has a thread take this step again and again. A step that raises is a failure."""
+        """Repeats the step in a thread. An exception in a step is recorded as a failure."""
         self._start(what, lambda: self._repeat(what, step))
 
     def watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
-        """Has a thread follow the log, over as many streams as it takes, up to its end once the
-        load is stopping.
+        """Reads the event log in a thread and opens a new stream when one ends.
+
+        After `stop` is called, the thread reads to the end of the log and exits.
         """
         self._start(what, lambda: self._watch(what, caller, workspace))
 
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
-        """Makes a call and notes what became of it; None: it was answered, and the client's library
-        did not read it.
+        """Makes a call and records its result.
+
+        Returns None if the client library dropped the response.
         """
         time.sleep(self._pause_seconds)
         began = time.monotonic()
@@ -235,7 +232,7 @@ class Load:
                 )
 
     def stop(self) -> None:
-        """Returns when every thread has ended its step."""
+        """Stops the callers and waits until their threads exit."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
@@ -251,7 +248,7 @@ class Load:
         while not self._stopping.is_set():
             try:
                 step()
-            except Exception:  # noqa: BLE001 - whatever it is, it is what the caller saw
+            except Exception:  # noqa: BLE001 - any exception is a failed call
                 self.outcomes.failures.append(f"{time.time():.3f} {what}: {traceback.format_exc()}")
 
     def _watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
@@ -276,5 +273,5 @@ class Load:
                 assert f"after={seq}" in message["error"]["message"]
             except UnreadError as error:
                 self.outcomes.unread.append(str(error))
-            except Exception:  # noqa: BLE001 - whatever it is, it is what the watcher saw
+            except Exception:  # noqa: BLE001 - any exception is a failed stream
                 self.outcomes.failures.append(f"{time.time():.3f} {what}: {traceback.format_exc()}")

@@ -1,5 +1,6 @@
-"""What stands at an agent's address in its place: a real AgentService of the test's own, or a
-socket that never answers.
+"""Replaces an agent at its address.
+
+The replacement is an AgentService of the test, a socket that never responds, or a closed port.
 """
 
 import socket
@@ -15,16 +16,14 @@ from evershell.agent.v1 import agent_service_pb2_grpc
 from tests.support.ports import free_ports
 from tests.support.stack import Workspace
 
-# Given the number of the attempt, from 1, and a call that passes it on to the agent: what is
-# answered.
+# Takes the number of the attempt, starting at 1, and a function that forwards the call to the
+# agent. Returns the response.
 Behaviour = Callable[[int, Callable[[], messages.CancelTaskResponse]], messages.CancelTaskResponse]
 
 
 @contextmanager
 def address_of_agent(workspace: Workspace, address: str) -> Iterator[str]:
-    """The control plane looks for the workspace's agent there. Gives the address at which it really
-    is.
-    """
+    """Records `address` as the address of the workspace's agent and yields the real address."""
     with workspace.stack.database() as connection:
         row = connection.execute(
             "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
@@ -40,7 +39,7 @@ def address_of_agent(workspace: Workspace, address: str) -> Iterator[str]:
 
 @contextmanager
 def nobody(workspace: Workspace) -> Iterator[None]:
-    """Calls to the agent are refused."""
+    """Makes connections to the agent fail."""
     (port,) = free_ports(1)
     with address_of_agent(workspace, f"127.0.0.1:{port}"):
         yield
@@ -48,12 +47,12 @@ def nobody(workspace: Workspace) -> Iterator[None]:
 
 @contextmanager
 def silence(workspace: Workspace) -> Iterator[None]:
-    """Connections to the agent are accepted, and nothing is ever answered."""
+    """Accepts connections to the agent and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as accepting:
         accepted: list[socket.socket] = []
 
         def accept() -> None:
-            # Closing the listener does not end an `accept` that waits, shutting it down does.
+            # Shutting down the listener ends a blocked `accept`. Closing it does not.
             with suppress(OSError):
                 while True:
                     accepted.append(listener.accept()[0])
@@ -69,7 +68,7 @@ def silence(workspace: Workspace) -> Iterator[None]:
 
 
 class StandIn(agent_service_pb2_grpc.AgentServiceServicer):
-    """Answers CancelTask as the test wants it."""
+    """Responds to CancelTask with the behaviour that the test sets."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
@@ -104,7 +103,7 @@ class StandIn(agent_service_pb2_grpc.AgentServiceServicer):
 
 @contextmanager
 def standing_in(workspace: Workspace, behaviour: Behaviour) -> Iterator[StandIn]:
-    """The control plane signals this one instead of the agent."""
+    """Runs a stand-in that receives the signals of the control plane instead of the agent."""
     stand_in = StandIn(behaviour)
     server = grpc.server(ThreadPoolExecutor(4))
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(stand_in, server)

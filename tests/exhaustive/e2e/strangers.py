@@ -1,8 +1,8 @@
-"""Floods of calls that hold memory: raw bytes, since the flood shares the processor with what it
-floods.
+"""Floods a server with calls that hold memory.
 
-A program of its own, so that it takes no time from the good callers of a test. It begins with a
-line on its output and ends with its input; then it prints what became of the flood, as JSON.
+The flood sends raw bytes to save processor time, because it runs on the same machine as the server.
+It runs in a separate process so that it does not slow down the good callers of a test. The process
+prints a line when it starts and stops when its input ends. It then prints the results as JSON.
 """
 
 import json
@@ -25,7 +25,7 @@ REST_CONNECTIONS = 1100
 WATCHES, WATCHING_CONNECTIONS = 25_000, 25
 _MESSAGE_BYTES = 4 * 1024 * 1024
 _BODY_BYTES = _OWN_MESSAGE_BYTES = 1024 * 1024
-# Between the end of a flood's calls and the next ones.
+# Pause between two rounds of calls.
 _PAUSE_SECONDS = 0.5
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -38,12 +38,12 @@ Told = Counter[str]
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame of HTTP/2."""
+    """Encodes an HTTP/2 frame."""
     return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
 
 
 class Connection:
-    """A connection of HTTP/2 whose streams all send the same, as far as flow control lets them."""
+    """An HTTP/2 connection whose streams send the same body, subject to flow control."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Connection:
         ends: bool,
         token: str = "",
     ) -> None:
-        """`ends`: the body is the whole request; else the streams wait for the rest of it."""
+        """Connects to the server. If `ends` is set, the body ends the stream."""
         self._body, self._last_flags, self._told = body, _END_STREAM if ends else 0, told
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
         fields |= {"te": "trailers", "content-type": "application/grpc"}
@@ -66,7 +66,7 @@ class Connection:
         self._window = self._initial_window = 65_535
         self.max_streams = 0
         self._next = 1
-        # Stream → what it may send yet, and what it has sent.
+        # Flow-control window and number of bytes sent, by stream.
         self.windows: dict[int, int] = {}
         self._sent: dict[int, int] = {}
         self._output, self._input = bytearray(_PREFACE + frame(_SETTINGS, 0, 0)), b""
@@ -74,7 +74,7 @@ class Connection:
         self.socket.setblocking(False)
 
     def open(self, count: int) -> None:
-        """Begins so many streams."""
+        """Opens `count` streams."""
         for _ in range(count):
             self._output += frame(_HEADERS, _END_HEADERS, self._next, self._headers)
             self.windows[self._next], self._sent[self._next] = self._initial_window, 0
@@ -82,8 +82,9 @@ class Connection:
         self._told["opened"] += count
 
     def step(self) -> None:
-        """Reads what there is and sends what may be sent. Raises OSError when the connection is
-        over.
+        """Reads available data and sends what flow control permits.
+
+        Raises OSError if the connection is closed.
         """
         with suppress(BlockingIOError):
             data = self.socket.recv(1 << 20)
@@ -141,8 +142,9 @@ class Connection:
 
 
 def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
-    """Streams on one connection, each holding a message that lacks its last byte. What ends is
-    begun again.
+    """Opens streams on one connection and sends all but the last byte of each message.
+
+    When all streams have ended, it opens new ones.
     """
     method, size = ("SubmitTask", _OWN_MESSAGE_BYTES) if token else ("CancelTask", _MESSAGE_BYTES)
     path = f"/evershell.workspace.v1.WorkspaceService/{method}"
@@ -158,7 +160,7 @@ def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[
 
 
 def watch_health(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
-    """So many attempts to watch the health, over a few connections."""
+    """Opens WATCHES health watches over WATCHING_CONNECTIONS connections."""
     open_ = [
         Connection(address, "/grpc.health.v1.Health/Watch", bytes(5), ends=True, told=told)
         for _ in range(WATCHING_CONNECTIONS)
@@ -173,7 +175,7 @@ def watch_health(address: tuple[str, int], told: Told, _token: str) -> Iterator[
 
 
 def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
-    """Connections, each with a body that lacks its last byte. What ends is begun again."""
+    """Sends all but the last byte of a body on each connection and replaces closed connections."""
     credential = f"authorization: Bearer {token}\r\n" if token else ""
     head = (
         f"POST /v1/workspaces/ws_1/tasks HTTP/1.1\r\nhost: x\r\n{credential}"
@@ -187,8 +189,8 @@ def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[No
         if len(sent) < REST_CONNECTIONS and time.monotonic() > next_round:
             for _ in range(min(100, REST_CONNECTIONS - len(sent))):
                 each = socket.socket()
-                # What waits to be sent is the callers' own memory, which here is the same
-                # machine's.
+                # A small send buffer limits the memory of the flood, which shares the machine with
+                # the server.
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
                 each.connect(address)
                 each.setblocking(False)
@@ -222,8 +224,9 @@ FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
 
 @contextmanager
 def flooded(flood: str, address: str, token: str = "") -> Iterator[dict[str, int]]:
-    """The flood goes on within; what became of it is there afterwards. Without a token its callers
-    are strangers.
+    """Runs a flood while the context is open. The yielded dict has the results after it closes.
+
+    Without a token, the calls carry no credentials.
     """
     command = [sys.executable, "-m", __name__, flood, address, token]
     told: dict[str, int] = {}
@@ -238,7 +241,7 @@ def flooded(flood: str, address: str, token: str = "") -> Iterator[dict[str, int
 
 
 def main(flood: str, address: str, token: str) -> None:
-    """Floods the address until the input ends."""
+    """Floods the address until standard input ends."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     host, _, port = address.rpartition(":")

@@ -1,5 +1,6 @@
-"""Tools that write where the controller could look: into their pod's folder and into its records.
-No other pod is harmed.
+"""Tests tools that write to their pod's folder and to the records of the controller.
+
+The tools must not harm other pods.
 """
 
 import subprocess
@@ -12,13 +13,13 @@ from tests.support import faults
 from tests.support.stack import Stack, Workspace, running
 from tests.support.waiting import eventually
 
-# Distinct from every other sleep on the machine.
+# A unique duration identifies these processes.
 LEFT = "86400.9375"
 
 
 @pytest.fixture
 def other(stack: Stack) -> Workspace:
-    """Another workspace, with a file in its folder."""
+    """Creates another workspace with a file in its folder."""
     workspace = Workspace(stack)
     faults.await_terminal(workspace, workspace.submit("echo untouched > kept"))
     return workspace
@@ -40,7 +41,7 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
     agent = stack.agent_pid(workspace.id)
     task_id = workspace.submit(
         f"echo {named.pid} > ../pid; echo -n {named.started_at} > ../created; echo -n 1 > ../epoch",
-        # The epoch and the run stay.
+        # The command keeps the epoch and the run.
         rf"sed -i 's/^\([0-9]* [^ ]*\).*/\1 {named.pid} {named.started_at}/' {record}",
     )
     assert faults.await_terminal(workspace, task_id)["status"] == "completed"
@@ -53,7 +54,7 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
     else:
         (leader,) = stack.pids("fleet")
         stack.kill(leader)
-        # It believes nothing of the record, and takes the agent for lost.
+        # The next controller rejects the record and treats the agent as lost.
         faults.await_workspace(workspace, "failed")
     assert stranger.poll() is None
     assert not stack.is_alive(agent) and stack.pod_processes(workspace.id) == []
@@ -104,8 +105,9 @@ def test_a_tool_that_links_its_files_elsewhere(
 
 
 def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Path) -> None:
-    """Neither the agent, nor what left another agent and killed it when the controller of both had
-    ended.
+    """Stopping the stack ends the agent and a process that has escaped from another agent.
+
+    The escaped process kills its agent after the controller that started both agents has died.
     """
     own = Stack(tmp_path / "state", WORKERS="1")
     try:
@@ -115,7 +117,7 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
         (leader,) = own.pids("fleet")
         own.kill(leader)
         eventually(lambda: own.pids("fleet") not in ([], [leader]))
-        # The next controller leads.
+        # The creation of a workspace needs the next controller to lead.
         Workspace(own)
         killing = (
             f"(cd /; env -i setsid /bin/sh -c 'kill -9 $1; exec sleep {LEFT}' x $PPID"

@@ -1,8 +1,8 @@
-"""A program is killed at each step of a cancellation: whatever the caller was told stays true, and
-all goes on.
+"""Kills a program at each step of a cancellation.
 
-Each row of CASES says at which point which program dies, what the caller may be told, whether the
-intent is then recorded, and how the task ends. The points are those of `server/crash_points.py`.
+The response to the caller must remain true, and the system must recover. Each row of CASES gives
+the crash point, the program that dies, the permitted responses, the state of the intent and the
+final status of the task. `server/crash_points.py` defines the crash points.
 """
 
 from contextlib import nullcontext
@@ -19,14 +19,14 @@ from tests.support.waiting import eventually
 @dataclass(frozen=True, slots=True)
 class Case:
     point: str
-    # `worker`: the one that the call or the commit is at. `agent`: the workspace's.
+    # `worker` handles the call or the commit. `agent` is the agent of the workspace.
     dies: str
-    # Outcomes and slugs; none: no cancellation is asked for.
+    # Permitted outcomes and slugs. If empty, the test does not cancel the task.
     may_be_told: tuple[str, ...]
     intent: str
     status: str
-    # The worker dies before the signal too, so that the agent ends its iteration without knowing of
-    # the intent.
+    # If set, the worker also dies before the signal, and the agent ends its iteration without
+    # receiving the intent.
     is_signal_lost: bool = False
 
     @property
@@ -63,13 +63,13 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def kept() -> dict[str, Workspace]:
-    """The workspace that a case leaves as it found it, for the next one."""
+    """Holds the idle workspace that a passed case leaves for the next case."""
     return {}
 
 
 @pytest.fixture
 def bed(fragile_stack: Stack, kept: dict[str, Workspace]) -> Workspace:
-    """An idle workspace. One that a failed case has left behind is not used again."""
+    """Returns an idle workspace. The workspace of a failed case is not reused."""
     return kept.pop("workspace", None) or Workspace(fragile_stack)
 
 
@@ -93,8 +93,8 @@ def test_a_crash(
     for point in armed:
         point.touch()
 
-    # The lease is so long that no heartbeat tells the agent either, and the controller is kept from
-    # doing it.
+    # The long lease prevents a heartbeat from delivering the intent. Freezing the controller
+    # prevents it from delivering the intent.
     with stack.frozen("fleet") if case.is_signal_lost else nullcontext():
         if case.may_be_told:
             told = faults.cancel(bed, wire)
@@ -106,7 +106,7 @@ def test_a_crash(
 
     end = faults.await_terminal(bed, task_id)
     faults.assert_story(bed, task_id, status=case.status, intent=case.intent == "whole")
-    # However the agent learnt of it, it began no second iteration.
+    # A task that is cancelled or fails does not start a second iteration.
     assert end["iterations"] <= 1 or case.status == "completed"
     if case.dies == "agent":
         eventually(lambda: not stack.is_alive(agent))

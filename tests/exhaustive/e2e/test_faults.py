@@ -1,5 +1,6 @@
-"""Faults that a cancellation may meet, each a row of the table in CONTRIBUTING.md: what an agent
-may do to it.
+"""Tests cancellation with faulty agents.
+
+Each fault is a row of the table in CONTRIBUTING.md.
 """
 
 import shutil
@@ -20,9 +21,9 @@ from tests.support.commit_barrier import await_waiting, next_event_held_up
 from tests.support.stack import Gate, Stack, Workspace, running
 from tests.support.waiting import eventually
 
-# Told apart from every other sleep on the machine by its number.
+# A unique duration identifies these processes.
 LEFT_BEHIND = "86400.625"
-# Two, and what a busy machine may add.
+# The limit is 2 s, with a margin for a busy machine.
 ANSWER_SECONDS = 2.3
 
 
@@ -54,7 +55,7 @@ def test_an_agent_that_does_not_answer(
     with fault(workspace):
         calling = pool.submit(_unreachable, stack, workspace, wire)
         eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
-        # Other calls are not hurt: of this workspace, of another, of the same agent.
+        # The fault does not affect other calls to this workspace or to another one.
         assert workspace.task(task_id)["cancel_requested_at"]
         assert (
             stack.rest().post(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")[
@@ -74,7 +75,7 @@ def test_an_agent_that_does_not_answer(
 
 
 def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, Any]:
-    """Cancels in vain, and returns the message and the facts that tell of it."""
+    """Cancels with an unreachable agent and returns the message and facts of the error."""
     began = time.monotonic()
     if wire == "rest":
         rest = stack.rest().fails("POST", f"{workspace.path}/task/cancel")
@@ -98,7 +99,7 @@ def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, An
 
 
 def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
-    """It takes each signal, and answers the first when nobody waits for that any more."""
+    """The agent accepts each signal but responds to the first one after its timeout."""
     is_over = threading.Event()
 
     def slow_once(
@@ -128,8 +129,9 @@ def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
 def test_an_agent_that_says_it_has_no_such_task_while_it_runs(
     workspace: Workspace, gate: Gate
 ) -> None:
-    """The agent has not been told, so the answer does not claim an end; its next commit meets the
-    intent.
+    """The response reports a running task, because the agent has not received the signal.
+
+    The next commit of the agent detects the intent.
     """
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
@@ -147,7 +149,7 @@ def test_an_agent_that_says_it_has_no_such_task_while_it_runs(
 def test_an_agent_that_says_it_has_no_such_task_since_it_has_just_ended(
     workspace: Workspace, gate: Gate
 ) -> None:
-    """The end falls between the record and the signal: the answer tells of it, read again."""
+    """The task ends between the record and the signal, and the response reports the end."""
 
     def end_first(
         attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
@@ -179,7 +181,7 @@ def test_an_agent_that_is_killed_in_a_tool_call(
     eventually(lambda: len(running(LEFT_BEHIND)) == 2)
     if cancelled:
         assert workspace.cancel()["outcome"] == "accepted"
-    # Whoever commits the end is held up in its transaction. By then, the tools are dead.
+    # The commit of the end blocks in its transaction. The tools must already be dead.
     with next_event_held_up(workspace):
         stack.kill(stack.agent_pid(workspace.id))
         await_waiting(workspace, "INSERT INTO events")

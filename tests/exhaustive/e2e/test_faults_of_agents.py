@@ -1,5 +1,6 @@
-"""Agents that lose the control plane, or that it has given up: they end by themselves, on a stack
-whose leases are short.
+"""Tests that agents exit when they lose the control plane or are fenced.
+
+The stack uses short leases.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from tests.support.stack import STOP_SECONDS, Stack, Workspace, running
 from tests.support.waiting import eventually
 
 LEASE_SECONDS = 4
-# Told apart from every other sleep on the machine by their numbers.
+# Unique durations identify these processes.
 CUT_OFF, OUTLIVED = "86400.75", "86400.875"
 
 
@@ -47,8 +48,9 @@ def short_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_leases_are_over(
     short_leases: Stack,
 ) -> None:
-    """All workers are frozen, as behind a network that delivers nothing. The controller only looks
-    when the agents have ended.
+    """The frozen workers simulate a network that delivers nothing.
+
+    The controller is also frozen until the agents exit.
     """
     cancelled, left = Workspace(short_leases), Workspace(short_leases)
     task_ids = [
@@ -77,8 +79,9 @@ def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_lea
 def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
     short_leases: Stack, tmp_path: Path
 ) -> None:
-    """The older one runs where the controller cannot reach it, so the controller, whose part the
-    test plays, has to fence it.
+    """The controller cannot reach the older agent and must fence it.
+
+    The test performs the actions of the controller.
     """
     workspace = Workspace(short_leases)
     with ExitStack() as stack:
@@ -96,7 +99,7 @@ def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
         assert older.wait(STOP_SECONDS) == ExitCode.FENCED
         assert running(OUTLIVED) == []
         faults.assert_story(workspace, task_id, status="failed", intent=False)
-        # Nor does it get in again.
+        # An agent of the older epoch cannot register again.
         with agent_by_hand(workspace, 1, tmp_path, registers=False) as again:
             assert again.wait(STOP_SECONDS) == ExitCode.FENCED
         assert [entry["type"] for entry in workspace.log()[len(before) :]] == ["workspace_resumed"]
@@ -104,7 +107,7 @@ def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
 
 
 def _lease_over_at(workspace: Workspace) -> float:
-    """Seconds since 1970, by the database's clock, which is this machine's."""
+    """Returns the end of the lease as Unix time. The database uses the clock of this machine."""
     with workspace.stack.database() as connection:
         row = connection.execute(
             "SELECT lease_expires_at FROM workspaces WHERE id = %s", (workspace.id,)
@@ -117,7 +120,7 @@ def _lease_over_at(workspace: Workspace) -> float:
 def agent_by_hand(
     workspace: Workspace, epoch: int, folder: Path, *, registers: bool = True
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """An agent that no controller has started; it has registered if it is to."""
+    """Starts an agent without a controller and waits for registration if `registers` is set."""
     before = _address(workspace)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -161,7 +164,7 @@ def _address(workspace: Workspace) -> str | None:
 
 
 async def _lose_agent(workspace: Workspace) -> None:
-    """What the controller does when an agent is not heard of any more and cannot be reached."""
+    """Marks the agent as lost, like a controller that cannot reach the agent."""
     async with open_pool(workspace.stack.ready["database_url"]) as pool:
         await PostgresStore(pool).transition(
             workspace.id,

@@ -1,5 +1,6 @@
-"""A caller goes away in the midst of its CancelTask: there is no intent then, or a whole one, and
-nothing is left waiting.
+"""Tests callers that disconnect during CancelTask.
+
+The intent is recorded completely or not at all, and no database session remains blocked.
 """
 
 import json
@@ -16,15 +17,15 @@ from tests.support.commit_barrier import await_waiting, next_event_held_up
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long a caller with a deadline waits: long enough for its call to get to each of the points.
+# The deadline is long enough for the call to reach each point.
 DEADLINE_SECONDS = 1.0
 
-# Makes a call with these fields; what it returns, called, has the caller go away.
+# Makes a call with these fields and returns a function that disconnects the caller.
 Caller = Callable[[Workspace, dict[str, Any]], Callable[[], None]]
 
 
 def over_http(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
-    """Closes its connection."""
+    """Makes a call over HTTP. The returned function closes the connection."""
     url, body = urlsplit(workspace.stack.ready["rest_url"]), json.dumps(fields)
     connection = socket.create_connection((url.hostname, url.port))
     head = (
@@ -37,7 +38,7 @@ def over_http(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None
 
 
 def over_grpc(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
-    """Cancels its call."""
+    """Makes a call over gRPC. The returned function cancels the call."""
     call = workspace.stack.grpc().begin("CancelTask", workspace_id=workspace.id, **fields)
 
     def go() -> None:
@@ -47,13 +48,13 @@ def over_grpc(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None
 
 
 def with_deadline(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], None]:
-    """Waits until its deadline, and no longer."""
+    """Makes a call with a deadline. The returned function waits for the deadline."""
     call = workspace.stack.grpc().begin(
         "CancelTask", DEADLINE_SECONDS, workspace_id=workspace.id, **fields
     )
 
     def go() -> None:
-        # A server that sees the deadline coming may still answer.
+        # A server that detects the approaching deadline can still respond.
         error = call.exception(timeout=2 * DEADLINE_SECONDS)
         assert error is None or faults.slug_of(error) in (
             "deadline_exceeded",
@@ -66,7 +67,7 @@ def with_deadline(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], 
 
 @contextmanager
 def workspace_locked(workspace: Workspace) -> Iterator[None]:
-    """Whoever is to change the workspace has not begun to."""
+    """Locks the workspace, so that changes to it block before they start."""
     with workspace.stack.database() as connection, connection.transaction(force_rollback=True):
         connection.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (workspace.id,))
         yield
@@ -106,7 +107,7 @@ POINTS: dict[
 
 @pytest.fixture(scope="module")
 def bed(stack: Stack) -> Workspace:
-    """Serves all cases, one after the other."""
+    """Returns a workspace that all cases share."""
     return Workspace(stack)
 
 
@@ -123,8 +124,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
         go = caller(bed, fields)
         await_seen(bed, task_id)
         go()
-        # Whoever has gone is not waited for: no session of the database goes on for it, as it would
-        # until its own limit of 5 s.
+        # The database session ends when the caller disconnects, before its own limit of 5 s.
         eventually(lambda: in_database(bed) == 0, 3)
     intent = faults.intent_of(bed, task_id)
     assert intent == "whole" or (intent == "absent" and await_seen is seen_in_database)
@@ -140,7 +140,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
 
 
 def in_database(workspace: Workspace) -> int:
-    """How many cancellations are being recorded."""
+    """Returns the number of database sessions that are recording a cancellation."""
     query = (
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"

@@ -1,6 +1,4 @@
-"""Programs that die or freeze during a cancellation: the database, the workers, the controller, the
-edge.
-"""
+"""Tests cancellation while the database, the workers, the controller or the edge fail."""
 
 import signal
 import subprocess
@@ -22,9 +20,9 @@ from tests.support.commit_barrier import await_waiting
 from tests.support.stack import ROOT, STOP_SECONDS, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Within this, a call is told that the database does not answer.
+# Maximum time until a call fails when the database does not respond.
 ANSWER_SECONDS = 5.0
-# Within this, a standby leads when the leader has gone, and has seen what it missed.
+# Maximum time until a standby replaces a dead leader and handles the changes since its death.
 TAKEOVER_SECONDS = 5.0
 
 
@@ -35,25 +33,25 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def programs(stack: Stack, name: str) -> list[psutil.Process]:
-    """The stack's own processes of this name."""
+    """Returns the child processes of the stack that have this name."""
     return [child for child in psutil.Process(stack.pid).children() if child.name() == name]
 
 
 @contextmanager
 def database_killed(stack: Stack) -> Iterator[None]:
-    """What starts programs again is frozen meanwhile."""
+    """Kills the database and freezes the supervisor while the context is open."""
     (postgres,) = programs(stack, "postgres")
     family = [postgres, *postgres.children(recursive=True)]
     with stack.frozen_process(stack.pid):
         postgres.kill()
-        # Its sessions end by themselves; only then does the next one start.
+        # A new server cannot start until the sessions of the old one end.
         eventually(lambda: all(not stack.is_alive(each.pid) for each in family))
         yield
 
 
 @contextmanager
 def database_frozen(stack: Stack) -> Iterator[None]:
-    """The kernel still takes connections, and nobody answers."""
+    """Freezes the database. The kernel still accepts connections, but nothing responds."""
     (postgres,) = programs(stack, "postgres")
     with ExitStack() as frozen:
         frozen.enter_context(stack.frozen_process(postgres.pid))
@@ -64,7 +62,7 @@ def database_frozen(stack: Stack) -> Iterator[None]:
 
 @contextmanager
 def held_back(workspace: Workspace) -> Iterator[None]:
-    """Nobody can change the workspace; the fault may take the lock with it."""
+    """Locks the workspace against changes. The fault can release the lock."""
     with suppress(psycopg.OperationalError), workspace.stack.database() as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (workspace.id,))
@@ -77,8 +75,9 @@ def test_a_database_that_is_away(
     pool: ThreadPoolExecutor,
     fault: Callable[[Stack], AbstractContextManager[None]],
 ) -> None:
-    """It goes away during an iteration and during a CancelTask, and the iteration ends while it is
-    away.
+    """The database fails during an iteration and a CancelTask call.
+
+    The iteration ends before the database recovers.
     """
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
@@ -94,14 +93,14 @@ def test_a_database_that_is_away(
             assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
             for address in fragile_stack.worker_addresses():
                 eventually(lambda: faults.health_of(address) == "NOT_SERVING", ANSWER_SECONDS)
-            # The edge, which asks them, now answers by itself.
+            # The edge has detected the unhealthy workers and now generates the response itself.
             assert_unavailable(fragile_stack, workspace)
             gate.open()
     for address in fragile_stack.worker_addresses():
         eventually(lambda: faults.health_of(address) == "SERVING", 20)
 
-    # What the agent could not commit is committed, once. A call that was told `unavailable` may
-    # have recorded the intent or not.
+    # The agent commits the pending iteration exactly once. A call that failed with `unavailable`
+    # may have recorded the intent.
     faults.await_terminal(workspace, task_id)
     intent = faults.intent_of(workspace, task_id)
     assert intent in ("whole", "absent")
@@ -114,7 +113,7 @@ def test_a_database_that_is_away(
 
 
 def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
-    """Both wires say so in time, and when to come again."""
+    """Asserts that both protocols return `unavailable` and a retry delay in time."""
     began = time.monotonic()
     response = workspace.rest.call("POST", f"{workspace.path}/task/cancel")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
@@ -133,7 +132,7 @@ def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
 def test_a_program_that_is_killed(
     fragile_stack: Stack, pool: ThreadPoolExecutor, program: str
 ) -> None:
-    """All of its kind die while a cancellation is recorded and its caller waits for the end."""
+    """All instances die after the intent is recorded, while the caller waits for the end."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never")
@@ -152,7 +151,7 @@ def test_a_program_that_is_killed(
     eventually(lambda: len(set(_pids(fragile_stack, program)) - set(killed)) == len(killed))
     assert fragile_stack.agent_pid(workspace.id) == agent
     faults.assert_next_task_works(workspace)
-    # A new controller watches over the agents, too.
+    # The new controller also monitors the agents.
     fragile_stack.kill(agent)
     faults.resume(workspace)
 
@@ -164,7 +163,7 @@ def _pids(stack: Stack, program: str) -> list[int]:
 
 
 def _cancel_and_wait(workspace: Workspace) -> str:
-    """The task's status as the caller is told it; `lost`: the answer did not come."""
+    """Returns the task status in the response, or `lost` if the call failed."""
     try:
         response = workspace.rest.call(
             "POST", f"{workspace.path}/task/cancel", json={"wait": "30s"}
@@ -175,7 +174,7 @@ def _cancel_and_wait(workspace: Workspace) -> str:
 
 
 def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
-    """The leader dies and is not restarted. Then an agent dies, which only a leader handles."""
+    """The leader dies without a restart, and then an agent dies. Only a leader handles that."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never")
@@ -188,10 +187,10 @@ def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
         end = faults.await_terminal(workspace, task_id, TAKEOVER_SECONDS)
         assert (end["status"], end["work_stopped"]) == ("cancelled", "unknown")
         faults.await_workspace(workspace, "failed")
-        # It starts agents as well.
+        # The standby also starts agents.
         faults.resume(workspace)
         faults.assert_next_task_works(workspace)
-    # The pods of a controller that has ended are taken over by the next.
+    # The next controller takes over the pods of a stopped controller.
     agent = fragile_stack.agent_pid(workspace.id)
     eventually(lambda: fragile_stack.pids("fleet") not in ([], [leader]))
     faults.assert_next_task_works(workspace)
@@ -200,15 +199,15 @@ def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
 
 @contextmanager
 def _standby(leader: int, folder: Path) -> Iterator[None]:
-    """A second controller, with the settings of the first; it has found that another one leads."""
+    """Runs a second controller with the settings of the first and waits until it is a standby."""
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "server", "fleet"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=psutil.Process(leader).environ(), stderr=log
         )
     try:
-        # It keeps a connection on which it asks for the leadership, and none but the leader has any
-        # other use for a pool's.
+        # A standby keeps a connection to request leadership. Only the leader uses the pool's
+        # connections for other work.
         eventually(lambda: len(psutil.Process(process.pid).net_connections("unix")) >= 3)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A flood of bad credentials: it is refused, and good callers go on."""
+"""Tests that a flood of bad credentials is refused and good callers still succeed."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_a_flood_of_bad_credentials_is_refused_and_good_callers_go_on(
     print(f"reads beside a flood of bad {kind}: {figures}; flood: {dict(answered)}")
     assert set(figures.statuses) == {200}
     assert answered[401] > 0
-    # A signature that there is no time for is not verified, and the token is refused all the same.
+    # Under load, the server refuses a token without verifying its signature.
     assert set(answered) <= {401, 429}
     if kind == "keys":
         assert set(answered) == {401}

@@ -1,7 +1,7 @@
-"""Requests drawn from the OpenAPI document, valid ones and others: the answers are those that it
-describes, or the envelope.
+"""Sends valid and invalid requests generated from the OpenAPI document.
 
-FUZZ_EXAMPLES makes it longer, FUZZ_SEED another one.
+Each response must match the document or the error envelope. FUZZ_EXAMPLES sets the number of
+requests, and FUZZ_SEED sets the random seed.
 """
 
 import json
@@ -22,16 +22,16 @@ from tests.support.stack import Stack, Workspace
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# These would run what was drawn, or start an agent each time: they are only ever asked of
-# workspaces that are not there, or by those who may not.
+# These operations run generated commands or start agents. The test sends them only for workspaces
+# that do not exist, or with tokens that lack permission.
 HARMFUL = {"CreateWorkspace", "SubmitTask", "StopWorkspace", "ResumeWorkspace"}
-# A stream says nothing before there is something to tell.
+# A stream sends nothing until an event occurs.
 QUIET = {"WatchEvents"}
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 
 
 def ask(stack: Stack, case: Case[Any], token: str) -> Answer:
-    """Sends it. Of a stream that has begun, no more than the head is read."""
+    """Sends the request. For a stream, reads only the status and headers."""
     arguments = case.as_transport_kwargs(base_url=stack.ready["rest_url"])
     arguments["headers"] = {
         **arguments.get("headers", {}),
@@ -88,7 +88,7 @@ def test_whatever_is_drawn_from_the_document(
 
 
 def test_the_operations_that_do_harm_are_known() -> None:
-    """A new one is looked at before requests are drawn for it."""
+    """A new operation must be classified before requests are generated for it."""
     harmless = {
         "CancelTask",
         "CancelTaskByTaskId",

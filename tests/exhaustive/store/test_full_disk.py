@@ -1,7 +1,7 @@
-"""A database whose disk is full, or that may not write: callers are told `unavailable`, nothing
-half done is left, and it recovers.
+"""Tests a database with a full disk or a file size limit.
 
-Where no small disk can be mounted, these tests are skipped.
+Calls fail with UnavailableError, no partial change remains, and the database recovers. The tests
+are skipped if a small disk cannot be mounted.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from tests.support.small_disk import fill, free, small_disk
 from tests.support.store.examples import intent, permission, with_task, workspace
 from tests.support.waiting import eventually_async
 
-# PostgreSQL's own files take 42 MB, and each segment of its log 16 MB.
+# PostgreSQL's own files take 42 MB, and each WAL segment takes 16 MB.
 _DISK_BYTES = 96 * 1024 * 1024
 _MAX_FILE_BYTES = 17 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class Server:
-    """A PostgreSQL whose data are on that disk."""
+    """A PostgreSQL server with its data directory on the small disk."""
 
     disk: Path
     url: str = field(init=False)
@@ -70,8 +70,9 @@ def server(disk: Path) -> Iterator[Server]:
 
 @dataclass(slots=True)
 class Calls:
-    """Makes calls and keeps what they said: they succeed, or raise UnavailableError, and nothing
-    else.
+    """Makes calls and records their results.
+
+    A call must succeed or raise UnavailableError.
     """
 
     succeeded: list[str] = field(default_factory=list)
@@ -112,7 +113,7 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
             busy.pop()
 
         await eventually_async(all_have_failed)
-        # Reads need no disk.
+        # Reads need no disk space.
         for at in created:
             stored = await store.get_workspace(at.id)
             assert (stored is not None) == (at.id in calls.succeeded)
@@ -130,8 +131,9 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
 async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(
     server: Server, disk: Path
 ) -> None:
-    """PostgreSQL does not survive that its log cannot go on: it recovers once there is room, or
-    ends and is started again.
+    """PostgreSQL crashes when it cannot write WAL.
+
+    It recovers when disk space is available, or it exits and the test restarts it.
     """
     async with open_pool(server.url, acquire_timeout_seconds=0.2) as pool:
         store, calls = PostgresStore(pool), Calls()
@@ -169,9 +171,7 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
 
 
 async def test_a_file_that_may_not_grow_is_unavailable(server: Server) -> None:
-    """As with a quota, PostgreSQL has no name of its own for this error: it is an internal one
-    (SQLSTATE XX000).
-    """
+    """PostgreSQL reports this error, like a quota error, as an internal error (SQLSTATE XX000)."""
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, unlimited[1]))
     try:

@@ -1,4 +1,4 @@
-"""Leadership: one leader at a time, and takeover when it stops, dies or freezes."""
+"""Tests that there is one leader, and that a standby replaces one that stops or fails."""
 
 import asyncio
 import signal
@@ -14,7 +14,7 @@ LIMIT_SECONDS = 5
 
 
 class Candidate:
-    """Waits for the leadership and keeps it until `stop` is set. `lost` is set if it was lost."""
+    """Waits for leadership and keeps it until `stop` is set. Losing leadership sets `lost`."""
 
     def __init__(self, database_url: str) -> None:
         self.leads = asyncio.Event()
@@ -79,7 +79,7 @@ async def test_a_leader_notices_that_its_database_session_has_ended(database_url
         await each.task
 
 
-# Prints a line when it leads, and exits when its leadership is lost.
+# Prints a line when it becomes the leader, and exits when it loses leadership.
 LEADER = """
 import asyncio, sys
 from server.store.leadership import Leadership
@@ -98,7 +98,7 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
     database_url: str, number: signal.Signals
 ) -> None:
     command = [sys.executable, "-c", LEADER, database_url]
-    # The test waits for its first line anyway, so a blocking start is fine.
+    # A blocking start is acceptable, because the test waits for the first line.
     leader = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220
     assert leader.stdout is not None
     try:
@@ -108,7 +108,7 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
         async with asyncio.timeout(LIMIT_SECONDS):
             await standby.leads.wait()
         if number is signal.SIGSTOP:
-            # When it runs again, it notices at once that it has lost the leadership.
+            # The resumed leader immediately detects that it has lost leadership.
             leader.send_signal(signal.SIGCONT)
             assert leader.wait(LIMIT_SECONDS) == 0
         standby.stop.set()

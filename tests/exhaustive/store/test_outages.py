@@ -1,5 +1,6 @@
-"""A database that is away, frozen or slow, and callers that go away: what callers are told, and
-that nothing is left behind.
+"""Tests an unavailable, frozen or slow database, and callers that disconnect.
+
+The tests check the errors that callers receive and that no locks or sessions remain.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ async def ping(pool: Pool) -> None:
 
 @pytest.mark.parametrize("pipelined", [False, True])
 async def test_a_server_that_never_answers_is_unavailable(pool: Pool, pipelined: bool) -> None:
-    """The server is at it for longer than it is waited for, as one that is frozen would be."""
+    """The query takes longer than the timeout, as on a frozen server."""
 
     async def ask_too_much() -> None:
         async with connected(pool) as connection, AsyncExitStack() as stack:
@@ -88,7 +89,7 @@ async def test_a_frozen_server_is_unavailable_within_the_callers_time(
         store = PostgresStore(pool)
         pids = await _pids_of(database_url, what)
         if what == "postmaster":
-            # So that a new session is needed.
+            # Ending the sessions forces the pool to open a new one.
             await _end_sessions(database_url, "application_name = 'evershell'")
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -155,7 +156,7 @@ async def raise_in_server(pool: Pool, sqlstate: str, *, pipelined: bool) -> None
 async def test_what_the_server_cannot_do_is_unavailable(
     pool: Pool, sqlstate: str, pipelined: bool
 ) -> None:
-    """Disks that are full or broken, memory, limits, and what PostgreSQL calls internal."""
+    """The cases are disk errors, lack of memory, limits and internal errors of PostgreSQL."""
     with pytest.raises(UnavailableError):
         await raise_in_server(pool, sqlstate, pipelined=pipelined)
     await ping(pool)
@@ -228,8 +229,9 @@ async def _end_sessions(url: str, which: str) -> None:
 async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_that_commits(
     database_url: str, turns: int
 ) -> None:
-    """Cancelled wherever it is: what is written next on the same connection is there for others to
-    see.
+    """An asyncio task is cancelled at different points of a transaction.
+
+    The next write on the same connection must be visible to other connections.
     """
     async with (
         open_pool(database_url, min_size=1, max_size=1) as pool,
