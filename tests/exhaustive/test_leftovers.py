@@ -1,4 +1,4 @@
-"""A run that leaves something behind fails, and says what."""
+"""A run that leaves something behind fails and reports it."""
 
 import os
 import re

@@ -15,7 +15,7 @@ from tests.support.wires import Failed
 MALFORMED = "no good"
 UNKNOWN = "task_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 FIRST_REASON = "the first to ask"
-# What the credential's actor is called.
+# The actor of each credential.
 ACTORS = {
     "full_access": "key_",
     "submit_observe": "key_",
@@ -26,7 +26,7 @@ ACTORS = {
 
 @dataclass(slots=True)
 class Place:
-    """A workspace in the state that its cells are about."""
+    """A workspace in the state of its cells."""
 
     workspace: Workspace
     gate: Gate
@@ -34,21 +34,21 @@ class Place:
     finished_status: str = "completed"
 
     def begin(self) -> str:
-        """Gives it a task that runs until the gate is opened."""
+        """Submits a task that runs until the gate is opened."""
         task_id = self.workspace.submit(Gate.command, "touch never")
         self.workspace.await_phase(task_id, "tool_call")
         self.tasks["current"] = task_id
         return task_id
 
     def end(self) -> dict[str, Any]:
-        """Opens the gate; the end of its task."""
+        """Opens the gate and returns the end of the task."""
         self.gate.open()
         return self.workspace.await_end(self.tasks.pop("current"))
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """All of them, and one workspace that no call is about: its running task is the foreign one."""
+    """All places, and a bystander workspace whose running task is the foreign task."""
 
     stack: Stack
     bystander: Place
@@ -77,7 +77,7 @@ class Places:
 
 
 def prepare(stack: Stack, state: str, creator: str) -> Place:
-    """A workspace as near to the state as it gets before its cells run."""
+    """Brings a workspace as close to the state as possible before its cells run."""
     workspace = Workspace(stack, creator)
     place = Place(
         workspace, Gate(workspace), {"unknown": UNKNOWN, "malformed": MALFORMED, "none": ""}
@@ -89,7 +89,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
     if state == "intent":
         assert workspace.cancel(reason=FIRST_REASON)["outcome"] == "accepted"
     if state in ("stopped", "provisioning"):
-        # The task that had been running is the one that has ended.
+        # The task that was running has ended.
         place.tasks["finished"], place.finished_status = place.begin(), "cancelled"
         workspace.rest.post(f"{workspace.path}/stop")
         place.end()
@@ -104,7 +104,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
 
 @contextmanager
 def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[Places]:
-    """The places of these states and creators; their tasks end with the block."""
+    """The places of these states and creators. Their tasks end with the context."""
     with ThreadPoolExecutor(4) as pool:
         preparing = {place: pool.submit(prepare, stack, *place) for place in names}
         bystander = prepare(stack, "busy", "owner")
@@ -135,7 +135,7 @@ def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
 
 
 def call(stack: Stack, cell: Cell, place: Place) -> dict[str, Any] | Failed:
-    """Makes the cell's call, which must fail, or succeed, as the oracle says."""
+    """Makes the cell's call and compares its result with the oracle."""
     task_id = place.tasks[cell.task]
     if cell.wire == "grpc":
         grpc_ = stack.grpc(cell.credential)
@@ -157,7 +157,7 @@ def call(stack: Stack, cell: Cell, place: Place) -> dict[str, Any] | Failed:
 
 
 def facts(failed: Failed, cell: Cell) -> dict[str, Any]:
-    """The details by their names in the envelope, over whichever wire they came."""
+    """The details by their names in the envelope, over REST or gRPC."""
     if cell.wire != "grpc":
         return dict(failed.details)
     found = dict(failed.details["ErrorInfo"].get("metadata", {}))
@@ -242,7 +242,7 @@ def check_reply(reply: dict[str, Any], cell: Cell, place: Place) -> None:
 
 
 def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, creator: str) -> None:
-    """Makes the calls of every cell of this place that records nothing."""
+    """Makes the calls of all cells of this place that record nothing."""
     place = places.places[state, creator]
     cells = [
         cell
@@ -262,8 +262,8 @@ def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, cr
 
 
 def check_cells_that_record(stack: Stack, places: Places, creator: str, at_most: int) -> None:
-    """Makes the calls of so many cells that record a cancellation."""
-    # Idle before and after: each cell has a task of its own.
+    """Makes the calls of the given cells, which record a cancellation."""
+    # The workspace is idle before and after each cell, because each cell has its own task.
     place = places.places["idle", creator]
     workspace = place.workspace
     cells = [cell for cell in MATRIX if cell.creator == creator and cell.answer == "accepted"]

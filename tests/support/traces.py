@@ -11,7 +11,7 @@ PUBLIC = "evershell.workspace.v1.WorkspaceService/"
 
 
 def new_trace() -> tuple[str, str, str]:
-    """A trace's id, a span's id, and both as a header."""
+    """A trace id, a span id, and the header with both."""
     trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
     return trace_id, span_id, f"00-{trace_id}-{span_id}-01"
 
@@ -28,7 +28,7 @@ def submit(workspace: Workspace, traceparent: str, *lines: str) -> str:
 
 
 def cancel(stack: Stack, workspace: Workspace, wire: str, traceparent: str) -> str:
-    """Cancels what runs and returns the request's id."""
+    """Cancels the current task and returns the request id."""
     if wire == "rest":
         response = workspace.rest.call(
             "POST", f"{workspace.path}/task/cancel", headers={"traceparent": traceparent}
@@ -47,7 +47,7 @@ def cancel(stack: Stack, workspace: Workspace, wire: str, traceparent: str) -> s
 
 
 def traces(workspace: Workspace, task_id: str) -> dict[str, str]:
-    """Type of event → trace, of the task's events."""
+    """Maps the type of each event of the task to its trace id."""
     found: dict[str, str] = {}
     for message in workspace.rest.events(workspace.id):
         event = message["event"]

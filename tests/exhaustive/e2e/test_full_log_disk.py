@@ -20,13 +20,13 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 _LEASE_SECONDS = 2
-# Where the logs of the programs, and those of the agents, are.
+# The folders of the programs' logs and of the agents' logs.
 _DISKS = ("logs", "fleet")
 
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The state folder of a stack to be; its logs, and its agents', are on small disks."""
+    """A state folder whose logs, and those of the agents, are on small disks."""
     state_dir = tmp_path_factory.mktemp("logs") / "state"
     with ExitStack() as mounted:
         for name in _DISKS:
@@ -61,7 +61,7 @@ def programs(stack: Stack) -> set[int]:
 
 
 def lost_lines(stack: Stack) -> float:
-    """Of the workers, so far."""
+    """The number of log lines that the workers have lost so far."""
     found = 0.0
     for index in range(2):
         metrics = httpx.get(
@@ -86,7 +86,7 @@ def assert_healthy(stack: Stack) -> None:
 
 
 def notices(stack: Stack) -> list[dict[str, Any]]:
-    """What the workers say of lines that were lost."""
+    """The lines in which the workers report lost lines."""
     paths = (stack.state_dir / "logs").glob("worker-*.log*")
     return [
         json.loads(line)
@@ -105,7 +105,7 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     agents = [cramped.agent_pid(workspace.id) for workspace in workspaces]
     running = programs(cramped)
 
-    # Agents whose worker does not answer end when their lease does.
+    # An agent that reaches no worker ends with its lease.
     full_until = time.monotonic() + 2 * _LEASE_SECONDS
     while time.monotonic() < full_until:
         for disk in disks_of(cramped):
@@ -124,7 +124,7 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     assert [cramped.agent_pid(workspace.id) for workspace in workspaces] == agents
     assert programs(cramped) == running
     assert lost_lines(cramped) > 0
-    # A program can be started, too.
+    # A program can also be started.
     (controller,) = cramped.pids("fleet")
     cramped.kill(controller)
     eventually(lambda: cramped.pids("fleet") not in ([], [controller]))
@@ -155,6 +155,6 @@ def test_every_program_is_kept_within_its_bound(cramped: Stack) -> None:
     sizes = {path.name: path.stat().st_size for path in logs.iterdir()}
     assert all(size <= 65536 for name, size in sizes.items() if name[-2:] in (".1", ".2")), sizes
     assert not [name for name in sizes if name.endswith(".3")]
-    # All lines of a copy but its first and its last are whole.
+    # All lines of a copy are complete, except the first and the last.
     for line in (logs / "worker-0.log.2").read_text().splitlines()[1:-1]:
         json.loads(line)

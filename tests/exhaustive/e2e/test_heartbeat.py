@@ -1,4 +1,4 @@
-"""A stream that is quiet, through Envoy. It takes the 15 s of the contract."""
+"""A stream without events sends heartbeats through Envoy. The test takes 15 s."""
 
 from itertools import islice
 

@@ -41,7 +41,7 @@ def test_the_iteration_in_flight_is_finished_and_recorded_with_its_result(
         "truncated_bytes": "0",
     }
     assert end["iterations"] == 1
-    # What it had by then.
+    # The result that the task had when it was cancelled.
     assert end["result"] == "open\n"
     assert not (workspace.stack.files(workspace.id) / "never").exists()
 
@@ -54,7 +54,7 @@ def test_an_intent_does_not_leak_to_the_next_task(workspace: Workspace, gate: Ga
     workspace.await_end(first)
     assert workspace.cancel()["outcome"] == "no_active_task"
     second = workspace.submit(gate.command, "echo also")
-    # A late retry of the first cancellation, by its name, does not touch the second task.
+    # A late retry of the first cancellation, which names its task, does not change the second task.
     late = workspace.cancel(task_id=first)
     assert (late["outcome"], late["task_id"], late["task"]["status"]) == (
         "already_finished",

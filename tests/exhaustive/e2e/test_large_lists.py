@@ -4,7 +4,7 @@ from tests.support.stack import Stack, Workspace
 
 
 def test_a_list_of_large_tasks_fits_into_messages(stack: Stack, workspace: Workspace) -> None:
-    """A gRPC client takes 4 MiB unless told otherwise."""
+    """By default a gRPC client accepts messages of up to 4 MiB."""
     large = "# " + "🐚" * 99_000
     submitted = []
     for _ in range(12):

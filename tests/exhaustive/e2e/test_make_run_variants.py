@@ -1,4 +1,4 @@
-"""The stack as it starts in other circumstances: another database, two stacks, after a crash."""
+"""The stack starts with another database, beside a second stack, and after a crash."""
 
 import asyncio
 import subprocess
@@ -19,7 +19,7 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack that the test starts and stops."""
     own = Stack(tmp_path / "state")
     yield own
-    # A test that failed half way leaves nothing behind.
+    # Cleans up after a failed test.
     own.kill_if_running()
 
 
@@ -106,7 +106,7 @@ def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> No
             for each in killed:
                 own_stack.kill(each)
             eventually(lambda: len(set(own_stack.pids(program)) - set(killed)) == len(killed))
-        # Agents live through it, and the new controller watches over them.
+        # Agents keep running, and the new controller takes them over.
         eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
         assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
         assert own_stack.agent_pid(workspace.id) == pid
@@ -119,7 +119,7 @@ def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> No
 
 @pytest.fixture
 def database_over_tcp(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL that is not the stack's own, and the URL at which it listens."""
+    """The URL of a PostgreSQL server that the stack did not start."""
     places = postgres.places(tmp_path / "database")
     postgres.initialise(places.data_dir)
     with (places.data_dir / "pg_hba.conf").open("w") as access:

@@ -40,7 +40,7 @@ def test_the_matrix_is_whole() -> None:
         "already_requested": 35,
         "accepted": 35,
     }
-    # Each answer on each wire, but for those that only a call without a task's id can get.
+    # Every answer over REST and gRPC, except those that only a call without a task id can get.
     never = {
         ("no_active_task", "path"),
         ("workspace_provisioning", "path"),

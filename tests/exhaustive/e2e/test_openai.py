@@ -155,7 +155,7 @@ def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
         True,
     )
     assert server.left.wait(10)
-    # The same agent takes the next task, which begins without what was broken off.
+    # The same agent runs the next task, whose history does not contain the interrupted one.
     server.script.append(says("next"))
     server.script.popleft()
     assert workspace.await_end(workspace.submit("go on"))["result"] == "next"
@@ -172,7 +172,7 @@ def test_force_before_an_answer_has_begun_records_an_empty_one(
     assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
     end = workspace.await_end(task_id)
     gate.opened.set()
-    # The result stays what the task had by then.
+    # The task keeps the result that it had.
     assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
         "cancelled",
         True,
@@ -196,7 +196,7 @@ def test_force_before_an_answer_has_begun_records_an_empty_one(
     assert (last["input_tokens"], last["output_tokens"]) == ("0", "0")
 
 
-# Last, for the endpoint does not come back.
+# The last test, because the endpoint is not restarted.
 def test_an_endpoint_that_is_down_ends_the_task_with_the_reason(
     workspace: Workspace, server: ModelServer
 ) -> None:

@@ -1,4 +1,4 @@
-"""SIGHUP restarts everything under load, and nobody who calls notices."""
+"""SIGHUP restarts all programs under load, and no call fails."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 2
 ROUND_SECONDS = 60.0
-# Of each caller, between its calls.
+# The pause of each caller between two calls.
 PAUSE_SECONDS = 0.2
 # Iterations that end soon, so that many tasks are cancelled, and such that a wait is there when a
 # worker ends.
@@ -26,7 +26,7 @@ LONG = "\n".join(["sleep 3"] * 100)
 
 
 class Canceller:
-    """Submits a task, reads it, cancels it, and sees it end `cancelled`; then the next one."""
+    """Submits, reads and cancels tasks, one after another. Each must end `cancelled`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Canceller:
             pass
         outcomes = {"accepted", "already_requested"}
         while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
-            # It was answered, and may have had its effect by now.
+            # The call was answered and may have had its effect.
             outcomes.add("already_finished")
         assert cancelled["outcome"] in outcomes, cancelled
         while (status := self._read(task_id)) in (None, "running"):
@@ -72,7 +72,7 @@ class Canceller:
         )
 
     def assert_cancelled(self) -> None:
-        """All that were asked to be, and nothing else."""
+        """Every task whose cancellation was accepted is cancelled, and no other."""
         log = self.workspace.log()
         asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
         assert {
@@ -82,14 +82,14 @@ class Canceller:
 
 
 def restarts(stack: Stack) -> int:
-    """How many are over."""
+    """The number of restarts that have completed."""
     said = stack.output.read_text()
     assert "given up" not in said, said
     return said.count("rolling_restart_completed")
 
 
 def programs(stack: Stack) -> set[int]:
-    """All that a restart is to replace."""
+    """The processes that a restart replaces."""
     envoys = [
         child.pid for child in psutil.Process(stack.pid).children() if child.name() == "envoy"
     ]
@@ -97,7 +97,7 @@ def programs(stack: Stack) -> set[int]:
 
 
 def statuses(stack: Stack) -> dict[str, int]:
-    """User agent → how the edge answered it."""
+    """Maps each user agent to the status of its last call."""
     lines = (stack.state_dir / "logs" / "envoy.log").read_text().splitlines()
     calls = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return {
@@ -144,7 +144,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     calls, began = load.outcomes.calls.total(), time.monotonic()
 
     for number in range(ROUNDS):
-        # The next one is wanted while the one before goes on.
+        # Requests the next restart during the first one.
         assert run("restart", stack.state_dir).returncode == 0
         eventually(
             lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1,
@@ -167,7 +167,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     for canceller in cancellers:
         assert canceller.ended > 1
         canceller.assert_cancelled()
-    # The edge writes its log by and by.
+    # The edge buffers its access log.
     unread = set(load.outcomes.unread)
     eventually(lambda: unread <= statuses(stack).keys())
     assert {

@@ -17,6 +17,6 @@ def test_mixed_calls_leave_no_open_file_behind(stack: Stack) -> None:
     asyncio.run(mix.run(WARM_UP))
     before = holdings(stack)
     asyncio.run(mix.run(CALLS))
-    # The edge closes a connection some time after its caller has gone.
+    # The edge closes a connection with a delay after its client has gone.
     eventually(lambda: not list(grown_files(before, holdings(stack))))
     assert mix.tally.problems == []

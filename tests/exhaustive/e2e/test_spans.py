@@ -1,4 +1,4 @@
-"""The spans of a stack that sends them."""
+"""The spans of a stack that exports them."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def receiver() -> Receiver:
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stack]:
-    """A stack that sends its spans. It ends without their receiver, and in time."""
+    """A stack that exports spans. It stops in time even if the collector has gone."""
     state_dir = tmp_path_factory.mktemp("traced") / "state"
     stack = Stack(
         state_dir, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="100"
@@ -42,7 +42,7 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     workspace, task_id, request_id = run_to_cancellation(traced, wire, submitted, cancelled)
 
     seen = traces(workspace, task_id)
-    # An agent may learn of its task by a heartbeat, a moment before it is called, and begin.
+    # The reply to a heartbeat may deliver the task before the call does.
     assert seen.pop("task_started") in (first, "")
     assert seen == {
         "task_submitted": first,
@@ -71,7 +71,7 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
             <= spans[inner].start_time_unix_nano
             <= spans[inner].end_time_unix_nano
         )
-    # The agent commits in the course of the signal.
+    # The agent's commit belongs to the trace of the signal.
     assert spans[commit].parent_span_id == spans["agent.cancel_task"].span_id
     assert spans["store.transition"].parent_span_id in {
         span.span_id for span in receiver.spans(second) if span.name == commit
@@ -92,7 +92,7 @@ def test_a_call_that_brings_no_trace_begins_one(traced: Stack, receiver: Receive
     seen = traces(workspace, task_id)
     trace_id = seen["task_submitted"]
     assert len(trace_id) == 32 and set(seen.values()) <= {trace_id, ""}
-    # Sent last: it ends after all that it has caused.
+    # This span is exported last, because it ends after its children.
     (root,) = eventually(
         lambda: [span for span in receiver.spans(trace_id) if not span.parent_span_id]
     )
@@ -108,5 +108,5 @@ def test_a_failure_is_told_in_its_span(traced: Stack, receiver: Receiver) -> Non
     eventually(lambda: len(receiver.spans(trace_id)) == 2)
     (call,) = (span for span in receiver.spans(trace_id) if span.kind == Span.SPAN_KIND_SERVER)
     attributes = {each.key: each.value.string_value for each in call.attributes}
-    # It is the caller's mistake, and no error of the service.
+    # A refused request is no error of the service.
     assert (attributes["evershell.slug"], call.status.code) == ("workspace_not_found", 0)

@@ -1,11 +1,11 @@
-"""Stopping a workspace that is busy. It takes the grace period of 10 s."""
+"""Stopping a busy workspace takes the grace period of 10 s."""
 
 import time
 
 from tests.support.stack import Workspace, running
 from tests.support.waiting import eventually
 
-# Told apart from every other sleep on the machine by its number.
+# The number distinguishes this process from every other sleep on the machine.
 STUBBORN = "86400.125"
 
 
@@ -17,7 +17,7 @@ def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_per
     eventually(lambda: running(STUBBORN))
     began = time.monotonic()
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
-    # Asked again, it goes on stopping; the grace period does not begin anew.
+    # A second request does not restart the grace period.
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 1)

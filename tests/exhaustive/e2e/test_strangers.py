@@ -58,7 +58,7 @@ def test_the_health_is_listed(stack: Stack) -> None:
 
 
 class GoodCallers:
-    """Cancel again and again, over both wires."""
+    """Callers that cancel repeatedly, over REST and gRPC."""
 
     def __init__(self, stack: Stack, workspace: Workspace) -> None:
         self.seconds: list[float] = []
@@ -86,7 +86,7 @@ class GoodCallers:
 
     @contextmanager
     def calling(self) -> Iterator[None]:
-        """They call within."""
+        """Makes calls for the duration of the context."""
         for thread in self._threads:
             thread.start()
         try:
@@ -102,7 +102,7 @@ class GoodCallers:
 
 
 class Memory:
-    """What the edge and the workers hold, and the most they held."""
+    """The memory of the edge and of the workers, and its peak."""
 
     def __init__(self, stack: Stack) -> None:
         children = psutil.Process(stack.pid).children()
@@ -112,7 +112,7 @@ class Memory:
         self._most = self._before
 
     def _now(self) -> tuple[int, int]:
-        """Of the edge and of the largest worker, in MiB."""
+        """The resident memory of Envoy and of the largest worker, in MiB."""
         return tuple(  # type: ignore[return-value]
             max(process.memory_info().rss for process in processes) >> 20
             for processes in (self._envoy, self._workers)

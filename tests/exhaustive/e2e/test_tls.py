@@ -1,4 +1,4 @@
-"""`make run` with a certificate: everything that it says can be used as it stands."""
+"""`make run` with a certificate: the calls that it prints work as printed."""
 
 import os
 import re

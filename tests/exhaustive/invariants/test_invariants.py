@@ -16,7 +16,7 @@ _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
 
 def test_invariants_hold_in_memory() -> None:
-    # The same runs each time, but when more are asked for.
+    # The same runs each time, unless a number of runs is set.
     run_in_memory(_EXAMPLES or 80, is_random=bool(_EXAMPLES))
 
 
