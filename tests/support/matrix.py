@@ -55,9 +55,7 @@ class Places:
     places: dict[tuple[str, str], Place]
 
     def snapshot(self, place: Place) -> dict[str, Any]:
-        """Everything the database holds of it and of the bystander, but for their leases, which go
-        on.
-        """
+        """The database rows of the place and the bystander, without the expiry of their leases."""
         of = [place.workspace.id, self.bystander.workspace.id]
         with self.stack.database() as connection:
             row = connection.execute(
@@ -89,7 +87,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
     if state == "intent":
         assert workspace.cancel(reason=FIRST_REASON)["outcome"] == "accepted"
     if state in ("stopped", "provisioning"):
-        # The task that was running has ended.
+        # The running task becomes the finished task.
         place.tasks["finished"], place.finished_status = place.begin(), "cancelled"
         workspace.rest.post(f"{workspace.path}/stop")
         place.end()
@@ -104,7 +102,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
 
 @contextmanager
 def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[Places]:
-    """The places of these states and creators. Their tasks end with the context."""
+    """The places of these states and creators. Their tasks end when the context exits."""
     with ThreadPoolExecutor(4) as pool:
         preparing = {place: pool.submit(prepare, stack, *place) for place in names}
         bystander = prepare(stack, "busy", "owner")
@@ -120,8 +118,9 @@ def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[
 
 
 def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
-    """The states that pass by themselves are held up: nobody starts or ends a pod, and the agent
-    that is to end does not run.
+    """Enters the state, and holds a transient state until the context ends.
+
+    The controller is frozen, so no pod starts or ends. In `stopping`, the agent is frozen too.
     """
     if state in ("provisioning", "stopping"):
         held.enter_context(stack.frozen("fleet"))
@@ -262,7 +261,7 @@ def check_cells_that_change_nothing(stack: Stack, places: Places, state: str, cr
 
 
 def check_cells_that_record(stack: Stack, places: Places, creator: str, at_most: int) -> None:
-    """Makes the calls of the given cells, which record a cancellation."""
+    """Makes the calls of up to `at_most` cells that record a cancellation."""
     # The workspace is idle before and after each cell, because each cell has its own task.
     place = places.places["idle", creator]
     workspace = place.workspace

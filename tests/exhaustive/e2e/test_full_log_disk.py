@@ -1,5 +1,6 @@
-"""The disks of the logs are full: nothing fails, and logging goes on when they are free again.
-Rotation, of every program.
+"""Full log disks fail no call and end no task, and logging resumes when they have space again.
+
+Also tests the log rotation of every program.
 """
 
 import json
@@ -26,7 +27,7 @@ _DISKS = ("logs", "fleet")
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder whose logs, and those of the agents, are on small disks."""
+    """A state folder with the logs of the programs and of the agents on small disks."""
     state_dir = tmp_path_factory.mktemp("logs") / "state"
     with ExitStack() as mounted:
         for name in _DISKS:
@@ -105,7 +106,7 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     agents = [cramped.agent_pid(workspace.id) for workspace in workspaces]
     running = programs(cramped)
 
-    # An agent that reaches no worker ends with its lease.
+    # An agent that reaches no worker ends when its lease expires.
     full_until = time.monotonic() + 2 * _LEASE_SECONDS
     while time.monotonic() < full_until:
         for disk in disks_of(cramped):
@@ -124,7 +125,7 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     assert [cramped.agent_pid(workspace.id) for workspace in workspaces] == agents
     assert programs(cramped) == running
     assert lost_lines(cramped) > 0
-    # A program can also be started.
+    # A program can also start while the disks are full.
     (controller,) = cramped.pids("fleet")
     cramped.kill(controller)
     eventually(lambda: cramped.pids("fleet") not in ([], [controller]))

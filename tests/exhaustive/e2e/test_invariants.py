@@ -1,4 +1,4 @@
-"""What must always be true of a cancellation, on real processes."""
+"""Tests the invariants of cancellation on real processes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier

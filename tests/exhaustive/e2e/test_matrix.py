@@ -1,5 +1,6 @@
-"""Every cancellation there can be, each state with each credential, task and wire: a real stack
-against an oracle.
+"""Compares every kind of cancellation on a real stack with an oracle.
+
+The cells combine each state with each credential, task and wire.
 """
 
 from collections import Counter
@@ -40,7 +41,7 @@ def test_the_matrix_is_whole() -> None:
         "already_requested": 35,
         "accepted": 35,
     }
-    # Every answer over REST and gRPC, except those that only a call without a task id can get.
+    # Every wire gets every answer, except those that require a call without a task id.
     never = {
         ("no_active_task", "path"),
         ("workspace_provisioning", "path"),

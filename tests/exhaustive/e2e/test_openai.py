@@ -1,4 +1,4 @@
-"""Agents whose model is behind an endpoint, in a stack of their own."""
+"""Tests agents that call a model endpoint, in a separate stack."""
 
 import json
 from collections.abc import Iterator

@@ -16,7 +16,7 @@ def test_programs_have_a_memory_limit_and_tools_have_none(
     assert len(own) == 5
     for program in own:
         assert program.rlimit(psutil.RLIMIT_DATA)[0] != psutil.RLIM_INFINITY, program
-    # The limit of this process, which is that of the machine.
+    # This process has the limit of the machine.
     machine = psutil.Process().rlimit(psutil.RLIMIT_DATA)[1]
     task_id = workspace.submit("ulimit -d")
     done = workspace.await_event("iteration_completed", task_id)["iteration_completed"]

@@ -19,8 +19,7 @@ ROUNDS = 2
 ROUND_SECONDS = 60.0
 # The pause of each caller between two calls.
 PAUSE_SECONDS = 0.2
-# Iterations that end soon, so that many tasks are cancelled, and such that a wait is there when a
-# worker ends.
+# Short iterations: many tasks are cancelled, and a caller is waiting when a worker ends.
 SHORT = "\n".join(["sleep 0.1"] * 100)
 LONG = "\n".join(["sleep 3"] * 100)
 
@@ -54,7 +53,7 @@ class Canceller:
             pass
         outcomes = {"accepted", "already_requested"}
         while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
-            # The call was answered and may have had its effect.
+            # The call was answered and may have taken effect.
             outcomes.add("already_finished")
         assert cancelled["outcome"] in outcomes, cancelled
         while (status := self._read(task_id)) in (None, "running"):

@@ -1,5 +1,6 @@
-"""A short soak: mixed calls leave no open file and no process behind. `make soak` makes many, and
-looks at the memory too.
+"""A short soak: mixed calls leave no open file and no process.
+
+`make soak` makes more calls and also checks the memory.
 """
 
 import asyncio
@@ -17,6 +18,6 @@ def test_mixed_calls_leave_no_open_file_behind(stack: Stack) -> None:
     asyncio.run(mix.run(WARM_UP))
     before = holdings(stack)
     asyncio.run(mix.run(CALLS))
-    # The edge closes a connection with a delay after its client has gone.
+    # The edge closes a connection with a delay after its client disconnects.
     eventually(lambda: not list(grown_files(before, holdings(stack))))
     assert mix.tally.problems == []

@@ -20,7 +20,7 @@ def receiver() -> Receiver:
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stack]:
-    """A stack that exports spans. It stops in time even if the collector has gone."""
+    """A stack that exports spans. It stops in time even if the collector is down."""
     state_dir = tmp_path_factory.mktemp("traced") / "state"
     stack = Stack(
         state_dir, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="100"
@@ -108,5 +108,5 @@ def test_a_failure_is_told_in_its_span(traced: Stack, receiver: Receiver) -> Non
     eventually(lambda: len(receiver.spans(trace_id)) == 2)
     (call,) = (span for span in receiver.spans(trace_id) if span.kind == Span.SPAN_KIND_SERVER)
     attributes = {each.key: each.value.string_value for each in call.attributes}
-    # A refused request is no error of the service.
+    # A refused request is not an error of the service.
     assert (attributes["evershell.slug"], call.status.code) == ("workspace_not_found", 0)

@@ -1,7 +1,7 @@
-"""Callers without a credential, and customers, who hold memory; and what good callers see of them.
+"""Floods that hold memory, with and without a credential, do not fail the calls of others.
 
-Each flood prints its figures. On two cores that do nothing else, the 99th percentile of the
-cancellations stays under 250 ms. It is not asserted, since a machine may be busy with other things.
+Each flood prints its figures. On two otherwise idle cores, the 99th percentile of the
+cancellations stays under 250 ms. The tests do not assert it, because the machine may be busy.
 """
 
 import json
@@ -25,8 +25,8 @@ from tests.support.stack import Stack, Workspace
 
 FLOOD_SECONDS = 8.0
 PAUSE_SECONDS = 0.04
-# Beyond what it takes without a flood. A worker held 4 MiB of each stream; Envoy 1 MiB of each
-# body.
+# The limits of the growth during a flood. A worker held 4 MiB of each stream; Envoy held 1 MiB of
+# each body.
 WORKER_GROWTH_MB, ENVOY_GROWTH_MB = 48, 160
 
 
@@ -128,9 +128,7 @@ class Memory:
 def flood(
     stack: Stack, workspace: Workspace, kind: str, wire: str, token: str = ""
 ) -> dict[str, int]:
-    """The flood, with good callers beside it: none of them fails, and memory stays within its
-    bounds.
-    """
+    """Runs a flood; asserts that good callers succeed and memory stays within its limits."""
     address = (
         stack.ready["grpc_addr"]
         if wire == "grpc"

@@ -1,9 +1,9 @@
-"""Random interleavings of all that may happen, on the real use cases, store, agents and controller,
-against the invariants.
+"""Tests the invariants with random interleavings of actions.
 
-INVARIANT_EXAMPLES: how many runs in memory, new ones each time, and about a tenth of that on
-PostgreSQL. Sessions race there, so a run may go another way than one that began alike, which
-hypothesis does not take: a few have a seed, and what fails stays as it is.
+The use cases, store, agents and controller are real. INVARIANT_EXAMPLES sets the number of runs in
+memory; these runs differ each time. PostgreSQL gets about a tenth of that number. Sessions race on
+PostgreSQL, so the same steps can have different results, which Hypothesis does not support.
+Therefore each group of a few runs has its own seed, and failures are not shrunk.
 """
 
 import os
@@ -16,7 +16,7 @@ _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
 
 def test_invariants_hold_in_memory() -> None:
-    # The same runs each time, unless a number of runs is set.
+    # The runs are the same each time, unless INVARIANT_EXAMPLES is set.
     run_in_memory(_EXAMPLES or 80, is_random=bool(_EXAMPLES))
 
 
