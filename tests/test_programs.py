@@ -45,6 +45,20 @@ def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: st
     assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
 
 
+@pytest.mark.parametrize("spec", ["", "{", "[]", '{"workspace_id": "ws_1"}', '{"unknown": 1}'])
+def test_an_agent_refuses_an_invalid_spec_in_one_line(spec: str) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "server", "agent"],
+        input=spec,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("The spec on standard input is not valid: ")
+    assert refused.stderr.count("\n") == 1
+
+
 def test_a_state_folder_given_through_a_link_is_the_same_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

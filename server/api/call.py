@@ -26,7 +26,7 @@ class Call:
 
     # `/package.Service/Method`.
     method: str
-    # The value of the header x-request-id. Every log line and event of the call has it.
+    # The header x-request-id, or an id of our own. Log lines and events of the call carry it.
     request_id: str
     # Whether it came through the edge's REST listener.
     is_rest: bool

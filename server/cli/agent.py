@@ -8,6 +8,7 @@ import sys
 import click
 
 from server.agent.program import run
+from server.agent.shutdown import ExitCode
 from server.pod.spec import PodSpec
 from server.telemetry import logs
 
@@ -19,6 +20,10 @@ def agent() -> None:
     # memory than a program of the stack.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-    spec = PodSpec(**json.load(sys.stdin))
+    try:
+        spec = PodSpec(**json.load(sys.stdin))
+    except (ValueError, TypeError) as error:
+        click.echo(f"The spec on standard input is not valid: {error}.", err=True)
+        sys.exit(ExitCode.BAD_SPEC)
     logs.configure("agent", "INFO", workspace_id=spec.workspace_id, epoch=spec.epoch)
     sys.exit(asyncio.run(run(spec)))

@@ -1,5 +1,6 @@
 """Reads the environment and ready.json for commands, with error messages for people."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,9 +15,7 @@ def read_settings() -> Settings:
     try:
         return Settings.read()
     except ValidationError as error:
-        problems = "; ".join(
-            f"{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors()
-        )
+        problems = _problems(error, lambda name: name.upper())
         raise click.ClickException(f"The environment is not valid. {problems}") from error
 
 
@@ -25,14 +24,20 @@ def read_ready(state_dir: Path) -> Ready | None:
     try:
         return Ready.read(state_dir)
     except ValidationError as error:
-        # The error's own text contains the values, and some of them are secrets.
-        problems = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
-            for problem in error.errors()
-        )
         path = state_dir / "ready.json"
-        raise click.ClickException(f"{path} cannot be read: {problems}.") from None
+        raise click.ClickException(f"{path} cannot be read: {_problems(error)}.") from None
     except (OSError, ValueError) as error:
         raise click.ClickException(
             f"{state_dir / 'ready.json'} cannot be read: {error}."
         ) from error
+
+
+def _problems(error: ValidationError, display: Callable[[str], str] = str) -> str:
+    """The invalid fields, each with its problem.
+
+    The error's own text contains the values, and some of them are secrets.
+    """
+    return "; ".join(
+        ": ".join(filter(None, (display(".".join(map(str, each["loc"]))), each["msg"])))
+        for each in error.errors()
+    )

@@ -154,6 +154,7 @@ def _outcome(permission: Permission, request: CancelTask, found: RecordedCancell
     workspace.require_up()
     if task is None:
         return Outcome.NO_ACTIVE_TASK
+    assert task.cancel is not None, "the store recorded no intent, although no check failed"
     return Outcome.ACCEPTED if found.recorded else Outcome.ALREADY_REQUESTED
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import structlog
 
@@ -24,6 +23,7 @@ from server.core.errors import UnavailableError
 from server.core.ports import Agents, Clock, Store
 from server.core.task import Task
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from server.fleet.changes import Changes
 from server.fleet.pods import Pods
 from server.fleet.redelivery import Redelivery
 from server.telemetry.metrics import Backlog
@@ -40,16 +40,6 @@ START_LIMIT = timedelta(seconds=30)
 END_GRACE_SECONDS = 3.0
 
 _NO_TASKS: Mapping[str, Task] = {}
-
-
-class Changes(Protocol):
-    """Announces the workspaces that have changed."""
-
-    async def wait(self, timeout_seconds: float) -> set[str]:
-        """Returns the ids of the workspaces that have changed since the last call.
-
-        The set is empty after the timeout.
-        """
 
 
 class Controller:

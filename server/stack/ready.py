@@ -55,12 +55,17 @@ class Ready(BaseModel):
 
     def tls(self) -> ssl.SSLContext | bool:
         """The value of httpx's argument `verify` that accepts the edge's certificate."""
-        return trust(self.tls_cert_file) if self.tls_cert_file else True
+        return verification(self.tls_cert_file)
 
 
 def clear(state_dir: Path) -> None:
     """Removes the file."""
     (state_dir / _NAME).unlink(missing_ok=True)
+
+
+def verification(cert_file: str | Path | None) -> ssl.SSLContext | bool:
+    """The value of httpx's `verify` for an edge with this certificate; None without TLS."""
+    return trust(cert_file) if cert_file else True
 
 
 def trust(cert_file: str | Path) -> ssl.SSLContext:

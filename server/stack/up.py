@@ -5,7 +5,6 @@ Envoy.
 """
 
 import asyncio
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +26,9 @@ from server.stack import log_files, postgres, ready, run_lock
 from server.stack.envoy import config as envoy
 from server.stack.envoy.process import EdgeProcess
 from server.stack.first_calls import first_calls, write_environment
+from server.stack.ports import PortError, check_ports
 from server.stack.private_file import write_private
-from server.stack.ready import Demo, Ready, trust
+from server.stack.ready import Demo, Ready, verification
 from server.stack.rolling_restart import RollingRestart
 from server.stack.seed import seed
 from server.stack.supervisor import Program, Supervisor
@@ -60,7 +60,10 @@ async def up(settings: Settings) -> None:
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _exclusive_lock(settings.state_dir):
-        _check_ports(settings)
+        try:
+            check_ports(settings)
+        except PortError as error:
+            raise CannotStartError(str(error)) from error
         ready.clear(settings.state_dir)
         stopping = asyncio.create_task(stop_signal())
         supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
@@ -193,12 +196,13 @@ async def _wait_ready(settings: Settings, demo: Demo) -> None:
     """
     url = f"{settings.rest_url}/v1/workspaces/{demo.workspace_id}"
     headers = {"authorization": f"Bearer {demo.tokens['read_only']}"}
-    verify = trust(settings.tls_cert_file) if settings.tls_cert_file else True
     status = ""
     try:
         async with (
             asyncio.timeout(READY_SECONDS),
-            httpx.AsyncClient(verify=verify, headers=headers, trust_env=False) as client,
+            httpx.AsyncClient(
+                verify=verification(settings.tls_cert_file), headers=headers, trust_env=False
+            ) as client,
         ):
             while (status := await _status(client, url)) != "idle":
                 await asyncio.sleep(_POLL_SECONDS)
@@ -256,33 +260,6 @@ def _exclusive_lock(state_dir: Path) -> Iterator[None]:
             "Stop it, or set STATE_DIR and other ports to run a second one beside it."
         )
         raise CannotStartError(message) from error
-
-
-def _check_ports(settings: Settings) -> None:
-    ports = {"REST_PORT": settings.rest_port, "GRPC_PORT": settings.grpc_port}
-    ports |= {
-        f"SERVER_PORT + {index}": settings.server_port + index for index in range(settings.workers)
-    }
-    if settings.metrics_port:
-        ports |= {
-            f"METRICS_PORT + {index}": settings.metrics_port + index
-            for index in range(settings.workers + 1)
-        }
-    if len(set(ports.values())) < len(ports):
-        message = (
-            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from "
-            "METRICS_PORT on must differ."
-        )
-        raise CannotStartError(message)
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.listen_host, port))
-            except OSError as error:
-                raise CannotStartError(
-                    f"Port {port} is taken. Set {name.split()[0]} to another one."
-                ) from error
 
 
 def _announce(settings: Settings, demo: Demo) -> None:

@@ -30,8 +30,6 @@ _FOREIGN_TABLES = """
     ORDER BY relname
 """
 _NAMED_TABLES = 3
-
-
 _FUNCTION_BODY = """
     SELECT prosrc FROM pg_proc WHERE proname = %s AND pronamespace = current_schema()::regnamespace
 """
@@ -96,8 +94,9 @@ def _apply(database_url: str) -> None:
 
 
 def _replace_functions(connection: psycopg.Connection[Any]) -> None:
-    """Replaces the functions that differ from their file. A role that may only use the schema can
-    therefore start a stack on a database that is up to date.
+    """Replaces the functions that differ from their files.
+
+    A role that may only use the schema can therefore start a stack on an up-to-date database.
     """
     folder = resources.files("server.store") / "functions"
     files = (file for file in folder.iterdir() if file.name.endswith(".sql"))

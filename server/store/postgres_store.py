@@ -283,9 +283,8 @@ async def _write(connection: Connection, locked: Locked, change: Change) -> Chan
 async def _write_row(
     connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row
 ) -> None:
-    """Inserts the row, or updates the columns that differ, if any do."""
+    """Inserts the row, or updates the columns that differ, if any."""
     if old is None:
-        changed = columns
         query, parameters = _insert(table, columns), list(new)
     else:
         differing = [

@@ -60,7 +60,7 @@ class Pods:
 
 
 class Changes:
-    """Implements server.fleet.controller.Changes.
+    """Implements server.fleet.changes.Changes.
 
     A rule makes the controller scan at once; without one, it scans after its usual interval.
     """

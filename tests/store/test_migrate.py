@@ -47,13 +47,11 @@ def test_a_function_that_differs_from_its_file_is_replaced(empty_database_url: s
 
 def test_an_up_to_date_database_needs_no_privilege_to_create(empty_database_url: str) -> None:
     migrate(empty_database_url)
-    parts = {key: str(value) for key, value in conninfo_to_dict(empty_database_url).items()}
-    address = f"{parts['host'].replace('/', '%2F')}/{parts['dbname']}"
     with psycopg.connect(empty_database_url) as connection:
-        connection.execute("CREATE ROLE limited LOGIN")
+        connection.execute("CREATE ROLE limited")
         connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO limited")
     try:
-        migrate(f"postgresql://limited@{address}")
+        migrate(make_conninfo(empty_database_url, options="-c role=limited"))
     finally:
         with psycopg.connect(empty_database_url) as connection:
             connection.execute("DROP OWNED BY limited")

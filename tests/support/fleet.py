@@ -84,7 +84,7 @@ class FakePods:
 
 
 class FakeChanges:
-    """Implements server.fleet.controller.Changes: returns what a test puts into the queue."""
+    """Implements server.fleet.changes.Changes: returns what a test puts into the queue."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[set[str]] = asyncio.Queue()

@@ -1,5 +1,6 @@
 """The base class of the interceptors."""
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeAlias, cast
@@ -24,9 +25,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
     handler here takes a stream of requests.
     """
 
+    @abstractmethod
     async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
         """Awaits `proceed` and returns its result."""
-        raise NotImplementedError
 
     async def around_stream(self, details: Details, context: Context, proceed: Proceed) -> Any:
         """Like `around`, for a stream of responses. Override it only where it differs."""

@@ -1,1 +1,1 @@
-"""Configures and runs Envoy, the edge, and has it serve the API's documents."""
+"""Configures and runs Envoy, the edge. Envoy also serves the documents of the API."""

@@ -38,7 +38,7 @@ class Load:
         self._over.set()
 
     async def settle(self, limit_seconds: float) -> list[str]:
-        """Brings every workspace back, and has it complete one more task.
+        """Resumes every workspace and runs one more task in each of them.
 
         Returns a line for each workspace that did not succeed within `limit_seconds`.
         """

@@ -1,0 +1,13 @@
+"""The port through which the controller learns of changed workspaces."""
+
+from typing import Protocol
+
+
+class Changes(Protocol):
+    """Announces the workspaces that have changed."""
+
+    async def wait(self, timeout_seconds: float) -> set[str]:
+        """Returns the ids of the workspaces that have changed since the last call.
+
+        The set is empty after the timeout.
+        """
