@@ -1,27 +1,15 @@
 """The metrics of a whole stack: workers, fleet controller and Envoy."""
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from server.stack import postgres
+from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 # The offsets of their ports from METRICS_PORT: two workers, then the fleet controller.
 PROGRAMS = (0, 1, 2)
 FLEET = PROGRAMS[-1]
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def scrape(stack: Stack, index: int) -> Samples:
-    text = httpx.get(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", trust_env=False).text
-    families = text_string_to_metric_families(text)
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in families
-        for sample in family.samples
-    }
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -53,11 +54,14 @@ def test_waits_on_every_worker_end_with_the_task(
             stack.grpc(address=address).call,
             "CancelTask",
             workspace_id=workspace.id,
+            # A call that is still on its way when the task ends finds the task by its id.
+            task_id=task_id,
             wait={"seconds": 30},
         )
         for address in stack.worker_addresses()
     ]
-    workspace.await_event("task_cancel_requested", task_id)
+    for index in range(len(calling)):
+        eventually(lambda: cancellations_in_flight(stack, index) == 1)
     gate.open()
     assert [each.result()["task"]["status"] for each in calling] == ["cancelled", "cancelled"]
 
@@ -89,6 +93,11 @@ def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def cancellations_in_flight(stack: Stack, worker: int) -> float:
+    sample = ("evershell_rpc_in_flight", frozenset({("rpc", "CancelTask")}))
+    return scrape(stack, worker).get(sample, 0)
 
 
 def last_seq(workspace: Workspace) -> int:

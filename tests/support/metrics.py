@@ -1,0 +1,19 @@
+"""Reads the metrics of a stack."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.stack import Stack
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(stack: Stack, index: int) -> Samples:
+    """The samples of one program: the workers in order, then the fleet controller."""
+    text = httpx.get(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", trust_env=False).text
+    families = text_string_to_metric_families(text)
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
