@@ -130,10 +130,17 @@ class Stack:
 
     @contextmanager
     def frozen_process(self, pid: int) -> Iterator[None]:
-        """Stops the process (SIGSTOP) inside the block, and continues it afterwards."""
+        """Stops the process (SIGSTOP) inside the block, and continues it afterwards.
+
+        A process that has just ended stays a zombie while its parent is stopped.
+        """
         os.kill(pid, signal.SIGSTOP)
         try:
-            eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+            eventually(
+                lambda: (
+                    psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+                )
+            )
             yield
         finally:
             os.kill(pid, signal.SIGCONT)
