@@ -76,6 +76,14 @@ class Store(Protocol):
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
         """One task of the workspace."""
 
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str
+    ) -> tuple[Workspace | None, Task | None]:
+        """One workspace of any organization, and one of its tasks, in one round trip.
+
+        Both are read at the same moment. None stands for each one that does not exist.
+        """
+
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:

@@ -132,8 +132,8 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
     fields.identifier("task_id", task_id)
     fields.check()
     permission = caller.permission("workspace:read")
-    permission.check(await store.get_workspace(workspace_id), workspace_id)
-    task = await store.get_task(workspace_id, task_id)
+    workspace, task = await store.get_workspace_with_task(workspace_id, task_id)
+    permission.check(workspace, workspace_id)
     if task is None:
         raise errors.task_not_found(workspace_id, task_id)
     return task

@@ -11,6 +11,7 @@ from server.core.event import Event, cancel_requested_payload
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
+from server.store import queries
 from server.store.pool import Connection, Pool, connected
 from server.store.rows import (
     EVENT_COLUMNS,
@@ -32,7 +33,6 @@ from server.store.shared_reads import SharedReads
 # statements.
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
 _TASK = ", ".join(TASK_COLUMNS)
-_EVENT = ", ".join(EVENT_COLUMNS)
 _W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
 _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 
@@ -45,32 +45,6 @@ _LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE
 # would read the tasks as they were before it waited.
 _CURRENT_TASK = (
     f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
-)
-_GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s"
-_LIST_WORKSPACES = (
-    f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
-)
-_LIST_OWN_WORKSPACES = (
-    f"SELECT {_WORKSPACE} FROM workspaces "
-    "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
-)
-_LIST_WANTED_PODS = (
-    f"SELECT {_WORKSPACE} FROM workspaces "
-    "WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"
-)
-_LIST_CANCELLATIONS = (
-    f"SELECT {', '.join(f'w.{column}' for column in WORKSPACE_COLUMNS)}, "
-    f"{', '.join(f't.{column}' for column in TASK_COLUMNS)} "
-    "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id "
-    "WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
-)
-_COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
-_GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
-_LIST_TASKS = (
-    f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
-)
-_LIST_EVENTS = (
-    f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
 )
 
 # Sorts after every id, because no id contains a tilde.
@@ -185,7 +159,7 @@ class PostgresStore:
         self._announce(workspace.id)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        row = await self._one(_GET_WORKSPACE, (workspace_id,))
+        row = await self._one(queries.GET_WORKSPACE, (workspace_id,))
         return None if row is None else workspace_of(row)
 
     async def list_workspaces(
@@ -194,20 +168,31 @@ class PostgresStore:
         caller, before = permission.caller, before_id or _AFTER_ALL_IDS
         if permission.own_only:
             rows = await self._all(
-                _LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
+                queries.LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
             )
         else:
-            rows = await self._all(_LIST_WORKSPACES, (caller.org_id, before, limit))
+            rows = await self._all(queries.LIST_WORKSPACES, (caller.org_id, before, limit))
         return [workspace_of(row) for row in rows]
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        row = await self._one(_GET_TASK, (task_id, workspace_id))
+        row = await self._one(queries.GET_TASK, (task_id, workspace_id))
         return None if row is None else task_of(row)
+
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str
+    ) -> tuple[Workspace | None, Task | None]:
+        row = await self._one(queries.GET_WORKSPACE_WITH_TASK, (task_id, workspace_id))
+        if row is None:
+            return None, None
+        task_row = row[len(WORKSPACE_COLUMNS) :]
+        return workspace_of(row), None if task_row[0] is None else task_of(task_row)
 
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        rows = await self._all(_LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit))
+        rows = await self._all(
+            queries.LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit)
+        )
         return [task_of(row) for row in rows]
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
@@ -215,22 +200,22 @@ class PostgresStore:
         return await self._event_reads((workspace_id, after_seq, limit))
 
     async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
-        return [event_of(row) for row in await self._all(_LIST_EVENTS, place)]
+        return [event_of(row) for row in await self._all(queries.LIST_EVENTS, place)]
 
     async def list_wanted_pods(self) -> Sequence[Workspace]:
-        return [workspace_of(row) for row in await self._all(_LIST_WANTED_PODS, ())]
+        return [workspace_of(row) for row in await self._all(queries.LIST_WANTED_PODS, ())]
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         width = len(WORKSPACE_COLUMNS)
         return [
             (workspace_of(row[:width]), task_of(row[width:]))
-            for row in await self._all(_LIST_CANCELLATIONS, ())
+            for row in await self._all(queries.LIST_CANCELLATIONS, ())
         ]
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         return {
             WorkspaceStatus(status): count
-            for status, count in await self._all(_COUNT_WORKSPACES, ())
+            for status, count in await self._all(queries.COUNT_WORKSPACES, ())
         }
 
     async def _one(self, query: str, parameters: Row) -> Row | None:

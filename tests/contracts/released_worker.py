@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import server.store.migrate
-from server.store import postgres_store, rows
+from server.store import postgres_store, queries, rows
 
 _FILE = Path(__file__).with_suffix(".sql")
 _MIGRATIONS = Path(server.store.migrate.__file__).parent / "migrations"
@@ -31,7 +31,7 @@ def released_migration() -> str:
 def _current_statements() -> dict[str, str]:
     statements = {
         name.strip("_").lower(): value
-        for name, value in vars(postgres_store).items()
+        for name, value in (vars(postgres_store) | vars(queries)).items()
         if isinstance(value, str) and value.startswith("SELECT ")
     }
     for table, columns in (

@@ -95,3 +95,15 @@ async def test_a_task_is_found_in_its_workspace_only(store: Store) -> None:
     assert await store.get_task(other.id, submitted.id) is None
     assert await store.get_task(busy.id, new_task_id()) is None
     assert await store.get_workspace("ws_unknown") is None
+
+
+async def test_a_workspace_is_read_together_with_one_of_its_tasks(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    other, foreign = await with_task(store)
+    await store.record_cancellation(permission(), busy.id, None, intent())
+    cancelled = replace(submitted, cancel=intent())
+    both = await store.get_workspace_with_task(busy.id, submitted.id)
+    assert both == (replace(busy, last_seq=2), cancelled)
+    assert await store.get_workspace_with_task(other.id, submitted.id) == (other, None)
+    assert await store.get_workspace_with_task(other.id, new_task_id()) == (other, None)
+    assert await store.get_workspace_with_task("ws_unknown", foreign.id) == (None, None)

@@ -22,6 +22,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "get_workspace": lambda store: store.get_workspace("ws_1"),
     "list_workspaces": lambda store: store.list_workspaces(permission(), None, 1),
     "get_task": lambda store: store.get_task("ws_1", "task_1"),
+    "get_workspace_with_task": lambda store: store.get_workspace_with_task("ws_1", "task_1"),
     "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
     "list_wanted_pods": lambda store: store.list_wanted_pods(),

@@ -109,6 +109,11 @@ class SpyStore:
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
         return await self._read(self._store.get_task(workspace_id, task_id))
 
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str
+    ) -> tuple[Workspace | None, Task | None]:
+        return await self._read(self._store.get_workspace_with_task(workspace_id, task_id))
+
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:

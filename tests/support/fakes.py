@@ -109,6 +109,13 @@ class FakeStore:
         workspace = self._workspaces.get(workspace_id)
         return None if workspace is None else self._task_of(workspace, task_id)
 
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str
+    ) -> tuple[Workspace | None, Task | None]:
+        self._answer()
+        workspace = self._workspaces.get(workspace_id)
+        return workspace, None if workspace is None else self._task_of(workspace, task_id)
+
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
