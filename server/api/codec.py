@@ -1,13 +1,15 @@
 """Converts between the messages of the protos and the objects of the core."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
 
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from evershell.workspace.v1 import task_pb2, workspace_pb2, workspace_service_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict, ParseDict
-from google.protobuf.message import Message
+from google.protobuf.json_format import MessageToDict
 
+from server.api import payloads
 from server.core.cancel_task import CancelResult, CancelTask
 from server.core.event import Event, Origin
 from server.core.runtime import Directive
@@ -18,6 +20,7 @@ from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace
 from server.pod.messages import encode_assignment, timestamp
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
     str(status): status
@@ -125,20 +128,29 @@ def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEvents
     if isinstance(item, Heartbeat):
         heartbeat = workspace_service_pb2.Heartbeat(time=timestamp(item.time), seq=item.seq)
         return workspace_service_pb2.WatchEventsResponse(heartbeat=heartbeat)
-    event = event_pb2.Event(
-        seq=item.seq,
-        type=event_pb2.EventType.Type.Value(item.type),
-        time=timestamp(item.time),
-        workspace_id=item.workspace_id,
-        task_id=item.task_id or "",
-        request_id=item.origin.request_id,
-        trace_id=item.origin.trace_id,
-    )
-    payload: Message = getattr(event, item.type)
-    payload.SetInParent()
-    # A later version may have written fields that this one does not know.
-    ParseDict(dict(item.payload), payload, ignore_unknown_fields=True)
-    return workspace_service_pb2.WatchEventsResponse(event=event)
+    # The constructor also takes the fields of a message as a mapping, which its type does not say.
+    event: Any = {
+        "seq": item.seq,
+        "type": item.type,
+        "time": _seconds_and_nanos(item.time),
+        "workspace_id": item.workspace_id,
+        "task_id": item.task_id or "",
+        "request_id": item.origin.request_id,
+        "trace_id": item.origin.trace_id,
+    }
+    # The constructor is an order of magnitude faster than ParseDict, with the same result.
+    try:
+        event[item.type] = payloads.convert(item.type, item.payload)
+        return workspace_service_pb2.WatchEventsResponse(event=event)
+    except (payloads.UnusualError, ValueError):
+        event[item.type] = payloads.parse(item.type, item.payload)
+        return workspace_service_pb2.WatchEventsResponse(event=event)
+
+
+def _seconds_and_nanos(moment: datetime) -> dict[str, int]:
+    """The fields of Timestamp."""
+    since = moment - _EPOCH
+    return {"seconds": since.days * 86_400 + since.seconds, "nanos": since.microseconds * 1000}
 
 
 def encode_directive(directive: Directive, lease_seconds: float) -> runtime_service_pb2.Directive:

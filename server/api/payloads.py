@@ -1,0 +1,120 @@
+"""Turns the payload of an event into what the constructor of its message takes.
+
+A payload is the JSON of a message. `ParseDict` reads every form that JSON allows for a field, which
+takes many steps. The events that this service writes use one form for each field, except that int64
+is a string or a number. These forms are converted here; `ParseDict` reads the others.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias
+
+from evershell.workspace.v1 import event_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+# Returns the value for the constructor. Raises UnusualError.
+_Convert: TypeAlias = Callable[[Any], Any]
+
+
+class UnusualError(Exception):
+    """A value is not in the form that this service writes."""
+
+
+def convert(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the message for the field `event_type` of Event.
+
+    Ignores fields that the message does not have, because a later version may have written them.
+    The constructor raises ValueError for numbers out of range and for unknown names of enum values.
+
+    Raises UnusualError. `parse` decides about such a payload, and if the constructor fails.
+    """
+    try:
+        return _convert_fields(_fields(_descriptor(event_type)), payload)
+    except ValueError as error:
+        raise UnusualError from error
+
+
+def parse(event_type: str, payload: Mapping[str, Any]) -> Message:
+    """The message, from any form that JSON allows. Ignores unknown fields. Raises ParseError."""
+    message: Message = getattr(event_pb2.Event(), event_type)
+    return ParseDict(dict(payload), message, ignore_unknown_fields=True)
+
+
+@cache
+def _descriptor(event_type: str) -> Descriptor:
+    found = event_pb2.Event.DESCRIPTOR.fields_by_name[event_type].message_type
+    assert found is not None
+    return found
+
+
+@cache
+def _fields(message: Descriptor) -> dict[str, _Convert]:
+    """The conversion of each field of the message, by the field's name."""
+    # ParseDict also takes the JSON names. This service does not write them.
+    unusual = {field.json_name: _unusual for field in message.fields}
+    return {**unusual, **{field.name: _conversion(field) for field in message.fields}}
+
+
+def _conversion(field: FieldDescriptor) -> _Convert:
+    if field.is_repeated:
+        return _unusual
+    if field.message_type is not None:
+        if field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
+            return _timestamp
+        fields = _fields(field.message_type)
+        return lambda value: _convert_fields(fields, value)
+    return _CONVERSIONS.get(field.cpp_type, _unusual)
+
+
+def _convert_fields(fields: Mapping[str, _Convert], value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UnusualError
+    found = {}
+    for name, item in value.items():
+        convert = fields.get(name)
+        if convert is not None:
+            found[name] = convert(item)
+    return found
+
+
+def _unusual(value: object) -> object:
+    raise UnusualError
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise UnusualError
+    return value
+
+
+def _integer(value: object) -> int:
+    if type(value) is int:
+        return value
+    if type(value) is str and value.isdigit():
+        return int(value)
+    raise UnusualError
+
+
+def _boolean(value: object) -> bool:
+    if type(value) is not bool:
+        raise UnusualError
+    return value
+
+
+def _timestamp(value: object) -> Timestamp:
+    moment = Timestamp()
+    moment.FromJsonString(_text(value))
+    return moment
+
+
+_CONVERSIONS: Mapping[int, _Convert] = {
+    FieldDescriptor.CPPTYPE_STRING: _text,
+    # The constructor takes the name of an enum value.
+    FieldDescriptor.CPPTYPE_ENUM: _text,
+    FieldDescriptor.CPPTYPE_INT32: _integer,
+    FieldDescriptor.CPPTYPE_INT64: _integer,
+    FieldDescriptor.CPPTYPE_BOOL: _boolean,
+}
