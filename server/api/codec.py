@@ -1,6 +1,6 @@
 """Converts between the messages of the protos and the objects of the core."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,11 +123,35 @@ def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:
     )
 
 
-def encode_watched(item: Event | Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
+def encode_heartbeat(heartbeat: Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
     """A message of the stream of WatchEvents."""
-    if isinstance(item, Heartbeat):
-        heartbeat = workspace_service_pb2.Heartbeat(time=timestamp(item.time), seq=item.seq)
-        return workspace_service_pb2.WatchEventsResponse(heartbeat=heartbeat)
+    return workspace_service_pb2.WatchEventsResponse(
+        heartbeat=workspace_service_pb2.Heartbeat(time=timestamp(heartbeat.time), seq=heartbeat.seq)
+    )
+
+
+class EventEncoder:
+    """Encodes batches of events. Watchers that share a read share its messages too.
+
+    They receive the batch one after the other, so only the last one is kept.
+    """
+
+    def __init__(self) -> None:
+        self._events: Sequence[Event] = ()
+        self._messages: Sequence[workspace_service_pb2.WatchEventsResponse] = ()
+
+    def __call__(
+        self, events: Sequence[Event]
+    ) -> Sequence[workspace_service_pb2.WatchEventsResponse]:
+        """The message of the stream of WatchEvents for each event. Do not change them."""
+        if events is not self._events:
+            self._messages = [encode_event(event) for event in events]
+            self._events = events
+        return self._messages
+
+
+def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
+    """A message of the stream of WatchEvents."""
     # The constructor also takes the fields of a message as a mapping, which its type does not say.
     event: Any = {
         "seq": item.seq,

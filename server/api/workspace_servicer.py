@@ -1,7 +1,7 @@
 """WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from server.core import tasks, watch_events, workspaces
 from server.core.cancel_task import cancel_task
 from server.core.ports import Agents, Clock, Store, Wakeups
 from server.core.validation import Page
+from server.core.watch_events import Heartbeat
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,6 +31,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     agents: Agents
     wakeups: Wakeups
     clock: Clock
+    encode_events: codec.EventEncoder = field(default_factory=codec.EventEncoder)
 
     async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
@@ -73,10 +75,16 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.WatchEventsRequest, context: Context
     ) -> AsyncIterator[workspace_service_pb2.WatchEventsResponse]:
         watched = watch_events.watch_events(
-            caller(), request.workspace_id, request.after, self.store, self.wakeups, self.clock
+            caller(),
+            request.workspace_id,
+            request.after,
+            self.store,
+            self.wakeups,
+            self.clock,
+            self.encode_events,
         )
         async for item in watched:
-            yield codec.encode_watched(item)
+            yield codec.encode_heartbeat(item) if isinstance(item, Heartbeat) else item
 
     async def CreateWorkspace(
         self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context

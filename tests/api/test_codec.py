@@ -179,7 +179,7 @@ def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
         task_id=new.task_id,
         origin=Origin("req_1"),
     )
-    seen = codec.encode_watched(entry).event
+    seen = codec.encode_event(entry).event
     assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (
         9,
         "ws_1",
@@ -194,7 +194,7 @@ def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
 def test_the_end_of_a_task_is_encoded_in_full() -> None:
     end = PAYLOADS[EventType.TASK_COMPLETED]
     entry = Event(workspace_id="ws_1", seq=1, type=end.type, time=NOW, payload=end.payload)
-    seen = as_dict(codec.encode_watched(entry).event.task_completed)
+    seen = as_dict(codec.encode_event(entry).event.task_completed)
     assert (seen["status"], seen["forced"], seen["work_stopped"], seen["iterations"]) == (
         "running",
         True,
@@ -220,12 +220,30 @@ def test_a_payload_without_fields_is_encoded() -> None:
         time=NOW,
         payload={"of_a_later_version": 1},
     )
-    assert codec.encode_watched(entry).event.WhichOneof("payload") == "task_started"
+    assert codec.encode_event(entry).event.WhichOneof("payload") == "task_started"
 
 
 def test_a_heartbeat_has_the_last_sequence_number() -> None:
-    seen = codec.encode_watched(Heartbeat(NOW, 7))
+    seen = codec.encode_heartbeat(Heartbeat(NOW, 7))
     assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
+
+
+def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
+    batch, next_batch = (
+        [
+            Event(workspace_id="ws_1", seq=seq, type=new.type, time=NOW, payload=new.payload)
+            for seq, new in enumerate(PAYLOADS.values(), first)
+        ]
+        for first in (1, 100)
+    )
+    encode = codec.EventEncoder()
+    messages = encode(batch)
+    assert messages == [codec.encode_event(event) for event in batch]
+    assert encode(batch) is messages
+    assert [message.event.seq for message in encode(next_batch)] == list(range(100, 109))
+    assert encode(batch) == messages
+    # Equal events of another read are encoded again, so a change of the log is never hidden.
+    assert encode(list(batch)) is not encode(batch)
 
 
 def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
@@ -266,7 +284,7 @@ def test_an_iteration_is_the_same_in_the_log_and_from_the_agent() -> None:
     entry = Event(
         workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION
     )
-    reported.iteration_completed.CopyFrom(codec.encode_watched(entry).event.iteration_completed)
+    reported.iteration_completed.CopyFrom(codec.encode_event(entry).event.iteration_completed)
     (decoded,) = codec.decode_agent_events([reported])
     assert decoded == IterationCompleted(1, ITERATION)
 
@@ -284,7 +302,7 @@ def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
     entry = Event(
         workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=earlier
     )
-    status = codec.encode_watched(entry).event.iteration_completed.model_call.status
+    status = codec.encode_event(entry).event.iteration_completed.model_call.status
     assert status == event_pb2.ModelCall.Status.status_unspecified
 
 

@@ -77,7 +77,7 @@ def _payload_of(event_type: str) -> Descriptor:
 
 def encoded(event_type: EventType, payload: Mapping[str, Any]) -> Message:
     entry = Event(workspace_id="ws_1", seq=1, type=event_type, time=NOW, payload=payload)
-    event = codec.encode_watched(entry).event
+    event = codec.encode_event(entry).event
     assert event.WhichOneof("payload") == event_type
     message: Message = getattr(event, event_type)
     return message

@@ -1,6 +1,6 @@
 """Follows the event log of a workspace."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 
@@ -44,6 +44,10 @@ class ScriptedWakeups:
         return not self.draining
 
 
+def unencoded(events: Sequence[Event]) -> Sequence[Event]:
+    return events
+
+
 async def watch(
     world: World,
     workspace_id: str,
@@ -55,7 +59,9 @@ async def watch(
 ) -> list[Event | Heartbeat]:
     """The first `until` messages of a stream."""
     found: list[Event | Heartbeat] = []
-    stream = watch_events(by or caller(), workspace_id, after, world.store, wakeups, world.clock)
+    stream = watch_events(
+        by or caller(), workspace_id, after, world.store, wakeups, world.clock, unencoded
+    )
     async for item in stream:
         found.append(item)
         if len(found) == until:
@@ -95,6 +101,26 @@ async def test_a_long_log_is_read_in_batches(world: World) -> None:
     )
     found = await watch(world, busy.id, ScriptedWakeups(world), until=BATCH_EVENTS + 3)
     assert seqs(found) == list(range(1, BATCH_EVENTS + 4))
+
+
+async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.commit(
+        busy.id, running.id, *(iteration(number) for number in range(1, BATCH_EVENTS + 2))
+    )
+    batches: list[list[int]] = []
+
+    def encode(events: Sequence[Event]) -> list[str]:
+        batches.append([event.seq for event in events])
+        return [f"event {event.seq}" for event in events]
+
+    stream = watch_events(
+        caller(), busy.id, 1, world.store, ScriptedWakeups(world), world.clock, encode
+    )
+    found = [await anext(stream) for _ in range(BATCH_EVENTS + 3)]
+    assert found[:-1] == [f"event {seq}" for seq in range(2, BATCH_EVENTS + 4)]
+    assert isinstance(found[-1], Heartbeat) and found[-1].seq == BATCH_EVENTS + 3
+    assert batches == [list(range(2, BATCH_EVENTS + 2)), [BATCH_EVENTS + 2, BATCH_EVENTS + 3]]
 
 
 async def test_a_quiet_log_sends_heartbeats(world: World) -> None:
@@ -188,7 +214,7 @@ async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_a
     busy, _ = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     wakeups.draining = True
-    stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock)
+    stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock, unencoded)
     # A first message lets the failure be reported within the stream.
     assert await anext(stream) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:

@@ -181,3 +181,14 @@ async def test_many_waiting_reads_of_one_log_leave_connections_to_others(databas
         assert await store.get_workspace(busy.id) is not None
         await holder.rollback()
         assert [len(events) for events in await asyncio.gather(*watching)][:2] == [1, 0]
+
+
+async def test_watchers_at_the_same_event_get_the_same_batch(pool: Pool) -> None:
+    """The encoder recognises a batch that it has encoded for another watcher."""
+    store = PostgresStore(pool)
+    busy, _ = await with_task(store)
+    first, second, elsewhere = await asyncio.gather(
+        *(store.list_events(busy.id, seq, 10) for seq in (0, 0, 1))
+    )
+    assert first is second and first is not elsewhere
+    assert await store.list_events(busy.id, 0, 10) is not first
