@@ -64,6 +64,11 @@ class Workspace:
         """Whether the workspace's agent accepts tasks and cancellations."""
         return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
 
+    @property
+    def awaits_controller(self) -> bool:
+        """Whether the fleet controller has to start or end the workspace's pod."""
+        return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+
     def is_fenced(self, epoch: int) -> bool:
         """Whether commits of the epoch's agent are refused."""
         is_over = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)

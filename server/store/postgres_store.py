@@ -12,6 +12,7 @@ from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.store import queries
+from server.store.announce import Announce, announce_to_nobody
 from server.store.pool import Connection, Pool, connected
 from server.store.rows import (
     EVENT_COLUMNS,
@@ -36,11 +37,14 @@ _TASK = ", ".join(TASK_COLUMNS)
 _W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
 _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 
+# Whether other processes may have subscribers for the workspace.
+_WATCHED = "coalesce(watched_until > clock_timestamp(), false)"
+
 _RECORD_CANCELLATION = (
-    f"SELECT recorded, {_W}, {_T} "
+    f"SELECT recorded, {_W}, {_T}, coalesce((w).watched_until > clock_timestamp(), false) "
     "FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
-_LOCK_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s FOR UPDATE"
+_LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, {_WATCHED} FROM workspaces WHERE id = %s FOR UPDATE"
 # A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
 # would read the tasks as they were before it waited.
 _CURRENT_TASK = (
@@ -65,14 +69,14 @@ def _update(table: str, columns: tuple[str, ...]) -> str:
 class PostgresStore:
     """Implements server.core.ports.Store.
 
-    Calls `announce` with the workspace's id after each commit that others may wait for, and
-    `committed` after each transition.
+    Calls `announce` after each commit that others may wait for, and `committed` after each
+    transition.
     """
 
     def __init__(
         self,
         pool: Pool,
-        announce: Callable[[str], None] = lambda workspace_id: None,
+        announce: Announce = announce_to_nobody,
         committed: Callable[[Change], None] = lambda change: None,
     ) -> None:
         self._pool = pool
@@ -115,7 +119,7 @@ class PostgresStore:
             recorded=row[0],
         )
         if found.recorded or _may_have_changed_force_at(found, intent):
-            self._announce(workspace_id)
+            self._announce(workspace_id, watched=row[-1], reconcile=False)
         return found
 
     async def transition(
@@ -143,11 +147,15 @@ class PostgresStore:
                 change = await _write(connection, locked, change)
         except asyncio.CancelledError:
             # The change may have been committed before the cancellation.
-            self._announce(workspace_id)
+            self._announce(workspace_id, watched=True, reconcile=True)
             raise
         # A heartbeat only renews the lease, and nobody waits for that.
         if change.events or change.workspace.status is not locked.workspace.status:
-            self._announce(workspace_id)
+            self._announce(
+                workspace_id,
+                watched=workspace_row[-1],
+                reconcile=change.workspace.awaits_controller,
+            )
         self._committed(change)
         return change
 
@@ -156,7 +164,7 @@ class PostgresStore:
             await connection.execute(
                 _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
-        self._announce(workspace.id)
+        self._announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         row = await self._one(queries.GET_WORKSPACE, (workspace_id,))

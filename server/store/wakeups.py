@@ -128,8 +128,8 @@ class PostgresWakeups:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def announce(self, workspace_id: str) -> None:
-        """Announces a committed change of the workspace. Returns at once."""
+    def announce(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        """Implements server.store.announce.Announce."""
         self._wake(workspace_id)
         self._queue.add(workspace_id)
         self._queued.set()

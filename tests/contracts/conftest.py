@@ -8,12 +8,13 @@ from server.core.ports import Store
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
+from tests.support.store.announced import Announced
 
 
 @pytest.fixture
-def announced() -> list[str]:
-    """The ids of the workspaces that the store has announced, in order."""
-    return []
+def announced() -> Announced:
+    """What the store has announced."""
+    return Announced()
 
 
 @pytest.fixture(params=["fake", "postgres"])
@@ -23,10 +24,10 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def store(store_url: str | None, announced: list[str]) -> AsyncIterator[Store]:
+async def store(store_url: str | None, announced: Announced) -> AsyncIterator[Store]:
     """Each implementation in turn."""
     if store_url is None:
-        yield FakeStore(announced.append)
+        yield FakeStore(announced)
         return
     async with open_pool(store_url) as opened:
-        yield PostgresStore(opened, announced.append)
+        yield PostgresStore(opened, announced)

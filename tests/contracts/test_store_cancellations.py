@@ -11,6 +11,7 @@ from server.core.ids import new_task_id
 from server.core.ports import Store
 from server.core.task import TaskStatus
 from server.core.workspace import WorkspaceStatus
+from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -203,14 +204,14 @@ async def test_a_cancellation_does_not_affect_the_next_task(store: Store) -> Non
 
 
 async def test_a_cancellation_is_announced_if_it_changed_something(
-    store: Store, announced: list[str]
+    store: Store, announced: Announced
 ) -> None:
     busy, _ = await with_task(store)
     announced.clear()
     await store.record_cancellation(permission(org_id="org_b"), busy.id, None, intent())
-    assert announced == []
+    assert announced.ids == []
     await store.record_cancellation(permission(), busy.id, None, intent())
     await store.record_cancellation(permission(), busy.id, None, intent())
-    assert announced == [busy.id]
+    assert announced.ids == [busy.id]
     await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=1))
-    assert announced == [busy.id] * 2
+    assert announced.ids == [busy.id] * 2

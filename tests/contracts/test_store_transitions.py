@@ -14,6 +14,7 @@ from server.core.ports import Store
 from server.core.task import Phase, TaskStatus, Usage
 from server.core.task_lifecycle import IterationCompleted, TaskStarted
 from server.core.workspace import WorkspaceStatus
+from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -22,6 +23,7 @@ from tests.support.store.examples import (
     set_status,
     task,
     with_task,
+    workspace,
 )
 
 
@@ -143,11 +145,11 @@ async def test_an_event_has_the_trace_id_of_its_cause(store: Store) -> None:
 
 
 async def test_a_change_of_events_or_status_is_announced(
-    store: Store, announced: list[str]
+    store: Store, announced: Announced
 ) -> None:
     """A heartbeat is not announced, because no call waits for it."""
     busy, submitted = await with_task(store)
-    assert announced == [busy.id] * 2
+    assert announced.ids == [busy.id] * 2
     await store.transition(busy.id, unchanged)
     await store.transition(
         busy.id,
@@ -155,13 +157,42 @@ async def test_a_change_of_events_or_status_is_announced(
             unchanged(locked), workspace=replace(locked.workspace, lease_expires_at=NOW)
         ),
     )
-    assert announced == [busy.id] * 2
+    assert announced.ids == [busy.id] * 2
     await set_status(store, busy.id, WorkspaceStatus.STOPPING)
     await complete(store, busy, submitted.id)
-    assert announced == [busy.id] * 4
+    assert announced.ids == [busy.id] * 4
 
 
-async def test_a_refused_transition_is_not_announced(store: Store, announced: list[str]) -> None:
+async def test_the_controller_has_to_act_on_changes_that_await_it(
+    store: Store, announced: Announced
+) -> None:
+    """It starts and ends pods. It finds everything else with its next scan."""
+    created = workspace(WorkspaceStatus.PROVISIONING)
+    await store.create_workspace(created)
+    assert announced.to_reconcile == [created.id]
+    announced.clear()
+    busy, running = await with_task(store)
+    await store.record_cancellation(permission(), busy.id, None, intent())
+    await complete(store, busy, running.id)
+    assert announced.ids != announced.to_reconcile == []
+    for status in WorkspaceStatus:
+        announced.clear()
+        await set_status(store, busy.id, status)
+        awaited = status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+        assert (status, announced.to_reconcile) == (status, [busy.id] if awaited else [])
+
+
+async def test_the_end_of_the_task_of_a_stopping_workspace_awaits_the_controller(
+    store: Store, announced: Announced
+) -> None:
+    busy, running = await with_task(store)
+    await set_status(store, busy.id, WorkspaceStatus.STOPPING)
+    announced.clear()
+    await complete(store, busy, running.id)
+    assert announced.to_reconcile == [busy.id]
+
+
+async def test_a_refused_transition_is_not_announced(store: Store, announced: Announced) -> None:
     busy, _ = await with_task(store)
     announced.clear()
     second = task(busy.id)
@@ -169,4 +200,4 @@ async def test_a_refused_transition_is_not_announced(store: Store, announced: li
         await store.transition(
             busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
         )
-    assert announced == []
+    assert announced.ids == []

@@ -47,7 +47,11 @@ async def _postgres(
     await wakeups.listening()
     await other.listening()
     announcing = other if from_another_process else wakeups
-    return WakeupsCase(wakeups, announcing.announce, wakeups.drain)
+
+    def commit(workspace_id: str) -> None:
+        announcing.announce(workspace_id, watched=from_another_process, reconcile=False)
+
+    return WakeupsCase(wakeups, commit, wakeups.drain)
 
 
 @pytest.fixture(params=["fake", "postgres", "postgres from another process"])

@@ -1,12 +1,12 @@
 """Runs of the machine on each store."""
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from server.core.ports import Store
+from server.store.announce import Announce
 from server.store.pool import connected, open_pool
 from server.store.postgres_store import PostgresStore
 from tests.invariants.machine import CancellationMachine
@@ -49,17 +49,13 @@ def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
     return Machine
 
 
-async def _in_memory(
-    resources: AsyncExitStack, announce: Callable[[str], None]
-) -> tuple[Store, Store]:
+async def _in_memory(resources: AsyncExitStack, announce: Announce) -> tuple[Store, Store]:
     store = FakeStore(announce)
     return store, store
 
 
 def _on_postgres(url: str) -> OpenStores:
-    async def open_stores(
-        resources: AsyncExitStack, announce: Callable[[str], None]
-    ) -> tuple[Store, Store]:
+    async def open_stores(resources: AsyncExitStack, announce: Announce) -> tuple[Store, Store]:
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:

@@ -21,6 +21,7 @@ from server.core.runtime import Runtime
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
+from server.store.announce import Announce
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Changes, Pods
@@ -50,9 +51,7 @@ _STATE_SLUGS = {
 Returned = TypeVar("Returned")
 # Opens the store under test and another session of its database, given what to call after each
 # commit.
-OpenStores = Callable[
-    [AsyncExitStack, Callable[[str], None]], Coroutine[Any, Any, tuple[Store, Store]]
-]
+OpenStores = Callable[[AsyncExitStack, Announce], Coroutine[Any, Any, tuple[Store, Store]]]
 
 
 class World:
@@ -82,7 +81,8 @@ class World:
 
     async def _open(self, open_stores: OpenStores) -> None:
         store, observer = await open_stores(
-            self._resources, lambda workspace_id: self.wakeups.announce(workspace_id)
+            self._resources,
+            lambda workspace_id, *, watched, reconcile: self.wakeups.announce(workspace_id),
         )
         self.observer = SpyStore(observer, self.record, self.clock)
         self.store = SpyStore(store, self.record, self.clock)

@@ -12,6 +12,7 @@ from server.core.task_lifecycle import IterationCompleted, TaskStarted
 from server.core.workspace import WorkspaceStatus
 from server.store.pool import Pool, open_pool
 from server.store.postgres_store import PostgresStore
+from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, set_status, with_task
 from tests.support.store.locks import held
 
@@ -146,9 +147,9 @@ async def test_a_refused_write_rolls_the_transaction_back(pool: Pool) -> None:
 
 
 async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url: str) -> None:
-    announced: list[str] = []
+    announced = Announced()
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool, announced.append)
+        store = PostgresStore(pool, announced)
         busy, running = await with_task(store)
         announced.clear()
         async with held(database_url, busy.id) as queued:
@@ -163,8 +164,8 @@ async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url
             await queued(1)
             starting.cancel()
             await asyncio.wait({starting})
-        # It is unknown whether the transition was committed, so it has to be announced.
-        assert announced == [busy.id]
+        # It is unknown whether the transition was committed, so it has to be announced to all.
+        assert announced.ids == announced.watched == announced.to_reconcile == [busy.id]
 
 
 async def test_many_waiting_reads_of_one_log_leave_connections_to_others(database_url: str) -> None:

@@ -34,7 +34,7 @@ async def test_the_fleet_receives_the_changes_of_all_workspaces(
     expected = {f"ws_{number:0120d}" for number in range(200)}
     async with other.subscribe_all() as wakeup:
         for workspace_id in expected:
-            one.announce(workspace_id)
+            one.announce(workspace_id, watched=True, reconcile=True)
         seen: set[str] = set()
         async with asyncio.timeout(LIMIT_SECONDS):
             while seen != expected:
@@ -65,7 +65,7 @@ async def test_a_lost_listener_reconnects_and_wakes_all_waits(
             await wakeup.wait(60)
             assert await fleet.wait(60) == set()
             await other.listening()
-            one.announce("ws_1")
+            one.announce("ws_1", watched=True, reconcile=True)
             await wakeup.wait(60)
             assert await fleet.wait(60) == {"ws_1"}
 
@@ -75,7 +75,7 @@ async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
         PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent") as wakeups,
         wakeups.subscribe("ws_1") as wakeup,
     ):
-        wakeups.announce("ws_1")
+        wakeups.announce("ws_1", watched=True, reconcile=True)
         async with asyncio.timeout(LIMIT_SECONDS):
             await wakeup.wait(60)
 
@@ -103,5 +103,5 @@ async def test_ending_waits_affects_current_subscriptions_only(
         assert not await idle.wait(60)
         assert not await waiting.wait(60)
         async with one.subscribe("ws_1") as later:
-            one.announce("ws_1")
+            one.announce("ws_1", watched=True, reconcile=True)
             assert await later.wait(60)

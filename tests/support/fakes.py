@@ -18,6 +18,7 @@ from server.core.event import Event, NewEvent, Origin
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
+from server.store.announce import Announce, announce_to_nobody
 
 _Listed = TypeVar("_Listed", Workspace, Task)
 _WANTED = (
@@ -34,7 +35,7 @@ class FakeStore:
     While `unavailable` is true, every method raises UnavailableError.
     """
 
-    def __init__(self, announce: Callable[[str], None] = lambda workspace_id: None) -> None:
+    def __init__(self, announce: Announce = announce_to_nobody) -> None:
         self.unavailable = False
         self.announce = announce
         self._workspaces: dict[str, Workspace] = {}
@@ -70,7 +71,7 @@ class FakeStore:
         )
         if not change.events and change.task != task:
             # An earlier `force_at` was taken over.
-            self.announce(workspace_id)
+            self._announce(change.workspace)
         return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
 
     async def transition(
@@ -86,7 +87,7 @@ class FakeStore:
     async def create_workspace(self, workspace: Workspace) -> None:
         self._answer()
         self._workspaces[workspace.id] = workspace
-        self.announce(workspace.id)
+        self._announce(workspace)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         self._answer()
@@ -171,8 +172,11 @@ class FakeStore:
             _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
         ]
         if change.events or change.workspace.status is not locked.workspace.status:
-            self.announce(workspace_id)
+            self._announce(change.workspace)
         return change
+
+    def _announce(self, workspace: Workspace) -> None:
+        self.announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
 
 
 def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
@@ -220,7 +224,13 @@ class FakeWakeups:
         self._draining = asyncio.Event()
         self._subscriptions: defaultdict[str, set[FakeWakeup]] = defaultdict(set)
 
-    def announce(self, workspace_id: str) -> None:
+    def announce(
+        self,
+        workspace_id: str,
+        *,
+        watched: bool = False,
+        reconcile: bool = False,
+    ) -> None:
         """Wakes the workspace's subscribers."""
         self.announced.append(workspace_id)
         for wakeup in self._subscriptions[workspace_id]:

@@ -1,0 +1,25 @@
+"""Records what a store announces."""
+
+
+class Announced:
+    """Implements server.store.announce.Announce."""
+
+    def __init__(self) -> None:
+        # The ids of the announced workspaces, in order.
+        self.ids: list[str] = []
+        # Those of the announcements that other processes may wait for.
+        self.watched: list[str] = []
+        # Those of the announcements that the fleet controller has to act on.
+        self.to_reconcile: list[str] = []
+
+    def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        self.ids.append(workspace_id)
+        if watched:
+            self.watched.append(workspace_id)
+        if reconcile:
+            self.to_reconcile.append(workspace_id)
+
+    def clear(self) -> None:
+        """Forgets all announcements."""
+        for ids in (self.ids, self.watched, self.to_reconcile):
+            ids.clear()
