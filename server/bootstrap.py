@@ -30,6 +30,7 @@ from server.fleet.local_pods import LocalPods
 from server.pod.process import become_subreaper
 from server.pod.spec import PodSpec
 from server.signals import END_WAITS
+from server.store.fleet_wakeups import PostgresFleetWakeups
 from server.store.keys import PostgresKeys
 from server.store.leadership import Leadership
 from server.store.pool import open_pool
@@ -112,7 +113,7 @@ async def fleet(
     backlog = metrics.backlog(clock) if settings.metrics_port else None
     async with (
         open_pool(settings.database_url, max_size=settings.pool_size) as pool,
-        PostgresWakeups(pool, settings.database_url) as wakeups,
+        PostgresFleetWakeups(pool, settings.database_url) as wakeups,
         aclosing(AgentClient(pod_tokens)) as agent_client,
     ):
         metrics.watch_pool(pool.get_stats)

@@ -5,16 +5,16 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from server.fleet.controller import Controller
+from server.store.fleet_wakeups import PostgresFleetWakeups
 from server.store.leadership import Leadership
-from server.store.wakeups import PostgresWakeups
 
 
 async def lead(
-    leadership: Leadership, wakeups: PostgresWakeups, new_controller: Callable[[], Controller]
+    leadership: Leadership, wakeups: PostgresFleetWakeups, new_controller: Callable[[], Controller]
 ) -> None:
     """Runs a new controller each time this process becomes the leader, until it is cancelled."""
     while True:
-        async with leadership.acquired() as lost, wakeups.subscribe_all() as changes:
+        async with leadership.acquired() as lost, wakeups.subscribe() as changes:
             await _until(lost, new_controller().run(changes))
 
 

@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from server.core.ports import Wakeup, Wakeups
 from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
 from tests.support.fakes import FakeWakeups
+from tests.support.store.examples import workspace
 from tests.support.waiting import settle
 
 # Longer than a test takes.
@@ -51,6 +53,8 @@ async def _postgres(
     def commit(workspace_id: str) -> None:
         announcing.announce(workspace_id, watched=from_another_process, reconcile=False)
 
+    for workspace_id in ("ws_1", "ws_2", "ws_3"):
+        await PostgresStore(pool).create_workspace(replace(workspace(), id=workspace_id))
     return WakeupsCase(wakeups, commit, wakeups.drain)
 
 
@@ -145,6 +149,35 @@ async def test_a_commit_wakes_the_subscribers_of_its_workspace_only(case: Wakeup
         assert not waiting.done()
         case.commit("ws_2")
         assert await asyncio.wait_for(waiting, LIMIT_SECONDS) is True
+
+
+async def test_subscriptions_of_a_workspace_that_begin_together_are_all_woken(
+    case: WakeupsCase,
+) -> None:
+    async with AsyncExitStack() as subscriptions:
+        wakeups = await asyncio.gather(
+            *(subscriptions.enter_async_context(case.wakeups.subscribe("ws_1")) for _ in range(20))
+        )
+        case.commit("ws_1")
+        assert all(await asyncio.gather(*map(woken, wakeups)))
+
+
+async def test_a_subscription_after_the_last_one_has_ended_is_woken(case: WakeupsCase) -> None:
+    for _ in range(3):
+        async with case.wakeups.subscribe("ws_1") as wakeup:
+            case.commit("ws_1")
+            assert await woken(wakeup) is True
+
+
+async def test_a_commit_before_the_subscription_does_not_end_its_wait(case: WakeupsCase) -> None:
+    async with case.wakeups.subscribe("ws_1") as earlier:
+        case.commit("ws_1")
+        assert await woken(earlier)
+        async with case.wakeups.subscribe("ws_1") as later:
+            waiting = asyncio.create_task(later.wait(LONG_SECONDS))
+            await settle()
+            assert not waiting.done()
+            waiting.cancel()
 
 
 async def test_the_timeout_ends_a_wait(case: WakeupsCase) -> None:

@@ -7,67 +7,68 @@ import pytest
 from psycopg import AsyncConnection
 
 from server.store.pool import Pool
-from server.store.wakeups import PostgresWakeups, _payloads
+from server.store.postgres_store import PostgresStore
+from server.store.wakeups import PostgresWakeups
+from tests.support.store.examples import workspace
+from tests.support.store.sessions import end_sessions
+from tests.support.waiting import eventually_async
 
 LIMIT_SECONDS = 10
 
 
 @pytest.fixture
-async def wakeups(
-    pool: Pool, database_url: str
-) -> AsyncIterator[tuple[PostgresWakeups, PostgresWakeups]]:
-    """The wakeups of two processes, both listening. Their poll is later than the end of a test."""
+async def wakeups(pool: Pool, database_url: str) -> AsyncIterator[PostgresWakeups]:
+    """Wakeups that listen. Their poll is later than the end of a test."""
     async with (
-        PostgresWakeups(pool, database_url, poll_seconds=60) as one,
-        PostgresWakeups(pool, database_url, poll_seconds=60) as other,
+        PostgresWakeups(pool, database_url, poll_seconds=60) as opened,
         asyncio.timeout(LIMIT_SECONDS * 3),
     ):
-        await one.listening()
-        await other.listening()
-        yield one, other
+        await opened.listening()
+        yield opened
 
 
-async def test_the_fleet_receives_the_changes_of_all_workspaces(
-    wakeups: tuple[PostgresWakeups, PostgresWakeups],
-) -> None:
-    one, other = wakeups
-    expected = {f"ws_{number:0120d}" for number in range(200)}
-    async with other.subscribe_all() as wakeup:
-        for workspace_id in expected:
-            one.announce(workspace_id, watched=True, reconcile=True)
-        seen: set[str] = set()
-        async with asyncio.timeout(LIMIT_SECONDS):
-            while seen != expected:
-                seen |= await wakeup.wait(60)
-        assert await wakeup.wait(0.01) == set()
+async def added(pool: Pool) -> str:
+    """Adds a workspace and returns its id."""
+    idle = workspace()
+    await PostgresStore(pool).create_workspace(idle)
+    return idle.id
 
 
 async def test_a_poll_ends_a_wait(pool: Pool, database_url: str) -> None:
     async with (
         PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling,
-        polling.subscribe("ws_1") as wakeup,
+        polling.subscribe(await added(pool)) as wakeup,
     ):
         async with asyncio.timeout(LIMIT_SECONDS):
             await wakeup.wait(60)
 
 
 async def test_a_lost_listener_reconnects_and_wakes_all_waits(
-    database_url: str, wakeups: tuple[PostgresWakeups, PostgresWakeups]
+    pool: Pool, database_url: str, wakeups: PostgresWakeups
 ) -> None:
-    one, other = wakeups
-    async with other.subscribe("ws_1") as wakeup, other.subscribe_all() as fleet:
-        async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+    one, other = await added(pool), await added(pool)
+    async with wakeups.subscribe(one) as a, wakeups.subscribe(other) as b:
+        await end_sessions(database_url)
         async with asyncio.timeout(LIMIT_SECONDS):
-            await wakeup.wait(60)
-            assert await fleet.wait(60) == set()
-            await other.listening()
-            one.announce("ws_1", watched=True, reconcile=True)
-            await wakeup.wait(60)
-            assert await fleet.wait(60) == {"ws_1"}
+            await a.wait(60)
+            await b.wait(60)
+
+
+async def test_a_listener_that_reconnects_marks_the_watched_workspaces_again(
+    pool: Pool, database_url: str, wakeups: PostgresWakeups
+) -> None:
+    """A crash of the database loses its latest marks."""
+    async with wakeups.subscribe(await added(pool)):
+        async with await AsyncConnection.connect(database_url, autocommit=True) as database:
+            await database.execute("UPDATE workspaces SET watched_until = NULL")
+        await end_sessions(database_url)
+        async with await AsyncConnection.connect(database_url, autocommit=True) as database:
+
+            async def is_marked() -> bool:
+                query = "SELECT watched_until > clock_timestamp() FROM workspaces"
+                return await (await database.execute(query)).fetchone() == (True,)
+
+            await eventually_async(is_marked)
 
 
 async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
@@ -80,28 +81,21 @@ async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
             await wakeup.wait(60)
 
 
-def test_payloads_are_below_the_limit_of_notify() -> None:
-    ids = {f"ws_{number:0125d}" for number in range(1000)}
-    payloads = _payloads("origin", ids)
-    assert all(len(payload) < 8000 for payload in payloads)
-    assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids
-
-
 async def test_ending_waits_affects_current_subscriptions_only(
-    wakeups: tuple[PostgresWakeups, PostgresWakeups],
+    pool: Pool, wakeups: PostgresWakeups
 ) -> None:
-    one, _ = wakeups
+    workspace_id = await added(pool)
     async with (
-        one.subscribe("ws_1") as waiting,
-        one.subscribe("ws_1") as idle,
+        wakeups.subscribe(workspace_id) as waiting,
+        wakeups.subscribe(workspace_id) as idle,
         asyncio.timeout(LIMIT_SECONDS),
     ):
         wait = asyncio.create_task(waiting.wait(60))
         await asyncio.sleep(0)
-        one.end_waits()
+        wakeups.end_waits()
         assert not await wait
         assert not await idle.wait(60)
         assert not await waiting.wait(60)
-        async with one.subscribe("ws_1") as later:
-            one.announce("ws_1", watched=True, reconcile=True)
+        async with wakeups.subscribe(workspace_id) as later:
+            wakeups.announce(workspace_id, watched=False, reconcile=False)
             assert await later.wait(60)

@@ -8,22 +8,15 @@ from psycopg import AsyncConnection
 
 from tests.support.waiting import eventually_async
 
+_WaitUntil = Callable[[int], Coroutine[Any, Any, None]]
+
 
 @asynccontextmanager
-async def held(
-    url: str, workspace_id: str
-) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
-    """Locks the row of the workspace until the block ends.
+async def waiting_sessions(url: str) -> AsyncIterator[_WaitUntil]:
+    """Yields a function that waits until that many sessions wait for a lock of the database."""
+    async with await AsyncConnection.connect(url, autocommit=True) as observer:
 
-    Yields a function that waits until that many sessions wait for a lock of the database.
-    """
-    async with (
-        await AsyncConnection.connect(url) as holder,
-        await AsyncConnection.connect(url, autocommit=True) as observer,
-    ):
-        await holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (workspace_id,))
-
-        async def queued(count: int) -> None:
+        async def waiting(count: int) -> None:
             async def reached() -> bool:
                 query = (
                     "SELECT count(*) FROM pg_stat_activity "
@@ -34,4 +27,15 @@ async def held(
 
             await eventually_async(reached)
 
-        yield queued
+        yield waiting
+
+
+@asynccontextmanager
+async def held(url: str, workspace_id: str) -> AsyncIterator[_WaitUntil]:
+    """Locks the row of the workspace until the block ends. Yields as `waiting_sessions` does."""
+    async with (
+        await AsyncConnection.connect(url) as holder,
+        waiting_sessions(url) as waiting,
+    ):
+        await holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (workspace_id,))
+        yield waiting

@@ -1,0 +1,96 @@
+"""The notifications between processes, and the channel of the fleet controller."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from psycopg import AsyncConnection
+
+from server.store.fleet_wakeups import PostgresFleetWakeups
+from server.store.notifications import _payloads
+from server.store.pool import Pool
+from server.store.wakeups import PostgresWakeups
+from tests.support.store.sessions import end_sessions
+
+LIMIT_SECONDS = 10
+
+
+@pytest.fixture
+async def worker(pool: Pool, database_url: str) -> AsyncIterator[PostgresWakeups]:
+    async with PostgresWakeups(pool, database_url, poll_seconds=60) as wakeups:
+        await wakeups.listening()
+        yield wakeups
+
+
+@pytest.fixture
+async def fleet(pool: Pool, database_url: str) -> AsyncIterator[PostgresFleetWakeups]:
+    async with (
+        PostgresFleetWakeups(pool, database_url) as wakeups,
+        asyncio.timeout(LIMIT_SECONDS * 3),
+    ):
+        await wakeups.listening()
+        yield wakeups
+
+
+async def test_the_controller_receives_the_changes_that_await_it(
+    worker: PostgresWakeups, fleet: PostgresFleetWakeups
+) -> None:
+    expected = {f"ws_{number:0120d}" for number in range(200)}
+    async with fleet.subscribe() as wakeup:
+        for workspace_id in expected:
+            worker.announce(workspace_id, watched=False, reconcile=True)
+        seen: set[str] = set()
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while seen != expected:
+                seen |= await wakeup.wait(60)
+        assert await wakeup.wait(0.01) == set()
+
+
+async def test_the_controller_receives_no_other_changes(
+    worker: PostgresWakeups, fleet: PostgresFleetWakeups
+) -> None:
+    async with fleet.subscribe() as wakeup:
+        for watched in (False, True):
+            worker.announce("ws_other", watched=watched, reconcile=False)
+            fleet.announce("ws_other", watched=watched, reconcile=False)
+        worker.announce("ws_last", watched=False, reconcile=True)
+        assert await asyncio.wait_for(wakeup.wait(60), LIMIT_SECONDS) == {"ws_last"}
+
+
+async def test_the_controller_receives_its_own_changes(fleet: PostgresFleetWakeups) -> None:
+    async with fleet.subscribe() as wakeup:
+        fleet.announce("ws_1", watched=False, reconcile=True)
+        assert await asyncio.wait_for(wakeup.wait(60), LIMIT_SECONDS) == {"ws_1"}
+
+
+async def test_a_lost_listener_reconnects_and_wakes_the_controller(
+    database_url: str, worker: PostgresWakeups, fleet: PostgresFleetWakeups
+) -> None:
+    async with fleet.subscribe() as wakeup, asyncio.timeout(LIMIT_SECONDS):
+        await end_sessions(database_url)
+        assert await wakeup.wait(60) == set()
+        await fleet.listening()
+        worker.announce("ws_1", watched=False, reconcile=True)
+        assert await wakeup.wait(60) == {"ws_1"}
+
+
+async def test_one_notification_carries_all_changes_since_the_last_one(
+    database_url: str, worker: PostgresWakeups
+) -> None:
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        for channel in ("evershell_changes", "evershell_fleet"):
+            await connection.execute(f"LISTEN {channel}")
+        for number in range(50):
+            worker.announce(f"ws_{number}", watched=True, reconcile=True)
+        received = [
+            (notification.channel, len(notification.payload.split("\n")) - 1)
+            async for notification in connection.notifies(timeout=LIMIT_SECONDS, stop_after=2)
+        ]
+    assert received == [("evershell_changes", 50), ("evershell_fleet", 50)]
+
+
+def test_payloads_are_below_the_limit_of_notify() -> None:
+    ids = {f"ws_{number:0125d}" for number in range(1000)}
+    payloads = _payloads("origin", ids)
+    assert all(len(payload) < 8000 for payload in payloads)
+    assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids

@@ -1,0 +1,220 @@
+"""No commit of another process is missed, in whatever order it and a subscription happen."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from psycopg import AsyncConnection
+
+from server.core import task_lifecycle
+from server.core.event import Event
+from server.core.task_lifecycle import TaskStarted
+from server.core.workspace import Workspace
+from server.store.notifications import Channel
+from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
+from server.store.wakeups import PostgresWakeups
+from tests.support.store.announced import Announced
+from tests.support.store.examples import NOW, complete, intent, permission, with_task
+from tests.support.store.locks import waiting_sessions
+from tests.support.waiting import settle
+
+LIMIT_SECONDS = 10.0
+
+
+@dataclass
+class Process:
+    """A worker: its own connections, store and wakeups."""
+
+    store: PostgresStore
+    wakeups: PostgresWakeups
+
+
+@asynccontextmanager
+async def process(database_url: str) -> AsyncIterator[Process]:
+    """A process that listens. Its poll is later than the end of a test."""
+    async with (
+        open_pool(database_url) as pool,
+        PostgresWakeups(pool, database_url, poll_seconds=60) as wakeups,
+    ):
+        await wakeups.listening()
+        yield Process(PostgresStore(pool, wakeups.announce), wakeups)
+
+
+@pytest.fixture
+async def processes(database_url: str) -> AsyncIterator[tuple[Process, Process]]:
+    """The process of a subscriber, and the one that commits."""
+    async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):
+        yield (
+            await resources.enter_async_context(process(database_url)),
+            await resources.enter_async_context(process(database_url)),
+        )
+
+
+Commit = Callable[[Process, Workspace, str], Awaitable[object]]
+
+
+async def cancel(by: Process, busy: Workspace, task_id: str) -> object:
+    return await by.store.record_cancellation(permission(), busy.id, task_id, intent())
+
+
+async def start(by: Process, busy: Workspace, task_id: str) -> object:
+    return await by.store.transition(
+        busy.id,
+        lambda locked: task_lifecycle.commit(locked, busy.epoch, task_id, [TaskStarted()], NOW),
+    )
+
+
+async def next_event(by: Process, busy: Workspace, reads: asyncio.Queue[int]) -> Event:
+    """Subscribes and reads until there is an event after the task's first, as WatchEvents does.
+
+    Adds the number of events of each read to `reads`.
+    """
+    async with by.wakeups.subscribe(busy.id) as wakeup, asyncio.timeout(LIMIT_SECONDS):
+        while True:
+            events = await by.store.list_events(busy.id, busy.last_seq, 10)
+            reads.put_nowait(len(events))
+            if events:
+                return events[0]
+            await wakeup.wait(60)
+
+
+@asynccontextmanager
+async def next_commit_blocked(database_url: str, busy: Workspace) -> AsyncIterator[None]:
+    """Blocks the transaction of the workspace's next event after it has locked the workspace.
+
+    The block inserts the event with the same `seq` and rolls back.
+    """
+    async with (
+        await AsyncConnection.connect(database_url) as connection,
+        connection.transaction(force_rollback=True),
+    ):
+        await connection.execute(
+            "INSERT INTO events (workspace_id, seq, type, time, payload)"
+            " VALUES (%s, %s, 'workspace_stopped', now(), '{}')",
+            (busy.id, busy.last_seq + 1),
+        )
+        yield
+
+
+@pytest.mark.parametrize("commit", [cancel, start])
+async def test_a_commit_after_the_subscription(
+    processes: tuple[Process, Process], commit: Commit
+) -> None:
+    subscriber, other = processes
+    busy, task = await with_task(other.store)
+    reads = asyncio.Queue[int]()
+    seen = asyncio.create_task(next_event(subscriber, busy, reads))
+    assert await reads.get() == 0
+    await commit(other, busy, task.id)
+    assert (await seen).seq == busy.last_seq + 1
+
+
+@pytest.mark.parametrize("commit", [cancel, start])
+async def test_a_commit_of_this_process(processes: tuple[Process, Process], commit: Commit) -> None:
+    subscriber, _ = processes
+    busy, task = await with_task(subscriber.store)
+    reads = asyncio.Queue[int]()
+    seen = asyncio.create_task(next_event(subscriber, busy, reads))
+    assert await reads.get() == 0
+    await commit(subscriber, busy, task.id)
+    assert (await seen).seq == busy.last_seq + 1
+
+
+@pytest.mark.parametrize("commit", [cancel, start])
+async def test_a_transaction_that_locked_the_workspace_before_the_mark(
+    processes: tuple[Process, Process], database_url: str, commit: Commit
+) -> None:
+    """It sees no mark and does not notify. The subscriber reads after its end."""
+    subscriber, other = processes
+    busy, task = await with_task(other.store)
+    reads = asyncio.Queue[int]()
+    async with (
+        waiting_sessions(database_url) as waiting,
+        next_commit_blocked(database_url, busy),
+    ):
+        committing = asyncio.ensure_future(commit(other, busy, task.id))
+        await waiting(1)
+        seen = asyncio.create_task(next_event(subscriber, busy, reads))
+        # The subscriber reads without a mark, because the transaction takes long.
+        assert await reads.get() == 0
+        await settle()
+    await committing
+    assert (await seen).seq == busy.last_seq + 1
+
+
+@pytest.mark.parametrize("commit", [cancel, start])
+async def test_a_transaction_that_waits_for_the_mark_sees_it(
+    processes: tuple[Process, Process], database_url: str, commit: Commit
+) -> None:
+    """It reads the mark under the lock, not as it was before it waited."""
+    _, other = processes
+    busy, task = await with_task(other.store)
+    other.store._announce = announced = Announced()
+    async with (
+        waiting_sessions(database_url) as waiting,
+        await AsyncConnection.connect(database_url) as marking,
+    ):
+        await marking.execute(
+            "UPDATE workspaces SET watched_until = clock_timestamp() + interval '60 s'"
+        )
+        committing = asyncio.ensure_future(commit(other, busy, task.id))
+        await waiting(1)
+        await marking.commit()
+        await committing
+    assert announced.watched == [busy.id]
+
+
+@pytest.mark.parametrize("commit", [cancel, start])
+@pytest.mark.parametrize(
+    ("mark", "is_watched"),
+    [("NULL", False), ("clock_timestamp()", False), ("clock_timestamp() + '5 s'", True)],
+)
+async def test_a_commit_is_watched_until_its_mark_ends(
+    processes: tuple[Process, Process],
+    database_url: str,
+    mark: str,
+    is_watched: bool,
+    commit: Commit,
+) -> None:
+    _, other = processes
+    busy, task = await with_task(other.store)
+    other.store._announce = announced = Announced()
+    async with await AsyncConnection.connect(database_url, autocommit=True) as marking:
+        await marking.execute(f"UPDATE workspaces SET watched_until = {mark}")
+    await commit(other, busy, task.id)
+    assert (announced.ids, announced.watched) == ([busy.id], [busy.id] if is_watched else [])
+
+
+async def test_nobody_is_notified_of_a_workspace_that_nobody_watches(
+    processes: tuple[Process, Process], database_url: str
+) -> None:
+    _, other = processes
+    async with await AsyncConnection.connect(database_url, autocommit=True) as listening:
+        for channel in Channel:
+            await listening.execute(f"LISTEN {channel}")
+        busy, task = await with_task(other.store)
+        await cancel(other, busy, task.id)
+        await start(other, busy, task.id)
+        await complete(other.store, busy, task.id)
+        other.wakeups.announce("ws_last", watched=True, reconcile=True)
+        received = [
+            (notification.channel, notification.payload.split("\n")[1:])
+            async for notification in listening.notifies(timeout=LIMIT_SECONDS, stop_after=2)
+        ]
+    assert sorted(received) == [(channel, ["ws_last"]) for channel in sorted(Channel)]
+
+
+async def test_no_commit_is_missed_when_subscriptions_and_commits_are_concurrent(
+    processes: tuple[Process, Process],
+) -> None:
+    subscriber, other = processes
+    examples = [await with_task(other.store) for _ in range(60)]
+    seen = await asyncio.gather(
+        *(next_event(subscriber, busy, asyncio.Queue()) for busy, _ in examples),
+        *(cancel(other, busy, task.id) for busy, task in examples),
+    )
+    expected = [busy.last_seq + 1 for busy, _ in examples]
+    assert [event.seq for event in seen if isinstance(event, Event)] == expected
