@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Touched when the environment was set up. If requirements.txt is newer, it is set up again.
 READY := $(VENV)/.ready
+# The same for requirements-bench.txt, which adds the peers of the bench.
+BENCH_READY := $(VENV)/.bench-ready
 STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench chaos soak gen \
+.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench peers chaos soak gen \
 	format lock clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
@@ -57,13 +59,18 @@ chaos: $(READY) ## cancel tasks while programs and disks fail at random (SECONDS
 soak: $(READY) ## make many calls; fail if a program of the stack has grown (CALLS=20000 SEED=n)
 	@$(BIN)/python -m tests.exhaustive.soak --calls $(or $(CALLS),20000) $(SEED_OPTION)
 
+peers: $(BENCH_READY) ## test the peers with which the bench compares the service
+	@exec $(BIN)/python -m pytest tests/exhaustive/bench $(PYTEST_OPTIONS)
+
 gen: $(READY) ## generate gen/ from protos/
 	$(BIN)/python protos/generate.py
 
-lock: $(READY) ## compile requirements.txt from pyproject.toml
-	$(BIN)/uv pip compile -q --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --no-header --no-annotate \
-		pyproject.toml -o requirements.txt
+COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+
+lock: $(READY) ## compile requirements.txt and requirements-bench.txt from pyproject.toml
+	$(COMPILE) --extra dev -o requirements.txt
+	$(COMPILE) --extra dev --extra bench --constraints requirements.txt -o requirements-bench.txt
 
 clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
 	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'
@@ -82,4 +89,9 @@ $(READY): requirements.txt
 		$(BIN)/python -m pip install -q --require-hashes -r /dev/stdin
 	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BENCH_READY): requirements-bench.txt $(READY)
+	@echo "adding the peers of the bench to $(VENV)"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-bench.txt
 	@touch $@

@@ -1,0 +1,45 @@
+"""The client with which a peer's server signals an agent."""
+
+import httpx
+
+from tests.bench.peers.agent import TOKEN
+
+_ATTEMPTS = 3
+_ATTEMPT_SECONDS = 0.5
+# More than there are callers, so that no signal waits for a connection.
+_MAX_CONNECTIONS = 128
+
+
+class AgentUnreachableError(Exception):
+    """The agent did not take the signal, in any of the attempts."""
+
+
+class AgentClient:
+    """Signals agents over HTTP/1.1, on connections that are kept open."""
+
+    def __init__(self, agent_url: str) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=agent_url,
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            timeout=_ATTEMPT_SECONDS,
+            limits=httpx.Limits(
+                max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS
+            ),
+            trust_env=False,
+        )
+
+    async def cancel(self, task_id: str) -> None:
+        """Signals the cancellation of a task. Raises AgentUnreachableError after 3 attempts."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                response = await self._client.post(f"/tasks/{task_id}/cancel")
+                response.raise_for_status()
+            except httpx.HTTPError as error:
+                if attempt == _ATTEMPTS:
+                    raise AgentUnreachableError(task_id) from error
+            else:
+                return
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
