@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "Show a cancellation and check every promise.",
     "cancel": "Cancel the task that runs in a workspace.",
     "keys": "Create, list and revoke API keys.",
+    "orgs": "Create and list organizations.",
     "serve": "Run one control-plane worker.",
     "fleet": "Run one fleet controller, which leads or stands by.",
     "agent": "",

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
 from server.api import chain
@@ -15,6 +15,7 @@ from server.api.server import Server
 from server.api.workspace_servicer import WorkspaceServicer
 from server.auth.api_keys import ApiKeys
 from server.auth.authenticator import Authenticator, HostBinding
+from server.auth.key_use import KeyUse
 from server.auth.pod_tokens import PodTokens, public_key
 from server.auth.session_tokens import JwkSet, SessionTokens
 from server.config import Settings
@@ -57,6 +58,8 @@ async def control_plane(
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
         store: Store = PostgresStore(pool, wakeups.announce, metrics.committed)
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
+        key_use = KeyUse(keys.record_use)
+        stack.push_async_callback(_ended, asyncio.create_task(key_use.run(), name="key-use"))
         agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
@@ -79,7 +82,7 @@ async def control_plane(
         interceptors = chain.interceptors(
             request_log,
             metrics,
-            _authentication(settings, keys, pod_tokens),
+            _authentication(settings, keys, key_use, pod_tokens),
             _rate_limits(settings),
             traced_calls,
         )
@@ -154,7 +157,7 @@ def _signing_key(settings: Settings) -> str:
 
 
 def _authentication(
-    settings: Settings, keys: PostgresKeys, pod_tokens: PodTokens
+    settings: Settings, keys: PostgresKeys, key_use: KeyUse, pod_tokens: PodTokens
 ) -> Authentication:
     session_tokens = SessionTokens(
         JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience
@@ -162,8 +165,15 @@ def _authentication(
     host_binding = (
         HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None
     )
-    authenticator = Authenticator(ApiKeys(keys.find_key), session_tokens)
+    authenticator = Authenticator(ApiKeys(keys.find_key, key_use.record), session_tokens)
     return Authentication(authenticator, pod_tokens, host_binding)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancels the task and waits for its end."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _rate_limits(settings: Settings) -> RateLimits | None:

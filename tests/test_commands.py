@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server import client
 from server.__main__ import COMMANDS, main
-from server.cli.cancel import DURATION
+from server.cli.duration import DURATION
 from server.cli.endpoint import Identity, find_endpoint
 from server.cli.environment import read_settings
 from server.client import WorkspaceClient, WorkspaceServiceError
@@ -273,11 +273,11 @@ def test_a_duration_is_parsed(text: str, seconds: float) -> None:
     assert DURATION.convert(text, None, None) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1h", "1 s", "nan", "1e3"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1 s", "nan", "1e3"])
 def test_an_invalid_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     result, fake = cancel(monkeypatch, Reply(), "--wait", text)
     assert (result.exit_code, fake.arguments) == (2, ())
-    assert "write 500ms, 10s or 1m" in result.stderr
+    assert "write 500ms, 10s, 1m, 1h or 30d" in result.stderr
 
 
 def test_the_demo_credential_is_sent_only_to_its_own_stack(
@@ -403,6 +403,15 @@ def test_a_command_without_a_stack_says_how_to_start_one(
         (
             ["--org", "org_1", "--template", "read_only", "--create-org", "-Acme"],
             "--create-org: must be",
+        ),
+        (["--org", "new", "--template", "read_only"], "--create-org: is required with --org new"),
+        (
+            ["--org", "org_1", "--template", "read_only", "--expires-in", "0s"],
+            "--expires-in: must be more than 0 s",
+        ),
+        (
+            ["--org", "org_1", "--template", "read_only", "--expires-in", "soon"],
+            "is not a duration",
         ),
     ],
 )

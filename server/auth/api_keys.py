@@ -5,6 +5,7 @@ A slow hash would add nothing, because random keys cannot be guessed.
 
 import hashlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 
 from cachetools import TTLCache
@@ -35,9 +36,16 @@ def fingerprint(secret: str) -> bytes:
 class ApiKeys:
     """Authenticates callers by API key."""
 
-    def __init__(self, find_key: FindKey) -> None:
+    def __init__(
+        self,
+        find_key: FindKey,
+        record_use: Callable[[str, float], None] = lambda key_id, now: None,
+    ) -> None:
+        """Calls `record_use` for each call with a valid key, with its id and seconds since 1970."""
         self._find_key = find_key
-        self._callers: TTLCache[bytes, Caller] = TTLCache(
+        self._record_use = record_use
+        # Each key with its caller.
+        self._known: TTLCache[bytes, tuple[ApiKey, Caller]] = TTLCache(
             maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS
         )
         # Saves a query for each call with a bad key. Separate from the good keys, so that unknown
@@ -48,17 +56,22 @@ class ApiKeys:
         """The key's caller. Raises Failure unauthenticated; UnavailableError."""
         digest = fingerprint(secret)
         # Reads each cache once, because an entry may expire between two reads.
-        caller = self._callers.get(digest)
-        if caller is None and digest not in self._unknown:
-            caller = await self._look_up(digest)
-        if caller is None:
+        known = self._known.get(digest)
+        if known is None and digest not in self._unknown:
+            known = await self._look_up(digest)
+        if known is None:
             raise errors.unauthenticated("The API key is not known, or was revoked.")
+        key, caller = known
+        now = time.time()
+        if key.expires_at is not None and key.expires_at.timestamp() <= now:
+            raise errors.unauthenticated(f"The API key {key.id} has expired.")
+        self._record_use(key.id, now)
         return caller
 
-    async def _look_up(self, digest: bytes) -> Caller | None:
+    async def _look_up(self, digest: bytes) -> tuple[ApiKey, Caller] | None:
         key = await self._find_key(digest)
         if key is None or key.revoked_at is not None:
             self._unknown[digest] = True
             return None
-        caller = self._callers[digest] = key.caller()
-        return caller
+        known = self._known[digest] = key, key.caller()
+        return known

@@ -1,7 +1,6 @@
 """The command `cancel`."""
 
 import os
-import re
 import sys
 from enum import IntEnum
 from http import HTTPStatus
@@ -13,13 +12,10 @@ from google.protobuf.json_format import MessageToDict
 
 from server import client
 from server.cli.cancel_output import ENDED, Reply, envelope, print_error, print_json, print_reply
+from server.cli.duration import DURATION
 from server.cli.endpoint import Identity, find_endpoint
 from server.client import WorkspaceServiceError
 
-_UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|)")
-# The longest google.protobuf.Duration.
-_MAX_SECONDS = 315_576_000_000
 _RECORDED = {Reply.accepted, Reply.already_requested}
 
 _HELP = """Cancel the task that runs in WORKSPACE. Its agent finishes the current iteration and
@@ -50,26 +46,6 @@ class ExitCode(IntEnum):
     REFUSED = 5
     UNAVAILABLE = 6
     NOT_ENDED = 7
-
-
-class _Duration(click.ParamType[float]):
-    """A duration in seconds, written `500ms`, `10s`, `1m` or as a number of seconds."""
-
-    name = "duration"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        found = _DURATION.fullmatch(str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is not a duration; write 500ms, 10s or 1m.", param, ctx)
-        seconds = float(found[1]) * _UNITS_SECONDS[found[2]]
-        if seconds > _MAX_SECONDS:
-            self.fail(f"{value!r} is too long.", param, ctx)
-        return seconds
-
-
-DURATION = _Duration()
 
 
 @click.command(help=_HELP)

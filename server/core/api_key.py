@@ -36,6 +36,10 @@ class ApiKey:
     template: KeyTemplate
     created_at: datetime
     revoked_at: datetime | None = None
+    # From then on the key is refused. None: the key does not expire.
+    expires_at: datetime | None = None
+    # Accurate to about a minute. None: the key was never used.
+    last_used_at: datetime | None = None
 
     def caller(self) -> Caller:
         """The caller that this key authenticates."""

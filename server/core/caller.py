@@ -1,5 +1,6 @@
 """The authenticated caller and the permissions of their scopes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeGuard
@@ -52,25 +53,29 @@ class Caller:
         """Identifies the caller among all callers. All sessions of a user have the same key."""
         return f"{self.org_id}\n{self.credential_kind}\n{self.actor_id}"
 
-    def permission(self, scope: str) -> "Permission":
-        """The permission that the scope or its `:own` form grants.
+    def permission(self, *scopes: str) -> "Permission":
+        """The widest permission that one of the scopes or of their `:own` forms grants.
 
-        Raises Failure permission_denied if the caller has neither.
+        Raises Failure permission_denied if the caller has none of them.
         """
-        if scope in self.scopes:
-            return Permission(self, scope, own_only=False)
-        if f"{scope}:own" in self.scopes:
-            return Permission(self, scope, own_only=True)
-        message = f"This call needs the scope {scope} or {scope}:own. Your credential has neither."
-        raise errors.permission_denied(message, [scope, f"{scope}:own"])
+        for own_only in (False, True):
+            for scope in scopes:
+                if (f"{scope}:own" if own_only else scope) in self.scopes:
+                    return Permission(self, scopes, own_only)
+        required = [form for scope in scopes for form in (scope, f"{scope}:own")]
+        message = (
+            f"This call needs the scope {_any_of(required)}. Your credential has none of them."
+        )
+        raise errors.permission_denied(message, required)
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A scope of the caller, for all workspaces of their organization or only for their own."""
+    """What a caller may do, in all workspaces of their organization or only in their own."""
 
     caller: Caller
-    scope: str
+    # The scopes that each grant it for all workspaces.
+    scopes: tuple[str, ...]
     # Whether the permission is limited to workspaces that the caller created.
     own_only: bool
 
@@ -90,7 +95,12 @@ class Permission:
         if not self.covers(workspace):
             message = (
                 f"Workspace {workspace.id} was created by someone else, "
-                f"and your credential has only {self.scope}:own."
+                f"and your credential is limited to your own workspaces. "
+                f"This call needs the scope {_any_of(self.scopes)}."
             )
-            raise errors.permission_denied(message, [self.scope])
+            raise errors.permission_denied(message, self.scopes)
         return workspace
+
+
+def _any_of(scopes: Sequence[str]) -> str:
+    return " or ".join(scopes)

@@ -4,7 +4,7 @@ protos/evershell/workspace/v1/error.proto declares the slugs, each with its gRPC
 status. The type `Slug` is generated from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evershell.workspace.v1.error_slugs import Slug
@@ -47,9 +47,9 @@ def unauthenticated(problem: str) -> Failure:
     )
 
 
-def permission_denied(message: str, required: list[str]) -> Failure:
+def permission_denied(message: str, required: Sequence[str]) -> Failure:
     """The credential is valid, but has none of the scopes in `required`."""
-    return Failure("permission_denied", message, required=required)
+    return Failure("permission_denied", message, required=list(required))
 
 
 def workspace_not_found(workspace_id: str) -> Failure:

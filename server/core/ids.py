@@ -16,6 +16,11 @@ def new_task_id() -> str:
     return f"task_{ULID()}"
 
 
+def new_org_id() -> str:
+    """`org_` followed by a ULID."""
+    return f"org_{ULID()}"
+
+
 def new_key_id() -> str:
     """`key_` followed by a ULID."""
     return f"key_{ULID()}"

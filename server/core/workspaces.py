@@ -98,7 +98,8 @@ async def resume_workspace(
     Raises Failure: permission_denied, workspace_not_found, invalid_state.
     """
     _check_id(workspace_id)
-    permission = caller.permission("workspace:write")
+    # Who may submit tasks may also bring a workspace back to where tasks run.
+    permission = caller.permission("workspace:write", "tasks:write")
     change = await _change(
         permission, workspace_id, store, lambda locked: workspace_lifecycle.resume(locked, clock())
     )

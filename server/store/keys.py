@@ -16,7 +16,15 @@ _MAX_BATCH = 500
 # Pause between two queries for keys. It limits a worker to a hundred queries a second, which takes
 # about 3 % of its time.
 _PAUSE_SECONDS = 0.01
-_KEY = "id, org_id, name, template, created_at, revoked_at"
+_KEY = "id, org_id, name, template, created_at, revoked_at, expires_at, last_used_at"
+# The time of a key that was stored less than a minute ago is not stored again. Several workers that
+# serve the same key then write it about once a minute in all.
+_RECORD_USE = """
+    UPDATE api_keys SET last_used_at = used.at
+    FROM unnest(%s::text[], %s::timestamptz[]) AS used (id, at)
+    WHERE api_keys.id = used.id
+      AND (last_used_at IS NULL OR last_used_at <= used.at - interval '1 minute')
+"""
 
 
 class PostgresKeys:
@@ -71,7 +79,7 @@ class PostgresKeys:
         """Adds a key of an organization that exists."""
         async with connected(self._pool) as connection:
             await connection.execute(
-                f"INSERT INTO api_keys ({_KEY}, sha256) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                f"INSERT INTO api_keys ({_KEY}, sha256) VALUES ({', '.join(['%s'] * 9)})",
                 (
                     key.id,
                     key.org_id,
@@ -79,6 +87,8 @@ class PostgresKeys:
                     str(key.template),
                     key.created_at,
                     key.revoked_at,
+                    key.expires_at,
+                    key.last_used_at,
                     sha256,
                 ),
             )
@@ -99,6 +109,24 @@ class PostgresKeys:
             )
             return cursor.rowcount == 1
 
+    async def record_use(self, used_at: Mapping[str, datetime]) -> None:
+        """Records when each key, by id, was last used. Keys that do not exist are ignored."""
+        # In the order of their ids, so that two workers cannot wait for each other's row locks.
+        ids = sorted(used_at)
+        async with connected(self._pool) as connection:
+            await connection.execute(_RECORD_USE, (ids, [used_at[key_id] for key_id in ids]))
+
+    async def list_orgs(self) -> Sequence[tuple[str, str, int]]:
+        """The id, the slug and the number of valid keys of each organization, by slug."""
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(
+                "SELECT orgs.id, slug, count(api_keys.id) FROM orgs "
+                "LEFT JOIN api_keys ON org_id = orgs.id AND revoked_at IS NULL "
+                "AND (expires_at IS NULL OR expires_at > now()) "
+                "GROUP BY orgs.id ORDER BY slug"
+            )
+            return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+
 
 def _key_of(row: Row) -> ApiKey:
     return ApiKey(
@@ -108,4 +136,6 @@ def _key_of(row: Row) -> ApiKey:
         template=KeyTemplate(row[3]),
         created_at=row[4],
         revoked_at=row[5],
+        expires_at=row[6],
+        last_used_at=row[7],
     )

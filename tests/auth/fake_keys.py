@@ -38,6 +38,10 @@ class FakeKeys:
         self.by_fingerprint[fingerprint(secret)] = key
         return secret
 
+    def expire(self, secret: str, expires_at: datetime) -> None:
+        digest = fingerprint(secret)
+        self.by_fingerprint[digest] = replace(self.by_fingerprint[digest], expires_at=expires_at)
+
     def revoke(self, secret: str) -> None:
         digest = fingerprint(secret)
         self.by_fingerprint[digest] = replace(self.by_fingerprint[digest], revoked_at=NOW)

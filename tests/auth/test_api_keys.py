@@ -1,5 +1,6 @@
-"""API keys: known, unknown and revoked ones, and the cache of their lookups."""
+"""API keys: known, unknown, revoked and expired ones, and the cache of their lookups."""
 
+import time
 from datetime import UTC, datetime
 from functools import partial
 
@@ -143,3 +144,34 @@ async def test_unknown_keys_do_not_evict_a_known_one(
     asked = len(stored.asked)
     await keys.authenticate(secret)
     assert len(stored.asked) == asked
+
+
+async def test_a_key_is_refused_from_its_expiry_on_also_while_it_is_cached(
+    monkeypatch: pytest.MonkeyPatch, keys: ApiKeys, stored: FakeKeys
+) -> None:
+    secret, expires_at = stored.add(), datetime(2026, 1, 2, tzinfo=UTC)
+    stored.expire(secret, expires_at)
+    monkeypatch.setattr(time, "time", lambda: expires_at.timestamp() - 0.001)
+    await keys.authenticate(secret)
+    monkeypatch.setattr(time, "time", expires_at.timestamp)
+    with pytest.raises(Failure, match="The API key key_1 has expired") as raised:
+        await keys.authenticate(secret)
+    assert raised.value.slug == "unauthenticated"
+    assert len(stored.asked) == 1
+
+
+async def test_each_accepted_call_records_the_use_of_its_key(
+    monkeypatch: pytest.MonkeyPatch, stored: FakeKeys
+) -> None:
+    uses: list[tuple[str, float]] = []
+    keys = ApiKeys(stored.find, lambda key_id, now: uses.append((key_id, now)))
+    secret = stored.add()
+    for moment in (1.0, 2.0):
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        await keys.authenticate(secret)
+    assert uses == [("key_1", 1.0), ("key_1", 2.0)]
+    await refused(keys, new_secret())
+    stored.expire(expired := stored.add(), datetime(1970, 1, 1, tzinfo=UTC))
+    with pytest.raises(Failure):
+        await keys.authenticate(expired)
+    assert len(uses) == 2

@@ -114,7 +114,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         requested = intent(reason=reason, requested_at=self.clock())
         found = finish(
             self.store.record_cancellation(
-                Permission(caller(), "workspace:write", own_only=False),
+                Permission(caller(), ("workspace:write",), own_only=False),
                 self.workspace_id,
                 task_id,
                 requested,

@@ -83,7 +83,7 @@ async def test_each_call_on_a_workspace_checks_in_order(world: World, scope: str
         ]
 
     down = await world.add(WorkspaceStatus.FAILED)
-    other = caller("tasks:write")
+    other = caller("audit:read")
     assert set(await use("a b", other)) == {"validation_error"}
     assert set(await use("ws_unknown", other)) == {"permission_denied"}
     assert set(await use("ws_unknown", caller(scope))) == {"workspace_not_found"}
@@ -128,6 +128,26 @@ async def test_a_failed_workspace_can_be_resumed_but_not_stopped(world: World) -
     resumed = await resume(world, failed.id)
     assert (resumed.status, resumed.epoch) == (WorkspaceStatus.PROVISIONING, 2)
     assert await resume(world, failed.id) == resumed
+
+
+async def test_who_may_submit_tasks_may_resume(world: World) -> None:
+    """ResumeWorkspace takes the scopes of both, and uses the widest permission."""
+    failed = await world.add(WorkspaceStatus.FAILED)
+    both = caller("workspace:write:own", "tasks:write", actor_id="user_2")
+    assert (await resume(world, failed.id, both)).epoch == failed.epoch + 1
+    failed = await world.add(WorkspaceStatus.FAILED)
+    assert await slug_of(
+        resume(world, failed.id, caller("tasks:write:own", actor_id="user_2"))
+    ) == ("permission_denied")
+    assert (await resume(world, failed.id, caller("tasks:write:own"))).epoch == failed.epoch + 1
+    with pytest.raises(Failure) as raised:
+        await resume(world, failed.id, caller("workspace:read"))
+    assert raised.value.details["required"] == [
+        "workspace:write",
+        "workspace:write:own",
+        "tasks:write",
+        "tasks:write:own",
+    ]
 
 
 async def test_a_stopping_workspace_cannot_be_resumed_yet(world: World) -> None:

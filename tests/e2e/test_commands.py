@@ -222,7 +222,7 @@ def test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream(
     listed = call("keys", "list", "--org", "org_demo")
     assert listed.returncode == 0, listed.stderr
     (line,) = (line for line in listed.stdout.splitlines() if line.startswith(key_id))
-    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+for the build", line)
+    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+-\s+-\s+for the build", line)
     assert "sk_" not in listed.stdout
 
     after = workspace.log()[-1]["seq"] - 1
@@ -249,7 +249,7 @@ def test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream(
         for line in call("keys", "list", "--org", "org_demo").stdout.splitlines()
         if line.startswith(key_id)
     )
-    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+\S+Z\s+for the build", line)
+    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+\S+Z\s+-\s+for the build", line)
     again = call("keys", "revoke", key_id)
     assert again.returncode == 1
     assert f"no valid key {key_id}" in again.stderr
@@ -282,6 +282,33 @@ def test_a_key_can_create_its_organization(call: Run, stack: Stack) -> None:
     assert call(*arguments, "--create-org", "new").returncode == 0
     renamed = call(*arguments, "--create-org", "newer")
     assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)
+
+
+def test_a_new_organization_gets_a_key_that_expires(call: Run, stack: Stack) -> None:
+    arguments = ("--org", "new", "--create-org", "fleeting", "--template", "full_access")
+    made = call("keys", "create", *arguments, "--expires-in", "3s")
+    assert made.returncode == 0, made.stderr
+    (org_id,) = re.findall(r"organization (org_\w+) ", made.stderr)
+    assert re.search(r"valid at once, until \S+Z\.", made.stderr)
+    secret = made.stdout.strip()
+    assert stack.rest(secret).get("/v1/workspaces")["workspaces"] == []
+    assert re.search(rf"^fleeting +{org_id} +1$", call("orgs", "list").stdout, re.MULTILINE)
+
+    eventually(lambda: stack.rest(secret).call("GET", "/v1/workspaces").status_code == 401, 10)
+    for address in stack.worker_addresses():
+        failed = stack.grpc(secret, address).fails("ListWorkspaces")
+        assert failed.slug == "unauthenticated" and "has expired" in failed.message
+    assert re.search(rf"^fleeting +{org_id} +0$", call("orgs", "list").stdout, re.MULTILINE)
+
+
+def test_an_organization_can_be_created_without_a_key(call: Run) -> None:
+    made = call("orgs", "create", "lone")
+    assert made.returncode == 0, made.stderr
+    assert f"lone{' ' * 28}{made.stdout.strip()}" in call("orgs", "list").stdout
+    again = call("orgs", "create", "lone")
+    assert (again.returncode, "has the slug lone" in again.stderr) == (1, True)
+    invalid = call("orgs", "create", "Lone_")
+    assert (invalid.returncode, "SLUG must be" in invalid.stderr) == (2, True)
 
 
 def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from dataclasses import replace
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -105,3 +106,43 @@ async def test_two_keys_never_share_a_hash(pool: Pool) -> None:
     await keys.create_key(key(), SHA256)
     with pytest.raises(psycopg.errors.UniqueViolation):
         await keys.create_key(key(), SHA256)
+
+
+async def test_the_use_of_a_key_is_written_at_most_once_a_minute(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    await keys.ensure_org("org_a", "acme")
+    created = key()
+    await keys.create_key(created, SHA256)
+
+    async def last_used(after_seconds: float) -> float:
+        used_at = NOW + timedelta(seconds=after_seconds)
+        await keys.record_use({created.id: used_at, "key_unknown": used_at})
+        found = await keys.find_key(SHA256)
+        assert found is not None and found.last_used_at is not None
+        return (found.last_used_at - NOW).total_seconds()
+
+    assert await last_used(0) == 0
+    assert await last_used(59) == 0
+    assert await last_used(60) == 60
+    # Another worker's time that arrives late.
+    assert await last_used(30) == 60
+
+
+async def test_a_key_keeps_its_expiry(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    await keys.ensure_org("org_a", "acme")
+    created = replace(key(), expires_at=NOW + timedelta(days=30))
+    await keys.create_key(created, SHA256)
+    assert await keys.find_key(SHA256) == created
+    assert await keys.list_keys("org_a") == [created]
+
+
+async def test_organizations_are_listed_with_the_number_of_their_valid_keys(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    await keys.ensure_org("org_b", "bolt")
+    await keys.ensure_org("org_a", "acme")
+    created = [key(), key(), replace(key(), expires_at=NOW)]
+    for number, each in enumerate(created):
+        await keys.create_key(each, bytes([number]) * 32)
+    await keys.revoke_key(created[0].id, NOW)
+    assert await keys.list_orgs() == [("org_a", "acme", 1), ("org_b", "bolt", 0)]

@@ -23,7 +23,7 @@ def permission(
     """The permission of a caller. Without a user, the caller has an API key."""
     kind = CredentialKind.API_KEY if user_id is None else CredentialKind.SESSION
     return Permission(
-        Caller(org_id, user_id or "key_1", kind, frozenset()), "workspace:write", own_only
+        Caller(org_id, user_id or "key_1", kind, frozenset()), ("workspace:write",), own_only
     )
 
 

@@ -223,7 +223,8 @@ class WorkspaceServiceServicer:
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
         Errors: invalid_state while the workspace is stopping.
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
+        of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -128,7 +128,8 @@ class WorkspaceServiceStub:
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
     Errors: invalid_state while the workspace is stopping.
-    Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+    Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
+    of the workspace.
     """
 
 @_typing.type_check_only
@@ -229,7 +230,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
     Errors: invalid_state while the workspace is stopping.
-    Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+    Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
+    of the workspace.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -387,7 +389,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
         Errors: invalid_state while the workspace is stopping.
-        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
+        Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
+        of the workspace.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,30 @@
+"""Durations on the command line."""
+
+import re
+
+import click
+
+_UNITS_SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+# The longest google.protobuf.Duration.
+_MAX_SECONDS = 315_576_000_000
+
+
+class _Duration(click.ParamType[float]):
+    """A duration in seconds: `500ms`, `10s`, `1m`, `1h`, `30d`, or a number of seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = _DURATION.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is not a duration; write 500ms, 10s, 1m, 1h or 30d.", param, ctx)
+        seconds = float(found[1]) * _UNITS_SECONDS[found[2]]
+        if seconds > _MAX_SECONDS:
+            self.fail(f"{value!r} is too long.", param, ctx)
+        return seconds
+
+
+DURATION = _Duration()

@@ -1,0 +1,99 @@
+"""The example of docs/authentication.md: a stack with an identity provider of its own."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import grpc
+import pytest
+
+from tests.support.stack import ROOT, Stack
+from tests.support.waiting import eventually
+
+DOCUMENT = (ROOT / "docs" / "authentication.md").read_text()
+ISSUER = "https://login.acme.example"
+# The shortest interval between two reads of the set, and some time to spare.
+REFRESHED_SECONDS = 15.0
+
+
+class Provider:
+    """The provider of the example: its script, run again for each new key, and its HTTP server."""
+
+    def __init__(self, folder: Path) -> None:
+        (self._script,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+        self._folder = folder
+        handler = partial(_Handler, directory=str(folder))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/jwks.json"
+        Thread(target=self._server.serve_forever).start()
+
+    def issue(self, kid: str) -> str:
+        """Replaces the published key by a new one, and returns a token that it signed."""
+        script = self._script.replace("2026-01", kid)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=self._folder, capture_output=True, check=True
+        )
+        return done.stdout.decode().strip()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Prints nothing."""
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Iterator[Provider]:
+    running = Provider(tmp_path)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_the_example_of_the_document_and_the_rotation_of_its_key(
+    provider: Provider, tmp_path: Path
+) -> None:
+    first = provider.issue("2026-01")
+    stack = Stack(tmp_path / "state", JWKS=provider.url, JWT_ISSUER=ISSUER)
+    try:
+        stack.start()
+        assert stack.rest(first).get("/v1/workspaces")["workspaces"] == []
+        made = stack.rest(first).post("/v1/workspaces", {}, status=201)
+        assert made["created_by_user_id"] == "alice"
+
+        second = provider.issue("2026-02")
+        eventually(lambda: _is_accepted(stack, second), REFRESHED_SECONDS)
+        eventually(lambda: not _is_accepted(stack, first), 60 + REFRESHED_SECONDS)
+
+        provider.stop()
+        # A token that no worker has cached, signed with a key that the workers know.
+        assert _is_accepted(stack, second)
+        unknown = provider.issue("2026-03")
+        assert not _is_accepted(stack, unknown)
+        assert _is_accepted(stack, second)
+    finally:
+        stack.kill_if_running()
+
+
+def _is_accepted(stack: Stack, token: str) -> bool:
+    """Whether every worker accepts the token."""
+    return all(_accepts(stack, token, address) for address in stack.worker_addresses())
+
+
+def _accepts(stack: Stack, token: str, address: str) -> bool:
+    try:
+        stack.grpc(token, address).call("ListWorkspaces")
+    except grpc.RpcError as error:
+        assert isinstance(error, grpc.Call)
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED, error
+        return False
+    return True
