@@ -1,14 +1,17 @@
-"""The current call: set by the outermost interceptor, read by interceptors and servicers."""
+"""The current call. Interceptors get it as an argument; servicers read it here."""
 
+import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
 from server.core.caller import Caller
 from server.core.event import Origin
 from server.core.runtime import AgentIdentity
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 # The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
 # carry the envelope.
@@ -24,13 +27,14 @@ ENVELOPE_TRAILER = "x-evershell-error"
 class Call:
     """One call, with the facts that the interceptors add to it."""
 
-    # `/package.Service/Method`.
-    method: str
+    context: Context
+    metadata: dict[str, str]
     # The header x-request-id, or an id of our own. Log lines and events of the call carry it.
     request_id: str
     # Whether it came through the edge's REST listener.
     is_rest: bool
-    metadata: dict[str, str]
+    # The parsed request; None until it is read.
+    request: Any = None
     # Empty if the call belongs to no trace.
     trace_id: str = ""
     # The slug of the failure; empty for a success.
@@ -44,9 +48,18 @@ class Call:
 _current: ContextVar[Call] = ContextVar("call")
 
 
-def begin(call: Call) -> None:
-    """Sets the current call."""
+def begin(context: Context) -> Call:
+    """Makes a call that has arrived the current one, with the facts of its metadata."""
+    # Only keys that end with `-bin` have values of bytes. This service reads none of them.
+    metadata = dict(cast(tuple[tuple[str, str], ...], context.invocation_metadata()))
+    call = Call(
+        context=context,
+        metadata=metadata,
+        request_id=metadata.get("x-request-id") or str(uuid.uuid4()),
+        is_rest=metadata.get(EDGE_HEADER) == "rest",
+    )
     _current.set(call)
+    return call
 
 
 def current() -> Call:

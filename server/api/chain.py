@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import grpc
-
 from server.api.interceptors.authentication import Authentication
 from server.api.interceptors.deadline import Deadline
 from server.api.interceptors.errors import Errors
@@ -21,7 +19,7 @@ def interceptors(
     authentication: Authentication,
     rate_limits: RateLimits | None = None,
     traced_calls: Interceptor | None = None,
-) -> Sequence[grpc.aio.ServerInterceptor]:
+) -> Sequence[Interceptor]:
     """The list, outermost first. None leaves an interceptor out."""
     ordered = [
         request_log,  # outermost: every call gets a request id and a log line

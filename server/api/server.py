@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import grpc
 from evershell.agent.v1 import runtime_service_pb2_grpc
@@ -10,7 +11,9 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.api import reflection
+from server.api.handlers import Handlers, Methods
 from server.api.health import Health
+from server.api.interceptors.interceptor import Interceptor
 from server.api.interceptors.reading import MAX_MESSAGE_BYTES
 from server.api.interceptors.request_log import RequestLog
 from server.api.runtime_servicer import RuntimeServicer
@@ -49,7 +52,7 @@ class Server:
         public: WorkspaceServicer,
         internal: RuntimeServicer,
         request_log: RequestLog,
-        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        interceptors: Sequence[Interceptor],
         drain_waits: Callable[[], None] = lambda: None,
     ) -> None:
         """`interceptors` is the list of chain.py, and contains `request_log`.
@@ -58,11 +61,14 @@ class Server:
         """
         self._drain_waits = drain_waits
         self._request_log = request_log
-        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
-        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, self._server)
-        runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, self._server)
         self._health = Health()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        methods = Methods()
+        registry = cast(grpc.aio.Server, methods)
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, registry)
+        runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, registry)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._server.add_generic_rpc_handlers((Handlers(methods, interceptors),))
         public_services = (
             workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
 from evershell.workspace.v1 import error_pb2
 from google.protobuf import any_pb2, duration_pb2, struct_pb2
 from google.protobuf.message import Message
@@ -21,6 +22,11 @@ RULES: dict[str, error_pb2.ErrorRule] = {
     for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
     if value.number
 }
+_CODES_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+GRPC_CODES = {slug: _CODES_BY_NUMBER[rule.grpc] for slug, rule in RULES.items()}
+HTTP_STATUSES = {slug: str(rule.http) for slug, rule in RULES.items()}
+# The trailer of the status with its details.
+DETAILS_TRAILER = "grpc-status-details-bin"
 
 
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:

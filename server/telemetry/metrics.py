@@ -84,18 +84,9 @@ class Metrics:
             registry=self.registry,
         )
 
-    @contextmanager
-    def call(self, rpc: str) -> Iterator["MeasuredCall"]:
-        """Measures a call. The caller sets its `outcome`."""
-        in_flight = self._in_flight.labels(rpc)
-        in_flight.inc()
-        measured = MeasuredCall()
-        started = perf_counter()
-        try:
-            yield measured
-        finally:
-            self._calls.labels(rpc, measured.outcome).observe(perf_counter() - started)
-            in_flight.dec()
+    def rpc(self, name: str) -> "MeasuredRpc":
+        """The measurements of the RPC of this name."""
+        return MeasuredRpc(name, self._calls, self._in_flight)
 
     @contextmanager
     def signal(self, rpc: str) -> Iterator[None]:
@@ -190,11 +181,27 @@ class Backlog(Collector):
             yield family
 
 
-class MeasuredCall:
-    """A call that is being measured."""
+class MeasuredRpc:
+    """Counts and times the calls of one RPC."""
 
-    # The outcome of a call that is cancelled before it has another one.
-    outcome = "caller_gone"
+    def __init__(self, name: str, calls: Histogram, in_flight: Gauge) -> None:
+        self._name = name
+        self._calls = calls
+        self._in_flight = in_flight.labels(name)
+        # The library takes longer to find the series of an outcome than to count a call.
+        self._by_outcome: dict[str, Histogram] = {}
+
+    def begin(self) -> None:
+        """Counts a call that starts."""
+        self._in_flight.inc()
+
+    def end(self, outcome: str, seconds: float) -> None:
+        """Counts a call that has ended after `seconds`, and its outcome."""
+        series = self._by_outcome.get(outcome)
+        if series is None:
+            series = self._by_outcome[outcome] = self._calls.labels(self._name, outcome)
+        series.observe(seconds)
+        self._in_flight.dec()
 
 
 class _PoolCollector(Collector):

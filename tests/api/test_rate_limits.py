@@ -1,7 +1,6 @@
 """The rate limits, with a clock that the tests set."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -10,8 +9,8 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from grpc_health.v1 import health_pb2
 from throttled import utils
 
-from server.api import call as calls
 from server.api.call import Call
+from server.api.interceptors.interceptor import Method
 from server.api.interceptors.rate_limits import Rate, RateLimits
 from server.core.caller import Caller
 from server.core.errors import Failure
@@ -216,16 +215,15 @@ async def test_a_stream_counts_as_one_call(server: Running, world: World) -> Non
 async def count_admitted(limits: RateLimits, by: Caller) -> int:
     """The number of this caller's cancellations that pass before the first refusal."""
 
-    async def proceed() -> None:
+    async def proceed(_call: Call) -> None:
         pass
 
-    details, context = SimpleNamespace(method=PUBLIC + "CancelTask"), SimpleNamespace()
-    calls.begin(
-        Call(method=details.method, request_id="req_1", is_rest=False, metadata={}, caller=by)
-    )
+    method = Method("evershell.workspace.v1.WorkspaceService", "CancelTask", bytes, is_stream=False)
+    limited = limits.wrap(method, proceed)
+    call = Call(cast(Any, None), metadata={}, request_id="req_1", is_rest=False, caller=by)
     for count in range(50):
         try:
-            await limits.around(cast(Any, details), cast(Any, context), proceed)
+            await limited(call)
         except Failure as failure:
             assert failure.slug == "rate_limited"
             return count

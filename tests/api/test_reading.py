@@ -166,13 +166,16 @@ async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
     read = []
 
     async def request(number: int) -> None:
-        async with reading._being_read(by_caller, in_all):
+        async def record() -> None:
             read.append(number)
 
-    async with in_all.turn():
-        requests = [asyncio.create_task(request(number)) for number in range(2)]
-        await settle()
-        assert not any(each.done() for each in requests)
+        await reading._in_turn(by_caller, in_all, record)
+
+    await in_all.take()
+    requests = [asyncio.create_task(request(number)) for number in range(2)]
+    await settle()
+    assert not any(each.done() for each in requests)
+    in_all.end(asyncio.timeout(None))
     await asyncio.gather(*requests)
     assert read == [0, 1]
 
@@ -198,13 +201,12 @@ async def test_a_request_that_times_out_does_not_fail_the_next_one(
     turns, may_begin = reading._Turns(1), asyncio.Event()
 
     async def be_slow() -> None:
-        async with reading._being_read(turns, reading._Turns(1)):
-            await asyncio.Event().wait()
+        await reading._in_turn(turns, reading._Turns(1), asyncio.Event().wait)
 
     async def follow() -> None:
         await may_begin.wait()
-        async with asyncio.timeout(PROMPT_SECONDS), turns.turn():
-            pass
+        async with asyncio.timeout(PROMPT_SECONDS):
+            await turns.take()
 
     slow, following = asyncio.create_task(be_slow()), asyncio.create_task(follow())
     await asyncio.sleep(0)

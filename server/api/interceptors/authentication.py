@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from server.api import call as calls
 from server.api.call import HOST_HEADER, Call
-from server.api.interceptors.interceptor import Context, Details, Interceptor, Proceed
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.auth.authenticator import Authenticator, HostBinding, bearer_token
 from server.auth.pod_tokens import PodTokens
 from server.core.errors import UnavailableError
@@ -16,12 +15,15 @@ from server.core.errors import UnavailableError
 # cached, this stays within the 10 s after which a revoked key no longer works.
 RECHECK_SECONDS = 3.0
 
+# Sets the caller or the agent of the call. Raises Failure; UnavailableError.
+_Authenticate = Callable[[Call], Awaitable[None]]
+
 
 class Authentication(Interceptor):
     """Authenticates before the request is read.
 
-    One table says which kind of credential each service takes. A service that is not in the table
-    cannot be called.
+    One table says which kind of credential each service takes. A server with a service that is not
+    in the table cannot be made.
     """
 
     def __init__(
@@ -30,34 +32,24 @@ class Authentication(Interceptor):
         self._authenticator = authenticator
         self._pod_tokens = pod_tokens
         self._host_binding = host_binding
-        self._by_service: dict[str, Callable[[Call], Awaitable[None]]] = {
+        self._by_service: dict[str, _Authenticate | None] = {
             "evershell.workspace.v1.WorkspaceService": self._authenticate_caller,
             "evershell.agent.v1.RuntimeService": self._authenticate_agent,
-            "grpc.health.v1.Health": _allow_anyone,
-            "grpc.reflection.v1.ServerReflection": _allow_anyone,
-            "grpc.reflection.v1alpha.ServerReflection": _allow_anyone,
+            "grpc.health.v1.Health": None,
+            "grpc.reflection.v1.ServerReflection": None,
+            "grpc.reflection.v1alpha.ServerReflection": None,
         }
 
-    async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        await self._authenticate(details)
-        return await proceed()
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        authenticate = self._by_service[method.service]
+        if authenticate is None:
+            return proceed
 
-    async def around_stream(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        """Ends the stream when its credential becomes invalid (revoked or expired)."""
-        streaming = asyncio.ensure_future(self.around(details, context, proceed))
-        try:
-            while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:
-                # If the database cannot be reached, the next check decides.
-                with suppress(UnavailableError):
-                    await self._authenticate(details)
-            return streaming.result()
-        finally:
-            streaming.cancel()
-            await asyncio.gather(streaming, return_exceptions=True)
+        async def authenticated(call: Call) -> Any:
+            await authenticate(call)
+            return await proceed(call)
 
-    async def _authenticate(self, details: Details) -> None:
-        service = details.method.split("/")[1]
-        await self._by_service[service](calls.current())
+        return _checked_again(authenticate, authenticated) if method.is_stream else authenticated
 
     async def _authenticate_caller(self, call: Call) -> None:
         call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))
@@ -69,5 +61,19 @@ class Authentication(Interceptor):
         call.agent = self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
 
 
-async def _allow_anyone(call: Call) -> None:
-    """Requires no credential."""
+def _checked_again(authenticate: _Authenticate, proceed: Handler) -> Handler:
+    """Ends a stream when its credential becomes invalid (revoked or expired)."""
+
+    async def checked(call: Call) -> Any:
+        streaming = asyncio.ensure_future(proceed(call))
+        try:
+            while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:
+                # If the database cannot be reached, the next check decides.
+                with suppress(UnavailableError):
+                    await authenticate(call)
+            return streaming.result()
+        finally:
+            streaming.cancel()
+            await asyncio.gather(streaming, return_exceptions=True)
+
+    return checked

@@ -2,13 +2,19 @@
 
 from typing import Any
 
-from server.api.interceptors.interceptor import Context, Details, Interceptor, Proceed
+from server.api.call import Call
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.core import deadline
 
 
 class Deadline(Interceptor):
     """Sets the deadline that waits for the database and for agents are bounded by."""
 
-    async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        deadline.begin(context.time_remaining())
-        return await proceed()
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        async def bounded(call: Call) -> Any:
+            left_seconds = call.context.time_remaining()
+            if left_seconds is not None:
+                deadline.begin(left_seconds)
+            return await proceed(call)
+
+        return bounded

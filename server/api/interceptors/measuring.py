@@ -1,29 +1,38 @@
 """Measures every call."""
 
+from time import perf_counter
 from typing import Any
 
 import grpc
 
-from server.api import call as calls
-from server.api.interceptors.interceptor import Context, Details, Interceptor, Proceed
+from server.api.call import Call
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.telemetry.metrics import Metrics
 
 
 class Measuring(Interceptor):
     """Counts and times calls by method and outcome.
 
-    gRPC calls interceptors only for methods that exist, so the number of methods is bounded.
+    Only methods that exist are wrapped, so their number is bounded.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        with self._metrics.call(details.method.rpartition("/")[2]) as measured:
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        measured = self._metrics.rpc(method.name)
+
+        async def measure(call: Call) -> Any:
+            measured.begin()
+            started, outcome = perf_counter(), "caller_gone"
             try:
-                response = await proceed()
+                response = await proceed(call)
+                outcome = "ok"
+                return response
             except grpc.aio.AbortError:
-                measured.outcome = calls.current().slug
+                outcome = call.slug
                 raise
-            measured.outcome = "ok"
-            return response
+            finally:
+                measured.end(outcome, perf_counter() - started)
+
+        return measure

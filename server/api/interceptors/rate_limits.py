@@ -12,8 +12,8 @@ from typing import Any
 
 from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
 
-from server.api import call as calls
-from server.api.interceptors.interceptor import Context, Details, Interceptor, Proceed
+from server.api.call import Call
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.core import errors
 
 _CANCEL_TASK = "/evershell.workspace.v1.WorkspaceService/CancelTask"
@@ -67,11 +67,14 @@ class RateLimits(Interceptor):
         self._calls = _Buckets(calls_rate)
         self._cancels = _Buckets(cancels_rate)
 
-    async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        caller = calls.current().caller
-        if caller is not None:
-            if details.method == _CANCEL_TASK:
-                self._cancels.spend(caller.key, "Your credential has called CancelTask")
-            else:
-                self._calls.spend(caller.key, "Your credential has called")
-        return await proceed()
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        buckets, subject = self._calls, "Your credential has called"
+        if method.path == _CANCEL_TASK:
+            buckets, subject = self._cancels, "Your credential has called CancelTask"
+
+        async def limited(call: Call) -> Any:
+            if call.caller is not None:
+                buckets.spend(call.caller.key, subject)
+            return await proceed(call)
+
+        return limited

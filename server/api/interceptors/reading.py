@@ -1,22 +1,16 @@
-"""Reads the request of a call, within bounds on size, time and number.
-
-gRPC reads the request of a unary method before it calls the handler, so a caller without a
-credential could make a worker buffer it. `Reading` therefore registers every method with gRPC as
-one that takes a stream, and reads the single message itself, after the other interceptors.
-"""
+"""Reads the request of a call, within bounds on size, time and number."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf.message import DecodeError
 
-from server.api import call as calls
-from server.api.interceptors.interceptor import Context, Continuation, Details, Handler
+from server.api.call import Call, Context
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.core.errors import Failure
 
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
@@ -24,7 +18,7 @@ from server.core.errors import Failure
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests to health and reflection, which contain only a name.
 _COMMON_BYTES = 4096
-_COMMON_SERVICES = "/grpc."
+_COMMON_SERVICES = "grpc."
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
@@ -35,8 +29,10 @@ _CONTENDED_ARRIVAL_SECONDS = 1.0
 _WORKER_BYTES = 64 * 1024 * 1024
 _CALLER_BYTES = 8 * 1024 * 1024
 
+_Read = TypeVar("_Read")
 
-class Reading(grpc.aio.ServerInterceptor):
+
+class Reading(Interceptor):
     """Reads and parses the request. Innermost, so its errors are reported like any other."""
 
     def __init__(self) -> None:
@@ -47,70 +43,39 @@ class Reading(grpc.aio.ServerInterceptor):
         # being read.
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: Details
-    ) -> "Handler | None":
-        """Turns a handler of one request into a handler of a stream that holds one request."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.request_deserializer is None:
-            return handler
-        method, parse = handler_call_details.method, handler.request_deserializer
-        serialize = handler.response_serializer
-        if handler.unary_stream is not None:
-            behavior = cast(Callable[[Any, Context], Any], handler.unary_stream)
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        limit, parse = self._limit(method), method.parse
+        of_worker = self._by_worker.get(limit)
+        if of_worker is None:
+            of_worker = self._by_worker[limit] = _Turns(_WORKER_BYTES // limit)
 
-            async def stream(_messages: object, context: Context) -> AsyncIterator[Any]:
-                produced = behavior(await self._request(method, parse, context), context)
-                if not hasattr(produced, "__aiter__"):
-                    await produced
-                    return
-                async with aclosing(cast(AsyncGenerator[Any, None], produced)):
-                    async for message in produced:
-                        yield message
+        async def read_first(call: Call) -> Any:
+            of_caller = self._turns_of_caller(call, limit)
+            message = await _message(call.context, of_caller, of_worker)
+            if len(message) > limit:
+                raise _invalid(
+                    f"The request has {len(message):,} bytes; this method takes {limit:,} at most."
+                )
+            try:
+                call.request = parse(message)
+            except DecodeError as error:
+                text = "The request cannot be parsed as a message of this method's request type."
+                raise _invalid(text) from error
+            return await proceed(call)
 
-            return grpc.stream_stream_rpc_method_handler(stream, response_serializer=serialize)
-        unary_behavior = cast(Callable[[Any, Context], Any], handler.unary_unary)
+        return read_first
 
-        async def unary(_messages: object, context: Context) -> Any:
-            return await unary_behavior(await self._request(method, parse, context), context)
-
-        return grpc.stream_unary_rpc_method_handler(unary, response_serializer=serialize)
-
-    async def _request(self, method: str, parse: Callable[[bytes], Any], context: Context) -> Any:
-        limit = self._limit(method)
-        of_worker, of_caller = self._turns(limit)
-        try:
-            async with _being_read(of_caller, of_worker):
-                message = await context.read()
-                has_ended = message is grpc.aio.EOF or await context.read() is grpc.aio.EOF
-        except TimeoutError as error:
-            text = "The request did not arrive in time. Send it faster, or fewer at the same time."
-            raise Failure("deadline_exceeded", text) from error
-        if message is grpc.aio.EOF or not has_ended:
-            raise _invalid("This method takes one message.")
-        if len(message) > limit:
-            raise _invalid(
-                f"The request has {len(message):,} bytes; this method takes {limit:,} at most."
-            )
-        try:
-            return parse(message)
-        except DecodeError as error:
-            text = "The request cannot be parsed as a message of this method's request type."
-            raise _invalid(text) from error
-
-    def _limit(self, method: str) -> int:
-        if method.startswith(_COMMON_SERVICES):
+    def _limit(self, method: Method) -> int:
+        if method.service.startswith(_COMMON_SERVICES):
             return _COMMON_BYTES
-        return self._limits.get(method, MAX_MESSAGE_BYTES)
+        return self._limits.get(method.path, MAX_MESSAGE_BYTES)
 
-    def _turns(self, limit: int) -> "tuple[_Turns, _Turns]":
-        if limit not in self._by_worker:
-            self._by_worker[limit] = _Turns(_WORKER_BYTES // limit)
-        key = (_caller(), limit)
-        of_caller = self._by_caller.get(key)
-        if of_caller is None:
-            of_caller = self._by_caller[key] = _Turns(_CALLER_BYTES // limit)
-        return self._by_worker[limit], of_caller
+    def _turns_of_caller(self, call: Call, limit: int) -> "_Turns":
+        key = (_reader(call), limit)
+        found = self._by_caller.get(key)
+        if found is None:
+            found = self._by_caller[key] = _Turns(_CALLER_BYTES // limit)
+        return found
 
 
 class _Turns:
@@ -122,9 +87,8 @@ class _Turns:
         # The time limits, not shortened yet, of the requests that are being read.
         self._unshortened: set[asyncio.Timeout] = set()
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits for a turn and holds it for the duration of the context."""
+    async def take(self) -> None:
+        """Waits for a turn."""
         if self._free.locked():
             for other in self._unshortened:
                 _shorten(other)
@@ -134,33 +98,56 @@ class _Turns:
             await self._free.acquire()
         finally:
             self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._free.release()
 
-    @contextmanager
-    def shortening(self, arrival: asyncio.Timeout) -> Iterator[None]:
-        """Shortens the time limit of the current request as soon as others wait for a turn."""
+    def read_within(self, arrival: asyncio.Timeout) -> None:
+        """Shortens the time limit of a request with a turn as soon as others wait for a turn."""
         if self._waiting:
             _shorten(arrival)
         else:
             self._unshortened.add(arrival)
-        try:
-            yield
-        finally:
-            self._unshortened.discard(arrival)
+
+    def end(self, arrival: asyncio.Timeout) -> None:
+        """Ends the turn of the request with this time limit."""
+        self._unshortened.discard(arrival)
+        self._free.release()
 
 
-@asynccontextmanager
-async def _being_read(of_caller: _Turns, of_worker: _Turns) -> AsyncIterator[None]:
-    """Waits for both turns. Raises TimeoutError if the request takes too long to arrive.
+async def _message(context: Context, of_caller: _Turns, of_worker: _Turns) -> bytes:
+    """Waits for both turns and reads. Raises Failure deadline_exceeded, validation_error."""
+    try:
+        return await _in_turn(of_caller, of_worker, lambda: _read(context))
+    except TimeoutError as error:
+        text = "The request did not arrive in time. Send it faster, or fewer at the same time."
+        raise Failure("deadline_exceeded", text) from error
+
+
+async def _read(context: Context) -> bytes:
+    """The only message of the request. Raises Failure validation_error."""
+    message = await context.read()
+    if message is grpc.aio.EOF or await context.read() is not grpc.aio.EOF:
+        raise _invalid("This method takes one message.")
+    return cast(bytes, message)
+
+
+async def _in_turn(
+    of_caller: _Turns, of_worker: _Turns, read: Callable[[], Awaitable[_Read]]
+) -> _Read:
+    """Waits for both turns, then reads. Raises TimeoutError if this takes too long.
 
     The time limit is shortened only when the request has both turns, because it is not read before.
     """
-    async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival, of_caller.turn(), of_worker.turn():
-        with of_caller.shortening(arrival), of_worker.shortening(arrival):
-            yield
+    async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival:
+        await of_caller.take()
+        try:
+            await of_worker.take()
+            try:
+                of_caller.read_within(arrival)
+                of_worker.read_within(arrival)
+                return await read()
+            finally:
+                of_worker.end(arrival)
+        finally:
+            of_caller.end(arrival)
 
 
 def request_limits() -> dict[str, int]:
@@ -174,9 +161,8 @@ def request_limits() -> dict[str, int]:
     return limits
 
 
-def _caller() -> str:
+def _reader(call: Call) -> str:
     """The credential or the agent of the call. Calls without either share one bound."""
-    call = calls.current()
     if call.caller is not None:
         return call.caller.key
     return call.agent.workspace_id if call.agent is not None else ""

@@ -1,22 +1,26 @@
-"""Gives each call its request id and writes its log line."""
+"""Returns the request id of each call and writes its log line."""
 
-import time
-import uuid
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any
 
 import grpc
 import structlog
 
-from server.api import call as calls
 from server.api import status
-from server.api.call import EDGE_HEADER, Call
-from server.api.interceptors.interceptor import Context, Details, Interceptor, Proceed
+from server.api.call import Call
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.core import trace
 from server.core.trace import TraceContext
 from server.telemetry.logs import Sampler
 
 log = structlog.get_logger()
+
+_OWN_SERVICES = "evershell."
+# The slugs of calls that are refused, not failed by the service.
+_REFUSALS = frozenset(
+    slug for slug, rule in status.RULES.items() if rule.http < HTTPStatus.INTERNAL_SERVER_ERROR
+)
 
 
 class RequestLog(Interceptor):
@@ -27,54 +31,52 @@ class RequestLog(Interceptor):
         self.arrived_calls = 0
         self._sampler = Sampler()
 
-    async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        metadata = {
-            key: value for key, value in details.invocation_metadata if isinstance(value, str)
-        }
-        call = Call(
-            method=details.method,
-            request_id=metadata.get("x-request-id") or str(uuid.uuid4()),
-            is_rest=metadata.get(EDGE_HEADER) == "rest",
-            metadata=metadata,
-        )
-        calls.begin(call)
-        self.arrived_calls += details.method.startswith("/evershell.")
-        trace.begin(TraceContext.parse(metadata.get(trace.HEADER)))
-        call.trace_id = trace.current_id()
-        context.set_trailing_metadata((("x-request-id", call.request_id),))
-        began = time.perf_counter()
-        outcome = "caller_gone"
-        try:
-            response = await proceed()
-            outcome = "ok"
-            return response
-        except grpc.aio.AbortError:
-            outcome = call.slug or "failed"
-            raise
-        finally:
-            self._write(call, outcome, time.perf_counter() - began)
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        path, is_own = method.path, method.service.startswith(_OWN_SERVICES)
 
-    def _write(self, call: Call, outcome: str, seconds: float) -> None:
+        async def logged(call: Call) -> Any:
+            began = perf_counter()
+            self.arrived_calls += is_own
+            if (traceparent := call.metadata.get(trace.HEADER)) is not None:
+                trace.begin(TraceContext.parse(traceparent))
+                call.trace_id = trace.current_id()
+            call.context.set_trailing_metadata((("x-request-id", call.request_id),))
+            outcome = "caller_gone"
+            try:
+                response = await proceed(call)
+                outcome = "ok"
+                return response
+            except grpc.aio.AbortError:
+                outcome = call.slug or "failed"
+                raise
+            finally:
+                self._write(path, call, outcome, perf_counter() - began)
+
+        return logged
+
+    def _write(self, path: str, call: Call, outcome: str, seconds: float) -> None:
         """Writes the line.
 
         Lines of unauthenticated and refused calls have a rate limit per outcome, so that no caller
         can fill the disk.
         """
-        facts: dict[str, Any] = {"method": call.method, "request_id": call.request_id}
-        if call.trace_id:
-            facts["trace_id"] = call.trace_id
-        if call.caller is not None:
-            facts |= {"org_id": call.caller.org_id, "actor_id": call.caller.actor_id}
-        if call.agent is not None:
-            facts["workspace_id"] = call.agent.workspace_id
-        is_authenticated = call.caller is not None or call.agent is not None
-        if not is_authenticated or _is_refusal(call.slug):
+        facts: dict[str, Any] = {}
+        if (call.caller is None and call.agent is None) or outcome in _REFUSALS:
             repeats = self._sampler.admit(outcome)
             if repeats is None:
                 return
-            facts |= repeats
-        log.info("rpc_completed", outcome=outcome, duration_ms=round(seconds * 1000, 2), **facts)
-
-
-def _is_refusal(slug: str) -> bool:
-    return slug in status.RULES and status.RULES[slug].http < HTTPStatus.INTERNAL_SERVER_ERROR
+            facts.update(repeats)
+        if call.trace_id:
+            facts["trace_id"] = call.trace_id
+        if call.caller is not None:
+            facts["org_id"], facts["actor_id"] = call.caller.org_id, call.caller.actor_id
+        if call.agent is not None:
+            facts["workspace_id"] = call.agent.workspace_id
+        log.info(
+            "rpc_completed",
+            outcome=outcome,
+            duration_ms=round(seconds * 1000, 2),
+            method=path,
+            request_id=call.request_id,
+            **facts,
+        )

@@ -6,14 +6,14 @@ from typing import Any
 import grpc
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from server.api import call as calls
 from server.api import status
-from server.api.interceptors.interceptor import Context, Details, Interceptor, Proceed
+from server.api.call import Call
+from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.core import trace
 from server.telemetry.tracing import Tracing
 
-_PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
-_INTERNAL = "/evershell.agent.v1.RuntimeService/"
+_PUBLIC = "evershell.workspace.v1.WorkspaceService"
+_INTERNAL = "evershell.agent.v1.RuntimeService"
 
 
 class TracedCalls(Interceptor):
@@ -22,27 +22,30 @@ class TracedCalls(Interceptor):
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
 
-    async def around(self, details: Details, context: Context, proceed: Proceed) -> Any:
-        method, call = details.method, calls.current()
-        # Agents call every few seconds. Only their calls that continue a trace get a span.
-        is_traced = method.startswith(_PUBLIC) or (
-            method.startswith(_INTERNAL) and trace.current() is not None
-        )
-        if not is_traced:
-            return await proceed()
-        service, _, name = method.lstrip("/").partition("/")
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        if method.service not in (_PUBLIC, _INTERNAL):
+            return proceed
+        name = f"{method.service}/{method.name}"
         attributes = {
             "rpc.system": "grpc",
-            "rpc.service": service,
-            "rpc.method": name,
-            "evershell.request_id": call.request_id,
+            "rpc.service": method.service,
+            "rpc.method": method.name,
         }
-        with self._tracing.span(f"{service}/{name}", SpanKind.SERVER, **attributes) as span:
-            call.trace_id = trace.current_id()
-            try:
-                return await proceed()
-            except grpc.aio.AbortError:
-                span.set_attribute("evershell.slug", call.slug)
-                if status.RULES[call.slug].http >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                    span.set_status(Status(StatusCode.ERROR, call.slug))
-                raise
+
+        async def traced(call: Call) -> Any:
+            facts = {**attributes, "evershell.request_id": call.request_id}
+            with self._tracing.span(name, SpanKind.SERVER, **facts) as span:
+                call.trace_id = trace.current_id()
+                try:
+                    return await proceed(call)
+                except grpc.aio.AbortError:
+                    span.set_attribute("evershell.slug", call.slug)
+                    if status.RULES[call.slug].http >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                        span.set_status(Status(StatusCode.ERROR, call.slug))
+                    raise
+
+        # Agents call every few seconds. Only their calls that continue a trace get a span.
+        async def traced_if_continued(call: Call) -> Any:
+            return await (proceed if trace.current() is None else traced)(call)
+
+        return traced if method.service == _PUBLIC else traced_if_continued
