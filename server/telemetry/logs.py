@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -24,7 +25,9 @@ _LINES_PER_SECOND = 20
 
 _Event = MutableMapping[str, Any]
 _Clock = Callable[[], float]
-_Step = Callable[[Any, str, _Event], Any]
+# Made once: `json.dumps` makes an encoder for each call that has options.
+_encode = json.JSONEncoder(default=repr).encode
+_NUMBERS = (int, float)
 
 
 class Sink:
@@ -159,37 +162,30 @@ def _message(record: logging.LogRecord) -> str:
 
 def _line(context: _Event) -> Callable[[Any, str, _Event], str]:
     """Returns the function that formats an event as a line. It does not raise for any field."""
-    steps: Sequence[_Step] = (
-        structlog.processors.add_log_level,
-        _add_trace,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _bounded,
-    )
 
     def line(logger: Any, method: str, event: _Event) -> str:
-        name = str(event.get("event"))
         try:
-            event = {**context, **event}
-            for step in steps:
-                event = step(logger, method, event)
-            return json.dumps(event, default=repr)
+            fields = {**context, **event, "level": method, "timestamp": _timestamp()}
+            if trace_id := trace.current_id():
+                fields.setdefault("trace_id", trace_id)
+            if "exc_info" in fields:
+                structlog.processors.format_exc_info(logger, method, fields)
+            for name, value in fields.items():
+                kind = type(value)
+                if (kind is str and len(value) <= _FIELD_CHARACTERS) or kind in _NUMBERS:
+                    continue
+                fields[name] = _cut_field(name, value)
+            return _encode(fields)
         except Exception as error:  # noqa: BLE001 - an error of the log must not fail a call
             failure = {"event": "log_line_unprintable", "error": type(error).__name__}
-            name = cut(name, _FIELD_CHARACTERS)
-            return json.dumps({**context, **failure, "level": "error", "of": name})
+            name = cut(str(event.get("event")), _FIELD_CHARACTERS)
+            return _encode({**context, **failure, "level": "error", "of": name})
 
     return line
 
 
-def _add_trace(logger: Any, method: str, event: _Event) -> _Event:
-    if trace_id := trace.current_id():
-        event.setdefault("trace_id", trace_id)
-    return event
-
-
-def _bounded(logger: Any, method: str, event: _Event) -> _Event:
-    return {name: _cut_field(name, value) for name, value in event.items()}
+def _timestamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
 
 
 def _cut_field(name: str, value: Any) -> Any:
@@ -198,5 +194,5 @@ def _cut_field(name: str, value: Any) -> Any:
     limit = _TRACEBACK_CHARACTERS if name == "exception" else _FIELD_CHARACTERS
     if isinstance(value, str):
         return cut(value, limit)
-    text = json.dumps(value, default=repr)
+    text = _encode(value)
     return value if len(text) <= limit else cut(text, limit)
