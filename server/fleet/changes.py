@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Changes(Protocol):
-    """Announces the workspaces that have changed."""
+    """Announces changes of workspaces that the controller has to act on (`awaits_controller`)."""
 
     async def wait(self, timeout_seconds: float) -> set[str]:
         """Returns the ids of the workspaces that have changed since the last call.

@@ -60,10 +60,10 @@ class PostgresWakeups:
         self._poll_seconds = poll_seconds
         self._subscriptions: defaultdict[str, set[ChangeWakeup]] = defaultdict(set)
         self._draining = asyncio.Event()
-        self._notifications = Notifications(
-            pool, database_url, Channel.CHANGES, self._wake, self._wake_all_and_mark
-        )
         self._watched = WatchedWorkspaces(pool, self._wake)
+        self._notifications = Notifications(
+            pool, database_url, Channel.CHANGES, self._wake, self._watched.mark_again
+        )
         self._running = AsyncExitStack()
         self.announce = self._notifications.announce
         self.listening = self._notifications.listening
@@ -88,7 +88,9 @@ class PostgresWakeups:
     def drain(self) -> None:
         """Ends all current and later waits, because the process is about to end."""
         self._draining.set()
-        self._wake_all()
+        for subscribers in self._subscriptions.values():
+            for wakeup in subscribers:
+                wakeup.wake()
 
     def end_waits(self) -> None:
         """Ends all current waits, so that their calls answer with the current state.
@@ -118,13 +120,3 @@ class PostgresWakeups:
     def _wake(self, workspace_id: str) -> None:
         for wakeup in self._subscriptions.get(workspace_id, ()):
             wakeup.wake()
-
-    def _wake_all(self) -> None:
-        for subscribers in self._subscriptions.values():
-            for wakeup in subscribers:
-                wakeup.wake()
-
-    def _wake_all_and_mark(self) -> None:
-        """Wakes all, because notifications sent while the listener was disconnected are lost."""
-        self._wake_all()
-        self._watched.mark_again()

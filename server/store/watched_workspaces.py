@@ -12,7 +12,8 @@ so the subscriber reads what it wrote. One that is second sees the mark, and not
 The mark ends by the database's clock after MARK_SECONDS. It is renewed while there are subscribers,
 long before it ends, and is never removed, because it ends by itself. When a mark had not been in
 force, and then is, the subscribers are woken and read again. This covers a new mark, a renewal that
-came too late, and marks that a crash of the database has lost.
+came too late, marks that a crash of the database has lost, and notifications that a listener has
+missed while it reconnected.
 """
 
 import asyncio
@@ -67,6 +68,8 @@ _log = structlog.get_logger()
 class _Mark:
     """What this process knows of the mark of one workspace. Times are of the monotonic clock."""
 
+    __slots__ = ("is_set", "is_watched", "retry_seconds", "set_at")
+
     def __init__(self) -> None:
         self.is_watched = True
         # The start of the last statement that set the mark or found it.
@@ -93,7 +96,7 @@ class WatchedWorkspaces:
         self._renew_seconds = renew_seconds
         # The least remaining time of a mark that a statement has set or found.
         self._kept_seconds = mark_seconds - renew_seconds
-        # Includes marks without subscribers that are in force, for the next subscriber.
+        # Includes marks whose last subscriber has left since the last check.
         self._marks: dict[str, _Mark] = {}
         # The workspaces to mark with the next statement.
         self._due: set[str] = set()
@@ -116,7 +119,10 @@ class WatchedWorkspaces:
         self._marks[workspace_id].is_watched = False
 
     def mark_again(self) -> None:
-        """Sets all marks again, because the database may have lost them."""
+        """Sets all marks again, and then wakes all subscribers.
+
+        The database may have lost the marks, and this process some notifications.
+        """
         for workspace_id, mark in self._marks.items():
             mark.set_at = -math.inf
             self._request(workspace_id)
@@ -142,8 +148,7 @@ class WatchedWorkspaces:
         now = time.monotonic()
         for workspace_id, mark in list(self._marks.items()):
             if not mark.is_watched:
-                if not self._is_in_force(mark):
-                    del self._marks[workspace_id]
+                del self._marks[workspace_id]
             elif now >= mark.set_at + self._renew_seconds:
                 self._request(workspace_id)
 

@@ -94,8 +94,6 @@ async def test_a_mark_in_force_costs_the_next_subscriber_no_statement(
     workspace_id, woken = await added(pool), list[str]()
     async with process(pool, woken) as watched:
         await watched.watch(workspace_id)
-        await watched.watch(workspace_id)
-        watched.leave(workspace_id)
         # Only a statement would set it again.
         database.execute("UPDATE workspaces SET watched_until = NULL")
         await watched.watch(workspace_id)
@@ -146,7 +144,9 @@ async def test_marks_are_renewed_while_there_are_subscribers(
         database.execute("UPDATE workspaces SET watched_until = NULL")
         for _ in range(3):
             await eventually_async(lambda: remaining(database, watched_id) > 50)
-            database.execute("UPDATE workspaces SET watched_until = NULL")
+            database.execute(
+                "UPDATE workspaces SET watched_until = NULL WHERE id = %s", (watched_id,)
+            )
         assert remaining(database, left_id) == 0
     # Renewals wake nobody: no commit was missed.
     assert woken == [watched_id, left_id]
