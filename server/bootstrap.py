@@ -56,7 +56,9 @@ async def control_plane(
         )
         metrics.watch_pool(pool.get_stats)
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
-        store: Store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        postgres_store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        stack.push_async_callback(postgres_store.drained)
+        store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
         key_use = KeyUse(keys.record_use)
         stack.push_async_callback(_ended, asyncio.create_task(key_use.run(), name="key-use"))

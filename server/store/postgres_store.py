@@ -7,12 +7,13 @@ from functools import cache
 
 from server.core.caller import Permission
 from server.core.change import Change, Locked
-from server.core.event import Event, cancel_requested_payload
+from server.core.event import Event
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.store import queries
 from server.store.announce import Announce, announce_to_nobody
+from server.store.cancellations import Cancellations
 from server.store.pool import Connection, Pool, connected
 from server.store.rows import (
     EVENT_COLUMNS,
@@ -20,7 +21,6 @@ from server.store.rows import (
     WORKSPACE_COLUMNS,
     Row,
     event_of,
-    event_payload,
     event_values,
     json_value,
     task_of,
@@ -34,16 +34,10 @@ from server.store.shared_reads import SharedReads
 # statements.
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
 _TASK = ", ".join(TASK_COLUMNS)
-_W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
-_T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 
 # Whether other processes may have subscribers for the workspace.
 _WATCHED = "coalesce(watched_until > clock_timestamp(), false)"
 
-_RECORD_CANCELLATION = (
-    f"SELECT recorded, {_W}, {_T}, coalesce((w).watched_until > clock_timestamp(), false) "
-    "FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-)
 _LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, {_WATCHED} FROM workspaces WHERE id = %s FOR UPDATE"
 # A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
 # would read the tasks as they were before it waited.
@@ -82,6 +76,7 @@ class PostgresStore:
         self._pool = pool
         # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
+        self._cancellations = Cancellations(pool, announce)
         self._announce = announce
         self._committed = committed
 
@@ -93,34 +88,11 @@ class PostgresStore:
         intent: CancelIntent,
         trace_id: str = "",
     ) -> RecordedCancellation:
-        caller = permission.caller
-        row = await self._one(
-            _RECORD_CANCELLATION,
-            (
-                caller.org_id,
-                permission.own_only,
-                caller.user_id,
-                workspace_id,
-                task_id,
-                intent.requested_by,
-                str(intent.credential_kind),
-                intent.requested_at,
-                intent.reason,
-                intent.request_id,
-                intent.force_at,
-                event_payload(cancel_requested_payload(intent), trace_id),
-            ),
-        )
-        assert row is not None
-        after_workspace = 1 + len(WORKSPACE_COLUMNS)
-        found = RecordedCancellation(
-            workspace=None if row[1] is None else workspace_of(row[1:after_workspace]),
-            task=None if row[after_workspace] is None else task_of(row[after_workspace:]),
-            recorded=row[0],
-        )
-        if found.recorded or _may_have_changed_force_at(found, intent):
-            self._announce(workspace_id, watched=row[-1], reconcile=False)
-        return found
+        return await self._cancellations.record(permission, workspace_id, task_id, intent, trace_id)
+
+    async def drained(self) -> None:
+        """Returns when no cancellation is in flight, even one whose caller was cancelled."""
+        await self._cancellations.drained()
 
     async def transition(
         self, workspace_id: str, decide: Callable[[Locked], Change]
@@ -235,16 +207,6 @@ class PostgresStore:
         async with connected(self._pool) as connection:
             cursor = await connection.execute(query, parameters, prepare=True, binary=True)
             return await cursor.fetchall()
-
-
-def _may_have_changed_force_at(found: RecordedCancellation, intent: CancelIntent) -> bool:
-    """Whether the call may have moved the force deadline of an intent that was recorded before.
-
-    Also true if the deadline was the same before. The announcement is then superfluous.
-    """
-    if intent.force_at is None or found.task is None or found.task.cancel is None:
-        return False
-    return found.task.cancel.force_at == intent.force_at
 
 
 async def _write(connection: Connection, locked: Locked, change: Change) -> Change:

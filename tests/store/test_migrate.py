@@ -33,10 +33,10 @@ def test_a_second_migration_changes_nothing(empty_database_url: str) -> None:
 
 def test_a_function_that_differs_from_its_file_is_replaced(empty_database_url: str) -> None:
     migrate(empty_database_url)
-    body = "SELECT prosrc FROM pg_proc WHERE proname = 'record_cancellation'"
+    body = "SELECT prosrc FROM pg_proc WHERE proname = 'record_cancellation_or_skip'"
     with psycopg.connect(empty_database_url) as connection:
         current = connection.execute(body).fetchone()
-        source = Path(migration.__file__).parent / "functions" / "record_cancellation.sql"
+        source = Path(migration.__file__).parent / "functions" / "record_cancellation_or_skip.sql"
         changed = source.read_text().replace("recorded := true", "recorded := false")
         connection.execute(changed.encode())
         assert connection.execute(body).fetchone() != current

@@ -1,11 +1,4 @@
--- Records the intent to cancel a task, and its event, in one transaction and one round trip.
---
--- Returns the workspace and the task as they are under the lock. The conditions are those of
--- Store.record_cancellation in server/core/ports.py. The change is that of request_cancel in
--- server/core/task_lifecycle.py. The contract suite of the store compares the two.
---
--- Under READ COMMITTED each statement sees what was committed before it started. The task is read
--- in a statement after the one that locks its workspace, so it is read as it is under the lock.
+-- record_cancellation_or_skip with p_wait, as workers of the last release call it.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_org_id text,
     p_own_only boolean,
@@ -23,47 +16,26 @@ CREATE OR REPLACE FUNCTION record_cancellation(
     OUT w workspaces,
     OUT t tasks
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    found_state record;
 BEGIN
-    recorded := false;
-    SELECT * INTO w FROM workspaces WHERE id = p_workspace_id AND org_id = p_org_id FOR UPDATE;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
-    SELECT * INTO t FROM tasks
-    WHERE id = coalesce(p_task_id, w.current_task_id) AND workspace_id = w.id;
-    IF NOT FOUND
-        OR t.status IN ('completed', 'failed', 'cancelled', 'delivery_failed')
-        OR w.status NOT IN ('idle', 'busy')
-        -- An API key has no user (NULL), and no creator matches NULL.
-        OR (p_own_only AND (w.created_by_user_id = p_user_id) IS NOT TRUE)
-    THEN
-        RETURN;
-    END IF;
-    IF t.cancel_requested_at IS NOT NULL THEN
-        IF p_force_at < coalesce(t.cancel_force_at, 'infinity') THEN
-            UPDATE tasks
-            SET cancel_force_at = p_force_at, cancel_force_requested_by = p_requested_by
-            WHERE id = t.id
-            RETURNING * INTO t;
-        END IF;
-        RETURN;
-    END IF;
-    UPDATE tasks
-    SET cancel_requested_by = p_requested_by,
-        cancel_credential_kind = p_credential_kind,
-        cancel_requested_at = p_requested_at,
-        cancel_reason = p_reason,
-        cancel_request_id = p_request_id,
-        cancel_force_at = p_force_at,
-        cancel_force_requested_by = CASE WHEN p_force_at IS NOT NULL THEN p_requested_by END
-    WHERE id = t.id
-    RETURNING * INTO t;
-    w.last_seq := w.last_seq + 1;
-    UPDATE workspaces SET last_seq = w.last_seq WHERE id = w.id;
-    INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, payload)
-    VALUES (
-        w.id, w.last_seq, 'task_cancel_requested', p_requested_at, t.id, p_request_id, p_payload
+    SELECT * INTO found_state FROM record_cancellation_or_skip(
+        p_org_id,
+        p_own_only,
+        p_user_id,
+        p_workspace_id,
+        p_task_id,
+        p_requested_by,
+        p_credential_kind,
+        p_requested_at,
+        p_reason,
+        p_request_id,
+        p_force_at,
+        p_payload,
+        true
     );
-    recorded := true;
+    recorded := found_state.recorded;
+    w := found_state.w;
+    t := found_state.t;
 END;
 $$;
