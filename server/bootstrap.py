@@ -16,7 +16,7 @@ from server.api.workspace_servicer import WorkspaceServicer
 from server.auth.api_keys import ApiKeys
 from server.auth.authenticator import Authenticator, HostBinding
 from server.auth.key_use import KeyUse
-from server.auth.pod_tokens import PodTokens, public_key
+from server.auth.pod_tokens import PodTokens
 from server.auth.session_tokens import JwkSet, SessionTokens
 from server.config import Settings
 from server.core.bounds import Bounds
@@ -105,9 +105,8 @@ async def fleet(
 
     Raises NotSetUpError.
     """
-    signing_key = _signing_key(settings)
-    pod_tokens = PodTokens(signing_key)
-    spec_for = _spec_for(settings, pod_tokens, public_key(signing_key))
+    pod_tokens = PodTokens(_signing_key(settings))
+    spec_for = _spec_for(settings, pod_tokens)
     become_subreaper()
     pods = LocalPods(settings.state_dir, spec_for, processes.leftovers)
     bounds = Bounds(
@@ -215,16 +214,14 @@ async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
         await server.set_serving(serving=False)
 
 
-def _spec_for(
-    settings: Settings, pod_tokens: PodTokens, control_plane_public_key: str
-) -> Callable[[AgentIdentity], PodSpec]:
+def _spec_for(settings: Settings, pod_tokens: PodTokens) -> Callable[[AgentIdentity], PodSpec]:
     def spec_for(agent: AgentIdentity) -> PodSpec:
         return PodSpec(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
             runtime_addresses=settings.worker_addresses,
             runtime_token=pod_tokens.runtime_token(agent),
-            control_plane_public_key=control_plane_public_key,
+            signal_secret=pod_tokens.signal_secret(agent.workspace_id, agent.epoch).hex(),
             model=settings.model,
             openai_base_url=settings.openai_base_url,
             openai_api_key=settings.openai_api_key.get_secret_value(),

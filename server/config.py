@@ -143,7 +143,7 @@ class Settings(BaseSettings):
 
     @property
     def signing_key_path(self) -> Path:
-        """The control plane's private key, as a JWK. Agents get only its public half."""
+        """The control plane's private key, as a JWK. Agents get only secrets derived from it."""
         return self.state_dir / "control-plane.jwk"
 
     @property

@@ -12,7 +12,7 @@ import pytest
 from server import bootstrap
 from server.agent import program
 from server.api.server import Server
-from server.auth.pod_tokens import new_key, public_key
+from server.auth.pod_tokens import new_key
 from server.config import Settings
 from server.core.task import TaskStatus
 from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
@@ -120,7 +120,7 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
         epoch=1,
         runtime_addresses=["127.0.0.1:1"],
         runtime_token="",
-        control_plane_public_key=public_key(new_key()),
+        signal_secret="00" * 32,
         files_dir=str(tmp_path),
         crash_points_dir=str(tmp_path) if is_set else "",
     )

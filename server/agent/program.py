@@ -46,7 +46,7 @@ async def run(spec: PodSpec, model: Model | None = None, tool: Tool | None = Non
     become_subreaper()
     try:
         model = model or create_model(spec.model, _endpoint(spec))
-        verifier = TokenVerifier(spec.control_plane_public_key, spec.workspace_id)
+        verifier = TokenVerifier(spec.signal_secret)
     except (UnknownModelError, ValueError) as error:
         log.error("spec_unusable", reason=str(error))
         return ExitCode.BAD_SPEC

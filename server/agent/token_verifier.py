@@ -1,19 +1,13 @@
 """Verifies the tokens with which the control plane calls the agent."""
 
-import json
+import hmac
 import time
-import warnings
 from collections.abc import Callable
 
-from joserfc import jwt
-from joserfc.errors import JoseError, SecurityWarning
-from joserfc.jwk import OKPKey
+from server.pod.tokens import SIGNAL_SECRET_BYTES, minute_of, signal_token
 
-from server.pod.tokens import AGENT_AUDIENCE, ISSUER, SIGNAL_TOKEN_SECONDS
-
-# The tolerated difference between the clocks of the two hosts.
-_CLOCK_SKEW_SECONDS = 5
-_MAX_CACHED_TOKENS = 256
+# The tolerated difference between the clocks of the two hosts, transit included, in minutes.
+_CLOCK_SKEW_MINUTES = 1
 
 
 class InvalidTokenError(Exception):
@@ -21,55 +15,34 @@ class InvalidTokenError(Exception):
 
 
 class TokenVerifier:
-    """Verifies signal tokens (pod/tokens.py). A verified token is cached until it expires."""
+    """Verifies signal tokens (pod/tokens.py).
 
-    def __init__(
-        self, public_key: str, workspace_id: str, clock: Callable[[], float] = time.time
-    ) -> None:
-        """`public_key` is an Ed25519 JWK as JSON. Raises ValueError if it is not."""
-        try:
-            self._key = OKPKey.import_key(json.loads(public_key))
-        except (JoseError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"the control plane's public key is no Ed25519 JWK: {error}"
-            ) from error
-        if self._key.curve_name != "Ed25519":
-            raise ValueError(
-                f"the control plane's public key is of curve {self._key.curve_name}, not Ed25519"
-            )
+    Accepts the token of the current minute, and those of the minutes before and after it, because
+    the clocks of the two hosts may differ. A token is therefore accepted for three minutes by the
+    clock of the agent.
+    """
+
+    def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
+        """`secret` is in hexadecimal digits. Raises ValueError if it is not a signal secret."""
+        self._secret = bytes.fromhex(secret)
+        if len(self._secret) != SIGNAL_SECRET_BYTES:
+            raise ValueError(f"the signal secret is not of {SIGNAL_SECRET_BYTES} bytes")
         self._clock = clock
-        self._workspace_id = workspace_id
-        self._claims = jwt.JWTClaimsRegistry(
-            now=lambda: int(clock()),
-            iss={"essential": True, "value": ISSUER},
-            aud={"essential": True, "value": AGENT_AUDIENCE},
-            exp={"essential": True},
-            workspace_id={"essential": True, "value": workspace_id},
-        )
-        # Maps each token to its expiry, in seconds since 1970.
-        self._verified: dict[str, float] = {}
+        self._minute: int | None = None
+        # The values of `authorization` that are accepted in this minute.
+        self._accepted: tuple[bytes, ...] = ()
 
     def verify(self, authorization: str) -> None:
         """Takes the value of the `authorization` header. Raises InvalidTokenError."""
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise InvalidTokenError("A bearer token is needed.")
-        now = self._clock()
-        if self._verified.get(token, 0) > now:
-            return
-        try:
-            with warnings.catch_warnings():
-                # joserfc deprecates the name EdDSA; RFC 9864 calls the same algorithm Ed25519.
-                warnings.simplefilter("ignore", SecurityWarning)
-                claims = jwt.decode(token, self._key, algorithms=["EdDSA", "Ed25519"]).claims
-            self._claims.validate(claims)
-        except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise InvalidTokenError(f"The token is not valid: {error}.") from error
-        if not now < claims["exp"] <= now + SIGNAL_TOKEN_SECONDS + _CLOCK_SKEW_SECONDS:
-            raise InvalidTokenError("The token has expired, or its lifetime is too long.")
-        if len(self._verified) >= _MAX_CACHED_TOKENS:
-            self._verified = {
-                known: expires for known, expires in self._verified.items() if expires > now
-            }
-        if len(self._verified) < _MAX_CACHED_TOKENS:
-            self._verified[token] = claims["exp"]
+        minute = minute_of(self._clock())
+        if minute != self._minute:
+            self._minute, self._accepted = minute, self._accepted_in(minute)
+        presented = authorization.encode(errors="replace")
+        if not any(hmac.compare_digest(presented, accepted) for accepted in self._accepted):
+            raise InvalidTokenError(
+                "A bearer token is needed: the signal token of this workspace, epoch and minute."
+            )
+
+    def _accepted_in(self, minute: int) -> tuple[bytes, ...]:
+        minutes = range(minute - _CLOCK_SKEW_MINUTES, minute + _CLOCK_SKEW_MINUTES + 1)
+        return tuple(f"Bearer {signal_token(self._secret, each)}".encode() for each in minutes)

@@ -15,8 +15,8 @@ class PodSpec:
     runtime_addresses: list[str]
     # Authenticates the agent of this workspace and this epoch to RuntimeService.
     runtime_token: str = field(repr=False)
-    # An Ed25519 JWK, as JSON.
-    control_plane_public_key: str
+    # Authenticates the control plane to this agent. In hexadecimal digits (pod/tokens.py).
+    signal_secret: str = field(repr=False)
     # The directory in which tools run; the working directory by default.
     files_dir: str = ""
     model: str = "scripted"

@@ -14,7 +14,7 @@ from server.agent.program import run
 from server.agent.shutdown import ExitCode
 from server.agent.tools import ToolCall
 from server.pod.spec import PodSpec
-from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane, public_key
+from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]
 
@@ -41,7 +41,7 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
             "epoch": EPOCH,
             "runtime_addresses": addresses,
             "runtime_token": RUNTIME_TOKEN,
-            "control_plane_public_key": public_key(control_plane),
+            "signal_secret": control_plane.secret.hex(),
             "files_dir": str(tmp_path),
         }
         agents.append(asyncio.create_task(run(PodSpec(**(settings | changes)))))

@@ -1,9 +1,8 @@
 """A control plane of one workspace, in memory: it serves RuntimeService and calls AgentService."""
 
 import asyncio
-import json
+import os
 import time
-import warnings
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +29,8 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
     RuntimeServiceServicer,
     add_RuntimeServiceServicer_to_server,
 )
-from joserfc import jwt
-from joserfc.errors import SecurityWarning
-from joserfc.jwk import OKPKey
+
+from server.pod.tokens import SIGNAL_SECRET_BYTES, minute_of, signal_token
 
 if TYPE_CHECKING:
     from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
@@ -47,7 +45,7 @@ class ControlPlane(RuntimeServiceServicer):
     """Tests set its task and its faults, and read its log of events and of calls."""
 
     def __init__(self) -> None:
-        self.key = OKPKey.generate_key("Ed25519")
+        self.secret = os.urandom(SIGNAL_SECRET_BYTES)
         self.lease_ms = 60_000
         self.task: Assignment | None = None
         self.log: list[tuple[str, TaskEvent]] = []
@@ -179,14 +177,8 @@ class ControlPlane(RuntimeServiceServicer):
         )
         return self.task
 
-    def token(self, **changes: Any) -> str:
-        claims = {
-            "iss": "evershell",
-            "aud": "agent",
-            "workspace_id": WORKSPACE_ID,
-            "exp": int(time.time()) + 30,
-        }
-        return sign(self.key, claims | changes)
+    def token(self) -> str:
+        return signal_token(self.secret, minute_of(time.time()))
 
     def agent(self) -> "AgentServiceAsyncStub":
         channel = grpc.aio.insecure_channel(self.address)
@@ -228,13 +220,3 @@ class ControlPlane(RuntimeServiceServicer):
                 request, metadata=(*self.metadata(), ("traceparent", traceparent))
             )
         ).known
-
-
-def sign(key: OKPKey, claims: dict[str, Any], algorithm: str = "EdDSA") -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SecurityWarning)
-        return jwt.encode({"alg": algorithm}, claims, key, algorithms=[algorithm])
-
-
-def public_key(control_plane: ControlPlane) -> str:
-    return json.dumps(control_plane.key.as_dict(private=False))

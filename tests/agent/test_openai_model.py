@@ -322,7 +322,7 @@ def test_the_repr_of_settings_hides_the_key() -> None:
             epoch=1,
             runtime_addresses=[],
             runtime_token="",
-            control_plane_public_key="",
+            signal_secret="",
             openai_api_key=KEY,
         )
     )

@@ -1,41 +1,10 @@
-"""The credentials and requests that the agent's service accepts."""
-
-import time
+"""The requests that the agent's service accepts. test_signal_tokens.py tests its credentials."""
 
 import grpc
 import pytest
-from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
 
 from tests.agent.conftest import Start, started
-from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane, sign
-
-
-async def test_only_a_fresh_token_of_the_control_plane_is_accepted(
-    control_plane: ControlPlane, start: Start
-) -> None:
-    await started(control_plane, start)
-    agent, now = control_plane.agent(), int(time.time())
-    claims = {"iss": "evershell", "aud": "agent", "workspace_id": WORKSPACE_ID, "exp": now + 30}
-    refused = [
-        control_plane.token(workspace_id="ws_2"),
-        control_plane.token(iss="other"),
-        control_plane.token(aud="workspace"),
-        control_plane.token(exp=now - 1),
-        control_plane.token(exp=now + 600),
-        control_plane.token(exp="soon"),
-        sign(type(control_plane.key).generate_key("Ed25519"), claims),
-        "nonsense",
-        # A header that is a list.
-        "WyJhbGciXQ.e30.AA",
-    ]
-    request = CancelTaskRequest(workspace_id=WORKSPACE_ID, epoch=EPOCH, task_id="t1")
-    for metadata in [(), *(control_plane.metadata(token) for token in refused)]:
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await agent.CancelTask(request, metadata=metadata)
-        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    once = control_plane.token()
-    for token in [once, once, sign(control_plane.key, claims, "Ed25519")]:
-        assert not (await agent.CancelTask(request, metadata=control_plane.metadata(token))).known
+from tests.agent.control_plane import EPOCH, ControlPlane
 
 
 async def test_another_epoch_is_refused(control_plane: ControlPlane, start: Start) -> None:

@@ -103,7 +103,7 @@ async def test_a_signed_token_with_impossible_claims_is_unauthenticated(
 async def test_a_users_credential_does_not_open_the_runtime_service(
     server: Running, method: str
 ) -> None:
-    for metadata in ((), bearer(), bearer(POD_TOKENS.signal_token("ws_1"))):
+    for metadata in ((), bearer(), POD_TOKENS.signal_metadata("ws_1", 1)):
         assert (
             await unauthenticated(server, INTERNAL + method, metadata)
         ).slug == "unauthenticated"

@@ -1,20 +1,20 @@
 """Tokens between the control plane and its agents: each kind opens only its own service."""
 
 import json
-import time
 from base64 import urlsafe_b64encode
-from functools import partial
 from typing import Any
 
 import pytest
-from cachetools import TTLCache
-from joserfc import jws, jwt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from joserfc import jws
 from joserfc.jwk import OKPKey
 
 from server.auth import pod_tokens
-from server.auth.pod_tokens import PodTokens, new_key, public_key
+from server.auth.pod_tokens import PodTokens, new_key
 from server.core.errors import Failure
 from server.core.runtime import AgentIdentity
+from server.pod.tokens import signal_token
 from tests.auth.fake_keys import FakeTimer
 
 KEY = new_key()
@@ -37,6 +37,18 @@ def signed(claims: dict[str, Any], key: str = KEY, algorithm: str = "Ed25519") -
     )
 
 
+def record_minted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The minutes of the signal tokens that are minted from now on."""
+    minted: list[int] = []
+
+    def record(secret: bytes, minute: int) -> str:
+        minted.append(minute)
+        return signal_token(secret, minute)
+
+    monkeypatch.setattr(pod_tokens, "signal_token", record)
+    return minted
+
+
 @pytest.fixture
 def tokens() -> PodTokens:
     return PodTokens(KEY)
@@ -52,18 +64,9 @@ def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens) -> Non
 
 
 def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens) -> None:
-    refused(tokens, tokens.signal_token("ws_1"))
-
-
-def test_each_kind_of_token_has_its_own_audience(
-    tokens: PodTokens,
-) -> None:
-    key = OKPKey.import_key(json.loads(public_key(KEY)))
-    runtime = jwt.decode(tokens.runtime_token(AGENT), key, algorithms=["Ed25519"]).claims
-    signal = jwt.decode(tokens.signal_token("ws_1"), key, algorithms=["Ed25519"]).claims
-    assert (runtime["aud"], signal["aud"]) == ("runtime", "agent")
-    assert signal["workspace_id"] == "ws_1"
-    assert time.time() < signal["exp"] <= time.time() + 60
+    ((_, authorization),) = tokens.signal_metadata("ws_1", 3)
+    refused(tokens, authorization.removeprefix("Bearer "))
+    refused(tokens, tokens.signal_secret("ws_1", 3).hex())
 
 
 def test_another_control_planes_token_is_refused(tokens: PodTokens) -> None:
@@ -131,20 +134,42 @@ def test_a_token_nested_too_deep_for_a_parser_is_refused(tokens: PodTokens) -> N
         refused(tokens, f"{head}.{head}.a")
 
 
-def test_the_public_key_cannot_sign() -> None:
-    half = json.loads(public_key(KEY))
-    assert "d" not in half and half["x"] == json.loads(KEY)["x"]
+def test_the_secret_of_an_agent_is_derived_from_the_signing_key(tokens: PodTokens) -> None:
+    """As HKDF (RFC 5869) in another library derives it."""
+    private_key = OKPKey.import_key(json.loads(KEY)).private_key
+    assert private_key is not None
+    hkdf = HKDF(SHA256(), length=32, salt=None, info=b"evershell signal ws_1 3")
+    assert tokens.signal_secret("ws_1", 3) == hkdf.derive(private_key.private_bytes_raw())
 
 
-def test_a_signal_token_is_reused_for_half_of_its_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_agent_has_its_own_secret(tokens: PodTokens) -> None:
+    secrets = [
+        tokens.signal_secret("ws_1", 3),
+        tokens.signal_secret("ws_1", 4),
+        tokens.signal_secret("ws_2", 3),
+        tokens.signal_secret("ws_1 3", 4),
+        PodTokens(new_key()).signal_secret("ws_1", 3),
+    ]
+    assert len(set(secrets)) == len(secrets)
+
+
+def test_a_signal_token_is_minted_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    minted = record_minted(monkeypatch)
     timer = FakeTimer()
-    monkeypatch.setattr(pod_tokens, "TTLCache", partial(TTLCache, timer=timer))
-    seconds = iter(range(1_000, 2_000))
-    monkeypatch.setattr(time, "time", lambda: next(seconds))
-    tokens = PodTokens(KEY)
-    first = tokens.signal_token("ws_1")
-    timer.now = 29.9
-    assert tokens.signal_token("ws_1") == first
-    assert tokens.signal_token("ws_2") != first
-    timer.now = 30.0
-    assert tokens.signal_token("ws_1") != first
+    tokens = PodTokens(KEY, timer)
+    for now in (0.0, 59.9, 60.0, 119.9):
+        timer.now = now
+        tokens.signal_metadata("ws_1", 3)
+    assert minted == [0, 1]
+
+
+def test_a_bounded_number_of_signal_tokens_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_tokens, "_MAX_SIGNAL_TOKENS", 10)
+    minted = record_minted(monkeypatch)
+    tokens = PodTokens(KEY, FakeTimer())
+    for epoch in range(1, 12):
+        tokens.signal_metadata("ws_1", epoch)
+        tokens.signal_metadata("ws_1", 1)
+    assert len(minted) == 11
+    tokens.signal_metadata("ws_1", 2)
+    assert len(minted) == 12

@@ -18,7 +18,7 @@ from server.agent.service import AgentService
 from server.agent.session import Session
 from server.agent.shutdown import Shutdown
 from server.agent.token_verifier import TokenVerifier
-from server.auth.pod_tokens import PodTokens, new_key, public_key
+from server.auth.pod_tokens import PodTokens, new_key
 from server.core.ports import Agents
 from server.core.task import Task
 from server.core.task_lifecycle import TaskEnded
@@ -27,7 +27,7 @@ from server.fleet.agent_client import AgentClient
 from tests.support import world
 from tests.support.world import FakeAgents, intent
 
-KEY = new_key()
+TOKENS = PodTokens(new_key())
 
 
 class Fault(Enum):
@@ -90,7 +90,7 @@ class ClientCase:
     """AgentClient, with the service and session of a real agent on a loopback port."""
 
     def __init__(self) -> None:
-        self.client = AgentClient(PodTokens(KEY))
+        self.client = AgentClient(TOKENS)
         self.agents: Agents = self.client
         self.workspace = world.locked_busy(epoch=3).workspace
         self._pausing = _Pausing()
@@ -158,7 +158,8 @@ class ClientCase:
         return Session(work, Shutdown(), lambda: None, structlog.get_logger())
 
     async def _listen(self, address: str) -> None:
-        verifier = TokenVerifier(public_key(KEY), self.workspace.id)
+        secret = TOKENS.signal_secret(self.workspace.id, self.workspace.epoch)
+        verifier = TokenVerifier(secret.hex())
         self._server = grpc.aio.server(
             interceptors=[self._pausing, Admission(verifier)], options=[("grpc.so_reuseport", 0)]
         )

@@ -22,6 +22,8 @@ from server.fleet.agent_client import AgentClient
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# On a clock that stands still, so that every signal token is of the same minute.
+TOKENS = PodTokens(new_key(), lambda: 1_000.0)
 TASK = locked_busy(cancel=intent(force_at=NOW), epoch=3).task
 assert TASK is not None
 
@@ -87,7 +89,7 @@ async def agent() -> AsyncIterator[FakeAgent]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[AgentClient]:
-    client = AgentClient(PodTokens(new_key()))
+    client = AgentClient(TOKENS)
     yield client
     await client.aclose()
 
@@ -126,7 +128,9 @@ async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     assert (request.epoch, request.task_id, request.cancellation.reason) == (3, TASK.id, "enough")
     assert request.cancellation.force_at.ToDatetime(NOW.tzinfo) == NOW
     assert request.workspace_id.startswith("ws_")
-    assert agent.authorizations[0].startswith("Bearer eyJ")
+    assert agent.authorizations == [
+        value for _, value in TOKENS.signal_metadata(request.workspace_id, request.epoch)
+    ]
 
 
 async def test_a_task_is_delivered_with_an_intent_that_was_recorded_before(

@@ -28,7 +28,7 @@ def spec_for(agent: AgentIdentity) -> PodSpec:
         epoch=agent.epoch,
         runtime_addresses=["127.0.0.1:1"],
         runtime_token="a secret token",
-        control_plane_public_key="{}",
+        signal_secret="another secret",
         model="scripted",
         model_timeout_seconds=1,
         tool_timeout_seconds=1,

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from server.agent.shutdown import ExitCode
-from server.auth.pod_tokens import PodTokens, public_key
+from server.auth.pod_tokens import PodTokens
 from server.core import workspace_lifecycle
 from server.core.runtime import AgentIdentity
 from server.store.pool import open_pool
@@ -143,13 +143,13 @@ def agent_by_hand(
 
 
 def _spec(workspace: Workspace, epoch: int) -> dict[str, Any]:
-    key = (workspace.stack.state_dir / "control-plane.jwk").read_text()
+    tokens = PodTokens((workspace.stack.state_dir / "control-plane.jwk").read_text())
     return {
         "workspace_id": workspace.id,
         "epoch": epoch,
         "runtime_addresses": workspace.stack.worker_addresses(),
-        "runtime_token": PodTokens(key).runtime_token(AgentIdentity(workspace.id, epoch)),
-        "control_plane_public_key": public_key(key),
+        "runtime_token": tokens.runtime_token(AgentIdentity(workspace.id, epoch)),
+        "signal_secret": tokens.signal_secret(workspace.id, epoch).hex(),
     }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from server.auth.pod_tokens import new_key, public_key
 from server.core.ids import new_workspace_id
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace, WorkspaceStatus
@@ -40,7 +39,7 @@ def pods(tmp_path: Path) -> LocalPods:
             epoch=agent.epoch,
             runtime_addresses=["127.0.0.1:1"],
             runtime_token="token",
-            control_plane_public_key=public_key(new_key()),
+            signal_secret="00" * 32,
             # The agent exits after it has read its settings, because no model has this name.
             model="none",
             model_timeout_seconds=1,

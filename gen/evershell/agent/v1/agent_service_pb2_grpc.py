@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class AgentServiceStub:
     """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token that it has signed for that workspace.
+    token for that workspace and epoch.
 
     Every call is a hint that reduces latency. The authoritative state is in the database, and the
     agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
@@ -63,7 +63,7 @@ class AgentServiceStub:
 
 class AgentServiceServicer:
     """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token that it has signed for that workspace.
+    token for that workspace and epoch.
 
     Every call is a hint that reduces latency. The authoritative state is in the database, and the
     agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
@@ -137,7 +137,7 @@ def add_AgentServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AgentService:
     """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token that it has signed for that workspace.
+    token for that workspace and epoch.
 
     Every call is a hint that reduces latency. The authoritative state is in the database, and the
     agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late

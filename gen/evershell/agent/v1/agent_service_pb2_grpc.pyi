@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class AgentServiceStub:
     """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token that it has signed for that workspace.
+    token for that workspace and epoch.
 
     Every call is a hint that reduces latency. The authoritative state is in the database, and the
     agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
@@ -70,7 +70,7 @@ class AgentServiceStub:
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
     """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token that it has signed for that workspace.
+    token for that workspace and epoch.
 
     Every call is a hint that reduces latency. The authoritative state is in the database, and the
     agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
@@ -108,7 +108,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token that it has signed for that workspace.
+    token for that workspace and epoch.
 
     Every call is a hint that reduces latency. The authoritative state is in the database, and the
     agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
