@@ -27,8 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 class Stack:
     """A stack under test: starts and stops it, calls it, and signals its processes."""
 
-    def __init__(self, state_dir: Path, **environment: str) -> None:
+    def __init__(self, state_dir: Path, *, checkout: Path = ROOT, **environment: str) -> None:
+        """`checkout` is a working copy of the repository whose .venv is set up."""
         self.state_dir = state_dir
+        self._checkout = checkout
         workers = int(environment.get("WORKERS", "2"))
         ports = free_ports(2 + workers, in_a_row=workers)
         self._environment = {
@@ -54,10 +56,19 @@ class Stack:
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
-            command = [sys.executable, "-m", "server", "up"]
             return subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output
+                [self.python, "-m", "server", "up"],
+                cwd=self._checkout,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
             )
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the checkout."""
+        own = self._checkout == ROOT
+        return sys.executable if own else str(self._checkout / ".venv" / "bin" / "python")
 
     def refuses_to_start(self) -> str:
         """Starts a stack that must exit with code 1. Returns its output."""
