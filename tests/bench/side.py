@@ -30,7 +30,8 @@ class Side:
         self.checkout = checkout
         self._temporary = None if state_dir else tempfile.TemporaryDirectory(prefix="bench-")
         parent = state_dir or Path(self._temporary.name if self._temporary else "") / "state"
-        self.stack = Stack(parent, checkout=checkout, WORKERS="1")
+        self.stack = Stack(parent, WORKERS="1")
+        self.stack.checkout = checkout
         self._leadership: psycopg.Connection[Any] | None = None
 
     def start(self) -> None:

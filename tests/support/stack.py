@@ -27,10 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class Stack:
     """A stack under test: starts and stops it, calls it, and signals its processes."""
 
-    def __init__(self, state_dir: Path, *, checkout: Path = ROOT, **environment: str) -> None:
-        """`checkout` is a working copy of the repository whose .venv is set up."""
+    # A working copy of the repository whose .venv is set up. May be set before the start.
+    checkout: Path = ROOT
+
+    def __init__(self, state_dir: Path, **environment: str) -> None:
         self.state_dir = state_dir
-        self._checkout = checkout
         workers = int(environment.get("WORKERS", "2"))
         ports = free_ports(2 + workers, in_a_row=workers)
         self._environment = {
@@ -58,7 +59,7 @@ class Stack:
         with self.output.open("ab") as output:
             return subprocess.Popen(
                 [self.python, "-m", "server", "up"],
-                cwd=self._checkout,
+                cwd=self.checkout,
                 env=self._environment,
                 stdout=output,
                 stderr=output,
@@ -67,8 +68,8 @@ class Stack:
     @property
     def python(self) -> str:
         """The interpreter of the checkout."""
-        own = self._checkout == ROOT
-        return sys.executable if own else str(self._checkout / ".venv" / "bin" / "python")
+        own = self.checkout == ROOT
+        return sys.executable if own else str(self.checkout / ".venv" / "bin" / "python")
 
     def refuses_to_start(self) -> str:
         """Starts a stack that must exit with code 1. Returns its output."""
