@@ -1,15 +1,21 @@
 """The agent's heartbeat."""
 
 import asyncio
+import random
 
 from server.agent.lease import Lease
 from server.agent.runtime_client import RuntimeClient
 from server.agent.session import Session
 from server.core.task import Phase
 
+# Each interval is multiplied by a random factor between these.
+_JITTER = (0.9, 1.1)
+
 
 class Heartbeat:
     """Renews the lease several times per lease, and at once when the task or its phase changes.
+
+    The intervals vary, so that agents that started together do not send their heartbeats together.
 
     One heartbeat runs at a time. The next one reports everything that changed meanwhile.
     """
@@ -28,7 +34,9 @@ class Heartbeat:
         """Runs until it is cancelled. Raises AgentEndingError."""
         while True:
             try:
-                async with asyncio.timeout(self._lease.heartbeat_interval_seconds):
+                interval_seconds = self._lease.heartbeat_interval_seconds
+                jitter = random.uniform(*_JITTER)  # noqa: S311 - not a secret
+                async with asyncio.timeout(interval_seconds * jitter):
                     await self._requested.wait()
             except TimeoutError:
                 pass

@@ -27,16 +27,17 @@ class Lease:
         # Zero until the first renewal.
         self.length_seconds = 0.0
 
-    def renew(self, sent_at: float, length_seconds: float) -> None:
+    def renew(self, sent_at: float, left_seconds: float, length_seconds: float) -> None:
         """Extends the lease after a call that was sent at `sent_at`, by this lease's clock.
 
+        `left_seconds` is what is left of the lease, and `length_seconds` the length of a whole one.
         Replies may arrive out of order; an older one never shortens the lease.
         """
         margin_seconds = max(
             length_seconds * MARGIN_SHARE,
             min(MIN_MARGIN_SECONDS, length_seconds * MAX_MARGIN_SHARE),
         )
-        over_at = sent_at + length_seconds - margin_seconds
+        over_at = sent_at + left_seconds - margin_seconds
         self.length_seconds = length_seconds
         if self._over_at is None or over_at > self._over_at:
             self._over_at = over_at

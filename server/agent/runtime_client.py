@@ -151,7 +151,8 @@ class RuntimeClient:
 
         sent, sent_at, directive = await self._until_acknowledged(timed)
         if not directive.fenced:
-            self._lease.renew(sent, directive.lease_ms / 1000)
+            length_ms = directive.lease_length_ms or directive.lease_ms
+            self._lease.renew(sent, directive.lease_ms / 1000, length_ms / 1000)
         self._session.apply(directive, sent_at)
         if self._shutdown.is_begun:
             raise AgentEndingError

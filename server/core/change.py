@@ -27,11 +27,21 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to commit. `task` is the locked task, a new one, or None if there is none."""
+    """What to commit. `task` is the locked task, a new one, or None if there is none.
+
+    `lease_seconds` renews the agent's lease for that time by the clock of the database. A renewal
+    never shortens a lease. None leaves the lease as it is in `workspace`.
+    """
 
     workspace: Workspace
     task: Task | None
     events: tuple[NewEvent, ...] = ()
+    lease_seconds: float | None = None
+
+    def writes_rows(self, locked: Locked) -> bool:
+        """Whether it changes more than the lease."""
+        is_same = (self.workspace, self.task) == (locked.workspace, locked.task)
+        return bool(self.events) or not is_same
 
     def caused_by(self, origin: Origin) -> Self:
         """The same change, with the call that caused its events."""

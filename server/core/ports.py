@@ -16,6 +16,10 @@ from server.core.workspace import Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
 
+# The share of a lease below which a heartbeat renews it. With six heartbeats in a lease, every
+# second one writes.
+RENEW_BELOW_SHARE = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedCancellation:
@@ -27,6 +31,16 @@ class RecordedCancellation:
     task: Task | None
     # True for exactly one call per task: the one that recorded the intent and its event.
     recorded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A workspace as a heartbeat found it."""
+
+    # The workspace and its current task, which were not locked.
+    locked: Locked
+    # How long the lease still lasts, by the clock of the database. Not above 0 without a lease.
+    lease_seconds: float
 
 
 class Store(Protocol):
@@ -57,6 +71,19 @@ class Store(Protocol):
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed.
         `decide` holds the lock, so it must return quickly. It may be called more than once.
+        """
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        """Renews the lease of the epoch's agent, and returns the workspace with its current task.
+
+        Writes only if less than RENEW_BELOW_SHARE of `lease_seconds` remains. Never waits for a
+        lock: while another transaction holds the workspace, the lease stays as it is. A fenced
+        epoch has no effect.
+
+        Returns None if there is no such workspace. The task may have ended after the workspace was
+        read.
         """
 
     async def create_workspace(self, workspace: Workspace) -> None:
@@ -92,8 +119,27 @@ class Store(Protocol):
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """The workspace's events after `after_seq`, in order."""
 
-    async def list_wanted_pods(self) -> Sequence[Workspace]:
-        """All workspaces that have a pod or get one: provisioning, idle, busy, stopping."""
+    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
+        """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
+
+        In the order of their ids, from the first id after `after_id`.
+        """
+
+    async def list_unsettled(self) -> Sequence[Workspace]:
+        """The workspaces whose state requires a step of the controller, or soon may.
+
+        They are provisioning or stopping, or their agent does not name the current task.
+        """
+
+    async def list_expired_leases(self) -> Sequence[Workspace]:
+        """The workspaces with a pod whose lease has run out, by the clock of the database."""
+
+    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
+        """How long the lease of the workspace lasts, by the clock of the database.
+
+        For None, the lease that runs out first, of all workspaces with a pod. Below 0 if it has run
+        out; None if there is no lease.
+        """
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """All tasks with a recorded intent that have not ended, each with its workspace."""

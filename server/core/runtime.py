@@ -9,6 +9,7 @@ from server.core.event import Origin
 from server.core.ports import Clock, Store
 from server.core.task import Phase, Task
 from server.core.task_lifecycle import AgentEvent
+from server.core.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,15 @@ class Directive:
     fenced: bool
     # The current task, with its intent to cancel if there is one; None if there is no task.
     task: Task | None
+    # How long the lease still lasts, by the clock of the database. None in the reply to a commit,
+    # which does not renew it.
+    lease_seconds: float | None = None
+
+
+_FENCED = Directive(fenced=True, task=None)
+# A heartbeat waits for the lock of its workspace if less than this share of the lease remains.
+# Until then, a later heartbeat renews it.
+_WAIT_BELOW_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +61,24 @@ class Runtime:
         )
 
     async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
-        """Renews the lease, and records the agent's task and phase."""
-        return await self._apply(
-            agent,
-            lambda locked: workspace_lifecycle.heartbeat(
+        """Renews the lease, and records the agent's task and phase.
+
+        Most heartbeats report nothing new. They take one statement, which takes no lock and writes
+        at most the lease. The others decide under the lock of the workspace.
+        """
+
+        def decide(locked: Locked) -> Change:
+            return workspace_lifecycle.heartbeat(
                 locked, agent.epoch, task_id, phase, self.lease_seconds, self.clock()
-            ),
-        )
+            )
+
+        found = await self.store.renew_lease(agent.workspace_id, agent.epoch, self.lease_seconds)
+        if found is None or found.locked.workspace.is_fenced(agent.epoch):
+            return _FENCED
+        is_safe = found.lease_seconds >= self.lease_seconds * _WAIT_BELOW_SHARE
+        if is_safe and not decide(found.locked).writes_rows(found.locked):
+            return _directive(agent, found.locked.workspace, found.locked.task, found.lease_seconds)
+        return await self._apply(agent, decide)
 
     async def commit_events(
         self,
@@ -79,9 +100,15 @@ class Runtime:
 
     async def _apply(self, agent: AgentIdentity, decide: Callable[[Locked], Change]) -> Directive:
         change = await self.store.transition(agent.workspace_id, decide)
-        if change is None or change.workspace.is_fenced(agent.epoch):
-            return Directive(fenced=True, task=None)
-        task = (
-            change.task if change.task is not None and not change.task.status.is_terminal else None
-        )
-        return Directive(fenced=False, task=task)
+        if change is None:
+            return _FENCED
+        return _directive(agent, change.workspace, change.task, change.lease_seconds)
+
+
+def _directive(
+    agent: AgentIdentity, workspace: Workspace, task: Task | None, lease_seconds: float | None
+) -> Directive:
+    if workspace.is_fenced(agent.epoch):
+        return _FENCED
+    is_open = task is not None and not task.status.is_terminal
+    return Directive(fenced=False, task=task if is_open else None, lease_seconds=lease_seconds)

@@ -77,15 +77,14 @@ def register(
     workspace = locked.workspace
     if workspace.is_fenced(epoch):
         return unchanged(locked)
-    leased = replace(
-        workspace, agent_address=address, lease_expires_at=now + timedelta(seconds=lease_seconds)
-    )
+    reachable = replace(workspace, agent_address=address)
     if workspace.status is not WorkspaceStatus.PROVISIONING:
-        return Change(leased, locked.task)
+        return Change(reachable, locked.task, lease_seconds=lease_seconds)
     is_first = workspace.epoch == 1
     type_ = EventType.WORKSPACE_PROVISIONED if is_first else EventType.WORKSPACE_RESUMED
-    idle = replace(leased, status=WorkspaceStatus.IDLE, status_reason="", updated_at=now)
-    return Change(idle, locked.task, (event.workspace_event(type_, now, epoch=epoch),))
+    idle = replace(reachable, status=WorkspaceStatus.IDLE, status_reason="", updated_at=now)
+    registered = event.workspace_event(type_, now, epoch=epoch)
+    return Change(idle, locked.task, (registered,), lease_seconds)
 
 
 def heartbeat(
@@ -98,12 +97,9 @@ def heartbeat(
     is_named = task is None or task.id == task_id
     if task is not None and is_named and task.status is TaskStatus.RUNNING:
         task = replace(task, phase=phase)
-    renewed = replace(
-        workspace,
-        lease_expires_at=now + timedelta(seconds=lease_seconds),
-        task_unnamed_since=None if is_named else workspace.task_unnamed_since or now,
-    )
-    return Change(renewed, task)
+    unnamed_since = None if is_named else workspace.task_unnamed_since or now
+    reported = replace(workspace, task_unnamed_since=unnamed_since)
+    return Change(reported, task, lease_seconds=lease_seconds)
 
 
 def lose_agent(

@@ -1,7 +1,7 @@
 """Reconciles pods with the database.
 
 The controller starts the pods that are wanted, ends those that are not, and fails workspaces that
-have lost their agent.
+have lost their agent. due.py says which workspaces it reads, and when.
 
 One controller leads, and any number stand by. Each pass over a workspace compares what the database
 wants with what runs, and takes one step. A controller may therefore die between any two steps, and
@@ -10,9 +10,9 @@ the next leader continues.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -21,25 +21,19 @@ from server.core.bounds import Bounds
 from server.core.change import Change, Locked
 from server.core.errors import UnavailableError
 from server.core.ports import Agents, Clock, Store
-from server.core.task import Task
 from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from server.fleet.changes import Changes
+from server.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
 from server.fleet.pods import Pods
 from server.fleet.redelivery import Redelivery
 from server.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
 
-# How often every workspace is reconciled. Announced changes are reconciled at once.
-SCAN_SECONDS = 1.0
-# How often workspaces are counted for the metrics.
-_COUNT_SECONDS = 10.0
-# An agent that has not registered after this time has failed to start.
-START_LIMIT = timedelta(seconds=30)
+# How often workspaces are counted for the metrics. The count reads all rows.
+_COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
 END_GRACE_SECONDS = 3.0
-
-_NO_TASKS: Mapping[str, Task] = {}
 
 
 class Controller:
@@ -68,10 +62,13 @@ class Controller:
         self._redelivery = (
             Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
         )
-        self._bounds = bounds
         self._run_id = run_id
         self._clock = clock
-        self._answering_since = answering_since
+        self._overdue = Overdue(bounds, clock, answering_since)
+        self._due = Due(store, self._overdue, bounds.lease_seconds)
+        self._sweep = Sweep(store)
+        # Workspaces that the next scan reads again, by id.
+        self._again: set[str] = set()
         # The steps that run, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
         # Tasks that wait for an agent to exit, by workspace id and epoch.
@@ -83,20 +80,12 @@ class Controller:
         try:
             while True:
                 try:
-                    cancellations = await self._store.list_cancellations()
-                    cancelled = {workspace.id: task for workspace, task in cancellations}
-                    for workspace in await self._store.list_wanted_pods():
-                        self._begin_step(workspace, cancelled)
-                    self._redelivery.follow(cancellations, self._clock())
-                    if self._backlog is not None:
-                        self._backlog.set_open_cancellations(
-                            task.cancel.requested_at for _, task in cancellations if task.cancel
-                        )
+                    await self._scan()
                     await self._reconcile_changes(changes)
                 except UnavailableError:
                     log.warning("database_unavailable")
-                    await changes.wait(SCAN_SECONDS)
-                    self._answering_since = self._clock()
+                    self._again |= await changes.wait(SCAN_SECONDS)
+                    self._overdue.answering_since = self._clock()
         finally:
             self._redelivery.stop()
             for task in (counting, *self._steps.values(), *self._watched.values()):
@@ -104,11 +93,26 @@ class Controller:
             if self._backlog is not None:
                 self._backlog.clear()
 
-    async def _count_workspaces(self) -> None:
-        """Counts workspaces for the metrics.
+    async def _scan(self) -> None:
+        """Reconciles what is due."""
+        found = await self._due.read()
+        for workspace in found.overdue:
+            self._begin_step(workspace, is_overdue=True)
+        for workspace in found.unsettled:
+            self._begin_step(workspace)
+        self._redelivery.follow(found.cancellations, self._clock())
+        if self._backlog is not None:
+            self._backlog.set_open_cancellations(
+                task.cancel.requested_at for _, task in found.cancellations if task.cancel
+            )
+        again, self._again = self._again, set()
+        await self._reconcile_ids(again)
+        async for page in self._sweep.due_pages():
+            for workspace in page:
+                self._begin_step(workspace)
 
-        Counting reads all rows, so it runs less often than the scans.
-        """
+    async def _count_workspaces(self) -> None:
+        """Counts workspaces for the metrics."""
         while self._backlog is not None:
             with suppress(UnavailableError):
                 self._backlog.set_workspace_counts(await self._store.count_workspaces())
@@ -118,23 +122,29 @@ class Controller:
         """Reconciles the workspaces whose changes are announced, until the next scan is due."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
-            for workspace_id in await changes.wait(left_seconds):
+            await self._reconcile_ids(await changes.wait(left_seconds))
+
+    async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
+        """Reads and reconciles these workspaces. After an UnavailableError, the next scan does."""
+        try:
+            for workspace_id in workspace_ids:
                 workspace = await self._store.get_workspace(workspace_id)
                 if workspace is not None and workspace.status in WANTS_POD:
                     self._begin_step(workspace)
+        except UnavailableError:
+            self._again |= workspace_ids
+            raise
 
-    def _begin_step(self, workspace: Workspace, cancelled: Mapping[str, Task] = _NO_TASKS) -> None:
-        """Starts to reconcile the workspace, unless a step for it runs already.
-
-        `cancelled` maps workspace ids to the cancelled tasks that the last scan found.
-        """
+    def _begin_step(self, workspace: Workspace, *, is_overdue: bool = False) -> None:
+        """Starts to reconcile the workspace. If a step for it runs already, the next scan does."""
         if workspace.id in self._steps:
+            self._again.add(workspace.id)
             return
-        step = asyncio.create_task(self._reconcile(workspace, cancelled.get(workspace.id)))
+        step = asyncio.create_task(self._reconcile(workspace, is_overdue=is_overdue))
         self._steps[workspace.id] = step
         step.add_done_callback(lambda _: self._steps.pop(workspace.id, None))
 
-    async def _reconcile(self, workspace: Workspace, cancelled: Task | None) -> None:
+    async def _reconcile(self, workspace: Workspace, *, is_overdue: bool) -> None:
         try:
             if workspace.run_id != self._run_id:
                 workspace = await self._reconcile_run(workspace)
@@ -147,11 +157,13 @@ class Controller:
             ):
                 await self._reconcile_start(workspace)
             else:
-                await self._reconcile_agent(workspace, cancelled)
+                await self._reconcile_agent(workspace, is_overdue=is_overdue)
         except UnavailableError:
             log.warning("database_unavailable", workspace_id=workspace.id)
+            self._again.add(workspace.id)
         except Exception:
             log.exception("unexpected_error", workspace_id=workspace.id)
+            self._again.add(workspace.id)
 
     async def _reconcile_run(self, workspace: Workspace) -> Workspace:
         """Ends what an earlier run of the stack left, then assigns the workspace to this run.
@@ -187,11 +199,11 @@ class Controller:
         log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
         self._watch(workspace)
 
-    async def _reconcile_agent(self, workspace: Workspace, cancelled: Task | None) -> None:
+    async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
         """Fails the workspace if its agent has ended or is overdue."""
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._failure_reason(workspace))
-        elif self._overdue(workspace, cancelled) is not None:
+        elif is_overdue:
             await self._end_overdue(workspace)
         else:
             self._watch(workspace)
@@ -199,8 +211,8 @@ class Controller:
     async def _end_overdue(self, workspace: Workspace) -> None:
         """Fails the workspace of an overdue agent.
 
-        Reads the workspace and the task again first, because the task may have ended or the agent
-        may have recovered since the scan.
+        Reads the workspace, its task and its lease again first, because the task may have ended or
+        the agent may have recovered since the scan.
         """
         current = await self._store.get_workspace(workspace.id)
         if current is None or current.epoch != workspace.epoch:
@@ -210,24 +222,10 @@ class Controller:
             if current.current_task_id
             else None
         )
-        reason = self._overdue(current, task)
+        lease_seconds_left = await self._store.lease_seconds_left(current.id)
+        reason = self._overdue.reason(current, task, lease_seconds_left)
         if reason is not None:
             await self._fail(current, reason)
-
-    def _overdue(self, workspace: Workspace, task: Task | None) -> str | None:
-        """The bound that the agent has exceeded, as a reason for people; None if there is none."""
-        now = self._clock()
-        if workspace.lease_expires_at is not None and workspace.lease_expires_at < now:
-            return "its agent did not renew its lease in time"
-        if (
-            workspace.status is WorkspaceStatus.PROVISIONING
-            and now > workspace.updated_at + START_LIMIT
-        ):
-            return f"its agent did not register within {START_LIMIT.seconds} s"
-        return self._violation(workspace, task)
-
-    def _violation(self, workspace: Workspace, task: Task | None) -> str | None:
-        return self._bounds.violation(workspace, task, self._clock(), self._answering_since)
 
     def _failure_reason(self, workspace: Workspace) -> str:
         if not self._pods.has_files(workspace.id):
@@ -255,7 +253,7 @@ class Controller:
             if (
                 task is not None
                 and not task.status.is_terminal
-                and not self._violation(workspace, task)
+                and not self._overdue.violation(workspace, task)
             ):
                 return
         stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
@@ -284,10 +282,5 @@ class Controller:
     async def _await_exit(self, key: str, workspace: Workspace) -> None:
         await self._pods.wait_exit(workspace)
         del self._watched[key]
-        try:
-            current = await self._store.get_workspace(workspace.id)
-        except UnavailableError:
-            # The next scan reconciles it.
-            return
-        if current is not None and current.status in WANTS_POD:
-            self._begin_step(current)
+        with suppress(UnavailableError):
+            await self._reconcile_ids({workspace.id})

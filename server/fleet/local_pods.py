@@ -6,6 +6,7 @@ The kernel confirms it: a process is an agent only if the environment that its p
 its start time match the record. A controller remembers the agents that it has started itself.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -24,6 +25,9 @@ from server.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
 from server.fleet.processes import AllPods, Pod, ProcessId, Scans
 from server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 from server.pod.spec import PodSpec
+
+# How often it is checked that the files of a pod are in place. One check takes 60 µs.
+_FILES_CHECK_SECONDS = 3.0
 
 
 class LocalPods:
@@ -96,8 +100,15 @@ class LocalPods:
 
     async def wait_exit(self, workspace: Workspace) -> None:
         agent = self._agent(workspace)
-        if agent is not None:
-            await processes.wait_exit_and_reap(agent.pid)
+        if agent is None:
+            return
+        exiting = asyncio.ensure_future(processes.wait_exit_and_reap(agent.pid))
+        try:
+            while not exiting.done() and self.has_files(workspace.id):
+                await asyncio.wait((exiting,), timeout=_FILES_CHECK_SECONDS)
+        finally:
+            exiting.cancel()
+            await asyncio.gather(exiting, return_exceptions=True)
 
     def is_alive(self, workspace: Workspace) -> bool:
         return self._agent(workspace) is not None and self.has_files(workspace.id)

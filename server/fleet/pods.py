@@ -19,7 +19,10 @@ class Pods(Protocol):
         """Starts the pod. `workspace.run_id` is set. Raises OSError."""
 
     async def wait_exit(self, workspace: Workspace) -> None:
-        """Returns when the agent of the pod has ended, at once if it does not run."""
+        """Returns when the agent of the pod has ended, at once if it does not run.
+
+        Also returns soon after the files of the workspace are gone.
+        """
 
     def is_alive(self, workspace: Workspace) -> bool:
         """Whether the agent of the pod runs and its files are in place."""

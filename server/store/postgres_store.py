@@ -1,19 +1,21 @@
 """The Store of the core, on PostgreSQL."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
 from server.core.caller import Permission
 from server.core.change import Change, Locked
 from server.core.event import Event
-from server.core.ports import RecordedCancellation
+from server.core.ports import Clock, Leased, RecordedCancellation
 from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace, WorkspaceStatus
+from server.core.workspace import Workspace
 from server.store import queries
 from server.store.announce import Announce, announce_to_nobody
 from server.store.cancellations import Cancellations
+from server.store.fleet_reads import FleetReads
+from server.store.leases import Leases
 from server.store.pool import Connection, Pool, connected
 from server.store.rows import (
     EVENT_COLUMNS,
@@ -60,7 +62,7 @@ def _update(table: str, columns: tuple[str, ...]) -> str:
     return f"UPDATE {table} SET {assignments} WHERE id = %s"
 
 
-class PostgresStore:
+class PostgresStore(FleetReads):
     """Implements server.core.ports.Store.
 
     Calls `announce` after each commit that others may wait for, and `committed` after each
@@ -72,8 +74,10 @@ class PostgresStore:
         pool: Pool,
         announce: Announce = announce_to_nobody,
         committed: Callable[[Change], None] = lambda change: None,
+        lease_clock: Clock | None = None,
     ) -> None:
-        self._pool = pool
+        super().__init__(pool, lease_clock)
+        self._leases = Leases(pool, lease_clock)
         # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
         self._cancellations = Cancellations(pool, announce)
@@ -117,11 +121,16 @@ class PostgresStore:
                 )
                 change = decide(locked)
                 change = await _write(connection, locked, change)
+                if change.lease_seconds is not None:
+                    leased = await self._leases.extend(
+                        connection, change.workspace, change.lease_seconds
+                    )
+                    change = replace(change, workspace=leased)
         except asyncio.CancelledError:
             # The change may have been committed before the cancellation.
             self._announce(workspace_id, watched=True, reconcile=True)
             raise
-        # A heartbeat only renews the lease, and nobody waits for that.
+        # Nobody waits for a heartbeat.
         if change.events or change.workspace.status is not locked.workspace.status:
             self._announce(
                 workspace_id,
@@ -130,6 +139,11 @@ class PostgresStore:
             )
         self._committed(change)
         return change
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        return await self._leases.renew(workspace_id, epoch, lease_seconds)
 
     async def create_workspace(self, workspace: Workspace) -> None:
         async with connected(self._pool) as connection:
@@ -181,32 +195,6 @@ class PostgresStore:
 
     async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
         return [event_of(row) for row in await self._all(queries.LIST_EVENTS, place)]
-
-    async def list_wanted_pods(self) -> Sequence[Workspace]:
-        return [workspace_of(row) for row in await self._all(queries.LIST_WANTED_PODS, ())]
-
-    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        width = len(WORKSPACE_COLUMNS)
-        return [
-            (workspace_of(row[:width]), task_of(row[width:]))
-            for row in await self._all(queries.LIST_CANCELLATIONS, ())
-        ]
-
-    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        return {
-            WorkspaceStatus(status): count
-            for status, count in await self._all(queries.COUNT_WORKSPACES, ())
-        }
-
-    async def _one(self, query: str, parameters: Row) -> Row | None:
-        async with connected(self._pool) as connection:
-            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
-            return await cursor.fetchone()
-
-    async def _all(self, query: str, parameters: Row) -> Sequence[Row]:
-        async with connected(self._pool) as connection:
-            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
-            return await cursor.fetchall()
 
 
 async def _write(connection: Connection, locked: Locked, change: Change) -> Change:

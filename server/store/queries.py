@@ -20,14 +20,31 @@ LIST_OWN_WORKSPACES = (
     f"SELECT {_WORKSPACE} FROM workspaces "
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
+# The condition of the index workspaces_with_pod.
+_WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
 LIST_WANTED_PODS = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND id > %s ORDER BY id LIMIT %s"
+)
+# The condition is that of the index workspaces_unsettled.
+LIST_UNSETTLED = (
     f"SELECT {_WORKSPACE} FROM workspaces "
-    "WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') ORDER BY id"
+    "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL ORDER BY id"
 )
+# The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
+# would make each cancellation write more than it saves here (docs/decisions/0015).
 LIST_CANCELLATIONS = (
-    f"SELECT {_OF_W}, {_OF_T} FROM workspaces w JOIN tasks t ON t.id = w.current_task_id "
-    "WHERE t.cancel_requested_at IS NOT NULL ORDER BY w.id"
+    f"SELECT {_OF_W}, {_OF_T} FROM tasks t JOIN workspaces w ON w.id = t.workspace_id "
+    "WHERE t.status IN ('submitted', 'delivered', 'running') "
+    "AND t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
+# `now()` is the time at which the statement started.
+LIST_EXPIRED_LEASES = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    f"WHERE {_WITH_POD} AND lease_expires_at < coalesce(%s, now()) ORDER BY id"
+)
+_SECONDS_LEFT = "SELECT extract(epoch FROM {} - coalesce(%s, now()))::float8 FROM workspaces WHERE "
+FIRST_LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("min(lease_expires_at)") + _WITH_POD
+LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("lease_expires_at") + "id = %s"
 COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
 GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
 GET_WORKSPACE_WITH_TASK = (

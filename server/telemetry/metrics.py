@@ -163,7 +163,9 @@ class Backlog(Collector):
             oldest = (
                 max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
             )
-            description = "Recorded cancellations whose tasks have not ended."
+            description = (
+                "Recorded cancellations whose tasks have not ended, read by index every second."
+            )
             yield GaugeMetricFamily(
                 "evershell_cancellations_open", description, value=len(requested)
             )
@@ -174,7 +176,7 @@ class Backlog(Collector):
             )
         if workspaces is not None:
             family = GaugeMetricFamily(
-                "evershell_workspaces", "Workspaces, counted every 10 s.", labels=["status"]
+                "evershell_workspaces", "Workspaces, counted every 60 s.", labels=["status"]
             )
             for status in WorkspaceStatus:
                 family.add_metric([str(status)], workspaces.get(status, 0))

@@ -226,10 +226,10 @@ async def test_the_lease_ends_a_margin_before_it_ends_in_the_database(
     assert lease.remaining_seconds is None
     now = 101.0
     # The reply to a call that was sent a second ago.
-    lease.renew(100.0, length)
+    lease.renew(100.0, length, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
     # A late reply to an older call.
-    lease.renew(50.0, length)
+    lease.renew(50.0, length, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
     now = 100.0 + length
     async with asyncio.timeout(1):

@@ -334,8 +334,8 @@ def test_an_event_without_a_kind_is_refused() -> None:
 
 
 def test_a_directive_has_the_task_and_its_intent() -> None:
-    seen = codec.encode_directive(Directive(fenced=False, task=TASK), 1.5)
-    assert (seen.fenced, seen.lease_ms) == (False, 1500)
+    seen = codec.encode_directive(Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5)
+    assert (seen.fenced, seen.lease_ms, seen.lease_length_ms) == (False, 1200, 1500)
     assert (
         seen.task.task_id,
         seen.task.description,

@@ -192,7 +192,8 @@ class InvariantsCase:
     last_line = ""
 
     def __init__(self) -> None:
-        clock, record, store = Clock(), Record(), FakeStore()
+        clock, record = Clock(), Record()
+        store = FakeStore(lease_clock=clock)
         store.unavailable = True
         spy = SpyStore(store, record, clock)
         self._shared = Surrounded(

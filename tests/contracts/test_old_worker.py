@@ -83,7 +83,7 @@ async def test_the_new_worker_reads_rows_of_the_old_one(old: OldWorker, new: Pos
     busy = replace(idle, status=WorkspaceStatus.BUSY, current_task_id=submitted.id, last_seq=1)
     assert await new.get_workspace(idle.id) == busy
     assert await new.get_task(idle.id, submitted.id) == submitted
-    assert await new.list_wanted_pods() == [busy]
+    assert await new.list_wanted_pods("", 10) == [busy]
     assert [event.type for event in await new.list_events(idle.id, 0, 10)] == ["task_submitted"]
 
 

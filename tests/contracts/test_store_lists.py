@@ -53,7 +53,7 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
 async def test_wanted_pods_are_all_that_have_not_ended(store: Store) -> None:
     for status in WorkspaceStatus:
         await store.create_workspace(workspace(status))
-    wanted = {each.status for each in await store.list_wanted_pods()}
+    wanted = {each.status for each in await store.list_wanted_pods("", 10)}
     assert wanted == set(WorkspaceStatus) - {WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED}
 
 

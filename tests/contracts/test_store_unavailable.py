@@ -25,7 +25,11 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "get_workspace_with_task": lambda store: store.get_workspace_with_task("ws_1", "task_1"),
     "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
-    "list_wanted_pods": lambda store: store.list_wanted_pods(),
+    "renew_lease": lambda store: store.renew_lease("ws_1", 1, 30),
+    "list_wanted_pods": lambda store: store.list_wanted_pods("", 1),
+    "list_unsettled": lambda store: store.list_unsettled(),
+    "list_expired_leases": lambda store: store.list_expired_leases(),
+    "lease_seconds_left": lambda store: store.lease_seconds_left(),
     "list_cancellations": lambda store: store.list_cancellations(),
     "count_workspaces": lambda store: store.count_workspaces(),
 }

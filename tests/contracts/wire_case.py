@@ -25,7 +25,7 @@ class WireCase:
 
     def __init__(self) -> None:
         clock, record = Clock(), Record()
-        self._store = SpyStore(FakeStore(), record, clock)
+        self._store = SpyStore(FakeStore(lease_clock=clock), record, clock)
         self._shared = Surrounded(
             runtime=Runtime(self._store, clock, LEASE_SECONDS),
             store=self._store,

@@ -1,13 +1,18 @@
 """The reports of agents, and the directive in each reply."""
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import pytest
 
+from server.core.change import Change, Locked
 from server.core.errors import Failure, UnavailableError
+from server.core.ports import Leased
 from server.core.runtime import AgentIdentity, Directive, Runtime
-from server.core.task import Phase, TaskStatus
+from server.core.task import Phase, Task, TaskStatus
 from server.core.task_lifecycle import TaskEnded, TaskStarted
 from server.core.workspace import WorkspaceStatus
-from tests.support.world import World, iteration, task
+from tests.support.world import NOW, World, iteration, task
 
 FENCED = Directive(fenced=True, task=None)
 
@@ -22,7 +27,7 @@ async def test_an_agent_that_registers_is_not_fenced_and_has_no_task(
 ) -> None:
     made = await world.add(WorkspaceStatus.PROVISIONING)
     directive = await runtime.register(AgentIdentity(made.id, 1), "127.0.0.1:1")
-    assert directive == Directive(fenced=False, task=None)
+    assert directive == Directive(fenced=False, task=None, lease_seconds=30)
     assert (await world.workspace(made.id)).status is WorkspaceStatus.IDLE
 
 
@@ -31,7 +36,7 @@ async def test_an_agent_that_registers_again_receives_its_task(
 ) -> None:
     busy, running = await world.add_busy()
     assert await runtime.register(AgentIdentity(busy.id, 1), "127.0.0.1:1") == Directive(
-        fenced=False, task=running
+        fenced=False, task=running, lease_seconds=30
     )
 
 
@@ -146,3 +151,93 @@ async def test_a_call_without_a_database_fails_and_does_not_fence(
     world.store.unavailable = True
     with pytest.raises(UnavailableError):
         await runtime.heartbeat(AgentIdentity(busy.id, 1), task(busy.id).id, Phase.NONE)
+
+
+class Counted:
+    """Counts the transitions of a store."""
+
+    def __init__(self, world: World) -> None:
+        self.count = 0
+        self._transition = world.store.transition
+        world.store.transition = self._count  # type: ignore[method-assign]
+
+    async def _count(self, workspace_id: str, decide: Callable[[Locked], Change]) -> Change | None:
+        self.count += 1
+        return await self._transition(workspace_id, decide)
+
+
+async def leased(world: World, runtime: Runtime) -> tuple[AgentIdentity, Task]:
+    """A running task whose agent has a whole lease and has reported its phase."""
+    busy, running = await world.add_busy(lease_expires_at=NOW)
+    agent = AgentIdentity(busy.id, 1)
+    await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL)
+    return agent, running
+
+
+async def test_a_heartbeat_that_reports_nothing_new_takes_no_lock(
+    world: World, runtime: Runtime
+) -> None:
+    agent, running = await leased(world, runtime)
+    counted = Counted(world)
+    for seconds, left in ((5, 25), (5, 30), (5, 25)):
+        world.clock.advance(seconds)
+        directive = await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL)
+        assert (directive.fenced, directive.lease_seconds) == (False, left)
+        assert directive.task is not None and directive.task.id == running.id
+    assert counted.count == 0
+    assert (await world.workspace(agent.workspace_id)).lease_expires_at == NOW + timedelta(
+        seconds=40
+    )
+
+
+async def test_a_heartbeat_that_takes_no_lock_carries_the_intent(
+    world: World, runtime: Runtime
+) -> None:
+    agent, running = await leased(world, runtime)
+    await world.cancel(agent.workspace_id)
+    counted = Counted(world)
+    directive = await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL)
+    assert counted.count == 0
+    assert directive.task is not None and directive.task.cancel is not None
+
+
+async def test_a_heartbeat_that_takes_no_lock_fences_an_epoch_that_is_over(
+    world: World, runtime: Runtime
+) -> None:
+    agent, running = await leased(world, runtime)
+    await world.set_status(agent.workspace_id, WorkspaceStatus.FAILED)
+    counted = Counted(world)
+    assert await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL) == FENCED
+    assert counted.count == 0
+
+
+@pytest.mark.parametrize(
+    ("task_id", "phase"), [(None, Phase.MODEL_CALL), ("task_other", Phase.TOOL_CALL)]
+)
+async def test_a_heartbeat_records_what_is_new(
+    world: World, runtime: Runtime, task_id: str | None, phase: Phase
+) -> None:
+    agent, running = await leased(world, runtime)
+    await runtime.heartbeat(agent, task_id or running.id, phase)
+    reported = await world.workspace(agent.workspace_id)
+    assert (await world.task(agent.workspace_id, running.id)).phase is phase
+    assert reported.task_unnamed_since == (NOW if task_id else None)
+
+
+async def test_a_heartbeat_waits_for_the_lock_when_half_of_the_lease_has_passed(
+    world: World, runtime: Runtime
+) -> None:
+    """The store does not renew the lease while another transaction locks the workspace."""
+    agent, running = await leased(world, runtime)
+    renew = world.store.renew_lease
+
+    async def renew_nothing(workspace_id: str, epoch: int, lease_seconds: float) -> Leased | None:
+        return await renew(workspace_id, epoch, 0)
+
+    world.store.renew_lease = renew_nothing  # type: ignore[method-assign]
+    counted = Counted(world)
+    for seconds, left in ((14, 16), (2, 30)):
+        world.clock.advance(seconds)
+        directive = await runtime.heartbeat(agent, running.id, Phase.TOOL_CALL)
+        assert directive.lease_seconds == left
+    assert counted.count == 1

@@ -12,7 +12,8 @@ from server.core.change import Change, Locked
 from server.core.errors import UnavailableError
 from server.core.task import Phase, Task, TaskStatus
 from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet.controller import END_GRACE_SECONDS, START_LIMIT
+from server.fleet.controller import END_GRACE_SECONDS
+from server.fleet.due import START_LIMIT
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, intent
@@ -334,14 +335,14 @@ async def test_a_pod_whose_task_ended_during_the_scan_is_not_ended(fleet: Fleet)
     busy, running = await fleet.add_busy()
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.advance(3)
-    list_wanted = fleet.world.store.list_wanted_pods
+    list_cancellations = fleet.world.store.list_cancellations
 
-    async def list_then_end() -> Sequence[Workspace]:
-        listed = await list_wanted()
+    async def list_then_end() -> Sequence[tuple[Workspace, Task]]:
+        listed = await list_cancellations()
         await fleet.world.end(busy.id, running.id)
         return listed
 
-    fleet.world.store.list_wanted_pods = list_then_end  # type: ignore[method-assign]
+    fleet.world.store.list_cancellations = list_then_end  # type: ignore[method-assign]
     await fleet.scan()
     assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (IDLE, [])
 
@@ -350,18 +351,14 @@ async def test_a_pod_whose_lease_was_renewed_during_the_scan_is_not_ended(fleet:
     """A controller that was frozen continues with outdated rows."""
     idle = await fleet.add(IDLE, lease_expires_at=NOW)
     fleet.world.clock.advance(3)
-    outdated = await fleet.world.store.list_wanted_pods()
+    list_expired = fleet.world.store.list_expired_leases
 
-    async def list_wanted() -> Sequence[Workspace]:
-        return outdated
+    async def list_then_renew() -> Sequence[Workspace]:
+        listed = await list_expired()
+        await fleet.world.store.renew_lease(idle.id, 1, 60)
+        return listed
 
-    fleet.world.store.list_wanted_pods = list_wanted  # type: ignore[method-assign]
-    await fleet.world.change(
-        idle.id,
-        lambda locked: workspace_lifecycle.heartbeat(
-            locked, 1, "", Phase.NONE, 60, fleet.world.clock()
-        ),
-    )
+    fleet.world.store.list_expired_leases = list_then_renew  # type: ignore[method-assign]
     await fleet.scan()
     assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.calls) == (IDLE, [])
 

@@ -3,6 +3,7 @@
 tests/contracts tests what they promise to the controller.
 """
 
+import asyncio
 import errno
 import json
 import os
@@ -15,10 +16,11 @@ import pytest
 
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
-from server.fleet import pod_files, processes
+from server.fleet import local_pods, pod_files, processes
 from server.fleet.local_pods import LocalPods
 from server.fleet.processes import Pod
 from tests.support.small_agent import spec_for, wait_start
+from tests.support.waiting import settle
 
 
 async def test_an_agent_receives_its_secrets_on_standard_input_only(
@@ -88,6 +90,20 @@ async def test_a_pod_whose_folder_was_deleted_can_be_started_again(
     assert await pods.end(workspace, 5) is True
     await pods.start(workspace)
     assert pods.is_alive(workspace)
+
+
+async def test_a_wait_for_the_exit_ends_when_the_folder_is_deleted(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_pods, "_FILES_CHECK_SECONDS", 0.01)
+    await pods.start(workspace)
+    await wait_start(tmp_path, workspace)
+    waiting = asyncio.create_task(pods.wait_exit(workspace))
+    await settle()
+    assert not waiting.done()
+    shutil.rmtree(tmp_path / "pods" / workspace.id)
+    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(pods.wait_exit(workspace), 10)
 
 
 async def test_a_pod_that_was_just_started_is_alive_and_can_be_ended(

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from server.core.ports import Store
+from server.core.ports import Clock, Store
 from server.store.announce import Announce
 from server.store.pool import connected, open_pool
 from server.store.postgres_store import PostgresStore
@@ -49,17 +49,22 @@ def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
     return Machine
 
 
-async def _in_memory(resources: AsyncExitStack, announce: Announce) -> tuple[Store, Store]:
-    store = FakeStore(announce)
+async def _in_memory(
+    resources: AsyncExitStack, announce: Announce, clock: Clock
+) -> tuple[Store, Store]:
+    store = FakeStore(announce, clock)
     return store, store
 
 
 def _on_postgres(url: str) -> OpenStores:
-    async def open_stores(resources: AsyncExitStack, announce: Announce) -> tuple[Store, Store]:
+    async def open_stores(
+        resources: AsyncExitStack, announce: Announce, clock: Clock
+    ) -> tuple[Store, Store]:
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
             await connection.execute("TRUNCATE workspaces, tasks, events")
-        return PostgresStore(pool, announce), PostgresStore(observing)
+        store = PostgresStore(pool, announce, lease_clock=clock)
+        return store, PostgresStore(observing)
 
     return open_stores

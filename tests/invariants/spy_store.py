@@ -11,7 +11,7 @@ from server.core.caller import Permission
 from server.core.change import Change, Locked
 from server.core.errors import Failure, UnavailableError
 from server.core.event import Event
-from server.core.ports import Clock, RecordedCancellation, Store
+from server.core.ports import Clock, Leased, RecordedCancellation, Store
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.record import Record
@@ -94,6 +94,17 @@ class SpyStore:
 
         return await self._write(write)
 
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        async def write() -> Leased | None:
+            found = await self._store.renew_lease(workspace_id, epoch, lease_seconds)
+            if found is not None:
+                self._note(found.locked.workspace, found.locked.task)
+            return found
+
+        return await self._write(write)
+
     async def create_workspace(self, workspace: Workspace) -> None:
         await self._read(self._store.create_workspace(workspace))
         self.workspace = workspace
@@ -122,8 +133,17 @@ class SpyStore:
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         return await self._read(self._store.list_events(workspace_id, after_seq, limit))
 
-    async def list_wanted_pods(self) -> Sequence[Workspace]:
-        return await self._read(self._store.list_wanted_pods())
+    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
+        return await self._read(self._store.list_wanted_pods(after_id, limit))
+
+    async def list_unsettled(self) -> Sequence[Workspace]:
+        return await self._read(self._store.list_unsettled())
+
+    async def list_expired_leases(self) -> Sequence[Workspace]:
+        return await self._read(self._store.list_expired_leases())
+
+    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
+        return await self._read(self._store.lease_seconds_left(workspace_id))
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         return await self._read(self._store.list_cancellations())

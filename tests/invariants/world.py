@@ -50,8 +50,8 @@ _STATE_SLUGS = {
 
 Returned = TypeVar("Returned")
 # Opens the store under test and another session of its database, given what to call after each
-# commit.
-OpenStores = Callable[[AsyncExitStack, Announce], Coroutine[Any, Any, tuple[Store, Store]]]
+# commit and the clock of the leases.
+OpenStores = Callable[[AsyncExitStack, Announce, Clock], Coroutine[Any, Any, tuple[Store, Store]]]
 
 
 class World:
@@ -83,6 +83,7 @@ class World:
         store, observer = await open_stores(
             self._resources,
             lambda workspace_id, *, watched, reconcile: self.wakeups.announce(workspace_id),
+            self.clock,
         )
         self.observer = SpyStore(observer, self.record, self.clock)
         self.store = SpyStore(store, self.record, self.clock)

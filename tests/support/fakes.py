@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from server.core import task_lifecycle
@@ -15,7 +16,7 @@ from server.core.caller import Permission
 from server.core.change import Change, Locked
 from server.core.errors import UnavailableError
 from server.core.event import Event, NewEvent, Origin
-from server.core.ports import RecordedCancellation
+from server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.store.announce import Announce, announce_to_nobody
@@ -35,8 +36,14 @@ class FakeStore:
     While `unavailable` is true, every method raises UnavailableError.
     """
 
-    def __init__(self, announce: Announce = announce_to_nobody) -> None:
+    def __init__(
+        self,
+        announce: Announce = announce_to_nobody,
+        lease_clock: Clock = lambda: datetime.now(UTC),
+    ) -> None:
+        """`lease_clock` is the clock of the database."""
         self.unavailable = False
+        self.lease_clock = lease_clock
         self.announce = announce
         self._workspaces: dict[str, Workspace] = {}
         self._tasks: dict[str, Task] = {}
@@ -83,6 +90,22 @@ class FakeStore:
             return None
         locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
         return self._commit(locked, decide(locked))
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        self._answer()
+        workspace = self._workspaces.get(workspace_id)
+        if workspace is None:
+            return None
+        left = self._seconds_left(workspace)
+        is_due = left is not None and left < lease_seconds * RENEW_BELOW_SHARE
+        if is_due and not workspace.is_fenced(epoch):
+            workspace = self._extend(workspace, lease_seconds)
+            self._workspaces[workspace_id] = workspace
+            left = self._seconds_left(workspace)
+        locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
+        return Leased(locked, float("-inf") if left is None else left)
 
     async def create_workspace(self, workspace: Workspace) -> None:
         self._answer()
@@ -131,12 +154,31 @@ class FakeStore:
         self._answer()
         return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
 
-    async def list_wanted_pods(self) -> Sequence[Workspace]:
+    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         self._answer()
-        return sorted(
-            (each for each in self._workspaces.values() if each.status in _WANTED),
-            key=lambda each: each.id,
-        )
+        return [each for each in self._wanted() if each.id > after_id][:limit]
+
+    async def list_unsettled(self) -> Sequence[Workspace]:
+        self._answer()
+        moving = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+        return [
+            each
+            for each in sorted(self._workspaces.values(), key=lambda each: each.id)
+            if each.status in moving or each.task_unnamed_since is not None
+        ]
+
+    async def list_expired_leases(self) -> Sequence[Workspace]:
+        self._answer()
+        lefts = [(each, self._seconds_left(each)) for each in self._wanted()]
+        return [each for each, left in lefts if left is not None and left < 0]
+
+    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
+        self._answer()
+        if workspace_id is not None:
+            workspace = self._workspaces.get(workspace_id)
+            return None if workspace is None else self._seconds_left(workspace)
+        lefts = (self._seconds_left(each) for each in self._wanted())
+        return min((left for left in lefts if left is not None), default=None)
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         self._answer()
@@ -156,6 +198,18 @@ class FakeStore:
         if self.unavailable:
             raise UnavailableError("the fake database is down")
 
+    def _wanted(self) -> list[Workspace]:
+        wanted = (each for each in self._workspaces.values() if each.status in _WANTED)
+        return sorted(wanted, key=lambda each: each.id)
+
+    def _seconds_left(self, workspace: Workspace) -> float | None:
+        expires_at = workspace.lease_expires_at
+        return None if expires_at is None else (expires_at - self.lease_clock()).total_seconds()
+
+    def _extend(self, workspace: Workspace, lease_seconds: float) -> Workspace:
+        until = self.lease_clock() + timedelta(seconds=lease_seconds)
+        return replace(workspace, lease_expires_at=max(workspace.lease_expires_at or until, until))
+
     def _task_of(self, workspace: Workspace, task_id: str | None) -> Task | None:
         task = self._tasks.get(task_id or "")
         return task if task is not None and task.workspace_id == workspace.id else None
@@ -165,6 +219,9 @@ class FakeStore:
         change = replace(
             change, workspace=replace(change.workspace, last_seq=seq + len(change.events))
         )
+        if change.lease_seconds is not None:
+            leased = self._extend(change.workspace, change.lease_seconds)
+            change = replace(change, workspace=leased)
         self._workspaces[workspace_id] = change.workspace
         if change.task is not None:
             self._tasks[change.task.id] = change.task

@@ -1,17 +1,20 @@
 """A controller with fake pods, fake changes, fake agents and a store in memory."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 from server.core import task_lifecycle
 from server.core.bounds import Bounds
 from server.core.task import Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.fleet.controller import Controller
+from server.fleet.due import SCAN_SECONDS
 from server.telemetry.metrics import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
@@ -145,6 +148,12 @@ class Fleet:
         finally:
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)
+
+    async def next_scan(self) -> None:
+        """Makes the controller that runs scan again, and waits for the steps that follow."""
+        with patch.object(time, "monotonic", return_value=time.monotonic() + SCAN_SECONDS):
+            self.changes.queue.put_nowait(set())
+            await settle()
 
     async def scan(self) -> None:
         """Runs the controller for one scan and for the steps that follow without waiting."""

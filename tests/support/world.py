@@ -155,6 +155,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.store.announce = self.wakeups.announce
+        self.store.lease_clock = self.clock
 
     async def add(self, status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
         is_up = status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)

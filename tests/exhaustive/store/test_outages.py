@@ -49,7 +49,7 @@ async def test_without_a_server_everything_is_unavailable() -> None:
             store.get_workspace_with_task("ws_1", "task_1"),
             store.list_tasks("ws_1", None, 1),
             store.list_events("ws_1", 0, 1),
-            store.list_wanted_pods(),
+            store.list_wanted_pods("", 10),
             store.list_cancellations(),
             store.count_workspaces(),
         ]

@@ -30,12 +30,20 @@ class Directive(_message.Message):
     FENCED_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
+    LEASE_LENGTH_MS_FIELD_NUMBER: _builtins.int
     fenced: _builtins.bool
     """Whether the agent's epoch is over. If so, the agent ends its tools and itself and commits
     nothing.
     """
     lease_ms: _builtins.int
-    """The agent has to renew the lease within this time."""
+    """How long the agent's lease still lasts, counted from the time when the agent sent the call. A
+    heartbeat that comes early does not renew the lease, so this is often less than
+    `lease_length_ms`. 0 in the reply to CommitEvents, which does not renew the lease.
+    """
+    lease_length_ms: _builtins.int
+    """The length of a lease that has just been renewed. The agent sends several heartbeats within
+    this time. 0 from an earlier control plane, whose `lease_ms` is this length.
+    """
     @_builtins.property
     def task(self) -> _agent_service_pb2.Assignment:
         """The current task; absent if there is none. An agent that is working on another task abandons
@@ -48,10 +56,11 @@ class Directive(_message.Message):
         fenced: _builtins.bool = ...,
         task: _agent_service_pb2.Assignment | None = ...,
         lease_ms: _builtins.int = ...,
+        lease_length_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "lease_ms", b"lease_ms", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fenced", b"fenced", "lease_length_ms", b"lease_length_ms", "lease_ms", b"lease_ms", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

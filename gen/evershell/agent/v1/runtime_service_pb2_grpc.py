@@ -86,7 +86,8 @@ class RuntimeServiceServicer:
     def Heartbeat(self, request, context):
         """Renews the lease.
 
-        Effect: the lease is renewed, and the agent's task and phase are recorded.
+        Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+        recorded.
         Idempotency: the last call applies.
         Errors: only those of every call.
         """

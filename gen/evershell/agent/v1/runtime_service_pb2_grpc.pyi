@@ -52,7 +52,8 @@ class RuntimeServiceStub:
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]
     """Renews the lease.
 
-    Effect: the lease is renewed, and the agent's task and phase are recorded.
+    Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+    recorded.
     Idempotency: the last call applies.
     Errors: only those of every call.
     """
@@ -90,7 +91,8 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     Heartbeat: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews the lease.
 
-    Effect: the lease is renewed, and the agent's task and phase are recorded.
+    Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+    recorded.
     Idempotency: the last call applies.
     Errors: only those of every call.
     """
@@ -137,7 +139,8 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runtime_service_pb2.HeartbeatResponse, _abc.Awaitable[_runtime_service_pb2.HeartbeatResponse]]:
         """Renews the lease.
 
-        Effect: the lease is renewed, and the agent's task and phase are recorded.
+        Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
+        recorded.
         Idempotency: the last call applies.
         Errors: only those of every call.
         """

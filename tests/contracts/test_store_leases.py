@@ -1,0 +1,207 @@
+"""The contract of Store: leases, and what the fleet controller reads."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from server.core.change import unchanged
+from server.core.ports import Store
+from server.core.task import Task
+from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from server.store.pool import open_pool
+from server.store.postgres_store import PostgresStore
+from tests.support.fakes import FakeStore
+from tests.support.store.examples import (
+    NOW,
+    complete,
+    intent,
+    permission,
+    set_status,
+    with_task,
+    workspace,
+)
+from tests.support.world import FakeClock
+
+LEASE_SECONDS = 30.0
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    clock = FakeClock()
+    clock.now = NOW
+    return clock
+
+
+@pytest.fixture
+async def store(store_url: str | None, clock: FakeClock) -> AsyncIterator[Store]:
+    """Each implementation in turn, with a clock in place of that of the database."""
+    if store_url is None:
+        yield FakeStore(lease_clock=clock)
+        return
+    async with open_pool(store_url) as opened:
+        yield PostgresStore(opened, lease_clock=clock)
+
+
+async def lease(store: Store, workspace_id: str, seconds: float = LEASE_SECONDS) -> Workspace:
+    """Renews the lease as Register does."""
+    change = await store.transition(
+        workspace_id, lambda locked: replace(unchanged(locked), lease_seconds=seconds)
+    )
+    assert change is not None
+    return change.workspace
+
+
+async def leased(store: Store) -> Workspace:
+    idle = workspace()
+    await store.create_workspace(idle)
+    return await lease(store, idle.id)
+
+
+async def renew(store: Store, workspace_id: str, epoch: int = 1) -> tuple[Workspace, Task | None]:
+    found = await store.renew_lease(workspace_id, epoch, LEASE_SECONDS)
+    assert found is not None
+    return found.locked.workspace, found.locked.task
+
+
+async def test_a_transition_renews_the_lease(store: Store, clock: FakeClock) -> None:
+    idle = await leased(store)
+    assert idle.lease_expires_at == NOW + timedelta(seconds=LEASE_SECONDS)
+    assert await store.get_workspace(idle.id) == idle
+    # A renewal never shortens a lease.
+    assert await lease(store, idle.id, 10) == idle
+    clock.advance(1)
+    assert (await lease(store, idle.id)).lease_expires_at == clock() + timedelta(
+        seconds=LEASE_SECONDS
+    )
+
+
+@pytest.mark.parametrize(("passed", "left"), [(0, 30), (5.5, 24.5), (6.5, 30), (29, 30), (60, 30)])
+async def test_a_lease_is_renewed_when_a_fifth_has_passed(
+    store: Store, clock: FakeClock, passed: float, left: float
+) -> None:
+    idle = await leased(store)
+    clock.advance(passed)
+    found = await store.renew_lease(idle.id, 1, LEASE_SECONDS)
+    assert found is not None
+    assert found.lease_seconds == left
+    assert found.locked.task is None
+    stored = await store.get_workspace(idle.id)
+    assert found.locked.workspace == stored
+    assert stored is not None
+    assert stored.lease_expires_at == clock() + timedelta(seconds=left)
+
+
+async def test_a_renewal_returns_the_current_task_and_its_intent(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    busy = await lease(store, busy.id)
+    assert await renew(store, busy.id) == (busy, submitted)
+    await store.record_cancellation(permission(), busy.id, None, intent())
+    _, cancelled = await renew(store, busy.id)
+    assert cancelled == replace(submitted, cancel=intent())
+    await complete(store, busy, submitted.id)
+    idle, ended = await renew(store, busy.id)
+    assert (idle.status, ended) == (WorkspaceStatus.IDLE, None)
+
+
+async def test_a_workspace_without_a_lease_is_not_renewed(store: Store) -> None:
+    idle = workspace()
+    await store.create_workspace(idle)
+    found = await store.renew_lease(idle.id, 1, LEASE_SECONDS)
+    assert found is not None
+    assert (found.locked.workspace, found.lease_seconds) == (idle, float("-inf"))
+    assert await store.renew_lease("ws_unknown", 1, LEASE_SECONDS) is None
+
+
+@pytest.mark.parametrize(
+    ("epoch", "status"),
+    [
+        (2, WorkspaceStatus.IDLE),
+        (0, WorkspaceStatus.IDLE),
+        (1, WorkspaceStatus.FAILED),
+        (1, WorkspaceStatus.STOPPED),
+    ],
+)
+async def test_the_lease_of_a_fenced_epoch_is_not_renewed(
+    store: Store, clock: FakeClock, epoch: int, status: WorkspaceStatus
+) -> None:
+    idle = await leased(store)
+    await set_status(store, idle.id, status)
+    clock.advance(20)
+    found, _ = await renew(store, idle.id, epoch)
+    assert found == replace(idle, status=status)
+    assert await store.get_workspace(idle.id) == found
+
+
+async def test_renewals_at_the_same_time_return_their_own_workspace(store: Store) -> None:
+    idles = [await leased(store) for _ in range(20)]
+    busy, submitted = await with_task(store)
+    await lease(store, busy.id)
+    ids = [busy.id, *(each.id for each in idles), "ws_unknown", busy.id]
+    found = await asyncio.gather(*(store.renew_lease(each, 1, LEASE_SECONDS) for each in ids))
+    assert [each and each.locked.workspace.id for each in found] == [*ids[:-2], None, busy.id]
+    tasks = [each.locked.task for each in found if each]
+    assert tasks == [submitted, *[None] * len(idles), submitted]
+
+
+async def test_wanted_pods_are_listed_by_page(store: Store) -> None:
+    idles = sorted([workspace() for _ in range(5)], key=lambda each: each.id)
+    for each in idles:
+        await store.create_workspace(each)
+    await store.create_workspace(workspace(WorkspaceStatus.STOPPED))
+    assert await store.list_wanted_pods("", 2) == idles[:2]
+    assert await store.list_wanted_pods(idles[1].id, 2) == idles[2:4]
+    assert await store.list_wanted_pods(idles[3].id, 2) == idles[4:]
+
+
+@pytest.mark.parametrize("status", WorkspaceStatus)
+async def test_unsettled_workspaces_are_listed(store: Store, status: WorkspaceStatus) -> None:
+    each = workspace(status)
+    await store.create_workspace(each)
+    is_moving = status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+    assert await store.list_unsettled() == ([each] if is_moving else [])
+
+
+async def test_a_workspace_whose_agent_does_not_name_its_task_is_unsettled(store: Store) -> None:
+    busy, _ = await with_task(store)
+    assert await store.list_unsettled() == []
+    change = await store.transition(
+        busy.id,
+        lambda locked: replace(
+            unchanged(locked), workspace=replace(locked.workspace, task_unnamed_since=NOW)
+        ),
+    )
+    assert change is not None
+    assert await store.list_unsettled() == [change.workspace]
+
+
+@pytest.mark.parametrize("status", WorkspaceStatus)
+async def test_leases_that_have_run_out_are_listed(
+    store: Store, clock: FakeClock, status: WorkspaceStatus
+) -> None:
+    first, second = await leased(store), await leased(store)
+    await store.create_workspace(workspace())
+    await set_status(store, first.id, status)
+    clock.advance(LEASE_SECONDS)
+    await lease(store, second.id)
+    assert await store.list_expired_leases() == []
+    wants_pod = status in WANTS_POD
+    assert await store.lease_seconds_left() == (0 if wants_pod else LEASE_SECONDS)
+    clock.advance(1)
+    assert await store.list_expired_leases() == (
+        [replace(first, status=status)] if wants_pod else []
+    )
+    assert await store.lease_seconds_left() == (-1 if wants_pod else LEASE_SECONDS - 1)
+    assert await store.lease_seconds_left(first.id) == -1
+    assert await store.lease_seconds_left(second.id) == LEASE_SECONDS - 1
+
+
+async def test_without_a_lease_no_time_is_left(store: Store) -> None:
+    assert await store.lease_seconds_left() is None
+    assert await store.lease_seconds_left("ws_unknown") is None
+    idle = workspace()
+    await store.create_workspace(idle)
+    assert await store.lease_seconds_left() is None
+    assert await store.lease_seconds_left(idle.id) is None
