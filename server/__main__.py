@@ -1,7 +1,7 @@
 """`python -m server`: the commands.
 
-A command's module is imported only when the command runs, so that the many agents do not load the
-control plane.
+A command's module is imported only when the command runs, so that a command does not load the
+programs of the others.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import click
 
 from server.terminal import Commands
 
-# The help of each command, in the order of use. `agent` is hidden: the fleet controller starts it.
+# The help of each command, in the order of use.
 COMMANDS = {
     "up": "Start everything on this machine, in the foreground.",
     "restart": "Restart the programs of the running stack, without losing a call.",
@@ -21,7 +21,6 @@ COMMANDS = {
     "orgs": "Create and list organizations.",
     "serve": "Run one control-plane worker.",
     "fleet": "Run one fleet controller, which leads or stands by.",
-    "agent": "",
 }
 
 
@@ -42,7 +41,7 @@ class _LazyCommands(Commands):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing their modules."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, text in COMMANDS.items() if text])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=_LazyCommands, help="The cancel button of an agent platform.")

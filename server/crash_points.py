@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
+from server.core.agent_events import AgentEvent, IterationCompleted, TaskEnded
 
 P = ParamSpec("P")
 R = TypeVar("R")

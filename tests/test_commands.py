@@ -320,7 +320,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     assert listed.returncode == 0, listed.stderr
     for name in COMMANDS:
         assert importlib.import_module(f"server.cli.{name}")
-        assert (f"  {name} " in listed.stdout) == bool(COMMANDS[name])
+        assert f"  {name} " in listed.stdout
 
 
 def test_a_stack_with_tls_is_called_over_tls(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from server import bootstrap
 from server.agent import program
@@ -124,7 +125,7 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
         files_dir=str(tmp_path),
         crash_points_dir=str(tmp_path) if is_set else "",
     )
-    agent = asyncio.create_task(program.run(settings))
+    agent = asyncio.create_task(program.run(settings, structlog.get_logger()))
     await eventually_async(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
     async with asyncio.timeout(10):

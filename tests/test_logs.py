@@ -105,6 +105,31 @@ def test_a_line_has_the_fields_of_its_program(written: Lines) -> None:
     }
 
 
+def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
+    def write(log: logs.Log) -> None:
+        log.info("pod_started", workspace_id="ws_1")
+        log.warning("rpc_failed", code=7)
+        log.error("x" * 5_000, value=_Unprintable())
+        try:
+            raise ValueError("why")
+        except ValueError as error:
+            log.exception("unexpected_error")
+            log.error("task_crashed", exc_info=error)
+        log.error("nothing_raised", exc_info=None)
+        logging.getLogger("library").warning("%s too many", 3)
+
+    logs.configure("agent", "INFO", epoch=3)
+    write(structlog.get_logger())
+    with_structlog = written()
+    write(logs.configure_plain("agent", epoch=3))
+    without = written()
+    assert len(without) == 7
+    for line in (*with_structlog, *without):
+        if line["event"] != "log_line_unprintable":
+            assert line.pop("timestamp").endswith("Z")
+    assert without == with_structlog
+
+
 def test_every_field_is_truncated_at_a_bound(written: Lines) -> None:
     logs.configure("serve", "INFO")
     log = structlog.get_logger()

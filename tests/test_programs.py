@@ -48,7 +48,7 @@ def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: st
 @pytest.mark.parametrize("spec", ["", "{", "[]", '{"workspace_id": "ws_1"}', '{"unknown": 1}'])
 def test_an_agent_refuses_an_invalid_spec_in_one_line(spec: str) -> None:
     refused = subprocess.run(
-        [sys.executable, "-m", "server", "agent"],
+        [sys.executable, "-m", "server.agent"],
         input=spec,
         capture_output=True,
         text=True,

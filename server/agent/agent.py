@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from structlog.typing import FilteringBoundLogger
-
 from server.agent.heartbeat import Heartbeat
 from server.agent.lease import Lease
 from server.agent.loop import ActiveTask, Limits, RejectedError, run_task
@@ -16,8 +14,9 @@ from server.agent.runtime_client import RuntimeClient, RuntimeStub
 from server.agent.session import Session
 from server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from server.agent.tools import Tool
-from server.core.task_lifecycle import TaskEnded
+from server.core.agent_events import TaskEnded
 from server.crash_points import CrashPoints, kind_of
+from server.telemetry.logs import Log
 
 # The time limit for ending the background work, which may hang.
 _CLOSING_SECONDS = 3.0
@@ -33,7 +32,7 @@ class Agent:
         model: Model,
         tool: Tool,
         limits: Limits,
-        log: FilteringBoundLogger,
+        log: Log,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,

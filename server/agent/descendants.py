@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 # How long `kill` may block the event loop.
 _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
@@ -95,6 +93,9 @@ def _children() -> Iterator[int]:
     after killing.
     """
     if not _KERNEL_LISTS_CHILDREN:
+        # Imported here, because it takes 20 ms and 2 MB.
+        import psutil
+
         yield from (child.pid for child in psutil.Process().children())
         return
     for thread in Path("/proc/self/task").iterdir():

@@ -3,7 +3,7 @@
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import event_pb2, task_pb2
 
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
+from server.core.agent_events import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 
 
 def encode_event(event: AgentEvent) -> runtime_service_pb2.TaskEvent:

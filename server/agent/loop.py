@@ -10,8 +10,8 @@ from server.agent.cancellation import CancelFlag
 from server.agent.model import History, Iteration, Model, ModelFailure, ModelReply, PartialReply
 from server.agent.output import storable
 from server.agent.tools import Tool, ToolCall, ToolFailure, ToolResult, ToolStatus
+from server.core.agent_events import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 from server.core.task import Phase, TaskStatus
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
 
 T = TypeVar("T")
 

@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc.aio
-import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
-from structlog.typing import FilteringBoundLogger
 
 from server.agent.admission import Admission
 from server.agent.agent import Agent
@@ -25,6 +23,7 @@ from server.agent.tools import ShellTool, Tool
 from server.crash_points import CrashPoints
 from server.pod.process import become_subreaper
 from server.pod.spec import PodSpec
+from server.telemetry.logs import Log
 
 # The time limit for closing the server and the channels, which may hang.
 _CLOSING_SECONDS = 3.0
@@ -37,12 +36,13 @@ class UnknownModelError(Exception):
     """No model of that name exists."""
 
 
-async def run(spec: PodSpec, model: Model | None = None, tool: Tool | None = None) -> ExitCode:
+async def run(
+    spec: PodSpec, log: Log, model: Model | None = None, tool: Tool | None = None
+) -> ExitCode:
     """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
 
     All tools have ended when it returns. `model` and `tool` replace those of the spec.
     """
-    log: FilteringBoundLogger = structlog.get_logger()
     become_subreaper()
     try:
         model = model or create_model(spec.model, _endpoint(spec))

@@ -1,5 +1,7 @@
 """The agent's client of RuntimeService."""
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -16,8 +18,6 @@ from evershell.agent.v1.runtime_service_pb2 import (
 )
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1.task_pb2 import Task
-from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from server.agent.encoding import encode_event
 from server.agent.lease import HEARTBEATS_A_LEASE, Lease
@@ -25,8 +25,9 @@ from server.agent.loop import RejectedError
 from server.agent.session import Session
 from server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from server.core import trace
+from server.core.agent_events import AgentEvent
 from server.core.task import Phase
-from server.core.task_lifecycle import AgentEvent
+from server.telemetry.logs import Log
 
 if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
@@ -82,7 +83,7 @@ class RuntimeClient:
         lease: Lease,
         shutdown: Shutdown,
         session: Session,
-        log: FilteringBoundLogger,
+        log: Log,
     ) -> None:
         """`workers` maps the address of each worker to its stub.
 
@@ -158,13 +159,13 @@ class RuntimeClient:
             raise AgentEndingError
 
     async def _until_acknowledged(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
-        retrying = AsyncRetrying(
-            wait=wait_random_exponential(
-                multiplier=_FIRST_BACKOFF_SECONDS, max=MAX_BACKOFF_SECONDS
-            ),
-            retry=retry_if_exception(lambda error: isinstance(error, grpc.aio.AioRpcError)),
-        )
-        return await retrying(self._attempt, attempt)
+        backoff_seconds = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                return await self._attempt(attempt)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - no secret
+                backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
 
     async def _attempt(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
         if self._shutdown.is_begun:

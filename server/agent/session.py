@@ -10,14 +10,14 @@ from typing import Any
 
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
-from structlog.typing import FilteringBoundLogger
 
 from server.agent.cancellation import CancelFlag
 from server.agent.loop import ActiveTask, RejectedError
 from server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
+from server.core.agent_events import TaskEnded
 from server.core.task import Phase
-from server.core.task_lifecycle import TaskEnded
 from server.core.trace import TraceContext
+from server.telemetry.logs import Log
 
 # The number of tasks that are remembered after their end or before their start. A late message
 # arrives within seconds, so it is never this many tasks late.
@@ -47,7 +47,7 @@ class Session:
         run_task: RunTask,
         shutdown: Shutdown,
         beat_now: Callable[[], None],
-        log: FilteringBoundLogger,
+        log: Log,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`beat_now` sends a heartbeat, whose reply carries a new directive."""

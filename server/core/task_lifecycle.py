@@ -1,49 +1,22 @@
-"""Every change of a task. See change.py."""
+"""Every change of a task. See change.py.
+
+The events of agents can be imported from here too.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from server.core import event
+from server.core.agent_events import AgentEvent as AgentEvent
+from server.core.agent_events import IterationCompleted as IterationCompleted
+from server.core.agent_events import TaskEnded as TaskEnded
+from server.core.agent_events import TaskStarted as TaskStarted
 from server.core.change import Change, Locked, unchanged
 from server.core.errors import Failure
 from server.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
 from server.core.workspace import WorkspaceStatus
-
-
-@dataclass(frozen=True, slots=True)
-class TaskStarted:
-    """The agent commits that it starts the task."""
-
-
-@dataclass(frozen=True, slots=True)
-class IterationCompleted:
-    """The agent commits an iteration that has ended.
-
-    `number` counts from 1. `payload` has the fields of the message IterationCompleted.
-    """
-
-    number: int
-    payload: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEnded:
-    """The agent, or the control plane on its behalf, proposes the end of the task.
-
-    A recorded intent to cancel overrides the status.
-    """
-
-    status: TaskStatus
-    reason: str = ""
-    result: str = ""
-    forced: bool = False
-    # Whether all processes of the task are known to have ended.
-    work_stopped: bool = True
-
-
-AgentEvent = TaskStarted | IterationCompleted | TaskEnded
 
 
 def submit(locked: Locked, task: Task, submitted_by: str) -> Change:

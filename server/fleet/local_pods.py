@@ -71,7 +71,7 @@ class LocalPods:
         ):
             process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
                 # -P: imports nothing from the working directory, to which tools can write.
-                [sys.executable, "-P", "-m", "server", "agent"],
+                [sys.executable, "-P", "-m", "server.agent"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

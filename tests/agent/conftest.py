@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from server.agent.program import run
 from server.agent.shutdown import ExitCode
@@ -44,7 +45,8 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
             "signal_secret": control_plane.secret.hex(),
             "files_dir": str(tmp_path),
         }
-        agents.append(asyncio.create_task(run(PodSpec(**(settings | changes)))))
+        spec = PodSpec(**(settings | changes))
+        agents.append(asyncio.create_task(run(spec, structlog.get_logger())))
         return agents[-1]
 
     yield start

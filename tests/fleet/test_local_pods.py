@@ -29,7 +29,7 @@ async def test_an_agent_receives_its_secrets_on_standard_input_only(
     await pods.start(workspace)
     received = await wait_start(tmp_path, workspace)
     files = str(tmp_path / "pods" / workspace.id / "files")
-    assert received["argv"] == ["-P", "-m", "server", "agent"]
+    assert received["argv"] == ["-P", "-m", "server.agent"]
     assert json.loads(str(received["stdin"])) == asdict(spec_for(AgentIdentity(workspace.id, 3)))
     environment = received["environment"]
     assert isinstance(environment, dict)

@@ -124,7 +124,7 @@ def agent_by_hand(
     before = _address(workspace)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "server", "agent"],
+            [sys.executable, "-P", "-m", "server.agent"],
             cwd=folder,
             stdin=subprocess.PIPE,
             stderr=log,

@@ -1,1 +1,0 @@
-"""The servers that the bench compares the service with, and its agent."""
