@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator
 import pytest
 from psycopg import AsyncConnection
 
+from server.core import workspace_lifecycle
+from server.core.workspace import WorkspaceStatus
 from server.store.fleet_wakeups import PostgresFleetWakeups
 from server.store.notifications import _payloads
 from server.store.pool import Pool
+from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
+from tests.support.store.examples import NOW, intent, workspace
 from tests.support.store.sessions import end_sessions
 
 LIMIT_SECONDS = 10
@@ -43,6 +47,33 @@ async def test_the_controller_receives_the_changes_that_await_it(
         async with asyncio.timeout(LIMIT_SECONDS):
             while seen != expected:
                 seen |= await wakeup.wait(60)
+        assert await wakeup.wait(0.01) == set()
+
+
+async def test_the_controller_receives_new_stopping_and_resumed_workspaces(
+    pool: Pool, worker: PostgresWakeups, fleet: PostgresFleetWakeups
+) -> None:
+    store, new = PostgresStore(pool, worker.announce), workspace(WorkspaceStatus.PROVISIONING)
+    async with fleet.subscribe() as wakeup, asyncio.timeout(LIMIT_SECONDS):
+
+        async def received() -> bool:
+            return await wakeup.wait(60) == {new.id}
+
+        await store.create_workspace(new)
+        assert await received()
+        await store.transition(
+            new.id, lambda locked: workspace_lifecycle.register(locked, 1, "127.0.0.1:9", 10, NOW)
+        )
+        await store.transition(
+            new.id, lambda locked: workspace_lifecycle.request_stop(locked, intent())
+        )
+        assert await received()
+        await store.transition(
+            new.id,
+            lambda locked: workspace_lifecycle.finish_stop(locked, 1, NOW, work_stopped=True),
+        )
+        await store.transition(new.id, lambda locked: workspace_lifecycle.resume(locked, NOW))
+        assert await received()
         assert await wakeup.wait(0.01) == set()
 
 
