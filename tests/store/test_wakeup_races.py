@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from psycopg import AsyncConnection
@@ -13,7 +13,7 @@ from server.core.event import Event
 from server.core.task_lifecycle import TaskStarted
 from server.core.workspace import Workspace
 from server.store.notifications import Channel
-from server.store.pool import open_pool
+from server.store.pool import Pool, open_pool
 from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
 from tests.support.store.announced import Announced
@@ -28,8 +28,13 @@ LIMIT_SECONDS = 10.0
 class Process:
     """A worker: its own connections, store and wakeups."""
 
+    pool: Pool
     store: PostgresStore
     wakeups: PostgresWakeups
+
+    def announcing(self, announced: Announced) -> "Process":
+        """The same process. Its store announces to `announced`."""
+        return replace(self, store=PostgresStore(self.pool, announced))
 
 
 @asynccontextmanager
@@ -40,7 +45,7 @@ async def process(database_url: str) -> AsyncIterator[Process]:
         PostgresWakeups(pool, database_url, poll_seconds=60) as wakeups,
     ):
         await wakeups.listening()
-        yield Process(PostgresStore(pool, wakeups.announce), wakeups)
+        yield Process(pool, PostgresStore(pool, wakeups.announce), wakeups)
 
 
 @pytest.fixture
@@ -152,7 +157,7 @@ async def test_a_transaction_that_waits_for_the_mark_sees_it(
     """It reads the mark under the lock, not as it was before it waited."""
     _, other = processes
     busy, task = await with_task(other.store)
-    other.store._announce = announced = Announced()
+    announced = Announced()
     async with (
         waiting_sessions(database_url) as waiting,
         await AsyncConnection.connect(database_url) as marking,
@@ -160,7 +165,7 @@ async def test_a_transaction_that_waits_for_the_mark_sees_it(
         await marking.execute(
             "UPDATE workspaces SET watched_until = clock_timestamp() + interval '60 s'"
         )
-        committing = asyncio.ensure_future(commit(other, busy, task.id))
+        committing = asyncio.ensure_future(commit(other.announcing(announced), busy, task.id))
         await waiting(1)
         await marking.commit()
         await committing
@@ -181,11 +186,28 @@ async def test_a_commit_is_watched_until_its_mark_ends(
 ) -> None:
     _, other = processes
     busy, task = await with_task(other.store)
-    other.store._announce = announced = Announced()
+    announced = Announced()
     async with await AsyncConnection.connect(database_url, autocommit=True) as marking:
         await marking.execute(f"UPDATE workspaces SET watched_until = {mark}")
-    await commit(other, busy, task.id)
+    await commit(other.announcing(announced), busy, task.id)
     assert (announced.ids, announced.watched) == ([busy.id], [busy.id] if is_watched else [])
+
+
+async def test_each_cancellation_of_a_group_has_its_own_mark(
+    processes: tuple[Process, Process], database_url: str
+) -> None:
+    _, other = processes
+    examples = [await with_task(other.store) for _ in range(20)]
+    announced, watched = Announced(), {busy.id for busy, _ in examples[::3]}
+    async with await AsyncConnection.connect(database_url, autocommit=True) as marking:
+        await marking.execute(
+            "UPDATE workspaces SET watched_until = clock_timestamp() + '60 s' WHERE id = ANY(%s)",
+            (list(watched),),
+        )
+    committing = other.announcing(announced)
+    await asyncio.gather(*(cancel(committing, busy, task.id) for busy, task in examples))
+    assert sorted(announced.ids) == sorted(busy.id for busy, _ in examples)
+    assert sorted(announced.watched) == sorted(watched)
 
 
 async def test_nobody_is_notified_of_a_workspace_that_nobody_watches(
