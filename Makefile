@@ -50,8 +50,8 @@ coverage: $(READY) ## run the tests of make test, and print the lines of server/
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-bench: $(READY) ## compare the time of a cancellation with that of an empty call
-	@$(BIN)/python -m tests.bench.latency
+bench: $(BENCH_READY) ## compare the speed with the least possible (QUICK=1 ROWS=text ROUNDS=n COMPARE=path STRICT=1)
+	@exec $(BIN)/python -m tests.bench
 
 chaos: $(READY) ## cancel tasks while programs and disks fail at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)

@@ -1,7 +1,6 @@
 """Converts between the messages of the protos and the objects of the core."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from evershell.agent.v1 import runtime_service_pb2
@@ -20,7 +19,6 @@ from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace
 from server.pod.messages import encode_assignment, timestamp
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
     str(status): status
@@ -156,7 +154,7 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
     event: Any = {
         "seq": item.seq,
         "type": item.type,
-        "time": _seconds_and_nanos(item.time),
+        "time": timestamp(item.time),
         "workspace_id": item.workspace_id,
         "task_id": item.task_id or "",
         "request_id": item.origin.request_id,
@@ -169,12 +167,6 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
     except (payloads.UnusualError, ValueError):
         event[item.type] = payloads.parse(item.type, item.payload)
         return workspace_service_pb2.WatchEventsResponse(event=event)
-
-
-def _seconds_and_nanos(moment: datetime) -> dict[str, int]:
-    """The fields of Timestamp."""
-    since = moment - _EPOCH
-    return {"seconds": since.days * 86_400 + since.seconds, "nanos": since.microseconds * 1000}
 
 
 def encode_directive(directive: Directive, lease_seconds: float) -> runtime_service_pb2.Directive:

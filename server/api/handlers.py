@@ -68,7 +68,7 @@ def _composed(
     assert registered.request_deserializer is not None, "the generated code sets it"
     is_stream = bool(registered.response_streaming)
     method = Method(service, name, registered.request_deserializer, is_stream)
-    serialize = cast(Callable[[Any], bytes], registered.response_serializer)
+    serialize = registered.response_serializer
     if is_stream:
         handler = _streaming(cast(_Behavior, registered.unary_stream))
     else:
@@ -80,9 +80,7 @@ def _composed(
         return await handler(calls.begin(context))
 
     if is_stream:
-        return grpc.stream_stream_rpc_method_handler(
-            answer, response_serializer=_unless_serialized(serialize)
-        )
+        return grpc.stream_stream_rpc_method_handler(answer, response_serializer=serialize)
     return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
 
 
@@ -110,12 +108,3 @@ def _streaming(behavior: _Behavior) -> Handler:
                 call.has_streamed = True
 
     return stream
-
-
-def _unless_serialized(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """A message of a stream may be bytes already, if several calls share it."""
-
-    def to_bytes(message: Any) -> bytes:
-        return message if type(message) is bytes else serialize(message)
-
-    return to_bytes

@@ -1,20 +1,22 @@
 """Messages from the control plane to agents, in replies and in calls."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from evershell.agent.v1 import agent_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.core.task import Task
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def timestamp(moment: datetime | None) -> Timestamp | None:
     """The time as a protobuf message; None for an absent field."""
     if moment is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
+    # `FromDatetime` takes more than three times as long.
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def encode_assignment(task: Task) -> agent_service_pb2.Assignment:

@@ -75,6 +75,18 @@ async def test_a_method_takes_exactly_one_message(server: Running, world: World)
         assert "one message" in seen.message
 
 
+async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
+    server: Running,
+) -> None:
+    methods = ("GetTask", "ListTasks", "WatchEvents", "GetWorkspace", "ListWorkspaces")
+    assert reading.methods_without_effect() == {PUBLIC + name for name in methods}
+    async with asyncio.timeout(PROMPT_SECONDS):
+        assert await Incomplete(server, LIST, bearer(), [b""]).call == b""
+    none = Incomplete(server, LIST, bearer())
+    none.finish()
+    assert "one message" in (await none.failure()).message
+
+
 @pytest.mark.parametrize(
     ("method", "metadata", "limit"),
     [

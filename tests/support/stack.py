@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Stack:
     """A stack under test: starts and stops it, calls it, and signals its processes."""
 
+    # A working copy of the repository whose .venv is set up. May be set before the start.
+    checkout: Path = ROOT
+
     def __init__(self, state_dir: Path, **environment: str) -> None:
         self.state_dir = state_dir
         workers = int(environment.get("WORKERS", "2"))
@@ -54,10 +57,19 @@ class Stack:
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
-            command = [sys.executable, "-m", "server", "up"]
             return subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output
+                [self.python, "-m", "server", "up"],
+                cwd=self.checkout,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
             )
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the checkout."""
+        own = self.checkout == ROOT
+        return sys.executable if own else str(self.checkout / ".venv" / "bin" / "python")
 
     def refuses_to_start(self) -> str:
         """Starts a stack that must exit with code 1. Returns its output."""

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2
+from google.api import annotations_pb2
 from google.protobuf.message import DecodeError
 
 from server.api.call import Call, Context
@@ -37,6 +38,7 @@ class Reading(Interceptor):
 
     def __init__(self) -> None:
         self._limits = request_limits()
+        self._reads = methods_without_effect()
         # The turns of the worker, by size limit.
         self._by_worker: dict[int, _Turns] = {}
         # The turns of each caller, by caller and size limit, while requests of that caller are
@@ -45,13 +47,14 @@ class Reading(Interceptor):
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         limit, parse = self._limit(method), method.parse
+        read = _read_first if method.path in self._reads else _read_only
         of_worker = self._by_worker.get(limit)
         if of_worker is None:
             of_worker = self._by_worker[limit] = _Turns(_WORKER_BYTES // limit)
 
         async def read_first(call: Call) -> Any:
             of_caller = self._turns_of_caller(call, limit)
-            message = await _message(call.context, of_caller, of_worker)
+            message = await _message(lambda: read(call.context), of_caller, of_worker)
             if len(message) > limit:
                 raise _invalid(
                     f"The request has {len(message):,} bytes; this method takes {limit:,} at most."
@@ -112,21 +115,31 @@ class _Turns:
         self._free.release()
 
 
-async def _message(context: Context, of_caller: _Turns, of_worker: _Turns) -> bytes:
+async def _message(
+    read: Callable[[], Awaitable[bytes]], of_caller: _Turns, of_worker: _Turns
+) -> bytes:
     """Waits for both turns and reads. Raises Failure deadline_exceeded, validation_error."""
     try:
-        return await _in_turn(of_caller, of_worker, lambda: _read(context))
+        return await _in_turn(of_caller, of_worker, read)
     except TimeoutError as error:
         text = "The request did not arrive in time. Send it faster, or fewer at the same time."
         raise Failure("deadline_exceeded", text) from error
 
 
-async def _read(context: Context) -> bytes:
-    """The only message of the request. Raises Failure validation_error."""
+async def _read_first(context: Context) -> bytes:
+    """The first message of the request. Raises Failure validation_error."""
     message = await context.read()
-    if message is grpc.aio.EOF or await context.read() is not grpc.aio.EOF:
-        raise _invalid("This method takes one message.")
+    if message is grpc.aio.EOF:
+        raise _not_one_message()
     return cast(bytes, message)
+
+
+async def _read_only(context: Context) -> bytes:
+    """The only message of the request. Raises Failure validation_error."""
+    message = await _read_first(context)
+    if await context.read() is not grpc.aio.EOF:
+        raise _not_one_message()
+    return message
 
 
 async def _in_turn(
@@ -161,6 +174,20 @@ def request_limits() -> dict[str, int]:
     return limits
 
 
+def methods_without_effect() -> frozenset[str]:
+    """The public methods that change nothing: those that REST offers with GET.
+
+    Such a method is served when its message has arrived. That the request also ends with it is
+    learned from gRPC by a second read, which would take a large part of the time of a short call.
+    """
+    service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+    return frozenset(
+        f"/{service.full_name}/{method.name}"
+        for method in service.methods
+        if method.GetOptions().Extensions[annotations_pb2.http].WhichOneof("pattern") == "get"
+    )
+
+
 def _reader(call: Call) -> str:
     """The credential or the agent of the call. Calls without either share one bound."""
     if call.caller is not None:
@@ -174,6 +201,10 @@ def _shorten(arrival: asyncio.Timeout) -> None:
     soon = asyncio.get_running_loop().time() + _CONTENDED_ARRIVAL_SECONDS
     when = arrival.when()
     arrival.reschedule(soon if when is None else min(soon, when))
+
+
+def _not_one_message() -> Failure:
+    return _invalid("This method takes one message.")
 
 
 def _invalid(message: str) -> Failure:

@@ -1,0 +1,152 @@
+"""Puts running tasks into the database before a window, and counts the outcomes after it."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+ORG_ID = "org_demo"
+# The number of the events that a running task has: provisioned, submitted, started.
+_EVENTS = 3
+_numbers = itertools.count(1)
+
+_WORKSPACES = """
+    INSERT INTO workspaces (
+        id, org_id, name, status, status_reason, created_at, updated_at, current_task_id, epoch,
+        last_seq, agent_address, lease_expires_at
+    )
+    SELECT 'ws_' || %(name)s || '_' || i, %(org)s, 'bench', 'busy', '', now(), now(),
+        'task_' || %(name)s || '_' || i, 1, 3, %(agent)s, now() + interval '1 day'
+    FROM generate_series(1, %(count)s) AS i
+"""
+_TASKS = """
+    INSERT INTO tasks (
+        id, workspace_id, description, metadata, max_iterations, status, phase, iterations,
+        created_at, started_at, reason, result, forced, input_tokens, output_tokens, model_calls,
+        tool_calls
+    )
+    SELECT 'task_' || %(name)s || '_' || i, 'ws_' || %(name)s || '_' || i, 'sleep 600', '{}', 100,
+        'running', 'tool_call', 0, now(), now(), '', '', false, 0, 0, 1, 1
+    FROM generate_series(1, %(count)s) AS i
+"""
+_LOGS = """
+    INSERT INTO events (workspace_id, seq, type, time, task_id, payload)
+    SELECT 'ws_' || %(name)s || '_' || i, event.seq, event.type, now(),
+        CASE WHEN event.seq > 1 THEN 'task_' || %(name)s || '_' || i END, event.payload::jsonb
+    FROM generate_series(1, %(count)s) AS i, (
+        VALUES
+            (1, 'workspace_provisioned', '{}'),
+            (2, 'task_submitted',
+                '{"description": "sleep 600", "max_iterations": 100, "submitted_by": "bench"}'),
+            (3, 'task_started', '{"epoch": 1}')
+    ) AS event (seq, type, payload)
+"""
+# `whole`: the intent is recorded, there is one event of it, and it is the next in its log.
+# `touched`: any trace of a cancellation, or an end.
+_COUNT = """
+    SELECT
+        count(*) FILTER (
+            WHERE t.cancel_requested_at IS NOT NULL AND t.completed_at IS NULL
+                AND w.last_seq = 4 AND e.requests = 1 AND e.first = 4 AND e.events = 1
+        ) AS whole,
+        count(*) FILTER (
+            WHERE t.cancel_requested_at IS NOT NULL OR t.completed_at IS NOT NULL
+                OR w.last_seq <> 3 OR e.events IS NOT NULL
+        ) AS touched
+    FROM workspaces w
+    JOIN tasks t ON t.id = w.current_task_id
+    LEFT JOIN (
+        SELECT workspace_id, count(*) AS events, min(seq) AS first,
+            count(*) FILTER (WHERE type = 'task_cancel_requested') AS requests
+        FROM events
+        WHERE workspace_id = ANY(%(ids)s) AND seq > 3
+        GROUP BY workspace_id
+    ) e ON e.workspace_id = w.id
+    WHERE w.id = ANY(%(ids)s)
+"""
+
+
+class WrongOutcomeError(Exception):
+    """What the callers were told differs from what the database has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """Workspaces, each with a running task and an agent that acknowledges signals."""
+
+    name: str
+    workspace_ids: list[str]
+
+    def task_id(self, workspace_id: str) -> str:
+        """The task that runs in the workspace."""
+        return "task_" + workspace_id.removeprefix("ws_")
+
+
+def arm(database: psycopg.Connection[Any], count: int, agent_address: str) -> Armed:
+    """Creates this many workspaces with running tasks."""
+    name = f"b{next(_numbers)}"
+    values = {"name": name, "count": count, "org": ORG_ID, "agent": agent_address}
+    with database.transaction():
+        for statement in (_WORKSPACES, _TASKS, _LOGS):
+            database.execute(statement, values)
+    return Armed(name, [f"ws_{name}_{number}" for number in range(1, count + 1)])
+
+
+def check(database: psycopg.Connection[Any], armed: Armed, accepted: int) -> None:
+    """Raises WrongOutcomeError unless exactly the accepted cancellations are in the database.
+
+    Each has its intent, exactly one event, and the next position in its log.
+    """
+    row = database.execute(_COUNT, {"ids": armed.workspace_ids}).fetchone()
+    assert row is not None
+    whole, touched = row
+    if not whole == touched == accepted:
+        raise WrongOutcomeError(
+            f"{accepted} cancellations were accepted; the database has {whole} whole ones "
+            f"and {touched} tasks with any trace of one"
+        )
+
+
+def remove(database: psycopg.Connection[Any]) -> None:
+    """Removes the workspaces of all windows, so that a controller that leads does not find them."""
+    with database.transaction():
+        for table, column in (("events", "workspace_id"), ("tasks", "workspace_id")):
+            database.execute(f"DELETE FROM {table} WHERE {column} LIKE 'ws\\_b%\\_%'")
+        database.execute("DELETE FROM workspaces WHERE id LIKE 'ws\\_b%\\_%'")
+
+
+def create_rows(database: psycopg.Connection[Any], count: int) -> list[str]:
+    """Creates the table that the floor reads and updates, and returns its ids."""
+    database.execute("DROP TABLE IF EXISTS bench_rows")
+    database.execute("CREATE TABLE bench_rows (id text PRIMARY KEY, number bigint NOT NULL)")
+    database.execute(
+        "INSERT INTO bench_rows SELECT 'row_' || i, 0 FROM generate_series(1, %s) AS i", (count,)
+    )
+    return [f"row_{number}" for number in range(1, count + 1)]
+
+
+def create_log(database: psycopg.Connection[Any], events: int, agent_address: str) -> str:
+    """Creates a workspace with a long log of iterations, and returns its id."""
+    armed = arm(database, 1, agent_address)
+    workspace_id = armed.workspace_ids[0]
+    payload = (
+        '{"number": 1, "model_call": {"input_tokens": "120", "output_tokens": "12", '
+        '"duration_ms": "3"}, "tool_call": {"tool": "shell", "arguments": "make test", '
+        '"outcome": "succeeded", "output": "all tests passed", "exit_code": 0, '
+        '"duration_ms": "12"}}'
+    )
+    with database.transaction():
+        database.execute(
+            """
+            INSERT INTO events (workspace_id, seq, type, time, task_id, payload)
+            SELECT %s, i, 'iteration_completed', now(), %s,
+                jsonb_set(%s::jsonb, '{number}', to_jsonb(i))
+            FROM generate_series(%s::bigint, %s::bigint) AS i
+            """,
+            (workspace_id, armed.task_id(workspace_id), payload, _EVENTS + 1, events),
+        )
+        database.execute(
+            "UPDATE workspaces SET last_seq = %s WHERE id = %s", (events, workspace_id)
+        )
+    return workspace_id

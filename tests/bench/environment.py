@@ -1,0 +1,87 @@
+"""What the figures depend on besides the code."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.support.stack import ROOT
+
+
+def describe(database: psycopg.Connection[Any]) -> dict[str, Any]:
+    """The environment for bench.json."""
+    row = database.execute("SHOW server_version").fetchone()
+    assert row is not None
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "postgresql": row[0],
+        "commit": commit(ROOT),
+    }
+
+
+def commit(checkout: Path) -> str:
+    """The commit of a checkout, with `+` if files differ from it. Empty without git."""
+    found = _git(checkout, "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
+    return found.strip()
+
+
+def committed_file(name: str) -> str:
+    """The content of a file of this checkout as it is committed. Empty if it is not."""
+    return _git(ROOT, "show", f"HEAD:{name}")
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of a run, from environment variables."""
+
+    quick: bool
+    # Blocks and rows whose names contain this text, without regard to case. Empty: all.
+    rows: str
+    # The number of rounds of every block; None for each block's own.
+    rounds: int | None
+    # A checkout to compare this one with.
+    compare: Path | None
+    strict: bool
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "Options":
+        """Raises ValueError with a message for the user."""
+        rounds = environment.get("ROUNDS", "")
+        if rounds and not (rounds.isdigit() and int(rounds) > 0):
+            raise ValueError(f"ROUNDS is {rounds!r}, not a positive number.")
+        compare = Path(environment["COMPARE"]).resolve() if environment.get("COMPARE") else None
+        if compare is not None and not (compare / ".venv" / ".ready").exists():
+            raise ValueError(f"COMPARE: run `make .venv/.ready` in {compare} first.")
+        return cls(
+            quick=environment.get("QUICK", "") not in ("", "0"),
+            rows=environment.get("ROWS", "").lower(),
+            rounds=int(rounds) if rounds else None,
+            compare=compare,
+            strict=environment.get("STRICT", "") not in ("", "0"),
+        )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the run measures other things than bench.json contains."""
+        return bool(self.rows) or self.compare is not None

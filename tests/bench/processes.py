@@ -1,0 +1,101 @@
+"""Starts processes for the bench, and reads the processor time and memory of any process."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.support.ports import free_ports
+from tests.support.stack import ROOT
+from tests.support.waiting import eventually
+
+_START_SECONDS = 15.0
+_STOP_SECONDS = 10.0
+
+
+@contextmanager
+def running(
+    module: str, port: int, *arguments: str, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `python -m module port arguments…` inside the block, once it listens on the port."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(port), *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        await_listening(process, port, log)
+        yield process
+    finally:
+        stop(process)
+
+
+def await_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Waits until the process listens on the port. Fails with its log if it ends first."""
+
+    def listens() -> bool:
+        assert process.poll() is None, log.read_text()
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for connection in psutil.Process(process.pid).net_connections("tcp")
+        )
+
+    eventually(listens, _START_SECONDS)
+
+
+def exit_on_sigterm() -> None:
+    """Makes SIGTERM leave all `with` blocks, so that no server is left behind."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(_STOP_SECONDS)
+
+
+def free_port() -> int:
+    """A port below the range of outgoing connections."""
+    return free_ports(1)[0]
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """The processor time that these processes have used so far.
+
+    The scheduler counts it in nanoseconds for each thread. Time of threads that have ended is lost,
+    so the pids must be of processes that keep theirs.
+    """
+    nanoseconds = 0
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                nanoseconds += int((thread / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
+
+
+def private_bytes(pid: int) -> int:
+    """The memory that the process shares with no other."""
+    return int(psutil.Process(pid).memory_full_info().uss)
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """The ids of the processes of this name below a process."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if child.name() == name:
+                found.append(child.pid)
+    return found

@@ -1,0 +1,168 @@
+"""CancelTask, GetTask and refused calls by 1, 16 and 64 callers, compared with the floor."""
+
+import secrets
+
+from tests.bench import windows
+from tests.bench.figures import Row, at_least, at_most, figure, ratio
+from tests.bench.plan import Block, Window
+
+_EMPTY, _SELECT, _FLOOR, _DURABLE = "empty", "select", "floor", "durable floor"
+
+
+def blocks(quick: bool) -> list[Block]:
+    """The blocks, with shorter windows for the quick run."""
+    return [one_caller(0.4 if quick else 1.0), sixteen(0.5 if quick else 1.5), many(64, quick)]
+
+
+def one_caller(seconds: float) -> Block:
+    """The latency of one caller, who waits for nobody."""
+    armed = int(seconds * 2_500)
+    return Block(
+        name="1 caller",
+        windows=[
+            Window(_EMPTY, windows.floor_method("Empty", 1, seconds), is_shared=True),
+            Window(_SELECT, windows.floor_method("Select", 1, seconds), is_shared=True),
+            Window("get_task", windows.get_task(1, seconds)),
+            Window(_FLOOR, windows.floor_method("Update", 1, seconds), is_shared=True),
+            Window("cancel", windows.cancel(1, seconds, armed)),
+            Window(_DURABLE, windows.record(1, seconds, armed), is_shared=True),
+            Window("rest", windows.cancel_rest(seconds, armed)),
+        ],
+        rows=[
+            Row(name="CancelTask, 1 caller, p50", unit="ms", value=figure("p50", "cancel")),
+            Row(
+                name="CancelTask ÷ floor, 1 caller, p50",
+                unit="×",
+                value=ratio("p50", "cancel", _FLOOR),
+            ),
+            Row(
+                name="CancelTask ÷ durable floor, 1 caller, p50",
+                unit="×",
+                value=ratio("p50", "cancel", _DURABLE),
+                target=at_most(1.2),
+            ),
+            Row(
+                name="REST through Envoy ÷ gRPC at the worker, 1 caller, p50",
+                unit="×",
+                value=ratio("p50", "rest", "cancel"),
+                target=at_most(1.15),
+            ),
+            Row(
+                name="GetTask ÷ empty call with a select, 1 caller, p50",
+                unit="×",
+                value=ratio("p50", "get_task", _SELECT),
+                target=at_most(1.25),
+            ),
+            Row(
+                name="CPU of the worker for a CancelTask, 1 caller",
+                unit="µs",
+                value=figure("cpu_us", "cancel"),
+            ),
+            Row(
+                name="CPU of PostgreSQL for a CancelTask, 1 caller",
+                unit="µs",
+                value=figure("postgres_us", "cancel"),
+            ),
+            Row(name="empty call, 1 caller, p50", unit="ms", value=figure("p50", _EMPTY)),
+            Row(name="floor, 1 caller, p50", unit="ms", value=figure("p50", _FLOOR)),
+            Row(name="durable floor, 1 caller, p50", unit="ms", value=figure("p50", _DURABLE)),
+        ],
+        rounds=10,
+        quick_rounds=3,
+    )
+
+
+def sixteen(seconds: float) -> Block:
+    """The throughput of 16 callers, also of calls that are refused."""
+    unknown_key = f"sk_{secrets.token_urlsafe(32)}"
+    return Block(
+        name="16 callers",
+        windows=[
+            Window(_EMPTY, windows.floor_method("Empty", 16, seconds), is_shared=True),
+            Window("401", windows.refused(unknown_key, windows.UNAUTHENTICATED, 16, seconds)),
+            Window("403", windows.refused("read_only", windows.PERMISSION_DENIED, 16, seconds)),
+            Window(_SELECT, windows.floor_method("Select", 16, seconds), is_shared=True),
+            Window("404", windows.refused("full_access", windows.NOT_FOUND, 16, seconds)),
+            Window("cancel", windows.cancel(16, seconds, 5_000)),
+            Window(_DURABLE, windows.record(16, seconds, 5_000), is_shared=True),
+        ],
+        rows=[
+            Row(
+                name="CancelTask ÷ durable floor, 16 callers, calls/s",
+                unit="×",
+                value=ratio("per_second", "cancel", _DURABLE),
+                less_is_better=False,
+            ),
+            Row(
+                name="CancelTask, 16 callers, p99 ÷ p50",
+                unit="×",
+                value=lambda figures: figures["cancel"]["p99"] / figures["cancel"]["p50"],
+                target=at_most(2),
+            ),
+            _refused_row("401 ÷ empty call", "401", _EMPTY, 0.55),
+            _refused_row("403 ÷ empty call", "403", _EMPTY, 0.55),
+            _refused_row("404 ÷ empty call with a select", "404", _SELECT, 0.6),
+            Row(
+                name="CPU of the worker for a CancelTask, 16 callers",
+                unit="µs",
+                value=figure("cpu_us", "cancel"),
+            ),
+            Row(
+                name="CPU of PostgreSQL for a CancelTask, 16 callers",
+                unit="µs",
+                value=figure("postgres_us", "cancel"),
+            ),
+            _calls_row("CancelTask, 16 callers", "cancel"),
+            _calls_row("empty call, 16 callers", _EMPTY),
+            Row(
+                name="limit of the load generator: empty calls in a second of its own CPU",
+                unit="calls/s",
+                value=figure("generator_per_cpu_second", _EMPTY),
+                less_is_better=False,
+            ),
+        ],
+        rounds=6,
+        quick_rounds=2,
+    )
+
+
+def many(callers: int, quick: bool) -> Block:
+    """The throughput when more callers wait than the service can serve at once."""
+    seconds = 0.6 if quick else 2.0
+    return Block(
+        name=f"{callers} callers",
+        windows=[
+            Window("cancel", windows.cancel(callers, seconds, 5_000)),
+            Window(_DURABLE, windows.record(callers, seconds, 5_000), is_shared=True),
+        ],
+        rows=[
+            Row(
+                name=f"CancelTask ÷ durable floor, {callers} callers, calls/s",
+                unit="×",
+                value=ratio("per_second", "cancel", _DURABLE),
+                target=at_least(0.75),
+            ),
+            _calls_row(f"CancelTask, {callers} callers", "cancel"),
+            _calls_row(f"durable floor, {callers} callers", _DURABLE),
+        ],
+        rounds=6,
+        quick_rounds=2,
+    )
+
+
+def _refused_row(name: str, window: str, to: str, limit: float) -> Row:
+    return Row(
+        name=f"{name}, 16 callers, calls/s",
+        unit="×",
+        value=ratio("per_second", window, to),
+        target=at_least(limit),
+    )
+
+
+def _calls_row(name: str, window: str) -> Row:
+    return Row(
+        name=f"{name}, throughput",
+        unit="calls/s",
+        value=figure("per_second", window),
+        less_is_better=False,
+    )

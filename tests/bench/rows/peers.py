@@ -1,0 +1,94 @@
+"""What people would build instead, compared with the service: throughput and p99.
+
+The service is called over gRPC at the worker, the peers over HTTP/1.1, each without a proxy.
+"""
+
+from collections.abc import Sequence
+
+from tests.bench import http1, windows
+from tests.bench.figures import Figures, Row, Target, at_least, at_most, ratio
+from tests.bench.peers import Peer
+from tests.bench.peers.a2a_peer import A2aPeer
+from tests.bench.peers.agent import Agent
+from tests.bench.peers.fastapi_peer import FastApiPeer
+from tests.bench.plan import Block, Measure, Setting, Window
+from tests.bench.processes import cpu_seconds
+from tests.bench.side import Side
+
+_SECONDS = 1.5
+_OK, _ACCEPTED = 200, 202
+
+
+def blocks(quick: bool) -> list[Block]:
+    """One block. The running tasks of a window suffice for its time."""
+    fastapi, a2a = FastApiPeer(), A2aPeer()
+    running = _Running((fastapi, a2a))
+    measured = []
+    for callers in (16, 64):
+        measured += [
+            Window(f"cancel {callers}", windows.cancel(callers, _SECONDS, 5_000)),
+            Window(f"fastapi {callers}", running.cancel(fastapi, callers, 1_500, _ACCEPTED), True),
+            Window(f"a2a {callers}", running.cancel(a2a, callers, 800, _OK), True),
+        ]
+    return [
+        Block(
+            name="peers",
+            windows=measured,
+            rows=[
+                _row("FastAPI, SQLAlchemy, httpx", "fastapi", 64, "per_second", at_least(5)),
+                _row("FastAPI, SQLAlchemy, httpx", "fastapi", 16, "p99", at_most(0.25)),
+                _row("a2a-sdk with its database", "a2a", 16, "per_second", at_least(6)),
+                _row("a2a-sdk with its database", "a2a", 64, "per_second", at_least(6)),
+                _row("a2a-sdk with its database", "a2a", 16, "p99", at_most(0.25)),
+            ],
+            rounds=4,
+            quick_rounds=0,
+        )
+    ]
+
+
+def _row(peer: str, window: str, callers: int, figure: str, target: Target) -> Row:
+    unit = "calls/s" if figure == "per_second" else figure
+    return Row(
+        name=f"CancelTask ÷ {peer}, {callers} callers, {unit}",
+        unit="×",
+        value=ratio(figure, f"cancel {callers}", f"{window} {callers}"),
+        target=target,
+    )
+
+
+class _Running:
+    """The peers and their agent, which start with the first window that needs them."""
+
+    def __init__(self, peers: Sequence[Peer]) -> None:
+        self._peers = peers
+        self._has_started = False
+
+    def cancel(self, peer: Peer, callers: int, armed: int, status: int) -> Measure:
+        """Each call cancels a running task of the peer. The peer counts the outcomes."""
+
+        def measure(setting: Setting, side: Side) -> Figures:
+            self._start(setting)
+            requests = peer.arm(armed)
+            bodies = [request.encoded(peer.address) for request in requests]
+            address, warm_up = "{}:{}".format(*peer.address), windows.WARM_UP_CALLS
+            windows.expect(http1.run(address, bodies[:warm_up], 1, _SECONDS), status)
+            began = cpu_seconds(peer.pids)
+            calls = http1.run(address, bodies[warm_up:], callers, _SECONDS)
+            used = cpu_seconds(peer.pids) - began
+            windows.expect(calls, status)
+            peer.check(requests[: warm_up + calls.count])
+            return {**calls.figures(), "cpu_us": used * 1e6 / calls.count}
+
+        return measure
+
+    def _start(self, setting: Setting) -> None:
+        if self._has_started:
+            return
+        self._has_started = True
+        folder = setting.folder / "peers"
+        folder.mkdir()
+        agent = setting.resources.enter_context(Agent(folder))
+        for peer in self._peers:
+            setting.resources.callback(peer.stop)
+            peer.start(setting.home.stack.ready["database_url"], agent.address, folder)

@@ -1,0 +1,62 @@
+"""The same service on a large database, compared with a nearly empty one."""
+
+from tests.bench import arming, size, windows
+from tests.bench.figures import Figures, Row, at_most, ratio
+from tests.bench.plan import Block, Measure, Setting, Window
+from tests.bench.side import Side
+
+
+def blocks(quick: bool) -> list[Block]:
+    """One block."""
+    seconds, armed = 1.0, 2_500
+    return [
+        Block(
+            name="large database",
+            windows=[
+                Window("empty", windows.cancel(1, seconds, armed)),
+                Window("large", _on_large_database(windows.cancel(1, seconds, armed))),
+            ],
+            rows=[
+                Row(
+                    name=f"CancelTask at {size.EVENTS:,} events ÷ few, 1 caller, p50",
+                    unit="×",
+                    value=ratio("p50", "large", "empty"),
+                    target=at_most(1.05),
+                ),
+                Row(
+                    name=f"CancelTask at {size.EVENTS:,} events ÷ few, CPU of PostgreSQL",
+                    unit="×",
+                    value=ratio("postgres_us", "large", "empty"),
+                ),
+            ],
+            rounds=7,
+            quick_rounds=0,
+            skipped_because=_skipped_because,
+        )
+    ]
+
+
+def _skipped_because(setting: Setting) -> str:
+    if len(setting.sides) > 1:
+        return "only one side has it"
+    if not size.is_built():
+        return "build it once with `python -m tests.bench.size`"
+    return ""
+
+
+def _on_large_database(measured: Measure) -> Measure:
+    """Starts a second stack, on the large database, at the first window."""
+    started: list[Side] = []
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        if not started:
+            large = Side("large", state_dir=size.state_dir())
+            setting.resources.callback(large.stop)
+            large.start()
+            large.take_leadership()
+            # Those of an earlier run.
+            arming.remove(large.database)
+            started.append(large)
+        return measured(setting, started[0])
+
+    return measure

@@ -1,0 +1,96 @@
+"""A thousand idle watchers: what they cost other calls, and their memory in the worker."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from evershell.workspace.v1 import workspace_service_pb2
+
+from tests.bench import windows
+from tests.bench.figures import Figures, Row, at_most, figure, ratio
+from tests.bench.http2 import Connection, message
+from tests.bench.plan import Block, Measure, Setting, Window
+from tests.bench.processes import private_bytes
+from tests.bench.side import Side
+
+_WATCHERS = 1_000
+_PER_CONNECTION = 100
+
+
+def blocks(quick: bool) -> list[Block]:
+    """One block."""
+    seconds, armed = 1.0, 2_500
+    return [
+        Block(
+            name="watchers",
+            windows=[
+                Window("without", windows.cancel(1, seconds, armed)),
+                Window("with", _watched(windows.cancel(1, seconds, armed))),
+                Window("memory", _memory),
+            ],
+            rows=[
+                Row(
+                    name="CancelTask with 1,000 idle watchers ÷ without, 1 caller, p50",
+                    unit="×",
+                    value=ratio("p50", "with", "without"),
+                    target=at_most(1.05),
+                ),
+                Row(
+                    name="memory of the worker for an idle watcher",
+                    unit="kB",
+                    value=figure("kilobytes", "memory"),
+                    target=at_most(32),
+                ),
+            ],
+            rounds=5,
+            quick_rounds=0,
+        )
+    ]
+
+
+def _watched(measured: Measure) -> Measure:
+    def measure(setting: Setting, side: Side) -> Figures:
+        with _watching(setting, side, side.address):
+            return measured(setting, side)
+
+    return measure
+
+
+def _memory(setting: Setting, side: Side) -> Figures:
+    """Measures a fresh worker, whose memory no earlier window has grown."""
+    with side.second_worker(setting.folder / "watched-worker.log") as (address, pid):
+        # The first watchers also load code and open connections to the database.
+        with _watching(setting, side, address, count=10):
+            before = private_bytes(pid)
+        with _watching(setting, side, address):
+            grown = private_bytes(pid) - before
+    return {"kilobytes": grown / _WATCHERS / 1_000}
+
+
+@contextmanager
+def _watching(setting: Setting, side: Side, address: str, count: int = _WATCHERS) -> Iterator[None]:
+    """Watches this many workspaces inside the block. Nothing happens in them."""
+    tasks = side.arm(count, setting.agent_address)
+    opened: list[Connection] = []
+    try:
+        for first in range(0, count, _PER_CONNECTION):
+            connection = side.connect("WatchEvents", address=address)
+            opened.append(connection)
+            _subscribe(connection, tasks.workspace_ids[first : first + _PER_CONNECTION])
+        yield
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+def _subscribe(connection: Connection, workspace_ids: list[str]) -> None:
+    """Watches the workspaces from their last event but one, and waits until each has sent it."""
+    waiting = []
+    for workspace_id in workspace_ids:
+        request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=2)
+        stream = connection.call(message(request.SerializeToString()))
+        waiting.append(connection.collect(stream))
+    connection.flush()
+    while not all(waiting):
+        ended = connection.receive()
+        if ended:
+            raise ConnectionError(f"a watcher was refused: {ended}")

@@ -1,0 +1,55 @@
+"""Two workers compared with one: what a call costs when both serve."""
+
+from tests.bench import arming, windows
+from tests.bench.figures import Figures, Row, at_most, ratio
+from tests.bench.plan import Block, Measure, Setting, Window
+from tests.bench.side import Side
+
+_CALLERS = 16
+
+
+def blocks(quick: bool) -> list[Block]:
+    """One block."""
+    return [
+        Block(
+            name="workers",
+            windows=[
+                Window("one", windows.cancel(_CALLERS, 1.5, 5_000)),
+                Window("two", _two_workers(1.5)),
+            ],
+            rows=[
+                Row(
+                    name="two workers ÷ one, CPU of the workers for a CancelTask, 16 callers",
+                    unit="×",
+                    value=ratio("cpu_us", "two", "one"),
+                    target=at_most(1.05),
+                ),
+                Row(
+                    name="two workers ÷ one, CancelTask, 16 callers, calls/s",
+                    unit="×",
+                    value=ratio("per_second", "two", "one"),
+                    less_is_better=False,
+                ),
+            ],
+            rounds=5,
+            quick_rounds=0,
+        )
+    ]
+
+
+def _two_workers(seconds: float) -> Measure:
+    def measure(setting: Setting, side: Side) -> Figures:
+        with side.second_worker(setting.folder / "second-worker.log") as (address, pid):
+            tasks = side.arm(5_000, setting.agent_address)
+            bodies = [windows.cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
+            connections = [
+                side.connect("CancelTask"),
+                side.connect("CancelTask", address=address),
+            ]
+            pids = [*side.worker_pids, pid]
+            figures = windows.figures_of(connections, bodies, _CALLERS, seconds, pids)
+            accepted = int(figures["calls"]) + windows.WARM_UP_CALLS * len(connections)
+            arming.check(side.database, tasks, accepted)
+            return figures
+
+    return measure

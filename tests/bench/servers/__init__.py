@@ -1,0 +1,1 @@
+"""The servers that the bench compares the service with, and its agent."""

@@ -1,0 +1,170 @@
+"""The windows: each makes calls of one kind for a while, and returns their figures."""
+
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
+
+from evershell.workspace.v1 import workspace_service_pb2
+
+from tests.bench import arming, http1, load
+from tests.bench.figures import Figures
+from tests.bench.http2 import Connection, message
+from tests.bench.load import Calls
+from tests.bench.plan import Measure, Setting
+from tests.bench.processes import cpu_seconds
+from tests.bench.servers import floor
+from tests.bench.side import Side
+
+UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, OK = 16, 7, 5, 0
+WARM_UP_CALLS = 5
+_HTTP_ACCEPTED = 202
+
+
+class WrongStatusError(Exception):
+    """A call of a window had another status than the window expects."""
+
+
+def cancel(callers: int, seconds: float, armed: int) -> Measure:
+    """CancelTask, each call for a task of its own. The outcomes are counted in the database."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        tasks = side.arm(armed, setting.agent_address)
+        bodies = [cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
+        connection = side.connect("CancelTask")
+        return _recorded(side, tasks, connection, bodies, callers, seconds, side.worker_pids)
+
+    return measure
+
+
+def record(callers: int, seconds: float, armed: int) -> Measure:
+    """The durable floor: the same change and an empty call to the agent, bare."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        tasks = side.arm(armed, setting.agent_address)
+        bodies = [message(workspace_id.encode()) for workspace_id in tasks.workspace_ids]
+        connection = _floor(setting, "Record")
+        return _recorded(side, tasks, connection, bodies, callers, seconds, [setting.floor_pid])
+
+    return measure
+
+
+def floor_method(method: str, callers: int, seconds: float) -> Measure:
+    """A method of the floor that takes a row's id."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        bodies = [message(row_id.encode()) for row_id in setting.row_ids]
+        connection = _floor(setting, method)
+        return figures_of(connection, cycle(bodies), callers, seconds, [setting.floor_pid])
+
+    return measure
+
+
+def get_task(callers: int, seconds: float) -> Measure:
+    """GetTask of running tasks."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        tasks = side.arm(100, setting.agent_address)
+        bodies = [
+            message(
+                workspace_service_pb2.GetTaskRequest(
+                    workspace_id=workspace_id, task_id=tasks.task_id(workspace_id)
+                ).SerializeToString()
+            )
+            for workspace_id in tasks.workspace_ids
+        ]
+        connection = side.connect("GetTask")
+        return figures_of(connection, cycle(bodies), callers, seconds, side.worker_pids)
+
+    return measure
+
+
+def refused(token: str, status: int, callers: int, seconds: float) -> Measure:
+    """CancelTask of a workspace that does not exist, refused with this status."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        connection = side.connect("CancelTask", token)
+        bodies = cycle([cancel_body("ws_unknown")])
+        return figures_of(connection, bodies, callers, seconds, side.worker_pids, status)
+
+    return measure
+
+
+def cancel_rest(seconds: float, armed: int) -> Measure:
+    """CancelTask by one caller over REST, through Envoy."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        tasks = side.arm(armed, setting.agent_address)
+        address = str(side.stack.ready["rest_url"]).removeprefix("http://")
+        headers = {"authorization": f"Bearer {side.stack.tokens['full_access']}"}
+        requests = iter(
+            [
+                http1.request(address, f"/v1/workspaces/{workspace_id}/task/cancel", headers)
+                for workspace_id in tasks.workspace_ids
+            ]
+        )
+        warm_up = http1.run(address, islice(requests, WARM_UP_CALLS), 1, seconds)
+        calls = http1.run(address, requests, 1, seconds)
+        expect(calls, _HTTP_ACCEPTED)
+        arming.check(side.database, tasks, warm_up.count + calls.count)
+        return calls.figures()
+
+    return measure
+
+
+def figures_of(
+    connection: Connection | Sequence[Connection],
+    bodies: Iterable[bytes],
+    callers: int,
+    seconds: float,
+    pids: Sequence[int],
+    status: int = OK,
+) -> dict[str, float]:
+    """Makes the calls, and closes the connections.
+
+    Adds the processor time that these processes use, in µs a call, and the number of calls.
+    """
+    remaining = iter(bodies)
+    connections = [connection] if isinstance(connection, Connection) else connection
+    try:
+        for each in connections:
+            expect(load.run([each], islice(remaining, WARM_UP_CALLS), 1, seconds), status)
+        cpu_began = cpu_seconds(pids)
+        calls = load.run(connections, remaining, callers, seconds)
+        used = cpu_seconds(pids) - cpu_began
+    finally:
+        for each in connections:
+            each.close()
+    expect(calls, status)
+    return {**calls.figures(), "cpu_us": used * 1e6 / calls.count, "calls": calls.count}
+
+
+def expect(calls: Calls, status: int) -> None:
+    """Raises WrongStatusError unless all calls had this status."""
+    if set(calls.statuses) != {status}:
+        raise WrongStatusError(f"expected {status}, got {dict(calls.statuses)}")
+
+
+def _recorded(
+    side: Side,
+    tasks: arming.Armed,
+    connection: Connection,
+    bodies: Sequence[bytes],
+    callers: int,
+    seconds: float,
+    pids: Sequence[int],
+) -> Figures:
+    """Makes calls that record cancellations, and compares their number with the database."""
+    postgres = side.postgres_pids()
+    cpu_began = cpu_seconds(postgres)
+    figures = figures_of(connection, bodies, callers, seconds, pids)
+    used = cpu_seconds(postgres) - cpu_began
+    arming.check(side.database, tasks, int(figures["calls"]) + WARM_UP_CALLS)
+    return {**figures, "postgres_us": used * 1e6 / figures["calls"]}
+
+
+def cancel_body(workspace_id: str) -> bytes:
+    request = workspace_service_pb2.CancelTaskRequest(workspace_id=workspace_id)
+    return message(request.SerializeToString())
+
+
+def _floor(setting: Setting, method: str) -> Connection:
+    return Connection(setting.floor_address, f"/{floor.SERVICE}/{method}")
