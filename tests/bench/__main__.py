@@ -97,7 +97,7 @@ def _running(options: Options, folder: Path) -> Iterator[Setting]:
             stack.callback(side.stop)
             side.start()
         home = sides[-1]
-        row_ids = arming.create_rows(home.database, _FLOOR_ROWS)
+        row_ids = arming.prepare_floor(home.database, _FLOOR_ROWS)
         agent_port, floor_port = processes.free_port(), processes.free_port()
         agent_address = f"127.0.0.1:{agent_port}"
         stack.enter_context(

@@ -6,6 +6,8 @@ from typing import Any
 
 import psycopg
 
+from tests.bench.servers import floor
+
 ORG_ID = "org_demo"
 # The number of the events that a running task has: provisioned, submitted, started.
 _EVENTS = 3
@@ -116,8 +118,9 @@ def remove(database: psycopg.Connection[Any]) -> None:
         database.execute("DELETE FROM workspaces WHERE id LIKE 'ws\\_b%\\_%'")
 
 
-def create_rows(database: psycopg.Connection[Any], count: int) -> list[str]:
-    """Creates the table that the floor reads and updates, and returns its ids."""
+def prepare_floor(database: psycopg.Connection[Any], count: int) -> list[str]:
+    """Creates the floor's function, and the table that it reads and updates. Returns its ids."""
+    database.execute(floor.RECORD_FUNCTION.encode())
     database.execute("DROP TABLE IF EXISTS bench_rows")
     database.execute("CREATE TABLE bench_rows (id text PRIMARY KEY, number bigint NOT NULL)")
     database.execute(

@@ -18,7 +18,10 @@ Database = psycopg.Connection[Any]
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     with psycopg.connect(database_url, autocommit=True) as connection:
+        arming.prepare_floor(connection, 1)
         yield connection
+        connection.execute("DROP TABLE bench_rows")
+        connection.execute("DROP FUNCTION bench_record_cancellation")
 
 
 @pytest.fixture

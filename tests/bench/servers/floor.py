@@ -7,7 +7,7 @@ Each method is bare: bytes in, bytes out, no authentication, no checks, no log.
 | Empty | nothing |
 | Select | reads one row of `bench_rows` |
 | Update | updates one row of `bench_rows`, then calls an agent |
-| Record | records a cancellation with the service's own SQL function, then calls an agent |
+| Record | runs `bench_record_cancellation`, then calls an agent |
 | Stream | sends as many messages as the request says, of the size that it says |
 
 The request of Select, Update and Record is an id as text, that of Stream is `count size`.
@@ -19,6 +19,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -32,6 +33,8 @@ SERVICE = "bench.Floor"
 # As many as a worker of the service has by default.
 _CONNECTIONS = 10
 RECORD = "SELECT recorded FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+# Creates the function that Record calls.
+RECORD_FUNCTION = Path(__file__).with_name("record_cancellation.sql").read_text()
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
