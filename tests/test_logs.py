@@ -121,6 +121,8 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
     logs.configure("agent", "INFO", epoch=3)
     write(structlog.get_logger())
     with_structlog = written()
+    # The log of libraries has to be captured again.
+    logging.getLogger().handlers.clear()
     write(logs.configure_plain("agent", epoch=3))
     without = written()
     assert len(without) == 7

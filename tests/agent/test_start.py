@@ -42,7 +42,8 @@ ALLOWED_ROOMS = {"agent", "core", "crash_points", "pod", "telemetry"}
 ALLOWED_CORE = {"server.core", "server.core.agent_events", "server.core.task", "server.core.trace"}
 # grpc loads only the names of these packages, not their content.
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
-MAX_PRIVATE_KIB = 20 * 1024
+# On two cores it is 18 MiB. More cores have more threads of gRPC.
+MAX_PRIVATE_KIB = 22 * 1024
 
 
 @pytest.fixture
