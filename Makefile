@@ -10,8 +10,8 @@ STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench peers chaos soak gen \
-	format lock clean
+.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame peers chaos \
+	soak gen format lock clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
@@ -52,6 +52,9 @@ coverage: $(READY) ## run the tests of make test, and print the lines of server/
 
 bench: $(BENCH_READY) ## compare the speed with the least possible (QUICK=1 ROWS=text ROUNDS=n COMPARE=path STRICT=1)
 	@exec $(BIN)/python -m tests.bench
+
+flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs/flame.svg
+	@exec $(BIN)/python -m tests.bench.flame
 
 chaos: $(READY) ## cancel tasks while programs and disks fail at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
