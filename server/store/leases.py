@@ -1,13 +1,15 @@
 """The leases of agents. The clock of the database alone decides how long they last."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from server.core.change import Locked
 from server.core.ports import RENEW_BELOW_SHARE, Clock, Leased
 from server.core.workspace import Workspace
+from server.store.group_commit import GroupCommit
 from server.store.pool import Connection, Pool, connected
-from server.store.rows import TASK_COLUMNS, WORKSPACE_COLUMNS, task_of, workspace_of
+from server.store.rows import TASK_COLUMNS, WORKSPACE_COLUMNS, Row, task_of, workspace_of
 
 _W = ", ".join(f"(w).{column}" for column in WORKSPACE_COLUMNS)
 _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
@@ -19,29 +21,37 @@ _EXTEND_LEASE = (
 )
 
 
+# A heartbeat may wait for the previous statement, so that the next one carries many.
+_MAX_BATCH, _AT_ONCE = 64, 1
+_FIRST_OF_TASK = 1 + len(WORKSPACE_COLUMNS)
+
+# A workspace id, an epoch and the length of a lease in seconds.
+_Request = tuple[str, int, float]
+
+
 class Leases:
-    """Renews leases."""
+    """Renews leases. Heartbeats that arrive at the same time share a statement."""
 
     def __init__(self, pool: Pool, clock: Clock | None = None) -> None:
         """Tests replace the clock of the database with `clock`."""
         self._pool = pool
         self._clock = clock
+        self._group = GroupCommit(self._renew, max_batch=_MAX_BATCH, at_once=_AT_ONCE)
 
     async def renew(self, workspace_id: str, epoch: int, lease_seconds: float) -> Leased | None:
         """Implements Store.renew_lease of server.core.ports."""
-        parameters = ([workspace_id], [epoch], [lease_seconds], RENEW_BELOW_SHARE, self._now())
+        return await self._group((workspace_id, epoch, lease_seconds))
+
+    async def drained(self) -> None:
+        """Returns when no shared statement is in flight."""
+        await self._group.drained()
+
+    async def _renew(self, requests: Sequence[_Request]) -> Sequence[Leased | None]:
+        columns = (list(column) for column in zip(*requests, strict=True))
+        parameters = (*columns, RENEW_BELOW_SHARE, self._now())
         async with connected(self._pool) as connection:
             cursor = await connection.execute(_RENEW_LEASES, parameters, prepare=True, binary=True)
-            row = await cursor.fetchone()
-        assert row is not None
-        after_workspace = 1 + len(WORKSPACE_COLUMNS)
-        if row[1] is None:
-            return None
-        task = None if row[after_workspace] is None else task_of(row[after_workspace:])
-        return Leased(
-            Locked(workspace_of(row[1:after_workspace]), task),
-            lease_seconds=float("-inf") if row[0] is None else row[0],
-        )
+            return [_leased(row) for row in await cursor.fetchall()]
 
     async def extend(
         self, connection: Connection, workspace: Workspace, lease_seconds: float
@@ -56,3 +66,11 @@ class Leases:
 
     def _now(self) -> datetime | None:
         return None if self._clock is None else self._clock()
+
+
+def _leased(row: Row) -> Leased | None:
+    if row[1] is None:
+        return None
+    task = None if row[_FIRST_OF_TASK] is None else task_of(row[_FIRST_OF_TASK:])
+    seconds = float("-inf") if row[0] is None else row[0]
+    return Leased(Locked(workspace_of(row[1:_FIRST_OF_TASK]), task), seconds)

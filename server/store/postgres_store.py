@@ -95,8 +95,8 @@ class PostgresStore(FleetReads):
         return await self._cancellations.record(permission, workspace_id, task_id, intent, trace_id)
 
     async def drained(self) -> None:
-        """Returns when no cancellation is in flight, even one whose caller was cancelled."""
-        await self._cancellations.drained()
+        """Returns when no shared statement is in flight, even one whose callers were cancelled."""
+        await asyncio.gather(self._cancellations.drained(), self._leases.drained())
 
     async def transition(
         self, workspace_id: str, decide: Callable[[Locked], Change]
