@@ -9,7 +9,7 @@ from server.agent.session import Session
 from server.core.task import Phase
 
 # Each interval is multiplied by a random factor between these.
-_JITTER = (0.9, 1.1)
+JITTER = (0.9, 1.1)
 
 
 class Heartbeat:
@@ -35,7 +35,7 @@ class Heartbeat:
         while True:
             try:
                 interval_seconds = self._lease.heartbeat_interval_seconds
-                jitter = random.uniform(*_JITTER)  # noqa: S311 - not a secret
+                jitter = random.uniform(*JITTER)  # noqa: S311 - not a secret
                 async with asyncio.timeout(interval_seconds * jitter):
                     await self._requested.wait()
             except TimeoutError:

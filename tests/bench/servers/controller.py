@@ -1,0 +1,48 @@
+"""A fleet controller for the bench. Its pods are always alive and never end.
+
+Everything else is the program `fleet`, with the same environment variables. Run by its path, so
+that it can also run the code of another checkout.
+"""
+
+import asyncio
+from typing import Any
+from unittest.mock import patch
+
+import uvloop
+
+from server import bootstrap, programs
+from server.config import Settings
+
+
+class AlivePods:
+    """Implements server.fleet.pods.Pods for workspaces whose agents are simulated."""
+
+    def was_started(self, workspace: object) -> bool:
+        return True
+
+    async def start(self, workspace: object) -> None:
+        raise OSError("the bench starts no pods")
+
+    async def wait_exit(self, workspace: object) -> None:
+        await asyncio.Event().wait()
+
+    def is_alive(self, workspace: object) -> bool:
+        return True
+
+    def has_files(self, workspace_id: str) -> bool:
+        return True
+
+    def log_tail(self, workspace_id: str) -> str:
+        return ""
+
+    async def end(self, workspace: object, grace_seconds: float) -> bool:
+        return True
+
+
+def _alive_pods(*_: Any, **__: Any) -> AlivePods:
+    return AlivePods()
+
+
+if __name__ == "__main__":
+    with patch.object(bootstrap, "LocalPods", _alive_pods):
+        uvloop.run(programs.fleet(Settings.read()))
