@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
+import structlog
+
 from server.api import chain
 from server.api.interceptors.authentication import Authentication
 from server.api.interceptors.interceptor import Interceptor
@@ -23,7 +25,7 @@ from server.core.bounds import Bounds
 from server.core.ports import Agents, Clock, Store
 from server.core.runtime import AgentIdentity, Runtime
 from server.crash_points import CrashPoints, kind_of, replaced
-from server.fleet import processes
+from server.fleet import isolation, processes
 from server.fleet.agent_client import AgentClient
 from server.fleet.controller import Controller
 from server.fleet.leader import lead
@@ -38,6 +40,8 @@ from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
 from server.telemetry.metrics import MeasuredAgents, Metrics
+
+log = structlog.get_logger()
 
 
 class NotSetUpError(Exception):
@@ -103,12 +107,16 @@ async def fleet(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A fleet controller. The yielded function runs it while this process leads.
 
-    Raises NotSetUpError.
+    Raises NotSetUpError and IsolationError.
     """
     pod_tokens = PodTokens(_signing_key(settings))
-    spec_for = _spec_for(settings, pod_tokens)
+    pod_isolation = await asyncio.to_thread(
+        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+    )
+    log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
+    spec_for = _spec_for(settings, pod_tokens, pod_isolation.bwrap)
     become_subreaper()
-    pods = LocalPods(settings.state_dir, spec_for, processes.leftovers)
+    pods = LocalPods(settings.state_dir, spec_for, processes.leftovers, pod_isolation)
     bounds = Bounds(
         model_timeout_seconds=settings.model_timeout_seconds,
         tool_timeout_seconds=settings.tool_timeout_seconds,
@@ -214,7 +222,9 @@ async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
         await server.set_serving(serving=False)
 
 
-def _spec_for(settings: Settings, pod_tokens: PodTokens) -> Callable[[AgentIdentity], PodSpec]:
+def _spec_for(
+    settings: Settings, pod_tokens: PodTokens, bwrap: str
+) -> Callable[[AgentIdentity], PodSpec]:
     def spec_for(agent: AgentIdentity) -> PodSpec:
         return PodSpec(
             workspace_id=agent.workspace_id,
@@ -228,6 +238,11 @@ def _spec_for(settings: Settings, pod_tokens: PodTokens) -> Callable[[AgentIdent
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             crash_points_dir=str(settings.crash_points_dir or ""),
+            bwrap=bwrap,
+            tool_memory_mb=settings.tool_memory_mb,
+            tool_processes=settings.tool_processes,
+            tool_file_mb=settings.tool_file_mb,
+            tool_has_network=settings.tool_network == "host",
         )
 
     return spec_for

@@ -55,6 +55,17 @@ class Settings(BaseSettings):
     # An agent that does not renew its lease for this long is lost.
     lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
 
+    # Whether pods run in a sandbox. `auto` uses one if it works on this machine; `sandbox` does not
+    # start without one.
+    pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
+    # The limits of a tool in a sandbox: the memory of each of its processes, the number of its
+    # processes, and the size of each file that it writes.
+    tool_memory_mb: int = Field(2048, ge=64)
+    tool_processes: int = Field(512, ge=16)
+    tool_file_mb: int = Field(4096, ge=1)
+    # The network of a tool in a sandbox: none, or that of this machine.
+    tool_network: Literal["none", "host"] = "none"
+
     # The issuer and the audience of session tokens.
     jwt_issuer: str = "https://auth.evershell.ai"
     jwt_audience: str = "evershell"

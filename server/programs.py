@@ -34,7 +34,7 @@ async def serve(settings: Settings, port: int) -> None:
 async def fleet(settings: Settings) -> None:
     """Runs one fleet controller until SIGTERM or SIGINT. Pods continue to run.
 
-    Raises NotSetUpError.
+    Raises NotSetUpError and IsolationError.
     """
     metrics = _log_and_metrics("fleet", settings)
     async with bootstrap.fleet(settings, metrics, now) as lead:

@@ -22,6 +22,7 @@ from server.agent.token_verifier import TokenVerifier
 from server.agent.tools import ShellTool, Tool
 from server.crash_points import CrashPoints
 from server.pod.process import become_subreaper
+from server.pod.sandbox import ToolLimits, tool_command
 from server.pod.spec import PodSpec
 from server.telemetry.logs import Log
 
@@ -104,7 +105,16 @@ def _endpoint(spec: PodSpec) -> Endpoint:
 
 
 def _shell(spec: PodSpec) -> ShellTool:
-    return ShellTool(Path(spec.files_dir), spec.workspace_id, spec.epoch, spec.tool_timeout_seconds)
+    own = Path(spec.files_dir), spec.workspace_id, spec.epoch, spec.tool_timeout_seconds
+    if not spec.bwrap:
+        return ShellTool(*own)
+    limits = ToolLimits(
+        memory_bytes=spec.tool_memory_mb * 2**20,
+        processes=spec.tool_processes,
+        file_bytes=spec.tool_file_mb * 2**20,
+        has_network=spec.tool_has_network,
+    )
+    return ShellTool(*own, lambda command: tool_command(spec.bwrap, command, limits))
 
 
 @contextmanager

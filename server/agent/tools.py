@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -47,7 +47,7 @@ class ToolResult:
     """The result of a tool call."""
 
     status: ToolStatus
-    # Minus the number of the signal, if a signal ended the process.
+    # If a signal ended the process: minus its number; in a sandbox, 128 and its number.
     exit_code: int = 0
     output: str = ""
     truncated_bytes: int = 0
@@ -84,11 +84,20 @@ class ShellTool:
     name = "shell"
 
     def __init__(
-        self, files_dir: Path, workspace_id: str, epoch: int, timeout_seconds: float
+        self,
+        files_dir: Path,
+        workspace_id: str,
+        epoch: int,
+        timeout_seconds: float,
+        in_sandbox: Callable[[list[str]], list[str]] = lambda command: command,
     ) -> None:
-        """Raises OSError if the folder cannot be opened."""
+        """`in_sandbox` returns the command that runs a command in a sandbox.
+
+        Raises OSError if the folder cannot be opened.
+        """
         self._directory = WorkingDirectory(files_dir)
         self._timeout_seconds = timeout_seconds
+        self._in_sandbox = in_sandbox
         self._environment: Mapping[str, str] = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._directory.path),
@@ -117,9 +126,7 @@ class ShellTool:
         with os.fdopen(read_end, "rb", buffering=0) as reader:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    "/bin/sh",
-                    "-c",
-                    command,
+                    *self._in_sandbox(["/bin/sh", "-c", command]),
                     cwd=self._directory.by_descriptor,
                     env=self._environment,
                     stdin=asyncio.subprocess.DEVNULL,

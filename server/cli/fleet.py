@@ -7,6 +7,7 @@ import click
 from server import programs
 from server.bootstrap import NotSetUpError
 from server.cli.environment import read_settings
+from server.fleet.isolation import IsolationError
 
 
 @click.command(help="Run one fleet controller, which leads or stands by.")
@@ -14,5 +15,5 @@ def fleet() -> None:
     """Runs until SIGTERM or SIGINT."""
     try:
         asyncio.run(programs.fleet(read_settings()))
-    except NotSetUpError as error:
+    except (NotSetUpError, IsolationError) as error:
         raise click.ClickException(str(error)) from error

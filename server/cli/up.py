@@ -5,6 +5,7 @@ import asyncio
 import click
 
 from server.cli.environment import read_settings
+from server.fleet.isolation import IsolationError
 from server.stack.envoy.config import EdgeConfigurationError
 from server.stack.up import CannotStartError
 from server.stack.up import up as run
@@ -18,5 +19,5 @@ def up() -> None:
     logs.configure("up", settings.log_level)
     try:
         asyncio.run(run(settings))
-    except (CannotStartError, EdgeConfigurationError) as error:
+    except (CannotStartError, EdgeConfigurationError, IsolationError) as error:
         raise click.ClickException(str(error)) from error

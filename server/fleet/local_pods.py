@@ -1,16 +1,16 @@
 """Pods on this machine: an agent's process with a folder of its own.
 
 Pods outlive the controller that started them: pod_records.py stores what another controller needs
-to take over. A record is only a hint, because tools run as the controller's user and can forge it.
-The kernel confirms it: a process is an agent only if the environment that its parent gave it and
-its start time match the record. A controller remembers the agents that it has started itself.
+to take over. A record is only a hint, because tools without a sandbox (isolation.py) run as the
+controller's user and can forge it. The kernel confirms it: a process is an agent only if the
+environment that its parent gave it and its start time match the record. A controller remembers the
+agents that it has started itself.
 """
 
 import asyncio
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import asdict
@@ -21,6 +21,7 @@ import psutil
 from server.core.runtime import AgentIdentity
 from server.core.workspace import Workspace
 from server.fleet import processes
+from server.fleet.isolation import Isolation, NoIsolation, Started
 from server.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
 from server.fleet.processes import AllPods, Pod, ProcessId, Scans
 from server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
@@ -38,8 +39,9 @@ class LocalPods:
         state_dir: Path,
         spec_for: Callable[[AgentIdentity], PodSpec],
         leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
+        isolation: Isolation | None = None,
     ) -> None:
-        """Keeps all files of the pods below `state_dir`.
+        """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
 
         `leftovers` takes the ids of the processes that this object has started. It returns all
         other children of this process, which are processes that dead agents have left.
@@ -48,9 +50,10 @@ class LocalPods:
         self._records = PodRecords(state_dir)
         self._spec_for = spec_for
         self._leftovers = leftovers
+        self._isolation = isolation or NoIsolation()
         self._scans = Scans()
         # The agents that this controller has started, by workspace id and epoch.
-        self._started: dict[tuple[str, int], ProcessId] = {}
+        self._started: dict[tuple[str, int], Started] = {}
 
     def was_started(self, workspace: Workspace) -> bool:
         record = self._record(workspace.id)
@@ -69,25 +72,27 @@ class LocalPods:
             self._records.created_files(workspace.id) as files,
             self._records.open_log(workspace.id) as log,
         ):
-            process = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
+            started = await self._isolation.start(
+                workspace,
                 # -P: imports nothing from the working directory, to which tools can write.
                 [sys.executable, "-P", "-m", "server.agent"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                # Names the folder by descriptor, because a tool may have replaced it at its path.
-                cwd=f"/proc/self/fd/{files}",
-                env=self._environment(workspace),
-                start_new_session=True,
+                self._environment(workspace),
+                files=files,
+                log=log,
             )
-        agent = ProcessId.of(process.pid)
-        self._started[workspace.id, workspace.epoch] = agent
-        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id, agent))
+        self._started[workspace.id, workspace.epoch] = started
+        record = AgentRecord(
+            workspace.epoch,
+            workspace.run_id,
+            started.agent,
+            is_init=self._isolation.agent_is_init,
+        )
+        self._records.write(workspace.id, record)
         spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
-        assert process.stdin is not None
+        assert started.child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(asdict(spec)).encode())
-            process.stdin.close()
+            started.child.stdin.write(json.dumps(asdict(spec)).encode())
+            started.child.stdin.close()
 
     def _environment(self, workspace: Workspace) -> dict[str, str]:
         return {
@@ -135,11 +140,15 @@ class LocalPods:
         is_known = self._is_known(workspace)
         own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
         stopped = await processes.end_all(
-            Pod(workspace.id, workspace.epoch, [self._started[key] for key in own]),
+            Pod(workspace.id, workspace.epoch, [self._started[key].agent for key in own]),
             grace_seconds=grace_seconds,
-            leftovers=lambda: self._leftovers({agent.pid for agent in self._started.values()}),
+            leftovers=lambda: self._leftovers(
+                {pid for each in self._started.values() for pid in each.pids}
+            ),
             scans=self._scans,
         )
+        if not is_known:
+            is_known = self._has_ended_with_its_init(workspace)
         if stopped:
             for key in own:
                 self._started.pop(key, None)
@@ -160,11 +169,25 @@ class LocalPods:
             return False
         return record is None or record.process is None
 
+    def _has_ended_with_its_init(self, workspace: Workspace) -> bool:
+        """Whether the kernel has ended everything in the pod, because its init process has ended.
+
+        An init process ends only after all others of its PID namespace: pid_namespaces(7).
+        """
+        record = self._record(workspace.id)
+        return (
+            record is not None
+            and record.epoch == workspace.epoch
+            and record.process is not None
+            and record.is_init
+            and not record.process.is_running()
+        )
+
     def _agent(self, workspace: Workspace) -> ProcessId | None:
         """The agent of this epoch; None if it does not run."""
         own = self._started.get((workspace.id, workspace.epoch))
         if own is not None:
-            return own if own.is_running() else None
+            return own.agent if own.agent.is_running() else None
         record = self._record(workspace.id)
         if record is None or record.process is None or record.epoch != workspace.epoch:
             return None
@@ -177,7 +200,7 @@ class LocalPods:
         """The agent that was started last."""
         own = [epoch for started, epoch in self._started if started == workspace_id]
         if own:
-            return self._started[workspace_id, max(own)]
+            return self._started[workspace_id, max(own)].agent
         record = self._record(workspace_id)
         return record.process if record is not None else None
 

@@ -23,7 +23,9 @@ from server.fleet.processes import ProcessId
 
 _FLEET, _PODS, _FILES = "fleet", "pods", "files"
 _AGENT, _LOG, _PID = "agent", "log", "pid"
-_AGENT_TEXT = re.compile(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,64})(?: ([0-9]{1,9}) ([0-9]{1,18}))?")
+_AGENT_TEXT = re.compile(
+    r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,64})(?: ([0-9]{1,9}) ([0-9]{1,18})( init)?)?"
+)
 _LOG_TAIL_BYTES = 2_000
 
 
@@ -41,6 +43,9 @@ class AgentRecord:
     run: str
     # None if the agent has not started yet or is known to have ended.
     process: ProcessId | None = None
+    # Whether the process is the init process of a PID namespace, so that everything in the pod ends
+    # with it.
+    is_init: bool = False
 
 
 class PodRecords:
@@ -69,14 +74,16 @@ class PodRecords:
         match = _AGENT_TEXT.fullmatch(text)
         if match is None:
             raise UnreadableError
-        epoch, run, pid, started_at = match.groups()
-        return AgentRecord(int(epoch), run, ProcessId(int(pid), int(started_at)) if pid else None)
+        epoch, run, pid, started_at, init = match.groups()
+        process = ProcessId(int(pid), int(started_at)) if pid else None
+        return AgentRecord(int(epoch), run, process, is_init=init is not None)
 
     def write(self, workspace_id: str, record: AgentRecord) -> None:
         """Replaces the record and the `pid` file. Raises OSError."""
         process = record.process
         with pod_files.created(self._base, _FLEET, workspace_id) as folder:
             started = f" {process.pid} {process.started_at}" if process is not None else ""
+            started += " init" if record.is_init else ""
             pod_files.write(folder, _AGENT, f"{record.epoch} {record.run}{started}")
         if process is not None:
             with pod_files.created(self._base, _PODS, workspace_id) as folder:

@@ -24,6 +24,13 @@ class PodSpec:
     openai_api_key: str = field(default="", repr=False)
     model_timeout_seconds: float = 120.0
     tool_timeout_seconds: float = 600.0
+    # The program bwrap, with which tools are started in a sandbox; without one if empty.
+    bwrap: str = ""
+    tool_memory_mb: int = 2048
+    tool_processes: int = 512
+    tool_file_mb: int = 4096
+    # Whether tools in a sandbox share the network of the agent.
+    tool_has_network: bool = False
     # The agent listens on this address and registers it with the control plane.
     listen_host: str = "127.0.0.1"
     # For tests: the folder that arms crash points (crash_points.py). Empty: no crash points.

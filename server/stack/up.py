@@ -18,7 +18,7 @@ from ulid import ULID
 from server.auth.pod_tokens import new_key
 from server.config import Settings
 from server.core.errors import UnavailableError
-from server.fleet import processes
+from server.fleet import isolation, processes
 from server.fleet.local_pods import end_every_pod
 from server.programs import now
 from server.signals import END_WAITS, stop_signal
@@ -97,12 +97,21 @@ async def _start(
     Returns the settings, completed with the database's URL and the run id.
     """
     await asyncio.to_thread(edge.configure)
+    pods = await asyncio.to_thread(
+        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+    )
+    _print(f"Isolation of pods: {pods.name}. It lacks {pods.lacks}.")
     if settings.database_url:
         _print("Connecting to the database that DATABASE_URL names …")
     else:
         _print("Starting PostgreSQL …")
     settings = settings.model_copy(
-        update={"run_id": str(ULID()), "database_url": await _database(settings, supervisor)}
+        update={
+            "run_id": str(ULID()),
+            "database_url": await _database(settings, supervisor),
+            # Also for a controller that is restarted.
+            "pod_isolation": pods.name,
+        }
     )
     try:
         await asyncio.to_thread(migrate, settings.database_url)

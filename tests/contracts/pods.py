@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import pytest
 from server.core.runtime import Runtime
 from server.core.workspace import Workspace
 from server.fleet import processes
+from server.fleet.isolation import Isolation
 from server.fleet.local_pods import LocalPods
 from server.fleet.pods import Pods
 from server.fleet.processes import Pod
@@ -24,6 +25,7 @@ from tests.invariants.record import Record
 from tests.invariants.spy_store import SpyStore
 from tests.support.fakes import FakeStore
 from tests.support.fleet import FakePods
+from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
@@ -72,7 +74,10 @@ class PodsCase(Protocol):
         """Whether an agent or a tool runs in a pod of the workspace."""
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Returns the port of a controller that cannot know what runs in this pod."""
+        """Returns the port of a controller that cannot know what runs in this pod.
+
+        Skips the test if every controller knows it.
+        """
 
 
 class LocalCase:
@@ -80,26 +85,33 @@ class LocalCase:
 
     last_line = "last line"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, isolation: Isolation | None = None) -> None:
         self.folder = folder
-        self.pods = LocalPods(folder, spec_for)
+        self._isolation = isolation
+        self.pods = self.other_controller()
         self._used: set[str] = set()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, folder: Path) -> AsyncIterator["LocalCase"]:
+    async def open(
+        cls, folder: Path, isolation: Isolation | None = None
+    ) -> AsyncIterator["LocalCase"]:
         program = folder / "agent"
         program.write_text(_AGENT)
-        program.chmod(0o700)
-        case = cls(folder)
+        program.chmod(0o755)
+        case = cls(folder, isolation)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(sys, "executable", str(program))
             yield case
         for workspace_id in case._used:
             await processes.end_all(Pod(workspace_id), grace_seconds=0)
 
-    def other_controller(self) -> Pods:
-        return LocalPods(self.folder, spec_for)
+    @classmethod
+    def open_in_sandbox(cls, folder: Path) -> AbstractAsyncContextManager["LocalCase"]:
+        return cls.open(folder, working_sandbox(folder))
+
+    def other_controller(self) -> LocalPods:
+        return LocalPods(self.folder, spec_for, isolation=self._isolation)
 
     async def start(self, workspace: Workspace) -> None:
         self._used.add(workspace.id)
@@ -122,7 +134,12 @@ class LocalCase:
         return bool(processes.find(Pod(workspace_id)))
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Only the controller that started an agent can find its tools after its death."""
+        """Only the controller that started an agent can find its tools after its death.
+
+        In a sandbox, the tools have ended.
+        """
+        if self._isolation is not None:
+            pytest.skip("in a sandbox, the kernel ends the tools with the agent")
         await self.kill(workspace)
         return self.other_controller()
 

@@ -1,5 +1,7 @@
 """Forced cancellation: it interrupts the iteration in time, with all its processes."""
 
+import os
+import signal
 import time
 
 import psutil
@@ -111,12 +113,13 @@ def test_a_force_deadline_reaches_the_agent_after_its_signal_was_lost(
 
 
 def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
-    """A tool stops its agent with SIGSTOP.
+    """The agent is frozen.
 
     The controller ends the pod 2 s after the deadline, long before the lease of 30 s expires.
     """
-    task_id = workspace.submit(f"kill -STOP $PPID; sleep {PLAIN}", "touch never")
+    task_id = workspace.submit(f"sleep {PLAIN}", "touch never")
     eventually(lambda: running(PLAIN))
+    os.kill(workspace.stack.agent_pid(workspace.id), signal.SIGSTOP)
     began = time.monotonic()
     failed = workspace.rest.fails(
         "POST", f"{workspace.path}/task/cancel", json={"force_after": "1s"}

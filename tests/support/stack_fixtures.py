@@ -15,6 +15,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack of all tests that do not stop it. Metrics and crash points are on."""
     folder = tmp_path_factory.mktemp("stack")
     (folder / "points").mkdir()
+    # The agents of root run as other users.
+    (folder / "points").chmod(0o777)
     running = Stack(
         folder / "state",
         METRICS_PORT=str(free_ports(3, in_a_row=3)[0]),

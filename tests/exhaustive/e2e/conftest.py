@@ -15,6 +15,8 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
     points.mkdir()
+    # The agents of root run as other users.
+    points.chmod(0o777)
     running = Stack(
         folder / "state", CRASH_POINTS_DIR=str(points), LEASE_SECONDS="600", WORKERS="3"
     )

@@ -1,9 +1,10 @@
-"""Tests tools that write to their pod's folder and to the records of the controller.
+"""Tests tools without a sandbox, which write to their pod's folder and to the controller's records.
 
 The tools must not harm other pods.
 """
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,19 @@ from tests.support.stack import Stack, Workspace, running
 from tests.support.waiting import eventually
 
 # A unique duration identifies these processes.
-LEFT = "86400.9375"
+LEFT, HIDDEN, DETACHED = "86400.9375", "86400.375", "86400.625"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose pods have no sandbox."""
+    own = Stack(tmp_path_factory.mktemp("open") / "state", POD_ISOLATION="none")
+    try:
+        own.start()
+        yield own
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()
 
 
 @pytest.fixture
@@ -109,7 +122,7 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
 
     The escaped process kills its agent after the controller that started both agents has died.
     """
-    own = Stack(tmp_path / "state", WORKERS="1")
+    own = Stack(tmp_path / "state", WORKERS="1", POD_ISOLATION="none")
     try:
         own.start()
         hiding, evading = Workspace(own), Workspace(own)
@@ -131,3 +144,30 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
         assert not own.is_alive(agent) and running(LEFT) == []
     finally:
         own.kill_if_running()
+
+
+@pytest.mark.parametrize(
+    ("controller", "work_stopped"), [("the one that started it", "yes"), ("a later one", "unknown")]
+)
+def test_work_stopped_is_yes_only_if_the_controller_can_see_a_detached_tool(
+    stack: Stack, workspace: Workspace, controller: str, work_stopped: str
+) -> None:
+    """A tool leaves its session, its folder and its environment, and kills its agent.
+
+    The controller that started the agent is a subreaper: it inherits and ends the tool. A
+    later controller may not find the tool, so it reports `unknown`.
+    """
+    if controller == "a later one":
+        (leader,) = stack.pids("fleet")
+        stack.kill(leader)
+        eventually(lambda: stack.pids("fleet") not in ([], [leader]))
+        # A workspace that becomes idle shows that the new controller leads.
+        Workspace(stack)
+    script = f"kill -9 $1; exec sleep {DETACHED}"
+    detached = f"(cd /; env -i setsid /bin/sh -c '{script}' x $PPID > /dev/null 2>&1 &)"
+    end = workspace.await_end(workspace.submit(f"{detached}; sleep {HIDDEN}"))
+    assert (end["status"], end["work_stopped"]) == ("failed", work_stopped)
+    left = running(DETACHED)
+    assert left == [] or work_stopped == "unknown"
+    for pid in left:
+        stack.kill(pid)

@@ -67,6 +67,13 @@ def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_
     assert "Traceback" not in said
 
 
+def test_a_wanted_sandbox_that_does_not_work_is_told_in_a_line(tmp_path: Path) -> None:
+    own = Stack(tmp_path / "state", POD_ISOLATION="sandbox", PATH=str(tmp_path))
+    said = own.refuses_to_start()
+    assert "POD_ISOLATION is sandbox, which does not work here: bwrap was not found" in said
+    assert "Traceback" not in said
+
+
 def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
     for environment in ({}, {"DATABASE_URL": empty_database_url}):
         own = Stack(tmp_path / "state", **environment)

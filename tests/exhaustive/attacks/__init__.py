@@ -1,0 +1,1 @@
+"""Attacks on a running stack. Each of them has to be refused."""

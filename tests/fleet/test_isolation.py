@@ -1,0 +1,228 @@
+"""The sandbox of local pods, with a small program instead of the agent.
+
+tests/exhaustive/attacks tests what a tool can reach from within.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server.core.workspace import Workspace
+from server.fleet import isolation, processes
+from server.fleet.isolation import IsolationError, NoIsolation, Sandbox
+from server.fleet.local_pods import LocalPods
+from server.fleet.processes import Pod
+from server.pod.sandbox import FILES, ToolLimits, agent_command, tool_command
+from tests.support import world
+from tests.support.fleet import RUN_ID
+from tests.support.sandbox import working_sandbox
+from tests.support.small_agent import AGENT, spec_for, wait_start
+
+LIMITS = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
+new_pods = partial(LocalPods, spec_for=spec_for, leftovers=processes.leftovers)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    found = working_sandbox(tmp_path)
+    program = tmp_path / "agent"
+    program.write_text(AGENT)
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    return found
+
+
+@pytest.fixture
+async def pods(sandbox: Sandbox, tmp_path: Path, workspace: Workspace) -> AsyncIterator[LocalPods]:
+    yield new_pods(tmp_path, isolation=sandbox)
+    await processes.end_all(Pod(workspace.id), grace_seconds=0)
+
+
+async def test_an_agent_in_a_sandbox_receives_what_it_would_without_one(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    await pods.start(workspace)
+    received = await wait_start(tmp_path, workspace)
+    assert received["cwd"] == FILES
+    assert "a secret token" in str(received["stdin"])
+    assert "secret" not in str(received["environment"])
+    for process in (_agent(tmp_path, workspace), *_agent(tmp_path, workspace).parents()):
+        assert "a secret token" not in str(process.cmdline())
+
+
+async def test_a_pod_is_alive_as_soon_as_it_was_started(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    """bwrap first runs with another folder and environment than the agent's."""
+    await pods.start(workspace)
+    assert pods.is_alive(workspace)
+    assert new_pods(tmp_path).is_alive(workspace)
+
+
+async def test_the_agent_of_root_has_a_user_of_its_own_and_no_privileges(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    await pods.start(workspace)
+    agent = _agent(tmp_path, workspace)
+    status = Path(f"/proc/{agent.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status and "CapEff:\t0000000000000000" in status
+    assert "CapBnd:\t0000000000000000" in status
+    uids = {*agent.uids(), _files(tmp_path, workspace).stat().st_uid}
+    assert len(uids) == 1
+    if os.getuid() == 0:
+        other = world.workspace(epoch=1, run_id=RUN_ID)
+        await pods.start(other)
+        assert not {0, *_agent(tmp_path, other).uids()} & uids
+        await pods.end(other, 0)
+
+
+async def test_the_files_of_a_pod_without_a_sandbox_belong_to_the_user_of_the_next_one(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    files = _files(tmp_path, workspace)
+    (files / "below").mkdir(parents=True)
+    (files / "below" / "kept").write_text("kept\n")
+    outside = tmp_path / "outside"
+    outside.write_text("")
+    (files / "link").symlink_to(outside)
+    await pods.start(workspace)
+    owner = _agent(tmp_path, workspace).uids().real
+    assert files.stat().st_uid == owner
+    for path in (files / "below", files / "below" / "kept", files / "link"):
+        assert path.lstat().st_uid == owner
+    assert outside.stat().st_uid == os.getuid()
+
+
+async def test_an_end_leaves_the_bwrap_of_another_pod_alone(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    """It is a child of the controller, but nothing that a dead agent has left."""
+    other = world.workspace(epoch=1, run_id=RUN_ID)
+    await pods.start(workspace)
+    await pods.start(other)
+    (parent,) = set(psutil.Process().children()) & set(_agent(tmp_path, workspace).parents())
+    assert parent.name() == "bwrap"
+    assert await pods.end(other, 0) is True
+    assert parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE
+    assert pods.is_alive(workspace)
+
+
+async def test_every_controller_knows_that_a_pod_has_ended_with_its_agent(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    await pods.start(workspace)
+    _agent(tmp_path, workspace).kill()
+    async with asyncio.timeout(10):
+        await pods.wait_exit(workspace)
+    another = new_pods(tmp_path)
+    assert await another.end(replace(workspace, epoch=workspace.epoch - 1), 0) is False
+    assert await another.end(workspace, 0) is True
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(
+    pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as loading:
+        loading.setattr(processes, "is_of", lambda *_: False)
+        starting = asyncio.create_task(pods.start(workspace))
+        async with asyncio.timeout(10):
+            while not processes.find(Pod(workspace.id)):
+                await asyncio.sleep(0.005)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    async with asyncio.timeout(10):
+        while processes.find(Pod(workspace.id)):
+            await asyncio.sleep(0.005)
+    assert not pods.is_alive(workspace)
+
+
+def test_a_state_folder_among_the_programs_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an image whose application is below /usr."""
+    bwrap = working_sandbox(tmp_path).bwrap
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "key").write_text("a secret\n")
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    found = _run(bwrap, ["/bin/sh", "-c", f"exec >&2; ls {tmp_path}/state/*"], tmp_path / "state")
+    assert "No such file" in found
+
+
+def test_a_tool_may_be_granted_the_network(tmp_path: Path) -> None:
+    bwrap = working_sandbox(tmp_path).bwrap
+    listing = ["/bin/sh", "-c", "grep -c : /proc/net/dev >&2"]
+    links = [
+        int(_run(bwrap, tool_command(bwrap, listing, limits), tmp_path))
+        for limits in (LIMITS, replace(LIMITS, has_network=True))
+    ]
+    assert links == [1, Path("/proc/net/dev").read_text().count(":")]
+
+
+def _run(bwrap: str, command: list[str], hidden: Path) -> str:
+    """Runs the command in the sandbox of an agent and returns its standard error."""
+    in_sandbox = agent_command(
+        bwrap,
+        command,
+        files="/usr",
+        hidden=hidden,
+        writable=[],
+        environment={},
+        uid=2**29 if os.getuid() == 0 else None,
+        # bwrap closes it, so the command has no standard output.
+        info_fd=1,
+    )
+    return subprocess.run(in_sandbox, capture_output=True, text=True, check=False).stderr
+
+
+@pytest.fixture
+def _no_bwrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def _broken_bwrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bwrap"
+    program.write_text("#!/bin/sh\necho 'bwrap: no user namespaces' >&2; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_bwrap")
+def test_without_bwrap_the_choice_says_what_is_missing(tmp_path: Path) -> None:
+    chosen = isolation.choose("auto", tmp_path, None)
+    assert isinstance(chosen, NoIsolation)
+    assert "bwrap was not found" in chosen.lacks
+    with pytest.raises(IsolationError, match="bwrap was not found"):
+        isolation.choose("sandbox", tmp_path, None)
+
+
+@pytest.mark.usefixtures("_broken_bwrap")
+def test_a_bwrap_that_does_not_work_is_not_used(tmp_path: Path) -> None:
+    chosen = isolation.choose("auto", tmp_path, None)
+    assert isinstance(chosen, NoIsolation)
+    assert "no user namespaces" in chosen.lacks
+    with pytest.raises(IsolationError, match="no user namespaces"):
+        isolation.choose("sandbox", tmp_path, None)
+
+
+def test_the_strongest_isolation_that_works_is_chosen(tmp_path: Path) -> None:
+    working_sandbox(tmp_path)
+    assert isolation.choose("auto", tmp_path, None).name == "sandbox"
+    assert isolation.choose("none", tmp_path, None).name == "none"
+
+
+def _files(state_dir: Path, workspace: Workspace) -> Path:
+    return state_dir / "pods" / workspace.id / "files"
+
+
+def _agent(state_dir: Path, workspace: Workspace) -> psutil.Process:
+    return psutil.Process(int((state_dir / "pods" / workspace.id / "pid").read_text()))

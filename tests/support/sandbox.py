@@ -1,0 +1,31 @@
+"""Skips the tests of the sandbox where it does not work."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from server.fleet.isolation import IsolationError, Sandbox, choose
+
+
+def skip_without_sandbox() -> None:
+    """Skips the test if the sandbox does not work here."""
+    if reason := _reason():
+        pytest.skip(f"pods have no sandbox here: {reason}")
+
+
+def working_sandbox(state_dir: Path) -> Sandbox:
+    """A sandbox of pods. Skips the test if it does not work here."""
+    skip_without_sandbox()
+    found = choose("sandbox", state_dir, None)
+    assert isinstance(found, Sandbox)
+    return found
+
+
+@cache
+def _reason() -> str:
+    try:
+        choose("sandbox", Path("/nonexistent"), None)
+    except IsolationError as error:
+        return str(error)
+    return ""
