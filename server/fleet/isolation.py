@@ -4,7 +4,6 @@ The sandbox needs bubblewrap, and user namespaces that an ordinary user may crea
 tools can do whatever the user of the service can.
 """
 
-import asyncio
 import errno
 import hashlib
 import json
@@ -20,14 +19,12 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from server.core.workspace import Workspace
-from server.fleet import processes
 from server.fleet.processes import ProcessId
 from server.pod import sandbox
 from server.pod.sandbox import ToolLimits
 
 # bwrap takes a few milliseconds.
 _START_SECONDS = 5.0
-_POLL_SECONDS = 0.002
 # The users of sandboxed pods, if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29
 _UIDS = 2**29
@@ -66,7 +63,7 @@ class Isolation(Protocol):
     # The path of bwrap; empty without a sandbox.
     bwrap: str
 
-    async def start(
+    def start(
         self,
         workspace: Workspace,
         command: list[str],
@@ -89,7 +86,7 @@ class NoIsolation:
         """`reason` says why there is no sandbox, for people."""
         self.lacks = f"any boundary, because {reason}: tools can do what the service's user can"
 
-    async def start(
+    def start(
         self,
         workspace: Workspace,
         command: list[str],
@@ -99,7 +96,7 @@ class NoIsolation:
         log: IO[bytes],
     ) -> Started:
         """Implements Isolation."""
-        child = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is loaded
+        child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -128,7 +125,7 @@ class Sandbox:
         self._state_dir = state_dir
         self._writable = [crash_points_dir.absolute()] if crash_points_dir is not None else []
 
-    async def start(
+    def start(
         self,
         workspace: Workspace,
         command: list[str],
@@ -137,7 +134,10 @@ class Sandbox:
         files: int,
         log: IO[bytes],
     ) -> Started:
-        """Implements Isolation. Blocks until bwrap has forked, which takes milliseconds."""
+        """Implements Isolation. Blocks until bwrap has forked, which takes milliseconds.
+
+        The agent's process runs bwrap first, and then the program of the agent.
+        """
         uid = _uid(workspace.id)
         if uid is not None:
             _give(files, uid)
@@ -145,7 +145,7 @@ class Sandbox:
         read_end, write_end = os.pipe()
         with os.fdopen(read_end, "rb") as info:
             try:
-                child = subprocess.Popen(  # noqa: ASYNC220 - see above
+                child = subprocess.Popen(
                     self._command(command, environment, files=path, uid=uid, info_fd=write_end),
                     stdin=subprocess.PIPE,
                     stdout=log,
@@ -158,22 +158,10 @@ class Sandbox:
             finally:
                 os.close(write_end)
             pid = _read_child_pid(info)
-        agent = ProcessId.of(pid) if pid is not None else None
-        try:
-            # Until bwrap runs the agent's program, its folder and environment are other ones.
-            async with asyncio.timeout(_START_SECONDS):
-                while agent is None or not processes.is_of(
-                    agent.pid, workspace.id, workspace.epoch
-                ):
-                    if agent is None or not agent.is_running():
-                        raise OSError(errno.EIO, "bwrap could not build its sandbox; see its log")
-                    await asyncio.sleep(_POLL_SECONDS)
-        except BaseException:
-            if agent is not None:
-                agent.kill()
+        if pid is None:
             child.kill()
-            raise
-        return Started(agent, child)
+            raise OSError(errno.EIO, "bwrap could not build its sandbox; see its log")
+        return Started(ProcessId.of(pid), child)
 
     def _command(
         self,

@@ -9,6 +9,7 @@ agents that it has started itself.
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -29,6 +30,10 @@ from server.pod.spec import PodSpec
 
 # How often it is checked that the files of a pod are in place. One check takes 60 µs.
 _FILES_CHECK_SECONDS = 3.0
+
+# How long bwrap may take until it runs the agent's program. It takes a few milliseconds.
+_PROGRAM_SECONDS = 5.0
+_PROGRAM_POLL_SECONDS = 0.002
 
 
 class LocalPods:
@@ -72,7 +77,7 @@ class LocalPods:
             self._records.created_files(workspace.id) as files,
             self._records.open_log(workspace.id) as log,
         ):
-            started = await self._isolation.start(
+            started = self._isolation.start(
                 workspace,
                 # -P: imports nothing from the working directory, to which tools can write.
                 [sys.executable, "-P", "-m", "server.agent"],
@@ -80,7 +85,10 @@ class LocalPods:
                 files=files,
                 log=log,
             )
+        # Before anything else can run, because another child of this process is a leftover.
         self._started[workspace.id, workspace.epoch] = started
+        if self._isolation.agent_is_init:
+            await self._wait_program(workspace, started.agent)
         record = AgentRecord(
             workspace.epoch,
             workspace.run_id,
@@ -93,6 +101,14 @@ class LocalPods:
         with contextlib.suppress(BrokenPipeError):
             started.child.stdin.write(json.dumps(asdict(spec)).encode())
             started.child.stdin.close()
+
+    async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
+        """Returns when the process runs the agent's program, in its folder. Raises OSError."""
+        async with asyncio.timeout(_PROGRAM_SECONDS):
+            while not processes.is_of(agent.pid, workspace.id, workspace.epoch):
+                if not agent.is_running():
+                    raise OSError(errno.EIO, "its sandbox could not be built; see its log")
+                await asyncio.sleep(_PROGRAM_POLL_SECONDS)
 
     def _environment(self, workspace: Workspace) -> dict[str, str]:
         return {

@@ -52,17 +52,6 @@ class ProcessId:
             return False
         return started_at == self.started_at and state not in "ZX"
 
-    def kill(self) -> None:
-        """Kills the process, unless it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(self.pid)
-            try:
-                # The descriptor keeps the id from being reused.
-                if self.is_running():
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            finally:
-                os.close(descriptor)
-
 
 def _stat(pid: int) -> tuple[str, int]:
     """State and start time, from proc_pid_stat(5). Raises OSError."""

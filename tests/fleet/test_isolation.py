@@ -108,10 +108,9 @@ async def test_an_end_leaves_the_bwrap_of_another_pod_alone(
     other = world.workspace(epoch=1, run_id=RUN_ID)
     await pods.start(workspace)
     await pods.start(other)
-    (parent,) = set(psutil.Process().children()) & set(_agent(tmp_path, workspace).parents())
-    assert parent.name() == "bwrap"
+    bwrap = _bwrap(tmp_path, workspace)
     assert await pods.end(other, 0) is True
-    assert parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE
+    assert bwrap.is_running() and bwrap.status() != psutil.STATUS_ZOMBIE
     assert pods.is_alive(workspace)
 
 
@@ -127,7 +126,24 @@ async def test_every_controller_knows_that_a_pod_has_ended_with_its_agent(
     assert await another.end(workspace, 0) is True
 
 
-async def test_a_start_that_is_given_up_leaves_nothing(
+async def test_a_start_is_not_disturbed_by_the_end_of_another_pod(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bwrap of a pod that is just starting is nothing that a dead agent has left."""
+    other = world.workspace(epoch=1, run_id=RUN_ID)
+    await pods.start(other)
+    is_of, ended = processes.is_of, asyncio.Event()
+    with monkeypatch.context() as starting:
+        starting.setattr(processes, "is_of", lambda *pod: ended.is_set() and is_of(*pod))
+        start = asyncio.create_task(pods.start(workspace))
+        assert await pods.end(other, 0) is True
+        ended.set()
+        await start
+    assert pods.is_alive(workspace)
+    assert _bwrap(tmp_path, workspace).status() != psutil.STATUS_ZOMBIE
+
+
+async def test_a_start_that_is_given_up_can_be_ended(
     pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as loading:
@@ -138,10 +154,8 @@ async def test_a_start_that_is_given_up_leaves_nothing(
                 await asyncio.sleep(0.005)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-    async with asyncio.timeout(10):
-        while processes.find(Pod(workspace.id)):
-            await asyncio.sleep(0.005)
-    assert not pods.is_alive(workspace)
+    assert await pods.end(workspace, 0) is True
+    assert processes.find(Pod(workspace.id)) == []
 
 
 def test_a_state_folder_among_the_programs_is_hidden(
@@ -226,3 +240,11 @@ def _files(state_dir: Path, workspace: Workspace) -> Path:
 
 def _agent(state_dir: Path, workspace: Workspace) -> psutil.Process:
     return psutil.Process(int((state_dir / "pods" / workspace.id / "pid").read_text()))
+
+
+def _bwrap(state_dir: Path, workspace: Workspace) -> psutil.Process:
+    """The ancestor of the agent that is a child of this process."""
+    agent = _agent(state_dir, workspace)
+    (found,) = set(psutil.Process().children()) & set(agent.parents())
+    assert found.name() == "bwrap"
+    return found
