@@ -1,0 +1,48 @@
+"""What an idle agent costs the control plane. `tests/bench/idle_fleet.py` measures it."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+from tests.bench.figures import Figures, Row, at_most, figure
+from tests.bench.plan import Block, Setting, Window
+from tests.bench.side import Side
+from tests.support.stack import ROOT
+
+_MODULE = "tests.bench.idle_fleet"
+_WORKSPACES = 1_000
+
+
+def blocks(quick: bool) -> list[Block]:
+    """One block."""
+    return [
+        Block(
+            name="idle fleet",
+            windows=[Window("idle fleet", _measure)],
+            rows=[
+                Row(
+                    name=f"control-plane CPU for an idle agent, {_WORKSPACES:,} workspaces",
+                    unit="core/1000",
+                    value=figure("median", "idle fleet"),
+                    target=at_most(0.2),
+                )
+            ],
+            rounds=1,
+            quick_rounds=0,
+            skipped_because=_skipped_because,
+        )
+    ]
+
+
+def _skipped_because(setting: Setting) -> str:
+    return "" if importlib.util.find_spec(_MODULE) else f"{_MODULE} is absent"
+
+
+def _measure(setting: Setting, side: Side) -> Figures:
+    """Measures the checkout of the side, with programs and a database of its own."""
+    command = [sys.executable, "-m", _MODULE, "--checkout", str(side.checkout), "--rounds", "1"]
+    done = subprocess.run(
+        [*command, str(_WORKSPACES)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return {"median": float(json.loads(done.stdout.splitlines()[-1])["median"])}
