@@ -49,7 +49,7 @@ def changes(summaries: Sequence[Summary], earlier: str) -> dict[str, Change]:
     found = {}
     for summary in summaries:
         row = rows.get(summary.row.name)
-        if summary.row.unit == RATIO and row is not None and row["unit"] == RATIO:
+        if row is not None and summary.row.unit == row["unit"] == RATIO:
             before, after = float(row["median"]), summary.median
             found[summary.row.name] = Change(before, after, is_worse(summary.row, before, after))
     return found

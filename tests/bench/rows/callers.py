@@ -59,6 +59,11 @@ def one_caller(seconds: float) -> Block:
                 value=figure("cpu_us", "cancel"),
             ),
             Row(
+                name="CPU of the worker ÷ CPU of the durable floor, 1 caller",
+                unit="×",
+                value=ratio("cpu_us", "cancel", _DURABLE),
+            ),
+            Row(
                 name="CPU of PostgreSQL for a CancelTask, 1 caller",
                 unit="µs",
                 value=figure("postgres_us", "cancel"),
@@ -106,6 +111,11 @@ def sixteen(seconds: float) -> Block:
                 name="CPU of the worker for a CancelTask, 16 callers",
                 unit="µs",
                 value=figure("cpu_us", "cancel"),
+            ),
+            Row(
+                name="CPU of the worker ÷ CPU of the durable floor, 16 callers",
+                unit="×",
+                value=ratio("cpu_us", "cancel", _DURABLE),
             ),
             Row(
                 name="CPU of PostgreSQL for a CancelTask, 16 callers",
