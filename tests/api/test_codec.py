@@ -1,6 +1,6 @@
 """The codec between protobuf messages and the core's objects loses no field."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.api import codec
 from server.core import event
@@ -21,6 +22,7 @@ from server.core.task import Phase, Task, TaskStatus, Usage
 from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from server.core.watch_events import Heartbeat
 from server.core.workspace import Workspace, WorkspaceStatus
+from server.pod.messages import timestamp
 from tests.support.world import NOW, intent
 
 USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
@@ -347,3 +349,19 @@ def test_a_directive_has_the_task_and_its_intent() -> None:
         seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo),
     ) == ("enough", INTENT.force_at)
     assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        NOW,
+        datetime(2026, 11, 25, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 250_000, tzinfo=UTC),
+        datetime(9999, 12, 31, tzinfo=UTC),
+        datetime(2026, 11, 25, 1, 2, 3, 4, tzinfo=timezone(timedelta(hours=-5))),
+    ],
+)
+def test_a_time_is_converted_to_the_microsecond(moment: datetime) -> None:
+    expected = Timestamp()
+    expected.FromDatetime(moment)
+    assert timestamp(moment) == expected
