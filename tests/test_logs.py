@@ -14,6 +14,8 @@ import pytest
 import structlog
 from prometheus_client import generate_latest
 
+from server.core import trace
+from server.core.trace import TraceContext
 from server.telemetry import logs
 from server.telemetry.logs import Sampler, Sink
 from server.telemetry.metrics import Metrics
@@ -130,6 +132,18 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
         if line["event"] != "log_line_unprintable":
             assert line.pop("timestamp").endswith("Z")
     assert without == with_structlog
+
+
+def test_a_line_within_a_trace_has_its_id(written: Lines) -> None:
+    logs.configure("serve", "INFO")
+    log = structlog.get_logger()
+    with trace.within(TraceContext("a" * 32, "b" * 16)):
+        log.info("inside")
+        log.info("named", trace_id="of another")
+    log.info("outside")
+    inside, named, outside = written()
+    assert (inside["trace_id"], named["trace_id"]) == ("a" * 32, "of another")
+    assert "trace_id" not in outside
 
 
 def test_every_field_is_truncated_at_a_bound(written: Lines) -> None:
