@@ -74,11 +74,18 @@ class Cancellations:
     a slow transaction delays only the requests for its workspace.
     """
 
-    def __init__(self, pool: Pool, announce: Announce) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        announce: Announce,
+        *,
+        max_batch: int = _MAX_BATCH,
+        at_once: int = _AT_ONCE,
+    ) -> None:
         """Calls `announce` for each workspace whose task may have changed."""
         self._pool = pool
         self._announce = announce
-        self._group = GroupCommit(self._commit, max_batch=_MAX_BATCH, at_once=_AT_ONCE)
+        self._group = GroupCommit(self._commit, max_batch=max_batch, at_once=at_once)
         # One request for each locked workspace waits in the database, the others wait here in
         # order. All together use at most half of the connections.
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
