@@ -189,6 +189,26 @@ async def test_one_of_many_concurrent_cancellations_is_recorded(store: Store) ->
     assert len(await store.list_events(busy.id, 0, 100)) == 2
 
 
+async def test_each_of_many_concurrent_callers_gets_his_own_outcome(store: Store) -> None:
+    workspaces = [await with_task(store) for _ in range(10)]
+    calls, expected = [], []
+    for number, (busy, submitted) in enumerate(workspaces):
+        requested = intent(f"reason {number}", request_id=f"req_{number}")
+        calls += [
+            store.record_cancellation(permission(org_id="org_b"), busy.id, None, requested),
+            store.record_cancellation(permission(), busy.id, None, requested),
+            store.record_cancellation(permission(), busy.id, new_task_id(), requested),
+            store.record_cancellation(permission(), f"ws_unknown_{number}", None, requested),
+        ]
+        cancelled = replace(submitted, cancel=requested)
+        expected += [(None, None), (busy.id, cancelled), (busy.id, None), (None, None)]
+    found = await asyncio.gather(*calls)
+    assert [(each.workspace and each.workspace.id, each.task) for each in found] == expected
+    assert [each.recorded for each in found] == [False, True, False, False] * 10
+    for busy, _ in workspaces:
+        assert [event.seq for event in await store.list_events(busy.id, 0, 10)] == [1, 2]
+
+
 async def test_a_cancellation_does_not_affect_the_next_task(store: Store) -> None:
     busy, submitted = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent())

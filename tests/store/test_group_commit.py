@@ -1,62 +1,20 @@
-"""GroupCommit: which requests share a statement, and what each caller receives."""
+"""GroupCommit: which requests share a statement, and how long each caller waits."""
 
 import asyncio
-import gc
 from collections.abc import Sequence
 
-import psycopg
 import pytest
 
 from server.core import deadline
 from server.core.errors import UnavailableError
 from server.store.group_commit import GroupCommit
+from tests.support.store.doubling import Table, start
 from tests.support.waiting import eventually_async, settle
-
-
-class Table:
-    """The target of GroupCommit. Doubles each number. A statement ends when the test lets it."""
-
-    def __init__(self) -> None:
-        self.statements: list[list[int]] = []
-        self.committed: list[int] = []
-        self.may_end = asyncio.Event()
-        # A statement with this member does not end before this event.
-        self.stuck: dict[int, asyncio.Event] = {}
-        # A statement with this member fails.
-        self.errors: dict[int, Exception] = {}
-        self.in_flight = 0
-        self.most_in_flight = 0
-
-    async def commit(self, requests: Sequence[int]) -> list[int]:
-        self.statements.append(list(requests))
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            await self.may_end.wait()
-            for request in requests:
-                if request in self.stuck:
-                    await self.stuck[request].wait()
-        finally:
-            self.in_flight -= 1
-        for request in requests:
-            if request in self.errors:
-                raise self.errors[request]
-        self.committed.extend(requests)
-        return [2 * request for request in requests]
 
 
 @pytest.fixture
 def table() -> Table:
     return Table()
-
-
-async def start(group: GroupCommit[int, int], *numbers: int) -> list[asyncio.Task[int]]:
-    async def call(number: int) -> int:
-        return await group(number)
-
-    tasks = [asyncio.create_task(call(number)) for number in numbers]
-    await settle()
-    return tasks
 
 
 async def test_one_caller_waits_for_nobody_and_needs_no_task(table: Table) -> None:
@@ -108,106 +66,6 @@ async def test_the_number_of_statements_in_flight_is_limited(table: Table) -> No
     assert await asyncio.gather(*callers) == [2 * number for number in range(9)]
     assert table.statements == [[0], [1], [2, 3], [4, 5], [6, 7], [8]]
     assert table.most_in_flight == 2
-
-
-@pytest.mark.parametrize(
-    "error", [psycopg.errors.CheckViolation(), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "")]
-)
-async def test_only_the_member_that_made_the_statement_fail_gets_the_error(
-    table: Table, error: Exception
-) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.errors[3] = error
-    callers = await start(group, 1, 2, 3, 4)
-    table.may_end.set()
-    assert await asyncio.gather(*callers, return_exceptions=True) == [2, 4, error, 8]
-    assert sorted(table.committed) == [1, 2, 4]
-
-
-async def test_a_deadlock_or_a_timeout_of_one_member_does_not_affect_the_others(
-    table: Table,
-) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    for number, cause in enumerate(
-        [
-            psycopg.errors.DeadlockDetected(),
-            psycopg.errors.LockNotAvailable(),
-            psycopg.errors.QueryCanceled(),
-        ]
-    ):
-        table.errors[number] = UnavailableError("the statement failed")
-        table.errors[number].__cause__ = cause
-        callers = await start(group, 9, number, 8)
-        table.may_end.set()
-        answers = await asyncio.gather(*callers, return_exceptions=True)
-        assert answers == [18, table.errors[number], 16]
-        table.may_end.clear()
-
-
-async def test_an_unknown_outcome_reaches_all_members_and_nothing_is_repeated(
-    table: Table,
-) -> None:
-    """The statement may have been committed before the connection broke."""
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.errors[3] = UnavailableError("the connection broke")
-    table.errors[3].__cause__ = psycopg.OperationalError("the connection broke")
-    callers = await start(group, 1, 2, 3, 4)
-    table.may_end.set()
-    answers = await asyncio.gather(*callers, return_exceptions=True)
-    assert answers == [2, *[table.errors[3]] * 3]
-    assert table.statements == [[1], [2, 3, 4]]
-    assert await group(5) == 10
-
-
-async def test_a_caller_who_left_is_not_committed_again_after_the_statement_failed(
-    table: Table,
-) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.errors[2], table.stuck[2] = psycopg.errors.CheckViolation(), asyncio.Event()
-    callers = await start(group, 1, 2, 3, 4)
-    table.may_end.set()
-    await settle()
-    callers[2].cancel()
-    table.stuck[2].set()
-    assert await callers[3] == 8
-    assert table.statements == [[1], [2, 3, 4], [2], [4]]
-    assert isinstance(await asyncio.gather(callers[1], return_exceptions=True), list)
-
-
-async def test_a_cancelled_caller_does_not_cancel_a_shared_statement(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.stuck[2] = asyncio.Event()
-    callers = await start(group, 1, 2, 3)
-    table.may_end.set()
-    await settle()
-    callers[1].cancel()
-    await settle()
-    assert callers[1].cancelled()
-    table.stuck[2].set()
-    assert await callers[2] == 6
-    assert table.committed == [1, 2, 3]
-
-
-async def test_a_request_whose_caller_left_before_it_was_sent_is_dropped(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=2, at_once=1)
-    callers = await start(group, 1, 2, 3, 4)
-    callers[1].cancel()
-    await settle()
-    table.may_end.set()
-    await asyncio.wait(callers)
-    assert table.statements == [[1], [3, 4]]
-    callers = await start(group, 5)
-    assert await callers[0] == 10
-
-
-async def test_a_cancelled_first_caller_lets_the_others_start(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    first, second = await start(group, 1, 2)
-    first.cancel()
-    await settle()
-    table.may_end.set()
-    assert await second == 4
-    assert table.committed == [2]
 
 
 async def test_a_caller_waits_no_longer_than_his_deadline(table: Table) -> None:
@@ -273,35 +131,3 @@ async def test_slow_statements_do_not_hold_the_next_requests_back(table: Table) 
     assert table.in_flight == 1
     table.may_end.set()
     await asyncio.gather(*callers)
-
-
-async def test_a_drain_waits_for_groups_whose_callers_have_left(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.stuck[2] = asyncio.Event()
-    callers = await start(group, 1, 2)
-    table.may_end.set()
-    await settle()
-    callers[1].cancel()
-    draining = asyncio.create_task(group.drained())
-    await settle()
-    assert not draining.done()
-    table.stuck[2].set()
-    await asyncio.wait_for(draining, 10)
-    assert table.committed == [1, 2]
-
-
-async def test_errors_of_callers_who_left_are_not_reported(table: Table) -> None:
-    unobserved: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unobserved.append(context))
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.errors[2] = UnavailableError("the connection broke")
-    table.stuck[2] = asyncio.Event()
-    callers = await start(group, 1, 2, 3)
-    table.may_end.set()
-    await settle()
-    for caller in callers[1:]:
-        caller.cancel()
-    table.stuck[2].set()
-    await settle()
-    gc.collect()
-    assert unobserved == []

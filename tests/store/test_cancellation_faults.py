@@ -1,0 +1,124 @@
+"""Cancellations that share a statement when a member, its caller or the connection fails."""
+
+import asyncio
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from server.core.errors import UnavailableError
+from server.core.ports import RecordedCancellation
+from server.store.pool import Pool
+from tests.support.store.announced import Announced
+from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
+from tests.support.waiting import settle
+
+
+@pytest.fixture
+def cell(database_url: str, pool: Pool) -> Cell:
+    return Cell(database_url, pool, Announced())
+
+
+async def test_a_member_that_cannot_be_stored_does_not_affect_the_others(cell: Cell) -> None:
+    (first, one), (refused, two), (last, three), (conflict, _) = await cell.busy(4)
+    insert = "INSERT INTO events VALUES (%s, 2, 'workspace_failed', now(), NULL, NULL, '{}')"
+    async with await AsyncConnection.connect(cell.url, autocommit=True) as connection:
+        await connection.execute(insert, (conflict.id,))
+    async with cell.statements_in_flight():
+        calls = [
+            cell.cancel(first.id),
+            cell.cancel(refused.id, reason="\0"),
+            cell.cancel(conflict.id),
+            cell.cancel(last.id),
+        ]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    recorded = [isinstance(each, RecordedCancellation) and each.recorded for each in found]
+    assert recorded == [True, False, False, True]
+    assert isinstance(found[1], psycopg.DataError)
+    assert isinstance(found[2], psycopg.errors.UniqueViolation)
+    assert await cell.store.get_task(refused.id, two.id) == two
+    for busy in (first, last):
+        assert await cell.log(busy.id) == CANCELLED_LOG
+    assert await cell.transactions([one.id, three.id]) == 2
+
+
+async def test_a_deadlock_of_one_member_does_not_affect_the_others(cell: Cell) -> None:
+    (first, one), (second, _), (other, _) = await cell.busy(3)
+    async with await AsyncConnection.connect(cell.url) as stranger:
+        # Not a transaction of this service, because it locks a task before its workspace.
+        await stranger.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (one.id,))
+        async with cell.statements_in_flight() as holder:
+            calls = [cell.cancel(each.id) for each in (second, first, other)]
+            await settle()
+            await holder.rollback()
+            await cell.waiting(1, "transactionid")
+            # The statement that has waited longer looks for a deadlock first, and fails.
+            await stranger.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (second.id,))
+        await stranger.rollback()
+        found = await asyncio.gather(*calls)
+    assert [each.recorded for each in found] == [True] * 3
+    for busy in (first, second, other):
+        assert await cell.log(busy.id) == CANCELLED_LOG
+
+
+async def test_a_caller_who_leaves_does_not_affect_the_others(cell: Cell) -> None:
+    (first, _), (left, submitted), (last, _) = await cell.busy(3)
+    cell.announced.clear()
+    async with cell.statements_in_flight():
+        calls = [cell.cancel(each.id) for each in (first, left, last)]
+        # The watchdog sends the statement, although the others are still in flight.
+        await cell.waiting(STATEMENTS_AT_ONCE + 1)
+        calls[1].cancel()
+        await settle()
+        assert calls[1].cancelled()
+    assert (await calls[0]).recorded and (await calls[2]).recorded
+    stored = await cell.store.get_task(left.id, submitted.id)
+    assert stored is not None and stored.cancel is not None
+    assert left.id in cell.announced.ids
+
+
+async def test_a_single_caller_who_leaves_is_announced(cell: Cell) -> None:
+    """It is unknown whether his intent was committed."""
+    ((busy, _),) = await cell.busy(1)
+    cell.announced.clear()
+    async with await AsyncConnection.connect(cell.url) as holder:
+        await holder.execute("LOCK TABLE events IN SHARE MODE")
+        call = cell.cancel(busy.id)
+        await cell.waiting(1)
+        call.cancel()
+        await asyncio.wait({call})
+    assert cell.announced.ids == [busy.id]
+
+
+async def test_a_broken_connection_is_unavailable_for_all_members(
+    cell: Cell,
+) -> None:
+    busy = await cell.busy(3)
+    terminate = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query LIKE '%%record_cancellations(%%' "
+        "AND state = 'active' AND pid <> pg_backend_pid()"
+    )
+    async with cell.statements_in_flight():
+        calls = [cell.cancel(each.id) for each, _ in busy]
+        await cell.waiting(STATEMENTS_AT_ONCE + 1)
+        assert await cell.query(terminate) == [(True,)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in found] == [UnavailableError] * 3
+    for each, submitted in busy:
+        assert await cell.store.get_task(each.id, submitted.id) == submitted
+        assert (await cell.cancel(each.id)).recorded
+
+
+async def test_a_drain_waits_for_statements_whose_callers_have_left(cell: Cell) -> None:
+    ((busy, submitted),) = await cell.busy(1)
+    async with cell.statements_in_flight():
+        call = cell.cancel(busy.id)
+        await cell.waiting(STATEMENTS_AT_ONCE + 1)
+        call.cancel()
+        draining = asyncio.create_task(cell.store.drained())
+        await settle()
+        assert not draining.done()
+    await draining
+    stored = await cell.store.get_task(busy.id, submitted.id)
+    assert stored is not None and stored.cancel is not None
