@@ -59,7 +59,7 @@ Figures = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--at-once", type=int, nargs="+", default=[2])
+    parser.add_argument("--at-once", type=int, nargs="+", default=[4])
     parser.add_argument("--max-batch", type=int, nargs="+", default=[64])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=1_000)
