@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from server.core.ports import Wakeup, Wakeups
+from server.store import watched_workspaces
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from server.store.wakeups import PostgresWakeups
@@ -67,8 +68,12 @@ def wakeups_url(request: pytest.FixtureRequest) -> tuple[str | None, bool]:
 
 
 @pytest.fixture
-async def case(wakeups_url: tuple[str | None, bool]) -> AsyncIterator[WakeupsCase]:
+async def case(
+    wakeups_url: tuple[str | None, bool], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[WakeupsCase]:
     """Each implementation in turn."""
+    # A mark that is set later than this wakes its subscriber once more.
+    monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
     url, from_another_process = wakeups_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):
         if url is None:
