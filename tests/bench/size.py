@@ -1,7 +1,7 @@
 """Builds the large database of the bench, once: `python -m tests.bench.size`.
 
 It has 2,000,000 tasks that have ended and 10,000,000 events, and is kept in a folder of the user's
-cache (BENCH_CACHE). Building it takes several minutes and about 8 GB. An interrupted build is
+cache (BENCH_CACHE). Building it takes a few minutes and 5 GB. An interrupted build is
 continued by the next one.
 """
 
