@@ -19,6 +19,7 @@ COMMANDS = {
     "cancel": "Cancel the task that runs in a workspace.",
     "keys": "Create, list and revoke API keys.",
     "orgs": "Create and list organizations.",
+    "audit": "Remove old entries of the audit log.",
     "serve": "Run one control-plane worker.",
     "fleet": "Run one fleet controller, which leads or stands by.",
 }

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from server.api import chain
+from server.api.interceptors.auditing import Auditing
 from server.api.interceptors.authentication import Authentication
 from server.api.interceptors.interceptor import Interceptor
 from server.api.interceptors.rate_limits import Rate, RateLimits
@@ -33,6 +35,8 @@ from server.fleet.local_pods import LocalPods
 from server.pod.process import become_subreaper
 from server.pod.spec import PodSpec
 from server.signals import END_WAITS
+from server.store.audit import store_audit_entries
+from server.store.audit_queue import AuditQueue
 from server.store.fleet_wakeups import PostgresFleetWakeups
 from server.store.keys import PostgresKeys
 from server.store.leadership import Leadership
@@ -66,6 +70,8 @@ async def control_plane(
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
         key_use = KeyUse(keys.record_use)
         stack.push_async_callback(_ended, asyncio.create_task(key_use.run(), name="key-use"))
+        audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
+        stack.push_async_callback(_ended, asyncio.create_task(audit_queue.run(), name="audit"))
         agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
@@ -91,6 +97,7 @@ async def control_plane(
             _authentication(settings, keys, key_use, pod_tokens),
             _rate_limits(settings),
             traced_calls,
+            Auditing(audit_queue, clock),
         )
         server = Server(public, RuntimeServicer(runtime), request_log, interceptors, wakeups.drain)
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")

@@ -33,6 +33,13 @@ class Settings(BaseSettings):
     # A URL postgresql://…, for TCP or a socket. If empty, the embedded PostgreSQL is used.
     database_url: str = ""
 
+    # The URL of the same database for migrations and `audit prune`, with the role that owns the
+    # tables. If empty, DATABASE_URL, whose role then owns them.
+    migration_database_url: str = ""
+    # `audit prune`, and each start of the stack, removes older months of the audit log; 0 keeps
+    # everything.
+    audit_retention_days: int = Field(400, ge=0, le=36_500)
+
     # The edge's port for REST.
     rest_port: int = Field(8080, ge=1, le=65535)
     # The edge's port for gRPC.

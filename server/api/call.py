@@ -1,12 +1,14 @@
 """The current call. Interceptors get it as an argument; servicers read it here."""
 
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
 
+from server.core.audit_entry import OK, AuditEntry
 from server.core.caller import Caller
 from server.core.event import Origin
 from server.core.runtime import AgentIdentity
@@ -42,6 +44,8 @@ class Call:
     # Whether a stream has sent a message. An error then has to be sent as a message too.
     has_streamed: bool = False
     caller: Caller | None = None
+    # Makes the call's entry in the audit log, with this outcome; None for a method without one.
+    audit: Callable[[str], AuditEntry] | None = None
     agent: AgentIdentity | None = None
 
 
@@ -84,7 +88,7 @@ def agent() -> AgentIdentity:
 def origin() -> Origin:
     """The current call as the origin of the events that it causes."""
     call = current()
-    return Origin(call.request_id, call.trace_id)
+    return Origin(call.request_id, call.trace_id, call.audit and call.audit(OK))
 
 
 async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:

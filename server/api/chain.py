@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from server.api.interceptors.auditing import Auditing
 from server.api.interceptors.authentication import Authentication
 from server.api.interceptors.deadline import Deadline
 from server.api.interceptors.errors import Errors
@@ -19,12 +20,14 @@ def interceptors(
     authentication: Authentication,
     rate_limits: RateLimits | None = None,
     traced_calls: Interceptor | None = None,
+    auditing: Auditing | None = None,
 ) -> Sequence[Interceptor]:
     """The list, outermost first. None leaves an interceptor out."""
     ordered = [
         request_log,  # outermost: every call gets a request id and a log line
         traced_calls,  # inside the log, which names the trace; around everything that takes time
         Measuring(metrics),  # outside the errors, which set the outcome that is counted
+        auditing,  # outside the errors, which set the outcome that is recorded
         Errors(),  # around everything that can fail; inside the log, which names the slug
         Deadline(),  # before anything waits for the database
         authentication,  # before the request is read; servicers rely on it

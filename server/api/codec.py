@@ -1,14 +1,18 @@
 """Converts between the messages of the protos and the objects of the core."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1 import task_pb2, workspace_pb2, workspace_service_pb2
+from evershell.workspace.v1 import audit_pb2, task_pb2, workspace_pb2, workspace_service_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.api import payloads
+from server.core import errors
+from server.core.audit_entry import AuditEntry, AuditFilter
 from server.core.cancel_task import CancelResult, CancelTask
 from server.core.event import Event, Origin
 from server.core.runtime import Directive
@@ -24,6 +28,10 @@ _PROPOSABLE = {
     str(status): status
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 }
+
+
+# The end of the year 9999, the last year of RFC 3339.
+_MAX_SECONDS = 253_402_300_799
 
 
 def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Origin) -> CancelTask:
@@ -118,6 +126,47 @@ def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:
         status_reason=workspace.status_reason,
         epoch=workspace.epoch,
         name=workspace.name,
+    )
+
+
+def decode_audit_filter(request: workspace_service_pb2.ListAuditEntriesRequest) -> AuditFilter:
+    """The filter. Raises Failure validation_error."""
+    return AuditFilter(
+        workspace_id=request.workspace_id,
+        task_id=request.task_id,
+        actor_id=request.actor_id,
+        rpc=request.rpc,
+        outcome=request.outcome,
+        start_time=_time("start_time", request.start_time)
+        if request.HasField("start_time")
+        else None,
+        end_time=_time("end_time", request.end_time) if request.HasField("end_time") else None,
+    )
+
+
+def _time(field: str, time: Timestamp) -> datetime:
+    if not 0 <= time.seconds <= _MAX_SECONDS:
+        raise errors.invalid({field: "must be within the years 1970 to 9999"})
+    return time.ToDatetime(UTC)
+
+
+def encode_audit_entry(entry: AuditEntry) -> audit_pb2.AuditEntry:
+    """All fields of the entry."""
+    return audit_pb2.AuditEntry(
+        id=entry.id,
+        time=timestamp(entry.time),
+        org_id=entry.org_id,
+        actor_id=entry.actor_id,
+        credential_kind=entry.credential_kind,
+        credential_id=entry.credential_id,
+        rpc=entry.rpc,
+        workspace_id=entry.workspace_id,
+        task_id=entry.task_id,
+        outcome=entry.outcome,
+        reason=entry.reason,
+        request_id=entry.request_id,
+        trace_id=entry.trace_id,
+        client_address=entry.client_address,
     )
 
 

@@ -15,6 +15,7 @@ from evershell.workspace.v1 import (
 from server.api import codec
 from server.api.call import caller, origin, send_status_200
 from server.core import tasks, watch_events, workspaces
+from server.core.audit import list_audit_entries
 from server.core.cancel_task import cancel_task
 from server.core.ports import Agents, Clock, Store, Wakeups
 from server.core.validation import Page
@@ -90,7 +91,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context
     ) -> workspace_pb2.Workspace:
         return codec.encode_workspace(
-            await workspaces.create_workspace(caller(), request.name, self.store, self.clock)
+            await workspaces.create_workspace(
+                caller(), request.name, origin(), self.store, self.clock
+            )
         )
 
     async def GetWorkspace(
@@ -128,6 +131,18 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ) -> workspace_pb2.Workspace:
         return codec.encode_workspace(
             await workspaces.resume_workspace(
-                caller(), request.workspace_id, self.store, self.clock
+                caller(), request.workspace_id, origin(), self.store, self.clock
             )
+        )
+
+    async def ListAuditEntries(
+        self, request: workspace_service_pb2.ListAuditEntriesRequest, context: Context
+    ) -> workspace_service_pb2.ListAuditEntriesResponse:
+        page = Page.of(request.page_size, request.page_token)
+        found, next_token = await list_audit_entries(
+            caller(), codec.decode_audit_filter(request), page, self.store
+        )
+        return workspace_service_pb2.ListAuditEntriesResponse(
+            entries=[codec.encode_audit_entry(entry) for entry in found],
+            next_page_token=next_token,
         )

@@ -226,4 +226,5 @@ def _caller(claims: dict[str, Any]) -> Caller:
         actor_id=subject,
         credential_kind=CredentialKind.SESSION,
         scopes=frozenset(scopes),
+        credential_id=token_id if is_valid_name(token_id := claims.get("jti")) else "",
     )

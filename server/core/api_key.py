@@ -48,4 +48,5 @@ class ApiKey:
             actor_id=self.id,
             credential_kind=CredentialKind.API_KEY,
             scopes=TEMPLATE_SCOPES[self.template],
+            credential_id=self.id,
         )

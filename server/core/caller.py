@@ -42,6 +42,8 @@ class Caller:
     credential_kind: CredentialKind
     # `<resource>:<verb>` or `<resource>:<verb>:own`.
     scopes: frozenset[str]
+    # The API key's id, or the session token's `jti`; empty if it has none.
+    credential_id: str = ""
 
     @property
     def user_id(self) -> str | None:

@@ -111,8 +111,9 @@ async def cancel_task(
         request.task_id or None,
         _intent(caller, request, clock),
         request.origin.trace_id,
+        request.origin.audit,
     )
-    outcome = _outcome(permission, request, found)
+    outcome = outcome_of(permission, request.workspace_id, request.task_id, found)
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
         task = await _signal(found, store, agents)
@@ -139,16 +140,18 @@ def _intent(caller: Caller, request: CancelTask, clock: Clock) -> CancelIntent:
     )
 
 
-def _outcome(permission: Permission, request: CancelTask, found: RecordedCancellation) -> Outcome:
+def outcome_of(
+    permission: Permission, workspace_id: str, task_id: str, found: RecordedCancellation
+) -> Outcome:
     """Derives the outcome from what the store read. Raises Failure if a check failed.
 
     Repeats the store's checks to find the one that failed. If several failed, the order here
     decides; it is part of the contract.
     """
-    workspace = permission.check(found.workspace, request.workspace_id)
+    workspace = permission.check(found.workspace, workspace_id)
     task = found.task
-    if request.task_id and task is None:
-        raise errors.task_not_found(workspace.id, request.task_id)
+    if task_id and task is None:
+        raise errors.task_not_found(workspace.id, task_id)
     if task is not None and task.status.is_terminal:
         return Outcome.ALREADY_FINISHED
     workspace.require_up()

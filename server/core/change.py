@@ -11,6 +11,7 @@ harmless. A function that raises Failure commits nothing.
 from dataclasses import dataclass, replace
 from typing import Self
 
+from server.core.audit_entry import AuditEntry
 from server.core.event import NewEvent, Origin
 from server.core.task import Task
 from server.core.workspace import Workspace
@@ -37,6 +38,8 @@ class Change:
     task: Task | None
     events: tuple[NewEvent, ...] = ()
     lease_seconds: float | None = None
+    # The audit log's entry of the call, also if nothing else has changed.
+    audit: AuditEntry | None = None
 
     def writes_rows(self, locked: Locked) -> bool:
         """Whether it changes more than the lease."""
@@ -44,8 +47,12 @@ class Change:
         return bool(self.events) or not is_same
 
     def caused_by(self, origin: Origin) -> Self:
-        """The same change, with the call that caused its events."""
-        return replace(self, events=tuple(replace(event, origin=origin) for event in self.events))
+        """The same change, with the call that caused it."""
+        events = tuple(replace(event, origin=origin) for event in self.events)
+        audit = origin.audit
+        if audit is not None and self.task is not None:
+            audit = replace(audit, task_id=self.task.id)
+        return replace(self, events=events, audit=audit)
 
 
 def unchanged(locked: Locked) -> Change:

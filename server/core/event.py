@@ -4,11 +4,12 @@ A payload has the fields of the message of the same name in event.proto, as plai
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from server.core.audit_entry import AuditEntry
 from server.core.task import CancelIntent, Task
 
 
@@ -33,6 +34,8 @@ class Origin:
     request_id: str = ""
     # The trace that the call belongs to, if any.
     trace_id: str = ""
+    # The call's entry in the audit log, if it gets one. It is not a part of the event.
+    audit: AuditEntry | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 They sort by time of creation.
 """
 
+from datetime import datetime
+
 from ulid import ULID
 
 
@@ -24,3 +26,13 @@ def new_org_id() -> str:
 def new_key_id() -> str:
     """`key_` followed by a ULID."""
     return f"key_{ULID()}"
+
+
+def new_audit_id(time: datetime) -> str:
+    """`aud_` followed by a ULID of this time."""
+    return f"aud_{ULID.from_datetime(time)}"
+
+
+def first_audit_id(time: datetime) -> str:
+    """Sorts before every audit id of this millisecond or later, and after all earlier ones."""
+    return f"aud_{str(ULID.from_datetime(time))[:10]}"

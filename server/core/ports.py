@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from server.core.audit_entry import AuditEntry, AuditFilter
 from server.core.caller import Permission
 from server.core.change import Change, Locked
 from server.core.event import Event
@@ -53,6 +54,7 @@ class Store(Protocol):
         task_id: str | None,
         intent: CancelIntent,
         trace_id: str = "",
+        audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         """Checks and records a cancellation in one transaction and one round trip.
 
@@ -61,7 +63,9 @@ class Store(Protocol):
         recorded for it. If one is recorded already, only an earlier `force_at` replaces its own.
 
         Returns what it read under the lock, also if it recorded nothing. `trace_id` is stored in
-        the event; empty for no trace.
+        the event; empty for no trace. `audit` is stored in the same transaction, also if nothing is
+        recorded, with the outcome or the slug that the caller is answered with, except
+        `agent_unreachable`: the entry then says `accepted` or `already_requested`.
         """
 
     async def transition(
@@ -86,8 +90,8 @@ class Store(Protocol):
         read.
         """
 
-    async def create_workspace(self, workspace: Workspace) -> None:
-        """Adds a workspace, with an empty log."""
+    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
+        """Adds a workspace, with an empty log, and the entry of the audit log."""
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """One workspace of any organization."""
@@ -139,6 +143,14 @@ class Store(Protocol):
 
         For None, the lease that runs out first, of all workspaces with a pod. Below 0 if it has run
         out; None if there is no lease.
+        """
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        """The entries of the organization that match and are older than `before_id`, newest first.
+
+        If the permission covers only the caller's own workspaces, only entries of these.
         """
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:

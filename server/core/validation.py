@@ -16,6 +16,11 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_CHARACTERS = 900_000
 
 
+def is_identifier(value: str) -> bool:
+    """Whether the value has the syntax of an id."""
+    return _ID.fullmatch(value) is not None
+
+
 class Fields:
     """Collects the problems of a request, so that one error reports all of them."""
 
@@ -28,7 +33,7 @@ class Fields:
 
     def identifier(self, field: str, value: str) -> None:
         """Checks the syntax of an id."""
-        if not _ID.fullmatch(value):
+        if not is_identifier(value):
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
     def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from server.core import errors, workspace_lifecycle
 from server.core.caller import Caller, Permission
@@ -18,7 +19,9 @@ MAX_NAME_CHARACTERS = 200
 STOP_REASON = "workspace stopped"
 
 
-async def create_workspace(caller: Caller, name: str, store: Store, clock: Clock) -> Workspace:
+async def create_workspace(
+    caller: Caller, name: str, origin: Origin, store: Store, clock: Clock
+) -> Workspace:
     """Records a workspace, whose agent the fleet controller starts.
 
     Raises Failure permission_denied.
@@ -38,7 +41,8 @@ async def create_workspace(caller: Caller, name: str, store: Store, clock: Clock
         created_at=now,
         updated_at=now,
     )
-    await store.create_workspace(workspace)
+    audit = origin.audit and replace(origin.audit, workspace_id=workspace.id)
+    await store.create_workspace(workspace, audit)
     return workspace
 
 
@@ -91,7 +95,7 @@ async def stop_workspace(
 
 
 async def resume_workspace(
-    caller: Caller, workspace_id: str, store: Store, clock: Clock
+    caller: Caller, workspace_id: str, origin: Origin, store: Store, clock: Clock
 ) -> Workspace:
     """Requests a new agent in a new epoch.
 
@@ -101,7 +105,10 @@ async def resume_workspace(
     # Who may submit tasks may also bring a workspace back to where tasks run.
     permission = caller.permission("workspace:write", "tasks:write")
     change = await _change(
-        permission, workspace_id, store, lambda locked: workspace_lifecycle.resume(locked, clock())
+        permission,
+        workspace_id,
+        store,
+        lambda locked: workspace_lifecycle.resume(locked, clock()).caused_by(origin),
     )
     return change.workspace
 

@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,7 @@ from server.stack.ready import Demo, Ready, verification
 from server.stack.rolling_restart import RollingRestart
 from server.stack.seed import seed
 from server.stack.supervisor import Program, Supervisor
+from server.store.audit_partitions import prune
 from server.store.keys import PostgresKeys
 from server.store.migrate import ForeignTablesError, migrate
 from server.store.pool import open_pool
@@ -114,7 +116,7 @@ async def _start(
         }
     )
     try:
-        await asyncio.to_thread(migrate, settings.database_url)
+        await asyncio.to_thread(_prepare_database, settings)
     except UnavailableError as error:
         raise CannotStartError(f"{error} Check DATABASE_URL.") from error
     except ForeignTablesError as error:
@@ -184,6 +186,15 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
     return url
 
 
+def _prepare_database(settings: Settings) -> None:
+    """Migrates, and removes what is older than the retention of the audit log."""
+    database_url = settings.migration_database_url or settings.database_url
+    migrate(database_url, settings.database_url)
+    if settings.audit_retention_days:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            prune(connection, now() - timedelta(days=settings.audit_retention_days))
+
+
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings as environment variables for the programs.
 
@@ -191,7 +202,9 @@ def _environment(settings: Settings) -> dict[str, str]:
     the environment of this process.
     """
     values = settings.model_dump(exclude_none=True).items()
-    return {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
+    own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
+    # Only migrations use that role.
+    return own | {"MIGRATION_DATABASE_URL": ""}
 
 
 def _metrics_port(settings: Settings, index: int) -> dict[str, str]:

@@ -10,12 +10,14 @@ from weakref import WeakValueDictionary
 from psycopg.types.json import Json, Jsonb
 
 from server.core import deadline
+from server.core.audit_entry import AuditEntry
 from server.core.caller import Permission
 from server.core.errors import UnavailableError
 from server.core.event import cancel_requested_payload
 from server.core.ports import RecordedCancellation
 from server.core.task import CancelIntent
 from server.store.announce import Announce
+from server.store.audit import audit_json
 from server.store.group_commit import GroupCommit
 from server.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from server.store.rows import (
@@ -39,7 +41,7 @@ _COLUMNS = ", ".join(
 )
 _RECORD_ONE = (
     f"SELECT {_COLUMNS} FROM record_cancellation_or_skip("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 _RECORD_MANY = f"SELECT {_COLUMNS} FROM record_cancellations(%s)"
 _FIRST_OF_WORKSPACE = 2
@@ -66,6 +68,7 @@ class _Request(NamedTuple):
     request_id: str
     force_at: datetime | None
     payload: Jsonb
+    audit: Json | None
 
 
 class Cancellations:
@@ -100,6 +103,7 @@ class Cancellations:
         task_id: str | None,
         intent: CancelIntent,
         trace_id: str,
+        audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         """See Store.record_cancellation."""
         caller = permission.caller
@@ -116,6 +120,7 @@ class Cancellations:
             intent.request_id,
             intent.force_at,
             event_payload(cancel_requested_payload(intent), trace_id),
+            None if audit is None else Json(audit_json(audit)),
         )
         found = await self._group(request)
         return await self._record_after_lock(request) if found is None else found
@@ -167,7 +172,7 @@ class Cancellations:
 
 
 def _parameters(request: _Request, wait: bool) -> Row:
-    return (*request, wait)
+    return (*request[:-1], wait, request.audit)
 
 
 def _result(row: Row) -> RecordedCancellation | None:

@@ -3,6 +3,7 @@
 functions/ has the current version of each function. The versions in migrations/ are outdated.
 """
 
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
@@ -12,6 +13,8 @@ import yoyo
 from psycopg.conninfo import conninfo_to_dict
 
 from server.core.errors import UnavailableError
+from server.store.audit_partitions import add_partitions
+from server.store.service_role import grant
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
@@ -39,11 +42,13 @@ class ForeignTablesError(Exception):
     """The schema belongs to another application. The message is for the operator."""
 
 
-def migrate(database_url: str) -> None:
+def migrate(database_url: str, service_database_url: str = "") -> None:
     """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
-    `database_url` is a libpq connection URI. Raises UnavailableError if the database cannot be
-    reached, and ForeignTablesError if the schema has tables and this service has never migrated it.
+    `database_url` is a libpq connection URI. If `service_database_url` names another role, that
+    role may use the tables, and may only insert into and read the audit log. Raises
+    UnavailableError if the database cannot be reached, and ForeignTablesError if the schema has
+    tables and this service has never migrated it.
     """
     try:
         # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
@@ -53,6 +58,8 @@ def migrate(database_url: str) -> None:
             _check_owner(guard)
             _apply(database_url)
             _replace_functions(guard)
+            add_partitions(guard, datetime.now(UTC))
+            grant(guard, service_database_url or database_url)
     except psycopg.OperationalError as error:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error
 

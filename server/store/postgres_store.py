@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
+from server.core.audit_entry import AuditEntry, AuditFilter
 from server.core.caller import Permission
 from server.core.change import Change, Locked
 from server.core.event import Event
@@ -13,6 +14,7 @@ from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace
 from server.store import queries
 from server.store.announce import Announce, announce_to_nobody
+from server.store.audit import INSERT, audit_entry_of, audit_query, audit_values
 from server.store.cancellations import Cancellations
 from server.store.fleet_reads import FleetReads
 from server.store.leases import Leases
@@ -91,8 +93,11 @@ class PostgresStore(FleetReads):
         task_id: str | None,
         intent: CancelIntent,
         trace_id: str = "",
+        audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
-        return await self._cancellations.record(permission, workspace_id, task_id, intent, trace_id)
+        return await self._cancellations.record(
+            permission, workspace_id, task_id, intent, trace_id, audit
+        )
 
     async def drained(self) -> None:
         """Returns when no shared statement is in flight, even one whose callers were cancelled."""
@@ -145,11 +150,17 @@ class PostgresStore(FleetReads):
     ) -> Leased | None:
         return await self._leases.renew(workspace_id, epoch, lease_seconds)
 
-    async def create_workspace(self, workspace: Workspace) -> None:
-        async with connected(self._pool) as connection:
+    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
+        async with (
+            connected(self._pool) as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
             await connection.execute(
                 _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
+            if audit is not None:
+                await connection.execute(INSERT, audit_values(audit), prepare=True)
         self._announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
@@ -196,6 +207,12 @@ class PostgresStore(FleetReads):
     async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
         return [event_of(row) for row in await self._all(queries.LIST_EVENTS, place)]
 
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        query, parameters = audit_query(permission, wanted, before_id or _AFTER_ALL_IDS, limit)
+        return [audit_entry_of(row) for row in await self._all(query, parameters)]
+
 
 async def _write(connection: Connection, locked: Locked, change: Change) -> Change:
     """Writes the rows that have changed. Returns the change with its `last_seq`."""
@@ -220,6 +237,8 @@ async def _write(connection: Connection, locked: Locked, change: Change) -> Chan
             event_values(workspace_id, number, event),
             prepare=True,
         )
+    if change.audit is not None:
+        await connection.execute(INSERT, audit_values(change.audit), prepare=True)
     return change
 
 

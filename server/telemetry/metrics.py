@@ -75,6 +75,12 @@ class Metrics:
             buckets=_CALL_SECONDS,
             registry=self.registry,
         )
+        self._audit_entries_lost = Counter(
+            "evershell_audit_entries_lost",
+            "Entries of the audit log that could not be stored, or exceeded the limit for "
+            "unauthenticated calls.",
+            registry=self.registry,
+        )
         self._cancel_to_end = Histogram(
             "evershell_cancel_to_end_seconds",
             "Time from the record of a cancellation to the commit of its task's end; "
@@ -99,6 +105,10 @@ class Metrics:
             raise
         finally:
             self._signals.labels(rpc, result).observe(perf_counter() - started)
+
+    def audit_entries_lost(self, count: int) -> None:
+        """Counts entries of the audit log that are not stored."""
+        self._audit_entries_lost.inc(count)
 
     def committed(self, change: Change) -> None:
         """Measures a committed change if it ends a cancelled task."""

@@ -11,6 +11,7 @@ from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from server.api import chain
+from server.api.interceptors.auditing import Auditing
 from server.api.interceptors.authentication import Authentication
 from server.api.interceptors.rate_limits import RateLimits
 from server.api.interceptors.request_log import RequestLog
@@ -24,6 +25,7 @@ from server.auth.session_tokens import JwkSet, SessionTokens
 from server.core.api_key import ApiKey, KeyTemplate
 from server.core.runtime import AgentIdentity, Runtime
 from server.telemetry.metrics import Metrics
+from tests.support.audit import FakeAuditQueue
 from tests.support.fakes import FakeStore
 from tests.support.world import NOW, ORG, World
 
@@ -120,6 +122,8 @@ class Running:
     port: int
     server: Server
     stub: "workspace_service_pb2_grpc.WorkspaceServiceAsyncStub"
+    # The entries that the calls did not store themselves.
+    audit: FakeAuditQueue
 
     async def fails(self, call: Any) -> Failed:
         """The failure of a unary call, or of reading a stream's first message."""
@@ -170,7 +174,7 @@ async def running(
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
-    request_log = RequestLog()
+    request_log, audit = RequestLog(), FakeAuditQueue()
     server = Server(
         WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30)),
@@ -180,6 +184,7 @@ async def running(
             metrics or Metrics(),
             Authentication(authenticator, POD_TOKENS, host_binding),
             rate_limits,
+            auditing=Auditing(audit, world.clock),
         ),
     )
     port = await server.start("127.0.0.1:0")
@@ -193,6 +198,7 @@ async def running(
                 port,
                 server,
                 workspace_service_pb2_grpc.WorkspaceServiceStub(channel),
+                audit,
             )
     finally:
         await server.drain(0)

@@ -148,7 +148,7 @@ async def test_a_credential_opens_every_public_method(server: Running, method: s
     if isinstance(seen, Failed):
         assert seen.slug == "validation_error"
     else:
-        assert method in ("CreateWorkspace", "ListWorkspaces")
+        assert method in ("CreateWorkspace", "ListWorkspaces", "ListAuditEntries")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from server.api import call as calls
 from server.api import chain
 from server.api.call import Call
 from server.api.handlers import Handlers
+from server.api.interceptors.auditing import Auditing
 from server.api.interceptors.authentication import Authentication
 from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.api.interceptors.rate_limits import Rate, RateLimits
@@ -33,8 +34,9 @@ from tests.api.running import (
     find_key,
     running,
 )
+from tests.support.audit import FakeAuditQueue
 from tests.support.waiting import eventually_async
-from tests.support.world import World
+from tests.support.world import NOW, World
 
 SERVICES = (
     workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
@@ -79,8 +81,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     probe = Probe()
     whole = chain.interceptors
 
-    def with_probe(*args: Any) -> list[Interceptor]:
-        *others, reading = whole(*args)
+    def with_probe(*args: Any, **more: Any) -> list[Interceptor]:
+        *others, reading = whole(*args, **more)
         return [*others, probe, reading]
 
     monkeypatch.setattr(chain, "interceptors", with_probe)
@@ -110,11 +112,13 @@ def test_the_list_is_in_its_documented_order() -> None:
         authentication(),
         RateLimits(Rate(1, 1), Rate(1, 1)),
         Probe(),
+        Auditing(FakeAuditQueue(), lambda: NOW),
     )
     assert [type(each).__name__ for each in listed] == [
         "RequestLog",
         "Probe",
         "Measuring",
+        "Auditing",
         "Errors",
         "Deadline",
         "Authentication",

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from server.api.effects import public_methods
 from server.api.interceptors import reading
 from server.telemetry.metrics import Metrics
 from tests.api.running import (
@@ -78,8 +79,15 @@ async def test_a_method_takes_exactly_one_message(server: Running, world: World)
 async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
     server: Running,
 ) -> None:
-    methods = ("GetTask", "ListTasks", "WatchEvents", "GetWorkspace", "ListWorkspaces")
-    assert reading.methods_without_effect() == {PUBLIC + name for name in methods}
+    methods = (
+        "GetTask",
+        "ListTasks",
+        "WatchEvents",
+        "GetWorkspace",
+        "ListWorkspaces",
+        "ListAuditEntries",
+    )
+    assert public_methods(with_effect=False) == {PUBLIC + name for name in methods}
     async with asyncio.timeout(PROMPT_SECONDS):
         assert await Incomplete(server, LIST, bearer(), [b""]).call == b""
     none = Incomplete(server, LIST, bearer())

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from server.core.audit_entry import AuditFilter
 from server.core.change import unchanged
 from server.core.errors import UnavailableError
 from server.core.ports import Store
@@ -26,6 +27,9 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
     "renew_lease": lambda store: store.renew_lease("ws_1", 1, 30),
+    "list_audit_entries": lambda store: store.list_audit_entries(
+        permission(), AuditFilter(), None, 1
+    ),
     "list_wanted_pods": lambda store: store.list_wanted_pods("", 1),
     "list_unsettled": lambda store: store.list_unsettled(),
     "list_expired_leases": lambda store: store.list_expired_leases(),

@@ -21,7 +21,9 @@ async def stop(world: World, workspace_id: str, by: Caller | None = None) -> Wor
 
 
 async def resume(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
-    return await workspaces.resume_workspace(by or caller(), workspace_id, world.store, world.clock)
+    return await workspaces.resume_workspace(
+        by or caller(), workspace_id, Origin("req_t"), world.store, world.clock
+    )
 
 
 async def slug_of(call: Coroutine[Any, Any, object]) -> str:
@@ -32,7 +34,7 @@ async def slug_of(call: Coroutine[Any, Any, object]) -> str:
 
 async def test_a_new_workspace_records_its_creator(world: World) -> None:
     made = await workspaces.create_workspace(
-        caller("workspace:write:own"), "mine", world.store, world.clock
+        caller("workspace:write:own"), "mine", Origin(), world.store, world.clock
     )
     assert made.id.startswith("ws_")
     assert (made.org_id, made.name, made.created_by_user_id) == (ORG, "mine", USER)
@@ -42,20 +44,20 @@ async def test_a_new_workspace_records_its_creator(world: World) -> None:
 
 async def test_a_workspace_of_an_api_key_has_no_creator(world: World) -> None:
     key = caller("workspace:write", actor_id="key_1", kind=CredentialKind.API_KEY)
-    made = await workspaces.create_workspace(key, "", world.store, world.clock)
+    made = await workspaces.create_workspace(key, "", Origin(), world.store, world.clock)
     assert made.created_by_user_id is None
 
 
 async def test_creating_a_workspace_checks_in_order(world: World) -> None:
     reader = caller("workspace:read")
-    assert (
-        await slug_of(workspaces.create_workspace(reader, "x" * 201, world.store, world.clock))
-        == "validation_error"
-    )
-    assert (
-        await slug_of(workspaces.create_workspace(reader, "x" * 200, world.store, world.clock))
-        == "permission_denied"
-    )
+
+    async def slug(name: str) -> str:
+        return await slug_of(
+            workspaces.create_workspace(reader, name, Origin(), world.store, world.clock)
+        )
+
+    assert await slug("x" * 201) == "validation_error"
+    assert await slug("x" * 200) == "permission_denied"
 
 
 async def test_a_list_has_the_workspaces_that_the_caller_may_read(world: World) -> None:

@@ -197,6 +197,9 @@ def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
     assert tasks == [workspace.task(task_id)]
     list(pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 50))
 
+    (audit,) = pages(stack, seen, "ListAuditEntries", f"{path}/audit", "entries", 50)
+    assert (audit[0]["rpc"], audit[-1]["rpc"]) == ("ResumeWorkspace", "CreateWorkspace")
+
     assert seen.missing() == ELSEWHERE
     # A field with presence that is not set is absent, not zero.
     assert seen.absent[task_pb2.Task.DESCRIPTOR.full_name] >= {

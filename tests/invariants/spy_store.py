@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import Enum
 from typing import TypeVar
 
+from server.core.audit_entry import AuditEntry, AuditFilter
 from server.core.caller import Permission
 from server.core.change import Change, Locked
 from server.core.errors import Failure, UnavailableError
@@ -73,10 +74,11 @@ class SpyStore:
         task_id: str | None,
         intent: CancelIntent,
         trace_id: str = "",
+        audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         async def write() -> RecordedCancellation:
             found = await self._store.record_cancellation(
-                permission, workspace_id, task_id, intent, trace_id
+                permission, workspace_id, task_id, intent, trace_id, audit
             )
             self._note(found.workspace, found.task)
             return found
@@ -105,8 +107,8 @@ class SpyStore:
 
         return await self._write(write)
 
-    async def create_workspace(self, workspace: Workspace) -> None:
-        await self._read(self._store.create_workspace(workspace))
+    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
+        await self._read(self._store.create_workspace(workspace, audit))
         self.workspace = workspace
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
@@ -132,6 +134,13 @@ class SpyStore:
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         return await self._read(self._store.list_events(workspace_id, after_seq, limit))
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        return await self._read(
+            self._store.list_audit_entries(permission, wanted, before_id, limit)
+        )
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         return await self._read(self._store.list_wanted_pods(after_id, limit))

@@ -96,7 +96,7 @@ class World:
         self.pods = Pods(self.agents, self.shared)
         self.run_id = f"run_{next(self._run_numbers)}"
         self.workspace_id = (
-            await workspaces.create_workspace(CALLER, "", self.store, self.clock)
+            await workspaces.create_workspace(CALLER, "", Origin(), self.store, self.clock)
         ).id
         self.lead()
 
@@ -288,7 +288,7 @@ class World:
 
     async def resume(self) -> None:
         await self._try(
-            workspaces.resume_workspace(CALLER, self.workspace_id, self.store, self.clock)
+            workspaces.resume_workspace(CALLER, self.workspace_id, Origin(), self.store, self.clock)
         )
 
     async def _try(self, call: Coroutine[Any, Any, object]) -> None:

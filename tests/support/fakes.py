@@ -12,14 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from server.core import task_lifecycle
+from server.core.audit_entry import AuditEntry, AuditFilter
 from server.core.caller import Permission
+from server.core.cancel_task import outcome_of
 from server.core.change import Change, Locked
-from server.core.errors import UnavailableError
+from server.core.errors import Failure, UnavailableError
 from server.core.event import Event, NewEvent, Origin
 from server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
 from server.core.task import CancelIntent, Task
 from server.core.workspace import Workspace, WorkspaceStatus
 from server.store.announce import Announce, announce_to_nobody
+from tests.support.audit import FakeAuditLog
 
 _Listed = TypeVar("_Listed", Workspace, Task)
 _WANTED = (
@@ -48,6 +51,7 @@ class FakeStore:
         self._workspaces: dict[str, Workspace] = {}
         self._tasks: dict[str, Task] = {}
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
+        self._audit = FakeAuditLog()
 
     async def record_cancellation(
         self,
@@ -56,8 +60,27 @@ class FakeStore:
         task_id: str | None,
         intent: CancelIntent,
         trace_id: str = "",
+        audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         self._answer()
+        found = self._record_cancellation(permission, workspace_id, task_id, intent, trace_id)
+        if audit is not None:
+            try:
+                outcome = str(outcome_of(permission, workspace_id, task_id or "", found))
+            except Failure as failure:
+                outcome = failure.slug
+            task = "" if found.task is None else found.task.id
+            self._audit.add(replace(audit, outcome=outcome, task_id=task or audit.task_id))
+        return found
+
+    def _record_cancellation(
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str,
+    ) -> RecordedCancellation:
         workspace = self._workspaces.get(workspace_id)
         if workspace is None or workspace.org_id != permission.caller.org_id:
             return RecordedCancellation(workspace=None, task=None, recorded=False)
@@ -107,9 +130,11 @@ class FakeStore:
         locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
         return Leased(locked, float("-inf") if left is None else left)
 
-    async def create_workspace(self, workspace: Workspace) -> None:
+    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
         self._answer()
         self._workspaces[workspace.id] = workspace
+        if audit is not None:
+            self._audit.add(audit)
         self._announce(workspace)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
@@ -153,6 +178,12 @@ class FakeStore:
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         self._answer()
         return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        self._answer()
+        return self._audit.list(self._workspaces, permission, wanted, before_id)[:limit]
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         self._answer()
@@ -228,6 +259,8 @@ class FakeStore:
         self._events[workspace_id] += [
             _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
         ]
+        if change.audit is not None:
+            self._audit.add(change.audit)
         if change.events or change.workspace.status is not locked.workspace.status:
             self._announce(change.workspace)
         return change

@@ -7,10 +7,10 @@ from weakref import WeakValueDictionary
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2
-from google.api import annotations_pb2
 from google.protobuf.message import DecodeError
 
 from server.api.call import Call, Context
+from server.api.effects import public_methods
 from server.api.interceptors.interceptor import Handler, Interceptor, Method
 from server.core.errors import Failure
 
@@ -38,7 +38,10 @@ class Reading(Interceptor):
 
     def __init__(self) -> None:
         self._limits = request_limits()
-        self._reads = methods_without_effect()
+        # Such a method is served when its message has arrived. That the request also ends with it
+        # is learned from gRPC by a second read, which would take a large part of the time of a
+        # short call.
+        self._reads = public_methods(with_effect=False)
         # The turns of the worker, by size limit.
         self._by_worker: dict[int, _Turns] = {}
         # The turns of each caller, by caller and size limit, while requests of that caller are
@@ -172,20 +175,6 @@ def request_limits() -> dict[str, int]:
         own = method.GetOptions().Extensions[workspace_service_pb2.edge].max_request_bytes
         limits[f"/{service.full_name}/{method.name}"] = own or usual
     return limits
-
-
-def methods_without_effect() -> frozenset[str]:
-    """The public methods that change nothing: those that REST offers with GET.
-
-    Such a method is served when its message has arrived. That the request also ends with it is
-    learned from gRPC by a second read, which would take a large part of the time of a short call.
-    """
-    service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
-    return frozenset(
-        f"/{service.full_name}/{method.name}"
-        for method in service.methods
-        if method.GetOptions().Extensions[annotations_pb2.http].WhichOneof("pattern") == "get"
-    )
 
 
 def _reader(call: Call) -> str:

@@ -32,7 +32,8 @@ BEGIN
         p_request_id,
         p_force_at,
         p_payload,
-        true
+        true,
+        NULL
     );
     recorded := found_state.recorded;
     w := found_state.w;

@@ -25,7 +25,8 @@ BEGIN
             reason text,
             request_id text,
             force_at timestamptz,
-            payload jsonb
+            payload jsonb,
+            audit json
         )
     LOOP
         RETURN QUERY SELECT * FROM record_cancellation_or_skip(
@@ -41,7 +42,8 @@ BEGIN
             request.request_id,
             request.force_at,
             request.payload,
-            false
+            false,
+            request.audit
         );
     END LOOP;
 END;

@@ -137,6 +137,12 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         return workspace_pb2.Workspace(id=request.workspace_id)
 
+    async def ListAuditEntries(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.ListAuditEntriesResponse:
+        await self._act(request, context)
+        return workspace_service_pb2.ListAuditEntriesResponse()
+
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._act(request, context)
         response = workspace_service_pb2.WatchEventsResponse

@@ -89,6 +89,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspaceRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.FromString,
                 _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ListAuditEntries',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class WorkspaceServiceServicer:
@@ -230,6 +235,18 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditEntries(self, request, context):
+        """Lists the audit log, newest first: who changed what, or was refused.
+
+        Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
+        answered, and that of a refused call within a second.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkspaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -282,6 +299,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.ResumeWorkspace,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspaceRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -557,6 +579,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/ResumeWorkspace',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspaceRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ListAuditEntries',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

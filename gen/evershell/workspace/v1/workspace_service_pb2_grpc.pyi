@@ -131,6 +131,14 @@ class WorkspaceServiceStub:
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
     """
+    ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListAuditEntriesRequest, _workspace_service_pb2.ListAuditEntriesResponse]
+    """Lists the audit log, newest first: who changed what, or was refused.
+
+    Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
+    answered, and that of a refused call within a second.
+    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
+    """
 
 @_typing.type_check_only
 class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
@@ -232,6 +240,14 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Errors: invalid_state while the workspace is stopping.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
+    """
+    ListAuditEntries: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListAuditEntriesRequest, _workspace_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
+    """Lists the audit log, newest first: who changed what, or was refused.
+
+    Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
+    answered, and that of a refused call within a second.
+    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -391,6 +407,20 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: invalid_state while the workspace is stopping.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: _workspace_service_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ListAuditEntriesResponse, _abc.Awaitable[_workspace_service_pb2.ListAuditEntriesResponse]]:
+        """Lists the audit log, newest first: who changed what, or was refused.
+
+        Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
+        answered, and that of a refused call within a second.
+        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,84 @@
+"""The audit log on a real stack, over REST and gRPC."""
+
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from server.__main__ import main
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+# An entry of a refused call is stored within a second.
+STORED_SECONDS = 5.0
+
+
+def entries(
+    stack: Stack, path: str = "/v1/audit", token: str = "full_access", **filters: str
+) -> Any:
+    return stack.rest(token).get(path, params=filters)["entries"]
+
+
+def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspace) -> None:
+    """Allowed or refused, over REST and over gRPC, each exactly once."""
+    task_id = workspace.submit("true")
+    workspace.await_end(task_id)
+    workspace.cancel(reason="by REST")
+    stack.grpc().call("CancelTask", workspace_id=workspace.id, reason="by gRPC")
+    stack.rest("member").fails("POST", f"{workspace.path}/task/cancel")
+    stack.rest("read_only").fails("POST", f"{workspace.path}/stop")
+    stack.rest().fails("POST", f"{workspace.path}/tasks", json={})
+    path = f"{workspace.path}/audit"
+    eventually(lambda: len(entries(stack, path)) == 7, STORED_SECONDS)
+    found = entries(stack, path)
+    assert [(each["rpc"], each["outcome"], each["actor_id"]) for each in found[::-1]] == [
+        ("CreateWorkspace", "ok", found[-1]["actor_id"]),
+        ("SubmitTask", "ok", found[-1]["actor_id"]),
+        ("CancelTask", "no_active_task", found[-1]["actor_id"]),
+        ("CancelTask", "no_active_task", found[-1]["actor_id"]),
+        ("CancelTask", "permission_denied", "user_member"),
+        ("StopWorkspace", "permission_denied", found[1]["actor_id"]),
+        ("SubmitTask", "validation_error", found[-1]["actor_id"]),
+    ]
+    # For a client on its own machine, the edge forwards an address of the machine.
+    assert all(ip_address(each["client_address"]) for each in found)
+    assert {each["org_id"] for each in found} == {"org_demo"}
+    assert (found[-2]["task_id"], found[-1]["credential_kind"]) == (task_id, "api_key")
+    assert found[2]["credential_kind"] == "session"
+    filtered = entries(stack, path, rpc="CancelTask", outcome="no_active_task")
+    assert [each["reason"] for each in filtered] == ["by gRPC", "by REST"]
+    after = entries(stack, path, start_time=found[0]["time"])
+    assert [each["id"] for each in after] == [found[0]["id"]]
+
+
+def test_an_unknown_workspace_and_another_organization_are_on_record(stack: Stack) -> None:
+    demo = stack.ready["demo"]["workspace_id"]
+    failed = stack.rest("other_org").fails("POST", f"/v1/workspaces/{demo}/task/cancel")
+    (entry,) = entries(stack, token="other_org", rpc="CancelTask")
+    assert (entry["workspace_id"], entry["outcome"]) == (demo, "workspace_not_found")
+    assert entry["request_id"] == failed.request_id
+    # The owner's organization does not see the attempt of another one.
+    assert failed.request_id not in [each["request_id"] for each in entries(stack)]
+    stack.rest("other_org").fails("GET", f"/v1/workspaces/{demo}/audit")
+
+
+def test_a_member_sees_the_entries_of_their_own_workspaces(stack: Stack) -> None:
+    """The demo's member has no `audit:read:own`, so the log is closed to them."""
+    assert stack.rest("member").fails("GET", "/v1/audit").slug == "permission_denied"
+    assert entries(stack, token="read_only")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("start_time", "yesterday"), ("page_size", "-1"), ("rpc", "x" * 256)]
+)
+def test_an_invalid_filter_is_refused(stack: Stack, field: str, value: str) -> None:
+    failed = stack.rest().fails("GET", "/v1/audit", params={field: value})
+    assert (failed.slug, failed.status) == ("validation_error", 400)
+
+
+def test_the_log_is_pruned_by_a_command(stack: Stack) -> None:
+    environment = {"STATE_DIR": str(stack.state_dir), "DATABASE_URL": None}
+    done = CliRunner().invoke(main, ["audit", "prune", "--older-than", "1d"], env=environment)
+    assert (done.exit_code, done.stdout) == (0, "Removed 0 months of the audit log.\n")
+    assert entries(stack)

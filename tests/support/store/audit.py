@@ -1,0 +1,28 @@
+"""Entries of the audit log, for the tests of the store."""
+
+from datetime import datetime
+from typing import Any
+
+from server.core.audit_entry import AuditEntry
+from server.core.ids import new_audit_id
+from tests.support.store.examples import NOW, ORG, USER
+
+
+def audit_entry(time: datetime = NOW, **fields: Any) -> AuditEntry:
+    """An entry of a call at this time."""
+    facts = {
+        "org_id": ORG,
+        "actor_id": USER,
+        "credential_kind": "session",
+        "credential_id": "jti_1",
+        "rpc": "CancelTask",
+        "workspace_id": "",
+        "task_id": "",
+        "outcome": "ok",
+        "reason": "because 'of' \\ 🐚",
+        "request_id": "req_1",
+        "trace_id": "a" * 32,
+        "client_address": "192.0.2.1",
+        **fields,
+    }
+    return AuditEntry(id=new_audit_id(time), time=time, **facts)
