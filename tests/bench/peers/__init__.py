@@ -52,7 +52,7 @@ class Peer(Protocol):
 
         Raises:
             RuntimeError: The server has ended; the message has its log.
-            TimeoutError: The server does not answer within 30 s.
+            TimeoutError: The server does not answer within 60 s.
         """
 
     @property

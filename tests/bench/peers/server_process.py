@@ -13,7 +13,8 @@ from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 _ROOT = Path(__file__).parents[3]
-_START_SECONDS = 30.0
+# The first start after the packages were installed compiles them.
+_START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
@@ -35,7 +36,7 @@ class ServerProcess:
     def start(self, module: Sequence[str], environment: Mapping[str, str]) -> None:
         """Runs `python -m` with the module and its arguments. Returns when it accepts connections.
 
-        Raises RuntimeError with the log if the process ends, and TimeoutError after 30 s.
+        Raises RuntimeError with the log if the process ends, and TimeoutError after 60 s.
         """
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
