@@ -6,7 +6,7 @@ frame of native code as `symbol (library or source file)`.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Stack = tuple[str, ...]
 
@@ -73,12 +73,21 @@ def read(lines: Iterable[str]) -> Counter[Stack]:
 
 def part(stack: Sequence[str]) -> str:
     """The part to which the leaf of a stack that `read` has returned belongs."""
-    for places in (_OWNERS, _LIBRARIES):
-        for frame in reversed(stack):
-            for name, files in places.items():
-                if _file(frame).startswith(files):
-                    return name
-    return REST
+    libraries: list[str] = []
+    for frame in reversed(stack):
+        file = _file(frame)
+        if owner := _listed(file, _OWNERS):
+            # These are around the whole call, and receive messages and send replies for it.
+            is_around = owner in (INTERCEPTORS, LOG)
+            return ENGINE if is_around and ENGINE in libraries else owner
+        if library := _listed(file, _LIBRARIES):
+            libraries.append(library)
+    return libraries[0] if libraries else REST
+
+
+def _listed(file: str, places: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The part whose files include this one."""
+    return next((name for name, files in places.items() if file.startswith(files)), None)
 
 
 def _parsed(frame: str) -> tuple[str, str]:

@@ -26,8 +26,9 @@ def only(*frames: str) -> stacks.Stack:
     [
         ([LOOP], stacks.LOOP),
         ([LOOP, CORE, "sendmsg (libc.so.6)"], stacks.ENGINE),
-        # The engine works for whoever calls it.
-        ([CALL, "Context.abort (grpc/aio/_server.py:3)", CORE], stacks.INTERCEPTORS),
+        # The interceptors read and reply through the engine, as any server would.
+        ([CALL, "Context.read (grpc/aio/_server.py:3)", CORE], stacks.ENGINE),
+        ([LOOP, CORE, LOG, "Context.read (grpc/aio/_server.py:3)", CORE], stacks.ENGINE),
         ([CALL], stacks.INTERCEPTORS),
         ([CALL, USE_CASE], stacks.USE_CASE),
         # The request log is around the whole call, and only has what no inner frame has.
