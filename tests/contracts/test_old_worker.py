@@ -37,6 +37,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.store.locks import held
 
 _AFTER_ALL_IDS = "~"
 
@@ -122,6 +123,16 @@ async def test_one_of_many_cancellations_at_both_workers_is_recorded(
     ]
     assert (await asyncio.gather(*calls)).count(True) == 1
     assert len(await new.list_events(busy.id, 0, 10)) == 2
+
+
+async def test_a_cancellation_at_the_old_worker_waits_for_a_locked_workspace(
+    old: OldWorker, new: PostgresStore, database_url: str
+) -> None:
+    busy, _ = await with_task(new)
+    async with held(database_url, busy.id) as queued:
+        call = asyncio.create_task(old.record_cancellation(busy.id, intent()))
+        await queued(1)
+    assert await call
 
 
 async def test_the_old_worker_ends_a_task_that_the_new_one_cancelled(
