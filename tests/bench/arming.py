@@ -54,18 +54,17 @@ _COUNT = """
         ) AS whole,
         count(*) FILTER (
             WHERE t.cancel_requested_at IS NOT NULL OR t.completed_at IS NOT NULL
-                OR w.last_seq <> 3 OR e.events IS NOT NULL
+                OR w.last_seq <> 3 OR e.events > 0
         ) AS touched
-    FROM workspaces w
+    FROM unnest(%(ids)s::text[]) AS wanted (id)
+    JOIN workspaces w ON w.id = wanted.id
     JOIN tasks t ON t.id = w.current_task_id
-    LEFT JOIN (
-        SELECT workspace_id, count(*) AS events, min(seq) AS first,
+    -- By workspace, so that a large table of other events is not read.
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS events, min(seq) AS first,
             count(*) FILTER (WHERE type = 'task_cancel_requested') AS requests
-        FROM events
-        WHERE workspace_id = ANY(%(ids)s) AND seq > 3
-        GROUP BY workspace_id
-    ) e ON e.workspace_id = w.id
-    WHERE w.id = ANY(%(ids)s)
+        FROM events WHERE workspace_id = w.id AND seq > 3
+    ) e
 """
 
 
