@@ -25,6 +25,8 @@ from server.pod.sandbox import ToolLimits
 
 # bwrap takes a few milliseconds.
 _START_SECONDS = 5.0
+# On a loaded machine, `auto` must not take a slow sandbox for one that does not work.
+_PROBE_SECONDS = 30.0
 # The users of sandboxed pods, if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29
 _UIDS = 2**29
@@ -197,11 +199,13 @@ class Sandbox:
                 check=True,
                 capture_output=True,
                 text=True,
-                timeout=_START_SECONDS,
+                timeout=_PROBE_SECONDS,
             )
         except subprocess.CalledProcessError as error:
             raise IsolationError(_last_line(error.stderr) or str(error)) from error
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired as error:
+            raise IsolationError(f"bwrap did not end within {_PROBE_SECONDS:.0f} s") from error
+        except OSError as error:
             raise IsolationError(str(error)) from error
 
 
