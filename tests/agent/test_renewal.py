@@ -1,0 +1,82 @@
+"""How the agent renews its lease: what a reply says about it, and when it sends heartbeats."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+import structlog
+from evershell.agent.v1.runtime_service_pb2 import Directive, HeartbeatResponse
+
+from server.agent import heartbeat
+from server.agent.heartbeat import JITTER, Heartbeat
+from server.agent.lease import Lease
+from server.agent.runtime_client import RuntimeClient
+from server.agent.session import Session
+from server.agent.shutdown import Shutdown
+from server.core.task import Phase
+
+NOW = 100.0
+
+
+class Stub:
+    """The stub of a worker, whose replies contain this directive."""
+
+    def __init__(self, directive: Directive) -> None:
+        self._directive = directive
+
+    async def Heartbeat(self, *_: Any, **__: Any) -> HeartbeatResponse:
+        return HeartbeatResponse(directive=self._directive)
+
+
+async def _no_work(_: Any) -> None:
+    raise AssertionError("no task was assigned")
+
+
+def client(directive: Directive) -> tuple[RuntimeClient, Lease, Session]:
+    log, shutdown, lease = structlog.get_logger(), Shutdown(), Lease(lambda: NOW)
+    session = Session(_no_work, shutdown, lambda: None, log, lambda: NOW)
+    stubs = {"127.0.0.1:1": cast("Any", Stub(directive))}
+    return RuntimeClient(stubs, "token", lease, shutdown, session, log), lease, session
+
+
+@pytest.mark.parametrize(
+    ("directive", "length_seconds", "remaining_seconds"),
+    [
+        # The margin is 6 s, a fifth of the whole lease.
+        (Directive(lease_ms=30_000, lease_length_ms=30_000), 30, 24),
+        (Directive(lease_ms=24_500, lease_length_ms=30_000), 30, 18.5),
+        # An earlier control plane.
+        (Directive(lease_ms=30_000), 30, 24),
+    ],
+)
+async def test_a_reply_says_what_is_left_of_the_lease_and_how_long_it_is(
+    directive: Directive, length_seconds: float, remaining_seconds: float
+) -> None:
+    runtime, lease, _ = client(directive)
+    await runtime.heartbeat(lambda: ("", Phase.NONE))
+    assert (lease.length_seconds, lease.remaining_seconds) == (length_seconds, remaining_seconds)
+    assert lease.heartbeat_interval_seconds == length_seconds / 6
+
+
+async def test_the_intervals_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that started together do not send their heartbeats together."""
+    runtime, lease, session = client(Directive(lease_ms=30_000, lease_length_ms=30_000))
+    lease.renew(NOW, 30, 30)
+    factors, waits = iter([0.9, 1.1, 1.0]), []
+
+    def uniform(low: float, high: float) -> float:
+        assert (low, high) == JITTER
+        return next(factors)
+
+    def timeout(seconds: float) -> Any:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise asyncio.CancelledError
+        return expired(0)
+
+    expired = asyncio.timeout
+    monkeypatch.setattr(heartbeat.random, "uniform", uniform)
+    monkeypatch.setattr(heartbeat.asyncio, "timeout", timeout)
+    with pytest.raises(asyncio.CancelledError):
+        await Heartbeat(runtime, lease, session).run()
+    assert waits == [4.5, 5.5, 5.0]
