@@ -7,7 +7,6 @@ import pytest
 import structlog
 from evershell.agent.v1.runtime_service_pb2 import Directive, HeartbeatResponse
 
-from server.agent import heartbeat
 from server.agent.heartbeat import JITTER, Heartbeat
 from server.agent.lease import Lease
 from server.agent.runtime_client import RuntimeClient
@@ -75,8 +74,8 @@ async def test_the_intervals_vary(monkeypatch: pytest.MonkeyPatch) -> None:
         return expired(0)
 
     expired = asyncio.timeout
-    monkeypatch.setattr(heartbeat.random, "uniform", uniform)
-    monkeypatch.setattr(heartbeat.asyncio, "timeout", timeout)
+    monkeypatch.setattr("random.uniform", uniform)
+    monkeypatch.setattr("asyncio.timeout", timeout)
     with pytest.raises(asyncio.CancelledError):
         await Heartbeat(runtime, lease, session).run()
     assert waits == [4.5, 5.5, 5.0]

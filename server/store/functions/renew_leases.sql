@@ -21,14 +21,11 @@ DECLARE
 BEGIN
     FOR n IN 1..cardinality(p_ids) LOOP
         SELECT * INTO w FROM workspaces WHERE id = p_ids[n];
-        IF w.epoch = p_epochs[n]
-            AND w.status NOT IN ('stopped', 'failed')
-            AND w.lease_expires_at
-                < moment + make_interval(secs => p_lease_seconds[n] * p_below_share)
+        IF w.lease_expires_at
+            < moment + make_interval(secs => p_lease_seconds[n] * p_below_share)
         THEN
-            -- The row may have changed since it was read.
             PERFORM FROM workspaces
-            WHERE id = w.id AND epoch = w.epoch AND status NOT IN ('stopped', 'failed')
+            WHERE id = w.id AND epoch = p_epochs[n] AND status NOT IN ('stopped', 'failed')
             FOR NO KEY UPDATE SKIP LOCKED;
             IF FOUND THEN
                 UPDATE workspaces
