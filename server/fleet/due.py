@@ -120,8 +120,8 @@ class Sweep:
         self._monotonic = monotonic
         self._after_id = ""
         self._pages = 0
+        # In the first sweep, every page is due.
         self._next_at = float("-inf")
-        # Zero in the first sweep.
         self._interval_seconds = 0.0
 
     async def due_pages(self) -> AsyncIterator[Sequence[Workspace]]:

@@ -69,7 +69,7 @@ class Agents:
         ended = connection.receive()
         for stream, status in ended:
             self.statuses[status] += 1
-            reply = HeartbeatResponse.FromString(bytes(connection.collected.pop(stream)[5:]))
+            reply = HeartbeatResponse.FromString(bytes(connection.collected.pop(stream, b"")[5:]))
             self.fenced += reply.directive.fenced or not reply.directive.lease_ms
         return len(ended)
 
