@@ -72,7 +72,7 @@ def _replay(events: int) -> Measure:
             logs[side] = arming.create_log(side.database, events, setting.agent_address)
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=logs[side])
         connection = side.connect("WatchEvents")
-        return _read(connection, request.SerializeToString(), events, side.worker_pids)
+        return read_stream(connection, request.SerializeToString(), events, side.worker_pids)
 
     return measure
 
@@ -81,12 +81,12 @@ def _bare(events: int) -> Measure:
     def measure(setting: Setting, side: Side) -> Figures:
         connection = Connection(setting.floor_address, f"/{floor.SERVICE}/Stream")
         request = f"{events} {_MESSAGE_BYTES}".encode()
-        return _read(connection, request, events, [setting.floor_pid])
+        return read_stream(connection, request, events, [setting.floor_pid])
 
     return measure
 
 
-def _read(connection: Connection, request: bytes, events: int, pids: list[int]) -> Figures:
+def read_stream(connection: Connection, request: bytes, events: int, pids: list[int]) -> Figures:
     """Reads this many messages of a stream, and closes the connection."""
     cpu_began, began = cpu_seconds(pids), time.perf_counter()
     stream = connection.call(message(request))
