@@ -118,7 +118,10 @@ class Store(Protocol):
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        """The tasks of the workspace that are older than `before_id`, newest first."""
+        """The tasks of the workspace that are older than `before_id`, newest first.
+
+        The list may end early, with at least one task more than MAX_PAGE_CHARACTERS allow.
+        """
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """The workspace's events after `after_seq`, in order."""

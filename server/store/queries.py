@@ -4,6 +4,7 @@ They name their columns, so that a later migration which adds a column does not 
 statements.
 """
 
+from server.core.validation import MAX_PAGE_CHARACTERS
 from server.store.rows import EVENT_COLUMNS, TASK_COLUMNS, WORKSPACE_COLUMNS
 
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
@@ -51,8 +52,15 @@ GET_WORKSPACE_WITH_TASK = (
     f"SELECT {_OF_W}, {_OF_T} FROM workspaces w "
     "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id WHERE w.id = %s"
 )
+# A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
+# be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
+# there are more.
 LIST_TASKS = (
-    f"SELECT {_TASK} FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+    f"SELECT {_TASK} FROM ("
+    f"SELECT {_TASK}, sum(length(description) + length(result)) OVER ("
+    "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
+    "FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+    f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
 )
 LIST_EVENTS = (
     f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"

@@ -7,6 +7,7 @@ import pytest
 from server.core import task_lifecycle
 from server.core.ids import new_task_id
 from server.core.ports import Store
+from server.core.validation import Page
 from server.core.workspace import WorkspaceStatus
 from tests.support.store.examples import (
     complete,
@@ -48,6 +49,31 @@ async def test_tasks_and_events_are_listed_per_workspace(store: Store) -> None:
     assert len(await store.list_tasks(busy.id, None, 1)) == 1
     assert [event.seq for event in await store.list_events(busy.id, 1, 1)] == [2]
     assert await store.list_events(busy.id, 3, 10) == []
+
+
+async def test_a_list_of_long_tasks_has_more_than_a_page(store: Store) -> None:
+    """A store may leave out the rest, but the caller has to see that there is more."""
+    busy, first = await with_task(store)
+    ids = [first.id]
+    await complete(store, busy, first.id)
+    for _ in range(12):
+        long = replace(task(busy.id), description="é" * 100_000)
+        await store.transition(
+            busy.id, lambda locked: task_lifecycle.submit(locked, long, "user_1")
+        )
+        await complete(store, busy, long.id)
+        ids.append(long.id)
+    listed: list[str] = []
+    token = ""
+    while True:
+        page = Page.of(50, token)
+        found = await store.list_tasks(busy.id, page.before_id, page.size + 1)
+        items, token = page.cut(found, lambda each: len(each.description))
+        listed += [each.id for each in items]
+        if not token:
+            break
+        assert len(items) == 9
+    assert listed == sorted(ids, reverse=True)
 
 
 async def test_wanted_pods_are_all_that_have_not_ended(store: Store) -> None:

@@ -31,7 +31,8 @@ _WATCHERS = 8
 # 200 tasks with descriptions of this length just fit into one page.
 _DESCRIPTION_CHARACTERS = 4_000
 _LARGE_EVENTS = 200
-_LARGE_OUTPUT_CHARACTERS = 60_000
+# Two bytes each: almost as much as the output of a tool that an agent keeps.
+_LARGE_OUTPUT_CHARACTERS = 30_000
 
 Part = Callable[[], object]
 

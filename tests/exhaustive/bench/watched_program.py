@@ -98,26 +98,28 @@ class Watch:
 class WatchedLoop(uvloop.Loop):
     """uvloop, with every callback that Python code schedules measured."""
 
+    # The types of the arguments are those of the overridden methods, which check them.
+
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self._watch = watch
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return super().call_soon(self._watch.measured(callback), *args, context=context)
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return super().call_soon_threadsafe(self._watch.measured(callback), *args, context=context)
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return super().call_later(delay, self._watch.measured(callback), *args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         return super().call_at(when, self._watch.measured(callback), *args, context=context)
 
-    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         super().add_reader(fd, self._watch.measured(callback), *args)
 
-    def add_writer(self, fd: Any, callback: Any, *args: Any) -> None:
+    def add_writer(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         super().add_writer(fd, self._watch.measured(callback), *args)
 
 
