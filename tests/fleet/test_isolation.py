@@ -9,8 +9,8 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,7 +27,17 @@ from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import AGENT, spec_for, wait_start
 
 LIMITS = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
-new_pods = partial(LocalPods, spec_for=spec_for, leftovers=processes.leftovers)
+
+
+def new_pods(state_dir: Path, **more: Any) -> LocalPods:
+    """Pods that end what their agents leave to this process, but not what other tests started."""
+    others = {child.pid for child in psutil.Process().children()}
+    return LocalPods(
+        state_dir,
+        spec_for,
+        leftovers=lambda started: processes.leftovers(others | set(started)),
+        **more,
+    )
 
 
 @pytest.fixture
