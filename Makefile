@@ -10,8 +10,8 @@ STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame peers chaos \
-	soak gen format lock clean
+.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale peers \
+	chaos soak gen format lock clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
@@ -55,6 +55,9 @@ bench: $(BENCH_READY) ## compare the speed with the least possible (QUICK=1 ROWS
 
 flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs/flame.svg
 	@exec $(BIN)/python -m tests.bench.flame
+
+scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.md
+	@exec $(BIN)/python -m tests.bench.scale
 
 chaos: $(READY) ## cancel tasks while programs and disks fail at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)

@@ -103,9 +103,9 @@ def print_comparison(
             summary.row.name,
             summary.row.unit,
             str(len(ratios)),
-            _number(old.median),
-            _number(summary.median),
-            *map(_number, (ratio.median, min(ratios), max(ratios))),
+            number(old.median),
+            number(summary.median),
+            *map(number, (ratio.median, min(ratios), max(ratios))),
             verdict(summary.row, ratios),
         )
     console.print(table)
@@ -128,19 +128,19 @@ def cells(summary: Summary) -> list[str]:
         row.name,
         row.unit,
         str(len(summary.values)),
-        _number(summary.median),
-        _number(min(summary.values)),
-        _number(max(summary.values)),
+        number(summary.median),
+        number(min(summary.values)),
+        number(max(summary.values)),
         "" if row.target is None else str(row.target),
         {None: "", True: "yes", False: "NO"}[summary.holds],
     ]
 
 
 def _change(change: Change) -> str:
-    return f"{_number(change.before)}{' WORSE' if change.is_worse else ''}"
+    return f"{number(change.before)}{' WORSE' if change.is_worse else ''}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits, and thousands with a comma."""
     if abs(value) >= 1_000:
         return f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""CancelTask, GetTask and refused calls by 1, 16 and 64 callers, compared with the floor."""
+"""CancelTask, GetTask and refused calls by 1 to 64 callers, compared with the floor."""
 
 import secrets
 
@@ -11,7 +11,12 @@ _EMPTY, _SELECT, _FLOOR, _DURABLE = "empty", "select", "floor", "durable floor"
 
 def blocks(quick: bool) -> list[Block]:
     """The blocks, with shorter windows for the quick run."""
-    return [one_caller(0.4 if quick else 1.0), sixteen(0.5 if quick else 1.5), many(64, quick)]
+    return [
+        one_caller(0.4 if quick else 1.0),
+        four(1.0),
+        sixteen(0.5 if quick else 1.5),
+        many(64, quick),
+    ]
 
 
 def one_caller(seconds: float) -> Block:
@@ -29,7 +34,7 @@ def one_caller(seconds: float) -> Block:
             Window("rest", windows.cancel_rest(seconds, armed)),
         ],
         rows=[
-            Row(name="CancelTask, 1 caller, p50", unit="ms", value=figure("p50", "cancel")),
+            *_cancel_rows("1 caller"),
             Row(
                 name="CancelTask ÷ floor, 1 caller, p50",
                 unit="×",
@@ -54,19 +59,9 @@ def one_caller(seconds: float) -> Block:
                 target=at_most(1.25),
             ),
             Row(
-                name="CPU of the worker for a CancelTask, 1 caller",
-                unit="µs",
-                value=figure("cpu_us", "cancel"),
-            ),
-            Row(
                 name="CPU of the worker ÷ CPU of the durable floor, 1 caller",
                 unit="×",
                 value=ratio("cpu_us", "cancel", _DURABLE),
-            ),
-            Row(
-                name="CPU of PostgreSQL for a CancelTask, 1 caller",
-                unit="µs",
-                value=figure("postgres_us", "cancel"),
             ),
             Row(name="empty call, 1 caller, p50", unit="ms", value=figure("p50", _EMPTY)),
             Row(name="floor, 1 caller, p50", unit="ms", value=figure("p50", _FLOOR)),
@@ -74,6 +69,17 @@ def one_caller(seconds: float) -> Block:
         ],
         rounds=10,
         quick_rounds=3,
+    )
+
+
+def four(seconds: float) -> Block:
+    """As many callers as statements that a worker has in flight: no call shares a statement."""
+    return Block(
+        name="4 callers",
+        windows=[Window("cancel", windows.cancel(4, seconds, 5_000))],
+        rows=_cancel_rows("4 callers"),
+        rounds=4,
+        quick_rounds=0,
     )
 
 
@@ -108,21 +114,11 @@ def sixteen(seconds: float) -> Block:
             _refused_row("403 ÷ empty call", "403", _EMPTY, 0.55),
             _refused_row("404 ÷ empty call with a select", "404", _SELECT, 0.6),
             Row(
-                name="CPU of the worker for a CancelTask, 16 callers",
-                unit="µs",
-                value=figure("cpu_us", "cancel"),
-            ),
-            Row(
                 name="CPU of the worker ÷ CPU of the durable floor, 16 callers",
                 unit="×",
                 value=ratio("cpu_us", "cancel", _DURABLE),
             ),
-            Row(
-                name="CPU of PostgreSQL for a CancelTask, 16 callers",
-                unit="µs",
-                value=figure("postgres_us", "cancel"),
-            ),
-            _calls_row("CancelTask, 16 callers", "cancel"),
+            *_cancel_rows("16 callers"),
             _calls_row("empty call, 16 callers", _EMPTY),
             Row(
                 name="limit of the load generator: empty calls in a second of its own CPU",
@@ -152,7 +148,7 @@ def many(callers: int, quick: bool) -> Block:
                 value=ratio("per_second", "cancel", _DURABLE),
                 target=at_least(0.75),
             ),
-            _calls_row(f"CancelTask, {callers} callers", "cancel"),
+            *_cancel_rows(f"{callers} callers"),
             _calls_row(f"durable floor, {callers} callers", _DURABLE),
         ],
         rounds=6,
@@ -167,6 +163,24 @@ def _refused_row(name: str, window: str, to: str, limit: float) -> Row:
         value=ratio("per_second", window, to),
         target=at_least(limit),
     )
+
+
+def _cancel_rows(callers: str) -> list[Row]:
+    """The rows that every number of callers has: `docs/scale.md` draws them."""
+    return [
+        Row(name=f"CancelTask, {callers}, p50", unit="ms", value=figure("p50", "cancel")),
+        _calls_row(f"CancelTask, {callers}", "cancel"),
+        Row(
+            name=f"CPU of the worker for a CancelTask, {callers}",
+            unit="µs",
+            value=figure("cpu_us", "cancel"),
+        ),
+        Row(
+            name=f"CPU of PostgreSQL for a CancelTask, {callers}",
+            unit="µs",
+            value=figure("postgres_us", "cancel"),
+        ),
+    ]
 
 
 def _calls_row(name: str, window: str) -> Row:

@@ -1,7 +1,7 @@
 """The same service on a large database, compared with a nearly empty one."""
 
 from tests.bench import arming, size, windows
-from tests.bench.figures import Figures, Row, at_most, ratio
+from tests.bench.figures import Figures, Row, at_most, figure, ratio
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.side import Side
 
@@ -28,11 +28,28 @@ def blocks(quick: bool) -> list[Block]:
                     unit="×",
                     value=ratio("postgres_us", "large", "empty"),
                 ),
+                *_absolute_rows("empty", "few events"),
+                *_absolute_rows("large", f"{size.EVENTS:,} events"),
             ],
             rounds=7,
             quick_rounds=0,
             skipped_because=_skipped_because,
         )
+    ]
+
+
+def _absolute_rows(window: str, events: str) -> list[Row]:
+    return [
+        Row(
+            name=f"CancelTask at {events}, 1 caller, p50",
+            unit="ms",
+            value=figure("p50", window),
+        ),
+        Row(
+            name=f"CPU of PostgreSQL for a CancelTask at {events}, 1 caller",
+            unit="µs",
+            value=figure("postgres_us", window),
+        ),
     ]
 
 

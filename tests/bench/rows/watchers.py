@@ -24,6 +24,7 @@ def blocks(quick: bool) -> list[Block]:
             name="watchers",
             windows=[
                 Window("without", windows.cancel(1, seconds, armed)),
+                Window("with 100", _watched(windows.cancel(1, seconds, armed), 100)),
                 Window("with", _watched(windows.cancel(1, seconds, armed))),
                 Window("memory", _memory),
             ],
@@ -40,6 +41,9 @@ def blocks(quick: bool) -> list[Block]:
                     value=figure("kilobytes", "memory"),
                     target=at_most(32),
                 ),
+                _p50_row("without", "0"),
+                _p50_row("with 100", "100"),
+                _p50_row("with", "1,000"),
             ],
             rounds=5,
             quick_rounds=0,
@@ -47,9 +51,17 @@ def blocks(quick: bool) -> list[Block]:
     ]
 
 
-def _watched(measured: Measure) -> Measure:
+def _p50_row(window: str, watchers: str) -> Row:
+    return Row(
+        name=f"CancelTask with {watchers} idle watchers, 1 caller, p50",
+        unit="ms",
+        value=figure("p50", window),
+    )
+
+
+def _watched(measured: Measure, count: int = _WATCHERS) -> Measure:
     def measure(setting: Setting, side: Side) -> Figures:
-        with _watching(setting, side, side.address):
+        with _watching(setting, side, side.address, count):
             return measured(setting, side)
 
     return measure

@@ -1,7 +1,7 @@
 """Two workers compared with one: what a call costs when both serve."""
 
 from tests.bench import arming, windows
-from tests.bench.figures import Figures, Row, at_most, ratio
+from tests.bench.figures import Figures, Row, at_most, figure, ratio
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.side import Side
 
@@ -30,10 +30,28 @@ def blocks(quick: bool) -> list[Block]:
                     value=ratio("per_second", "two", "one"),
                     less_is_better=False,
                 ),
+                *_absolute_rows("one", "one worker"),
+                *_absolute_rows("two", "two workers"),
             ],
             rounds=5,
             quick_rounds=0,
         )
+    ]
+
+
+def _absolute_rows(window: str, workers: str) -> list[Row]:
+    return [
+        Row(
+            name=f"CancelTask, {workers}, {_CALLERS} callers, throughput",
+            unit="calls/s",
+            value=figure("per_second", window),
+            less_is_better=False,
+        ),
+        Row(
+            name=f"CPU of {workers} for a CancelTask, {_CALLERS} callers",
+            unit="µs",
+            value=figure("cpu_us", window),
+        ),
     ]
 
 
