@@ -1,4 +1,4 @@
-"""Skips the tests of the sandbox where it does not work."""
+"""Whether the sandbox works here."""
 
 from functools import cache
 from pathlib import Path
@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 
 from server.fleet.isolation import IsolationError, Sandbox, choose
+
+
+def has_sandbox() -> bool:
+    """Whether the pods of a stack here have a sandbox, unless it is turned off."""
+    return not _reason()
 
 
 def skip_without_sandbox() -> None:

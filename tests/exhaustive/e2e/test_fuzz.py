@@ -96,5 +96,7 @@ def test_the_operations_that_do_harm_are_known() -> None:
         "ListTasks",
         "GetWorkspace",
         "ListWorkspaces",
+        "ListAuditEntries",
+        "ListAuditEntriesByWorkspaceId",
     }
     assert {each.described["operationId"] for each in operations()} == HARMFUL | QUIET | harmless
