@@ -55,7 +55,10 @@ _current: ContextVar[Call] = ContextVar("call")
 def begin(context: Context) -> Call:
     """Makes a call that has arrived the current one, with the facts of its metadata."""
     # Only keys that end with `-bin` have values of bytes. This service reads none of them.
-    metadata = dict(cast(tuple[tuple[str, str], ...], context.invocation_metadata()))
+    pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
+    metadata = dict(pairs)
+    if len(metadata) != len(pairs):
+        metadata = _joined(pairs)
     call = Call(
         context=context,
         metadata=metadata,
@@ -64,6 +67,18 @@ def begin(context: Context) -> Call:
     )
     _current.set(call)
     return call
+
+
+def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The values of each key, joined by commas (RFC 9110, section 5.3).
+
+    Two credentials are thus no credential. Otherwise a proxy could check one of them and this
+    service the other.
+    """
+    joined: dict[str, str] = {}
+    for name, value in pairs:
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
 
 
 def current() -> Call:
