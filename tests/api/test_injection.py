@@ -12,16 +12,12 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from server.core.audit_entry import AuditFilter
 from server.telemetry import logs
 from tests.api.running import PUBLIC, Failed, Running, bearer
-from tests.support.injections import INJECTIONS
+from tests.support.injections import INJECTIONS, PRINTABLE
 from tests.support.store.examples import permission
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
 
 Lines = Callable[[], list[dict[str, Any]]]
-# Headers cannot hold the others.
-PRINTABLE = {
-    name: text for name, text in INJECTIONS.items() if text.isascii() and text.isprintable()
-}
 
 
 @pytest.fixture

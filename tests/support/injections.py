@@ -22,3 +22,7 @@ INJECTIONS = {
     "an escape of NUL": "\\u0000 \\x00 %00",
     "a long character": "🐚" * 100,
 }
+# Those that a header can hold.
+PRINTABLE = {
+    name: text for name, text in INJECTIONS.items() if text.isascii() and text.isprintable()
+}

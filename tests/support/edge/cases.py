@@ -237,6 +237,9 @@ BODIES = {
     "two values": b'{"reason": "x"} {}',
     "trailing data": b'{"reason": "x"} trailing',
     "deep nesting": b'{"a":' * 2500 + b"1" + b"}" * 2500,
+    "a huge exponent": b'{"reason": "x", "wait": 1e999999999}',
+    "a number with 10,000 digits": b'{"reason": ' + b"9" * 10_000 + b"}",
+    "many open arrays": b"[" * 10_000,
     "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
     "another workspace than the path's": b'{"workspace_id": "ws_2"}',
 }

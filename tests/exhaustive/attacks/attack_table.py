@@ -1,0 +1,233 @@
+"""Every attack that is tested, with the test that makes it.
+
+A row names a kind of attack. Its test may make it in many forms. tests/test_attack_table.py checks
+that each test exists, and prints the number of attacks.
+"""
+
+from dataclasses import dataclass
+
+from tests.api.test_forged_credentials import FORGED
+from tests.exhaustive.attacks.sandbox_attacks import ATTACKS
+from tests.support.injections import INJECTIONS, PRINTABLE
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack, and its test: a path below tests/, and the name of a function."""
+
+    group: str
+    attack: str
+    test: str
+
+
+SESSIONS = "auth/test_sessions.py::"
+KEYS = "auth/test_api_keys.py::"
+POD_TOKENS = "auth/test_pod_tokens.py::"
+SIGNALS = "agent/test_signal_tokens.py::"
+CALLS = "api/test_authentication.py::"
+FORGERIES = "api/test_forged_credentials.py::"
+EDGE = "edge/test_cases.py::test_every_client_gets_the_expected_answer"
+RAW_EDGE = "edge/test_cases.py::test_raw_bytes_get_the_expected_answer"
+ACCESS = "api/test_access.py::test_a_call_is_allowed_and_recorded_as_the_rules_say"
+EVERY_METHOD = "api/test_access.py::test_every_method_is_called_by_every_kind_of_caller"
+RUNTIME = "core/test_runtime.py::"
+TOOLS = "exhaustive/e2e/test_attacks_of_tools.py::"
+RECORDS = "fleet/test_forged_records.py::"
+
+_WRITTEN = {
+    "session token": {
+        "no algorithm": SESSIONS + "test_a_token_without_an_algorithm_is_refused",
+        "HS256 with the public key as the secret": SESSIONS
+        + "test_a_token_signed_with_the_public_key_as_a_secret_is_refused",
+        "an algorithm that is not allowed": SESSIONS + "test_another_algorithm_is_refused",
+        "a key of another type": SESSIONS + "test_a_key_of_another_type_is_refused",
+        "a foreign key under a known kid": SESSIONS
+        + "test_a_foreign_key_under_a_known_key_id_is_refused",
+        "a key in the token": SESSIONS + "test_a_key_in_the_token_itself_is_not_trusted",
+        "a swapped signature, changed claims": SESSIONS + "test_a_changed_token_is_refused",
+        "a foreign issuer or audience, impossible times, no organization": SESSIONS
+        + "test_a_wrong_claim_is_refused",
+        "claims that are signed but impossible": CALLS
+        + "test_a_signed_token_with_impossible_claims_is_unauthenticated",
+        "claims that are no object": SESSIONS + "test_claims_that_are_not_an_object_are_refused",
+        "malformed, oversized or deeply nested": SESSIONS + "test_a_malformed_token_is_refused",
+        "replay after its expiry": SESSIONS + "test_the_refusal_of_an_expired_token_says_expired",
+        "a key that the issuer has withdrawn": "auth/test_jwk_set.py::"
+        "test_an_old_set_is_refreshed_so_that_a_withdrawn_key_is_refused",
+        "a flood of wrong signatures": SESSIONS
+        + "test_wrong_signatures_are_limited_and_known_tokens_are_not",
+        "bad tokens that evict a good one": SESSIONS + "test_bad_tokens_do_not_evict_a_good_one",
+        "a flood of unknown kids": "auth/test_jwk_set.py::"
+        "test_unknown_keys_refresh_the_set_at_a_limited_rate",
+    },
+    "API key": {
+        "an unknown key": KEYS + "test_an_unknown_key_is_refused_and_looked_up_once",
+        "replay of a revoked key": "e2e/test_commands.py::"
+        "test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream",
+        "a stream that outlives its key": "api/test_stream_credentials.py::"
+        "test_a_key_that_is_revoked_ends_its_streams_in_band",
+        "a stream that outlives its session": "api/test_stream_credentials.py::"
+        "test_a_session_that_expires_ends_its_streams",
+        "a revoked key that is kept alive by use": KEYS
+        + "test_use_does_not_extend_the_cache_entry_of_a_revoked_key",
+        "replay of an expired key": KEYS
+        + "test_a_key_is_refused_from_its_expiry_on_also_while_it_is_cached",
+        "unknown keys that evict a good one": KEYS + "test_unknown_keys_do_not_evict_a_known_one",
+        "a flood of bad credentials": "exhaustive/e2e/test_flood.py::"
+        "test_a_flood_of_bad_credentials_is_refused_and_good_callers_go_on",
+    },
+    "header": {
+        "no credential, another scheme, an oversized token": "auth/test_authenticator.py::"
+        "test_a_value_without_a_bearer_token_is_refused",
+        "bad credentials over both protocols": "e2e/test_errors.py::"
+        "test_a_caller_without_a_valid_credential_is_unauthenticated",
+        "bad credentials at both services": CALLS
+        + "test_a_bad_credential_is_refused_by_both_services",
+        "x-evershell-* and x-envoy-* over REST": "edge/test_rest.py::"
+        "test_a_caller_cannot_set_internal_headers",
+        "x-evershell-* over gRPC": "edge/test_grpc.py::test_a_caller_cannot_set_internal_metadata",
+        "an identity in headers, beside a good credential": FORGERIES
+        + "test_a_header_changes_nobodys_identity",
+        "a chosen request id": "edge/test_rest.py::test_the_edge_chooses_the_request_id",
+        "a forged x-forwarded-for": "api/test_auditing.py::"
+        "test_every_allowed_call_leaves_an_entry_with_its_change",
+        "the host of another organization": CALLS + "test_a_host_of_another_organization_is_denied",
+        "two hosts": FORGERIES + "test_a_repeated_host_is_not_that_of_the_organization",
+        "raw bytes: smuggling, NUL, several hosts": RAW_EDGE,
+    },
+    "access": {
+        "random callers, scopes, creators and workspaces": ACCESS,
+        "each method across organizations and creators": EVERY_METHOD,
+        "a method without a rule": "api/test_access.py::test_each_method_has_a_rule",
+        "each method without a credential": CALLS + "test_every_public_method_needs_a_credential",
+        "writes with a key that only reads": CALLS + "test_a_read_only_key_writes_nothing",
+        "the workspace of another creator": "e2e/test_errors.py::"
+        "test_an_own_scope_does_not_cover_the_workspace_of_another_user",
+        "the audit log of another organization": "e2e/test_audit.py::"
+        "test_an_unknown_workspace_and_another_organization_are_on_record",
+        "another workspace in the body or the query": EDGE,
+        "a change or removal of audit entries": "store/test_audit.py::"
+        "test_the_role_of_the_service_only_adds_and_reads_entries",
+    },
+    "agent's token": {
+        "an agent's token at a public method": CALLS
+        + "test_an_agents_token_opens_no_public_method",
+        "a caller's token at the runtime service": CALLS
+        + "test_a_users_credential_does_not_open_the_runtime_service",
+        "the runtime service through the REST listener": EDGE,
+        "the runtime service through the gRPC listener": "edge/test_grpc.py::"
+        "test_an_unknown_method_is_refused",
+        "reflection that shows the runtime service": CALLS
+        + "test_reflection_needs_no_credential_and_hides_the_runtime_service",
+        "the token of another control plane": POD_TOKENS
+        + "test_another_control_planes_token_is_refused",
+        "wrong claims": POD_TOKENS + "test_a_wrong_claim_is_refused",
+        "no algorithm": POD_TOKENS + "test_a_token_without_an_algorithm_is_refused",
+        "malformed or deeply nested": POD_TOKENS
+        + "test_a_token_nested_too_deep_for_a_parser_is_refused",
+        "a signal token as a runtime token": POD_TOKENS
+        + "test_a_signal_token_is_not_a_runtime_token",
+        "a runtime token as a signal token": SIGNALS + "test_a_runtime_token_is_no_signal_token",
+        "a signal for another workspace": SIGNALS
+        + "test_the_token_of_another_workspace_is_refused",
+        "a signal for another epoch": SIGNALS + "test_the_token_of_another_epoch_is_refused",
+        "workspace and epoch swapped": SIGNALS + "test_workspace_and_epoch_cannot_be_swapped",
+        "replay of a signal": SIGNALS + "test_a_token_is_refused_after_its_window",
+        "a signal of the future": SIGNALS
+        + "test_a_token_of_the_future_is_refused_until_its_window",
+        "an agent of an epoch that is over": RUNTIME
+        + "test_another_epoch_is_fenced_and_writes_nothing",
+        "an agent that acts for another workspace": CALLS
+        + "test_an_agent_acts_for_its_own_workspace",
+    },
+    "bomb and slow client": {
+        "bytes that are no message": "api/test_errors.py::"
+        "test_bytes_that_are_no_message_are_invalid",
+        "deep JSON, huge numbers, invalid UTF-8 over REST": EDGE,
+        "a large gRPC message": "edge/test_grpc.py::test_messages_over_the_size_limit_are_refused",
+        "a large request at a worker": "api/test_reading.py::test_a_request_has_a_size_limit",
+        "random requests": "exhaustive/edge/test_fuzz.py::"
+        "test_every_request_gets_a_success_or_the_envelope",
+        "a request that never ends": "api/test_reading.py::"
+        "test_a_request_that_does_not_arrive_in_time_is_refused",
+        "a body before the credential is checked": "exhaustive/e2e/test_strangers.py::"
+        "test_a_bad_credential_is_refused_before_the_body",
+        "connections that hold a body": "exhaustive/e2e/test_strangers.py::"
+        "test_connections_that_hold_a_body",
+        "streams that hold a message": "exhaustive/e2e/test_strangers.py::"
+        "test_streams_that_hold_a_message",
+        "watchers that hold a stream": "exhaustive/e2e/test_strangers.py::"
+        "test_watchers_of_the_health",
+        "idle connections": "exhaustive/edge/test_overload.py::"
+        "test_idle_connections_are_closed_before_the_limit_is_reached",
+        "a loop that blocks another's cancel": "api/test_rate_limits.py::"
+        "test_a_loop_on_the_right_task_does_not_limit_other_callers",
+        "lines that fill the log": "edge/test_access_log.py::"
+        "test_calls_without_a_credential_do_not_fill_the_log",
+        "refusals that fill the audit log": "api/test_auditing.py::"
+        "test_a_flood_of_unauthenticated_calls_leaves_few_entries",
+        "log fields without a limit": "test_logs.py::test_every_field_is_truncated_at_a_bound",
+    },
+    "tool": {
+        "a stranger named as the agent": TOOLS + "test_a_tool_that_names_a_stranger_as_its_agent",
+        "a link to another pod's folder": TOOLS
+        + "test_a_tool_that_links_its_pods_folder_to_another_ones",
+        "a link out of its files": TOOLS + "test_a_tool_that_links_its_files_elsewhere",
+        "a record that names another process": RECORDS
+        + "test_another_process_that_a_record_names_is_not_ended",
+        "a record that names another workspace": RECORDS
+        + "test_the_agent_of_another_workspace_is_not_ended",
+        "a process that outlives its tool call": "exhaustive/attacks/test_sandbox.py::"
+        "test_a_tool_leaves_nothing_behind_that_runs",
+        "the model's key from within a tool": "exhaustive/e2e/test_openai.py::"
+        "test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools",
+    },
+}
+# Tests that make each attack of another table: the group, the attacks, the test.
+_TABLES = (
+    ("forged credential", FORGED, FORGERIES + "test_a_forged_credential_is_refused"),
+    (
+        "injection through a text",
+        INJECTIONS,
+        "api/test_injection.py::test_a_text_comes_back_as_it_was_sent",
+    ),
+    (
+        "injection through an id",
+        INJECTIONS,
+        "api/test_injection.py::test_a_text_in_place_of_an_id_is_refused_and_repeated_nowhere",
+    ),
+    (
+        "injection through a filter",
+        INJECTIONS,
+        "api/test_injection.py::test_a_text_in_a_filter_matches_only_itself",
+    ),
+    (
+        "injection through a header",
+        PRINTABLE,
+        "api/test_injection.py::test_a_text_in_a_header_is_one_value",
+    ),
+    (
+        "injection into the database",
+        INJECTIONS,
+        "contracts/test_store_texts.py::test_every_text_is_stored_as_it_is",
+    ),
+    (
+        "injection into a query",
+        INJECTIONS,
+        "contracts/test_store_texts.py::test_a_text_finds_only_what_is_called_so",
+    ),
+    (
+        "tool in a sandbox",
+        [attack.name for attack in ATTACKS],
+        "exhaustive/attacks/test_sandbox.py::test_an_attack_is_refused",
+    ),
+)
+
+ROWS = [
+    *(
+        Row(group, attack, test)
+        for group, rows in _WRITTEN.items()
+        for attack, test in rows.items()
+    ),
+    *(Row(group, attack, test) for group, attacks, test in _TABLES for attack in attacks),
+]
