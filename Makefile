@@ -11,7 +11,7 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale peers \
-	chaos soak gen format lock clean
+	chaos soak gen format lock audit clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m server up
@@ -77,6 +77,12 @@ COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-
 lock: $(READY) ## compile requirements.txt and requirements-bench.txt from pyproject.toml
 	$(COMPILE) --extra dev -o requirements.txt
 	$(COMPILE) --extra dev --extra bench --constraints requirements.txt -o requirements-bench.txt
+
+# Not part of the environment, which has only what the service and its tests need.
+AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
+
+audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
+	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt -- $(AUDITOR)
 
 clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
 	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'
