@@ -75,13 +75,13 @@ def free_port() -> int:
 def cpu_seconds(pids: Iterable[int]) -> float:
     """The processor time that these processes have used so far.
 
-    The scheduler counts it in nanoseconds for each thread. Time of threads that have ended is lost,
-    so the pids must be of processes that keep theirs.
+    The scheduler counts it in nanoseconds for each thread. Time of threads and processes that have
+    ended is lost. PostgreSQL starts and ends workers for maintenance at any time.
     """
     nanoseconds = 0
     for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(FileNotFoundError, ProcessLookupError):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
                 nanoseconds += int((thread / "schedstat").read_text().split()[0])
     return nanoseconds / 1e9
 
