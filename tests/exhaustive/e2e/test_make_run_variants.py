@@ -1,6 +1,7 @@
 """The stack starts with another database, beside a second stack, and after a crash."""
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,12 @@ def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_
 
 
 def test_a_wanted_sandbox_that_does_not_work_is_told_in_a_line(tmp_path: Path) -> None:
-    own = Stack(tmp_path / "state", POD_ISOLATION="sandbox", PATH=str(tmp_path))
+    # Without unshare, root would run PostgreSQL in a folder below /var/tmp, which the test leaves.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if (unshare := shutil.which("unshare")) is not None:
+        (programs / "unshare").symlink_to(unshare)
+    own = Stack(tmp_path / "state", POD_ISOLATION="sandbox", PATH=str(programs))
     said = own.refuses_to_start()
     assert "POD_ISOLATION is sandbox, which does not work here: bwrap was not found" in said
     assert "Traceback" not in said
