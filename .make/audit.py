@@ -40,7 +40,7 @@ def _audit(lock: str, auditor: list[str]) -> int:
             stderr=subprocess.PIPE,
             text=True,
         )
-        # Without a report, nothing was audited, whatever the exit code is.
+        # Without a report nothing was audited, even if the exit code says success.
         text = report.read_text() if report.exists() else ""
     if text:
         return _judge(lock, text)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -37,6 +37,7 @@ from server.pod.spec import PodSpec
 from server.signals import END_WAITS
 from server.store.audit import store_audit_entries
 from server.store.audit_queue import AuditQueue
+from server.store.background import running
 from server.store.fleet_wakeups import PostgresFleetWakeups
 from server.store.keys import PostgresKeys
 from server.store.leadership import Leadership
@@ -64,14 +65,15 @@ async def control_plane(
         )
         metrics.watch_pool(pool.get_stats)
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
+        audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
+        await stack.enter_async_context(running(audit_queue.run(), "audit"))
         postgres_store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
         key_use = KeyUse(keys.record_use)
-        stack.push_async_callback(_ended, asyncio.create_task(key_use.run(), name="key-use"))
-        audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
-        stack.push_async_callback(_ended, asyncio.create_task(audit_queue.run(), name="audit"))
+        await stack.enter_async_context(running(key_use.run(), "key-use"))
         agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
@@ -183,13 +185,6 @@ def _authentication(
     )
     authenticator = Authenticator(ApiKeys(keys.find_key, key_use.record), session_tokens)
     return Authentication(authenticator, pod_tokens, host_binding)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancels the task and waits for its end."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def _rate_limits(settings: Settings) -> RateLimits | None:

@@ -8,7 +8,6 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -24,6 +23,7 @@ from server.fleet.local_pods import end_every_pod
 from server.programs import now
 from server.signals import END_WAITS, stop_signal
 from server.stack import log_files, postgres, ready, run_lock
+from server.stack.database import prepare_database
 from server.stack.envoy import config as envoy
 from server.stack.envoy.process import EdgeProcess
 from server.stack.first_calls import first_calls, write_environment
@@ -33,9 +33,8 @@ from server.stack.ready import Demo, Ready, verification
 from server.stack.rolling_restart import RollingRestart
 from server.stack.seed import seed
 from server.stack.supervisor import Program, Supervisor
-from server.store.audit_partitions import prune
 from server.store.keys import PostgresKeys
-from server.store.migrate import ForeignTablesError, migrate
+from server.store.migrate import ForeignTablesError
 from server.store.pool import open_pool
 from server.store.postgres_store import PostgresStore
 from server.telemetry.logs import Sink
@@ -116,7 +115,7 @@ async def _start(
         }
     )
     try:
-        await asyncio.to_thread(_prepare_database, settings)
+        await asyncio.to_thread(prepare_database, settings)
     except UnavailableError as error:
         raise CannotStartError(f"{error} Check DATABASE_URL.") from error
     except ForeignTablesError as error:
@@ -184,15 +183,6 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
             f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
         ) from error
     return url
-
-
-def _prepare_database(settings: Settings) -> None:
-    """Migrates, and removes what is older than the retention of the audit log."""
-    database_url = settings.migration_database_url or settings.database_url
-    migrate(database_url, settings.database_url)
-    if settings.audit_retention_days:
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            prune(connection, now() - timedelta(days=settings.audit_retention_days))
 
 
 def _environment(settings: Settings) -> dict[str, str]:

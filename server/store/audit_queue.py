@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
+import psycopg
 import structlog
 
 from server.core.audit_entry import AuditEntry
@@ -59,7 +60,7 @@ class AuditQueue:
             self._uncertain.clear()
             if not await self.flush():
                 self._lost_since_flush += len(self._entries)
-                self._report_lost()
+            self._report_lost()
 
     async def flush(self) -> bool:
         """Stores all entries that may be stored. Returns False if the database did not answer."""
@@ -70,13 +71,25 @@ class AuditQueue:
         while self._entries:
             batch = [self._entries[index] for index in range(min(_MAX_BATCH, len(self._entries)))]
             try:
-                await self._write(batch)
+                await self._store(batch)
             except UnavailableError as error:
                 _log.warning("audit_not_stored", error=str(error), entries=len(self._entries))
                 return False
             for _ in batch:
                 self._entries.popleft()
         return True
+
+    async def _store(self, batch: Sequence[AuditEntry]) -> None:
+        """Stores the batch, without the entries that the database refuses."""
+        try:
+            await self._write(batch)
+        except psycopg.Error as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    await self._store([entry])
+            else:
+                _log.error("audit_entry_refused", error=str(error).strip(), rpc=batch[0].rpc)
+                self.lose()
 
     def _report_lost(self) -> None:
         if self._lost_since_flush:

@@ -3,6 +3,7 @@
 functions/ has the current version of each function. The versions in migrations/ are outdated.
 """
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -58,7 +59,9 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             _check_owner(guard)
             _apply(database_url)
             _replace_functions(guard)
-            add_partitions(guard, datetime.now(UTC))
+            # Without the privilege, the default partition takes the entries of further months.
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                add_partitions(guard, datetime.now(UTC))
             grant(guard, service_database_url or database_url)
     except psycopg.OperationalError as error:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error

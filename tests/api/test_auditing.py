@@ -248,3 +248,8 @@ async def test_a_workspace_that_does_not_exist_has_no_log(server: Running, world
         )
         assert seen.slug == "workspace_not_found"
     assert Page.of(0, "").size == 50
+
+
+async def test_a_forged_address_cannot_fill_the_log(server: Running) -> None:
+    await server.raw(PUBLIC + "CancelTask", bearer(x_forwarded_for="x" * 4000), b"\x0a\x01/")
+    assert (await entry_of(server)).client_address == "x" * 45

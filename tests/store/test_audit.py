@@ -123,6 +123,20 @@ async def test_what_cannot_be_stored_at_the_end_is_counted() -> None:
     assert lost == [1]
 
 
+async def test_an_entry_that_the_database_refuses_does_not_stop_the_queue(pool: Pool) -> None:
+    lost = list[int]()
+    queue = AuditQueue(partial(store_audit_entries, pool), lost.append)
+    good = [audit_entry(), audit_entry()]
+    for entry in (good[0], audit_entry(reason="a\0b"), good[1]):
+        queue.put(entry, uncertain=False)
+    with capture_logs() as logs:
+        await queue.flush()
+        await queue.flush()
+    assert {each.id for each in await listed(pool)} == {each.id for each in good}
+    assert lost == [1]
+    assert [each["event"] for each in logs] == ["audit_entry_refused", "audit_entries_lost"]
+
+
 @pytest.fixture
 def owner(empty_database_url: str) -> Iterator["Connection[tuple[object, ...]]"]:
     """A session of the role that owns the tables."""

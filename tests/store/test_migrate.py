@@ -1,14 +1,18 @@
 """Migrations: repeated, concurrent, and on databases with foreign tables."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from server.config import Settings
 from server.core.errors import UnavailableError
+from server.stack.database import prepare_database
 from server.store import migrate as migration
+from server.store.audit_partitions import add_partitions
 from server.store.migrate import ForeignTablesError, migrate
 
 MIGRATIONS = sorted(
@@ -45,13 +49,32 @@ def test_a_function_that_differs_from_its_file_is_replaced(empty_database_url: s
         assert connection.execute(body).fetchone() == current
 
 
+def latest_partition(connection: "psycopg.Connection[tuple[object, ...]]") -> str:
+    """The name of the latest partition of the audit log."""
+    found = connection.execute(
+        "SELECT max(relname::text) FROM pg_class WHERE relname ~ '^audit_entries_[0-9_]+$' "
+        "AND relkind = 'r'"
+    ).fetchone()
+    assert found is not None
+    return str(found[0])
+
+
 def test_an_up_to_date_database_needs_no_privilege_to_create(empty_database_url: str) -> None:
     migrate(empty_database_url)
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("CREATE ROLE limited")
         connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO limited")
+    limited = make_conninfo(empty_database_url, options="-c role=limited")
     try:
-        migrate(make_conninfo(empty_database_url, options="-c role=limited"))
+        migrate(limited)
+        # A month later, a partition is missing, and an old one is due for removal.
+        with psycopg.connect(empty_database_url) as connection:
+            missing = latest_partition(connection)
+            connection.execute(f"DROP TABLE {missing}")
+            add_partitions(connection, datetime(2024, 1, 5, tzinfo=UTC))
+        prepare_database(Settings(database_url=limited))
+        with psycopg.connect(empty_database_url) as connection:
+            assert latest_partition(connection) != missing
     finally:
         with psycopg.connect(empty_database_url) as connection:
             connection.execute("DROP OWNED BY limited")

@@ -38,6 +38,8 @@ _STORED = {
 # Anyone can make unauthenticated calls, so only so many get an entry.
 _MAX_UNAUTHENTICATED_PER_SECOND = 20
 _MAX_REQUEST_ID_CHARACTERS = 128
+# The longest IPv6 address as text (INET6_ADDRSTRLEN without the NUL).
+_MAX_ADDRESS_CHARACTERS = 45
 
 
 class Queue(Protocol):
@@ -115,7 +117,7 @@ def _entry(entry_id: str, now: datetime, rpc: str, call: Call, outcome: str) -> 
         reason=reason if len(reason) <= MAX_REASON_CHARACTERS and "\0" not in reason else "",
         request_id=call.request_id[:_MAX_REQUEST_ID_CHARACTERS],
         trace_id=call.trace_id,
-        client_address=client_address(call),
+        client_address=_client_address(call)[:_MAX_ADDRESS_CHARACTERS],
     )
 
 
@@ -123,7 +125,7 @@ def _identifier(value: str) -> str:
     return value if is_identifier(value) else ""
 
 
-def client_address(call: Call) -> str:
+def _client_address(call: Call) -> str:
     """The IP address of the client, as the edge saw it, or of the peer of a direct call."""
     forwarded = call.metadata.get("x-forwarded-for")
     if forwarded:
