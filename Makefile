@@ -14,13 +14,13 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 	chaos soak gen format lock audit clean
 
 run: $(READY) ## start everything in the foreground; Ctrl-C stops it
-	@exec $(BIN)/python -m server up
+	@exec $(BIN)/python -m evershell.server up
 
 restart: $(READY) ## restart the programs of the running stack one by one, without losing a call
-	@exec $(BIN)/python -m server restart
+	@exec $(BIN)/python -m evershell.server restart
 
 demo: $(READY) ## show a cancellation and check every promise, on the running stack or on one of its own
-	@exec $(BIN)/python -m server demo
+	@exec $(BIN)/python -m evershell.server demo
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
@@ -44,7 +44,7 @@ test-fast: $(READY) ## run the tests that need no running stack, in about 20 sec
 test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
 	@exec $(BIN)/python -m pytest tests/exhaustive $(PYTEST_OPTIONS)
 
-coverage: $(READY) ## run the tests of make test, and print the lines of server/ that they do not reach
+coverage: $(READY) ## run the tests of make test, and print the lines of evershell/server/ that they do not reach
 	@$(BIN)/coverage erase
 	-@$(BIN)/coverage run -m pytest --ignore=tests/exhaustive
 	@$(BIN)/coverage combine --quiet

@@ -16,9 +16,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from server.stack import postgres
-from server.store.migrate import migrate
-from server.store.pool import Pool, open_pool
+from evershell.server.stack import postgres
+from evershell.server.store.migrate import migrate
+from evershell.server.store.pool import Pool, open_pool
 
 pytest_plugins = [
     "tests.support.edge.fixtures",

@@ -17,10 +17,10 @@ from evershell.workspace.v1 import (
 )
 from google.protobuf.duration_pb2 import Duration
 
-from server.api.status import RULES
-from server.client import ATTEMPTS, WorkspaceClient, WorkspaceServiceError
-from server.core import errors
-from server.core.errors import Failure
+from evershell.server.api.status import RULES
+from evershell.server.client import ATTEMPTS, WorkspaceClient, WorkspaceServiceError
+from evershell.server.core import errors
+from evershell.server.core.errors import Failure
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, trailers
 
 Reply = workspace_service_pb2.CancelTaskResponse

@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server import client
-from server.__main__ import COMMANDS, main
-from server.cli.duration import DURATION
-from server.cli.endpoint import Identity, find_endpoint
-from server.cli.environment import read_settings
-from server.client import WorkspaceClient, WorkspaceServiceError
-from server.stack.ready import Demo, Ready
+from evershell.server import client
+from evershell.server.__main__ import COMMANDS, main
+from evershell.server.cli.duration import DURATION
+from evershell.server.cli.endpoint import Identity, find_endpoint
+from evershell.server.cli.environment import read_settings
+from evershell.server.client import WorkspaceClient, WorkspaceServiceError
+from evershell.server.stack.ready import Demo, Ready
 
 Reply = workspace_service_pb2.CancelTaskResponse
 Task = task_pb2.Task
@@ -311,7 +311,8 @@ def test_an_invalid_ready_json_is_refused_in_one_line_without_its_secrets(
 
 def test_the_list_of_commands_imports_none_of_them() -> None:
     program = (
-        "import sys; from server.__main__ import main; main(['--help'], standalone_mode=False); "
+        "import sys; from evershell.server.__main__ import main; "
+        "main(['--help'], standalone_mode=False); "
         "sys.exit('grpc' in sys.modules)"
     )
     listed = subprocess.run(
@@ -319,7 +320,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     )
     assert listed.returncode == 0, listed.stderr
     for name in COMMANDS:
-        assert importlib.import_module(f"server.cli.{name}")
+        assert importlib.import_module(f"evershell.server.cli.{name}")
         assert f"  {name} " in listed.stdout
 
 

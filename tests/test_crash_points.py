@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import structlog
 
-from server import bootstrap
-from server.agent import program
-from server.api.server import Server
-from server.auth.pod_tokens import new_key
-from server.config import Settings
-from server.core.task import TaskStatus
-from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
-from server.crash_points import CrashPoints, kind_of
-from server.pod.spec import PodSpec
-from server.programs import now
-from server.telemetry.metrics import Metrics
+from evershell.server import bootstrap
+from evershell.server.agent import program
+from evershell.server.api.server import Server
+from evershell.server.auth.pod_tokens import new_key
+from evershell.server.config import Settings
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.server.crash_points import CrashPoints, kind_of
+from evershell.server.pod.spec import PodSpec
+from evershell.server.programs import now
+from evershell.server.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
 
 ITERATION, END = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
@@ -32,7 +32,7 @@ async def double(number: int) -> int:
 
 CALLING = """
 import asyncio, pathlib, sys
-from server.crash_points import CrashPoints
+from evershell.server.crash_points import CrashPoints
 
 async def call():
     print("called")
@@ -53,7 +53,7 @@ def test_an_armed_point_kills_once(tmp_path: Path, point: str, output: str) -> N
 
 CANCELLED = """
 import asyncio, pathlib, sys
-from server.crash_points import CrashPoints
+from evershell.server.crash_points import CrashPoints
 
 async def main():
     started = asyncio.Event()

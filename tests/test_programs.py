@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from server.__main__ import main
-from server.config import Settings
+from evershell.server.__main__ import main
+from evershell.server.config import Settings
 from tests.support.programs import run
 
 
@@ -48,7 +48,7 @@ def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: st
 @pytest.mark.parametrize("spec", ["", "{", "[]", '{"workspace_id": "ws_1"}', '{"unknown": 1}'])
 def test_an_agent_refuses_an_invalid_spec_in_one_line(spec: str) -> None:
     refused = subprocess.run(
-        [sys.executable, "-m", "server.agent"],
+        [sys.executable, "-m", "evershell.server.agent"],
         input=spec,
         capture_output=True,
         text=True,
@@ -81,7 +81,7 @@ def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
     """Otherwise the file would receive the lines of the log."""
     program = (
         "import contextlib, os, sys\n"
-        "from server.__main__ import main\n"
+        "from evershell.server.__main__ import main\n"
         "with contextlib.suppress(SystemExit):\n"
         "    main(['cancel', '--help'])\n"
         "print(os.readlink('/proc/self/fd/2'))\n"

@@ -6,10 +6,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from server import __main__, terminal
-from server.cli import demo, demo_stack
-from server.cli.demo import FollowedTask, ReceivedEvent
-from server.terminal import printable
+from evershell.server import __main__, terminal
+from evershell.server.cli import demo, demo_stack
+from evershell.server.cli.demo import FollowedTask, ReceivedEvent
+from evershell.server.terminal import printable
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
 # line separators, a private character and half of a surrogate pair.

@@ -5,10 +5,10 @@ import time
 import pytest
 from opentelemetry.trace import SpanKind
 
-from server.core import trace
-from server.core.errors import UnavailableError
-from server.core.trace import TraceContext
-from server.telemetry.tracing import Tracing
+from evershell.server.core import trace
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.trace import TraceContext
+from evershell.server.telemetry.tracing import Tracing
 from tests.support.otlp import Receiver
 
 CALLER = TraceContext("a" * 32, "b" * 16)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from server.agent.loop import ActiveTask, Limits, run_task
-from server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
-from server.agent.openai_model import OpenAIModel
-from server.agent.tools import ShellTool
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
+from evershell.server.agent.loop import ActiveTask, Limits, run_task
+from evershell.server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
+from evershell.server.agent.openai_model import OpenAIModel
+from evershell.server.agent.tools import ShellTool
+from evershell.server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
 from tests.support.model_server import Answer, ModelServer
 
 KEY = "sk-a-secret-key"

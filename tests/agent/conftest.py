@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import structlog
 
-from server.agent.program import run
-from server.agent.shutdown import ExitCode
-from server.agent.tools import ToolCall
-from server.pod.spec import PodSpec
+from evershell.server.agent.program import run
+from evershell.server.agent.shutdown import ExitCode
+from evershell.server.agent.tools import ToolCall
+from evershell.server.pod.spec import PodSpec
 from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]

@@ -30,7 +30,7 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
     add_RuntimeServiceServicer_to_server,
 )
 
-from server.pod.tokens import SIGNAL_SECRET_BYTES, minute_of, signal_token
+from evershell.server.pod.tokens import SIGNAL_SECRET_BYTES, minute_of, signal_token
 
 if TYPE_CHECKING:
     from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
@@ -131,7 +131,7 @@ class ControlPlane(RuntimeServiceServicer):
         return directive
 
     def _commit(self, task_id: str, event: TaskEvent) -> None:
-        """Commits an event by the rules of server.core.task_lifecycle.commit."""
+        """Commits an event by the rules of evershell.server.core.task_lifecycle.commit."""
         if self.fenced or self.task is None or self.task.task_id != task_id:
             return
         if event.HasField("task_started") and any(

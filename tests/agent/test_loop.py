@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
-from server.agent.encoding import encode_event
-from server.agent.loop import ActiveTask, Limits, RejectedError, run_task
-from server.agent.model import History, ModelFailure, ModelReply, PartialReply
-from server.agent.tools import ToolCall, ToolResult, ToolStatus
-from server.core.task import Phase, TaskStatus
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
+from evershell.server.agent.encoding import encode_event
+from evershell.server.agent.loop import ActiveTask, Limits, RejectedError, run_task
+from evershell.server.agent.model import History, ModelFailure, ModelReply, PartialReply
+from evershell.server.agent.tools import ToolCall, ToolResult, ToolStatus
+from evershell.server.core.task import Phase, TaskStatus
+from evershell.server.core.task_lifecycle import (
+    AgentEvent,
+    IterationCompleted,
+    TaskEnded,
+    TaskStarted,
+)
 
 CALL = ToolCall(id="c", name="shell", arguments="{}")
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from server.agent import completion
-from server.agent.model import PartialReply
-from server.agent.tools import ToolCall
-from server.core.task import TaskStatus
-from server.core.task_lifecycle import TaskEnded
+from evershell.server.agent import completion
+from evershell.server.agent.model import PartialReply
+from evershell.server.agent.tools import ToolCall
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.task_lifecycle import TaskEnded
 from tests.agent.asking import KEY, TASK, Run, failure, model_at, next_reply
 from tests.support.model_server import (
     DONE,

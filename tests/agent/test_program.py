@@ -12,7 +12,7 @@ from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.workspace.v1.event_pb2 import ToolResult
 from evershell.workspace.v1.task_pb2 import Task
 
-from server.agent.shutdown import ExitCode
+from evershell.server.agent.shutdown import ExitCode
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 from tests.support.waiting import eventually_async

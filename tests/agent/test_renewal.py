@@ -7,12 +7,12 @@ import pytest
 import structlog
 from evershell.agent.v1.runtime_service_pb2 import Directive, HeartbeatResponse
 
-from server.agent.heartbeat import JITTER, Heartbeat
-from server.agent.lease import Lease
-from server.agent.runtime_client import RuntimeClient
-from server.agent.session import Session
-from server.agent.shutdown import Shutdown
-from server.core.task import Phase
+from evershell.server.agent.heartbeat import JITTER, Heartbeat
+from evershell.server.agent.lease import Lease
+from evershell.server.agent.runtime_client import RuntimeClient
+from evershell.server.agent.session import Session
+from evershell.server.agent.shutdown import Shutdown
+from evershell.server.core.task import Phase
 
 NOW = 100.0
 

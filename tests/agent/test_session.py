@@ -10,12 +10,12 @@ import structlog
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 
-from server.agent.lease import Lease
-from server.agent.loop import ActiveTask, RejectedError
-from server.agent.session import Session, WrongTaskError
-from server.agent.shutdown import ExitCode, Shutdown
-from server.core.task import TaskStatus
-from server.core.task_lifecycle import TaskEnded
+from evershell.server.agent.lease import Lease
+from evershell.server.agent.loop import ActiveTask, RejectedError
+from evershell.server.agent.session import Session, WrongTaskError
+from evershell.server.agent.shutdown import ExitCode, Shutdown
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.task_lifecycle import TaskEnded
 from tests.support.waiting import settle
 
 

@@ -13,14 +13,14 @@ from evershell.agent.v1.agent_service_pb2_grpc import (
     add_AgentServiceServicer_to_server,
 )
 
-from server.agent.admission import Admission
-from server.agent.service import AgentService
-from server.agent.session import Session
-from server.agent.shutdown import ExitCode, Shutdown
-from server.agent.token_verifier import TokenVerifier
-from server.auth.pod_tokens import PodTokens, new_key
-from server.core.errors import Failure
-from server.core.runtime import AgentIdentity
+from evershell.server.agent.admission import Admission
+from evershell.server.agent.service import AgentService
+from evershell.server.agent.session import Session
+from evershell.server.agent.shutdown import ExitCode, Shutdown
+from evershell.server.agent.token_verifier import TokenVerifier
+from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.core.errors import Failure
+from evershell.server.core.runtime import AgentIdentity
 from tests.agent.conftest import Start
 
 WORKSPACE_ID, EPOCH = "ws_1", 3

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from server.agent.shutdown import ExitCode
+from evershell.server.agent.shutdown import ExitCode
 from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane
 
 # Runs the program of an agent, and prints the names of the loaded modules when it has ended.
 PROGRAM = """
 import json, sys
-from server.agent.__main__ import main
+from evershell.server.agent.__main__ import main
 code = main()
 print(json.dumps(sorted(sys.modules)))
 sys.exit(code)
@@ -24,7 +24,6 @@ sys.exit(code)
 # the three packages of its family, and Cython and setuptools leave traces.
 ALLOWED = {
     "__main__",
-    "server",
     "evershell",
     "grpc",
     "google",
@@ -39,7 +38,12 @@ ALLOWED = {
 # No other room of the service.
 ALLOWED_ROOMS = {"agent", "core", "crash_points", "pod", "telemetry"}
 # Of the core, only what the protos of an agent mention.
-ALLOWED_CORE = {"server.core", "server.core.agent_events", "server.core.task", "server.core.trace"}
+ALLOWED_CORE = {
+    "evershell.server.core",
+    "evershell.server.core.agent_events",
+    "evershell.server.core.task",
+    "evershell.server.core.trace",
+}
 # grpc loads only the names of these packages, not their content.
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 # On two cores it is 18 MiB. More cores have more threads of gRPC.
@@ -89,15 +93,15 @@ async def test_the_scripted_model_needs_few_packages(
     output, _ = await agent.communicate()
     assert agent.returncode == ExitCode.STOPPED
     modules = json.loads(output)
-    assert "server.agent.scripted_model" in modules
+    assert "evershell.server.agent.scripted_model" in modules
     packages = {name.split(".")[0] for name in modules}
     assert packages - ALLOWED <= set(sys.stdlib_module_names)
     assert [name for name in modules if name.partition(".")[0] in HOLLOW] == sorted(
         HOLLOW & packages
     )
-    rooms = {name.split(".")[1] for name in modules if name.startswith("server.")}
+    rooms = {name.split(".")[2] for name in modules if name.startswith("evershell.server.")}
     assert rooms <= ALLOWED_ROOMS
-    assert {name for name in modules if name.startswith("server.core")} <= ALLOWED_CORE
+    assert {name for name in modules if name.startswith("evershell.server.core")} <= ALLOWED_CORE
 
 
 async def test_an_idle_agent_uses_little_memory(

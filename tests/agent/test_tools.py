@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.agent import descendants
-from server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
-from server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
-from server.pod.process import become_subreaper
+from evershell.server.agent import descendants
+from evershell.server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
+from evershell.server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
+from evershell.server.pod.process import become_subreaper
 from tests.agent.conftest import shell_call
 from tests.support.waiting import eventually_async
 

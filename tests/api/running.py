@@ -10,21 +10,21 @@ import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from server.api import chain
-from server.api.interceptors.auditing import Auditing
-from server.api.interceptors.authentication import Authentication
-from server.api.interceptors.rate_limits import RateLimits
-from server.api.interceptors.request_log import RequestLog
-from server.api.runtime_servicer import RuntimeServicer
-from server.api.server import Server
-from server.api.workspace_servicer import WorkspaceServicer
-from server.auth.api_keys import ApiKeys, fingerprint
-from server.auth.authenticator import Authenticator, HostBinding
-from server.auth.pod_tokens import PodTokens, new_key
-from server.auth.session_tokens import JwkSet, SessionTokens
-from server.core.api_key import ApiKey, KeyTemplate
-from server.core.runtime import AgentIdentity, Runtime
-from server.telemetry.metrics import Metrics
+from evershell.server.api import chain
+from evershell.server.api.interceptors.auditing import Auditing
+from evershell.server.api.interceptors.authentication import Authentication
+from evershell.server.api.interceptors.rate_limits import RateLimits
+from evershell.server.api.interceptors.request_log import RequestLog
+from evershell.server.api.runtime_servicer import RuntimeServicer
+from evershell.server.api.server import Server
+from evershell.server.api.workspace_servicer import WorkspaceServicer
+from evershell.server.auth.api_keys import ApiKeys, fingerprint
+from evershell.server.auth.authenticator import Authenticator, HostBinding
+from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.core.api_key import ApiKey, KeyTemplate
+from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.telemetry.metrics import Metrics
 from tests.support.audit import FakeAuditQueue
 from tests.support.fakes import FakeStore
 from tests.support.world import NOW, ORG, World

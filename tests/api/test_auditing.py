@@ -7,11 +7,11 @@ import grpc
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from server.api.effects import public_methods
-from server.core.audit_entry import AuditEntry, AuditFilter
-from server.core.errors import UnavailableError
-from server.core.validation import Page
-from server.core.workspace import WorkspaceStatus
+from evershell.server.api.effects import public_methods
+from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.validation import Page
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.api.running import PUBLIC, READER, SECRET, FailingStore, Running, bearer
 from tests.support.store.examples import permission
 from tests.support.waiting import eventually_async

@@ -10,10 +10,10 @@ from evershell.workspace.v1 import workspace_service_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from server.auth.api_keys import ApiKeys
-from server.auth.authenticator import Authenticator, HostBinding
-from server.auth.session_tokens import JwkSet, SessionTokens
-from server.core.workspace import WorkspaceStatus
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator, HostBinding
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.api.running import (
     INTERNAL,
     POD_TOKENS,

@@ -10,20 +10,20 @@ from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from grpc_health.v1 import health_pb2
 
-from server.api import call as calls
-from server.api import chain
-from server.api.call import Call
-from server.api.handlers import Handlers
-from server.api.interceptors.auditing import Auditing
-from server.api.interceptors.authentication import Authentication
-from server.api.interceptors.interceptor import Handler, Interceptor, Method
-from server.api.interceptors.rate_limits import Rate, RateLimits
-from server.api.interceptors.request_log import RequestLog
-from server.auth.api_keys import ApiKeys
-from server.auth.authenticator import Authenticator
-from server.auth.session_tokens import JwkSet, SessionTokens
-from server.core import deadline, trace
-from server.telemetry.metrics import Metrics
+from evershell.server.api import call as calls
+from evershell.server.api import chain
+from evershell.server.api.call import Call
+from evershell.server.api.handlers import Handlers
+from evershell.server.api.interceptors.auditing import Auditing
+from evershell.server.api.interceptors.authentication import Authentication
+from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.server.api.interceptors.rate_limits import Rate, RateLimits
+from evershell.server.api.interceptors.request_log import RequestLog
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.core import deadline, trace
+from evershell.server.telemetry.metrics import Metrics
 from tests.api.running import (
     INTERNAL,
     POD_TOKENS,

@@ -12,17 +12,17 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.api import codec
-from server.core import event
-from server.core.cancel_task import CancelResult, Outcome
-from server.core.errors import Failure
-from server.core.event import Event, EventType, NewEvent, Origin
-from server.core.runtime import Directive
-from server.core.task import Phase, Task, TaskStatus, Usage
-from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
-from server.core.watch_events import Heartbeat
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.pod.messages import timestamp
+from evershell.server.api import codec
+from evershell.server.core import event
+from evershell.server.core.cancel_task import CancelResult, Outcome
+from evershell.server.core.errors import Failure
+from evershell.server.core.event import Event, EventType, NewEvent, Origin
+from evershell.server.core.runtime import Directive
+from evershell.server.core.task import Phase, Task, TaskStatus, Usage
+from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.server.core.watch_events import Heartbeat
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.pod.messages import timestamp
 from tests.support.world import NOW, intent
 
 USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)

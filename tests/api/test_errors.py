@@ -13,10 +13,10 @@ from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from evershell.workspace.v1.error_slugs import Slug
 
-from server import core
-from server.api import status
-from server.core import errors
-from server.core.errors import Failure, UnavailableError
+from evershell.server import core
+from evershell.server.api import status
+from evershell.server.core import errors
+from evershell.server.core.errors import Failure, UnavailableError
 from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
 
 RULES = {

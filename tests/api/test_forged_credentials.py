@@ -17,9 +17,9 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from joserfc import jwe, jws
 from joserfc.jwk import ECKey, OctKey
 
-from server.auth.api_keys import ApiKeys
-from server.auth.authenticator import Authenticator, HostBinding
-from server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator, HostBinding
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest, HeartbeatResponse
 
-from server.api import runtime_servicer
-from server.core.ports import Leased
+from evershell.server.api import runtime_servicer
+from evershell.server.core.ports import Leased
 from tests.api.running import INTERNAL, Running, agent_bearer
 from tests.support.world import World
 

@@ -8,13 +8,13 @@ from datetime import timedelta
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from server.api.status import RULES
-from server.core import task_lifecycle
-from server.core.change import Change, unchanged
-from server.core.errors import AgentUnreachableError
-from server.core.task import TaskStatus
-from server.core.task_lifecycle import TaskEnded
-from server.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
+from evershell.server.api.status import RULES
+from evershell.server.core import task_lifecycle
+from evershell.server.core.change import Change, unchanged
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.server.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.api.effects import public_methods
-from server.api.interceptors import reading
-from server.telemetry.metrics import Metrics
+from evershell.server.api.effects import public_methods
+from evershell.server.api.interceptors import reading
+from evershell.server.telemetry.metrics import Metrics
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -10,11 +10,11 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from server.auth.api_keys import ApiKeys
-from server.auth.authenticator import Authenticator
-from server.auth.session_tokens import JwkSet, SessionTokens
-from server.core.api_key import ApiKey
-from server.core.errors import UnavailableError
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.core.api_key import ApiKey
+from evershell.server.core.errors import UnavailableError
 from tests.api.running import Failed, Running, bearer, find_key, running
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.waiting import eventually_async
@@ -47,8 +47,8 @@ async def server(
     world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[Running]:
     """A server that checks credentials again every 20 ms."""
-    monkeypatch.setattr("server.api.interceptors.authentication.RECHECK_SECONDS", 0.02)
-    monkeypatch.setattr("server.auth.api_keys.CACHE_SECONDS", 0.01)
+    monkeypatch.setattr("evershell.server.api.interceptors.authentication.RECHECK_SECONDS", 0.02)
+    monkeypatch.setattr("evershell.server.auth.api_keys.CACHE_SECONDS", 0.01)
     (tmp_path / "jwks.json").write_text(jwk_set(EC))
     authenticator = Authenticator(
         ApiKeys(keys.find), SessionTokens(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE)

@@ -8,12 +8,12 @@ import grpc
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from server.api.call import Call
-from server.api.interceptors.interceptor import Method
-from server.api.interceptors.traced_calls import TracedCalls
-from server.core import trace
-from server.core.trace import TraceContext
-from server.telemetry.tracing import Tracing
+from evershell.server.api.call import Call
+from evershell.server.api.interceptors.interceptor import Method
+from evershell.server.api.interceptors.traced_calls import TracedCalls
+from evershell.server.core import trace
+from evershell.server.core.trace import TraceContext
+from evershell.server.telemetry.tracing import Tracing
 
 PUBLIC = Method("evershell.workspace.v1.WorkspaceService", "CancelTask", bytes, is_stream=False)
 INTERNAL = Method("evershell.agent.v1.RuntimeService", "Heartbeat", bytes, is_stream=False)

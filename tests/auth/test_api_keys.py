@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 from cachetools import TTLCache
 
-from server.auth import api_keys
-from server.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
-from server.core.errors import Failure, UnavailableError
+from evershell.server.auth import api_keys
+from evershell.server.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
+from evershell.server.core.errors import Failure, UnavailableError
 from tests.auth.fake_keys import FakeKeys, FakeTimer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from cachetools import TTLCache
 
-from server.auth import authenticator
-from server.auth.api_keys import ApiKeys
-from server.auth.authenticator import Authenticator, HostBinding, bearer_token
-from server.auth.session_tokens import JwkSet, SessionTokens
-from server.core.caller import Caller, CredentialKind
-from server.core.errors import Failure
+from evershell.server.auth import authenticator
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator, HostBinding, bearer_token
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.core.caller import Caller, CredentialKind
+from evershell.server.core.errors import Failure
 from tests.auth.fake_keys import FakeKeys, FakeTimer
 from tests.support.identity_provider import AUDIENCE, ISSUER, RSA, jwk_set, token
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from joserfc.jwk import ECKey, OKPKey
 
-from server.auth.session_tokens import JwkSet, SessionTokens
-from server.core.errors import Failure, UnavailableError
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.core.errors import Failure, UnavailableError
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
 from tests.support.waiting import eventually_async, settle
 

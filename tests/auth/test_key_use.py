@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from server.auth import key_use
-from server.auth.key_use import KeyUse
-from server.core.errors import UnavailableError
+from evershell.server.auth import key_use
+from evershell.server.auth.key_use import KeyUse
+from evershell.server.core.errors import UnavailableError
 from tests.support.waiting import settle
 
 

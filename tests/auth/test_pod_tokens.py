@@ -10,11 +10,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from joserfc import jws
 from joserfc.jwk import OKPKey
 
-from server.auth import pod_tokens
-from server.auth.pod_tokens import PodTokens, new_key
-from server.core.errors import Failure
-from server.core.runtime import AgentIdentity
-from server.pod.tokens import signal_token
+from evershell.server.auth import pod_tokens
+from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.core.errors import Failure
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.pod.tokens import signal_token
 from tests.auth.fake_keys import FakeTimer
 
 KEY = new_key()

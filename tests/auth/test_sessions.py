@@ -14,16 +14,16 @@ from cachetools import TTLCache
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
 
-from server.auth import session_tokens as sessions
-from server.auth.session_tokens import (
+from evershell.server.auth import session_tokens as sessions
+from evershell.server.auth.session_tokens import (
     CACHE_SECONDS,
     FORGERIES_PER_SECOND,
     LEEWAY_SECONDS,
     JwkSet,
     SessionTokens,
 )
-from server.core.caller import CredentialKind
-from server.core.errors import Failure
+from evershell.server.core.caller import CredentialKind
+from evershell.server.core.errors import Failure
 from tests.auth.fake_keys import FakeTimer
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, claims, jwk_set, token
 

@@ -22,12 +22,12 @@ import psutil
 import psycopg
 import uvloop
 
-from server.core.ports import RecordedCancellation
-from server.stack import postgres
-from server.store.announce import announce_to_nobody
-from server.store.cancellations import Cancellations
-from server.store.migrate import migrate
-from server.store.pool import Pool, open_pool
+from evershell.server.core.ports import RecordedCancellation
+from evershell.server.stack import postgres
+from evershell.server.store.announce import announce_to_nobody
+from evershell.server.store.cancellations import Cancellations
+from evershell.server.store.migrate import migrate
+from evershell.server.store.pool import Pool, open_pool
 from tests.support.store.examples import ORG, USER, intent, permission
 
 _WARM_UP_CALLS = 100

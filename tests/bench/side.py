@@ -17,7 +17,7 @@ from tests.bench.http2 import Connection
 from tests.support.stack import ROOT, Stack
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
-# The lock of server/store/leadership.py. All fleet controllers compete for it.
+# The lock of evershell/server/store/leadership.py. All fleet controllers compete for it.
 _LEADER_LOCK = 0x6576_6C64
 
 
@@ -113,7 +113,7 @@ class Side:
         }
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [self.stack.python, "-m", "server", "serve", "--port", str(port)],
+                [self.stack.python, "-m", self.stack.module, "serve", "--port", str(port)],
                 cwd=self.checkout,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,

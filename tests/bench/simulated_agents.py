@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest, HeartbeatResponse
 
-from server.agent.heartbeat import JITTER
-from server.agent.lease import HEARTBEATS_A_LEASE
-from server.auth.pod_tokens import PodTokens
-from server.core.runtime import AgentIdentity
+from evershell.server.agent.heartbeat import JITTER
+from evershell.server.agent.lease import HEARTBEATS_A_LEASE
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.core.runtime import AgentIdentity
 from tests.bench.http2 import Connection, message
 from tests.bench.load import collecting_no_garbage
 

@@ -24,31 +24,35 @@ PARTS = (ENGINE, INTERCEPTORS, LOG, CODEC, USE_CASE, DATABASE, SIGNAL, LOOP, RES
 # The part of a stack is that of the frame nearest to the leaf whose file is listed here.
 _OWNERS = {
     SIGNAL: (
-        "server/fleet/",
-        "server/pod/",
-        "server/auth/pod_tokens.py",
+        "evershell/server/fleet/",
+        "evershell/server/pod/",
+        "evershell/server/auth/pod_tokens.py",
         "grpc/aio/_call.py",
         "grpc/aio/_channel.py",
     ),
-    DATABASE: ("server/store/", "psycopg", "libpq"),
-    LOG: ("server/api/interceptors/request_log.py", "server/telemetry/logs.py", "structlog/"),
-    CODEC: ("server/api/codec.py", "server/api/payloads.py"),
-    USE_CASE: ("server/core/", "server/api/workspace_servicer.py"),
-    INTERCEPTORS: ("server/api/", "server/auth/"),
+    DATABASE: ("evershell/server/store/", "psycopg", "libpq"),
+    LOG: (
+        "evershell/server/api/interceptors/request_log.py",
+        "evershell/server/telemetry/logs.py",
+        "structlog/",
+    ),
+    CODEC: ("evershell/server/api/codec.py", "evershell/server/api/payloads.py"),
+    USE_CASE: ("evershell/server/core/", "evershell/server/api/workspace_servicer.py"),
+    INTERCEPTORS: ("evershell/server/api/", "evershell/server/auth/"),
 }
 # If no frame has an owner, it is the part of the frame nearest to the leaf that is listed here.
 # These libraries also work for the parts above, and then belong to them.
 _LIBRARIES = {
-    CODEC: ("protobuf", "evershell/"),
+    CODEC: ("protobuf", "evershell/workspace/", "evershell/agent/"),
     ENGINE: ("grpc",),
     LOOP: ("uvloop", "asyncio"),
 }
 # What runs before the event loop does, in every stack of the main thread.
 _STARTUP = (
     "<frozen runpy>",
-    "server/__main__.py",
-    "server/cli/",
-    "server/terminal.py",
+    "evershell/server/__main__.py",
+    "evershell/server/cli/",
+    "evershell/server/terminal.py",
     "click/",
     "asyncio/runners.py",
     "uvloop/__init__.py",

@@ -12,18 +12,18 @@ import grpc.aio
 import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
-from server.agent.admission import Admission
-from server.agent.loop import ActiveTask
-from server.agent.service import AgentService
-from server.agent.session import Session
-from server.agent.shutdown import Shutdown
-from server.agent.token_verifier import TokenVerifier
-from server.auth.pod_tokens import PodTokens, new_key
-from server.core.ports import Agents
-from server.core.task import Task
-from server.core.task_lifecycle import TaskEnded
-from server.core.workspace import Workspace
-from server.fleet.agent_client import AgentClient
+from evershell.server.agent.admission import Admission
+from evershell.server.agent.loop import ActiveTask
+from evershell.server.agent.service import AgentService
+from evershell.server.agent.session import Session
+from evershell.server.agent.shutdown import Shutdown
+from evershell.server.agent.token_verifier import TokenVerifier
+from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.core.ports import Agents
+from evershell.server.core.task import Task
+from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet.agent_client import AgentClient
 from tests.support import world
 from tests.support.world import FakeAgents, intent
 

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from server.core.ports import Store
-from server.store.pool import open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core.ports import Store
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.announced import Announced
 

@@ -8,10 +8,15 @@ from typing import Any
 from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.types.json import Jsonb
 
-from server.core.event import cancel_requested_payload
-from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace
-from server.store.rows import TASK_COLUMNS, WORKSPACE_COLUMNS, task_values, workspace_values
+from evershell.server.core.event import cancel_requested_payload
+from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.workspace import Workspace
+from evershell.server.store.rows import (
+    TASK_COLUMNS,
+    WORKSPACE_COLUMNS,
+    task_values,
+    workspace_values,
+)
 from tests.contracts.released_worker import released_statements
 from tests.support.store.examples import NOW, ORG, USER
 

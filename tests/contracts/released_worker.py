@@ -8,11 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import server.store.migrate
-from server.store import postgres_store, queries, rows
+import evershell.server.store.migrate
+from evershell.server.store import postgres_store, queries, rows
 
 _FILE = Path(__file__).with_suffix(".sql")
-_MIGRATIONS = Path(server.store.migrate.__file__).parent / "migrations"
+_MIGRATIONS = Path(evershell.server.store.migrate.__file__).parent / "migrations"
 _STATEMENT = re.compile(r"^-- name: (\w+)\n((?:(?!-- ).*\n)+)", re.MULTILINE)
 _SCHEMA = re.compile(r"^-- schema: (\w+)$", re.MULTILINE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.core.workspace import Workspace
+from evershell.server.core.workspace import Workspace
 from tests.contracts.pods import FakeCase, InvariantsCase, LocalCase, PodsCase
 from tests.support import world
 from tests.support.fleet import RUN_ID

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.core import task_lifecycle, workspace_lifecycle
-from server.core.change import Change, Locked
-from server.core.errors import Failure
-from server.core.ports import Store
-from server.core.task import Phase, Task, TaskStatus
-from server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.store.pool import open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import Failure
+from evershell.server.core.ports import Store
+from evershell.server.core.task import Phase, Task, TaskStatus
+from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
 

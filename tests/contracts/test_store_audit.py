@@ -8,16 +8,16 @@ from itertools import product
 
 import pytest
 
-from server.core import task_lifecycle, workspace_lifecycle
-from server.core.audit_entry import AuditEntry, AuditFilter
-from server.core.caller import Permission
-from server.core.cancel_task import outcome_of
-from server.core.change import Change, Locked, unchanged
-from server.core.errors import Failure
-from server.core.event import Origin
-from server.core.ids import new_task_id
-from server.core.ports import Store
-from server.core.workspace import WorkspaceStatus
+from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.caller import Permission
+from evershell.server.core.cancel_task import outcome_of
+from evershell.server.core.change import Change, Locked, unchanged
+from evershell.server.core.errors import Failure
+from evershell.server.core.event import Origin
+from evershell.server.core.ids import new_task_id
+from evershell.server.core.ports import Store
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from server.core import task_lifecycle
-from server.core.event import cancel_requested_payload
-from server.core.ids import new_task_id
-from server.core.ports import Store
-from server.core.task import TaskStatus
-from server.core.workspace import WorkspaceStatus
+from evershell.server.core import task_lifecycle
+from evershell.server.core.event import cancel_requested_payload
+from evershell.server.core.ids import new_task_id
+from evershell.server.core.ports import Store
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,

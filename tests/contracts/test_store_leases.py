@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from server.core.change import unchanged
-from server.core.ports import Store
-from server.core.task import Task
-from server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from server.store.pool import open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core.change import unchanged
+from evershell.server.core.ports import Store
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import (
     NOW,

@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import task_lifecycle
-from server.core.change import Change, Locked, unchanged
-from server.core.errors import Failure
-from server.core.event import EventType, Origin
-from server.core.ports import Store
-from server.core.task import Phase, TaskStatus, Usage
-from server.core.task_lifecycle import IterationCompleted, TaskStarted
-from server.core.workspace import WorkspaceStatus
+from evershell.server.core import task_lifecycle
+from evershell.server.core.change import Change, Locked, unchanged
+from evershell.server.core.errors import Failure
+from evershell.server.core.event import EventType, Origin
+from evershell.server.core.ports import Store
+from evershell.server.core.task import Phase, TaskStatus, Usage
+from evershell.server.core.task_lifecycle import IterationCompleted, TaskStarted
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,

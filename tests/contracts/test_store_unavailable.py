@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from server.core.audit_entry import AuditFilter
-from server.core.change import unchanged
-from server.core.errors import UnavailableError
-from server.core.ports import Store
-from server.store.pool import open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core.audit_entry import AuditFilter
+from evershell.server.core.change import unchanged
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.ports import Store
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import intent, permission, workspace
 

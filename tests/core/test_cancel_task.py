@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from server.core.cancel_task import Outcome
-from server.core.errors import Failure, UnavailableError
-from server.core.task import CancelIntent, Task, TaskStatus
-from server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.core.cancel_task import Outcome
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.core.task import CancelIntent, Task, TaskStatus
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import NOW, USER, World, caller
 
 

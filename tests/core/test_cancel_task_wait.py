@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from server.core import deadline
-from server.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, Outcome
-from server.core.errors import Failure
-from server.core.task import Task, TaskStatus
-from server.core.workspace import Workspace
+from evershell.server.core import deadline
+from evershell.server.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, Outcome
+from evershell.server.core.errors import Failure
+from evershell.server.core.task import Task, TaskStatus
+from evershell.server.core.workspace import Workspace
 from tests.support.world import World
 
 LIMIT_SECONDS = 10

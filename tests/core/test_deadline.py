@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.core import deadline
+from evershell.server.core import deadline
 
 
 async def test_a_call_without_a_deadline_keeps_the_limit() -> None:

@@ -5,13 +5,18 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import task_lifecycle
-from server.core.change import Change, Locked, unchanged
-from server.core.errors import Failure
-from server.core.event import Origin
-from server.core.task import Phase, TaskStatus, Usage
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
-from server.core.workspace import WorkspaceStatus
+from evershell.server.core import task_lifecycle
+from evershell.server.core.change import Change, Locked, unchanged
+from evershell.server.core.errors import Failure
+from evershell.server.core.event import Origin
+from evershell.server.core.task import Phase, TaskStatus, Usage
+from evershell.server.core.task_lifecycle import (
+    AgentEvent,
+    IterationCompleted,
+    TaskEnded,
+    TaskStarted,
+)
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, USER, intent, iteration, locked_busy, task, workspace
 
 LATER = NOW + timedelta(minutes=1)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from server.core.errors import Failure
-from server.core.event import Origin
-from server.core.tasks import SubmitTask
-from server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
+from evershell.server.core.errors import Failure
+from evershell.server.core.event import Origin
+from evershell.server.core.tasks import SubmitTask
+from evershell.server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
 from tests.support.world import workspace
 
 

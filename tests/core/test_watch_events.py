@@ -6,16 +6,21 @@ from itertools import count
 
 import pytest
 
-from server.core.caller import Caller
-from server.core.errors import Failure, UnavailableError
-from server.core.event import Event
-from server.core.task_lifecycle import TaskStarted
-from server.core.watch_events import BATCH_EVENTS, HEARTBEAT_SECONDS, Heartbeat, watch_events
+from evershell.server.core.caller import Caller
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.core.event import Event
+from evershell.server.core.task_lifecycle import TaskStarted
+from evershell.server.core.watch_events import (
+    BATCH_EVENTS,
+    HEARTBEAT_SECONDS,
+    Heartbeat,
+    watch_events,
+)
 from tests.support.world import World, caller, iteration
 
 
 class ScriptedWakeups:
-    """Implements server.core.ports.Wakeups.
+    """Implements core.ports.Wakeups.
 
     Each wait runs the next step of the script. After the last step, each wait times out.
     """

@@ -5,12 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import task_lifecycle, workspace_lifecycle
-from server.core.change import Change, Locked, unchanged
-from server.core.errors import Failure
-from server.core.task import Phase, TaskStatus
-from server.core.task_lifecycle import TaskEnded
-from server.core.workspace import WorkspaceStatus
+from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.change import Change, Locked, unchanged
+from evershell.server.core.errors import Failure
+from evershell.server.core.task import Phase, TaskStatus
+from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, intent, locked_busy, workspace
 
 LATER = NOW + timedelta(minutes=1)

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from server.__main__ import main
-from server.client import WorkspaceClient, WorkspaceServiceError
+from evershell.server.__main__ import main
+from evershell.server.client import WorkspaceClient, WorkspaceServiceError
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -35,7 +35,7 @@ def run(stack: Stack) -> Run:
 
     def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "server", *arguments],
+            [sys.executable, "-m", "evershell.server", *arguments],
             cwd=ROOT,
             env={**kept, "STATE_DIR": str(stack.state_dir), **environment},
             capture_output=True,

@@ -2,7 +2,7 @@
 
 import httpx
 
-from server.stack import postgres
+from evershell.server.stack import postgres
 from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually

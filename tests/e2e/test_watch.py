@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from server.client import WorkspaceClient
+from evershell.server.client import WorkspaceClient
 from tests.support.stack import Stack, Workspace
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from server.stack.envoy.config import ROOT, Edge, EdgeConfigurationError, render, validate
+from evershell.server.stack.envoy.config import ROOT, Edge, EdgeConfigurationError, render, validate
 from tests.support.edge.answers import rule
 
 

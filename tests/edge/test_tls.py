@@ -11,8 +11,8 @@ import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
-from server.client import WorkspaceClient, WorkspaceServiceError
-from server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
+from evershell.server.client import WorkspaceClient, WorkspaceServiceError
+from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import HOST, Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import RunningEdge, Stub, running_edge

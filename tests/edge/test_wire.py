@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from server.stack.envoy.config import ROOT
+from evershell.server.stack.envoy.config import ROOT
 from tests.edge.worker import Worker, worker
 from tests.support.edge.answers import Answer, check
 from tests.support.edge.cases import CANCEL

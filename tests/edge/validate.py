@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
+from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import Authority
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from server.stack.envoy.config import ROOT
+from evershell.server.stack.envoy.config import ROOT
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 
 GRACE_SECONDS = 10.0

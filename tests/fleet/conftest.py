@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from server.core.workspace import Workspace
-from server.fleet import processes
-from server.fleet.local_pods import LocalPods
-from server.fleet.processes import Pod
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet import processes
+from evershell.server.fleet.local_pods import LocalPods
+from evershell.server.fleet.processes import Pod
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.small_agent import AGENT, spec_for

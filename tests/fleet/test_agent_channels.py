@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from server.core.errors import AgentUnreachableError
-from server.fleet import agent_channels
-from server.fleet.agent_channels import AgentChannel, AgentChannels
-from server.fleet.agent_client import AgentClient
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.fleet import agent_channels
+from evershell.server.fleet.agent_channels import AgentChannel, AgentChannels
+from evershell.server.fleet.agent_client import AgentClient
 from tests.fleet.test_agent_client import TOKENS, Context, FakeAgent, cancel
 from tests.support.waiting import eventually_async
 

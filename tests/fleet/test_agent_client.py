@@ -13,12 +13,12 @@ import pytest
 from evershell.agent.v1 import agent_service_pb2 as messages
 from evershell.agent.v1 import agent_service_pb2_grpc
 
-from server.auth.pod_tokens import PodTokens, new_key
-from server.core import deadline, trace
-from server.core.errors import AgentUnreachableError
-from server.core.trace import TraceContext
-from server.fleet import agent_client
-from server.fleet.agent_client import AgentClient
+from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.core import deadline, trace
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.trace import TraceContext
+from evershell.server.fleet import agent_client
+from evershell.server.fleet.agent_client import AgentClient
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from server.core import workspace_lifecycle
-from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
-from server.core.change import Change, Locked
-from server.core.errors import UnavailableError
-from server.core.task import Phase, Task, TaskStatus
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet.controller import END_GRACE_SECONDS
-from server.fleet.due import START_LIMIT
+from evershell.server.core import workspace_lifecycle
+from evershell.server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.task import Phase, Task, TaskStatus
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.fleet.controller import END_GRACE_SECONDS
+from evershell.server.fleet.due import START_LIMIT
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, intent

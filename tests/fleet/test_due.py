@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from server.core.bounds import FORCE_MARGIN
-from server.core.change import Change, unchanged
-from server.core.errors import UnavailableError
-from server.core.task import TaskStatus
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet import due
-from server.fleet.due import SWEEP_SECONDS, Due, Overdue, Sweep
+from evershell.server.core.bounds import FORCE_MARGIN
+from evershell.server.core.change import Change, unchanged
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.fleet import due
+from evershell.server.fleet.due import SWEEP_SECONDS, Due, Overdue, Sweep
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, World

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from server.core.workspace import Workspace
-from server.fleet import processes
-from server.fleet.local_pods import LocalPods, end_every_pod
-from server.fleet.processes import Pod, ProcessId
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet import processes
+from evershell.server.fleet.local_pods import LocalPods, end_every_pod
+from evershell.server.fleet.processes import Pod, ProcessId
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.small_agent import spec_for, wait_start

@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from server.core.workspace import Workspace
-from server.fleet import isolation, processes
-from server.fleet.isolation import IsolationError, NoIsolation, Sandbox
-from server.fleet.local_pods import LocalPods
-from server.fleet.processes import Pod
-from server.pod.sandbox import FILES, ToolLimits, agent_command, tool_command
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet import isolation, processes
+from evershell.server.fleet.isolation import IsolationError, NoIsolation, Sandbox
+from evershell.server.fleet.local_pods import LocalPods
+from evershell.server.fleet.processes import Pod
+from evershell.server.pod.sandbox import FILES, ToolLimits, agent_command, tool_command
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.sandbox import working_sandbox

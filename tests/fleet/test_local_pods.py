@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.core.runtime import AgentIdentity
-from server.core.workspace import Workspace
-from server.fleet import local_pods, pod_files, processes
-from server.fleet.local_pods import LocalPods
-from server.fleet.processes import Pod
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet import local_pods, pod_files, processes
+from evershell.server.fleet.local_pods import LocalPods
+from evershell.server.fleet.processes import Pod
 from tests.support.small_agent import spec_for, wait_start
 from tests.support.waiting import settle
 
@@ -29,7 +29,7 @@ async def test_an_agent_receives_its_secrets_on_standard_input_only(
     await pods.start(workspace)
     received = await wait_start(tmp_path, workspace)
     files = str(tmp_path / "pods" / workspace.id / "files")
-    assert received["argv"] == ["-P", "-m", "server.agent"]
+    assert received["argv"] == ["-P", "-m", "evershell.server.agent"]
     assert json.loads(str(received["stdin"])) == asdict(spec_for(AgentIdentity(workspace.id, 3)))
     environment = received["environment"]
     assert isinstance(environment, dict)

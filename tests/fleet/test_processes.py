@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from server.core.ids import new_workspace_id
-from server.fleet import processes
-from server.fleet.processes import AllPods, Pod
-from server.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
+from evershell.server.core.ids import new_workspace_id
+from evershell.server.fleet import processes
+from evershell.server.fleet.processes import AllPods, Pod
+from evershell.server.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
 # Runs `{prelude}`, prints a line, and waits.
 WAIT = """

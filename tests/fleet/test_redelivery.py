@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from server.core import task_lifecycle, workspace_lifecycle
-from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace
-from server.fleet import redelivery
-from server.fleet.redelivery import FIRST_AFTER, Redelivery
+from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet import redelivery
+from evershell.server.fleet.redelivery import FIRST_AFTER, Redelivery
 from tests.support.fleet import Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent

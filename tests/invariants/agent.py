@@ -12,10 +12,10 @@ from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
-from server.agent import agent as program
-from server.agent.loop import Limits
-from server.agent.shutdown import ExitCode
-from server.core.runtime import AgentIdentity, Runtime
+from evershell.server.agent import agent as program
+from evershell.server.agent.loop import Limits
+from evershell.server.agent.shutdown import ExitCode
+from evershell.server.core.runtime import AgentIdentity, Runtime
 from tests.invariants.clock import Clock
 from tests.invariants.gates import Gates, Surroundings
 from tests.invariants.record import Record

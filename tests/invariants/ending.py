@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
-from server.core.task import Task, TaskStatus
-from server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
+from evershell.server.core.task import Task, TaskStatus
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.wire import Network
 from tests.invariants.world import BOUNDS, CALLER, World

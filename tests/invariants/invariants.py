@@ -6,10 +6,10 @@ and logs are in tests/promises.
 
 from dataclasses import replace
 
-from server.agent.shutdown import ExitCode
-from server.core.event import Event, EventType, cancel_requested_payload
-from server.core.task import CancelIntent, Task, TaskStatus
-from server.core.workspace import WorkspaceStatus
+from evershell.server.agent.shutdown import ExitCode
+from evershell.server.core.event import Event, EventType, cancel_requested_payload
+from evershell.server.core.task import CancelIntent, Task, TaskStatus
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.invariants.record import Iteration
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View

@@ -6,7 +6,7 @@ from datetime import timedelta
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.core.workspace import WorkspaceStatus
+from evershell.server.core.workspace import WorkspaceStatus
 from tests.invariants.agent import Agent
 from tests.invariants.ending import end_all
 from tests.invariants.invariants import INVARIANTS

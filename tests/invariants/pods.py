@@ -2,12 +2,12 @@
 
 import asyncio
 
-from server.core.workspace import Workspace
+from evershell.server.core.workspace import Workspace
 from tests.invariants.agent import Agent, Surrounded
 
 
 class Pods:
-    """Implements server.fleet.pods.Pods."""
+    """Implements fleet.pods.Pods."""
 
     def __init__(self, agents: list[Agent], shared: Surrounded) -> None:
         # Whether the controller can end pods and observe their end.
@@ -60,7 +60,7 @@ class Pods:
 
 
 class Changes:
-    """Implements server.fleet.changes.Changes.
+    """Implements fleet.changes.Changes.
 
     A rule makes the controller scan at once; without one, it scans after its usual interval.
     """

@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from server.core.ports import Clock, Store
-from server.store.announce import Announce
-from server.store.pool import connected, open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core.ports import Clock, Store
+from evershell.server.store.announce import Announce
+from evershell.server.store.pool import connected, open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.invariants.machine import CancellationMachine
 from tests.invariants.world import OpenStores
 from tests.support.fakes import FakeStore

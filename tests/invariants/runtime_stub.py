@@ -17,12 +17,12 @@ from evershell.agent.v1.runtime_service_pb2 import (
 )
 from evershell.workspace.v1.task_pb2 import Task
 
-from server.api import codec
-from server.core.errors import Failure, UnavailableError
-from server.core.runtime import AgentIdentity, Runtime
-from server.core.runtime import Directive as CoreDirective
-from server.core.task import Phase, TaskStatus
-from server.core.task_lifecycle import TaskEnded
+from evershell.server.api import codec
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.core.runtime import Directive as CoreDirective
+from evershell.server.core.task import Phase, TaskStatus
+from evershell.server.core.task_lifecycle import TaskEnded
 from tests.invariants.record import Hop, Record
 from tests.invariants.spy_store import SpyStore
 from tests.invariants.trouble import Fault, Link
@@ -38,7 +38,7 @@ _NAMED: dict[Fault | None, str] = {
 
 
 class RuntimeStub:
-    """The stub of one agent: works as server/api/runtime_servicer.py, and records each reply."""
+    """The stub of one agent: works as api/runtime_servicer.py, and records each reply."""
 
     def __init__(
         self,

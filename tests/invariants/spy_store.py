@@ -7,14 +7,14 @@ from datetime import datetime
 from enum import Enum
 from typing import TypeVar
 
-from server.core.audit_entry import AuditEntry, AuditFilter
-from server.core.caller import Permission
-from server.core.change import Change, Locked
-from server.core.errors import Failure, UnavailableError
-from server.core.event import Event
-from server.core.ports import Clock, Leased, RecordedCancellation, Store
-from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.caller import Permission
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.core.event import Event
+from evershell.server.core.ports import Clock, Leased, RecordedCancellation, Store
+from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.record import Record
 
 Returned = TypeVar("Returned")
@@ -28,7 +28,7 @@ class Hiccup(Enum):
 
 
 class SpyStore:
-    """Implements server.core.ports.Store by another store."""
+    """Implements core.ports.Store by another store."""
 
     def __init__(self, store: Store, record: Record, clock: Clock) -> None:
         self._store = store

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from evershell.agent.v1.agent_service_pb2 import Cancellation
 
-from server.agent.session import WrongTaskError
-from server.core.errors import AgentUnreachableError
-from server.core.ports import Store
-from server.core.task import Task
-from server.core.workspace import Workspace
-from server.pod.messages import encode_assignment, encode_cancellation
+from evershell.server.agent.session import WrongTaskError
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.ports import Store
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace
+from evershell.server.pod.messages import encode_assignment, encode_cancellation
 from tests.invariants.agent import Agent
 from tests.invariants.record import Record, Signal
 
@@ -36,7 +36,7 @@ class Network(Enum):
 
 
 class Wire:
-    """Implements server.core.ports.Agents."""
+    """Implements core.ports.Agents."""
 
     def __init__(self, agents: list[Agent], observer: Store, record: Record) -> None:
         self.network = Network.GOOD

@@ -10,18 +10,18 @@ from datetime import timedelta
 from itertools import count
 from typing import Any, TypeVar
 
-from server.core import tasks, workspaces
-from server.core.bounds import Bounds
-from server.core.caller import Caller, CredentialKind
-from server.core.cancel_task import CancelResult, CancelTask, cancel_task
-from server.core.errors import AgentUnreachableError, Failure, UnavailableError
-from server.core.event import Event, Origin
-from server.core.ports import Store
-from server.core.runtime import Runtime
-from server.core.task import Task
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet.controller import Controller
-from server.store.announce import Announce
+from evershell.server.core import tasks, workspaces
+from evershell.server.core.bounds import Bounds
+from evershell.server.core.caller import Caller, CredentialKind
+from evershell.server.core.cancel_task import CancelResult, CancelTask, cancel_task
+from evershell.server.core.errors import AgentUnreachableError, Failure, UnavailableError
+from evershell.server.core.event import Event, Origin
+from evershell.server.core.ports import Store
+from evershell.server.core.runtime import Runtime
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.fleet.controller import Controller
+from evershell.server.store.announce import Announce
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Changes, Pods

@@ -18,7 +18,7 @@ from evershell.workspace.v1 import workspace_service_pb2
 from google.api import annotations_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from server.stack.envoy.config import ROOT
+from evershell.server.stack.envoy.config import ROOT
 from tests.support.openapi import Operation, operations, resolved
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]

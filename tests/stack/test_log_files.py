@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from server.config import Settings
-from server.stack import log_files
-from server.stack.log_files import LogFile, open_log, rotate
-from server.stack.supervisor import Program, Supervisor, exit_code
+from evershell.server.config import Settings
+from evershell.server.stack import log_files
+from evershell.server.stack.log_files import LogFile, open_log, rotate
+from evershell.server.stack.supervisor import Program, Supervisor, exit_code
 from tests.support.small_disk import fill, small_disk
 from tests.support.waiting import eventually, eventually_async
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.stack import run_lock
+from evershell.server.stack import run_lock
 from tests.support.programs import run
 
 

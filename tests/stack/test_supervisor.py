@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from server.fleet import processes
-from server.stack import supervisor as module
-from server.stack.supervisor import Program, Supervisor
+from evershell.server.fleet import processes
+from evershell.server.stack import supervisor as module
+from evershell.server.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
 

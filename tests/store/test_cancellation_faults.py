@@ -6,9 +6,9 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from server.core.errors import UnavailableError
-from server.core.ports import RecordedCancellation
-from server.store.pool import Pool
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.ports import RecordedCancellation
+from evershell.server.store.pool import Pool
 from tests.support.store.announced import Announced
 from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.waiting import settle

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.core import deadline
-from server.core.errors import UnavailableError
-from server.store.group_commit import GroupCommit
+from evershell.server.core import deadline
+from evershell.server.core.errors import UnavailableError
+from evershell.server.store.group_commit import GroupCommit
 from tests.support.store.doubling import Table, start
 from tests.support.waiting import eventually_async, settle
 

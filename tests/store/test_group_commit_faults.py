@@ -6,8 +6,8 @@ import gc
 import psycopg
 import pytest
 
-from server.core.errors import UnavailableError
-from server.store.group_commit import GroupCommit
+from evershell.server.core.errors import UnavailableError
+from evershell.server.store.group_commit import GroupCommit
 from tests.support.store.doubling import Table, start
 from tests.support.waiting import settle
 

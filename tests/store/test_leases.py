@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from psycopg import AsyncConnection
 
-from server.core.change import unchanged
-from server.core.runtime import AgentIdentity, Runtime
-from server.core.task import Phase
-from server.store.pool import Pool, connected
-from server.store.postgres_store import PostgresStore
+from evershell.server.core.change import unchanged
+from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.core.task import Phase
+from evershell.server.store.pool import Pool, connected
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.examples import NOW, with_task, workspace
 from tests.support.store.locks import held
 

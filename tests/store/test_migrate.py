@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from server.config import Settings
-from server.core.errors import UnavailableError
-from server.stack.database import prepare_database
-from server.store import migrate as migration
-from server.store.audit_partitions import add_partitions
-from server.store.migrate import ForeignTablesError, migrate
+from evershell.server.config import Settings
+from evershell.server.core.errors import UnavailableError
+from evershell.server.stack.database import prepare_database
+from evershell.server.store import migrate as migration
+from evershell.server.store.audit_partitions import add_partitions
+from evershell.server.store.migrate import ForeignTablesError, migrate
 
 MIGRATIONS = sorted(
     path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql")

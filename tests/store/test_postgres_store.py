@@ -6,12 +6,12 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from server.core import task_lifecycle
-from server.core.task import TaskStatus
-from server.core.task_lifecycle import IterationCompleted, TaskStarted
-from server.core.workspace import WorkspaceStatus
-from server.store.pool import Pool, open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core import task_lifecycle
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.task_lifecycle import IterationCompleted, TaskStarted
+from evershell.server.core.workspace import WorkspaceStatus
+from evershell.server.store.pool import Pool, open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, set_status, with_task
 from tests.support.store.locks import held

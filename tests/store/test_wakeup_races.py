@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import pytest
 from psycopg import AsyncConnection
 
-from server.core import task_lifecycle
-from server.core.event import Event
-from server.core.task_lifecycle import TaskStarted
-from server.core.workspace import Workspace
-from server.store.notifications import Channel
-from server.store.pool import Pool, open_pool
-from server.store.postgres_store import PostgresStore
-from server.store.wakeups import PostgresWakeups
+from evershell.server.core import task_lifecycle
+from evershell.server.core.event import Event
+from evershell.server.core.task_lifecycle import TaskStarted
+from evershell.server.core.workspace import Workspace
+from evershell.server.store.notifications import Channel
+from evershell.server.store.pool import Pool, open_pool
+from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.wakeups import PostgresWakeups
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, with_task
 from tests.support.store.locks import waiting_sessions

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from server.core.audit_entry import AuditEntry, AuditFilter
-from server.core.caller import Permission
-from server.core.workspace import Workspace
+from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.caller import Permission
+from evershell.server.core.workspace import Workspace
 
 _EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
 
@@ -47,7 +47,7 @@ def _covers(permission: Permission, workspace: Workspace | None) -> bool:
 
 
 class FakeAuditQueue:
-    """Implements server.api.interceptors.auditing.Queue."""
+    """Implements api.interceptors.auditing.Queue."""
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []

@@ -7,9 +7,9 @@ import grpc
 import grpc_testing
 from evershell.workspace.v1 import workspace_service_pb2
 
-from server.api.status import rich_status
-from server.client import WorkspaceClient
-from server.core.errors import Failure
+from evershell.server.api.status import rich_status
+from evershell.server.client import WorkspaceClient
+from evershell.server.core.errors import Failure
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 TIMEOUT_SECONDS = 10.0

@@ -11,17 +11,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from server.core import task_lifecycle
-from server.core.audit_entry import AuditEntry, AuditFilter
-from server.core.caller import Permission
-from server.core.cancel_task import outcome_of
-from server.core.change import Change, Locked
-from server.core.errors import Failure, UnavailableError
-from server.core.event import Event, NewEvent, Origin
-from server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
-from server.core.task import CancelIntent, Task
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.store.announce import Announce, announce_to_nobody
+from evershell.server.core import task_lifecycle
+from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.caller import Permission
+from evershell.server.core.cancel_task import outcome_of
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.core.event import Event, NewEvent, Origin
+from evershell.server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
+from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.store.announce import Announce, announce_to_nobody
 from tests.support.audit import FakeAuditLog
 
 _Listed = TypeVar("_Listed", Workspace, Task)
@@ -34,7 +34,7 @@ _WANTED = (
 
 
 class FakeStore:
-    """Implements server.core.ports.Store in memory.
+    """Implements core.ports.Store in memory.
 
     While `unavailable` is true, every method raises UnavailableError.
     """
@@ -287,7 +287,7 @@ def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_List
 
 
 class FakeWakeup:
-    """Implements server.core.ports.Wakeup."""
+    """Implements core.ports.Wakeup."""
 
     def __init__(self, draining: asyncio.Event) -> None:
         self._draining = draining
@@ -307,7 +307,7 @@ class FakeWakeup:
 
 
 class FakeWakeups:
-    """Implements server.core.ports.Wakeups within one process. The store calls its `announce`."""
+    """Implements core.ports.Wakeups within one process. The store calls its `announce`."""
 
     def __init__(self) -> None:
         self.announced: list[str] = []

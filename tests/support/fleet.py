@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from server.core import task_lifecycle
-from server.core.bounds import Bounds
-from server.core.task import Task
-from server.core.workspace import Workspace, WorkspaceStatus
-from server.fleet.controller import Controller
-from server.fleet.due import SCAN_SECONDS
-from server.telemetry.metrics import Backlog
+from evershell.server.core import task_lifecycle
+from evershell.server.core.bounds import Bounds
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.fleet.controller import Controller
+from evershell.server.fleet.due import SCAN_SECONDS
+from evershell.server.telemetry.metrics import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 
@@ -25,7 +25,7 @@ BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seco
 
 @dataclass
 class FakePods:
-    """Implements server.fleet.pods.Pods: records its calls, and answers as the test sets it."""
+    """Implements fleet.pods.Pods: records its calls, and answers as the test sets it."""
 
     # "start <epoch>" and "end <grace in seconds>", in order.
     calls: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ class FakePods:
 
 
 class FakeChanges:
-    """Implements server.fleet.changes.Changes: returns what a test puts into the queue."""
+    """Implements fleet.changes.Changes: returns what a test puts into the queue."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[set[str]] = asyncio.Queue()

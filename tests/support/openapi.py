@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from server.stack.envoy.config import ROOT
+from evershell.server.stack.envoy.config import ROOT
 
 URI = "urn:openapi"
 PATH = ROOT / "gen" / "openapi.yaml"

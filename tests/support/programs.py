@@ -9,7 +9,7 @@ from pathlib import Path
 def run(program: str, state_dir: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     given = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     return subprocess.run(
-        [sys.executable, "-m", "server", program],
+        [sys.executable, "-m", "evershell.server", program],
         env={**given, "STATE_DIR": str(state_dir), **environment},
         capture_output=True,
         text=True,

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import psycopg
 
-from server.fleet import processes
-from server.fleet.processes import Pod
+from evershell.server.fleet import processes
+from evershell.server.fleet.processes import Pod
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 from tests.support.wires import Grpc, Rest
@@ -58,7 +58,7 @@ class Stack:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
             return subprocess.Popen(
-                [self.python, "-m", "server", "up"],
+                [self.python, "-m", self.module, "up"],
                 cwd=self.checkout,
                 env=self._environment,
                 stdout=output,
@@ -70,6 +70,11 @@ class Stack:
         """The interpreter of the checkout."""
         own = self.checkout == ROOT
         return sys.executable if own else str(self.checkout / ".venv" / "bin" / "python")
+
+    @property
+    def module(self) -> str:
+        """The service's package in the checkout, which may be of an earlier release."""
+        return "evershell.server" if (self.checkout / "evershell").is_dir() else "server"
 
     def refuses_to_start(self) -> str:
         """Starts a stack that must exit with code 1. Returns its output."""
@@ -171,7 +176,7 @@ class Stack:
         for child in psutil.Process(self.pid).children():
             # A process that has just started or ended has no command line.
             with suppress(psutil.Error):
-                if child.cmdline()[1:4] == ["-m", "server", program]:
+                if child.cmdline()[1:4] == ["-m", self.module, program]:
                     found.append(child.pid)
         return found
 

@@ -5,16 +5,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from server.core import task_lifecycle
-from server.core.caller import Caller, CredentialKind
-from server.core.cancel_task import CancelResult, CancelTask, cancel_task
-from server.core.change import Change, Locked
-from server.core.errors import AgentUnreachableError
-from server.core.event import Event, Origin
-from server.core.ids import new_task_id, new_workspace_id
-from server.core.task import CancelIntent, Task, TaskStatus
-from server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded, TaskStarted
-from server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.core import task_lifecycle
+from evershell.server.core.caller import Caller, CredentialKind
+from evershell.server.core.cancel_task import CancelResult, CancelTask, cancel_task
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.event import Event, Origin
+from evershell.server.core.ids import new_task_id, new_workspace_id
+from evershell.server.core.task import CancelIntent, Task, TaskStatus
+from evershell.server.core.task_lifecycle import (
+    AgentEvent,
+    IterationCompleted,
+    TaskEnded,
+    TaskStarted,
+)
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fakes import FakeStore, FakeWakeups
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -43,7 +48,7 @@ async def _nothing(workspace: Workspace, task: Task) -> None:
 
 @dataclass
 class FakeAgents:
-    """Implements server.core.ports.Agents: records its calls, and answers as the test sets it.
+    """Implements core.ports.Agents: records its calls, and answers as the test sets it.
 
     A call fails if `reachable` is false. `known` is the answer to a cancellation.
     """

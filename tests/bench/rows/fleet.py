@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 
-from server.client import WorkspaceClient, WorkspaceServiceError
+from evershell.server.client import WorkspaceClient, WorkspaceServiceError
 from tests.bench.figures import Figures, Row, at_most, figure, percentile
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.processes import private_bytes

@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import uvloop
 
-from server import bootstrap, programs
-from server.config import Settings
+from evershell.server import bootstrap, programs
+from evershell.server.config import Settings
 
 
 class AlivePods:
-    """Implements server.fleet.pods.Pods for workspaces whose agents are simulated."""
+    """Implements fleet.pods.Pods for workspaces whose agents are simulated."""
 
     def was_started(self, workspace: object) -> bool:
         return True

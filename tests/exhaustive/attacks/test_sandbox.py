@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from server.stack import postgres
+from evershell.server.stack import postgres
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
 from tests.support.sandbox import skip_without_sandbox

@@ -22,8 +22,8 @@ from typing import Any
 
 import uvloop
 
-from server import programs
-from server.config import Settings
+from evershell.server import programs
+from evershell.server.config import Settings
 
 SLOW_SECONDS = 0.02
 _SAMPLE_SECONDS = 0.002

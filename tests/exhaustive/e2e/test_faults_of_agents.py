@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from server.agent.shutdown import ExitCode
-from server.auth.pod_tokens import PodTokens
-from server.core import workspace_lifecycle
-from server.core.runtime import AgentIdentity
-from server.store.pool import open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.agent.shutdown import ExitCode
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.core import workspace_lifecycle
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support import faults
 from tests.support.stack import STOP_SECONDS, Stack, Workspace, running
 from tests.support.waiting import eventually
@@ -124,7 +124,7 @@ def agent_by_hand(
     before = _address(workspace)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "server.agent"],
+            [sys.executable, "-P", "-m", "evershell.server.agent"],
             cwd=folder,
             stdin=subprocess.PIPE,
             stderr=log,

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from server.stack import postgres
+from evershell.server.stack import postgres
 from tests.support.ports import free_ports
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually

@@ -2,7 +2,7 @@
 
 import psutil
 
-from server.config import Settings
+from evershell.server.config import Settings
 from tests.support.sandbox import has_sandbox
 from tests.support.stack import Stack, Workspace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from server.stack.ready import trust
+from evershell.server.stack.ready import trust
 from tests.support.edge.certificates import Authority
 from tests.support.stack import ROOT, Stack
 

@@ -12,9 +12,9 @@ import httpx
 import psutil
 import pytest
 
-from server.stack.envoy.config import Edge, EdgeConfigurationError, Tls
-from server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
-from server.stack.supervisor import Program, Supervisor
+from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls
+from evershell.server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
+from evershell.server.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import START_SECONDS, Stub, serving

@@ -79,9 +79,11 @@ def _held(each: list[tuple[int, int, float]]) -> Holding:
 
 def _program(process: psutil.Process) -> str:
     command = process.cmdline()
-    if "server" in command:
-        return {"up": "up", "serve": "worker", "fleet": "fleet", "agent": "agent"}[
-            command[command.index("server") + 1]
+    if "evershell.server.agent" in command:
+        return "agent"
+    if "evershell.server" in command:
+        return {"up": "up", "serve": "worker", "fleet": "fleet"}[
+            command[command.index("evershell.server") + 1]
         ]
     if command[0].startswith("postgres:"):
         return "postgres, a connection" if "[local]" in command[0] else "postgres, background"

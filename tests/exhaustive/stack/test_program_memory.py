@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.stack.supervisor import Program, Supervisor
+from evershell.server.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
 LIMIT_BYTES = 96 * 2**20

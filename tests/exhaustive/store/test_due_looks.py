@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from psycopg import AsyncConnection
 
-from server.store import queries
-from server.store.pool import Pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.store import queries
+from evershell.server.store.pool import Pool
+from evershell.server.store.postgres_store import PostgresStore
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
 # Far fewer than the 8 kB pages of the tables.

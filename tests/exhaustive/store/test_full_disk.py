@@ -15,12 +15,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from server.core.errors import UnavailableError
-from server.core.workspace import Workspace
-from server.stack import postgres
-from server.store.migrate import migrate
-from server.store.pool import connected, open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.workspace import Workspace
+from evershell.server.stack import postgres
+from evershell.server.store.migrate import migrate
+from evershell.server.store.pool import connected, open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.store.examples import intent, permission, with_task, workspace
 from tests.support.waiting import eventually_async

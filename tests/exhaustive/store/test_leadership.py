@@ -8,7 +8,7 @@ import sys
 import pytest
 from psycopg import AsyncConnection
 
-from server.store.leadership import Leadership
+from evershell.server.store.leadership import Leadership
 
 LIMIT_SECONDS = 5
 
@@ -82,7 +82,7 @@ async def test_a_leader_notices_that_its_database_session_has_ended(database_url
 # Prints a line when it becomes the leader, and exits when it loses leadership.
 LEADER = """
 import asyncio, sys
-from server.store.leadership import Leadership
+from evershell.server.store.leadership import Leadership
 
 async def lead():
     async with Leadership(sys.argv[1]).acquired() as lost:

@@ -15,12 +15,12 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from server.core import deadline, task_lifecycle
-from server.core.change import unchanged
-from server.core.errors import UnavailableError
-from server.core.task_lifecycle import TaskStarted
-from server.store.pool import Pool, answered_within, connected, open_pool
-from server.store.postgres_store import PostgresStore
+from evershell.server.core import deadline, task_lifecycle
+from evershell.server.core.change import unchanged
+from evershell.server.core.errors import UnavailableError
+from evershell.server.core.task_lifecycle import TaskStarted
+from evershell.server.store.pool import Pool, answered_within, connected, open_pool
+from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
     NOW,
     complete,

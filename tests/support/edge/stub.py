@@ -23,8 +23,8 @@ from evershell.workspace.v1 import (
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.api.server import OPTIONS
-from server.stack.envoy.config import ROOT, Edge, Tls, command, render
+from evershell.server.api.server import OPTIONS
+from evershell.server.stack.envoy.config import ROOT, Edge, Tls, command, render
 from tests.support.edge.answers import rule
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually

@@ -2,7 +2,7 @@
 
 
 class Announced:
-    """Implements server.store.announce.Announce."""
+    """Implements store.announce.Announce."""
 
     def __init__(self) -> None:
         # The ids of the announced workspaces, in order.

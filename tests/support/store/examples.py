@@ -3,14 +3,14 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from server.core import task_lifecycle
-from server.core.caller import Caller, CredentialKind, Permission
-from server.core.change import unchanged
-from server.core.ids import new_task_id, new_workspace_id
-from server.core.ports import Store
-from server.core.task import CancelIntent, Task, TaskStatus
-from server.core.task_lifecycle import TaskEnded
-from server.core.workspace import Workspace, WorkspaceStatus
+from evershell.server.core import task_lifecycle
+from evershell.server.core.caller import Caller, CredentialKind, Permission
+from evershell.server.core.change import unchanged
+from evershell.server.core.ids import new_task_id, new_workspace_id
+from evershell.server.core.ports import Store
+from evershell.server.core.task import CancelIntent, Task, TaskStatus
+from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
 ORG = "org_a"

@@ -1,0 +1,130 @@
+"""The program `agent`: builds an agent from its spec and runs it."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import grpc.aio
+from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+
+from evershell.server.agent.admission import Admission
+from evershell.server.agent.agent import Agent
+from evershell.server.agent.loop import Limits
+from evershell.server.agent.model import Endpoint, Model
+from evershell.server.agent.runtime_client import connect
+from evershell.server.agent.scripted_model import ScriptedModel
+from evershell.server.agent.service import AgentService
+from evershell.server.agent.shutdown import ExitCode
+from evershell.server.agent.token_verifier import TokenVerifier
+from evershell.server.agent.tools import ShellTool, Tool
+from evershell.server.crash_points import CrashPoints
+from evershell.server.pod.process import become_subreaper
+from evershell.server.pod.sandbox import ToolLimits, tool_command
+from evershell.server.pod.spec import PodSpec
+from evershell.server.telemetry.logs import Log
+
+# The time limit for closing the server and the channels, which may hang.
+_CLOSING_SECONDS = 3.0
+# The loop's time limit for a model call is longer than the model's own by this much, so that the
+# model reports the timeout. It knows more about the cause.
+_MODEL_MARGIN_SECONDS = 1.0
+
+
+class UnknownModelError(Exception):
+    """No model of that name exists."""
+
+
+async def run(
+    spec: PodSpec, log: Log, model: Model | None = None, tool: Tool | None = None
+) -> ExitCode:
+    """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
+
+    All tools have ended when it returns. `model` and `tool` replace those of the spec.
+    """
+    become_subreaper()
+    try:
+        model = model or create_model(spec.model, _endpoint(spec))
+        verifier = TokenVerifier(spec.signal_secret)
+    except (UnknownModelError, ValueError) as error:
+        log.error("spec_unusable", reason=str(error))
+        return ExitCode.BAD_SPEC
+    crash_points = CrashPoints(Path(spec.crash_points_dir)) if spec.crash_points_dir else None
+    channels, workers = connect(spec.runtime_addresses)
+    agent = Agent(
+        workers,
+        spec.runtime_token,
+        model,
+        tool or _shell(spec),
+        Limits(model_timeout_seconds=spec.model_timeout_seconds + _MODEL_MARGIN_SECONDS),
+        log,
+        crash_points=crash_points,
+    )
+    service = AgentService(agent.session, spec.workspace_id, spec.epoch)
+    if crash_points is not None:
+        service = crash_points.armed(service, CancelTask="ack")
+    server = grpc.aio.server(interceptors=[Admission(verifier)])
+    add_AgentServiceServicer_to_server(service, server)
+    port = server.add_insecure_port(f"{spec.listen_host}:0")
+    with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):
+        await server.start()
+        await agent.run(f"{spec.listen_host}:{port}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                await server.stop(grace=None)
+                await asyncio.gather(*(channel.close() for channel in channels))
+    return agent.shutdown.code
+
+
+def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
+    """The model `scripted` or `openai:<model>`.
+
+    Raises UnknownModelError, or ValueError if the settings of the endpoint are not valid.
+    """
+    if name == ScriptedModel.name:
+        return ScriptedModel()
+    kind, _, hosted = name.partition(":")
+    if kind == "openai" and hosted:
+        # Imported here, because the SDK takes a second and 30 MB.
+        from evershell.server.agent.openai_model import OpenAIModel
+
+        return OpenAIModel(hosted, endpoint or Endpoint())
+    raise UnknownModelError(
+        f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
+    )
+
+
+def _endpoint(spec: PodSpec) -> Endpoint:
+    return Endpoint(
+        base_url=spec.openai_base_url,
+        api_key=spec.openai_api_key,
+        timeout_seconds=spec.model_timeout_seconds,
+    )
+
+
+def _shell(spec: PodSpec) -> ShellTool:
+    own = Path(spec.files_dir), spec.workspace_id, spec.epoch, spec.tool_timeout_seconds
+    if not spec.bwrap:
+        return ShellTool(*own)
+    limits = ToolLimits(
+        memory_bytes=spec.tool_memory_mb * 2**20,
+        processes=spec.tool_processes,
+        file_bytes=spec.tool_file_mb * 2**20,
+        has_network=spec.tool_has_network,
+    )
+    return ShellTool(*own, lambda command: tool_command(spec.bwrap, command, limits))
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` at SIGTERM and SIGINT for the duration of the context."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

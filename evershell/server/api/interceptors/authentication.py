@@ -1,0 +1,79 @@
+"""Authenticates the caller or the agent of each call."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from evershell.server.api.call import HOST_HEADER, Call
+from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.server.auth.authenticator import Authenticator, HostBinding, bearer_token
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.core.errors import UnavailableError
+
+# How often the credential of an open stream is checked again. With the time for which keys are
+# cached, this stays within the 10 s after which a revoked key no longer works.
+RECHECK_SECONDS = 3.0
+
+# Sets the caller or the agent of the call. Raises Failure; UnavailableError.
+_Authenticate = Callable[[Call], Awaitable[None]]
+
+
+class Authentication(Interceptor):
+    """Authenticates before the request is read.
+
+    One table says which kind of credential each service takes. A server with a service that is not
+    in the table cannot be made.
+    """
+
+    def __init__(
+        self, authenticator: Authenticator, pod_tokens: PodTokens, host_binding: HostBinding | None
+    ) -> None:
+        self._authenticator = authenticator
+        self._pod_tokens = pod_tokens
+        self._host_binding = host_binding
+        self._by_service: dict[str, _Authenticate | None] = {
+            "evershell.workspace.v1.WorkspaceService": self._authenticate_caller,
+            "evershell.agent.v1.RuntimeService": self._authenticate_agent,
+            "grpc.health.v1.Health": None,
+            "grpc.reflection.v1.ServerReflection": None,
+            "grpc.reflection.v1alpha.ServerReflection": None,
+        }
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        authenticate = self._by_service[method.service]
+        if authenticate is None:
+            return proceed
+
+        async def authenticated(call: Call) -> Any:
+            await authenticate(call)
+            return await proceed(call)
+
+        return _checked_again(authenticate, authenticated) if method.is_stream else authenticated
+
+    async def _authenticate_caller(self, call: Call) -> None:
+        call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))
+        host = call.metadata.get(HOST_HEADER)
+        if self._host_binding is not None and host:
+            await self._host_binding.check(call.caller, host)
+
+    async def _authenticate_agent(self, call: Call) -> None:
+        call.agent = self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+
+
+def _checked_again(authenticate: _Authenticate, proceed: Handler) -> Handler:
+    """Ends a stream when its credential becomes invalid (revoked or expired)."""
+
+    async def checked(call: Call) -> Any:
+        streaming = asyncio.ensure_future(proceed(call))
+        try:
+            while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:
+                # If the database cannot be reached, the next check decides.
+                with suppress(UnavailableError):
+                    await authenticate(call)
+            return streaming.result()
+        finally:
+            streaming.cancel()
+            await asyncio.gather(streaming, return_exceptions=True)
+
+    return checked

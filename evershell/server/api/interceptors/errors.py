@@ -1,0 +1,85 @@
+"""Turns exceptions into the status and the REST envelope."""
+
+import asyncio
+import math
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import structlog
+from evershell.workspace.v1 import workspace_service_pb2
+
+from evershell.server.api import status
+from evershell.server.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
+from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.server.core import errors
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.telemetry.logs import Sampler
+
+log = structlog.get_logger()
+
+
+class Errors(Interceptor):
+    """Aborts a failed call with the failure's status.
+
+    An unexpected exception is logged. Callers receive `internal` without its text.
+    """
+
+    def __init__(self) -> None:
+        # A caller can repeat a request that triggers a defect any number of times.
+        self._sampler = Sampler()
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        async def guarded(call: Call) -> Any:
+            try:
+                return await proceed(call)
+            except Failure as failure:
+                await _abort(call, failure)
+            except UnavailableError:
+                await _abort(call, errors.unavailable())
+            except grpc.aio.AbortError:
+                raise
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    # The caller cancelled the call, or the server ends it.
+                    raise
+                # A defect in an inner interceptor or the servicer raised it. If it were raised
+                # again, the call would end without a status.
+                await self._abort_for_defect(call, method)
+            except Exception:  # noqa: BLE001 - logged, with its traceback
+                await self._abort_for_defect(call, method)
+
+        return guarded
+
+    async def _abort_for_defect(self, call: Call, method: Method) -> None:
+        repeats = self._sampler.admit("defect")
+        if repeats is not None:
+            log.exception(
+                "unexpected_error", method=method.path, request_id=call.request_id, **repeats
+            )
+        message = "The service has a defect; the request id finds it in our log."
+        await _abort(call, Failure("internal", message))
+
+
+async def _abort(call: Call, failure: Failure) -> None:
+    call.slug = failure.slug
+    context = call.context
+    if call.has_streamed:
+        # The edge ends a broken stream with status 200, so the last message carries the error.
+        error = status.stream_error(failure, call.request_id)
+        # Fails if the client has not read the previous message. The status has the error too.
+        with suppress(grpc.aio.InternalError):
+            await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
+    rich = status.rich_status(failure, call.request_id).SerializeToString()
+    trailers = [(status.DETAILS_TRAILER, rich), ("x-request-id", call.request_id)]
+    if call.is_rest:
+        trailers += [
+            (STATUS_HEADER, status.HTTP_STATUSES[failure.slug]),
+            (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id)),
+        ]
+    if failure.slug == "unauthenticated":
+        trailers.append(("www-authenticate", "Bearer"))
+    if "retry_after_seconds" in failure.details:
+        trailers.append(("retry-after", str(math.ceil(failure.details["retry_after_seconds"]))))
+    await context.abort(status.GRPC_CODES[failure.slug], failure.message, tuple(trailers))

@@ -1,0 +1,54 @@
+"""RuntimeService, which agents call. Each method decodes, calls the core, encodes."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+from evershell.workspace.v1 import task_pb2
+
+from evershell.server.api import codec
+from evershell.server.api.call import agent, current
+from evershell.server.core.runtime import Directive, Runtime
+from evershell.server.core.task import Phase
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# The heartbeats of idle agents wait for the next of the moments that are this far apart, so that
+# those of many agents share a statement.
+_GATHER_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
+    """The internal service. runtime_service.proto has the contract of each method."""
+
+    runtime: Runtime
+
+    async def Register(
+        self, request: runtime_service_pb2.RegisterRequest, context: Context
+    ) -> runtime_service_pb2.RegisterResponse:
+        directive = await self.runtime.register(agent(), request.address)
+        return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
+
+    async def Heartbeat(
+        self, request: runtime_service_pb2.HeartbeatRequest, context: Context
+    ) -> runtime_service_pb2.HeartbeatResponse:
+        if not request.task_id:
+            await asyncio.sleep(-asyncio.get_running_loop().time() % _GATHER_SECONDS)
+        phase = Phase(task_pb2.Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
+        directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
+        return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
+
+    async def CommitEvents(
+        self, request: runtime_service_pb2.CommitEventsRequest, context: Context
+    ) -> runtime_service_pb2.CommitEventsResponse:
+        events = codec.decode_agent_events(request.events)
+        directive = await self.runtime.commit_events(
+            agent(), request.task_id, events, current().trace_id
+        )
+        return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
+
+    def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
+        return codec.encode_directive(directive, self.runtime.lease_seconds)

@@ -1,0 +1,148 @@
+"""WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from evershell.workspace.v1 import (
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
+
+from evershell.server.api import codec
+from evershell.server.api.call import caller, origin, send_status_200
+from evershell.server.core import tasks, watch_events, workspaces
+from evershell.server.core.audit import list_audit_entries
+from evershell.server.core.cancel_task import cancel_task
+from evershell.server.core.ports import Agents, Clock, Store, Wakeups
+from evershell.server.core.validation import Page
+from evershell.server.core.watch_events import Heartbeat
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
+    """The public service. workspace_service.proto has the contract of each method."""
+
+    store: Store
+    agents: Agents
+    wakeups: Wakeups
+    clock: Clock
+    encode_events: codec.EventEncoder = field(default_factory=codec.EventEncoder)
+
+    async def CancelTask(
+        self, request: workspace_service_pb2.CancelTaskRequest, context: Context
+    ) -> workspace_service_pb2.CancelTaskResponse:
+        decoded = codec.decode_cancel(request, origin())
+        result = await cancel_task(
+            caller(), decoded, self.store, self.agents, self.wakeups, self.clock
+        )
+        if decoded.wait_seconds is not None and result.saw_end:
+            await send_status_200(context)
+        return codec.encode_cancel(result)
+
+    async def SubmitTask(
+        self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
+    ) -> workspace_service_pb2.SubmitTaskResponse:
+        decoded = codec.decode_submit(request, origin())
+        task = codec.encode_task(
+            await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
+        )
+        return workspace_service_pb2.SubmitTaskResponse(
+            task_id=task.id, workspace_id=task.workspace_id, status=task.status
+        )
+
+    async def GetTask(
+        self, request: workspace_service_pb2.GetTaskRequest, context: Context
+    ) -> task_pb2.Task:
+        return codec.encode_task(
+            await tasks.get_task(caller(), request.workspace_id, request.task_id, self.store)
+        )
+
+    async def ListTasks(
+        self, request: workspace_service_pb2.ListTasksRequest, context: Context
+    ) -> workspace_service_pb2.ListTasksResponse:
+        page = Page.of(request.page_size, request.page_token)
+        found, next_token = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
+        return workspace_service_pb2.ListTasksResponse(
+            tasks=[codec.encode_task(task) for task in found], next_page_token=next_token
+        )
+
+    async def WatchEvents(
+        self, request: workspace_service_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[workspace_service_pb2.WatchEventsResponse]:
+        watched = watch_events.watch_events(
+            caller(),
+            request.workspace_id,
+            request.after,
+            self.store,
+            self.wakeups,
+            self.clock,
+            self.encode_events,
+        )
+        async for item in watched:
+            yield codec.encode_heartbeat(item) if isinstance(item, Heartbeat) else item
+
+    async def CreateWorkspace(
+        self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.create_workspace(
+                caller(), request.name, origin(), self.store, self.clock
+            )
+        )
+
+    async def GetWorkspace(
+        self, request: workspace_service_pb2.GetWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.get_workspace(caller(), request.workspace_id, self.store)
+        )
+
+    async def ListWorkspaces(
+        self, request: workspace_service_pb2.ListWorkspacesRequest, context: Context
+    ) -> workspace_service_pb2.ListWorkspacesResponse:
+        page = Page.of(request.page_size, request.page_token)
+        found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
+        return workspace_service_pb2.ListWorkspacesResponse(
+            workspaces=[codec.encode_workspace(workspace) for workspace in found],
+            next_page_token=next_token,
+        )
+
+    async def StopWorkspace(
+        self, request: workspace_service_pb2.StopWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        stopped = await workspaces.stop_workspace(
+            caller(),
+            request.workspace_id,
+            origin(),
+            self.store,
+            self.agents,
+            self.clock,
+        )
+        return codec.encode_workspace(stopped)
+
+    async def ResumeWorkspace(
+        self, request: workspace_service_pb2.ResumeWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.resume_workspace(
+                caller(), request.workspace_id, origin(), self.store, self.clock
+            )
+        )
+
+    async def ListAuditEntries(
+        self, request: workspace_service_pb2.ListAuditEntriesRequest, context: Context
+    ) -> workspace_service_pb2.ListAuditEntriesResponse:
+        page = Page.of(request.page_size, request.page_token)
+        found, next_token = await list_audit_entries(
+            caller(), codec.decode_audit_filter(request), page, self.store
+        )
+        return workspace_service_pb2.ListAuditEntriesResponse(
+            entries=[codec.encode_audit_entry(entry) for entry in found],
+            next_page_token=next_token,
+        )

@@ -1,0 +1,251 @@
+"""The composition root: wires the programs of the control plane."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import structlog
+
+from evershell.server.api import chain
+from evershell.server.api.interceptors.auditing import Auditing
+from evershell.server.api.interceptors.authentication import Authentication
+from evershell.server.api.interceptors.interceptor import Interceptor
+from evershell.server.api.interceptors.rate_limits import Rate, RateLimits
+from evershell.server.api.interceptors.request_log import RequestLog
+from evershell.server.api.runtime_servicer import RuntimeServicer
+from evershell.server.api.server import Server
+from evershell.server.api.workspace_servicer import WorkspaceServicer
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator, HostBinding
+from evershell.server.auth.key_use import KeyUse
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.config import Settings
+from evershell.server.core.bounds import Bounds
+from evershell.server.core.ports import Agents, Clock, Store
+from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.crash_points import CrashPoints, kind_of, replaced
+from evershell.server.fleet import isolation, processes
+from evershell.server.fleet.agent_client import AgentClient
+from evershell.server.fleet.controller import Controller
+from evershell.server.fleet.leader import lead
+from evershell.server.fleet.local_pods import LocalPods
+from evershell.server.pod.process import become_subreaper
+from evershell.server.pod.spec import PodSpec
+from evershell.server.signals import END_WAITS
+from evershell.server.store.audit import store_audit_entries
+from evershell.server.store.audit_queue import AuditQueue
+from evershell.server.store.background import running
+from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
+from evershell.server.store.keys import PostgresKeys
+from evershell.server.store.leadership import Leadership
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.wakeups import PostgresWakeups
+from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
+
+log = structlog.get_logger()
+
+
+class NotSetUpError(Exception):
+    """A program cannot run with these settings. The message says what is missing."""
+
+
+@asynccontextmanager
+async def control_plane(
+    settings: Settings, metrics: Metrics, clock: Clock
+) -> AsyncIterator[Server]:
+    """A worker that does not listen yet. Raises NotSetUpError."""
+    signing_key = _signing_key(settings)
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(
+            open_pool(settings.database_url, max_size=settings.pool_size)
+        )
+        metrics.watch_pool(pool.get_stats)
+        wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
+        audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
+        await stack.enter_async_context(running(audit_queue.run(), "audit"))
+        postgres_store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        # Before the queue stores its last entries: a cancellation in flight stores its own.
+        stack.push_async_callback(postgres_store.drained)
+        store: Store = postgres_store
+        keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
+        key_use = KeyUse(keys.record_use)
+        await stack.enter_async_context(running(key_use.run(), "key-use"))
+        agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
+        agents: Agents = MeasuredAgents(agent_client, metrics)
+        traced_calls: Interceptor | None = None
+        if settings.otel_exporter_otlp_endpoint:
+            # Imported only if traces are exported, because OpenTelemetry uses much memory.
+            from evershell.server.api.interceptors.traced_calls import TracedCalls
+            from evershell.server.telemetry.tracing import Tracing
+
+            tracing = Tracing("control-plane")
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+            traced_calls = TracedCalls(tracing)
+            store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
+        runtime = Runtime(store, clock, settings.lease_seconds)
+        public = WorkspaceServicer(store, agents, wakeups, clock)
+        if settings.crash_points_dir is not None:
+            public, runtime = _with_crash_points(
+                public, runtime, CrashPoints(settings.crash_points_dir)
+            )
+        request_log = RequestLog()
+        interceptors = chain.interceptors(
+            request_log,
+            metrics,
+            _authentication(settings, keys, key_use, pod_tokens),
+            _rate_limits(settings),
+            traced_calls,
+            Auditing(audit_queue, clock),
+        )
+        server = Server(public, RuntimeServicer(runtime), request_log, interceptors, wakeups.drain)
+        following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
+        stack.callback(following.cancel)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(END_WAITS, wakeups.end_waits)
+        stack.callback(loop.remove_signal_handler, END_WAITS)
+        yield server
+
+
+@asynccontextmanager
+async def fleet(
+    settings: Settings, metrics: Metrics, clock: Clock
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A fleet controller. The yielded function runs it while this process leads.
+
+    Raises NotSetUpError and IsolationError.
+    """
+    pod_tokens = PodTokens(_signing_key(settings))
+    pod_isolation = await asyncio.to_thread(
+        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+    )
+    log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
+    spec_for = _spec_for(settings, pod_tokens, pod_isolation.bwrap)
+    become_subreaper()
+    pods = LocalPods(settings.state_dir, spec_for, processes.leftovers, pod_isolation)
+    bounds = Bounds(
+        model_timeout_seconds=settings.model_timeout_seconds,
+        tool_timeout_seconds=settings.tool_timeout_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
+    backlog = metrics.backlog(clock) if settings.metrics_port else None
+    async with (
+        open_pool(settings.database_url, max_size=settings.pool_size) as pool,
+        PostgresFleetWakeups(pool, settings.database_url) as wakeups,
+        aclosing(AgentClient(pod_tokens)) as agent_client,
+    ):
+        metrics.watch_pool(pool.get_stats)
+        store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        agents = MeasuredAgents(agent_client, metrics)
+
+        def new_controller() -> Controller:
+            return Controller(store, pods, agents, bounds, settings.run_id, clock, clock(), backlog)
+
+        leadership = Leadership(settings.database_url)
+        yield lambda: lead(leadership, wakeups, new_controller)
+
+
+@asynccontextmanager
+async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
+    """The API keys, over a single connection, for a command.
+
+    Raises psycopg.Error if the URL is not valid.
+    """
+    async with open_pool(database_url, min_size=1, max_size=1) as pool:
+        yield PostgresKeys(pool)
+
+
+def _signing_key(settings: Settings) -> str:
+    """The control plane's key. Raises NotSetUpError if there is no key or no database."""
+    if not settings.database_url:
+        raise NotSetUpError(
+            "DATABASE_URL is not set. "
+            "`python -m evershell.server up` starts everything, a database included."
+        )
+    try:
+        return settings.signing_key_path.read_text()
+    except OSError as error:
+        message = (
+            f"{settings.signing_key_path} cannot be read ({error.strerror}). "
+            "`python -m evershell.server up` creates it."
+        )
+        raise NotSetUpError(message) from error
+
+
+def _authentication(
+    settings: Settings, keys: PostgresKeys, key_use: KeyUse, pod_tokens: PodTokens
+) -> Authentication:
+    session_tokens = SessionTokens(
+        JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience
+    )
+    host_binding = (
+        HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None
+    )
+    authenticator = Authenticator(ApiKeys(keys.find_key, key_use.record), session_tokens)
+    return Authentication(authenticator, pod_tokens, host_binding)
+
+
+def _rate_limits(settings: Settings) -> RateLimits | None:
+    if not settings.rate_limit:
+        return None
+    return RateLimits(
+        Rate(settings.rate_limit_per_second, settings.rate_limit_burst),
+        Rate(settings.cancel_limit_per_second, settings.cancel_limit_burst),
+    )
+
+
+def _with_crash_points(
+    public: WorkspaceServicer, runtime: Runtime, points: CrashPoints
+) -> tuple[WorkspaceServicer, Runtime]:
+    armed = replace(
+        public,
+        store=points.armed(public.store, record_cancellation="intent"),
+        agents=points.armed(public.agents, cancel_task="signal"),
+    )
+    return (
+        replaced(armed, CancelTask=points.around_reply("reply", armed.CancelTask)),
+        points.armed(
+            runtime, commit_events=lambda _agent, _id, events, _: f"{kind_of(events)}_transaction"
+        ),
+    )
+
+
+async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
+    """Reports the worker as healthy while it reaches its database.
+
+    Load balancers send no calls to a worker that is not healthy.
+    """
+    while True:
+        await wakeups.listening()
+        await server.set_serving(serving=True)
+        await wakeups.disconnected()
+        await server.set_serving(serving=False)
+
+
+def _spec_for(
+    settings: Settings, pod_tokens: PodTokens, bwrap: str
+) -> Callable[[AgentIdentity], PodSpec]:
+    def spec_for(agent: AgentIdentity) -> PodSpec:
+        return PodSpec(
+            workspace_id=agent.workspace_id,
+            epoch=agent.epoch,
+            runtime_addresses=settings.worker_addresses,
+            runtime_token=pod_tokens.runtime_token(agent),
+            signal_secret=pod_tokens.signal_secret(agent.workspace_id, agent.epoch).hex(),
+            model=settings.model,
+            openai_base_url=settings.openai_base_url,
+            openai_api_key=settings.openai_api_key.get_secret_value(),
+            model_timeout_seconds=settings.model_timeout_seconds,
+            tool_timeout_seconds=settings.tool_timeout_seconds,
+            crash_points_dir=str(settings.crash_points_dir or ""),
+            bwrap=bwrap,
+            tool_memory_mb=settings.tool_memory_mb,
+            tool_processes=settings.tool_processes,
+            tool_file_mb=settings.tool_file_mb,
+            tool_has_network=settings.tool_network == "host",
+        )
+
+    return spec_for

@@ -1,0 +1,58 @@
+"""The command `audit prune`. It uses the database directly."""
+
+from datetime import timedelta
+
+import click
+import psycopg
+
+from evershell.server.cli.duration import DURATION
+from evershell.server.cli.environment import read_ready, read_settings
+from evershell.server.programs import now
+from evershell.server.store.audit_partitions import add_partitions, prune
+from evershell.server.terminal import Commands, say
+
+_DAY_SECONDS = 86_400
+_CONNECT_SECONDS = 10
+
+
+@click.group(cls=Commands, help="Maintain the audit log. To read it, call ListAuditEntries.")
+def audit() -> None:
+    """Has no options."""
+
+
+@audit.command(
+    "prune",
+    help="Remove the months of the audit log that ended before a time. Uses the database of "
+    "MIGRATION_DATABASE_URL, of DATABASE_URL, or of the stack that runs on this machine.",
+)
+@click.option(
+    "--older-than",
+    "seconds",
+    type=DURATION,
+    metavar="DURATION",
+    help="Remove months that ended longer ago than this: 90d. Default: AUDIT_RETENTION_DAYS.",
+)
+def prune_(seconds: float | None) -> None:
+    """Prints how many months were removed."""
+    settings = read_settings()
+    database_url = settings.migration_database_url or settings.database_url
+    if not database_url and (ready := read_ready(settings.state_dir)):
+        database_url = ready.database_url
+    if not database_url:
+        raise click.ClickException(
+            "There is no database. Set MIGRATION_DATABASE_URL or DATABASE_URL, or start a stack."
+        )
+    if seconds is None:
+        seconds = settings.audit_retention_days * _DAY_SECONDS
+        if not seconds:
+            raise click.UsageError("AUDIT_RETENTION_DAYS is 0, so --older-than is required.")
+    try:
+        with psycopg.connect(
+            database_url, autocommit=True, connect_timeout=_CONNECT_SECONDS
+        ) as connection:
+            add_partitions(connection, now())
+            count = prune(connection, now() - timedelta(seconds=seconds))
+    except psycopg.Error as error:
+        problem = str(error).strip() if error.sqlstate else "the database does not answer"
+        raise click.ClickException(f"The audit log was not pruned: {problem}.") from None
+    say(f"Removed {count} months of the audit log.")

@@ -1,0 +1,60 @@
+"""What the store locks, and what it commits.
+
+The store locks a workspace with its current task (`Locked`), calls a function of task_lifecycle.py
+or workspace_lifecycle.py, and commits the `Change` that it returns in the same transaction:
+workspace, task and events, or nothing.
+
+These functions are pure. A function that has nothing to do returns `unchanged`, which makes repeats
+harmless. A function that raises Failure commits nothing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from evershell.server.core.audit_entry import AuditEntry
+from evershell.server.core.event import NewEvent, Origin
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A workspace and its current task, locked together."""
+
+    workspace: Workspace
+    # None if the workspace has no task that has not ended.
+    task: Task | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What to commit. `task` is the locked task, a new one, or None if there is none.
+
+    `lease_seconds` renews the agent's lease for that time by the clock of the database. A renewal
+    never shortens a lease. None leaves the lease as it is in `workspace`.
+    """
+
+    workspace: Workspace
+    task: Task | None
+    events: tuple[NewEvent, ...] = ()
+    lease_seconds: float | None = None
+    # The audit log's entry of the call, also if nothing else has changed.
+    audit: AuditEntry | None = None
+
+    def writes_rows(self, locked: Locked) -> bool:
+        """Whether it changes more than the lease."""
+        is_same = (self.workspace, self.task) == (locked.workspace, locked.task)
+        return bool(self.events) or not is_same
+
+    def caused_by(self, origin: Origin) -> Self:
+        """The same change, with the call that caused it."""
+        events = tuple(replace(event, origin=origin) for event in self.events)
+        audit = origin.audit
+        if audit is not None and self.task is not None:
+            audit = replace(audit, task_id=self.task.id)
+        return replace(self, events=events, audit=audit)
+
+
+def unchanged(locked: Locked) -> Change:
+    """Commits nothing."""
+    return Change(locked.workspace, locked.task)

@@ -1,0 +1,114 @@
+"""Use cases of agents: register, heartbeat, commit events. Every reply carries a directive."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.event import Origin
+from evershell.server.core.ports import Clock, Store
+from evershell.server.core.task import Phase, Task
+from evershell.server.core.task_lifecycle import AgentEvent
+from evershell.server.core.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """An authenticated agent: the agent of a workspace in one epoch."""
+
+    workspace_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What the agent has to do, according to the database."""
+
+    # The agent has to end, because its epoch is over.
+    fenced: bool
+    # The current task, with its intent to cancel if there is one; None if there is no task.
+    task: Task | None
+    # How long the lease still lasts, by the clock of the database. None in the reply to a commit,
+    # which does not renew it.
+    lease_seconds: float | None = None
+
+
+_FENCED = Directive(fenced=True, task=None)
+# A heartbeat waits for the lock of its workspace if less than this share of the lease remains.
+# Until then, a later heartbeat renews it.
+_WAIT_BELOW_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The calls of agents. Every method is idempotent, because agents retry unacknowledged calls.
+
+    Every method raises UnavailableError if the database does not answer.
+    """
+
+    store: Store
+    clock: Clock
+    # An agent that does not renew its lease for this long counts as lost.
+    lease_seconds: float
+
+    async def register(self, agent: AgentIdentity, address: str) -> Directive:
+        """Records that the agent is up and listens on `address`, which is host:port."""
+        return await self._apply(
+            agent,
+            lambda locked: workspace_lifecycle.register(
+                locked, agent.epoch, address, self.lease_seconds, self.clock()
+            ),
+        )
+
+    async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
+        """Renews the lease, and records the agent's task and phase.
+
+        Most heartbeats report nothing new. They take one statement, which takes no lock and writes
+        at most the lease. The others decide under the lock of the workspace.
+        """
+
+        def decide(locked: Locked) -> Change:
+            return workspace_lifecycle.heartbeat(
+                locked, agent.epoch, task_id, phase, self.lease_seconds, self.clock()
+            )
+
+        found = await self.store.renew_lease(agent.workspace_id, agent.epoch, self.lease_seconds)
+        if found is None or found.locked.workspace.is_fenced(agent.epoch):
+            return _FENCED
+        is_safe = found.lease_seconds >= self.lease_seconds * _WAIT_BELOW_SHARE
+        if is_safe and not decide(found.locked).writes_rows(found.locked):
+            return _directive(agent, found.locked.workspace, found.locked.task, found.lease_seconds)
+        return await self._apply(agent, decide)
+
+    async def commit_events(
+        self,
+        agent: AgentIdentity,
+        task_id: str,
+        events: Sequence[AgentEvent],
+        trace_id: str = "",
+    ) -> Directive:
+        """Commits events of a task, in order, in one transaction. `trace_id` is stored in them.
+
+        Raises Failure invalid_state for an iteration out of order.
+        """
+        return await self._apply(
+            agent,
+            lambda locked: task_lifecycle.commit(
+                locked, agent.epoch, task_id, events, self.clock()
+            ).caused_by(Origin(trace_id=trace_id)),
+        )
+
+    async def _apply(self, agent: AgentIdentity, decide: Callable[[Locked], Change]) -> Directive:
+        change = await self.store.transition(agent.workspace_id, decide)
+        if change is None:
+            return _FENCED
+        return _directive(agent, change.workspace, change.task, change.lease_seconds)
+
+
+def _directive(
+    agent: AgentIdentity, workspace: Workspace, task: Task | None, lease_seconds: float | None
+) -> Directive:
+    if workspace.is_fenced(agent.epoch):
+        return _FENCED
+    is_open = task is not None and not task.status.is_terminal
+    return Directive(fenced=False, task=task if is_open else None, lease_seconds=lease_seconds)

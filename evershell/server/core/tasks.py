@@ -1,0 +1,163 @@
+"""Use cases: submit a task, read tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from evershell.server.core import errors, task_lifecycle
+from evershell.server.core.caller import Caller
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.event import Origin
+from evershell.server.core.ids import new_task_id
+from evershell.server.core.ports import Agents, Clock, Store
+from evershell.server.core.task import (
+    DEFAULT_MAX_ITERATIONS,
+    MAX_DESCRIPTION_CHARACTERS,
+    MAX_ITERATIONS,
+    Task,
+)
+from evershell.server.core.validation import Fields, Page
+
+MAX_METADATA_ENTRIES = 32
+MAX_METADATA_KEY_CHARACTERS = 64
+MAX_METADATA_VALUE_CHARACTERS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitTask:
+    """The request. `max_iterations` 0 means the default."""
+
+    workspace_id: str
+    description: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    max_iterations: int = 0
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.identifier("workspace_id", self.workspace_id)
+        fields.text(
+            "description",
+            self.description,
+            max_characters=MAX_DESCRIPTION_CHARACTERS,
+            required=True,
+        )
+        if len(self.metadata) > MAX_METADATA_ENTRIES:
+            fields.reject(
+                "metadata",
+                f"has {len(self.metadata)} entries; at most {MAX_METADATA_ENTRIES} are allowed",
+            )
+        for key, value in self.metadata.items():
+            fields.text("metadata", key, max_characters=MAX_METADATA_KEY_CHARACTERS, required=True)
+            fields.text("metadata", value, max_characters=MAX_METADATA_VALUE_CHARACTERS)
+        if self.max_iterations:
+            fields.between("max_iterations", self.max_iterations, 1, MAX_ITERATIONS)
+        fields.check()
+
+
+async def submit_task(
+    caller: Caller, request: SubmitTask, store: Store, agents: Agents, clock: Clock
+) -> Task:
+    """Records the task, then delivers it to the agent.
+
+    Raises Failure: permission_denied, workspace_not_found, workspace_provisioning,
+    workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
+    be delivered and has ended `delivery_failed`.
+    """
+    permission = caller.permission("tasks:write")
+    task = Task(
+        id=new_task_id(),
+        workspace_id=request.workspace_id,
+        description=request.description,
+        metadata=dict(request.metadata),
+        max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
+        created_at=clock(),
+    )
+
+    def submit(locked: Locked) -> Change:
+        permission.check(locked.workspace, request.workspace_id)
+        return task_lifecycle.submit(locked, task, caller.actor_id).caused_by(request.origin)
+
+    submitted = await store.transition(request.workspace_id, submit)
+    if submitted is None:
+        raise errors.workspace_not_found(request.workspace_id)
+    try:
+        await agents.start_task(submitted.workspace, task)
+    except AgentUnreachableError as error:
+        return await _delivery_failed(task, store, clock, error)
+    delivered = await store.transition(
+        request.workspace_id, lambda locked: task_lifecycle.deliver(locked, task.id)
+    )
+    return await _current(delivered, task, store)
+
+
+async def _delivery_failed(
+    task: Task, store: Store, clock: Clock, error: AgentUnreachableError
+) -> Task:
+    """Ends the task as `delivery_failed`.
+
+    Returns the task instead if the agent has started it, and only its reply was lost.
+    """
+    reason = "the agent could not be reached"
+    ended = await store.transition(
+        task.workspace_id,
+        lambda locked: task_lifecycle.fail_delivery(locked, task.id, reason, clock()),
+    )
+    current = await _current(ended, task, store)
+    if current.started_at is not None:
+        return current
+    message = (
+        f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has "
+        "ended. Submit it again later."
+    )
+    raise errors.agent_unreachable(
+        task.workspace_id, task.id, message, intent_recorded=False
+    ) from error
+
+
+async def _current(change: Change | None, task: Task, store: Store) -> Task:
+    """The task after the change.
+
+    A task that had ended before is not part of the change, so it is read again.
+    """
+    if change is not None and change.task is not None and change.task.id == task.id:
+        return change.task
+    return await store.get_task(task.workspace_id, task.id) or task
+
+
+async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:
+    """Reads one task. Raises Failure: permission_denied, workspace_not_found, task_not_found."""
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.identifier("task_id", task_id)
+    fields.check()
+    permission = caller.permission("workspace:read")
+    workspace, task = await store.get_workspace_with_task(workspace_id, task_id)
+    permission.check(workspace, workspace_id)
+    if task is None:
+        raise errors.task_not_found(workspace_id, task_id)
+    return task
+
+
+async def list_tasks(
+    caller: Caller, workspace_id: str, page: Page, store: Store
+) -> tuple[Sequence[Task], str]:
+    """A page of the workspace's tasks, newest first, and the token of the next page.
+
+    The token is empty on the last page. Raises Failure: permission_denied, workspace_not_found.
+    """
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.check()
+    permission = caller.permission("workspace:read")
+    permission.check(await store.get_workspace(workspace_id), workspace_id)
+    found = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
+    return page.cut(found, _characters)
+
+
+def _characters(task: Task) -> int:
+    """The size of the fields that a caller or an agent can make long."""
+    texts = [task.description, task.result, task.reason, *task.metadata, *task.metadata.values()]
+    if task.cancel is not None:
+        texts.append(task.cancel.reason)
+    return sum(map(len, texts))

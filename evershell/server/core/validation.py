@@ -1,0 +1,106 @@
+"""The rules for the fields of requests. A request object checks them when it is constructed."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from evershell.server.core import errors
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+MAX_REASON_CHARACTERS = 500
+MAX_PAGE_SIZE = 200
+DEFAULT_PAGE_SIZE = 50
+# The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
+MAX_PAGE_CHARACTERS = 900_000
+
+
+def is_identifier(value: str) -> bool:
+    """Whether the value has the syntax of an id."""
+    return _ID.fullmatch(value) is not None
+
+
+class Fields:
+    """Collects the problems of a request, so that one error reports all of them."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str] = {}
+
+    def reject(self, field: str, problem: str) -> None:
+        """Adds a problem. A field keeps its first problem."""
+        self._problems.setdefault(field, problem)
+
+    def identifier(self, field: str, value: str) -> None:
+        """Checks the syntax of an id."""
+        if not is_identifier(value):
+            self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
+
+    def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:
+        """Checks a text for people. PostgreSQL cannot store the character NUL."""
+        if required and not value.strip():
+            self.reject(field, "must not be empty")
+        elif len(value) > max_characters:
+            self.reject(
+                field, f"has {len(value):,} characters; at most {max_characters:,} are allowed"
+            )
+        elif "\0" in value:
+            self.reject(field, "must not hold the character NUL")
+
+    def between(self, field: str, value: int, low: int, high: int) -> None:
+        """Checks that a number is within the bounds, both included."""
+        if not low <= value <= high:
+            self.reject(field, f"must be {low:,} to {high:,}")
+
+    def check(self) -> None:
+        """Raises Failure validation_error if a problem was added."""
+        if self._problems:
+            raise errors.invalid(self._problems)
+
+
+class HasId(Protocol):
+    """An item of a list that is paged by id."""
+
+    @property
+    def id(self) -> str:
+        """Sorts by time of creation."""
+
+
+Listed = TypeVar("Listed", bound=HasId)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a list, newest first. The page token is the id of the last item before the page."""
+
+    size: int
+    # None for the first page.
+    before_id: str | None
+
+    @classmethod
+    def of(cls, page_size: int, page_token: str) -> "Page":
+        """Decodes the fields of a request. Raises Failure validation_error."""
+        fields = Fields()
+        if page_size:
+            fields.between("page_size", page_size, 1, MAX_PAGE_SIZE)
+        if page_token:
+            fields.identifier("page_token", page_token)
+        fields.check()
+        return cls(page_size or DEFAULT_PAGE_SIZE, page_token or None)
+
+    def cut(
+        self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
+    ) -> tuple[Sequence[Listed], str]:
+        """The items of the page, and the token of the next page; empty if there is none.
+
+        `found` has one item more than the page if there is a next page. `weigh` returns the size of
+        an item in characters. A page that would exceed the size of a message ends early.
+        """
+        page: list[Listed] = []
+        characters = 0
+        for item in found[: self.size]:
+            characters += weigh(item)
+            if page and characters > MAX_PAGE_CHARACTERS:
+                break
+            page.append(item)
+        return page, page[-1].id if len(found) > len(page) else ""

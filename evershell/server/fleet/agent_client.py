@@ -1,0 +1,110 @@
+"""The gRPC client with which the control plane calls agents.
+
+A call is retried within one time budget, so a caller waits at most 2 s for an agent that has ended,
+is frozen or is slow.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc.aio
+import structlog
+from evershell.agent.v1 import agent_service_pb2
+from tenacity import (
+    AsyncRetrying,
+    RetryError,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.core import deadline, trace
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet.agent_channels import AgentChannels
+from evershell.server.pod.messages import encode_assignment, encode_cancellation
+
+log = structlog.get_logger()
+
+# The time for all attempts of a call, less if the caller's deadline is earlier. The port Agents
+# promises an answer within 2 s.
+SIGNAL_BUDGET_SECONDS = 1.8
+_ATTEMPT_SECONDS = 0.6
+_MAX_BACKOFF_SECONDS = 0.3
+# The default limit of open files is 1,024 on many systems, and a channel takes one file.
+MAX_CHANNELS = 500
+
+# Makes one attempt. Takes the stub, and the options of the call as keywords.
+Attempt = Callable[..., Awaitable[object]]
+
+
+class AgentClient:
+    """Implements ports.Agents over gRPC."""
+
+    def __init__(self, pod_tokens: PodTokens, max_channels: int = MAX_CHANNELS) -> None:
+        self._pod_tokens = pod_tokens
+        self._channels = AgentChannels(max_channels)
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        # An agent that refuses is treated as unreachable: it has a task that the database does not
+        # know of.
+        request = agent_service_pb2.StartTaskRequest(
+            workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task)
+        )
+        await self._call(workspace, lambda stub, **options: stub.StartTask(request, **options))
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        request = agent_service_pb2.CancelTaskRequest(
+            workspace_id=workspace.id,
+            epoch=workspace.epoch,
+            task_id=task.id,
+            cancellation=encode_cancellation(task),
+        )
+        answer = await self._call(
+            workspace, lambda stub, **options: stub.CancelTask(request, **options)
+        )
+        assert isinstance(answer, agent_service_pb2.CancelTaskResponse)
+        return answer.known
+
+    async def aclose(self) -> None:
+        """Closes every channel."""
+        await self._channels.aclose()
+
+    async def _call(self, workspace: Workspace, attempt: Attempt) -> object:
+        address = workspace.agent_address
+        if address is None:
+            raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
+        until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
+        metadata = self._pod_tokens.signal_metadata(workspace.id, workspace.epoch)
+        if (context := trace.current()) is not None:
+            metadata = (*metadata, (trace.HEADER, context.traceparent))
+        try:
+            # Nearly every call succeeds at once, so the retries are set up only after a failure.
+            with self._channels.channel(address) as stub:
+                return await attempt(stub, timeout=_attempt_seconds(until), metadata=metadata)
+        except grpc.aio.AioRpcError:
+            return await self._retry(address, attempt, until, metadata)
+
+    async def _retry(self, address: str, attempt: Attempt, until: float, metadata: Any) -> object:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(grpc.aio.AioRpcError),
+            wait=wait_random_exponential(multiplier=0.05, max=_MAX_BACKOFF_SECONDS),
+            stop=stop_before_delay(until - time.monotonic()),
+        )
+        try:
+            async for again in retrying:
+                with again, self._channels.channel(address) as stub:
+                    return await attempt(stub, timeout=_attempt_seconds(until), metadata=metadata)
+        except RetryError as error:
+            log.warning("agent_unreachable", address=address, error=repr(error.__cause__ or error))
+            # The workspace's next agent has another address.
+            self._channels.forget(address)
+            raise AgentUnreachableError(f"the agent at {address} does not answer") from error
+        raise AssertionError("retrying ends with an answer or an error")
+
+
+def _attempt_seconds(until: float) -> float:
+    return max(0.0, min(_ATTEMPT_SECONDS, until - time.monotonic()))

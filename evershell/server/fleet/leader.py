@@ -1,0 +1,31 @@
+"""Runs the controller while this process leads."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from evershell.server.fleet.controller import Controller
+from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
+from evershell.server.store.leadership import Leadership
+
+
+async def lead(
+    leadership: Leadership, wakeups: PostgresFleetWakeups, new_controller: Callable[[], Controller]
+) -> None:
+    """Runs a new controller each time this process becomes the leader, until it is cancelled."""
+    while True:
+        async with leadership.acquired() as lost, wakeups.subscribe() as changes:
+            await _until(lost, new_controller().run(changes))
+
+
+async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Runs the work until the event is set. Raises the errors of the work."""
+    working, losing = asyncio.create_task(work), asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait((working, losing), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        for task in (working, losing):
+            task.cancel()
+        await asyncio.gather(working, losing, return_exceptions=True)

@@ -1,0 +1,42 @@
+"""The port of the pod backends. tests/contracts has its contract suite."""
+
+from typing import Protocol
+
+from evershell.server.core.workspace import Workspace
+
+
+class Pods(Protocol):
+    """Starts and ends the pods of workspaces.
+
+    A pod belongs to one epoch of its workspace. `workspace.epoch` and `workspace.run_id` name the
+    pod that a method is about.
+    """
+
+    def was_started(self, workspace: Workspace) -> bool:
+        """Whether the pod was started in this run of the stack, by any controller."""
+
+    async def start(self, workspace: Workspace) -> None:
+        """Starts the pod. `workspace.run_id` is set. Raises OSError."""
+
+    async def wait_exit(self, workspace: Workspace) -> None:
+        """Returns when the agent of the pod has ended, at once if it does not run.
+
+        Also returns soon after the files of the workspace are gone.
+        """
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        """Whether the agent of the pod runs and its files are in place."""
+
+    def has_files(self, workspace_id: str) -> bool:
+        """Whether the files of the workspace are in place. A tool may have removed them."""
+
+    def log_tail(self, workspace_id: str) -> str:
+        """The last line of the log of the workspace's agents; empty if there is none."""
+
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
+        """Ends everything that runs in the pod and in the workspace's earlier pods, tools too.
+
+        Asks the agent to end, and kills what is left after the grace; 0 kills at once. Leaves pods
+        of later epochs alone. Returns whether everything is known to have ended: it may be unknown
+        in a pod that another controller started, or if the pod that ran was of another epoch.
+        """

@@ -1,0 +1,106 @@
+"""Redelivers recorded cancellations until the agent acknowledges or the task has ended.
+
+An agent that can call the control plane also learns of a cancellation in the reply to its next
+commit or heartbeat. Redelivery reaches it earlier, and delivers a force deadline that a later call
+has recorded.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import structlog
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_result,
+    wait_random_exponential,
+)
+
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.ports import Agents
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace
+
+log = structlog.get_logger()
+
+# Until this time after the request, the call that recorded the cancellation still retries itself.
+FIRST_AFTER = timedelta(seconds=2)
+_FIRST_BACKOFF_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 5.0
+
+# The task id and the force deadline. An earlier force deadline has to be delivered too.
+DeliveryKey = tuple[str, datetime | None]
+
+
+class Redelivery:
+    """The deliveries of one leader. At most one runs for each DeliveryKey."""
+
+    def __init__(
+        self, agents: Agents, attempted: Callable[[str], None] = lambda result: None
+    ) -> None:
+        """`attempted` is called after each attempt with its result.
+
+        The result is `acknowledged`, `unknown` (to the agent) or `unreachable`.
+        """
+        self._agents = agents
+        self._attempted = attempted
+        # The deliveries that run, and those that were acknowledged.
+        self._deliveries: dict[DeliveryKey, asyncio.Task[bool]] = {}
+
+    def follow(self, open_cancellations: Sequence[tuple[Workspace, Task]], now: datetime) -> None:
+        """Starts the deliveries that are due, and cancels those that are no longer needed.
+
+        `open_cancellations` are all recorded cancellations of tasks that have not ended.
+        """
+        current: set[DeliveryKey] = set()
+        for workspace, task in open_cancellations:
+            assert task.cancel is not None
+            force_at, due = task.cancel.force_at, task.cancel.requested_at + FIRST_AFTER
+            # Due no later than the force deadline: shortly after it, the agent is overdue
+            # (core/bounds.py) and its pod is ended.
+            if now < (due if force_at is None else min(due, force_at)):
+                continue
+            key = (task.id, force_at)
+            current.add(key)
+            delivery = self._deliveries.get(key)
+            if delivery is None or _has_failed(delivery):
+                self._deliveries[key] = asyncio.create_task(self._deliver(workspace, task))
+        for key in self._deliveries.keys() - current:
+            self._deliveries.pop(key).cancel()
+
+    def stop(self) -> None:
+        """Cancels all deliveries, because this process no longer leads."""
+        for delivery in self._deliveries.values():
+            delivery.cancel()
+        self._deliveries.clear()
+
+    async def _deliver(self, workspace: Workspace, task: Task) -> bool:
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(AgentUnreachableError)
+            | retry_if_result(lambda known: not known),
+            wait=wait_random_exponential(
+                multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
+            ),
+        )
+        try:
+            await attempts(self._attempt, workspace, task)
+        except Exception:
+            log.exception("unexpected_error", workspace_id=workspace.id, task_id=task.id)
+            return False
+        log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
+        return True
+
+    async def _attempt(self, workspace: Workspace, task: Task) -> bool:
+        try:
+            is_known = await self._agents.cancel_task(workspace, task)
+        except AgentUnreachableError:
+            self._attempted("unreachable")
+            raise
+        self._attempted("acknowledged" if is_known else "unknown")
+        return is_known
+
+
+def _has_failed(delivery: asyncio.Task[bool]) -> bool:
+    """Whether the delivery ended without an acknowledgement. It is then started again."""
+    return delivery.done() and (delivery.cancelled() or not delivery.result())

@@ -1,0 +1,162 @@
+"""The two sandboxes of a pod, which bubblewrap builds: bwrap(1).
+
+The outer one holds the agent. It has a PID namespace, whose init process is the agent: when the
+agent ends, the kernel kills everything else in the pod. The agent sees the system's programs, its
+own program and the workspace's files. It shares the network of the machine, because it has to reach
+the control plane and the model.
+
+Each tool call has an inner one, with all namespaces of its own: it sees the system's programs and
+the workspace's files, but no other process, no network and nothing of the agent.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import evershell
+
+# The workspace's files, as the agent and its tools see them.
+FILES = "/workspace"
+
+_USR = Path("/usr")
+# On most systems these are links to folders in /usr.
+_TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+# What programs need from /etc. Most of the rest is nobody's business.
+_ETC = (
+    "alternatives",
+    "ca-certificates",
+    "group",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "nsswitch.conf",
+    "passwd",
+    "pki",
+    "protocols",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+)
+_NETWORK_ETC = ("hosts", "resolv.conf")
+_SCRATCH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolLimits:
+    """The limits of a tool call."""
+
+    # Of each process, and of the scratch folders.
+    memory_bytes: int
+    # Of all processes together.
+    processes: int
+    # Of each file that a tool writes.
+    file_bytes: int
+    # Whether tools share the network of the machine.
+    has_network: bool = False
+
+
+def agent_command(
+    bwrap: str,
+    command: Sequence[str],
+    *,
+    files: str,
+    hidden: Path,
+    writable: Iterable[Path],
+    environment: Mapping[str, str],
+    uid: int | None,
+    info_fd: int,
+) -> list[str]:
+    """The command that runs an agent in its sandbox.
+
+    `files` is the workspace's folder on the machine, `hidden` a folder that must not be seen.
+    bwrap writes the id of the agent's process to `info_fd`. `environment` is added to that of the
+    agent, but not to that of bwrap itself. If `uid` is given, the caller is root, and the agent
+    runs as that user and group. Otherwise it runs as the caller.
+    """
+    view = [*_system(), "--ro-bind", "/etc", "/etc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
+    view += ["--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
+    view += _folders("--ro-bind", _own_program())
+    view += _folders("--bind", writable)
+    if any(hidden.is_relative_to(path) for path in (_USR, *_own_program())):
+        view += ["--tmpfs", str(hidden)]
+    inner_files = files
+    prefix: list[str] = []
+    if uid is not None:
+        # Root only builds the view: a folder that its owner keeps private is mounted to a place
+        # that the agent's user can reach. From here on, root and any other user do the same.
+        prefix = [bwrap, *view, "--bind", "/proc", "/proc", "--bind", files, FILES, "--cap-drop"]
+        prefix += ["ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        prefix += ["--cap-add", "CAP_SETPCAP", "--", "setpriv", f"--reuid={uid}", f"--regid={uid}"]
+        prefix += ["--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"]
+        inner_files = FILES
+    own = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    own += ["--unshare-cgroup-try", "--as-pid-1", "--info-fd", str(info_fd), *view]
+    own += ["--proc", "/proc", "--bind", inner_files, FILES, "--chdir", FILES]
+    for name, value in environment.items():
+        own += ["--setenv", name, value]
+    return [*prefix, *own, "--", *command]
+
+
+def tool_command(bwrap: str, command: Sequence[str], limits: ToolLimits) -> list[str]:
+    """The command that runs a tool call in a sandbox, within that of the agent."""
+    scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
+    own = [bwrap, "--unshare-all", "--unshare-user", "--disable-userns", *_system()]
+    names = [*_ETC, *(_NETWORK_ETC if limits.has_network else ())]
+    for name in names:
+        own += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    if limits.has_network:
+        own += ["--share-net", "--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
+    own += ["--proc", "/proc", "--dev", "/dev", "--hostname", "workspace"]
+    for folder in ("/tmp", "/dev/shm"):  # noqa: S108
+        own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]
+    own += ["--bind", FILES, FILES, "--chdir", FILES]
+    # Otherwise a tool could fill the memory that holds these folders.
+    own += ["--remount-ro", "/dev", "--remount-ro", "/", "--"]
+    # If the machine runs out of memory, the kernel prefers to kill tools.
+    own += ["choom", "-n", "1000", "--", "nice", "-n", "10", "prlimit", "--core=0"]
+    own += [f"--nproc={limits.processes}", f"--data={limits.memory_bytes}"]
+    own += [f"--fsize={limits.file_bytes}", "--"]
+    return [*own, *command]
+
+
+def _system() -> list[str]:
+    options = ["--ro-bind", str(_USR), str(_USR)]
+    for name in _TOP_LEVEL:
+        path = Path("/", name)
+        if path.is_symlink():
+            options += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            options += ["--ro-bind", str(path), str(path)]
+    return options
+
+
+def _own_program() -> list[Path]:
+    """The folders of the Python that runs this program, and of the program."""
+    found: list[Path] = []
+    for each in (
+        sys.prefix,
+        sys.base_prefix,
+        os.path.realpath(sys.base_prefix),
+        *evershell.__path__,
+        sys.executable,
+    ):
+        path = Path(each)
+        if not any(path.is_relative_to(known) for known in (_USR, *found)):
+            found.append(path)
+    return found
+
+
+def _folders(option: str, paths: Iterable[Path]) -> Iterator[str]:
+    """Mounts the paths where they are on the machine."""
+    made = set()
+    for path in paths:
+        for parent in reversed(path.parents[:-1]):
+            if parent not in made:
+                # Without this, bwrap copies the mode of the parent, which may be private.
+                yield from ("--perms", "0755", "--dir", str(parent))
+                made.add(parent)
+        yield from (option, str(path), str(path))

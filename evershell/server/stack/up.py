@@ -1,0 +1,304 @@
+"""Starts and stops the whole stack on this machine, for `make run`.
+
+The stack is PostgreSQL, the control plane's workers, the fleet controller with local pods, and
+Envoy.
+"""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psycopg
+from pydantic import SecretStr
+from ulid import ULID
+
+from evershell.server.auth.pod_tokens import new_key
+from evershell.server.config import Settings
+from evershell.server.core.errors import UnavailableError
+from evershell.server.fleet import isolation, processes
+from evershell.server.fleet.local_pods import end_every_pod
+from evershell.server.programs import now
+from evershell.server.signals import END_WAITS, stop_signal
+from evershell.server.stack import log_files, postgres, ready, run_lock
+from evershell.server.stack.database import prepare_database
+from evershell.server.stack.envoy import config as envoy
+from evershell.server.stack.envoy.process import EdgeProcess
+from evershell.server.stack.first_calls import first_calls, write_environment
+from evershell.server.stack.ports import PortError, check_ports
+from evershell.server.stack.private_file import write_private
+from evershell.server.stack.ready import Demo, Ready, verification
+from evershell.server.stack.rolling_restart import RollingRestart
+from evershell.server.stack.seed import seed
+from evershell.server.stack.supervisor import Program, Supervisor
+from evershell.server.store.keys import PostgresKeys
+from evershell.server.store.migrate import ForeignTablesError
+from evershell.server.store.pool import open_pool
+from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.telemetry.logs import Sink
+from evershell.server.terminal import printable
+
+# How long the stack may take to get ready.
+READY_SECONDS = 60.0
+_POSTGRES_START_SECONDS = 20.0
+_CALL_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+_REAP_SECONDS = 1.0
+# How long the calls that are in flight may take when the stack stops.
+_DRAIN_SECONDS = 1.5
+
+
+class CannotStartError(Exception):
+    """The stack cannot be started. The message gives the operator the reason and the remedy."""
+
+
+async def up(settings: Settings) -> None:
+    """Starts the stack, prints how to use it, and stops it at SIGINT or SIGTERM.
+
+    Raises CannotStartError.
+    """
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _exclusive_lock(settings.state_dir):
+        try:
+            check_ports(settings)
+        except PortError as error:
+            raise CannotStartError(str(error)) from error
+        ready.clear(settings.state_dir)
+        stopping = asyncio.create_task(stop_signal())
+        supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
+        edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
+        rolling = RollingRestart(supervisor, edge)
+        run_lock.write_pid(settings.state_dir)
+        starting = asyncio.create_task(_start(settings, supervisor, edge))
+        restarting = asyncio.create_task(rolling.run_on_request(starting))
+        rotating = asyncio.create_task(log_files.keep_rotating(settings))
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                _announce(*starting.result())
+                while not stopping.done():
+                    supervisor.reap()
+                    await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
+            _print("Stopping.")
+        finally:
+            for task in (starting, restarting, rotating):
+                task.cancel()
+            await asyncio.gather(starting, restarting, rotating, return_exceptions=True)
+            ready.clear(settings.state_dir)
+            await _stop(settings, supervisor, edge)
+
+
+async def _start(
+    settings: Settings, supervisor: Supervisor, edge: EdgeProcess
+) -> tuple[Settings, Demo]:
+    """Starts the stack and waits until it serves.
+
+    Returns the settings, completed with the database's URL and the run id.
+    """
+    await asyncio.to_thread(edge.configure)
+    pods = await asyncio.to_thread(
+        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+    )
+    _print(f"Isolation of pods: {pods.name}. It lacks {pods.lacks}.")
+    if settings.database_url:
+        _print("Connecting to the database that DATABASE_URL names …")
+    else:
+        _print("Starting PostgreSQL …")
+    settings = settings.model_copy(
+        update={
+            "run_id": str(ULID()),
+            "database_url": await _database(settings, supervisor),
+            # Also for a controller that is restarted.
+            "pod_isolation": pods.name,
+        }
+    )
+    try:
+        await asyncio.to_thread(prepare_database, settings)
+    except UnavailableError as error:
+        raise CannotStartError(f"{error} Check DATABASE_URL.") from error
+    except ForeignTablesError as error:
+        raise CannotStartError(str(error)) from error
+    except psycopg.ProgrammingError as error:
+        # The error about an invalid URL would contain its password.
+        problem = (
+            str(error).strip()
+            if error.sqlstate
+            else "DATABASE_URL is not a valid URL of PostgreSQL"
+        )
+        raise CannotStartError(f"The database cannot be used: {problem}.") from None
+    if not settings.signing_key_path.exists():
+        write_private(settings.signing_key_path, new_key())
+    async with open_pool(settings.database_url, max_size=2) as pool:
+        demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
+    _print("Starting control plane, fleet, edge …")
+    environment = _environment(settings)
+    for index, address in enumerate(settings.worker_addresses):
+        command = [
+            sys.executable,
+            "-m",
+            "evershell.server",
+            "serve",
+            "--port",
+            address.rpartition(":")[2],
+        ]
+        own = environment | _metrics_port(settings, index)
+        await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
+    own = environment | _metrics_port(settings, settings.workers)
+    await supervisor.start(
+        Program("fleet", [sys.executable, "-m", "evershell.server", "fleet"], own, stop_seconds=2.0)
+    )
+    await supervisor.start(Program("envoy", edge.first, stop_seconds=2.0))
+    _print("Starting the demo workspace's agent …")
+    await _wait_ready(settings, demo)
+    return settings, demo
+
+
+def _edge(settings: Settings) -> envoy.Edge:
+    tls = None
+    if settings.tls_cert_file and settings.tls_key_file:
+        tls = envoy.Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    return envoy.Edge(
+        rest_port=settings.rest_port,
+        grpc_port=settings.grpc_port,
+        workers=settings.worker_addresses,
+        admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
+        host=settings.listen_host,
+        tls=tls,
+        # Below the program's memory limit, so that Envoy sheds load before the supervisor kills it.
+        max_heap_bytes=settings.program_memory_mb * 2**20 * 3 // 4,
+    )
+
+
+async def _database(settings: Settings, supervisor: Supervisor) -> str:
+    """The database's URL. Starts the embedded PostgreSQL if DATABASE_URL is not set."""
+    if settings.database_url:
+        return settings.database_url
+    places = postgres.places(settings.state_dir)
+    await asyncio.to_thread(postgres.initialise, places.data_dir)
+    await asyncio.to_thread(postgres.clear_stale, places.data_dir)
+    command = postgres.command(places.data_dir, places.socket_dir)
+    await supervisor.start(
+        Program("postgres", command, stop_signal=postgres.STOP_SIGNAL, stop_seconds=4.0)
+    )
+    url = postgres.database_url(places.socket_dir)
+    try:
+        await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
+    except TimeoutError as error:
+        raise CannotStartError(
+            f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
+        ) from error
+    return url
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables for the programs.
+
+    Secrets are left out, because a SecretStr formats as asterisks. The programs inherit them with
+    the environment of this process.
+    """
+    values = settings.model_dump(exclude_none=True).items()
+    own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
+    # Only migrations use that role.
+    return own | {"MIGRATION_DATABASE_URL": ""}
+
+
+def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
+    return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}
+
+
+async def _wait_ready(settings: Settings, demo: Demo) -> None:
+    """Waits until REST reports the demo workspace as idle, for which all programs have to serve.
+
+    Raises CannotStartError.
+    """
+    url = f"{settings.rest_url}/v1/workspaces/{demo.workspace_id}"
+    headers = {"authorization": f"Bearer {demo.tokens['read_only']}"}
+    status = ""
+    try:
+        async with (
+            asyncio.timeout(READY_SECONDS),
+            httpx.AsyncClient(
+                verify=verification(settings.tls_cert_file), headers=headers, trust_env=False
+            ) as client,
+        ):
+            while (status := await _status(client, url)) != "idle":
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError as error:
+        message = (
+            f"The stack did not get ready within {READY_SECONDS:.0f} s ({status}); "
+            f"see {settings.logs_dir}/."
+        )
+        raise CannotStartError(message) from error
+
+
+async def _status(client: httpx.AsyncClient, url: str) -> str:
+    """The status of the workspace, or the error of the call.
+
+    Raises CannotStartError if the workspace has failed.
+    """
+    try:
+        response = await client.get(url, timeout=_CALL_SECONDS)
+        workspace = response.raise_for_status().json()
+    except (httpx.HTTPError, ValueError) as error:
+        return str(error) or repr(error)
+    if workspace["status"] == "failed":
+        raise CannotStartError(f"The demo workspace has failed: {workspace['status_reason']}.")
+    return str(workspace["status"])
+
+
+async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
+    """Stops the stack: first the programs that start others, and the database last.
+
+    Until then, commits that are in flight can complete.
+    """
+    draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
+    await asyncio.gather(draining, supervisor.stop("fleet"))
+    await supervisor.stop("envoy")
+    edge.clear()
+    # The fleet controller has ended, so the agents that it started are now children of this
+    # process.
+    ending_pods = end_every_pod(
+        settings.state_dir, lambda: processes.leftovers(supervisor.own_pids())
+    )
+    await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
+    await supervisor.stop_all()
+    supervisor.reap()
+
+
+@contextmanager
+def _exclusive_lock(state_dir: Path) -> Iterator[None]:
+    """Holds the state folder for this run. Raises CannotStartError if another run holds it."""
+    try:
+        with run_lock.exclusive(state_dir):
+            yield
+    except run_lock.TakenError as error:
+        message = (
+            f"Another run uses {state_dir}. "
+            "Stop it, or set STATE_DIR and other ports to run a second one beside it."
+        )
+        raise CannotStartError(message) from error
+
+
+def _announce(settings: Settings, demo: Demo) -> None:
+    """Writes ready.json and demo.env, and prints the first calls to make."""
+    written = Ready(
+        rest_url=settings.rest_url,
+        grpc_addr=f"{settings.listen_host}:{settings.grpc_port}",
+        server_addr=settings.worker_addresses[0],
+        database_url=settings.database_url,
+        tls_cert_file=str(settings.tls_cert_file.absolute()) if settings.tls_cert_file else None,
+        demo=demo,
+    )
+    write_environment(written, settings.state_dir)
+    written.write(settings.state_dir)
+    _print(printable(first_calls(written, settings.state_dir), block=True))
+
+
+def _print(text: str) -> None:
+    """Prints a line to standard output. A full disk does not stop the stack."""
+    _output.msg(text)
+
+
+_output = Sink(1, lambda count: f"({count} lines could not be written.)")

@@ -1,0 +1,106 @@
+"""Leader election among any number of processes, with an advisory lock of PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+
+from evershell.server.store.pool import answered_within, conninfo
+
+# An arbitrary number, the same in every process that competes.
+_LOCK_KEY = 0x6576_6C64
+# If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
+# stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS.
+_SESSION_OPTIONS = (
+    "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 "
+    "-c tcp_user_timeout=4000 -c idle_session_timeout=4s -c statement_timeout=5s"
+)
+_POLL_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
+_CHECK_TIMEOUT_SECONDS = 1.5
+
+_log = structlog.get_logger()
+
+
+class Leadership:
+    """Elects one leader at a time."""
+
+    def __init__(self, database_url: str, *, key: int = _LOCK_KEY) -> None:
+        """Processes with the same `key` on the same database compete."""
+        self._conninfo = conninfo(database_url, _SESSION_OPTIONS)
+        self._key = key
+
+    @asynccontextmanager
+    async def acquired(self) -> AsyncIterator[asyncio.Event]:
+        """Waits until this process leads. Leaving the context gives up the leadership.
+
+        Keeps waiting during outages of the database. The event is set when the leadership may be
+        lost, at most 2 s after the database has stopped answering. The caller then has to stop
+        leading at once and leave the context. A standby takes over within 5 s.
+        """
+        connection = await self._acquire()
+        lost = asyncio.Event()
+        watch = asyncio.create_task(_watch(connection, lost), name="leadership-watch")
+        try:
+            yield lost
+        finally:
+            await _abandon(watch)
+            # Ending the session releases the lock.
+            await connection.close()
+
+    async def _acquire(self) -> AsyncConnection[Any]:
+        while True:
+            with suppress(psycopg.OperationalError):
+                return await self._connect_and_lock()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _connect_and_lock(self) -> AsyncConnection[Any]:
+        connection = await AsyncConnection.connect(self._conninfo, autocommit=True)
+        try:
+            while True:
+                if await _try_lock(connection, self._key):
+                    return connection
+                await asyncio.sleep(_POLL_SECONDS)
+        except BaseException:
+            await connection.close()
+            raise
+
+
+async def _try_lock(connection: AsyncConnection[Any], key: int) -> bool:
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
+async def _watch(connection: AsyncConnection[Any], lost: asyncio.Event) -> None:
+    try:
+        while True:
+            if not await _answers_in_time(connection):
+                break
+            await asyncio.sleep(_CHECK_SECONDS)
+        _log.warning("leadership_lost")
+    finally:
+        lost.set()
+
+
+async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
+    try:
+        with answered_within(connection, _CHECK_TIMEOUT_SECONDS):
+            await connection.execute("SELECT 1")
+    except psycopg.Error:
+        return False
+    return True
+
+
+async def _abandon(task: asyncio.Task[Any]) -> None:
+    """Cancels the task repeatedly until it ends.
+
+    On the first cancellation psycopg waits for an answer from the server, which may hang.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)

@@ -1,0 +1,167 @@
+"""Opens connections to PostgreSQL, and translates its failures into UnavailableError."""
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from evershell.server.core import deadline
+from evershell.server.core.errors import UnavailableError
+
+Connection = AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
+
+# The locking of the store requires this isolation level. With UTC, times are read as they were
+# written. A session that hangs in a transaction holds the lock of a workspace, so the server ends
+# it.
+_SESSION_OPTIONS = (
+    r"-c TimeZone=UTC -c default_transaction_isolation=read\ committed "
+    "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s "
+    # The server notices that a client has closed its connection (answered_within) also while the
+    # session waits for a lock, and ends the session.
+    "-c client_connection_check_interval=500ms"
+)
+# How long one attempt to connect may take.
+_CONNECT_TIMEOUT_SECONDS = 5
+# How long sent data may stay unacknowledged before the kernel closes the connection.
+_TCP_USER_TIMEOUT_MILLISECONDS = 5_000
+# How long a call waits for a connection, and then for the server's answers. It waits less if its
+# deadline is earlier.
+ACQUIRE_TIMEOUT_SECONDS = 1.5
+ANSWER_TIMEOUT_SECONDS = 3.0
+# How long the pool retries to connect. The next request for a connection starts again, with the
+# shortest backoff.
+_RECONNECT_TIMEOUT_SECONDS = 2.0
+
+_UNAVAILABLE = (
+    # Includes PoolTimeout, PoolClosed, AdminShutdown, CannotConnectNow, TooManyConnections and
+    # QueryCanceled. For a full or broken disk it includes DiskFull, IoError, CrashShutdown and, for
+    # later statements of the same pipeline, PipelineAborted.
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # SQLSTATE class XX, internal errors of PostgreSQL: for example an exceeded disk quota or file
+    # size, or an unreadable page.
+    psycopg.errors.InternalError_,
+    psycopg.errors.DataCorrupted,
+    psycopg.errors.IndexCorrupted,
+    # Timeouts of sessions and transactions. They end the session.
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
+    # The server has become a standby.
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+
+
+def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
+    """The connection string for the database, with the settings of this service's sessions.
+
+    Network settings of the URL take precedence.
+    """
+    url_parameters = conninfo_to_dict(database_url)
+    parameters = {
+        "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MILLISECONDS,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        "application_name": "evershell",
+        **url_parameters,
+        "options": f"{url_parameters.get('options') or ''} {session_options}".strip(),
+    }
+    return make_conninfo("", **parameters)
+
+
+@asynccontextmanager
+async def open_pool(
+    database_url: str,
+    *,
+    min_size: int = 2,
+    max_size: int = 10,
+    acquire_timeout_seconds: float = ACQUIRE_TIMEOUT_SECONDS,
+) -> AsyncIterator[Pool]:
+    """A pool of connections, closed when the context is left.
+
+    The pool opens even if the database cannot be reached, and connects when it can. A call that
+    gets no connection within `acquire_timeout_seconds` raises UnavailableError.
+    """
+    pool: Pool = AsyncConnectionPool(
+        conninfo(database_url),
+        kwargs={"autocommit": True},
+        min_size=min_size,
+        max_size=max_size,
+        timeout=acquire_timeout_seconds,
+        reconnect_timeout=_RECONNECT_TIMEOUT_SECONDS,
+        open=False,
+    )
+    await pool.open(wait=False)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@asynccontextmanager
+async def connected(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool. Raises UnavailableError if the database does not answer.
+
+    The errors in _UNAVAILABLE that the block raises become UnavailableError too.
+    """
+    try:
+        while True:
+            async with pool.connection(timeout=deadline.bounded(pool.timeout)) as connection:
+                if not _has_ended(connection):
+                    with answered_within(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
+                        try:
+                            yield connection
+                        except asyncio.CancelledError:
+                            # In psycopg 3.3 a cancelled connection may stay in pipeline mode, but
+                            # the pool treats it as idle. Later writes on it would be answered
+                            # without being committed.
+                            await connection.close()
+                            raise
+                    return
+                # The pool replaces a closed connection.
+                await connection.close()
+    except _UNAVAILABLE as error:
+        raise UnavailableError(str(error)) from error
+
+
+@contextmanager
+def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> Iterator[None]:
+    """Shuts the connection down if the block takes longer than the limit.
+
+    A wait for the server within the block then raises psycopg.OperationalError. A frozen server
+    does not enforce its own limits, and cancelling the wait does not help, because psycopg then
+    sends a cancel request and waits for the server's answer.
+    """
+    timer = asyncio.get_running_loop().call_later(limit_seconds, _hang_up, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _hang_up(connection: AsyncConnection[Any]) -> None:
+    # A duplicate, because psycopg closes its own descriptor.
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Whether the server has ended the session.
+
+    An idle connection is readable only if the server has closed it. This check is one system call;
+    the pool's own check takes a round trip for each call, and a second for each dead connection.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

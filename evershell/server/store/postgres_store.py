@@ -1,0 +1,262 @@
+"""The Store of the core, on PostgreSQL."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.caller import Permission
+from evershell.server.core.change import Change, Locked
+from evershell.server.core.event import Event
+from evershell.server.core.ports import Clock, Leased, RecordedCancellation
+from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.workspace import Workspace
+from evershell.server.store import queries
+from evershell.server.store.announce import Announce, announce_to_nobody
+from evershell.server.store.audit import INSERT, audit_entry_of, audit_query, audit_values
+from evershell.server.store.cancellations import Cancellations
+from evershell.server.store.fleet_reads import FleetReads
+from evershell.server.store.leases import Leases
+from evershell.server.store.pool import Connection, Pool, connected
+from evershell.server.store.rows import (
+    EVENT_COLUMNS,
+    TASK_COLUMNS,
+    WORKSPACE_COLUMNS,
+    Row,
+    event_of,
+    event_values,
+    json_value,
+    task_of,
+    task_values,
+    workspace_of,
+    workspace_values,
+)
+from evershell.server.store.shared_reads import SharedReads
+
+# Queries name their columns, so that a later migration which adds a column does not break prepared
+# statements.
+_WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
+_TASK = ", ".join(TASK_COLUMNS)
+
+# Whether other processes may have subscribers for the workspace.
+_WATCHED = "coalesce(watched_until > clock_timestamp(), false)"
+
+_LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, {_WATCHED} FROM workspaces WHERE id = %s FOR UPDATE"
+# A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
+# would read the tasks as they were before it waited.
+_CURRENT_TASK = (
+    f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
+)
+
+# Sorts after every id, because no id contains a tilde.
+_AFTER_ALL_IDS = "~"
+
+
+@cache
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"
+
+
+@cache
+def _update(table: str, columns: tuple[str, ...]) -> str:
+    assignments = ", ".join(f"{column} = %s" for column in columns)
+    return f"UPDATE {table} SET {assignments} WHERE id = %s"
+
+
+class PostgresStore(FleetReads):
+    """Implements core.ports.Store.
+
+    Calls `announce` after each commit that others may wait for, and `committed` after each
+    transition.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        announce: Announce = announce_to_nobody,
+        committed: Callable[[Change], None] = lambda change: None,
+        lease_clock: Clock | None = None,
+    ) -> None:
+        super().__init__(pool, lease_clock)
+        self._leases = Leases(pool, lease_clock)
+        # Reads for watchers use at most half of the connections.
+        self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
+        self._cancellations = Cancellations(pool, announce)
+        self._announce = announce
+        self._committed = committed
+
+    async def record_cancellation(
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+    ) -> RecordedCancellation:
+        return await self._cancellations.record(
+            permission, workspace_id, task_id, intent, trace_id, audit
+        )
+
+    async def drained(self) -> None:
+        """Returns when no shared statement is in flight, even one whose callers were cancelled."""
+        await asyncio.gather(self._cancellations.drained(), self._leases.drained())
+
+    async def transition(
+        self, workspace_id: str, decide: Callable[[Locked], Change]
+    ) -> Change | None:
+        try:
+            async with (
+                connected(self._pool) as connection,
+                connection.pipeline(),
+                connection.transaction(),
+            ):
+                workspaces = await connection.execute(
+                    _LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
+                )
+                tasks = await connection.execute(
+                    _CURRENT_TASK, (workspace_id,), prepare=True, binary=True
+                )
+                workspace_row, task_row = await workspaces.fetchone(), await tasks.fetchone()
+                if workspace_row is None:
+                    return None
+                locked = Locked(
+                    workspace_of(workspace_row), None if task_row is None else task_of(task_row)
+                )
+                change = decide(locked)
+                change = await _write(connection, locked, change)
+                if change.lease_seconds is not None:
+                    leased = await self._leases.extend(
+                        connection, change.workspace, change.lease_seconds
+                    )
+                    change = replace(change, workspace=leased)
+        except asyncio.CancelledError:
+            # The change may have been committed before the cancellation.
+            self._announce(workspace_id, watched=True, reconcile=True)
+            raise
+        # Nobody waits for a heartbeat.
+        if change.events or change.workspace.status is not locked.workspace.status:
+            self._announce(
+                workspace_id,
+                watched=workspace_row[-1],
+                reconcile=change.workspace.awaits_controller,
+            )
+        self._committed(change)
+        return change
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        return await self._leases.renew(workspace_id, epoch, lease_seconds)
+
+    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
+        async with (
+            connected(self._pool) as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
+            await connection.execute(
+                _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
+            )
+            if audit is not None:
+                await connection.execute(INSERT, audit_values(audit), prepare=True)
+        self._announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
+
+    async def get_workspace(self, workspace_id: str) -> Workspace | None:
+        row = await self._one(queries.GET_WORKSPACE, (workspace_id,))
+        return None if row is None else workspace_of(row)
+
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
+        caller, before = permission.caller, before_id or _AFTER_ALL_IDS
+        if permission.own_only:
+            rows = await self._all(
+                queries.LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
+            )
+        else:
+            rows = await self._all(queries.LIST_WORKSPACES, (caller.org_id, before, limit))
+        return [workspace_of(row) for row in rows]
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
+        row = await self._one(queries.GET_TASK, (task_id, workspace_id))
+        return None if row is None else task_of(row)
+
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str
+    ) -> tuple[Workspace | None, Task | None]:
+        row = await self._one(queries.GET_WORKSPACE_WITH_TASK, (task_id, workspace_id))
+        if row is None:
+            return None, None
+        task_row = row[len(WORKSPACE_COLUMNS) :]
+        return workspace_of(row), None if task_row[0] is None else task_of(task_row)
+
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
+        rows = await self._all(
+            queries.LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit)
+        )
+        return [task_of(row) for row in rows]
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        # Watchers that wait for the same events share a read.
+        return await self._event_reads((workspace_id, after_seq, limit))
+
+    async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
+        return [event_of(row) for row in await self._all(queries.LIST_EVENTS, place)]
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        query, parameters = audit_query(permission, wanted, before_id or _AFTER_ALL_IDS, limit)
+        return [audit_entry_of(row) for row in await self._all(query, parameters)]
+
+
+async def _write(connection: Connection, locked: Locked, change: Change) -> Change:
+    """Writes the rows that have changed. Returns the change with its `last_seq`."""
+    workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
+    change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
+    await _write_row(
+        connection,
+        "workspaces",
+        WORKSPACE_COLUMNS,
+        workspace_values(locked.workspace),
+        workspace_values(change.workspace),
+    )
+    if change.task is not None:
+        before = (
+            locked.task if locked.task is not None and locked.task.id == change.task.id else None
+        )
+        old = None if before is None else task_values(before)
+        await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
+    for number, event in enumerate(change.events, seq + 1):
+        await connection.execute(
+            _insert("events", EVENT_COLUMNS),
+            event_values(workspace_id, number, event),
+            prepare=True,
+        )
+    if change.audit is not None:
+        await connection.execute(INSERT, audit_values(change.audit), prepare=True)
+    return change
+
+
+async def _write_row(
+    connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row
+) -> None:
+    """Inserts the row, or updates the columns that differ, if any."""
+    if old is None:
+        query, parameters = _insert(table, columns), list(new)
+    else:
+        differing = [
+            (column, after)
+            for column, before, after in zip(columns, old, new, strict=True)
+            if before != after
+        ]
+        if not differing:
+            return
+        changed = tuple(column for column, _ in differing)
+        query, parameters = _update(table, changed), [value for _, value in differing] + [new[0]]
+    wrapped = [json_value(value) if isinstance(value, dict) else value for value in parameters]
+    await connection.execute(query, wrapped)

@@ -1,0 +1,67 @@
+"""The queries that read without a lock.
+
+They name their columns, so that a later migration which adds a column does not break prepared
+statements.
+"""
+
+from evershell.server.core.validation import MAX_PAGE_CHARACTERS
+from evershell.server.store.rows import EVENT_COLUMNS, TASK_COLUMNS, WORKSPACE_COLUMNS
+
+_WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
+_TASK = ", ".join(TASK_COLUMNS)
+_EVENT = ", ".join(EVENT_COLUMNS)
+_OF_W = ", ".join(f"w.{column}" for column in WORKSPACE_COLUMNS)
+_OF_T = ", ".join(f"t.{column}" for column in TASK_COLUMNS)
+
+GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s"
+LIST_WORKSPACES = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
+LIST_OWN_WORKSPACES = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
+# The condition of the index workspaces_with_pod.
+_WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
+LIST_WANTED_PODS = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND id > %s ORDER BY id LIMIT %s"
+)
+# The condition is that of the index workspaces_unsettled.
+LIST_UNSETTLED = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL ORDER BY id"
+)
+# The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
+# would make each cancellation write more than it saves here (docs/decisions/0015).
+LIST_CANCELLATIONS = (
+    f"SELECT {_OF_W}, {_OF_T} FROM tasks t JOIN workspaces w ON w.id = t.workspace_id "
+    "WHERE t.status IN ('submitted', 'delivered', 'running') "
+    "AND t.cancel_requested_at IS NOT NULL ORDER BY w.id"
+)
+# `now()` is the time at which the statement started.
+LIST_EXPIRED_LEASES = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    f"WHERE {_WITH_POD} AND lease_expires_at < coalesce(%s, now()) ORDER BY id"
+)
+_SECONDS_LEFT = "SELECT extract(epoch FROM {} - coalesce(%s, now()))::float8 FROM workspaces WHERE "
+FIRST_LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("min(lease_expires_at)") + _WITH_POD
+LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("lease_expires_at") + "id = %s"
+COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
+GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
+GET_WORKSPACE_WITH_TASK = (
+    f"SELECT {_OF_W}, {_OF_T} FROM workspaces w "
+    "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id WHERE w.id = %s"
+)
+# A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
+# be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
+# there are more.
+LIST_TASKS = (
+    f"SELECT {_TASK} FROM ("
+    f"SELECT {_TASK}, sum(length(description) + length(result)) OVER ("
+    "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
+    "FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+    f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
+)
+LIST_EVENTS = (
+    f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+)

@@ -1,0 +1,279 @@
+"""The metrics of a program, for Prometheus.
+
+The values of a label are a closed set, for example RPCs, slugs or results. Ids are not labels,
+because the number of series would grow with use.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from time import perf_counter
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from evershell.server.core.change import Change
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.event import EventType
+from evershell.server.core.ports import Agents, Clock
+from evershell.server.core.task import Task
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+
+# Always loopback, because metrics are not for callers.
+HOST = "127.0.0.1"
+_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# From an idle agent's answer to the limits of a model call and a tool call.
+_CANCEL_TO_END_SECONDS = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    720.0,
+)
+
+
+class Metrics:
+    """The metrics of one program."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._calls = Histogram(
+            "evershell_rpc_seconds",
+            "Time from the start of a call to its end; "
+            "outcome: ok, the slug that it failed with, or caller_gone.",
+            ["rpc", "outcome"],
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "evershell_rpc_in_flight",
+            "Calls that have started and not ended; those of WatchEvents are the open watchers.",
+            ["rpc"],
+            registry=self.registry,
+        )
+        self._signals = Histogram(
+            "evershell_agent_signal_seconds",
+            "Time to signal an agent, including retries; result: ok or unreachable.",
+            ["rpc", "result"],
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._audit_entries_lost = Counter(
+            "evershell_audit_entries_lost",
+            "Entries of the audit log that could not be stored, or exceeded the limit for "
+            "unauthenticated calls.",
+            registry=self.registry,
+        )
+        self._cancel_to_end = Histogram(
+            "evershell_cancel_to_end_seconds",
+            "Time from the record of a cancellation to the commit of its task's end; "
+            "forced: whether the iteration was interrupted.",
+            ["forced"],
+            buckets=_CANCEL_TO_END_SECONDS,
+            registry=self.registry,
+        )
+
+    def rpc(self, name: str) -> "MeasuredRpc":
+        """The measurements of the RPC of this name."""
+        return MeasuredRpc(name, self._calls, self._in_flight)
+
+    @contextmanager
+    def signal(self, rpc: str) -> Iterator[None]:
+        """Measures a signal to an agent."""
+        result, started = "ok", perf_counter()
+        try:
+            yield
+        except AgentUnreachableError:
+            result = "unreachable"
+            raise
+        finally:
+            self._signals.labels(rpc, result).observe(perf_counter() - started)
+
+    def audit_entries_lost(self, count: int) -> None:
+        """Counts entries of the audit log that are not stored."""
+        self._audit_entries_lost.inc(count)
+
+    def committed(self, change: Change) -> None:
+        """Measures a committed change if it ends a cancelled task."""
+        task = change.task
+        ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
+        if not ended or task is None or task.cancel is None or task.completed_at is None:
+            return
+        # The times may be from two machines, whose clocks may differ.
+        seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
+        self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
+
+    def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        """Exports the statistics of the database pool, which are read at each scrape."""
+        self.registry.register(_PoolCollector(statistics))
+
+    def watch_log(self, lost_lines: Callable[[], int]) -> None:
+        """Exports the number of lines that the log has lost."""
+        self.registry.register(_LogCollector(lost_lines))
+
+    def backlog(self, clock: Clock) -> "Backlog":
+        """Adds the metrics of a fleet controller's backlog."""
+        return Backlog(self.registry, clock)
+
+
+class Backlog(Collector):
+    """The backlog of the leading fleet controller, as of its last scan. A standby exports none."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        self._clock = clock
+        # None if it is not known yet, or if this controller does not lead.
+        self._requested: list[datetime] | None = None
+        self._workspaces: Mapping[WorkspaceStatus, int] | None = None
+        self._redeliveries = Counter(
+            "evershell_cancel_redeliveries",
+            "Attempts to redeliver a recorded cancellation; "
+            "result: acknowledged, unknown (to the agent) or unreachable.",
+            ["result"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def redelivered(self, result: str) -> None:
+        """Counts an attempt to redeliver a cancellation."""
+        self._redeliveries.labels(result).inc()
+
+    def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
+        """Sets the times at which the open cancellations were recorded."""
+        self._requested = list(requested)
+
+    def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:
+        """Sets the number of workspaces in each status."""
+        self._workspaces = counts
+
+    def clear(self) -> None:
+        """Exports nothing until the next scan, because this controller no longer leads."""
+        self._requested = self._workspaces = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Computes the age at each scrape, so that it grows during an outage of the database."""
+        requested, workspaces = self._requested, self._workspaces
+        if requested is not None:
+            oldest = (
+                max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
+            )
+            description = (
+                "Recorded cancellations whose tasks have not ended, read by index every second."
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_open", description, value=len(requested)
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_oldest_seconds",
+                "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
+                value=oldest,
+            )
+        if workspaces is not None:
+            family = GaugeMetricFamily(
+                "evershell_workspaces", "Workspaces, counted every 60 s.", labels=["status"]
+            )
+            for status in WorkspaceStatus:
+                family.add_metric([str(status)], workspaces.get(status, 0))
+            yield family
+
+
+class MeasuredRpc:
+    """Counts and times the calls of one RPC."""
+
+    def __init__(self, name: str, calls: Histogram, in_flight: Gauge) -> None:
+        self._name = name
+        self._calls = calls
+        self._in_flight = in_flight.labels(name)
+        # The library takes longer to find the series of an outcome than to count a call.
+        self._by_outcome: dict[str, Histogram] = {}
+
+    def begin(self) -> None:
+        """Counts a call that starts."""
+        self._in_flight.inc()
+
+    def end(self, outcome: str, seconds: float) -> None:
+        """Counts a call that has ended after `seconds`, and its outcome."""
+        series = self._by_outcome.get(outcome)
+        if series is None:
+            series = self._by_outcome[outcome] = self._calls.labels(self._name, outcome)
+        series.observe(seconds)
+        self._in_flight.dec()
+
+
+class _PoolCollector(Collector):
+    def __init__(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._statistics()
+        size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
+        connections = GaugeMetricFamily(
+            "evershell_database_connections", "Connections of the pool.", labels=["state"]
+        )
+        connections.add_metric(["used"], size - idle)
+        connections.add_metric(["idle"], idle)
+        yield connections
+        waiting = found.get("requests_waiting", 0)
+        yield GaugeMetricFamily(
+            "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
+        )
+
+
+class _LogCollector(Collector):
+    def __init__(self, lost_lines: Callable[[], int]) -> None:
+        self._lost_lines = lost_lines
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "evershell_log_lines_lost", "Lines that the log has lost.", value=self._lost_lines()
+        )
+
+
+class MeasuredAgents:
+    """Implements ports.Agents by calling another implementation, and measures its calls."""
+
+    def __init__(self, agents: Agents, metrics: Metrics) -> None:
+        self._agents = agents
+        self._metrics = metrics
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        with self._metrics.signal("StartTask"):
+            await self._agents.start_task(workspace, task)
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        with self._metrics.signal("CancelTask"):
+            return await self._agents.cancel_task(workspace, task)
+
+
+@contextmanager
+def serve_metrics(metrics: Metrics, port: int) -> Iterator[None]:
+    """Serves `/metrics` on loopback for the duration of the context, unless the port is 0.
+
+    Raises OSError if the port is taken.
+    """
+    if not port:
+        yield
+        return
+    server, thread = start_http_server(port, HOST, metrics.registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
