@@ -162,20 +162,25 @@ async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> N
     assert (seen.code, seen.slug) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
 
 
-async def test_health_needs_no_credential(server: Running) -> None:
-    answer = await server.raw("/grpc.health.v1.Health/Check")
-    assert isinstance(answer, bytes)
-    assert (
-        health_pb2.HealthCheckResponse.FromString(answer).status
-        == health_pb2.HealthCheckResponse.SERVING
-    )
+@pytest.mark.parametrize("service", ["", "evershell.workspace.v1.WorkspaceService"])
+async def test_health_needs_no_credential(server: Running, service: str) -> None:
+    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+
+    async def check() -> int:
+        answer = await server.raw("/grpc.health.v1.Health/Check", request=request)
+        assert isinstance(answer, bytes)
+        return int(health_pb2.HealthCheckResponse.FromString(answer).status)
+
+    assert await check() == health_pb2.HealthCheckResponse.SERVING
     await server.server.set_serving(serving=False)
-    answer = await server.raw("/grpc.health.v1.Health/Check")
-    assert isinstance(answer, bytes)
-    assert (
-        health_pb2.HealthCheckResponse.FromString(answer).status
-        == health_pb2.HealthCheckResponse.NOT_SERVING
-    )
+    assert await check() == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("service", ["evershell.agent.v1.RuntimeService", "Nope"])
+async def test_health_knows_only_the_public_service(server: Running, service: str) -> None:
+    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    answer = await server.raw("/grpc.health.v1.Health/Check", request=request)
+    assert isinstance(answer, Failed) and answer.code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_reflection_needs_no_credential_and_hides_the_runtime_service(

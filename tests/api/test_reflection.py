@@ -2,7 +2,7 @@
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.api.running import Running
@@ -45,6 +45,9 @@ async def ask(
             "grpc/reflection/v1/reflection.proto",
         ),
         ("grpc.reflection.v1alpha.ServerReflection", "grpc_reflection/v1alpha/reflection.proto"),
+        ("grpc.health.v1.Health", "grpc_health/v1/health.proto"),
+        # Clients read the details of an error with it.
+        ("google.rpc.RetryInfo", "google/rpc/error_details.proto"),
     ],
 )
 async def test_a_symbol_is_found_in_its_file(
@@ -64,4 +67,21 @@ async def test_a_symbol_is_found_in_its_file(
 )
 async def test_an_unknown_symbol_is_not_found(server: Running, version: str, symbol: str) -> None:
     answer = await ask(server, version, file_containing_symbol=symbol)
+    assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+INTERNAL = ["RuntimeService", "AgentService", "RuntimeService.Register", "RegisterRequest"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("symbol", INTERNAL)
+async def test_an_internal_symbol_is_not_found(server: Running, version: str, symbol: str) -> None:
+    assert descriptor_pool.Default().FindFileContainingSymbol("evershell.agent.v1.RegisterRequest")
+    answer = await ask(server, version, file_containing_symbol=f"evershell.agent.v1.{symbol}")
+    assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+@pytest.mark.parametrize("file", ["runtime_service", "agent_service"])
+async def test_an_internal_file_is_not_found(server: Running, file: str) -> None:
+    answer = await ask(server, "v1", file_by_filename=f"evershell/agent/v1/{file}.proto")
     assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

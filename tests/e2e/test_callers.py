@@ -97,6 +97,22 @@ def test_grpcurl_lists_and_describes_the_services(stack: Stack) -> None:
     )
 
 
+def test_grpcurl_checks_the_health_of_the_public_service(stack: Stack) -> None:
+    request = '{"service": "evershell.workspace.v1.WorkspaceService"}'
+    address = stack.ready["grpc_addr"]
+    checked = grpcurl(stack, "-d", request, address, "grpc.health.v1.Health/Check")
+    assert json.loads(checked.stdout) == {"status": "SERVING"}
+
+
+def test_grpcurl_sees_no_internal_service_and_reads_the_details_of_errors(stack: Stack) -> None:
+    address = stack.ready["grpc_addr"]
+    described = grpcurl(stack, address, "describe", "evershell.agent.v1.RuntimeService")
+    assert "Symbol not found" in described.stderr
+    method = "evershell.workspace.v1.WorkspaceService/GetWorkspace"
+    failed = grpcurl(stack, "-d", '{"workspace_id": "ws_unknown"}', address, method)
+    assert '"resource_name":"ws_unknown"' in failed.stderr
+
+
 def test_grpcurl_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")

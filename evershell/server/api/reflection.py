@@ -1,13 +1,15 @@
 """Server reflection in the versions v1 and v1alpha. Clients that support both try v1 first.
 
 The package has only v1alpha. The messages of both versions are the same on the wire, so one
-servicer serves both.
+servicer serves both. It shows only the files of the public services, although the process has
+loaded those of the internal services too.
 """
 
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format
+from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 _V1ALPHA = "grpc.reflection.v1alpha"
@@ -17,8 +19,7 @@ SERVICE_NAMES = (f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection")
 
 def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> None:
     """Adds reflection for these services, and for itself."""
-    _add_descriptor_of_v1()
-    servicer = _Servicer((*service_names, *SERVICE_NAMES))
+    servicer = _Servicer((*service_names, *SERVICE_NAMES), _public_pool(service_names))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
@@ -34,15 +35,38 @@ def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> No
     )
 
 
-def _add_descriptor_of_v1() -> None:
-    """Adds a copy of v1alpha, renamed to v1, to the descriptor pool that the servicer reads."""
+def _public_pool(service_names: tuple[str, ...]) -> descriptor_pool.DescriptorPool:
+    """A pool with the files of these services and of reflection, and all files that they import.
+
+    It also has the standard error details, with which clients read the details of an error.
+    """
+    pool = descriptor_pool.DescriptorPool()
+    added: set[str] = set()
+
+    def add(file: Any) -> None:
+        if file.name not in added:
+            added.add(file.name)
+            for imported in file.dependencies:
+                add(imported)
+            pool.AddSerializedFile(file.serialized_pb)
+
+    for name in service_names:
+        add(descriptor_pool.Default().FindFileContainingSymbol(name))
+    add(reflection_pb2.DESCRIPTOR)
+    add(error_details_pb2.DESCRIPTOR)
+    pool.AddSerializedFile(_descriptor_of_v1())
+    return pool
+
+
+def _descriptor_of_v1() -> bytes:
+    """A copy of the file of v1alpha, renamed to v1."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file = json_format.Parse(
         json_format.MessageToJson(file).replace(_V1ALPHA, _V1), descriptor_pb2.FileDescriptorProto()
     )
     file.name = "grpc/reflection/v1/reflection.proto"
-    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+    return file.SerializeToString()
 
 
 class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types

@@ -38,6 +38,9 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # connection.
     ("grpc.http2.max_ping_strikes", 0),
 )
+# The names under which the health service answers. The empty name stands for the whole server.
+_EVERY_SERVICE = ""
+_PUBLIC_SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 # A draining server serves new calls until every client of the health service has seen NOT_SERVING
 # and no call has arrived for _QUIET_SECONDS, at most for _ARRIVALS_SECONDS.
 _QUIET_SECONDS = 0.1
@@ -69,11 +72,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((Handlers(methods, interceptors),))
-        public_services = (
-            workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name,
-            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-        )
-        reflection.add_to_server(public_services, self._server)
+        health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.add_to_server((_PUBLIC_SERVICE, health_service), self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
         """Listens on `address` (host:port) and returns the port.
@@ -86,13 +86,14 @@ class Server:
         return port
 
     async def set_serving(self, *, serving: bool) -> None:
-        """Sets what the health service answers."""
+        """Sets what the health service answers, for the server and for the public service."""
         serving_status = (
             health_pb2.HealthCheckResponse.SERVING
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        await self._health.set("", serving_status)
+        for name in (_EVERY_SERVICE, _PUBLIC_SERVICE):
+            await self._health.set(name, serving_status)
 
     async def drain(self, grace_seconds: float) -> None:
         """Stops the server within the grace period.
