@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Touched when the environment was set up. If requirements.txt is newer, it is set up again.
+# Touched when the environment was set up. If requirements.txt or pyproject.toml is newer, it is set
+# up again.
 READY := $(VENV)/.ready
 # The same for requirements-bench.txt, which adds the peers of the bench.
 BENCH_READY := $(VENV)/.bench-ready
@@ -91,7 +92,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # pip installs the locked uv, and uv installs the other packages. Both check every hash.
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }
 	@$(PYTHON) .make/check_python.py '$(PYTHON)'

@@ -23,10 +23,13 @@ PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 # The descriptor set of the last release, from which callers have generated code.
 RELEASED = PROTOS / "released.binpb"
-DESCRIPTOR_SET = "workspace.binpb"
-ROUTES = "routes.json"
-OPENAPI = "openapi.yaml"
+# What Envoy reads, beside its own files (envoy/evershell/edge).
+DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
+ROUTES = "evershell/edge/routes.json"
+OPENAPI = "evershell/edge/openapi.yaml"
 SLUGS = "evershell/workspace/v1/error_slugs.py"
+# Tell type checkers that the packages have types.
+TYPED = ("evershell/agent/py.typed", "evershell/workspace/py.typed")
 
 
 def proto_files() -> list[str]:
@@ -52,7 +55,7 @@ def protoc(*arguments: str) -> None:
 def generate(out: Path) -> None:
     """Generates all files into `out`."""
     shutil.rmtree(out / "evershell", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / DESCRIPTOR_SET).parent.mkdir(parents=True)
     protoc(
         f"--python_out={out}",
         f"--grpc_python_out={out}",
@@ -71,6 +74,8 @@ def generate(out: Path) -> None:
     )
     protos = Protos(descriptor_set.read_bytes())
     (out / SLUGS).write_text(slugs(protos))
+    for name in TYPED:
+        (out / name).touch()
     (out / ROUTES).write_text(json.dumps(edge_config(protos), indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
 

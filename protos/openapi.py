@@ -1,4 +1,4 @@
-"""Derives the OpenAPI document of the REST API from the protos. The result is gen/openapi.yaml.
+"""Derives the OpenAPI document of the REST API from the protos: gen/evershell/edge/openapi.yaml.
 
 The document describes the JSON of the edge's transcoder (its options are in envoy.yaml): fields
 have their proto names, 64-bit numbers are strings, and enum values are their names. A reply always
@@ -43,7 +43,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 
 def document(protos: Protos) -> str:
-    """The content of gen/openapi.yaml."""
+    """The content of openapi.yaml."""
     return yaml.dump(
         _Document(protos).content(),
         Dumper=_Dumper,

@@ -1,6 +1,6 @@
 """Derives the edge's routes and, in replies.py, its own errors from the protos.
 
-The result is gen/routes.json.
+The result is gen/evershell/edge/routes.json.
 """
 
 import re
@@ -84,7 +84,7 @@ INTROSPECTION_REQUEST_BYTES = 4096
 
 
 def edge_config(protos: Protos) -> dict[str, Any]:
-    """The content of gen/routes.json."""
+    """The content of gen/evershell/edge/routes.json."""
     rules = protos.rules()
     methods = protos.service.methods
     size_limits = {

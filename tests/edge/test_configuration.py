@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from evershell.server.stack.envoy.config import ROOT, Edge, EdgeConfigurationError, render, validate
+from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, render, validate
+from evershell.server.stack.envoy.files import edge_file
 from tests.support.edge.answers import rule
+from tests.support.stack import ROOT
 
 
 def test_envoy_accepts_the_configuration(tmp_path: Path) -> None:
@@ -42,7 +44,7 @@ def test_generated_files_match_the_protos() -> None:
 
 def test_every_code_that_only_the_edge_sends_has_a_local_reply() -> None:
     replies = {}
-    for mapper in json.loads((ROOT / "gen" / "routes.json").read_text())["local_replies"]:
+    for mapper in json.loads(edge_file("routes.json").read_text())["local_replies"]:
         if "status_code_filter" not in mapper["filter"]:
             # A compound filter refines the reply to one status. The plain filter is checked below.
             continue

@@ -54,7 +54,7 @@ def test_documents_are_read_only(rest: httpx.Client, path: str) -> None:
     "path",
     [
         "/docs/",
-        "/docs/../gen/workspace.binpb",
+        "/docs/../workspace.binpb",
         "/docs/swagger-ui.js",
         "/openapi.yml",
         "/openapi.yaml/",

@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from evershell.server.stack.envoy.config import ROOT
+from evershell.server.stack.envoy.files import edge_file
 from tests.edge.worker import Worker, worker
 from tests.support.edge.answers import Answer, check
 from tests.support.edge.cases import CANCEL
@@ -234,7 +234,7 @@ def test_a_script_error_is_counted(
     script.write_text(
         "function envoy_on_response(handle)\n  local nothing = nil\n  nothing:headers()\nend\n"
     )
-    broken = {str(ROOT / "envoy" / "envelope.lua"): str(script)}
+    broken = {str(edge_file("envelope.lua")): str(script)}
     with running_edge(
         short_directory(tmp_path_factory), _stub_and_address[1], replacements=broken
     ) as running:

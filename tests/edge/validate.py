@@ -26,7 +26,7 @@ def main() -> None:
             try:
                 validate(directory / "envoy.yaml")
             except EdgeConfigurationError as error:
-                sys.exit(f"envoy/envoy.yaml, with {tls or 'plain text'}: {error}")
+                sys.exit(f"envoy.yaml, with {tls or 'plain text'}: {error}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from evershell.server.stack.envoy.config import ROOT
 from tests.support.edge.stub import START_SECONDS, Stub, serving
+from tests.support.stack import ROOT
 
 GRACE_SECONDS = 10.0
 # Longer than Envoy takes to notice a frozen worker.

@@ -18,8 +18,8 @@ from evershell.workspace.v1 import workspace_service_pb2
 from google.api import annotations_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from evershell.server.stack.envoy.config import ROOT
 from tests.support.openapi import Operation, operations, resolved
+from tests.support.stack import ROOT
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 # The grammar in google/api/http.proto.

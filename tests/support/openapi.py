@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from evershell.server.stack.envoy.config import ROOT
+from evershell.server.stack.envoy.files import edge_file
 
 URI = "urn:openapi"
-PATH = ROOT / "gen" / "openapi.yaml"
+PATH = edge_file("openapi.yaml")
 
 
 @cache

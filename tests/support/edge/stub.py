@@ -24,7 +24,8 @@ from evershell.workspace.v1 import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from evershell.server.api.server import OPTIONS
-from evershell.server.stack.envoy.config import ROOT, Edge, Tls, command, render
+from evershell.server.stack.envoy.config import Edge, Tls, command, render
+from evershell.server.stack.envoy.files import edge_file
 from tests.support.edge.answers import rule
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
@@ -254,7 +255,7 @@ def running_edge(
     render(settings, config)
     text = config.read_text()
     if logs_all:
-        shipped = ROOT / "envoy" / "unsolicited_calls.yaml"
+        shipped = edge_file("unsolicited_calls.yaml")
         roomy = directory / shipped.name
         roomy.write_text(shipped.read_text().replace("max_tokens: 20", "max_tokens: 1000000"))
         replacements = (replacements or {}) | {str(shipped): str(roomy)}

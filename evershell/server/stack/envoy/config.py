@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evershell.server.stack.envoy import documents
-
-ROOT = documents.ROOT
+from evershell.server.stack.envoy.files import edge_file
 
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108
@@ -66,7 +65,7 @@ def render(edge: Edge, config_path: Path) -> None:
         raise EdgeConfigurationError(
             f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}"
         )
-    generated = json.loads((ROOT / "gen" / "routes.json").read_text())
+    generated = json.loads(edge_file("routes.json").read_text())
     # The values are JSON, which is valid YAML on one line and with its own quotes.
     values = {
         "host": edge.host,
@@ -80,9 +79,9 @@ def render(edge: Edge, config_path: Path) -> None:
         "grpc_port": edge.grpc_port,
         "admin_socket": str(edge.admin_socket),
         "workers": [_endpoint(address) for address in edge.workers],
-        "descriptor_set": str(ROOT / "gen" / "workspace.binpb"),
-        "envelope_lua": str(ROOT / "envoy" / "envelope.lua"),
-        "unsolicited_calls": str(ROOT / "envoy" / "unsolicited_calls.yaml"),
+        "descriptor_set": str(edge_file("workspace.binpb")),
+        "envelope_lua": str(edge_file("envelope.lua")),
+        "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
         "routes": [
             *documents.routes(generated["without_body_filters"]),
@@ -90,7 +89,7 @@ def render(edge: Edge, config_path: Path) -> None:
         ],
         "max_document_bytes": documents.MAX_FILE_BYTES,
     }
-    template = string.Template((ROOT / "envoy" / "envoy.yaml").read_text())
+    template = string.Template(edge_file("envoy.yaml").read_text())
     config_path.write_text(
         template.substitute({name: json.dumps(value) for name, value in values.items()})
     )

@@ -4,16 +4,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[4]
+from evershell.server.stack.envoy.files import edge_file
+
 # The package is used only for the static files of Swagger UI.
 SWAGGER_UI = Path(str(metadata.distribution("swagger-ui-py").locate_file("swagger_ui/static")))
-PAGE = ROOT / "envoy" / "docs"
 
 # Maps each path to its file and content type.
 FILES = {
-    "/openapi.yaml": (ROOT / "gen" / "openapi.yaml", "application/yaml"),
-    "/docs": (PAGE / "index.html", "text/html; charset=utf-8"),
-    "/docs/start.js": (PAGE / "start.js", "text/javascript; charset=utf-8"),
+    "/openapi.yaml": (edge_file("openapi.yaml"), "application/yaml"),
+    "/docs": (edge_file("docs", "index.html"), "text/html; charset=utf-8"),
+    "/docs/start.js": (edge_file("docs", "start.js"), "text/javascript; charset=utf-8"),
     "/docs/swagger-ui-bundle.js": (
         SWAGGER_UI / "swagger-ui-bundle.js",
         "text/javascript; charset=utf-8",

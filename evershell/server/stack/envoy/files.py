@@ -1,0 +1,15 @@
+"""The files that Envoy reads: its own, and those that are generated from the protos."""
+
+from importlib import resources
+from pathlib import Path
+
+
+def edge_file(*names: str) -> Path:
+    """The path of a file of the package `evershell.edge`.
+
+    In a checkout, the package has a folder in envoy/ and one in gen/.
+    """
+    found = resources.files("evershell.edge")
+    for name in names:
+        found = found / name
+    return Path(str(found))
