@@ -46,14 +46,21 @@ SMALL_CONTENT = r".*\|\d{1,4}"
 SMALL_METHOD_MAX_BYTES = 16_384
 
 # A browser asks for permission (CORS preflight) before it sends a token to another site. Any site
-# may call, with a token of its own, so the answer is constant. Envoy's own CORS filter skips the
-# paths that the edge answers itself.
+# may call, with a token of its own, so the answer is the same for every path and method: a script
+# can then read the 404 or 405 of a call that has no route. Envoy's own CORS filter skips the paths
+# that the edge answers itself.
 PREFLIGHT = [
     {"name": ":method", "string_match": {"exact": "OPTIONS"}},
     {"name": "access-control-request-method", "present_match": True},
 ]
 PREFLIGHT_ANSWER = {
-    "access-control-allow-headers": "authorization, content-type",
+    "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
+    # Those after the first two come from tracing libraries, from EventSource libraries that resume
+    # a stream, and from callers that name a call or its repetitions.
+    "access-control-allow-headers": (
+        "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
+        "idempotency-key"
+    ),
     "access-control-max-age": "600",
 }
 
@@ -92,6 +99,8 @@ def edge_config(protos: Protos) -> dict[str, Any]:
     }
     size_limits |= dict.fromkeys(INTROSPECTION_METHODS, INTROSPECTION_REQUEST_BYTES)
     return {
+        # Before all other routes, those of the documents included.
+        "preflight_route": _answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
         "routes": _routes(protos.bindings()),
         "without_body_filters": WITHOUT_BODY_FILTERS,
         "local_replies": local_replies(rules),
@@ -104,8 +113,8 @@ def edge_config(protos: Protos) -> dict[str, Any]:
 def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
     """The routes of the REST listener. Envoy uses the first one that matches.
 
-    Each path has routes for its methods, for a CORS preflight, and for all other methods (405). The
-    last route answers 404 to all other paths.
+    Each path has routes for its methods, and one for all other methods (405). The last route
+    answers 404 to all other paths.
     """
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in bindings:
@@ -122,13 +131,6 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
             | {"HEAD" for binding in group if _has_head(binding)}
         )
         allow = ", ".join(sorted(methods))
-        routes.append(
-            _answer(
-                path | {"headers": PREFLIGHT},
-                200,
-                {"access-control-allow-methods": allow} | PREFLIGHT_ANSWER,
-            )
-        )
         routes.append(_answer(path, 405, {"allow": allow}))
     # CONNECT has no path, and its body has no end for which the filters could wait. With this
     # route, Envoy refuses it at once (403).

@@ -435,7 +435,11 @@ PREFLIGHT_HEADERS = ORIGIN | {
 }
 PREFLIGHT = {
     "access-control-allow-origin": "*",
-    "access-control-allow-headers": "authorization, content-type",
+    "access-control-allow-headers": (
+        "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
+        "idempotency-key"
+    ),
+    "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
 }
 EXPOSED = {
     "access-control-allow-origin": "*",
@@ -450,7 +454,7 @@ CORS = [
             headers=PREFLIGHT,
             clients=WITHOUT_FETCH,
         )
-        for path in (CANCEL, "/v1/workspaces", "/v1/workspaces/ws_1")
+        for path in (CANCEL, "/v1/workspaces", "/x", "/", "/docs", "/openapi.yaml", "/healthz")
     ),
     Case(
         "from another site",
@@ -469,8 +473,8 @@ CORS = [
         clients=WITHOUT_FETCH,
     ),
     Case(
-        "preflight nowhere",
-        Request("OPTIONS", "/x", None, PREFLIGHT_HEADERS),
+        "OPTIONS nowhere that is no preflight",
+        Request("OPTIONS", "/x", None, ORIGIN),
         404,
         "not_found",
         EXPOSED,

@@ -84,6 +84,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
         "routes": [
+            generated["preflight_route"],
             *documents.routes(generated["without_body_filters"]),
             *generated["routes"],
         ],
