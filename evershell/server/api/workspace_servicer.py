@@ -69,7 +69,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         page = Page.of(request.page_size, request.page_token)
         found, next_token = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
         return workspace_service_pb2.ListTasksResponse(
-            tasks=[codec.encode_task(task) for task in found], next_page_token=next_token
+            tasks=await codec.encode_page(found, codec.encode_task), next_page_token=next_token
         )
 
     async def WatchEvents(
@@ -109,7 +109,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         page = Page.of(request.page_size, request.page_token)
         found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
         return workspace_service_pb2.ListWorkspacesResponse(
-            workspaces=[codec.encode_workspace(workspace) for workspace in found],
+            workspaces=await codec.encode_page(found, codec.encode_workspace),
             next_page_token=next_token,
         )
 
@@ -143,6 +143,6 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             caller(), codec.decode_audit_filter(request), page, self.store
         )
         return workspace_service_pb2.ListAuditEntriesResponse(
-            entries=[codec.encode_audit_entry(entry) for entry in found],
+            entries=await codec.encode_page(found, codec.encode_audit_entry),
             next_page_token=next_token,
         )
