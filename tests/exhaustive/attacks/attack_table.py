@@ -103,7 +103,7 @@ _WRITTEN = {
         "writes with a key that only reads": CALLS + "test_a_read_only_key_writes_nothing",
         "the workspace of another creator": "e2e/test_errors.py::"
         "test_an_own_scope_does_not_cover_the_workspace_of_another_user",
-        "the audit log of another organization": "e2e/test_audit.py::"
+        "the audit log of another organization": "exhaustive/e2e/test_audit.py::"
         "test_an_unknown_workspace_and_another_organization_are_on_record",
         "another workspace in the body or the query": EDGE,
         "a change or removal of audit entries": "store/test_audit.py::"

@@ -1,0 +1,22 @@
+"""Tracing without a collector."""
+
+import time
+
+import pytest
+from opentelemetry.trace import SpanKind
+
+from evershell.server.core import trace
+from evershell.server.core.trace import TraceContext
+from evershell.server.telemetry.tracing import Tracing
+
+CALLER = TraceContext("a" * 32, "b" * 16)
+
+
+def test_an_unavailable_collector_does_not_block_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    tracing = Tracing("test")
+    with trace.within(CALLER), tracing.span("call", SpanKind.SERVER):
+        pass
+    began = time.monotonic()
+    tracing.close()
+    assert time.monotonic() - began < 4
