@@ -202,8 +202,8 @@ def _with_crash_points(
 ) -> tuple[WorkspaceServicer, Runtime]:
     armed = replace(
         public,
-        store=points.armed(public.store, record_cancellation="intent"),
-        agents=points.armed(public.agents, cancel_task="signal"),
+        store=points.armed(public.store, record_cancellation="intent", record_answer="answer"),
+        agents=points.armed(public.agents, cancel_task="signal", start_task="delivery"),
     )
     return (
         replaced(armed, CancelTask=points.around_reply("reply", armed.CancelTask)),

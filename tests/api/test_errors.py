@@ -38,6 +38,7 @@ TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
     "workspace_provisioning": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "workspace_busy": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "invalid_state": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "idempotency_conflict": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "rate_limited": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429, {"RetryInfo"}),
     "agent_unreachable": (grpc.StatusCode.UNAVAILABLE, 503, set()),
     "unavailable": (grpc.StatusCode.UNAVAILABLE, 503, {"RetryInfo"}),
@@ -112,6 +113,7 @@ async def test_each_slug_has_its_status_and_details_over_grpc(
     assert not any(name.startswith("x-evershell") for name in seen.trailers)
     assert ("www-authenticate" in seen.trailers) is (slug == "unauthenticated")
     assert ("retry-after" in seen.trailers) is ("RetryInfo" in standard)
+    assert "x-should-retry" not in seen.trailers
 
 
 @pytest.mark.parametrize("slug", SERVICE_SLUGS)
@@ -123,6 +125,8 @@ async def test_each_slug_has_its_status_and_envelope_over_rest(
     seen = await failed(server, x_evershell_edge="rest")
     assert seen.trailers["x-evershell-status"] == str(expected(slug)[1])
     assert seen.trailers["x-evershell-error"].isascii()
+    is_final = expected(slug)[1] == 409 or slug == "agent_unreachable"
+    assert seen.trailers.get("x-should-retry") == ("false" if is_final else None)
     envelope = seen.envelope
     failure = failure_of(slug)
     assert (envelope["code"], envelope["message"], envelope["request_id"]) == (

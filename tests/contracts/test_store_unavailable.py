@@ -12,7 +12,7 @@ from evershell.server.core.ports import Store
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
-from tests.support.store.examples import intent, permission, workspace
+from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 
 _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "record_cancellation": lambda store: store.record_cancellation(
@@ -20,6 +20,8 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     ),
     "transition": lambda store: store.transition("ws_1", unchanged),
     "create_workspace": lambda store: store.create_workspace(workspace()),
+    "find_first_call": lambda store: store.find_first_call("org_1", "key", NOW),
+    "record_answer": lambda store: store.record_answer(first_call(), "delivered"),
     "get_workspace": lambda store: store.get_workspace("ws_1"),
     "list_workspaces": lambda store: store.list_workspaces(permission(), None, 1),
     "get_task": lambda store: store.get_task("ws_1", "task_1"),

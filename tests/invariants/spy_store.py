@@ -12,6 +12,7 @@ from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.event import Event
+from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.ports import Clock, Leased, RecordedCancellation, Store
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
@@ -107,9 +108,20 @@ class SpyStore:
 
         return await self._write(write)
 
-    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
-        await self._read(self._store.create_workspace(workspace, audit))
+    async def create_workspace(
+        self,
+        workspace: Workspace,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        await self._read(self._store.create_workspace(workspace, audit, first_call))
         self.workspace = workspace
+
+    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
+        return await self._read(self._store.find_first_call(org_id, key, after))
+
+    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
+        return await self._read(self._store.record_answer(first_call, answer))
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         return await self._read(self._store.get_workspace(workspace_id))

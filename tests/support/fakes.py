@@ -18,6 +18,7 @@ from evershell.server.core.cancel_task import outcome_of
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.event import Event, NewEvent, Origin
+from evershell.server.core.idempotency_key import FirstCall, KeyTakenError
 from evershell.server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
@@ -52,6 +53,7 @@ class FakeStore:
         self._tasks: dict[str, Task] = {}
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
         self._audit = FakeAuditLog()
+        self._first_calls: dict[tuple[str, str], FirstCall] = {}
 
     async def record_cancellation(
         self,
@@ -112,7 +114,9 @@ class FakeStore:
         if workspace is None:
             return None
         locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
-        return self._commit(locked, decide(locked))
+        change = decide(locked)
+        self._store_key(change.first_call)
+        return self._commit(locked, change)
 
     async def renew_lease(
         self, workspace_id: str, epoch: int, lease_seconds: float
@@ -130,12 +134,32 @@ class FakeStore:
         locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
         return Leased(locked, float("-inf") if left is None else left)
 
-    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
+    async def create_workspace(
+        self,
+        workspace: Workspace,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
         self._answer()
+        self._store_key(first_call)
         self._workspaces[workspace.id] = workspace
         if audit is not None:
             self._audit.add(audit)
         self._announce(workspace)
+
+    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
+        self._answer()
+        found = self._first_calls.get((org_id, key))
+        return found if found is not None and found.called_at > after else None
+
+    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
+        self._answer()
+        place = (first_call.org_id, first_call.key)
+        found = self._first_calls.get(place)
+        if found is None or found.task_id != first_call.task_id:
+            return answer
+        self._first_calls[place] = replace(found, answer=found.answer or answer)
+        return self._first_calls[place].answer
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         self._answer()
@@ -224,6 +248,14 @@ class FakeStore:
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         self._answer()
         return Counter(each.status for each in self._workspaces.values())
+
+    def _store_key(self, call: FirstCall | None) -> None:
+        if call is None:
+            return
+        stored = self._first_calls.get((call.org_id, call.key))
+        if stored is not None and stored.called_at > call.expires_before:
+            raise KeyTakenError
+        self._first_calls[call.org_id, call.key] = call
 
     def _answer(self) -> None:
         if self.unavailable:

@@ -108,10 +108,17 @@ class Grpc:
     def close(self) -> None:
         self._channel.close()
 
-    def call(self, rpc: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
+    def call(
+        self,
+        rpc: str,
+        timeout: float = 20,
+        headers: tuple[tuple[str, str], ...] = (),
+        **fields: Any,
+    ) -> dict[str, Any]:
         """Makes a call and returns the response in its REST form. Raises grpc.RpcError."""
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
-        reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=timeout)
+        metadata = (*self._metadata, *headers)
+        reply = getattr(self._stub, rpc)(request, metadata=metadata, timeout=timeout)
         return MessageToDict(
             reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )

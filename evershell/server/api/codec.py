@@ -16,6 +16,7 @@ from evershell.server.core import errors
 from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.cancel_task import CancelResult, CancelTask
 from evershell.server.core.event import Event, Origin
+from evershell.server.core.idempotency_key import IdempotencyKey
 from evershell.server.core.runtime import Directive
 from evershell.server.core.task import Task, TaskStatus, Usage
 from evershell.server.core.task_lifecycle import (
@@ -78,7 +79,11 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
     )
 
 
-def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, origin: Origin) -> SubmitTask:
+def decode_submit(
+    request: workspace_service_pb2.SubmitTaskRequest,
+    origin: Origin,
+    key: IdempotencyKey | None = None,
+) -> SubmitTask:
     """The request. Raises Failure validation_error."""
     return SubmitTask(
         workspace_id=request.workspace_id,
@@ -86,6 +91,7 @@ def decode_submit(request: workspace_service_pb2.SubmitTaskRequest, origin: Orig
         metadata=dict(request.metadata),
         max_iterations=request.max_iterations,
         origin=origin,
+        key=key,
     )
 
 

@@ -14,6 +14,7 @@ from evershell.workspace.v1 import (
 
 from evershell.server.api import codec
 from evershell.server.api.call import caller, origin, send_status_200
+from evershell.server.api.idempotency import idempotency_key
 from evershell.server.core import tasks, watch_events, workspaces
 from evershell.server.core.audit import list_audit_entries
 from evershell.server.core.cancel_task import cancel_task
@@ -48,7 +49,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def SubmitTask(
         self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
     ) -> workspace_service_pb2.SubmitTaskResponse:
-        decoded = codec.decode_submit(request, origin())
+        decoded = codec.decode_submit(request, origin(), idempotency_key(request))
         task = codec.encode_task(
             await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
         )
@@ -92,7 +93,12 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ) -> workspace_pb2.Workspace:
         return codec.encode_workspace(
             await workspaces.create_workspace(
-                caller(), request.name, origin(), self.store, self.clock
+                caller(),
+                request.name,
+                origin(),
+                self.store,
+                self.clock,
+                idempotency_key(request),
             )
         )
 

@@ -13,6 +13,7 @@ from typing import Self
 
 from evershell.server.core.audit_entry import AuditEntry
 from evershell.server.core.event import NewEvent, Origin
+from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
 
@@ -40,6 +41,8 @@ class Change:
     lease_seconds: float | None = None
     # The audit log's entry of the call, also if nothing else has changed.
     audit: AuditEntry | None = None
+    # The call, if it has an idempotency key, which is stored.
+    first_call: FirstCall | None = None
 
     def writes_rows(self, locked: Locked) -> bool:
         """Whether it changes more than the lease."""

@@ -5,6 +5,7 @@ status. The type `Slug` is generated from it.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from evershell.workspace.v1.error_slugs import Slug
@@ -97,6 +98,15 @@ def agent_unreachable(
         task_id=task_id,
         intent_recorded=intent_recorded,
     )
+
+
+def idempotency_conflict(key: str, called_at: datetime) -> Failure:
+    """The idempotency key belongs to another request of the organization."""
+    message = (
+        f"The idempotency key {key} was used with another request at "
+        f"{called_at.isoformat(timespec='seconds')}. Use a new key for a new request."
+    )
+    return Failure("idempotency_conflict", message, idempotency_key=key)
 
 
 def unavailable() -> Failure:

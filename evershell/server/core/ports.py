@@ -12,6 +12,7 @@ from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.event import Event
+from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
@@ -73,7 +74,10 @@ class Store(Protocol):
     ) -> Change | None:
         """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
-        Returns None if there is no such workspace. If `decide` raises, nothing is committed.
+        Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
+        KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
+        another transaction is about to store the key, waits for its end.
+
         `decide` holds the lock, so it must return quickly. It may be called more than once.
         """
 
@@ -90,8 +94,22 @@ class Store(Protocol):
         read.
         """
 
-    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
-        """Adds a workspace, with an empty log, and the entry of the audit log."""
+    async def create_workspace(
+        self,
+        workspace: Workspace,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        """Adds a workspace, with an empty log, the entry of the audit log, and the key of the call.
+
+        Raises KeyTakenError, like `transition`.
+        """
+
+    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
+        """The first call with the idempotency key, if it was made after this time."""
+
+    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
+        """Stores the answer of the call, unless one is stored. Returns the stored answer."""
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """One workspace of any organization."""

@@ -1,13 +1,15 @@
 """Use cases: submit a task, read tasks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evershell.server.core import errors, task_lifecycle
 from evershell.server.core.caller import Caller
 from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.errors import AgentUnreachableError, Failure
 from evershell.server.core.event import Origin
+from evershell.server.core.idempotency import earlier_call, read_again
+from evershell.server.core.idempotency_key import FirstCall, IdempotencyKey, KeyTakenError
 from evershell.server.core.ids import new_task_id
 from evershell.server.core.ports import Agents, Clock, Store
 from evershell.server.core.task import (
@@ -15,12 +17,18 @@ from evershell.server.core.task import (
     MAX_DESCRIPTION_CHARACTERS,
     MAX_ITERATIONS,
     Task,
+    TaskStatus,
 )
 from evershell.server.core.validation import Fields, Page
+from evershell.server.core.workspace import Workspace
 
 MAX_METADATA_ENTRIES = 32
 MAX_METADATA_KEY_CHARACTERS = 64
 MAX_METADATA_VALUE_CHARACTERS = 512
+
+# The answer of a call whose task could not be delivered.
+_UNREACHABLE = "agent_unreachable"
+_REASON = "the agent could not be reached"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,7 @@ class SubmitTask:
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_iterations: int = 0
     origin: Origin
+    key: IdempotencyKey | None = None
 
     def __post_init__(self) -> None:
         fields = Fields()
@@ -60,9 +69,10 @@ async def submit_task(
 ) -> Task:
     """Records the task, then delivers it to the agent.
 
-    Raises Failure: permission_denied, workspace_not_found, workspace_provisioning,
-    workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
-    be delivered and has ended `delivery_failed`.
+    With the key of an earlier call that had an effect, answers what that call answered. Raises
+    Failure: permission_denied, workspace_not_found, workspace_provisioning, workspace_stopped,
+    workspace_failed, workspace_busy; agent_unreachable when the task could not be delivered and has
+    ended `delivery_failed`; idempotency_conflict.
     """
     permission = caller.permission("tasks:write")
     task = Task(
@@ -73,56 +83,82 @@ async def submit_task(
         max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
         created_at=clock(),
     )
+    call = None
+    if request.key is not None:
+        call = request.key.first_call(caller.org_id, task.created_at, task.workspace_id, task.id)
 
     def submit(locked: Locked) -> Change:
         permission.check(locked.workspace, request.workspace_id)
-        return task_lifecycle.submit(locked, task, caller.actor_id).caused_by(request.origin)
+        change = task_lifecycle.submit(locked, task, caller.actor_id)
+        return replace(change.caused_by(request.origin), first_call=call)
 
-    submitted = await store.transition(request.workspace_id, submit)
+    try:
+        submitted = await store.transition(request.workspace_id, submit)
+    except (Failure, KeyTakenError) as refusal:
+        call = await earlier_call(call, refusal, store)
+        submitted = await read_again(call, permission, request.origin, store)
+        task = await _current(submitted, call.workspace_id, call.task_id, store)
     if submitted is None:
         raise errors.workspace_not_found(request.workspace_id)
-    try:
-        await agents.start_task(submitted.workspace, task)
-    except AgentUnreachableError as error:
-        return await _delivery_failed(task, store, clock, error)
-    delivered = await store.transition(
-        request.workspace_id, lambda locked: task_lifecycle.deliver(locked, task.id)
-    )
-    return await _current(delivered, task, store)
+    answer = call.answer if call is not None else ""
+    if not answer:
+        task, answer = await _deliver(submitted.workspace, task, store, agents, clock)
+        if call is not None:
+            answer = await store.record_answer(call, answer)
+    if answer == _UNREACHABLE:
+        raise _unreachable(task, call)
+    return replace(task, status=TaskStatus(answer))
 
 
-async def _delivery_failed(
-    task: Task, store: Store, clock: Clock, error: AgentUnreachableError
-) -> Task:
-    """Ends the task as `delivery_failed`.
+async def _deliver(
+    workspace: Workspace, task: Task, store: Store, agents: Agents, clock: Clock
+) -> tuple[Task, str]:
+    """Delivers the task unless it is delivered. Returns it as it is then, and the call's answer.
 
-    Returns the task instead if the agent has started it, and only its reply was lost.
+    Ends a task that cannot be delivered as `delivery_failed`, unless the agent has started it and
+    only its reply was lost.
     """
-    reason = "the agent could not be reached"
-    ended = await store.transition(
-        task.workspace_id,
-        lambda locked: task_lifecycle.fail_delivery(locked, task.id, reason, clock()),
+    if task.status is not TaskStatus.SUBMITTED:
+        return task, _answer(task)
+    try:
+        await agents.start_task(workspace, task)
+    except AgentUnreachableError:
+        failed = await store.transition(
+            workspace.id,
+            lambda locked: task_lifecycle.fail_delivery(locked, task.id, _REASON, clock()),
+        )
+        current = await _current(failed, workspace.id, task.id, store)
+        return current, _answer(current) if current.started_at is not None else _UNREACHABLE
+    delivered = await store.transition(
+        workspace.id, lambda locked: task_lifecycle.deliver(locked, task.id)
     )
-    current = await _current(ended, task, store)
-    if current.started_at is not None:
-        return current
+    current = await _current(delivered, workspace.id, task.id, store)
+    return current, _answer(current)
+
+
+def _answer(task: Task) -> str:
+    return _UNREACHABLE if task.status is TaskStatus.DELIVERY_FAILED else str(task.status)
+
+
+def _unreachable(task: Task, call: FirstCall | None) -> Failure:
+    again = "Submit it again later" + (", with a new idempotency key." if call else ".")
     message = (
         f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has "
-        "ended. Submit it again later."
+        f"ended. {again}"
     )
-    raise errors.agent_unreachable(
-        task.workspace_id, task.id, message, intent_recorded=False
-    ) from error
+    return errors.agent_unreachable(task.workspace_id, task.id, message, intent_recorded=False)
 
 
-async def _current(change: Change | None, task: Task, store: Store) -> Task:
+async def _current(change: Change | None, workspace_id: str, task_id: str, store: Store) -> Task:
     """The task after the change.
 
     A task that had ended before is not part of the change, so it is read again.
     """
-    if change is not None and change.task is not None and change.task.id == task.id:
+    if change is not None and change.task is not None and change.task.id == task_id:
         return change.task
-    return await store.get_task(task.workspace_id, task.id) or task
+    found = await store.get_task(workspace_id, task_id)
+    assert found is not None, "tasks are never removed"
+    return found
 
 
 async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from evershell.server.core import errors, workspace_lifecycle
 from evershell.server.core.caller import Caller, Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.event import Origin
+from evershell.server.core.idempotency import earlier_call, read_again
+from evershell.server.core.idempotency_key import IdempotencyKey, KeyTakenError
 from evershell.server.core.ids import new_workspace_id
 from evershell.server.core.ports import Agents, Clock, Store
 from evershell.server.core.task import CancelIntent
@@ -20,30 +23,49 @@ STOP_REASON = "workspace stopped"
 
 
 async def create_workspace(
-    caller: Caller, name: str, origin: Origin, store: Store, clock: Clock
+    caller: Caller,
+    name: str,
+    origin: Origin,
+    store: Store,
+    clock: Clock,
+    key: IdempotencyKey | None = None,
 ) -> Workspace:
     """Records a workspace, whose agent the fleet controller starts.
 
-    Raises Failure permission_denied.
+    With the key of an earlier call, answers what that call answered: the workspace as it was
+    created. Raises Failure: permission_denied, idempotency_conflict.
     """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
     fields.check()
     # The caller becomes the creator, so `:own` is enough.
-    caller.permission("workspace:write")
-    now = clock()
-    workspace = Workspace(
-        id=new_workspace_id(),
-        org_id=caller.org_id,
+    permission = caller.permission("workspace:write")
+    workspace = _new(new_workspace_id(), caller.org_id, name, caller.user_id, clock())
+    audit = origin.audit and replace(origin.audit, workspace_id=workspace.id)
+    call = None
+    if key is not None:
+        call = key.first_call(caller.org_id, workspace.created_at, workspace.id)
+    try:
+        await store.create_workspace(workspace, audit, call)
+    except KeyTakenError as refusal:
+        first = await earlier_call(call, refusal, store)
+        found = (await read_again(first, permission, origin, store)).workspace
+        return _new(found.id, found.org_id, found.name, found.created_by_user_id, found.created_at)
+    return workspace
+
+
+def _new(
+    workspace_id: str, org_id: str, name: str, user_id: str | None, created_at: datetime
+) -> Workspace:
+    return Workspace(
+        id=workspace_id,
+        org_id=org_id,
         name=name,
         status=WorkspaceStatus.PROVISIONING,
-        created_by_user_id=caller.user_id,
-        created_at=now,
-        updated_at=now,
+        created_by_user_id=user_id,
+        created_at=created_at,
+        updated_at=created_at,
     )
-    audit = origin.audit and replace(origin.audit, workspace_id=workspace.id)
-    await store.create_workspace(workspace, audit)
-    return workspace
 
 
 async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Workspace:

@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cache
 
 from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.event import Event
+from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.ports import Clock, Leased, RecordedCancellation
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace
-from evershell.server.store import queries
+from evershell.server.store import idempotency_keys, queries
 from evershell.server.store.announce import Announce, announce_to_nobody
 from evershell.server.store.audit import INSERT, audit_entry_of, audit_query, audit_values
 from evershell.server.store.cancellations import Cancellations
@@ -150,7 +152,12 @@ class PostgresStore(FleetReads):
     ) -> Leased | None:
         return await self._leases.renew(workspace_id, epoch, lease_seconds)
 
-    async def create_workspace(self, workspace: Workspace, audit: AuditEntry | None = None) -> None:
+    async def create_workspace(
+        self,
+        workspace: Workspace,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
         async with (
             connected(self._pool) as connection,
             connection.pipeline(),
@@ -161,7 +168,15 @@ class PostgresStore(FleetReads):
             )
             if audit is not None:
                 await connection.execute(INSERT, audit_values(audit), prepare=True)
+            if first_call is not None:
+                await idempotency_keys.store_key(connection, first_call)
         self._announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
+
+    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
+        return await idempotency_keys.find_first_call(self._pool, org_id, key, after)
+
+    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
+        return await idempotency_keys.record_answer(self._pool, first_call, answer)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         row = await self._one(queries.GET_WORKSPACE, (workspace_id,))
@@ -239,6 +254,8 @@ async def _write(connection: Connection, locked: Locked, change: Change) -> Chan
         )
     if change.audit is not None:
         await connection.execute(INSERT, audit_values(change.audit), prepare=True)
+    if change.first_call is not None:
+        await idempotency_keys.store_key(connection, change.first_call)
     return change
 
 

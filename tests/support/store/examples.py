@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from evershell.server.core import task_lifecycle
 from evershell.server.core.caller import Caller, CredentialKind, Permission
 from evershell.server.core.change import unchanged
+from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.ids import new_task_id, new_workspace_id
 from evershell.server.core.ports import Store
 from evershell.server.core.task import CancelIntent, Task, TaskStatus
@@ -58,6 +60,12 @@ def workspace(
         created_at=NOW,
         updated_at=NOW,
     )
+
+
+def first_call(key: str = "key", called_at: datetime = NOW, **fields: Any) -> FirstCall:
+    """A call with an idempotency key."""
+    facts = {"org_id": ORG, "fingerprint": b"\0\xff", "workspace_id": "ws_1", **fields}
+    return FirstCall(key=key, called_at=called_at, **facts)
 
 
 def task(workspace_id: str) -> Task:

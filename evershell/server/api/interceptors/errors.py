@@ -78,6 +78,8 @@ async def _abort(call: Call, failure: Failure) -> None:
             (STATUS_HEADER, status.HTTP_STATUSES[failure.slug]),
             (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id)),
         ]
+        if status.RULES[failure.slug].no_retry:
+            trailers.append(("x-should-retry", "false"))
     if failure.slug == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))
     if "retry_after_seconds" in failure.details:

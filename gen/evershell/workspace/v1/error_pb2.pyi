@@ -88,7 +88,7 @@ class Error(_message.Message):
         exception that the service does not handle.
         """
         not_found: Error._ErrorCode.ValueType  # 16
-        """Only the edge answers with the slugs below; the service never does.
+        """Only the edge answers with the slugs from here to headers_too_large; the service never does.
 
         The path does not exist. Example: POST /v1/workspace/ws_1/task/cancel.
         """
@@ -108,6 +108,10 @@ class Error(_message.Message):
         """The edge does not upgrade connections. Example: Upgrade: websocket."""
         headers_too_large: Error._ErrorCode.ValueType  # 23
         """The headers are too large or too many. Example: a cookie of 100 KiB."""
+        idempotency_conflict: Error._ErrorCode.ValueType  # 24
+        """The idempotency key belongs to another request of the organization, within the last 24 hours.
+        Example: a second SubmitTask with the key of the first and another description.
+        """
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
         """The closed set of error slugs. Only this enum binds a slug to its gRPC code and its HTTP
@@ -167,7 +171,7 @@ class Error(_message.Message):
     exception that the service does not handle.
     """
     not_found: Error.ErrorCode.ValueType  # 16
-    """Only the edge answers with the slugs below; the service never does.
+    """Only the edge answers with the slugs from here to headers_too_large; the service never does.
 
     The path does not exist. Example: POST /v1/workspace/ws_1/task/cancel.
     """
@@ -187,6 +191,10 @@ class Error(_message.Message):
     """The edge does not upgrade connections. Example: Upgrade: websocket."""
     headers_too_large: Error.ErrorCode.ValueType  # 23
     """The headers are too large or too many. Example: a cookie of 100 KiB."""
+    idempotency_conflict: Error.ErrorCode.ValueType  # 24
+    """The idempotency key belongs to another request of the organization, within the last 24 hours.
+    Example: a second SubmitTask with the key of the first and another description.
+    """
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -230,6 +238,7 @@ class ErrorRule(_message.Message):
     EDGE_ONLY_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    NO_RETRY_FIELD_NUMBER: _builtins.int
     grpc: _code_pb2.Code.ValueType
     http: _builtins.int
     """HTTP status."""
@@ -241,6 +250,11 @@ class ErrorRule(_message.Message):
     """
     details: _builtins.str
     """The `details` of the example in the documents, as JSON; empty if it has none."""
+    no_retry: _builtins.bool
+    """Whether the call would fail again, or could have another effect, if it were repeated at once.
+    REST answers then carry `x-should-retry: false`: the SDKs of common generators repeat every 409
+    and 5xx by themselves unless an answer has this header.
+    """
     def __init__(
         self,
         *,
@@ -249,10 +263,11 @@ class ErrorRule(_message.Message):
         edge_only: _builtins.bool = ...,
         fallback: _builtins.bool = ...,
         details: _builtins.str = ...,
+        no_retry: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,4 +18,5 @@ Slug: TypeAlias = Literal[
     "unavailable",
     "deadline_exceeded",
     "internal",
+    "idempotency_conflict",
 ]

@@ -129,9 +129,11 @@ class WorkspaceServiceServicer:
 
         Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
         or GetTask.
-        Idempotency: none. Every successful call creates a task.
+        Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+        the organization). A call with the key of an earlier call that had an effect answers what that
+        call answered, and has no effect. Without the header, every successful call creates a task.
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-        has ended `delivery_failed`.
+        has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
         Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -177,8 +179,9 @@ class WorkspaceServiceServicer:
         """Creates a workspace and starts its agent.
 
         Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
-        Idempotency: none. Every successful call creates a workspace.
-        Errors: only those of every call.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
+        workspace as it was created. Without the header, every successful call creates a workspace.
+        Errors: idempotency_conflict if the key belongs to another request.
         Needs workspace:write or workspace:write:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

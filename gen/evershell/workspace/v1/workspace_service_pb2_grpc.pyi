@@ -61,9 +61,11 @@ class WorkspaceServiceStub:
 
     Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
     or GetTask.
-    Idempotency: none. Every successful call creates a task.
+    Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+    the organization). A call with the key of an earlier call that had an effect answers what that
+    call answered, and has no effect. Without the header, every successful call creates a task.
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-    has ended `delivery_failed`.
+    has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
     Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]
@@ -93,8 +95,9 @@ class WorkspaceServiceStub:
     """Creates a workspace and starts its agent.
 
     Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
-    Idempotency: none. Every successful call creates a workspace.
-    Errors: only those of every call.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
+    workspace as it was created. Without the header, every successful call creates a workspace.
+    Errors: idempotency_conflict if the key belongs to another request.
     Needs workspace:write or workspace:write:own.
     """
     GetWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_pb2.Workspace]
@@ -171,9 +174,11 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
     or GetTask.
-    Idempotency: none. Every successful call creates a task.
+    Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+    the organization). A call with the key of an earlier call that had an effect answers what that
+    call answered, and has no effect. Without the header, every successful call creates a task.
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-    has ended `delivery_failed`.
+    has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
     Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
@@ -203,8 +208,9 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Creates a workspace and starts its agent.
 
     Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
-    Idempotency: none. Every successful call creates a workspace.
-    Errors: only those of every call.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
+    workspace as it was created. Without the header, every successful call creates a workspace.
+    Errors: idempotency_conflict if the key belongs to another request.
     Needs workspace:write or workspace:write:own.
     """
     GetWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -290,9 +296,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
         or GetTask.
-        Idempotency: none. Every successful call creates a task.
+        Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
+        the organization). A call with the key of an earlier call that had an effect answers what that
+        call answered, and has no effect. Without the header, every successful call creates a task.
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-        has ended `delivery_failed`.
+        has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
         Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
         """
 
@@ -346,8 +354,9 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a workspace and starts its agent.
 
         Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
-        Idempotency: none. Every successful call creates a workspace.
-        Errors: only those of every call.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
+        workspace as it was created. Without the header, every successful call creates a workspace.
+        Errors: idempotency_conflict if the key belongs to another request.
         Needs workspace:write or workspace:write:own.
         """
 

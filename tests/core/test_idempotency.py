@@ -1,0 +1,263 @@
+"""Calls with an idempotency key."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from evershell.server.core import tasks, workspaces
+from evershell.server.core.audit_entry import AuditFilter
+from evershell.server.core.caller import Caller
+from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.core.event import Origin
+from evershell.server.core.idempotency_key import KEPT, FirstCall, IdempotencyKey
+from evershell.server.core.task import Task, TaskStatus
+from evershell.server.core.task_lifecycle import TaskStarted
+from evershell.server.core.tasks import SubmitTask
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from tests.support.store.audit import audit_entry
+from tests.support.store.examples import permission
+from tests.support.world import ORG, World, caller
+
+KEY = IdempotencyKey("key", b"request")
+OTHER_REQUEST = IdempotencyKey("key", b"another request")
+
+
+async def submit(
+    world: World,
+    workspace_id: str,
+    key: IdempotencyKey | None = KEY,
+    by: Caller | None = None,
+    **fields: Any,
+) -> Task:
+    origin = Origin(audit=audit_entry(rpc="SubmitTask", workspace_id=workspace_id))
+    request = SubmitTask(
+        workspace_id=workspace_id, description="ls", key=key, **{"origin": origin, **fields}
+    )
+    return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
+
+
+async def create(
+    world: World, key: IdempotencyKey | None = KEY, by: Caller | None = None
+) -> Workspace:
+    origin = Origin(audit=audit_entry(rpc="CreateWorkspace"))
+    return await workspaces.create_workspace(
+        by or caller(), "n", origin, world.store, world.clock, key
+    )
+
+
+async def failure(call: Awaitable[object]) -> Failure:
+    with pytest.raises(Failure) as raised:
+        await call
+    return raised.value
+
+
+async def recorded(world: World) -> list[tuple[str, str, str, str]]:
+    found = await world.store.list_audit_entries(permission(), AuditFilter(), None, 100)
+    return [(entry.rpc, entry.outcome, entry.workspace_id, entry.task_id) for entry in found]
+
+
+async def count(world: World, workspace_id: str) -> int:
+    return len(await world.store.list_tasks(workspace_id, None, 100))
+
+
+async def test_a_repeated_submission_gets_the_first_answer(world: World) -> None:
+    """While the task runs, when it has ended, and in whatever state the workspace is."""
+    idle = await world.add()
+    first = await submit(world, idle.id)
+    assert await submit(world, idle.id) == first
+    await world.commit(idle.id, first.id, TaskStarted())
+    assert (await submit(world, idle.id)).status is first.status is TaskStatus.DELIVERED
+    await world.end(idle.id, first.id)
+    assert (await submit(world, idle.id)).id == first.id
+    for status in WorkspaceStatus:
+        await world.set_status(idle.id, status)
+        assert (await submit(world, idle.id)).status is TaskStatus.DELIVERED
+    assert await count(world, idle.id) == 1
+    assert world.agents.started == [first.id]
+    assert set(await recorded(world)) == {("SubmitTask", "ok", idle.id, first.id)}
+
+
+async def test_a_repeated_creation_gets_the_first_answer(world: World) -> None:
+    first = await create(world)
+    world.clock.advance(60)
+    await world.set_status(first.id, WorkspaceStatus.FAILED)
+    assert await create(world) == first
+    assert len(await world.store.list_workspaces(permission(), None, 10)) == 1
+    assert set(await recorded(world)) == {("CreateWorkspace", "ok", first.id, "")}
+
+
+async def test_without_a_key_every_call_has_its_effect(world: World) -> None:
+    assert await create(world, None) != await create(world, None)
+    idle = await world.add()
+    await submit(world, idle.id, None)
+    assert (await failure(submit(world, idle.id, None))).slug == "workspace_busy"
+
+
+@pytest.mark.parametrize("repeat", [submit, lambda world, _id, key: create(world, key)])
+async def test_a_key_of_another_request_is_a_conflict(
+    world: World, repeat: Callable[[World, str, IdempotencyKey], Awaitable[Any]]
+) -> None:
+    """Also if the workspace is busy or failed, and for a key of the other method."""
+    idle = await world.add()
+    await submit(world, idle.id)
+    conflict = await failure(repeat(world, idle.id, OTHER_REQUEST))
+    assert (conflict.slug, conflict.details) == (
+        "idempotency_conflict",
+        {"idempotency_key": "key"},
+    )
+    assert "2026-01-02T03:04:05+00:00" in conflict.message
+    await world.set_status(idle.id, WorkspaceStatus.FAILED)
+    assert (await failure(repeat(world, idle.id, OTHER_REQUEST))).slug == "idempotency_conflict"
+
+
+async def test_a_call_without_effect_leaves_its_key_free(world: World) -> None:
+    failed = await world.add(WorkspaceStatus.FAILED)
+    assert (await failure(submit(world, failed.id))).slug == "workspace_failed"
+    idle = await world.add()
+    assert (await submit(world, idle.id, OTHER_REQUEST)).status is TaskStatus.DELIVERED
+
+
+async def test_a_key_expires(world: World) -> None:
+    idle = await world.add()
+    first = await submit(world, idle.id)
+    world.clock.advance(KEPT.total_seconds() - 1)
+    assert (await submit(world, idle.id)).id == first.id
+    world.clock.advance(1)
+    assert (await failure(submit(world, idle.id))).slug == "workspace_busy"
+    await world.commit(idle.id, first.id, TaskStarted())
+    await world.end(idle.id, first.id)
+    assert (await submit(world, idle.id)).id != first.id
+
+
+async def test_each_organization_has_its_own_keys(world: World) -> None:
+    first = await create(world)
+    assert (await create(world, OTHER_REQUEST, caller(org_id="org_b"))).id != first.id
+
+
+async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
+    """A key says nothing to whom the workspace is closed."""
+    idle = await world.add()
+    first, made = await submit(world, idle.id), await create(world, IdempotencyKey("k", b""))
+    own = caller("tasks:write:own", "workspace:write:own", actor_id="user_2")
+    for key in (KEY, OTHER_REQUEST):
+        assert (await failure(submit(world, idle.id, key, own))).slug == "permission_denied"
+        reader = caller("workspace:read")
+        assert (await failure(submit(world, idle.id, key, reader))).slug == "permission_denied"
+        elsewhere = caller(org_id="org_b")
+        assert (await failure(submit(world, idle.id, key, elsewhere))).slug == "workspace_not_found"
+    refused = await failure(create(world, IdempotencyKey("k", b""), own))
+    assert refused.slug == "permission_denied"
+    everyone = caller(actor_id="user_2")
+    assert (await submit(world, idle.id, by=everyone)).id == first.id
+    assert await create(world, IdempotencyKey("k", b""), everyone) == made
+
+
+async def test_a_failed_delivery_is_answered_again(world: World) -> None:
+    idle = await world.add()
+    world.agents.reachable = False
+    first = await failure(submit(world, idle.id))
+    assert first.message.endswith("Submit it again later, with a new idempotency key.")
+    world.agents.reachable = True
+    again = await failure(submit(world, idle.id))
+    assert (again.slug, again.message, again.details) == (
+        "agent_unreachable",
+        first.message,
+        first.details,
+    )
+    assert await count(world, idle.id) == 1
+    assert len(world.agents.started) == 1
+
+
+class Crash(Exception):
+    """The worker dies."""
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+@pytest.mark.parametrize("point", ["start_task", "get_answer"])
+async def test_a_repeat_completes_a_call_that_died(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, point: str, reachable: bool
+) -> None:
+    """Before the delivery, and between the delivery and the answer."""
+    idle = await world.add()
+    world.agents.reachable = reachable
+
+    async def die(*_: object) -> Any:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        target: Any = world.agents if point == "start_task" else world.store
+        patch.setattr(target, {"get_answer": "record_answer"}.get(point, point), die)
+        with pytest.raises(Crash):
+            await submit(world, idle.id)
+    (task,) = await world.store.list_tasks(idle.id, None, 10)
+    assert len(world.agents.started) == (point != "start_task")
+    for _ in range(2):
+        if reachable:
+            assert (await submit(world, idle.id)).id == task.id
+        else:
+            assert (await failure(submit(world, idle.id))).details["task_id"] == task.id
+    assert await count(world, idle.id) == 1
+    assert world.agents.started == [task.id]
+    expected = TaskStatus.DELIVERED if reachable else TaskStatus.DELIVERY_FAILED
+    assert (await world.task(idle.id, task.id)).status is expected
+
+
+async def test_a_repeat_during_the_first_call_gets_the_same_answer(world: World) -> None:
+    """The answer that is stored first is the answer of both."""
+    idle = await world.add()
+    first_waits, repeated = asyncio.Event(), asyncio.Event()
+
+    async def wait_for_the_repeat(at: Workspace, task: Task) -> None:
+        world.agents.meanwhile = start
+        first_waits.set()
+        await repeated.wait()
+
+    async def start(at: Workspace, task: Task) -> None:
+        await world.commit(at.id, task.id, TaskStarted())
+
+    world.agents.meanwhile = wait_for_the_repeat
+    first = asyncio.create_task(submit(world, idle.id))
+    await first_waits.wait()
+    repeat = await submit(world, idle.id)
+    assert repeat.status is TaskStatus.RUNNING
+    await world.end(idle.id, repeat.id)
+    repeated.set()
+    answered = await first
+    assert (answered.id, answered.status) == (repeat.id, TaskStatus.RUNNING)
+
+
+async def test_a_key_that_expires_meanwhile_is_unavailable(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(world)
+
+    async def find(*_: object) -> FirstCall | None:
+        return None
+
+    monkeypatch.setattr(world.store, "find_first_call", find)
+    refused = await failure(create(world))
+    assert (refused.slug, refused.details) == ("unavailable", {"retry_after_seconds": 1})
+
+
+async def test_a_repeat_needs_the_database(world: World) -> None:
+    idle = await world.add()
+    await submit(world, idle.id)
+    world.store.unavailable = True
+    with pytest.raises(UnavailableError):
+        await submit(world, idle.id)
+
+
+def test_the_key_describes_its_call(world: World) -> None:
+    call = KEY.first_call(ORG, world.clock(), "ws_1", "task_1")
+    assert call == FirstCall(
+        org_id=ORG,
+        key="key",
+        fingerprint=b"request",
+        called_at=world.clock(),
+        workspace_id="ws_1",
+        task_id="task_1",
+    )
+    assert replace(call, answer="x").expires_before == world.clock() - KEPT

@@ -1,0 +1,49 @@
+"""Kills the worker at each step of a call with an idempotency key.
+
+A repeat gets an answer, and there is one task. `server/crash_points.py` defines the crash points.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import faults
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+WORKERS = 3
+
+
+@pytest.mark.parametrize(
+    "point", ["before_delivery", "after_delivery", "before_answer", "after_answer"]
+)
+def test_no_crash_blocks_a_key(fragile_stack: Stack, crash_points: Path, point: str) -> None:
+    workspace = Workspace(fragile_stack)
+    gate = Gate(workspace)
+    (crash_points / point).touch()
+
+    def submit() -> tuple[int, str]:
+        response = workspace.rest.call(
+            "POST",
+            f"{workspace.path}/tasks",
+            json={"description": gate.command},
+            headers={"idempotency-key": f"{point} {workspace.id}"},
+        )
+        body = response.json()
+        return response.status_code, body.get("task_id") or body["error"]["code"]
+
+    assert submit() == (503, "unavailable")
+    assert not (crash_points / point).exists()
+    (task_id,) = {entry["task_id"] for entry in workspace.log() if entry["task_id"]}
+    # Until Envoy knows of the death, the dead worker's share of the calls is answered with 503.
+    answers = eventually(lambda: [answer for answer in [submit()] if answer[0] != 503])
+    assert answers == [(202, task_id)]
+    gate.open()
+    assert faults.await_terminal(workspace, task_id)["status"] == "completed"
+    # The worker has been started again.
+    eventually(lambda: len(fragile_stack.pids("serve")) == WORKERS)
+    answers = eventually(lambda: [answer for answer in [submit()] if answer[0] != 503])
+    assert answers == [(202, task_id)]
+    submitted = [entry for entry in workspace.log() if entry["type"] == "task_submitted"]
+    assert len(submitted) == 1
+    eventually(lambda: workspace.rest.call("POST", f"{workspace.path}/stop").is_success)
