@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
 from evershell.server.auth import key_use
@@ -17,13 +18,13 @@ class Stored:
 
     def __init__(self) -> None:
         self.calls: list[Mapping[str, datetime]] = []
-        self.unavailable = False
+        self.error: Exception | None = None
         self.called = asyncio.Event()
 
     async def __call__(self, used_at: Mapping[str, datetime]) -> None:
         self.called.set()
-        if self.unavailable:
-            raise UnavailableError("the database is unavailable")
+        if self.error is not None:
+            raise self.error
         self.calls.append(used_at)
 
 
@@ -47,10 +48,10 @@ async def test_a_failed_call_is_repeated_with_the_newer_times() -> None:
     use = KeyUse(stored)
     use.record("key_1", 1.0)
     use.record("key_2", 1.0)
-    stored.unavailable = True
+    stored.error = UnavailableError("the database is unavailable")
     await use.store()
     use.record("key_1", 5.0)
-    stored.unavailable = False
+    stored.error = None
     await use.store()
     assert stored.calls == [{"key_1": at(5), "key_2": at(1)}]
 
@@ -66,6 +67,26 @@ async def test_the_times_are_stored_at_each_interval(monkeypatch: pytest.MonkeyP
             await stored.called.wait()
         stored.called.clear()
         assert stored.calls[-1] == {"key_1": at(now)}
+    running.cancel()
+
+
+async def test_a_statement_that_the_database_refuses_is_repeated_at_the_next_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For example if the role of the service may not update keys yet."""
+    monkeypatch.setattr(key_use, "STORE_INTERVAL_SECONDS", 0.01)
+    stored = Stored()
+    stored.error = psycopg.errors.InsufficientPrivilege("permission denied for table api_keys")
+    use = KeyUse(stored)
+    running = asyncio.create_task(use.run())
+    use.record("key_1", 1.0)
+    async with asyncio.timeout(5):
+        await stored.called.wait()
+        stored.error = None
+        while not stored.calls:
+            stored.called.clear()
+            await stored.called.wait()
+    assert stored.calls == [{"key_1": at(1)}]
     running.cancel()
 
 

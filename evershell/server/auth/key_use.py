@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 
 import structlog
 
-from evershell.server.core.errors import UnavailableError
-
 STORE_INTERVAL_SECONDS = 60.0
 # Bounds the memory while the database is away. Uses of further keys are not recorded.
 _MAX_KEYS = 100_000
@@ -25,8 +23,9 @@ class KeyUse:
     """Records the time of the last use of each key."""
 
     def __init__(self, store_uses: StoreUses) -> None:
-        """`store_uses` takes key ids with the time of their last use. It may raise
-        UnavailableError; the times are then stored a minute later.
+        """`store_uses` takes key ids with the time of their last use.
+
+        If it raises, the times are stored a minute later.
         """
         self._store_uses = store_uses
         # In seconds since 1970.
@@ -55,7 +54,7 @@ class KeyUse:
             await self._store_uses(
                 {key_id: datetime.fromtimestamp(at, UTC) for key_id, at in used.items()}
             )
-        except UnavailableError as error:
+        except Exception as error:  # noqa: BLE001 - e.g. a role that may not update keys
             _log.warning("key_use_not_stored", error=str(error), keys=len(used))
             # What was recorded meanwhile is newer.
             self._used = used | self._used
