@@ -1,11 +1,16 @@
 """The rules for the fields of a request."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from evershell.server.core.errors import Failure
 from evershell.server.core.event import Origin
 from evershell.server.core.tasks import SubmitTask
 from evershell.server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
+from evershell.server.core.workspace import Workspace
 from tests.support.world import workspace
 
 
@@ -84,23 +89,68 @@ def test_the_first_problem_of_a_field_stays() -> None:
     assert raised.value.details["fields"] == {"a": "first"}
 
 
-@pytest.mark.parametrize(("size", "token"), [(-1, ""), (201, ""), (1, "no token")])
-def test_a_page_has_bounds(size: int, token: str) -> None:
+@pytest.mark.parametrize("size", [-1, 201])
+def test_a_page_has_bounds(size: int) -> None:
     with pytest.raises(Failure) as raised:
-        Page.of(size, token)
+        Page.of(size, "")
     assert raised.value.slug == "validation_error"
 
 
 def test_a_page_has_50_entries_by_default() -> None:
     assert Page.of(0, "") == Page(50, None)
-    assert Page.of(200, "ws_1") == Page(200, "ws_1")
+
+
+def token_of(id_: str, listed: bytes) -> str:
+    """The token of the page after this item."""
+    return Page(1, None, listed).cut([replace(workspace(), id=id_), workspace()])[1]
+
+
+def test_a_page_goes_on_after_the_item_of_its_token() -> None:
+    for id_ in ("ws_01ARZ3NDEKTSV4RRFFQ69G5FAV", "a", "x" * 128):
+        token = token_of(id_, b"list")
+        assert Page.of(200, token, b"list") == Page(200, id_, b"list")
+        # A token can be a part of a URL as it is.
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", token)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "?",
+        "no token",
+        "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "é",
+        "\0",
+        "a",
+        "A" * 8,
+        "A" * 12,
+        "x" * 9999,
+    ],
+)
+def test_a_malformed_page_token_is_refused(token: str) -> None:
+    with pytest.raises(Failure) as raised:
+        Page.of(1, token, b"list")
+    assert set(raised.value.details["fields"]) == {"page_token"}
+
+
+def test_a_changed_page_token_and_that_of_another_list_are_refused() -> None:
+    token = token_of("ws_1", b"list")
+    changed = [token[:at] + ("B" if token[at] == "A" else "A") + token[at + 1 :] for at in range(9)]
+    for bad in (*changed, token + "=", token + "A", token[:-1], token_of("ws_1", b"another")):
+        with pytest.raises(Failure):
+            Page.of(1, bad, b"list")
 
 
 def test_every_page_but_the_last_has_a_token() -> None:
     found = [workspace() for _ in range(3)]
-    assert Page(2, None).cut(found) == (found[:2], found[1].id)
+
+    def cut(size: int, weight: int = 0) -> tuple[Sequence[Workspace], str | None]:
+        page, token = Page(size, None).cut(found, lambda _: weight)
+        return page, Page.of(size, token).before_id
+
+    assert cut(2) == (found[:2], found[1].id)
     # A page that would be too large for a message ends early, but has one item at least.
-    assert Page(3, None).cut(found, lambda _: MAX_PAGE_CHARACTERS // 2) == (found[:2], found[1].id)
-    assert Page(3, None).cut(found, lambda _: MAX_PAGE_CHARACTERS * 2) == (found[:1], found[0].id)
-    assert Page(3, None).cut(found) == (found, "")
+    assert cut(3, MAX_PAGE_CHARACTERS // 2) == (found[:2], found[1].id)
+    assert cut(3, MAX_PAGE_CHARACTERS * 2) == (found[:1], found[0].id)
+    assert cut(3) == (found, None)
     assert Page(3, None).cut([]) == ([], "")

@@ -26,6 +26,7 @@ from evershell.server.core.task_lifecycle import (
     TaskStarted,
 )
 from evershell.server.core.tasks import SubmitTask
+from evershell.server.core.validation import Page
 from evershell.server.core.watch_events import Heartbeat
 from evershell.server.core.workspace import Workspace
 from evershell.server.pod.messages import encode_assignment, timestamp
@@ -62,6 +63,25 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
 
 def _seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
+
+
+def decode_page(
+    request: workspace_service_pb2.ListTasksRequest
+    | workspace_service_pb2.ListWorkspacesRequest
+    | workspace_service_pb2.ListAuditEntriesRequest,
+    org_id: str,
+) -> Page:
+    """The page of the organization's list that the other fields select.
+
+    Raises Failure validation_error.
+    """
+    selection = type(request)()
+    selection.MergeFrom(request)  # type: ignore[arg-type]
+    selection.ClearField("page_size")
+    selection.ClearField("page_token")
+    listed = f"{request.DESCRIPTOR.name} {org_id} ".encode()
+    listed += selection.SerializeToString(deterministic=True)
+    return Page.of(request.page_size, request.page_token, listed)
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:

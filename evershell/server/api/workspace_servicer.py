@@ -19,7 +19,6 @@ from evershell.server.core import tasks, watch_events, workspaces
 from evershell.server.core.audit import list_audit_entries
 from evershell.server.core.cancel_task import cancel_task
 from evershell.server.core.ports import Agents, Clock, Store, Wakeups
-from evershell.server.core.validation import Page
 from evershell.server.core.watch_events import Heartbeat
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -67,7 +66,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def ListTasks(
         self, request: workspace_service_pb2.ListTasksRequest, context: Context
     ) -> workspace_service_pb2.ListTasksResponse:
-        page = Page.of(request.page_size, request.page_token)
+        page = codec.decode_page(request, caller().org_id)
         found, next_token = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
         return workspace_service_pb2.ListTasksResponse(
             tasks=await codec.encode_page(found, codec.encode_task), next_page_token=next_token
@@ -112,7 +111,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def ListWorkspaces(
         self, request: workspace_service_pb2.ListWorkspacesRequest, context: Context
     ) -> workspace_service_pb2.ListWorkspacesResponse:
-        page = Page.of(request.page_size, request.page_token)
+        page = codec.decode_page(request, caller().org_id)
         found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
         return workspace_service_pb2.ListWorkspacesResponse(
             workspaces=await codec.encode_page(found, codec.encode_workspace),
@@ -144,7 +143,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def ListAuditEntries(
         self, request: workspace_service_pb2.ListAuditEntriesRequest, context: Context
     ) -> workspace_service_pb2.ListAuditEntriesResponse:
-        page = Page.of(request.page_size, request.page_token)
+        page = codec.decode_page(request, caller().org_id)
         found, next_token = await list_audit_entries(
             caller(), codec.decode_audit_filter(request), page, self.store
         )

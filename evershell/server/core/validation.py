@@ -1,6 +1,8 @@
 """The rules for the fields of requests. A request object checks them when it is constructed."""
 
+import hashlib
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -14,6 +16,7 @@ MAX_PAGE_SIZE = 200
 DEFAULT_PAGE_SIZE = 50
 # The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
 MAX_PAGE_CHARACTERS = 900_000
+_CHECKSUM_BYTES = 6
 
 
 def is_identifier(value: str) -> bool:
@@ -71,22 +74,32 @@ Listed = TypeVar("Listed", bound=HasId)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a list, newest first. The page token is the id of the last item before the page."""
+    """A page of a list, newest first.
+
+    The page token has the id of the last item before the page, and a checksum of that id and the
+    list. So a malformed token, and a token of another list, are refused (AIP-158).
+    """
 
     size: int
     # None for the first page.
     before_id: str | None
+    # Identifies the list: whose it is, and what selects its items.
+    listed: bytes = b""
 
     @classmethod
-    def of(cls, page_size: int, page_token: str) -> "Page":
+    def of(cls, page_size: int, page_token: str, listed: bytes = b"") -> "Page":
         """Decodes the fields of a request. Raises Failure validation_error."""
         fields = Fields()
         if page_size:
             fields.between("page_size", page_size, 1, MAX_PAGE_SIZE)
-        if page_token:
-            fields.identifier("page_token", page_token)
+        before_id = _id_in(page_token) if page_token else None
+        if before_id is not None and _page_token(before_id, listed) != page_token:
+            fields.reject(
+                "page_token",
+                "must be the next_page_token of the same list, with the same other fields",
+            )
         fields.check()
-        return cls(page_size or DEFAULT_PAGE_SIZE, page_token or None)
+        return cls(page_size or DEFAULT_PAGE_SIZE, before_id, listed)
 
     def cut(
         self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
@@ -103,4 +116,18 @@ class Page:
             if page and characters > MAX_PAGE_CHARACTERS:
                 break
             page.append(item)
-        return page, page[-1].id if len(found) > len(page) else ""
+        return page, _page_token(page[-1].id, self.listed) if len(found) > len(page) else ""
+
+
+def _page_token(before_id: str, listed: bytes) -> str:
+    checksum = hashlib.sha256(listed + before_id.encode()).digest()[:_CHECKSUM_BYTES]
+    return urlsafe_b64encode(checksum + before_id.encode()).decode().rstrip("=")
+
+
+def _id_in(page_token: str) -> str:
+    """The id that the token names; empty if it has another form."""
+    try:
+        padded = page_token.encode("ascii") + b"=" * (-len(page_token) % 4)
+        return urlsafe_b64decode(padded)[_CHECKSUM_BYTES:].decode("ascii")
+    except ValueError:
+        return ""

@@ -325,7 +325,9 @@ class ListTasksRequest(_message.Message):
     page_size: _builtins.int
     """1 to 200. Default: 50."""
     page_token: _builtins.str
-    """The `next_page_token` of the previous page; empty for the first page."""
+    """The `next_page_token` of the previous page; empty for the first page.
+    It continues the same list only: the other fields must not change, except `page_size`.
+    """
     def __init__(
         self,
         *,
@@ -490,7 +492,9 @@ class ListAuditEntriesRequest(_message.Message):
     page_size: _builtins.int
     """1 to 200. Default: 50."""
     page_token: _builtins.str
-    """The `next_page_token` of the previous page; empty for the first page."""
+    """The `next_page_token` of the previous page; empty for the first page.
+    It continues the same list only: the other fields must not change, except `page_size`.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only calls from this time on, to the millisecond."""
@@ -572,7 +576,9 @@ class ListWorkspacesRequest(_message.Message):
     page_size: _builtins.int
     """1 to 200. Default: 50."""
     page_token: _builtins.str
-    """The `next_page_token` of the previous page; empty for the first page."""
+    """The `next_page_token` of the previous page; empty for the first page.
+    It continues the same list only: the other fields must not change, except `page_size`.
+    """
     def __init__(
         self,
         *,
