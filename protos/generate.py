@@ -8,7 +8,6 @@ import argparse
 import importlib.resources
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,9 +51,26 @@ def protoc(*arguments: str) -> None:
     subprocess.run(command, check=True, cwd=PROTOS, env=os.environ | {"PATH": path})
 
 
+def write(out: Path) -> None:
+    """Replaces the files of `out` by newly generated ones.
+
+    If a proto is not valid, nothing is changed. Raises what generate raises.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `out`, because a rename works only within a file system.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        fresh, old = Path(temporary, "fresh"), Path(temporary, "old")
+        generate(fresh)
+        out.mkdir(exist_ok=True)
+        old.mkdir()
+        for made in sorted(fresh.iterdir()):
+            if (current := out / made.name).exists():
+                current.rename(old / made.name)
+            made.rename(current)
+
+
 def generate(out: Path) -> None:
-    """Generates all files into `out`."""
-    shutil.rmtree(out / "evershell", ignore_errors=True)
+    """Generates all files into `out`, which has none yet."""
     (out / DESCRIPTOR_SET).parent.mkdir(parents=True)
     protoc(
         f"--python_out={out}",
@@ -152,7 +168,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if not arguments.check:
-        generate(arguments.out.resolve())
+        try:
+            write(arguments.out.resolve())
+        except subprocess.CalledProcessError:
+            # protoc has printed the reason.
+            sys.exit("A proto is not valid. Nothing was changed.")
     elif problems := check():
         sys.exit("\n".join(problems))
 
