@@ -1,13 +1,16 @@
 """The commands `cancel` and `keys`: output and exit codes, with a fake of the client."""
 
+import errno
 import importlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import pytest
 from click import ClickException
 from click.testing import CliRunner, Result
@@ -390,6 +393,49 @@ def test_a_command_without_a_stack_says_how_to_start_one(
     assert result.exit_code == 1
     assert f"no stack runs in {tmp_path}. Start one with `make run`" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("stdin", "expected"),
+    [(None, "There is no credential."), ("binary", "holds no token: it is not a text.")],
+)
+def test_standard_input_without_a_token_is_said_in_a_line(
+    tmp_path: Path, stdin: str | None, expected: str
+) -> None:
+    """None: standard input is closed."""
+    (tmp_path / "binary").write_bytes(b"sk_\xff\n")
+    redirection = "<&-" if stdin is None else f"< {tmp_path / stdin}"
+    command = f"{sys.executable} -m evershell.server cancel ws_1 --address x --token-file -"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {command} {redirection}"],
+        env={**os.environ, "STATE_DIR": str(tmp_path), "TOKEN": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_the_exit_code_tells_the_outcome_if_it_cannot_be_printed(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    echo = click.echo
+
+    def full(text: str, file: object = None, *, err: bool = False, **more: Any) -> None:
+        if not err:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        echo(text, err=True)
+
+    monkeypatch.setattr(click, "echo", full)
+    monkeypatch.setattr(
+        click.ClickException, "show", lambda self: echo(self.format_message(), err=True)
+    )
+    idle = Reply(workspace_id="ws_1", outcome=Reply.no_active_task)
+    result, _ = cancel(monkeypatch, idle, *options)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == "Standard output cannot be written: No space left on device.\n"
 
 
 @pytest.mark.parametrize(

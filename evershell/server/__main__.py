@@ -6,6 +6,7 @@ programs of the others.
 
 import importlib
 import os
+import sys
 
 import click
 
@@ -57,6 +58,9 @@ def main() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    # Python has none if it was closed when the program started.
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,25 @@ def printable(text: str, *, block: bool = False) -> str:
     )
 
 
+class OutputError(click.ClickException):
+    """Standard output or standard error cannot be written, for example to a full disk."""
+
+
 def say(text: str, *, error: bool = False) -> None:
-    """Prints a line to standard output, or to standard error."""
-    click.echo(printable(text), err=error)
+    """Prints a line to standard output, or to standard error. Raises OutputError."""
+    say_lines(printable(text), error=error)
+
+
+def say_lines(text: str, *, error: bool = False) -> None:
+    """Prints a text that is printable already. Raises OutputError."""
+    try:
+        click.echo(text, err=error)
+    except BrokenPipeError:
+        # The reader has gone, which click treats as an end without a message.
+        raise
+    except OSError as failure:
+        name = "Standard error" if error else "Standard output"
+        raise OutputError(f"{name} cannot be written: {failure.strerror}.") from failure
 
 
 def _is_visible(character: str) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +24,7 @@ from evershell.server.cli.cancel_output import (
 from evershell.server.cli.duration import DURATION
 from evershell.server.cli.endpoint import Identity, find_endpoint
 from evershell.server.client import WorkspaceServiceError
+from evershell.server.terminal import OutputError
 
 _RECORDED = {Reply.accepted, Reply.already_requested}
 
@@ -121,19 +124,32 @@ def cancel(
         ) as service:
             reply = service.cancel_task(workspace, task, reason, wait, force_after)
     except WorkspaceServiceError as error:
-        if as_json:
-            print_json(envelope(error))
-        else:
-            print_error(workspace, endpoint, error)
+        with _reported():
+            if as_json:
+                print_json(envelope(error))
+            else:
+                print_error(workspace, endpoint, error)
         sys.exit(_code_of_error(error))
-    if as_json:
-        message = MessageToDict(
-            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        print_json(message)
-    else:
-        print_reply(wait, endpoint, reply)
+    with _reported():
+        if as_json:
+            message = MessageToDict(
+                reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+            print_json(message)
+        else:
+            print_reply(wait, endpoint, reply)
     sys.exit(_code_of_reply(reply, has_waited=wait is not None))
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Reports that the block could not print, and goes on: the exit code tells the outcome."""
+    try:
+        yield
+    except OutputError as error:
+        # Standard error may be full as well.
+        with suppress(OSError):
+            error.show()
 
 
 def _code_of_reply(reply: Reply, *, has_waited: bool) -> ExitCode:

@@ -4,13 +4,12 @@ import json
 import shlex
 from typing import Any
 
-import click
 from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.server.cli.endpoint import Endpoint
 from evershell.server.client import WorkspaceServiceError
-from evershell.server.terminal import say
+from evershell.server.terminal import say, say_lines
 
 Reply = workspace_service_pb2.CancelTaskResponse
 ENDED = {
@@ -123,4 +122,4 @@ def _time(moment: Timestamp) -> str:
 
 def print_json(value: Any) -> None:
     """Prints JSON in ASCII, so that no character can control the terminal."""
-    click.echo(json.dumps(value, indent=2))
+    say_lines(json.dumps(value, indent=2))

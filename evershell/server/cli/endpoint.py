@@ -60,7 +60,7 @@ def find_endpoint(
     """
     identity = identity or Identity()
     if token_file is not None:
-        token = token_file.read().strip()
+        token = _read_token(token_file)
     ready = _running_stack(needed=not address or not token)
     address = address or (ready.grpc_addr if ready else "")
     if ready is not None and address == ready.grpc_addr:
@@ -84,6 +84,16 @@ def find_endpoint(
             "The credential is not valid: it contains characters that no token has."
         )
     return Endpoint(address, token, identity)
+
+
+def _read_token(file: TextIO) -> str:
+    try:
+        return file.read().strip()
+    except UnicodeDecodeError:
+        # Not the error's own message, which would show a part of the file.
+        raise click.ClickException(f"{file.name} holds no token: it is not a text.") from None
+    except OSError as error:
+        raise click.ClickException(f"{file.name} cannot be read: {error.strerror}.") from error
 
 
 def _running_stack(*, needed: bool) -> Ready | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import click
+import psycopg
 
 from evershell.server.auth.api_keys import fingerprint, new_secret
 from evershell.server.cli.duration import DURATION
@@ -11,7 +12,7 @@ from evershell.server.cli.key_database import with_keys
 from evershell.server.cli.orgs import SLUG, SLUG_RULE, add_org
 from evershell.server.core import ids
 from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.core.errors import Failure
+from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.validation import Fields
 from evershell.server.programs import now
 from evershell.server.store.keys import PostgresKeys
@@ -68,7 +69,10 @@ def keys() -> None:
 def create(
     org_id: str, template: str, name: str, expires_in_seconds: float | None, new_org_slug: str
 ) -> None:
-    """Prints the secret alone to standard output, so that a script can read it."""
+    """Prints the secret alone to standard output, so that a script can read it.
+
+    If it cannot be printed, no key is created.
+    """
     fields = Fields()
     fields.identifier("--org", org_id)
     fields.text("--name", name, max_characters=MAX_NAME_CHARACTERS)
@@ -96,7 +100,14 @@ def create(
         if new_org_slug:
             await add_org(stored, key.org_id, new_org_slug)
         await _require_org(stored, key.org_id)
-        await stored.create_key(key, fingerprint(secret))
+        # First, so that no key is valid whose secret nobody has.
+        say("The secret is printed only this once:", error=True)
+        say(secret)
+        try:
+            await stored.create_key(key, fingerprint(secret))
+        except (UnavailableError, psycopg.Error):
+            say(f"The secret is not valid, unless `keys list` shows key {key.id}.", error=True)
+            raise
 
     with_keys(work)
     until = "" if key.expires_at is None else f", until {_time(key.expires_at)}"
@@ -105,8 +116,6 @@ def create(
         f"It is valid at once{until}.",
         error=True,
     )
-    say("The secret is printed only this once:", error=True)
-    say(secret)
 
 
 @keys.command(

@@ -34,7 +34,7 @@ from evershell.server.stack.rolling_restart import RollingRestart
 from evershell.server.stack.seed import seed
 from evershell.server.stack.supervisor import Program, Supervisor
 from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.migrate import ForeignTablesError
+from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.telemetry.logs import Sink
@@ -118,20 +118,22 @@ async def _start(
         await asyncio.to_thread(prepare_database, settings)
     except UnavailableError as error:
         raise CannotStartError(f"{error} Check DATABASE_URL.") from error
-    except ForeignTablesError as error:
+    except (ForeignTablesError, ReadOnlyDatabaseError) as error:
         raise CannotStartError(str(error)) from error
-    except psycopg.ProgrammingError as error:
+    except psycopg.Error as error:
         # The error about an invalid URL would contain its password.
+        is_about_url = isinstance(error, psycopg.ProgrammingError) and not error.sqlstate
         problem = (
-            str(error).strip()
-            if error.sqlstate
-            else "DATABASE_URL is not a valid URL of PostgreSQL"
+            "DATABASE_URL is not a valid URL of PostgreSQL" if is_about_url else str(error).strip()
         )
         raise CannotStartError(f"The database cannot be used: {problem}.") from None
     if not settings.signing_key_path.exists():
         write_private(settings.signing_key_path, new_key())
-    async with open_pool(settings.database_url, max_size=2) as pool:
-        demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
+    try:
+        async with open_pool(settings.database_url, max_size=2) as pool:
+            demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
+    except UnavailableError as error:
+        raise CannotStartError(f"The database cannot be used: {error}.") from error
     _print("Starting control plane, fleet, edge …")
     environment = _environment(settings)
     for index, address in enumerate(settings.worker_addresses):

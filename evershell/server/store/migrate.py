@@ -43,18 +43,23 @@ class ForeignTablesError(Exception):
     """The schema belongs to another application. The message is for the operator."""
 
 
+class ReadOnlyDatabaseError(Exception):
+    """The database accepts no changes. The message is for the operator."""
+
+
 def migrate(database_url: str, service_database_url: str = "") -> None:
     """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
     `database_url` is a libpq connection URI. If `service_database_url` names another role, that
     role may use the tables, and may only insert into and read the audit log. Raises
-    UnavailableError if the database cannot be reached, and ForeignTablesError if the schema has
-    tables and this service has never migrated it.
+    UnavailableError if the database cannot be reached, ForeignTablesError if the schema has tables
+    and this service has never migrated it, and ReadOnlyDatabaseError.
     """
     try:
         # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
         # advisory lock with the session, so the process that holds it may remove such a row.
         with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as guard:
+            _check_writable(guard)
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
             _apply(database_url)
@@ -65,6 +70,15 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             grant(guard, service_database_url or database_url)
     except psycopg.OperationalError as error:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error
+
+
+def _check_writable(connection: psycopg.Connection[Any]) -> None:
+    """Raises ReadOnlyDatabaseError if the database is a standby, or read-only by its settings."""
+    if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
+        raise ReadOnlyDatabaseError(
+            f"Database {connection.info.dbname} is read-only: it is a standby, or has "
+            "default_transaction_read_only set. This service needs a database that it can write."
+        )
 
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:

@@ -8,11 +8,24 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from evershell.server.stack import postgres
+from evershell.server.store.migrate import migrate
 from tests.support.ports import free_ports
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def read_only_url(empty_database_url: str) -> str:
+    """A database that accepts no changes, as a standby."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        database = sql.Identifier(connection.info.dbname)
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(database)
+        )
+    return empty_database_url
 
 
 @pytest.fixture
@@ -39,6 +52,17 @@ def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
         )
     finally:
         assert own_stack.stop() == 0
+
+
+@pytest.mark.parametrize("is_migrated", [False, True])
+def test_a_read_only_database_is_told_in_a_line(
+    tmp_path: Path, empty_database_url: str, read_only_url: str, is_migrated: bool
+) -> None:
+    if is_migrated:
+        migrate(f"{empty_database_url} options='-c default_transaction_read_only=off'")
+    said = Stack(tmp_path / "state", DATABASE_URL=read_only_url).refuses_to_start()
+    assert "Error: Database test_" in said and "is read-only: it is a standby, or" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
