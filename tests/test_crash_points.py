@@ -120,7 +120,7 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
         workspace_id="ws_1",
         epoch=1,
         runtime_addresses=["127.0.0.1:1"],
-        runtime_token="",
+        runtime_secret="00" * 32,
         signal_secret="00" * 32,
         files_dir=str(tmp_path),
         crash_points_dir=str(tmp_path) if is_set else "",

@@ -233,7 +233,7 @@ def _spec_for(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
             runtime_addresses=settings.worker_addresses,
-            runtime_token=pod_tokens.runtime_token(agent),
+            runtime_secret=pod_tokens.runtime_secret(agent.workspace_id, agent.epoch).hex(),
             signal_secret=pod_tokens.signal_secret(agent.workspace_id, agent.epoch).hex(),
             model=settings.model,
             openai_base_url=settings.openai_base_url,

@@ -15,7 +15,7 @@ from evershell.server.agent.program import run
 from evershell.server.agent.shutdown import ExitCode
 from evershell.server.agent.tools import ToolCall
 from evershell.server.pod.spec import PodSpec
-from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane
+from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]
 
@@ -41,8 +41,7 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
             "workspace_id": WORKSPACE_ID,
             "epoch": EPOCH,
             "runtime_addresses": addresses,
-            "runtime_token": RUNTIME_TOKEN,
-            "signal_secret": control_plane.secret.hex(),
+            **control_plane.secrets,
             "files_dir": str(tmp_path),
         }
         spec = PodSpec(**(settings | changes))

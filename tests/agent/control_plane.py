@@ -1,7 +1,6 @@
 """A control plane of one workspace, in memory: it serves RuntimeService and calls AgentService."""
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -30,14 +29,15 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
     add_RuntimeServiceServicer_to_server,
 )
 
-from evershell.server.pod.tokens import SIGNAL_SECRET_BYTES, minute_of, signal_token
+from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.core.errors import Failure
+from evershell.server.pod.tokens import TIME_TRAILER
 
 if TYPE_CHECKING:
     from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 WORKSPACE_ID = "ws_1"
 EPOCH = 3
-RUNTIME_TOKEN = "runtime-token"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -45,7 +45,13 @@ class ControlPlane(RuntimeServiceServicer):
     """Tests set its task and its faults, and read its log of events and of calls."""
 
     def __init__(self) -> None:
-        self.secret = os.urandom(SIGNAL_SECRET_BYTES)
+        # How far its clock is ahead of that of the agent.
+        self.ahead_seconds = 0.0
+        self.tokens = PodTokens(new_key(), lambda: time.time() + self.ahead_seconds)
+        self.secrets = {
+            "runtime_secret": self.tokens.runtime_secret(WORKSPACE_ID, EPOCH).hex(),
+            "signal_secret": self.tokens.signal_secret(WORKSPACE_ID, EPOCH).hex(),
+        }
         self.lease_ms = 60_000
         self.task: Assignment | None = None
         self.log: list[tuple[str, TaskEvent]] = []
@@ -117,11 +123,13 @@ class ControlPlane(RuntimeServiceServicer):
         self._changed.set()
         if self.refusal is not None:
             await context.abort(self.refusal, "refused")
-        if (
-            dict(context.invocation_metadata() or ()).get("authorization")
-            != f"Bearer {RUNTIME_TOKEN}"
-        ):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong token")
+        authorization = str(dict(context.invocation_metadata() or ())["authorization"])
+        try:
+            self.tokens.identify(authorization.removeprefix("Bearer "))
+        except Failure as refused:
+            now = refused.details.get("unix_seconds")
+            trailers = () if now is None else ((TIME_TRAILER, str(now)),)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refused.message, trailers)
 
     async def _reply(self, call: str) -> Directive:
         directive = Directive(fenced=self.fenced, lease_ms=self.lease_ms, task=self.task)
@@ -177,17 +185,14 @@ class ControlPlane(RuntimeServiceServicer):
         )
         return self.task
 
-    def token(self) -> str:
-        return signal_token(self.secret, minute_of(time.time()))
-
     def agent(self) -> "AgentServiceAsyncStub":
         channel = grpc.aio.insecure_channel(self.address)
         self._channels.append(channel)
         stub: AgentServiceAsyncStub = AgentServiceStub(channel)
         return stub
 
-    def metadata(self, token: str | None = None) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {token or self.token()}"),)
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return self.tokens.signal_metadata(WORKSPACE_ID, EPOCH)
 
     async def start_task(
         self,
@@ -209,7 +214,9 @@ class ControlPlane(RuntimeServiceServicer):
         """Records the intent, then signals the agent. Returns whether the agent knew the task."""
         cancellation = Cancellation(reason="enough")
         if force_after_seconds is not None:
-            cancellation.force_at.FromNanoseconds(int((time.time() + force_after_seconds) * 1e9))
+            cancellation.force_at.FromNanoseconds(
+                int((time.time() + self.ahead_seconds + force_after_seconds) * 1e9)
+            )
         if self.task is not None and self.task.task_id == task_id:
             self.task.cancellation.CopyFrom(cancellation)
         request = CancelTaskRequest(

@@ -321,7 +321,7 @@ def test_the_repr_of_settings_hides_the_key() -> None:
             workspace_id="w",
             epoch=1,
             runtime_addresses=[],
-            runtime_token="",
+            runtime_secret="",
             signal_secret="",
             openai_api_key=KEY,
         )

@@ -7,12 +7,14 @@ import pytest
 import structlog
 from evershell.agent.v1.runtime_service_pb2 import Directive, HeartbeatResponse
 
+from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
 from evershell.server.agent.heartbeat import JITTER, Heartbeat
 from evershell.server.agent.lease import Lease
 from evershell.server.agent.runtime_client import RuntimeClient
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import Shutdown
 from evershell.server.core.task import Phase
+from evershell.server.pod.tokens import SECRET_BYTES
 
 NOW = 100.0
 
@@ -35,7 +37,8 @@ def client(directive: Directive) -> tuple[RuntimeClient, Lease, Session]:
     log, shutdown, lease = structlog.get_logger(), Shutdown(), Lease(lambda: NOW)
     session = Session(_no_work, shutdown, lambda: None, log, lambda: NOW)
     stubs = {"127.0.0.1:1": cast("Any", Stub(directive))}
-    return RuntimeClient(stubs, "token", lease, shutdown, session, log), lease, session
+    credential = RuntimeCredential("ws_1", 1, "00" * SECRET_BYTES, ControlPlaneClock(lambda: NOW))
+    return RuntimeClient(stubs, credential, lease, shutdown, session, log), lease, session
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from evershell.server.agent.shutdown import ExitCode, Shutdown
 from evershell.server.agent.token_verifier import TokenVerifier
 from evershell.server.auth.pod_tokens import PodTokens, new_key
 from evershell.server.core.errors import Failure
-from evershell.server.core.runtime import AgentIdentity
 from tests.agent.conftest import Start
+from tests.support.runtime_tokens import runtime_token
 
 WORKSPACE_ID, EPOCH = "ws_1", 3
 KEY = new_key()
@@ -177,9 +177,15 @@ async def test_a_malformed_token_is_refused(agent: SignalledAgent) -> None:
 
 
 async def test_a_runtime_token_is_no_signal_token(agent: SignalledAgent) -> None:
-    runtime_token = agent.tokens.runtime_token(AgentIdentity(WORKSPACE_ID, EPOCH))
-    assert not await agent.accepts(f"Bearer {runtime_token}")
-    assert not await agent.accepts(f"Bearer {agent.tokens.signal_secret(WORKSPACE_ID, EPOCH)!r}")
+    token = runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW)
+    # Also without the names in front of the code.
+    for bad in (token, token.rpartition(".")[2]):
+        assert not await agent.accepts(f"Bearer {bad}")
+
+
+async def test_a_secret_is_no_signal_token(agent: SignalledAgent) -> None:
+    for secret in (agent.tokens.signal_secret, agent.tokens.runtime_secret):
+        assert not await agent.accepts(f"Bearer {secret(WORKSPACE_ID, EPOCH).hex()}")
 
 
 async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
@@ -189,12 +195,15 @@ async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
     rotated = PodTokens(new_key(), agent.control_plane_clock)
     assert not await agent.accepts(authorization(rotated))
     with pytest.raises(Failure) as refused:
-        rotated.identify(agent.tokens.runtime_token(AgentIdentity(WORKSPACE_ID, EPOCH)))
+        rotated.identify(runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW))
     assert refused.value.slug == "unauthenticated"
+    # Has no time, with which the agent would try again.
+    assert "unix_seconds" not in refused.value.details
 
 
+@pytest.mark.parametrize("name", ["signal_secret", "runtime_secret"])
 @pytest.mark.parametrize("secret", ["", "00", "0" * 62, "0" * 66, "no secret"])
-async def test_an_agent_without_a_signal_secret_exits_at_the_start(
-    start: Start, secret: str
+async def test_an_agent_without_its_secrets_exits_at_the_start(
+    start: Start, name: str, secret: str
 ) -> None:
-    assert await start([], signal_secret=secret) is ExitCode.BAD_SPEC
+    assert await start([], **{name: secret}) is ExitCode.BAD_SPEC

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evershell.server.agent.shutdown import ExitCode
-from tests.agent.control_plane import EPOCH, RUNTIME_TOKEN, WORKSPACE_ID, ControlPlane
+from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 # Runs the program of an agent, and prints the names of the loaded modules when it has ended.
 PROGRAM = """
@@ -61,8 +61,7 @@ async def agent(
         "workspace_id": WORKSPACE_ID,
         "epoch": EPOCH,
         "runtime_addresses": [await control_plane.serve()],
-        "runtime_token": RUNTIME_TOKEN,
-        "signal_secret": control_plane.secret.hex(),
+        **control_plane.secrets,
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-c", PROGRAM),

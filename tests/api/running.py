@@ -23,10 +23,11 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.pod_tokens import PodTokens, new_key
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.core.runtime import Runtime
 from evershell.server.telemetry.metrics import Metrics
 from tests.support.audit import FakeAuditQueue
 from tests.support.fakes import FakeStore
+from tests.support.runtime_tokens import runtime_token
 from tests.support.world import NOW, ORG, World
 
 PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
@@ -60,7 +61,7 @@ def bearer(token: str = SECRET, **more: str) -> Metadata:
 
 
 def agent_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
-    return bearer(POD_TOKENS.runtime_token(AgentIdentity(workspace_id, epoch)))
+    return bearer(runtime_token(POD_TOKENS, workspace_id, epoch))
 
 
 async def find_key(digest: bytes) -> ApiKey | None:
@@ -170,6 +171,7 @@ async def running(
     rate_limits: RateLimits | None = None,
     authenticator: Authenticator | None = None,
     metrics: Metrics | None = None,
+    pod_tokens: PodTokens = POD_TOKENS,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
@@ -182,7 +184,7 @@ async def running(
         chain.interceptors(
             request_log,
             metrics or Metrics(),
-            Authentication(authenticator, POD_TOKENS, host_binding),
+            Authentication(authenticator, pod_tokens, host_binding),
             rate_limits,
             auditing=Auditing(audit, world.clock),
         ),

@@ -1,13 +1,10 @@
 """Tokens between the control plane and its agents: each kind opens only its own service."""
 
 import json
-from base64 import urlsafe_b64encode
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from joserfc import jws
 from joserfc.jwk import OKPKey
 
 from evershell.server.auth import pod_tokens
@@ -16,25 +13,22 @@ from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tokens import signal_token
 from tests.auth.fake_keys import FakeTimer
+from tests.support.runtime_tokens import runtime_token
 
 KEY = new_key()
 AGENT = AgentIdentity("ws_1", 3)
-GOOD = {"iss": "evershell", "aud": "runtime", "workspace_id": "ws_1", "epoch": 3}
+MINUTE = 60.0
+# The start of a minute.
+NOW = 28_000_000 * MINUTE
+MALFORMED = ["", ".", "...", "a.b.c.d", "é", "\ud800", "sk_abc", "eyJ.eyJ.eyJ", "1" * 9_000]
+BAD_EPOCHS = ["", "0", "-3", "+3", "03", " 3", "3 ", "3.0", "0x3", "٣", "1_0", "9" * 5_000]
 
 
-def refused(tokens: PodTokens, bad: str) -> None:
+def refused(tokens: PodTokens, bad: str) -> Failure:
     with pytest.raises(Failure) as raised:
         tokens.identify(bad)
     assert raised.value.slug == "unauthenticated"
-
-
-def signed(claims: dict[str, Any], key: str = KEY, algorithm: str = "Ed25519") -> str:
-    return jws.serialize_compact(
-        {"alg": algorithm},
-        json.dumps(claims),
-        OKPKey.import_key(json.loads(key)),
-        algorithms=[algorithm],
-    )
+    return raised.value
 
 
 def record_minted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -50,107 +44,139 @@ def record_minted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def tokens() -> PodTokens:
-    return PodTokens(KEY)
+def timer() -> FakeTimer:
+    timer = FakeTimer()
+    timer.now = NOW
+    return timer
 
 
-def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens) -> None:
-    minted = tokens.runtime_token(AGENT)
-    assert tokens.identify(minted) == AGENT
-    assert PodTokens(KEY).identify(minted) == AGENT
-    assert tokens.identify(tokens.runtime_token(AgentIdentity("ws_1", 4))) == AgentIdentity(
-        "ws_1", 4
-    )
+@pytest.fixture
+def tokens(timer: FakeTimer) -> PodTokens:
+    return PodTokens(KEY, timer)
 
 
-def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens) -> None:
-    ((_, authorization),) = tokens.signal_metadata("ws_1", 3)
-    refused(tokens, authorization.removeprefix("Bearer "))
-    refused(tokens, tokens.signal_secret("ws_1", 3).hex())
+@pytest.fixture
+def good(tokens: PodTokens) -> str:
+    """The token of the agent in this minute."""
+    return runtime_token(tokens, "ws_1", 3, NOW)
 
 
-def test_another_control_planes_token_is_refused(tokens: PodTokens) -> None:
-    refused(tokens, PodTokens(new_key()).runtime_token(AGENT))
+def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens, good: str) -> None:
+    assert tokens.identify(good) == AGENT
+    # The same, while it lasts.
+    assert tokens.identify(good) == AGENT
+    other = runtime_token(tokens, "ws_1", 4, NOW)
+    assert tokens.identify(other) == AgentIdentity("ws_1", 4)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"iss": "other"}, {"iss": None}, {"aud": "agent"}, {"aud": None}, {"aud": ["runtime"]}],
-)
-def test_a_wrong_claim_is_refused(tokens: PodTokens, changes: dict[str, object]) -> None:
-    refused(tokens, signed({**GOOD, **changes}))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *(
-            {"epoch": epoch}
-            for epoch in (None, "3", "three", 3.0, True, [3], 0, -1, 2**63, 10**400)
-        ),
-        *(
-            {"workspace_id": workspace_id}
-            for workspace_id in (None, "", 7, ["ws_1"], "ws\0", "\ud800", "w" * 256)
-        ),
-    ],
-)
-def test_a_token_without_a_workspace_or_an_epoch_is_refused(
-    tokens: PodTokens, changes: dict[str, object]
-) -> None:
-    refused(tokens, signed({**GOOD, **changes}))
-
-
-@pytest.mark.parametrize("missing", ["epoch", "workspace_id"])
-def test_a_token_that_lacks_a_claim_is_refused(tokens: PodTokens, missing: str) -> None:
-    refused(tokens, signed({name: value for name, value in GOOD.items() if name != missing}))
+def test_every_worker_accepts_the_token(timer: FakeTimer, good: str) -> None:
+    """Nothing is stored."""
+    assert PodTokens(KEY, timer).identify(good) == AGENT
 
 
 def test_an_epoch_may_be_as_large_as_the_database_can_hold(tokens: PodTokens) -> None:
-    assert tokens.identify(signed({**GOOD, "epoch": 2**63 - 1})).epoch == 2**63 - 1
-
-
-def test_a_token_with_valid_claims_is_accepted(tokens: PodTokens) -> None:
-    assert tokens.identify(signed(GOOD)) == AGENT
+    largest = runtime_token(tokens, "ws_1", 2**63 - 1, NOW)
+    assert tokens.identify(largest).epoch == 2**63 - 1
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "a", "a.b.c", "eyJ.eyJ.eyJ", "é", "sk_abc", "WyJhbGciXQ.e30.AA"]
+    ("age_seconds", "is_accepted"),
+    [
+        (-120.0, False),
+        (-60.1, False),
+        (-60.0, True),
+        (0.0, True),
+        (59.9, True),
+        (60.0, True),
+        (119.9, True),
+        (120.0, False),
+        (86_400.0, False),
+    ],
 )
-def test_a_malformed_token_is_refused(tokens: PodTokens, bad: str) -> None:
-    refused(tokens, bad)
+def test_a_runtime_token_is_accepted_for_three_minutes(
+    tokens: PodTokens, timer: FakeTimer, good: str, age_seconds: float, is_accepted: bool
+) -> None:
+    """The clocks may differ by a minute."""
+    timer.now = NOW + age_seconds
+    if is_accepted:
+        assert tokens.identify(good) == AGENT
+    else:
+        # With this time, the agent can make another one.
+        assert refused(tokens, good).details == {"unix_seconds": int(timer.now)}
 
 
-def test_a_token_without_an_algorithm_is_refused(tokens: PodTokens) -> None:
-    head, body = (
-        urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
-        for part in ({"alg": "none"}, GOOD)
-    )
-    refused(tokens, f"{head}.{body}.")
+def test_only_the_holder_of_the_secret_learns_that_a_token_is_of_another_time(
+    tokens: PodTokens, timer: FakeTimer, good: str
+) -> None:
+    timer.now = NOW + 10 * MINUTE
+    assert refused(tokens, good[:-1] + ("1" if good[-1] == "0" else "0")).details == {}
 
 
-def test_a_token_nested_too_deep_for_a_parser_is_refused(tokens: PodTokens) -> None:
-    for nested in ('{"a":' + "[" * 11_000, '{"a":' * 2_000):
-        head = urlsafe_b64encode(nested.encode()).decode().rstrip("=")
-        refused(tokens, f"{head}.{head}.a")
+@pytest.mark.parametrize("part", range(4))
+def test_the_parts_of_two_runtime_tokens_cannot_be_mixed(
+    tokens: PodTokens, good: str, part: int
+) -> None:
+    """The other token is of another workspace, epoch and minute."""
+    other = runtime_token(tokens, "ws_2", 4, NOW + MINUTE).split(".")
+    parts = good.split(".")
+    parts[part] = other[part]
+    refused(tokens, ".".join(parts))
 
 
-def test_the_secret_of_an_agent_is_derived_from_the_signing_key(tokens: PodTokens) -> None:
-    """As HKDF (RFC 5869) in another library derives it."""
+def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens, good: str) -> None:
+    ((_, authorization),) = tokens.signal_metadata("ws_1", 3)
+    signal = authorization.removeprefix("Bearer ")
+    names = good.rpartition(".")[0]
+    for bad in (signal, f"{names}.{signal}"):
+        refused(tokens, bad)
+
+
+def test_a_secret_is_not_a_runtime_token(tokens: PodTokens, good: str) -> None:
+    names = good.rpartition(".")[0]
+    for secret in (tokens.runtime_secret("ws_1", 3), tokens.signal_secret("ws_1", 3)):
+        for bad in (secret.hex(), f"{names}.{secret.hex()}"):
+            refused(tokens, bad)
+
+
+def test_another_control_planes_token_is_refused(tokens: PodTokens) -> None:
+    refused(tokens, runtime_token(PodTokens(new_key()), "ws_1", 3, NOW))
+
+
+def test_a_malformed_token_is_refused(tokens: PodTokens, good: str) -> None:
+    workspace_id, epoch, minute, code = good.split(".")
+    for bad in MALFORMED:
+        refused(tokens, bad)
+    for bad_epoch in BAD_EPOCHS:
+        refused(tokens, f"{workspace_id}.{bad_epoch}.{minute}.{code}")
+    for bad_minute in ("", f"0{minute}", f"+{minute}", f"-{minute}", "٣", "9" * 5_000):
+        refused(tokens, f"{workspace_id}.{epoch}.{bad_minute}.{code}")
+    for bad_code in ("", code[:-1], code + "0", code.upper(), code[::-1], f"{code}\n", "é" * 64):
+        refused(tokens, f"{workspace_id}.{epoch}.{minute}.{bad_code}")
+    for bad_id in ("", "ws 1", "ws\0", "ws_1 3", "é", "w" * 129, f" {workspace_id}"):
+        refused(tokens, f"{bad_id}.{epoch}.{minute}.{code}")
+    assert tokens.identify(good) == AGENT
+
+
+@pytest.mark.parametrize("purpose", ["runtime", "signal"])
+def test_the_secrets_of_an_agent_are_derived_from_the_signing_key(
+    tokens: PodTokens, purpose: str
+) -> None:
+    """As HKDF (RFC 5869) in another library derives them."""
     private_key = OKPKey.import_key(json.loads(KEY)).private_key
     assert private_key is not None
-    hkdf = HKDF(SHA256(), length=32, salt=None, info=b"evershell signal ws_1 3")
-    assert tokens.signal_secret("ws_1", 3) == hkdf.derive(private_key.private_bytes_raw())
+    hkdf = HKDF(SHA256(), length=32, salt=None, info=f"evershell {purpose} ws_1 3".encode())
+    derive = {"runtime": tokens.runtime_secret, "signal": tokens.signal_secret}[purpose]
+    assert derive("ws_1", 3) == hkdf.derive(private_key.private_bytes_raw())
 
 
-def test_each_agent_has_its_own_secret(tokens: PodTokens) -> None:
+def test_each_agent_and_each_direction_has_its_own_secret(tokens: PodTokens) -> None:
     secrets = [
-        tokens.signal_secret("ws_1", 3),
-        tokens.signal_secret("ws_1", 4),
-        tokens.signal_secret("ws_2", 3),
-        tokens.signal_secret("ws_1 3", 4),
-        PodTokens(new_key()).signal_secret("ws_1", 3),
+        derive(*agent)
+        for each in (tokens, PodTokens(new_key()))
+        for derive in (each.runtime_secret, each.signal_secret)
+        for agent in [("ws_1", 3), ("ws_1", 4), ("ws_2", 3), ("ws_1 3", 4)]
     ]
-    assert len(set(secrets)) == len(secrets)
+    assert len(set(secrets)) == len(secrets) == 16
 
 
 def test_a_signal_token_is_minted_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """A gRPC connection that costs little: HTTP/2 frames over a plain socket.
 
-All calls of a connection have the same method and metadata, so the header block of a call is
-encoded once. The server is asked not to index its own headers, so each block of trailers can be
-read by itself. A gRPC client for Python would reach its own limit before the servers reach theirs.
+All calls of a connection have the same method, and many the same metadata, so the header block of a
+call is encoded only after a change. The server is asked not to index its own headers, so each block
+of trailers can be read by itself. A gRPC client for Python would reach its own limit before the
+servers reach theirs.
 
 The frames are those of RFC 9113, the messages those of gRPC over HTTP/2.
 """
@@ -53,18 +54,16 @@ class Connection:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), receive_seconds)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        fields = [
+        self._fields = [
             (":method", "POST"),
             (":scheme", "http"),
             (":path", path),
             (":authority", address),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
-            *metadata,
         ]
-        encoder = Encoder()
-        # The first block puts the fields into the server's table, and later ones refer to them.
-        self._block, self._later_block = encoder.encode(fields), encoder.encode(fields)
+        self._encoder = Encoder()
+        self.set_metadata(metadata)
         self._next_stream = 1
         self._send_window = _DEFAULT_WINDOW
         # Calls for which the connection's window has no room.
@@ -81,6 +80,13 @@ class Connection:
         ]
         # The data of the streams that `collect` was called for.
         self.collected: dict[int, bytearray] = {}
+
+    def set_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """Sets the metadata of the calls from now on."""
+        fields = [*self._fields, *metadata]
+        # The first block puts the fields into the server's table, and later ones refer to them.
+        self._block = self._encoder.encode(fields)
+        self._later_block = self._encoder.encode(fields)
 
     def call(self, body: bytes) -> int:
         """Adds a call to the next `flush`, and returns its stream. `body` is a `message`."""

@@ -12,9 +12,10 @@ from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest, HeartbeatRe
 from evershell.server.agent.heartbeat import JITTER
 from evershell.server.agent.lease import HEARTBEATS_A_LEASE
 from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.core.runtime import AgentIdentity
+from evershell.server.pod.tokens import minute_of
 from tests.bench.http2 import Connection, message
 from tests.bench.load import collecting_no_garbage
+from tests.support.runtime_tokens import runtime_token
 
 LEASE_SECONDS = 30
 INTERVAL_SECONDS = LEASE_SECONDS / HEARTBEATS_A_LEASE
@@ -26,6 +27,9 @@ class Agents:
     """Simulated agents that send heartbeats."""
 
     connections: list[Connection]
+    tokens: PodTokens
+    # The minute of the token of each connection.
+    minutes: list[int]
     statuses: Counter[int] = field(default_factory=Counter)
     fenced: int = 0
 
@@ -33,11 +37,8 @@ class Agents:
     def connect(cls, address: str, tokens: PodTokens, count: int) -> "Agents":
         """The agents of the first `count` workspaces of the bench."""
 
-        def connection(number: int) -> Connection:
-            token = tokens.runtime_token(AgentIdentity(f"ws_{number:026}", 1))
-            return Connection(address, _METHOD, [("authorization", f"Bearer {token}")])
-
-        return cls([connection(number) for number in range(1, count + 1)])
+        connections = [Connection(address, _METHOD) for _ in range(count)]
+        return cls(connections, tokens, [0] * count)
 
     def beat(self, seconds: float) -> int:
         """Sends heartbeats for this time, at the rate of real agents. Returns their number."""
@@ -56,6 +57,7 @@ class Agents:
                 while due[0][0] <= now < until:
                     at, number = due[0]
                     connection = self.connections[number]
+                    self._renew_token(number)
                     connection.collect(connection.call(body))
                     connection.flush()
                     sent, open_calls = sent + 1, open_calls + 1
@@ -64,6 +66,13 @@ class Agents:
                 for key, _ in selector.select(wait_seconds):
                     open_calls -= self._receive(key.data)
         return sent
+
+    def _renew_token(self, number: int) -> None:
+        minute = minute_of(time.time())
+        if self.minutes[number] != minute:
+            token = runtime_token(self.tokens, f"ws_{number + 1:026}", 1)
+            self.connections[number].set_metadata([("authorization", f"Bearer {token}")])
+            self.minutes[number] = minute
 
     def _receive(self, connection: Connection) -> int:
         ended = connection.receive()

@@ -13,9 +13,11 @@ from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
 from evershell.server.agent import agent as program
+from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
 from evershell.server.agent.loop import Limits
 from evershell.server.agent.shutdown import ExitCode
 from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.pod.tokens import SECRET_BYTES
 from tests.invariants.clock import Clock
 from tests.invariants.gates import Gates, Surroundings
 from tests.invariants.record import Record
@@ -82,15 +84,15 @@ class Agent:
         stub = RuntimeStub(
             AgentIdentity(workspace_id, epoch), self, shared.runtime, shared.store, shared.record
         )
+        clock = ControlPlaneClock(shared.clock.unix_seconds)
         self._program = program.Agent(
             {self.address: cast("Any", stub)},
-            "token",
+            RuntimeCredential(workspace_id, epoch, "00" * SECRET_BYTES, clock),
             self.gates,
             self.gates,
             _NO_LIMITS,
             _defects_log(shared.record),
             monotonic=shared.clock.monotonic,
-            wall_clock=shared.clock.unix_seconds,
         )
         self.shutdown, self.session = self._program.shutdown, self._program.session
         self._life = asyncio.create_task(self._live())

@@ -27,7 +27,7 @@ def spec_for(agent: AgentIdentity) -> PodSpec:
         workspace_id=agent.workspace_id,
         epoch=agent.epoch,
         runtime_addresses=["127.0.0.1:1"],
-        runtime_token="a secret token",
+        runtime_secret="a secret",
         signal_secret="another secret",
         model="scripted",
         model_timeout_seconds=1,

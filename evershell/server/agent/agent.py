@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from evershell.server.agent.credential import RuntimeCredential
 from evershell.server.agent.heartbeat import Heartbeat
 from evershell.server.agent.lease import Lease
 from evershell.server.agent.loop import ActiveTask, Limits, RejectedError, run_task
@@ -28,22 +29,21 @@ class Agent:
     def __init__(
         self,
         workers: dict[str, RuntimeStub],
-        token: str,
+        credential: RuntimeCredential,
         model: Model,
         tool: Tool,
         limits: Limits,
         log: Log,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
         crash_points: CrashPoints | None = None,
     ) -> None:
-        """`workers` maps the address of each worker to its stub; `token` is the runtime token."""
+        """`workers` maps the address of each worker to its stub."""
         self._log = log
         self.shutdown = Shutdown()
-        self.session = Session(self._work, self.shutdown, self._beat_now, log, wall_clock)
+        self.session = Session(self._work, self.shutdown, self._beat_now, log, credential.clock)
         self._lease = Lease(monotonic)
-        runtime = RuntimeClient(workers, token, self._lease, self.shutdown, self.session, log)
+        runtime = RuntimeClient(workers, credential, self._lease, self.shutdown, self.session, log)
         self._runtime = runtime if crash_points is None else _armed(runtime, crash_points)
         self._heartbeat = Heartbeat(self._runtime, self._lease, self.session)
         self._model = model

@@ -12,6 +12,7 @@ from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_t
 
 from evershell.server.agent.admission import Admission
 from evershell.server.agent.agent import Agent
+from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
 from evershell.server.agent.loop import Limits
 from evershell.server.agent.model import Endpoint, Model
 from evershell.server.agent.runtime_client import connect
@@ -47,7 +48,9 @@ async def run(
     become_subreaper()
     try:
         model = model or create_model(spec.model, _endpoint(spec))
-        verifier = TokenVerifier(spec.signal_secret)
+        clock = ControlPlaneClock()
+        verifier = TokenVerifier(spec.signal_secret, clock)
+        credential = RuntimeCredential(spec.workspace_id, spec.epoch, spec.runtime_secret, clock)
     except (UnknownModelError, ValueError) as error:
         log.error("spec_unusable", reason=str(error))
         return ExitCode.BAD_SPEC
@@ -55,7 +58,7 @@ async def run(
     channels, workers = connect(spec.runtime_addresses)
     agent = Agent(
         workers,
-        spec.runtime_token,
+        credential,
         model,
         tool or _shell(spec),
         Limits(model_timeout_seconds=spec.model_timeout_seconds + _MODEL_MARGIN_SECONDS),

@@ -19,6 +19,7 @@ from evershell.agent.v1.runtime_service_pb2 import (
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1.task_pb2 import Task
 
+from evershell.server.agent.credential import RuntimeCredential
 from evershell.server.agent.encoding import encode_event
 from evershell.server.agent.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.server.agent.loop import RejectedError
@@ -27,6 +28,7 @@ from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.server.core import trace
 from evershell.server.core.agent_events import AgentEvent
 from evershell.server.core.task import Phase
+from evershell.server.pod.tokens import TIME_TRAILER
 from evershell.server.telemetry.logs import Log
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class RuntimeClient:
     def __init__(
         self,
         workers: dict[str, RuntimeStub],
-        token: str,
+        credential: RuntimeCredential,
         lease: Lease,
         shutdown: Shutdown,
         session: Session,
@@ -92,7 +94,7 @@ class RuntimeClient:
         self._addresses, self._stubs = list(workers), list(workers.values())
         # The index of the worker that answered last.
         self._current = 0
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._credential = credential
         self._lease = lease
         self._shutdown = shutdown
         self._session = session
@@ -133,7 +135,7 @@ class RuntimeClient:
             sent_at = self._session.mark()
             context, options = self._session.trace, self._call_options
             if context is not None:
-                options["metadata"] = (*self._metadata, (trace.HEADER, context.traceparent))
+                options["metadata"] = (*options["metadata"], (trace.HEADER, context.traceparent))
             return sent_at, await stub.CommitEvents(request, **options)
 
         sent_at, response = await self._until_acknowledged(attempt)
@@ -176,11 +178,8 @@ class RuntimeClient:
         except grpc.aio.AioRpcError as error:
             code = error.code()
             if code in _UNAUTHORIZED:
-                self._shutdown.begin(
-                    ExitCode.UNAUTHORIZED,
-                    f"the control plane answered {code.name}: {error.details()}",
-                )
-                raise AgentEndingError from None
+                self._renew_token(error)
+                raise
             if code in _REJECTED:
                 raise RejectedError(error.details() or code.name) from None
             self._log.warning(
@@ -191,6 +190,22 @@ class RuntimeClient:
                 self._current = (used + 1) % len(self._stubs)
             raise
 
+    def _renew_token(self, refusal: grpc.aio.AioRpcError) -> None:
+        """Prepares the next attempt after a token was refused only because of its time.
+
+        The clocks differ, or the process was frozen while it sent the call. Raises AgentEndingError
+        if the control plane refuses the agent itself.
+        """
+        now = _control_plane_time(refusal)
+        if now is None:
+            self._shutdown.begin(
+                ExitCode.UNAUTHORIZED,
+                f"the control plane answered {refusal.code().name}: {refusal.details()}",
+            )
+            raise AgentEndingError from None
+        self._log.warning("token_expired", control_plane_time=now)
+        self._credential.clock.set(now)
+
     @property
     def _call_options(self) -> dict[str, Any]:
         lease_seconds = self._lease.length_seconds
@@ -199,4 +214,12 @@ class RuntimeClient:
             if lease_seconds
             else MAX_ATTEMPT_SECONDS
         )
-        return {"metadata": self._metadata, "timeout": limit_seconds}
+        return {"metadata": self._credential.metadata, "timeout": limit_seconds}
+
+
+def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:
+    """The time with which the control plane refused the token; None for any other failure."""
+    for name, value in error.trailing_metadata() or ():
+        if name == TIME_TRAILER and str(value).isdecimal():
+            return int(str(value))
+    return None

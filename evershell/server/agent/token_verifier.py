@@ -4,10 +4,8 @@ import hmac
 import time
 from collections.abc import Callable
 
-from evershell.server.pod.tokens import SIGNAL_SECRET_BYTES, minute_of, signal_token
-
-# The tolerated difference between the clocks of the two hosts, transit included, in minutes.
-_CLOCK_SKEW_MINUTES = 1
+from evershell.server.agent.credential import secret_of
+from evershell.server.pod.tokens import accepted_minutes, minute_of, signal_token
 
 
 class InvalidTokenError(Exception):
@@ -24,9 +22,7 @@ class TokenVerifier:
 
     def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
         """`secret` is in hexadecimal digits. Raises ValueError if it is not a signal secret."""
-        self._secret = bytes.fromhex(secret)
-        if len(self._secret) != SIGNAL_SECRET_BYTES:
-            raise ValueError(f"the signal secret is not of {SIGNAL_SECRET_BYTES} bytes")
+        self._secret = secret_of(secret)
         self._clock = clock
         self._minute: int | None = None
         # The values of `authorization` that are accepted in this minute.
@@ -34,15 +30,17 @@ class TokenVerifier:
 
     def verify(self, authorization: str) -> None:
         """Takes the value of the `authorization` header. Raises InvalidTokenError."""
-        minute = minute_of(self._clock())
-        if minute != self._minute:
-            self._minute, self._accepted = minute, self._accepted_in(minute)
+        now = self._clock()
+        if minute_of(now) != self._minute:
+            self._minute, self._accepted = minute_of(now), self._accepted_at(now)
         presented = authorization.encode(errors="replace")
         if not any(hmac.compare_digest(presented, accepted) for accepted in self._accepted):
             raise InvalidTokenError(
                 "A bearer token is needed: the signal token of this workspace, epoch and minute."
             )
 
-    def _accepted_in(self, minute: int) -> tuple[bytes, ...]:
-        minutes = range(minute - _CLOCK_SKEW_MINUTES, minute + _CLOCK_SKEW_MINUTES + 1)
-        return tuple(f"Bearer {signal_token(self._secret, each)}".encode() for each in minutes)
+    def _accepted_at(self, now: float) -> tuple[bytes, ...]:
+        return tuple(
+            f"Bearer {signal_token(self._secret, minute)}".encode()
+            for minute in accepted_minutes(now)
+        )

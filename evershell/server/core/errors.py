@@ -17,7 +17,7 @@ class Failure(Exception):
     `message` is for people. It names the resource, its state and what to do next. `details` is for
     programs. Some of its keys also become standard details of gRPC errors: `fields` (field to
     problem), `resource_type` with `resource_name`, `workspace_id` (the subject of a precondition),
-    and `retry_after_seconds`.
+    and `retry_after_seconds`. `unix_seconds` tells an agent the time of the control plane.
     """
 
     def __init__(self, slug: Slug, message: str, **details: Any) -> None:

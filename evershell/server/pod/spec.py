@@ -13,9 +13,9 @@ class PodSpec:
     epoch: int
     # host:port of every control plane worker.
     runtime_addresses: list[str]
-    # Authenticates the agent of this workspace and this epoch to RuntimeService.
-    runtime_token: str = field(repr=False)
-    # Authenticates the control plane to this agent. In hexadecimal digits (pod/tokens.py).
+    # Two secrets in hexadecimal digits (pod/tokens.py). One authenticates this agent to the control
+    # plane, the other the control plane to this agent.
+    runtime_secret: str = field(repr=False)
     signal_secret: str = field(repr=False)
     # The directory in which tools run; the working directory by default.
     files_dir: str = ""

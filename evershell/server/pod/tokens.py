@@ -1,22 +1,31 @@
 """The tokens between the control plane and its agents.
 
-An agent calls RuntimeService with a runtime token: a JWT (RFC 7519) that the control plane signs
-with its Ed25519 key (RFC 8037, RFC 9864). evershell/server/auth/pod_tokens.py mints it.
+Both directions use the same kind of token: an HMAC (RFC 2104) of the current minute. The control
+plane derives two secrets for each workspace and epoch, and gives them to the agent at its start.
+The secrets themselves are never sent over a network.
 
-The control plane calls AgentService with a signal token: an HMAC (RFC 2104) of the current minute.
-Its key is the signal secret, which the control plane derives for each workspace and epoch, and
-gives to the agent at its start.
+- With a runtime token, the agent calls RuntimeService. It names the workspace, the epoch and the
+  minute, because the control plane stores no secrets: it derives the one that the token names.
+- With a signal token, the control plane calls AgentService.
+
+A token is accepted in its minute, and in the minutes before and after it.
 """
 
 import hmac
+import re
 
-ISSUER = "evershell"
-# The audience of a runtime token.
-RUNTIME_AUDIENCE = "runtime"
-# The length of a signal secret.
-SIGNAL_SECRET_BYTES = 32
+SECRET_BYTES = 32
+# The trailer with which the control plane refuses a runtime token of another time. Its value is the
+# time of the control plane, in seconds since 1970.
+TIME_TRAILER = "x-evershell-time"
 
 _SECONDS_PER_MINUTE = 60
+# The tolerated difference between the clocks of the two hosts, transit included.
+_CLOCK_SKEW_MINUTES = 1
+# Workspace, epoch, minute, code.
+_RUNTIME_TOKEN = re.compile(
+    r"([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,18})\.([0-9]{1,12})\.[0-9a-f]{64}"
+)
 
 
 def minute_of(seconds: float) -> int:
@@ -24,6 +33,30 @@ def minute_of(seconds: float) -> int:
     return int(seconds // _SECONDS_PER_MINUTE)
 
 
+def accepted_minutes(seconds: float) -> range:
+    """The minutes whose tokens are accepted at this time."""
+    minute = minute_of(seconds)
+    return range(minute - _CLOCK_SKEW_MINUTES, minute + _CLOCK_SKEW_MINUTES + 1)
+
+
 def signal_token(secret: bytes, minute: int) -> str:
-    """The signal token of a minute, in hexadecimal digits."""
+    """The signal token of a minute."""
+    return _code(secret, minute)
+
+
+def runtime_token(workspace_id: str, epoch: int, secret: bytes, minute: int) -> str:
+    """The runtime token of a minute."""
+    return f"{workspace_id}.{epoch}.{minute}.{_code(secret, minute)}"
+
+
+def parse_runtime_token(token: str) -> tuple[str, int, int] | None:
+    """The workspace, the epoch and the minute that the token names; None if it is malformed.
+
+    Says nothing about whether the token is authentic.
+    """
+    found = _RUNTIME_TOKEN.fullmatch(token)
+    return (found[1], int(found[2]), int(found[3])) if found else None
+
+
+def _code(secret: bytes, minute: int) -> str:
     return hmac.digest(secret, b"%d" % minute, "sha256").hex()

@@ -23,6 +23,7 @@ class Row:
 SESSIONS = "auth/test_sessions.py::"
 KEYS = "auth/test_api_keys.py::"
 POD_TOKENS = "auth/test_pod_tokens.py::"
+RUNTIME_TOKENS = "agent/test_runtime_tokens.py::"
 SIGNALS = "agent/test_signal_tokens.py::"
 CALLS = "api/test_authentication.py::"
 FORGERIES = "api/test_forged_credentials.py::"
@@ -121,17 +122,27 @@ _WRITTEN = {
         + "test_reflection_needs_no_credential_and_hides_the_runtime_service",
         "the token of another control plane": POD_TOKENS
         + "test_another_control_planes_token_is_refused",
-        "wrong claims": POD_TOKENS + "test_a_wrong_claim_is_refused",
-        "no algorithm": POD_TOKENS + "test_a_token_without_an_algorithm_is_refused",
-        "malformed or deeply nested": POD_TOKENS
-        + "test_a_token_nested_too_deep_for_a_parser_is_refused",
-        "a signal token as a runtime token": POD_TOKENS
-        + "test_a_signal_token_is_not_a_runtime_token",
+        "a malformed token": POD_TOKENS + "test_a_malformed_token_is_refused",
+        "parts of two tokens": POD_TOKENS + "test_the_parts_of_two_runtime_tokens_cannot_be_mixed",
+        "a token made with the secret of another workspace or epoch": RUNTIME_TOKENS
+        + "test_a_token_of_another_workspace_or_epoch_does_not_act_for_this_one",
+        "a token of an epoch that is over": RUNTIME_TOKENS
+        + "test_the_token_of_an_epoch_that_is_over_is_fenced",
+        "an expired token": POD_TOKENS + "test_a_runtime_token_is_accepted_for_three_minutes",
+        "replay of a token": RUNTIME_TOKENS + "test_a_replayed_token_is_refused_after_its_window",
+        "a forged token that asks for the time": RUNTIME_TOKENS
+        + "test_only_an_authentic_token_is_told_the_time",
+        "a signal token as a runtime token": RUNTIME_TOKENS
+        + "test_a_signal_token_does_not_open_the_runtime_service",
         "a runtime token as a signal token": SIGNALS + "test_a_runtime_token_is_no_signal_token",
+        "a secret as a runtime token": POD_TOKENS + "test_a_secret_is_not_a_runtime_token",
+        "a secret as a signal token": SIGNALS + "test_a_secret_is_no_signal_token",
+        "a malformed signal token": SIGNALS + "test_a_malformed_token_is_refused",
         "a signal for another workspace": SIGNALS
         + "test_the_token_of_another_workspace_is_refused",
         "a signal for another epoch": SIGNALS + "test_the_token_of_another_epoch_is_refused",
         "workspace and epoch swapped": SIGNALS + "test_workspace_and_epoch_cannot_be_swapped",
+        "an expired signal": SIGNALS + "test_the_clocks_may_differ_by_a_minute",
         "replay of a signal": SIGNALS + "test_a_token_is_refused_after_its_window",
         "a signal of the future": SIGNALS
         + "test_a_token_of_the_future_is_refused_until_its_window",

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,6 @@ import pytest
 from evershell.server.agent.shutdown import ExitCode
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.core import workspace_lifecycle
-from evershell.server.core.runtime import AgentIdentity
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support import faults
@@ -29,7 +28,16 @@ from tests.support.waiting import eventually
 
 LEASE_SECONDS = 4
 # Unique durations identify these processes.
-CUT_OFF, OUTLIVED = "86400.75", "86400.875"
+CUT_OFF, OUTLIVED, LATE = "86400.75", "86400.875", "86400.9"
+# gRPC computes deadlines with `time.time`, so only the clock of the tokens is changed.
+LATE_AGENT = (
+    "-c",
+    "import sys, time\n"
+    "from evershell.server.agent.credential import ControlPlaneClock\n"
+    "ControlPlaneClock.__init__.__defaults__ = (lambda: time.time() - 3600,)\n"
+    "from evershell.server.agent.__main__ import main\n"
+    "sys.exit(main())",
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +114,23 @@ def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
         faults.assert_next_task_works(workspace)
 
 
+def test_an_agent_whose_clock_is_an_hour_late_works_and_is_cancelled(
+    short_leases: Stack, tmp_path: Path
+) -> None:
+    """Its tokens and those that it accepts have expired by its own clock."""
+    workspace = Workspace(short_leases)
+    with short_leases.frozen("fleet"):
+        short_leases.kill(short_leases.agent_pid(workspace.id))
+        with agent_by_hand(workspace, 1, tmp_path, program=LATE_AGENT):
+            task_id = workspace.submit(f"sleep {LATE}", "echo never")
+            eventually(lambda: running(LATE))
+            # The signal reaches the agent, or the answer would be agent_unreachable.
+            assert workspace.cancel(force_after="1s")["outcome"] == "accepted"
+            end = workspace.await_end(task_id)
+    assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 1, True)
+    assert "token_expired" in (tmp_path / "log").read_text()
+
+
 def _lease_over_at(workspace: Workspace) -> float:
     """Returns the end of the lease as Unix time. The database uses the clock of this machine."""
     with workspace.stack.database() as connection:
@@ -118,13 +143,18 @@ def _lease_over_at(workspace: Workspace) -> float:
 
 @contextmanager
 def agent_by_hand(
-    workspace: Workspace, epoch: int, folder: Path, *, registers: bool = True
+    workspace: Workspace,
+    epoch: int,
+    folder: Path,
+    *,
+    registers: bool = True,
+    program: Sequence[str] = ("-m", "evershell.server.agent"),
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts an agent without a controller and waits for registration if `registers` is set."""
     before = _address(workspace)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "evershell.server.agent"],
+            [sys.executable, "-P", *program],
             cwd=folder,
             stdin=subprocess.PIPE,
             stderr=log,
@@ -148,7 +178,7 @@ def _spec(workspace: Workspace, epoch: int) -> dict[str, Any]:
         "workspace_id": workspace.id,
         "epoch": epoch,
         "runtime_addresses": workspace.stack.worker_addresses(),
-        "runtime_token": tokens.runtime_token(AgentIdentity(workspace.id, epoch)),
+        "runtime_secret": tokens.runtime_secret(workspace.id, epoch).hex(),
         "signal_secret": tokens.signal_secret(workspace.id, epoch).hex(),
     }
 

@@ -38,7 +38,7 @@ def pods(tmp_path: Path) -> LocalPods:
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
             runtime_addresses=["127.0.0.1:1"],
-            runtime_token="token",
+            runtime_secret="00" * 32,
             signal_secret="00" * 32,
             # The agent exits after it has read its settings, because no model has this name.
             model="none",

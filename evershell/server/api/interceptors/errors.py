@@ -14,6 +14,7 @@ from evershell.server.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.server.core import errors
 from evershell.server.core.errors import Failure, UnavailableError
+from evershell.server.pod.tokens import TIME_TRAILER
 from evershell.server.telemetry.logs import Sampler
 
 log = structlog.get_logger()
@@ -82,6 +83,8 @@ async def _abort(call: Call, failure: Failure) -> None:
             trailers.append(("x-should-retry", "false"))
     if failure.slug == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))
+    if "unix_seconds" in failure.details:
+        trailers.append((TIME_TRAILER, str(failure.details["unix_seconds"])))
     if "retry_after_seconds" in failure.details:
         trailers.append(("retry-after", str(math.ceil(failure.details["retry_after_seconds"]))))
     await context.abort(status.GRPC_CODES[failure.slug], failure.message, tuple(trailers))

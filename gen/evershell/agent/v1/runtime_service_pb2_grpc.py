@@ -26,15 +26,18 @@ if _version_not_supported:
 
 
 class RuntimeServiceStub:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
-    and is valid only for these.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
+    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
+    secret that it gets at its start.
 
     Every reply carries a Directive, which is the authoritative state. After an error the agent does
     not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
-    is `fenced`.
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
+    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token of that time.
     """
 
     def __init__(self, channel):
@@ -61,15 +64,18 @@ class RuntimeServiceStub:
 
 
 class RuntimeServiceServicer:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
-    and is valid only for these.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
+    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
+    secret that it gets at its start.
 
     Every reply carries a Directive, which is the authoritative state. After an error the agent does
     not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
-    is `fenced`.
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
+    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token of that time.
     """
 
     def Register(self, request, context):
@@ -135,15 +141,18 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RuntimeService:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
-    and is valid only for these.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
+    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
+    secret that it gets at its start.
 
     Every reply carries a Directive, which is the authoritative state. After an error the agent does
     not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
-    is `fenced`.
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
+    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token of that time.
     """
 
     @staticmethod

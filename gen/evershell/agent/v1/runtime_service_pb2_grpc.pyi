@@ -27,15 +27,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RuntimeServiceStub:
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
-    and is valid only for these.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
+    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
+    secret that it gets at its start.
 
     Every reply carries a Directive, which is the authoritative state. After an error the agent does
     not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
-    is `fenced`.
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
+    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token of that time.
     """
 
     @_typing.overload
@@ -69,15 +72,18 @@ class RuntimeServiceStub:
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
-    and is valid only for these.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
+    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
+    secret that it gets at its start.
 
     Every reply carries a Directive, which is the authoritative state. After an error the agent does
     not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
-    is `fenced`.
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
+    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token of that time.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -107,15 +113,18 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     """
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the control plane. Agents call it with a token that names one workspace and one epoch
-    and is valid only for these.
+    """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
+    is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
+    secret that it gets at its start.
 
     Every reply carries a Directive, which is the authoritative state. After an error the agent does
     not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive
-    is `fenced`.
+    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
+    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
+    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
+    the call with a token of that time.
     """
 
     @_abc_1.abstractmethod
