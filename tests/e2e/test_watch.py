@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from evershell.server.client import WorkspaceClient
+from evershell.client import Client, TaskCompleted
 from tests.support.stack import Stack, Workspace
 
 
@@ -23,11 +23,11 @@ def test_a_stream_on_each_worker_has_the_events_of_all_workers(
     stack: Stack, workspace: Workspace
 ) -> None:
     def watched(address: str) -> list[int]:
-        with WorkspaceClient(address, stack.tokens["full_access"]) as client:
+        with Client(address, stack.tokens["full_access"]) as client:
             seqs = []
-            for event in client.watch_events(workspace.id, timeout_seconds=20):
+            for event in client.watch(workspace.id, timeout=20):
                 seqs.append(event.seq)
-                if event.HasField("task_completed"):
+                if isinstance(event.payload, TaskCompleted):
                     break
             return seqs
 

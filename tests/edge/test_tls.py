@@ -5,13 +5,14 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
-from evershell.server.client import WorkspaceClient, WorkspaceServiceError
+from evershell.client import CancelOutcome, Client, UnavailableError
 from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import HOST, Authority, Certificate
 from tests.support.edge.fixtures import short_directory
@@ -50,13 +51,14 @@ def tls_edge(
         yield running
 
 
-def credentials(pki: Pki, certificate: Certificate | None) -> grpc.ChannelCredentials:
-    key, cert = (
-        (certificate.key_file.read_bytes(), certificate.cert_file.read_bytes())
+def files(pki: Pki, certificate: Certificate | None) -> dict[str, Any]:
+    """The arguments of a client that has this certificate."""
+    own = (
+        {"cert_file": certificate.cert_file, "key_file": certificate.key_file}
         if certificate
-        else (None, None)
+        else {}
     )
-    return grpc.ssl_channel_credentials(pki.authority.ca_file.read_bytes(), key, cert)
+    return {"ca_file": pki.authority.ca_file, **own}
 
 
 @pytest.mark.parametrize(
@@ -132,10 +134,8 @@ def test_a_grpc_caller_with_a_known_certificate_is_accepted(
     tls_edge: RunningEdge, stub: Stub, pki: Pki
 ) -> None:
     address = f"https://{tls_edge.grpc_address}"
-    with WorkspaceClient(address, "token", credentials=credentials(pki, pki.caller)) as client:
-        assert (
-            client.cancel_task("ws_1").outcome == workspace_service_pb2.CancelTaskResponse.accepted
-        )
+    with Client(address, "token", **files(pki, pki.caller)) as client:
+        assert client.cancel("ws_1").outcome is CancelOutcome.ACCEPTED
 
 
 def test_a_grpc_caller_without_a_known_certificate_is_refused(
@@ -143,10 +143,11 @@ def test_a_grpc_caller_without_a_known_certificate_is_refused(
 ) -> None:
     for certificate in (None, pki.authority.issue("stranger")):
         address = f"https://{tls_edge.grpc_address}"
-        with WorkspaceClient(address, "token", credentials=credentials(pki, certificate)) as client:
-            with pytest.raises(WorkspaceServiceError) as raised:
-                client.cancel_task("ws_1")
-            assert raised.value.slug == "unavailable"
+        with (
+            Client(address, "token", **files(pki, certificate)) as client,
+            pytest.raises(UnavailableError),
+        ):
+            client.cancel("ws_1")
     assert not stub.seen
 
 

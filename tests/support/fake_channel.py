@@ -1,14 +1,16 @@
 """A fake of the service, with the fake channel and the fake clock of grpcio-testing."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, cast
 
 import grpc
 import grpc_testing
 from evershell.workspace.v1 import workspace_service_pb2
 
+from evershell.client import CallError, Client, EvershellError
 from evershell.server.api.status import rich_status
-from evershell.server.client import WorkspaceClient
 from evershell.server.core.errors import Failure
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
@@ -23,48 +25,55 @@ class TimedChannel:
         self._channel = channel
         self.timeouts: list[float | None] = []
 
-    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return self._timed(self._channel.unary_unary(*arguments, **options))
+    def unary_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Timed(self._channel.unary_unary(*arguments, **options), self.timeouts)
 
-    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return self._timed(self._channel.unary_stream(*arguments, **options))
+    def unary_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Timed(self._channel.unary_stream(*arguments, **options), self.timeouts)
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(request: Any, timeout: float | None = None, metadata: Any = None) -> Any:
-            self.timeouts.append(timeout)
-            return call(request, timeout=timeout, metadata=metadata)
 
-        return timed
+class _Timed:
+    def __init__(self, call: Any, timeouts: list[float | None]) -> None:
+        self._call = call
+        self._timeouts = timeouts
+
+    def __call__(self, request: Any, timeout: float | None = None, metadata: Any = None) -> Any:
+        self._timeouts.append(timeout)
+        return self._call(request, timeout=timeout, metadata=tuple(metadata))
+
+    def with_call(self, request: Any, timeout: float | None = None, metadata: Any = None) -> Any:
+        self._timeouts.append(timeout)
+        return self._call.with_call(request, timeout=timeout, metadata=tuple(metadata))
 
 
 class Service:
     """A client, and the service that a test acts as."""
 
-    def __init__(self) -> None:
+    def __init__(self, credential: str | Callable[[], str] = "sk_secret") -> None:
         self.clock = grpc_testing.strict_fake_time(0)
         self._fake = grpc_testing.channel([SERVICE], self.clock)
         self.channel = TimedChannel(self._fake)
-        self.client = WorkspaceClient(
-            "",
-            "sk_secret",
+        self.metadata: dict[str, str] = {}
+        self.client = Client(
+            credential=credential,
             channel=cast("grpc.Channel", self.channel),
-            timeout_seconds=TIMEOUT_SECONDS,
-            monotonic=self.clock.time,
-            sleep=self.clock.sleep_for,
+            timeout=TIMEOUT_SECONDS,
         )
+        self.client._monotonic = self.clock.time
+        self.client._sleep = self.clock.sleep_for
 
     def take(self, rpc: str) -> "tuple[Any, PendingCall]":
-        """The next call of the RPC: its request and its handle. Checks its credential."""
+        """The next call of the RPC: its request and its handle."""
         metadata, request, taken = self._fake.take_unary_unary(SERVICE.methods_by_name[rpc])
-        assert ("authorization", "Bearer sk_secret") in metadata
+        self.metadata = dict(metadata)
         return request, PendingCall(taken)
 
-    def take_stream(self) -> tuple[Any, Any]:
+    def take_stream(self) -> "tuple[Any, PendingCall]":
         metadata, request, taken = self._fake.take_unary_stream(
             SERVICE.methods_by_name["WatchEvents"]
         )
-        assert ("authorization", "Bearer sk_secret") in metadata
-        return request, taken
+        self.metadata = dict(metadata)
+        return request, PendingCall(taken)
 
 
 class PendingCall:
@@ -74,16 +83,33 @@ class PendingCall:
         self._call = call
 
     def answer(self, reply: Any) -> None:
-        self._call.terminate(reply, (), grpc.StatusCode.OK, "")
+        self._call.terminate(reply, (("x-request-id", "request_1"),), grpc.StatusCode.OK, "")
+
+    def send(self, **message: Any) -> None:
+        """Sends a message on a stream."""
+        self._call.send_response(workspace_service_pb2.WatchEventsResponse(**message))
+
+    def end(self) -> None:
+        """Ends a stream without an error."""
+        self._call.terminate((), grpc.StatusCode.OK, "")
+
+    def await_cancelled(self) -> None:
+        self._call.cancelled()
 
     def fail(self, failure: Failure) -> None:
         """Fails the call as the service does, with details."""
         status = rich_status(failure, "request_1")
-        self._call.terminate(None, trailers(failure), CODES[status.code], failure.message)
+        self._terminate(trailers(failure), CODES[status.code], failure.message)
 
     def fail_without_details(self, code: grpc.StatusCode, *trailers: tuple[str, Any]) -> None:
         """Fails the call as a proxy or a broken connection does, without details."""
-        self._call.terminate(None, trailers, code, "it broke")
+        self._terminate(trailers, code, "it broke")
+
+    def _terminate(self, trailers: Any, code: grpc.StatusCode, message: str) -> None:
+        if hasattr(self._call, "send_response"):
+            self._call.terminate(trailers, code, message)
+        else:
+            self._call.terminate(None, trailers, code, message)
 
 
 def trailers(failure: Failure) -> tuple[tuple[str, Any], ...]:
@@ -91,3 +117,26 @@ def trailers(failure: Failure) -> tuple[tuple[str, Any], ...]:
         "x-request-id",
         "request_1",
     )
+
+
+def start(call: Callable[..., Any], *arguments: Any, **fields: Any) -> "Future[Any]":
+    """Makes a call in a thread, while the test acts as the service.
+
+    The thread is a daemon, so that a call without an answer does not block the exit.
+    """
+    made: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(call(*arguments, **fields))
+        except (EvershellError, StopIteration) as error:
+            made.set_exception(RuntimeError() if isinstance(error, StopIteration) else error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return made
+
+
+def failed(call: "Future[Any]") -> CallError:
+    error = call.exception(5)
+    assert isinstance(error, CallError), error
+    return error

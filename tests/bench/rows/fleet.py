@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Thread
+from threading import Thread
 
-from evershell.server.client import WorkspaceClient, WorkspaceServiceError
+from evershell.client import Client, ClientClosedError, TaskCompleted, WorkspaceProvisioned
 from tests.bench.figures import Figures, Row, at_most, figure, percentile
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.processes import private_bytes
@@ -90,7 +90,7 @@ def _start(count: int) -> Measure:
 
     def measure(setting: Setting, side: Side) -> Figures:
         with (
-            WorkspaceClient(side.address, side.stack.tokens["full_access"]) as client,
+            Client(side.address, side.stack.tokens["full_access"]) as client,
             ThreadPoolExecutor(count) as pool,
         ):
             began = time.perf_counter()
@@ -105,11 +105,11 @@ def _start(count: int) -> Measure:
     return measure
 
 
-def _create(client: WorkspaceClient) -> str:
+def _create(client: Client) -> str:
     """Creates a workspace and waits until it is idle."""
     workspace_id = client.create_workspace("bench").id
-    for event in client.watch_events(workspace_id, timeout_seconds=_START_SECONDS):
-        assert event.HasField("workspace_provisioned"), event
+    for event in client.watch(workspace_id, timeout=_START_SECONDS):
+        assert isinstance(event.payload, WorkspaceProvisioned), event
         return workspace_id
     raise AssertionError("the stream has ended")
 
@@ -131,23 +131,21 @@ class _Arrivals:
 
     def __init__(self, address: str, token: str, workspace_id: str, after: int) -> None:
         self.seconds: dict[str, float] = {}
-        self._client = WorkspaceClient(address, token)
-        self._events = self._client.watch_events(workspace_id, after)
-        self._is_closed = Event()
+        self._client = Client(address, token)
+        self._events = self._client.watch(workspace_id, after=after)
         self._thread = Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         try:
             for event in self._events:
-                if event.HasField("task_completed"):
+                if isinstance(event.payload, TaskCompleted):
+                    assert event.task_id is not None
                     self.seconds[event.task_id] = time.time()
-        except WorkspaceServiceError:
-            if not self._is_closed.is_set():
-                raise
+        except ClientClosedError:
+            return
 
     def close(self) -> None:
-        self._is_closed.set()
         self._client.close()
         self._thread.join()
 

@@ -1,0 +1,178 @@
+"""The synchronous client: how it makes calls. `_tasks.py` and `_workspaces.py` say which."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from evershell.workspace.v1 import workspace_service_pb2_grpc
+
+from evershell.client._base import BaseClient, log_answer, log_failure
+from evershell.client._calls import Call, Seconds
+from evershell.client._credential import Credential
+from evershell.client._endpoint import Endpoint, channel_options
+from evershell.client._failures import from_rpc_error, request_id_of
+from evershell.client._idle import IdleLimit
+from evershell.client._watch import IDLE_SECONDS, Watch
+from evershell.client.errors import CallError, ClientClosedError, UnavailableError
+from evershell.client.events import Event
+
+T = TypeVar("T")
+
+
+class Caller(BaseClient):
+    """Makes the calls of the synchronous client."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        credential: Credential | None = None,
+        *,
+        insecure: bool = False,
+        timeout: Seconds = 10.0,
+        max_retries: int = 3,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
+        channel: grpc.Channel | None = None,
+        interceptors: Sequence[Any] = (),
+    ) -> None:
+        self._interceptors = interceptors
+        super().__init__(
+            url,
+            credential,
+            insecure=insecure,
+            timeout=timeout,
+            max_retries=max_retries,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            channel=channel,
+        )
+        intercepted = grpc.intercept_channel(self._connection.channel, *interceptors)
+        self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(intercepted)
+        self._sleep: Callable[[float], None] = time.sleep
+        self._idle_seconds = IDLE_SECONDS
+
+    def with_options(
+        self,
+        *,
+        credential: Credential | None = None,
+        timeout: Seconds | None = None,
+        max_retries: int | None = None,
+        traceparent: str | None = None,
+    ) -> Self:
+        """A client with other options. It shares the connection, and ends with it.
+
+        Args:
+            credential: The credential of its calls.
+            timeout: The limit of each call with its retries, in seconds or as a timedelta.
+            max_retries: How often a call that may be repeated is repeated; 0 for never.
+            traceparent: The W3C trace context of its calls. Without it, a call belongs to the
+                current span of OpenTelemetry, if the program uses that.
+
+        Raises:
+            ConfigurationError: An option is not valid.
+        """
+        return self._with_options(credential, timeout, max_retries, traceparent)
+
+    def close(self) -> None:
+        """Closes the connection, which ends the calls that are in flight."""
+        if self._connection.is_owned and not self._connection.is_closed:
+            self._connection.is_closed = True
+            self._connection.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open_channel(
+        self, endpoint: Endpoint, tls: grpc.ChannelCredentials | None
+    ) -> grpc.Channel:
+        options = channel_options()
+        if tls is None:
+            return grpc.insecure_channel(endpoint.target, options=options)
+        return grpc.secure_channel(endpoint.target, tls, options=options)
+
+    def _headers(self, more: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+        found: Any = self._credential
+        return self._metadata(found() if callable(found) else found, more)
+
+    def _call(self, call: Call[T]) -> T:
+        attempts = self._attempts(call)
+        while True:
+            try:
+                return self._attempt(call, attempts.remaining_seconds())
+            except CallError as error:
+                pause_seconds = attempts.pause_seconds(error)
+                log_failure(call.rpc, error, pause_seconds)
+            self._sleep(pause_seconds)
+
+    def _attempt(self, call: Call[T], timeout: float) -> T:
+        began, headers = self._monotonic(), self._headers(call.headers)
+        try:
+            response, done = getattr(self._stub, call.rpc).with_call(
+                call.request, timeout=timeout, metadata=headers
+            )
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failure(error) from error
+        request_id = request_id_of(done.trailing_metadata(), done.initial_metadata())
+        log_answer(call.rpc, request_id, began, self._monotonic())
+        return call.decode(response, request_id)
+
+    def _failure(self, error: grpc.RpcError | ValueError) -> Exception:
+        # gRPC raises a ValueError if its channel is closed.
+        if self._connection.is_closed:
+            return ClientClosedError("The client is closed.")
+        return from_rpc_error(error) if isinstance(error, grpc.RpcError) else error
+
+    def _events(self, watch: Watch) -> Generator[Event, None, None]:
+        while True:
+            try:
+                yield from self._stream(watch)
+                if watch.is_over:
+                    return
+                raise UnavailableError("The stream of events has ended.", is_from_service=False)
+            except CallError as error:
+                pause_seconds = watch.pause_seconds(error)
+                log_failure("WatchEvents", error, pause_seconds)
+            self._sleep(pause_seconds)
+
+    def _stream(self, watch: Watch) -> Generator[Event, None, None]:
+        headers = self._headers()
+        try:
+            call = self._stub.WatchEvents(
+                watch.request(), timeout=watch.remaining_seconds(), metadata=headers
+            )
+        except ValueError as error:
+            raise self._failure(error) from error
+        idle = IdleLimit(call.cancel, self._idle_seconds)
+        try:
+            while True:
+                with idle.waiting():
+                    message = next(call, None)
+                if message is None:
+                    return
+                event = watch.receive(message)
+                if event is not None:
+                    yield event
+                if watch.is_over:
+                    return
+        except grpc.RpcError as error:
+            if idle.has_passed:
+                raise UnavailableError(
+                    "Nothing arrived on the stream of events.", is_from_service=False
+                ) from error
+            raise self._failure(error) from error
+        finally:
+            idle.close()
+            call.cancel()

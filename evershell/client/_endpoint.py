@@ -1,0 +1,106 @@
+"""Where the service is, and how the client connects to it."""
+
+import importlib.metadata
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import grpc
+
+from evershell.client.errors import ConfigurationError
+
+URL_VARIABLE = "EVERSHELL_URL"
+_PORTS = {"https": 443, "http": 80}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The target of a channel, and whether it uses TLS."""
+
+    target: str
+    is_tls: bool
+
+    @property
+    def url(self) -> str:
+        """The URL, for people."""
+        return f"{'https' if self.is_tls else 'http'}://{self.target}"
+
+
+def find_endpoint(url: str | None, *, insecure: bool) -> Endpoint:
+    """Reads the URL, or the one in EVERSHELL_URL. Raises ConfigurationError."""
+    text = url or os.environ.get(URL_VARIABLE, "")
+    if not text:
+        raise ConfigurationError(
+            f"There is no address to call. Pass `url`, or set {URL_VARIABLE}, for example to "
+            "https://acme.evershell.ai."
+        )
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{text!r} is not a valid address: {error}.") from None
+    if parts.scheme not in ("", "http", "https") or not parts.hostname or _has_more(parts):
+        raise ConfigurationError(
+            f"{text!r} is not a valid address. Write https://host:port, or http://host:port for "
+            "plain text."
+        )
+    if insecure and parts.scheme == "https":
+        raise ConfigurationError(f"{text!r} asks for TLS, and insecure=True for plain text.")
+    is_tls = parts.scheme == "https" or (
+        not parts.scheme and not insecure and not is_loopback(parts.hostname)
+    )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return Endpoint(f"{host}:{port or _PORTS['https' if is_tls else 'http']}", is_tls)
+
+
+def _has_more(parts: SplitResult) -> bool:
+    return bool(
+        parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def channel_credentials(
+    ca_file: str | Path | None, cert_file: str | Path | None, key_file: str | Path | None
+) -> grpc.ChannelCredentials:
+    """Credentials for TLS from PEM files. Raises ConfigurationError."""
+    if (cert_file is None) != (key_file is None):
+        raise ConfigurationError("cert_file and key_file must be given together.")
+    return grpc.ssl_channel_credentials(_read(ca_file), _read(key_file), _read(cert_file))
+
+
+def _read(path: str | Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def channel_options() -> list[tuple[str, str | int]]:
+    """The options of a channel."""
+    try:
+        version = importlib.metadata.version("evershell")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return [
+        ("grpc.primary_user_agent", f"evershell-python/{version}"),
+        # With gRPC's default of 1 s, a retry within the first second would fail with the last error
+        # without trying to connect.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # Notices a peer that has vanished, so that a watch reconnects.
+        ("grpc.keepalive_time_ms", 30_000),
+        # Only the client repeats calls, by its own rules.
+        ("grpc.service_config_disable_resolution", 1),
+    ]

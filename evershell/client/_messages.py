@@ -1,0 +1,154 @@
+"""Converts between the messages of the protos and the frozen results of the client.
+
+A result is a dataclass whose fields have the names of the message's fields. The annotation of a
+field decides how it is converted: a type with None is absent if the message's field is empty.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Hashable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Self, TypeVar
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+UNSPECIFIED = "unspecified"
+
+Enum = TypeVar("Enum", bound=StrEnum)
+
+
+class Result:
+    """A frozen result of a call."""
+
+    __slots__ = ()
+
+    _message_type: ClassVar[type[Message]]
+
+    @classmethod
+    def _from_message(cls, message: Message) -> Self:
+        readers = _readers(cls)  # type: ignore[arg-type] # a class is hashable
+        return cls(**{name: read(message) for name, read in readers})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as the REST API shows it, for `json.dumps`.
+
+        Times are RFC 3339 in UTC, enums are their names, and 64-bit numbers are strings.
+        """
+        return MessageToDict(
+            _to_message(self),
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+
+
+Reader = Callable[[Any], Any]
+
+
+@functools.cache
+def _readers(cls: Hashable) -> tuple[tuple[str, Reader], ...]:
+    """For each field of the result, the function that reads it from the message."""
+    result: Any = cls
+    descriptor = result._message_type.DESCRIPTOR
+    hints = typing.get_type_hints(result)
+    readers = []
+    for field in dataclasses.fields(result):
+        kinds = _kinds(hints[field.name])
+        optional = type(None) in kinds
+        if field.name in descriptor.oneofs_by_name:
+            readers.append((field.name, _oneof_reader(field.name, kinds)))
+        elif field.name in descriptor.fields_by_name:
+            of_message = descriptor.fields_by_name[field.name]
+            readers.append((field.name, _reader(of_message, kinds[0], optional=optional)))
+    return tuple(readers)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _reader(field: Any, kind: Any, *, optional: bool) -> Reader:
+    name = field.name
+    if kind is datetime:
+        return lambda message: _time(message, name)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _enum_reader(field, kind, optional=optional)
+    if isinstance(kind, type) and issubclass(kind, Result):
+        return lambda message: (
+            kind._from_message(getattr(message, name))
+            if not optional or message.HasField(name)
+            else None
+        )
+    if typing.get_origin(kind) is Mapping:
+        return lambda message: dict(getattr(message, name))
+    if optional:
+        return lambda message: getattr(message, name) or None
+    return lambda message: getattr(message, name)
+
+
+def _time(message: Any, name: str) -> datetime | None:
+    if not message.HasField(name):
+        return None
+    found: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
+    return found
+
+
+def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:
+    name, empty = field.name, None if optional else kind(UNSPECIFIED)
+    # Zero is not in the map, and neither are values that only a newer service has.
+    known = {value.number: kind(value.name) for value in field.enum_type.values if value.number}
+    return lambda message: known.get(getattr(message, name), empty)
+
+
+def _oneof_reader(name: str, kinds: tuple[Any, ...]) -> Reader:
+    results = {
+        kind._message_type.DESCRIPTOR.full_name: kind for kind in kinds if kind is not type(None)
+    }
+
+    def read(message: Any) -> Result | None:
+        chosen = message.WhichOneof(name)
+        if chosen is None:
+            return None
+        content = getattr(message, chosen)
+        result: Result = results[content.DESCRIPTOR.full_name]._from_message(content)
+        return result
+
+    return read
+
+
+def _to_message(result: Result) -> Message:
+    message = result._message_type()
+    descriptor = message.DESCRIPTOR
+    for field in dataclasses.fields(result):  # type: ignore[arg-type]
+        value = getattr(result, field.name)
+        if value is None or value == UNSPECIFIED:
+            continue
+        if field.name in descriptor.oneofs_by_name:
+            _put_oneof(message, field.name, value)
+        elif field.name in descriptor.fields_by_name:
+            _put(message, descriptor.fields_by_name[field.name], value)
+    return message
+
+
+def _put(message: Message, field: Any, value: Any) -> None:
+    if isinstance(value, datetime):
+        getattr(message, field.name).FromDatetime(value)
+    elif isinstance(value, StrEnum):
+        setattr(message, field.name, field.enum_type.values_by_name[value.value].number)
+    elif isinstance(value, Result):
+        # An empty message is set, too.
+        getattr(message, field.name).SetInParent()
+        getattr(message, field.name).MergeFrom(_to_message(value))
+    elif isinstance(value, Mapping):
+        getattr(message, field.name).update(value)
+    else:
+        setattr(message, field.name, value)
+
+
+def _put_oneof(message: Message, name: str, value: Result) -> None:
+    for field in message.DESCRIPTOR.oneofs_by_name[name].fields:
+        if field.message_type is value._message_type.DESCRIPTOR:
+            _put(message, field, value)

@@ -1,0 +1,255 @@
+"""The events in the log of a workspace. `Event.payload` is one of the classes below."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from evershell.workspace.v1 import event_pb2
+from google.protobuf.message import Message
+
+from evershell.client._messages import Result
+from evershell.client.types import TaskStatus, Usage
+
+
+class EventType(StrEnum):
+    """The type of an event, which has the name of its payload."""
+
+    UNSPECIFIED = "unspecified"
+    """A type that this version of the client does not know."""
+    WORKSPACE_PROVISIONED = "workspace_provisioned"
+    WORKSPACE_STOPPED = "workspace_stopped"
+    WORKSPACE_FAILED = "workspace_failed"
+    WORKSPACE_RESUMED = "workspace_resumed"
+    TASK_SUBMITTED = "task_submitted"
+    TASK_STARTED = "task_started"
+    ITERATION_COMPLETED = "iteration_completed"
+    TASK_CANCEL_REQUESTED = "task_cancel_requested"
+    TASK_COMPLETED = "task_completed"
+
+
+class ModelCallStatus(StrEnum):
+    """How a model call ended."""
+
+    UNSPECIFIED = "unspecified"
+    """Recorded by an older release; the model replied."""
+    COMPLETED = "completed"
+    """The model replied."""
+    INTERRUPTED = "interrupted"
+    """A forced cancellation aborted it."""
+
+
+class ToolStatus(StrEnum):
+    """How a tool call ended."""
+
+    UNSPECIFIED = "unspecified"
+    """A status that this version of the client does not know."""
+    EXITED = "exited"
+    """It ran until it exited; `exit_code` has its exit code."""
+    TIMED_OUT = "timed_out"
+    """It reached its time limit and was ended."""
+    INTERRUPTED = "interrupted"
+    """A forced cancellation interrupted it."""
+    NOT_RUN = "not_run"
+    """It could not be run; `output` says why."""
+
+
+class WorkStopped(StrEnum):
+    """Whether every process that a task started is known to have ended."""
+
+    UNSPECIFIED = "unspecified"
+    YES = "yes"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceProvisioned(Result):
+    """The first agent of the workspace has registered."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.WorkspaceProvisioned
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceStopped(Result):
+    """The workspace was stopped, and its agent has ended."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.WorkspaceStopped
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceFailed(Result):
+    """The workspace's agent died or could not start."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.WorkspaceFailed
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceResumed(Result):
+    """A new agent has registered."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.WorkspaceResumed
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSubmitted(Result):
+    """The task is recorded."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.TaskSubmitted
+
+    description: str
+    max_iterations: int
+    submitted_by: str
+    """A user id or an API key id."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted(Result):
+    """The agent has begun the task."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.TaskStarted
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall(Result):
+    """The model's reply."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.ModelCall
+
+    model: str
+    content: str
+    """The text that the model wrote; for an interrupted call, the text received so far."""
+    input_tokens: int
+    """As reported by the endpoint; 0 if it reported none."""
+    output_tokens: int
+    duration_ms: int
+    status: ModelCallStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult(Result):
+    """How a tool call ended."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.ToolResult
+
+    status: ToolStatus
+    exit_code: int
+    """If a signal ended the process: the negated number of the signal."""
+    output: str
+    """Standard output and standard error as one text, at most 64 KiB."""
+    truncated_bytes: int
+    """Bytes of output that exceeded the limit and were dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall(Result):
+    """A tool call that the model asked for, and its result."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.ToolCall
+
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+    result: ToolResult
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class IterationCompleted(Result):
+    """A model call has ended, and its tool call if it made one."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.IterationCompleted
+
+    number: int
+    """Counts the iterations of the task, from 1 and without gaps."""
+    model_call: ModelCall
+    tool_call: ToolCall | None = None
+    """None if the model called no tool."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelIntent(Result):
+    """Who asked for a cancellation, when, and why."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.CancelIntent
+
+    requested_by: str
+    """A user id or an API key id."""
+    credential_kind: str
+    """`session` or `api_key`."""
+    requested_at: datetime | None
+    reason: str = ""
+    force_at: datetime | None = None
+    """When the iteration is interrupted if it still runs; None if it is not interrupted."""
+    force_requested_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCancelRequested(Result):
+    """A cancellation was recorded; the task will end `cancelled`."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.TaskCancelRequested
+
+    cancel: CancelIntent
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCompleted(Result):
+    """The task has ended. Each task has exactly one such event."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.TaskCompleted
+
+    status: TaskStatus
+    forced: bool = False
+    """Whether its last iteration was interrupted."""
+    iterations: int = 0
+    usage: Usage = field(default_factory=Usage)
+    result: str = ""
+    """The agent's final answer or, if the task ended early, the partial result."""
+    reason: str = ""
+    """Why it ended with this status, for people."""
+    cancel: CancelIntent | None = None
+    """None if no cancellation was recorded."""
+    work_stopped: WorkStopped = WorkStopped.UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Result):
+    """One entry in the log of a workspace. Entries never change."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.Event
+
+    seq: int
+    """The position in the log, from 1 and without gaps."""
+    type: EventType
+    workspace_id: str
+    time: datetime | None = None
+    task_id: str | None = None
+    """None for events of the workspace itself."""
+    request_id: str | None = None
+    """The call that caused it; None if the agent or the fleet controller caused it."""
+    trace_id: str | None = None
+    """The W3C trace id of the call, 32 hex digits."""
+    payload: (
+        WorkspaceProvisioned
+        | WorkspaceStopped
+        | WorkspaceFailed
+        | WorkspaceResumed
+        | TaskSubmitted
+        | TaskStarted
+        | IterationCompleted
+        | TaskCancelRequested
+        | TaskCompleted
+        | None
+    ) = None
+    """None only for a type that this version of the client does not know."""

@@ -1,0 +1,249 @@
+"""The results of the client: frozen, with enums and times. Absent values are None."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+from evershell.workspace.v1 import (
+    audit_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+)
+from google.protobuf.message import Message
+
+from evershell.client._messages import Result
+
+
+class TaskStatus(StrEnum):
+    """The state of a task."""
+
+    UNSPECIFIED = "unspecified"
+    """A state that this version of the client does not know."""
+    SUBMITTED = "submitted"
+    """Recorded; the agent has not received it yet."""
+    DELIVERED = "delivered"
+    """The agent has received it and has not begun it."""
+    RUNNING = "running"
+    """The agent works on it."""
+    COMPLETED = "completed"
+    """Ended: the agent finished it."""
+    FAILED = "failed"
+    """Ended: it could not be finished; `reason` says why."""
+    CANCELLED = "cancelled"
+    """Ended: a cancellation was recorded before its end."""
+    DELIVERY_FAILED = "delivery_failed"
+    """Ended: the agent could not be reached, so it never began."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a task in this state never changes again."""
+        return self in _ENDED
+
+
+_ENDED = {
+    TaskStatus.COMPLETED,
+    TaskStatus.FAILED,
+    TaskStatus.CANCELLED,
+    TaskStatus.DELIVERY_FAILED,
+}
+
+
+class TaskPhase(StrEnum):
+    """What the current iteration of a task is doing."""
+
+    UNSPECIFIED = "unspecified"
+    """A phase that this version of the client does not know."""
+    MODEL_CALL = "model_call"
+    TOOL_CALL = "tool_call"
+
+
+class WorkspaceStatus(StrEnum):
+    """The state of a workspace."""
+
+    UNSPECIFIED = "unspecified"
+    """A state that this version of the client does not know."""
+    PROVISIONING = "provisioning"
+    """Its agent is being started and has not registered yet."""
+    IDLE = "idle"
+    """Its agent is waiting for a task."""
+    BUSY = "busy"
+    """Its agent is working on `current_task_id`."""
+    STOPPING = "stopping"
+    """Its agent is being ended."""
+    STOPPED = "stopped"
+    """It has no agent."""
+    FAILED = "failed"
+    """Its agent died or could not start; `status_reason` says why."""
+
+
+class CancelOutcome(StrEnum):
+    """What a cancellation found."""
+
+    UNSPECIFIED = "unspecified"
+    """An outcome that this version of the client does not know."""
+    ACCEPTED = "accepted"
+    """This call recorded the cancellation."""
+    ALREADY_REQUESTED = "already_requested"
+    """It was recorded before; requester, time and reason are those of the first call."""
+    ALREADY_FINISHED = "already_finished"
+    """The task had ended; `task.status` says how."""
+    NO_ACTIVE_TASK = "no_active_task"
+    """The workspace is idle: no task runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage(Result):
+    """What a task has used so far."""
+
+    _message_type: ClassVar[type[Message]] = task_pb2.Usage
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model_calls: int = 0
+    tool_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Result):
+    """A piece of work for the agent of a workspace."""
+
+    _message_type: ClassVar[type[Message]] = task_pb2.Task
+
+    id: str
+    workspace_id: str
+    description: str = ""
+    status: TaskStatus = TaskStatus.UNSPECIFIED
+    phase: TaskPhase | None = None
+    """None if no iteration is running."""
+    iterations: int = 0
+    """Number of committed iterations."""
+    max_iterations: int = 0
+    """A task that has not finished after this many iterations ends `failed`."""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    """When the agent began it; None before that."""
+    completed_at: datetime | None = None
+    """When it ended; None before that."""
+    cancel_requested_at: datetime | None = None
+    """When its cancellation was recorded; None if it was not cancelled."""
+    cancel_requested_by: str | None = None
+    """The user id or API key id of the first requester."""
+    cancel_reason: str = ""
+    cancel_force_at: datetime | None = None
+    """When its iteration is interrupted if it still runs; None if it is not interrupted."""
+    forced: bool = False
+    """Whether its last iteration was interrupted."""
+    reason: str = ""
+    """Why it ended with this status, for people; may be empty."""
+    result: str = ""
+    """The agent's final answer or, if the task ended early, the partial result."""
+    usage: Usage = field(default_factory=Usage)
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The metadata given to submit_task."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the task never changes again."""
+        return self.status.has_ended
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace(Result):
+    """A place where an agent works, on one task at a time."""
+
+    _message_type: ClassVar[type[Message]] = workspace_pb2.Workspace
+
+    id: str
+    org_id: str = ""
+    name: str = ""
+    """The name given to create_workspace, for people."""
+    status: WorkspaceStatus = WorkspaceStatus.UNSPECIFIED
+    status_reason: str = ""
+    """Why it has this status, for people; may be empty."""
+    created_by_user_id: str | None = None
+    """None if it was created with an API key."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    current_task_id: str | None = None
+    """The task that its agent is working on."""
+    epoch: int = 0
+    """Counts the starts of its agent, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelResult(Result):
+    """The answer to a cancellation."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.CancelTaskResponse
+
+    workspace_id: str
+    outcome: CancelOutcome
+    task_id: str | None = None
+    """None if there is no active task."""
+    requested_at: datetime | None = None
+    """When the cancellation was recorded; None if none was."""
+    requested_by: str | None = None
+    """The user id or API key id of the first requester."""
+    reason: str = ""
+    """The reason that the first requester gave."""
+    task: Task | None = None
+    """The task when the service answered."""
+    request_id: str = field(default="", compare=False)
+    """Identifies the call in the log of the service and in the audit log."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the cancellation is recorded, so that the task ends `cancelled`."""
+        return self.outcome in (CancelOutcome.ACCEPTED, CancelOutcome.ALREADY_REQUESTED)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to wait for: the task has ended, or there was none."""
+        return not self.is_recorded or (self.task is not None and self.task.has_ended)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedTask(Result):
+    """The answer to submit_task."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.SubmitTaskResponse
+
+    task_id: str
+    workspace_id: str
+    status: TaskStatus = TaskStatus.UNSPECIFIED
+    request_id: str = field(default="", compare=False)
+    """Identifies the call in the log of the service and in the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry(Result):
+    """One authenticated call of a method that changes something, allowed or refused."""
+
+    _message_type: ClassVar[type[Message]] = audit_pb2.AuditEntry
+
+    id: str
+    time: datetime | None = None
+    """When the call arrived."""
+    org_id: str = ""
+    actor_id: str = ""
+    """The user id or API key id of the caller."""
+    credential_kind: str = ""
+    """`session` or `api_key`."""
+    credential_id: str | None = None
+    """The API key id, or the `jti` of the session token."""
+    rpc: str = ""
+    """For example `CancelTask`."""
+    workspace_id: str | None = None
+    """As the caller named it, so it need not exist."""
+    task_id: str | None = None
+    outcome: str = ""
+    """The outcome of CancelTask, `ok`, the slug of the error, or `caller_gone`."""
+    reason: str = ""
+    """The reason that the caller gave."""
+    request_id: str = ""
+    trace_id: str | None = None
+    client_address: str = ""
+    """The IP address of the client, as the edge saw it."""

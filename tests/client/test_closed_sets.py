@@ -1,0 +1,211 @@
+"""The client has everything that the protos have, and its two forms agree."""
+
+import dataclasses
+import inspect
+import json
+from enum import StrEnum
+from typing import Any
+
+import pytest
+from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+import evershell.client
+from evershell.client import AsyncClient, Client, events, types
+from evershell.client._messages import Result
+
+# The method of the client for each RPC.
+METHODS = {
+    "CancelTask": "cancel",
+    "SubmitTask": "submit_task",
+    "GetTask": "get_task",
+    "ListTasks": "list_tasks",
+    "WatchEvents": "watch",
+    "CreateWorkspace": "create_workspace",
+    "GetWorkspace": "get_workspace",
+    "ListWorkspaces": "list_workspaces",
+    "StopWorkspace": "stop_workspace",
+    "ResumeWorkspace": "resume_workspace",
+    "ListAuditEntries": "list_audit_entries",
+}
+SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+# Fields that come from the metadata of an answer.
+FROM_METADATA = {"CancelResult": {"request_id"}, "SubmittedTask": {"request_id"}}
+
+
+def results() -> list[Any]:
+    return [
+        value
+        for module in (types, events)
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+    ]
+
+
+def enums() -> dict[StrEnum, Any]:
+    """The enums of the client, each with the enum of the protos that it stands for."""
+    found: dict[Any, Any] = {}
+    for result in results():
+        descriptor = result._message_type.DESCRIPTOR
+        for field in dataclasses.fields(result):
+            hints = inspect.get_annotations(result)[field.name]
+            kind = next(
+                (
+                    each
+                    for each in getattr(hints, "__args__", (hints,))
+                    if isinstance(each, type) and issubclass(each, StrEnum)
+                ),
+                None,
+            )
+            if kind is not None:
+                found[kind] = descriptor.fields_by_name[field.name].enum_type
+    return found
+
+
+def test_each_rpc_has_a_method() -> None:
+    assert set(METHODS) == {method.name for method in SERVICE.methods}, (
+        "add a method for the new RPC to both clients"
+    )
+    for method in METHODS.values():
+        assert callable(getattr(Client, method)) and callable(getattr(AsyncClient, method))
+
+
+@pytest.mark.parametrize("rpc", METHODS)
+def test_each_field_of_a_request_is_an_argument(rpc: str) -> None:
+    fields = set(SERVICE.methods_by_name[rpc].input_type.fields_by_name)
+    assert fields <= set(inspect.signature(getattr(Client, METHODS[rpc])).parameters)
+
+
+@pytest.mark.parametrize("result", results(), ids=lambda result: result.__name__)
+def test_a_result_has_each_field_of_its_message(result: Any) -> None:
+    descriptor = result._message_type.DESCRIPTOR
+    names = {field.name for field in descriptor.fields if field.containing_oneof is None}
+    names |= set(descriptor.oneofs_by_name)
+    own = {field.name for field in dataclasses.fields(result)}
+    assert own - FROM_METADATA.get(result.__name__, set()) == names
+
+
+@pytest.mark.parametrize("kind", enums(), ids=lambda kind: str(kind.__name__))
+def test_an_enum_has_each_value_of_the_proto(kind: Any) -> None:
+    values = {value.name for value in enums()[kind].values if value.number}
+    assert {member.value for member in kind} == values | {"unspecified"}
+
+
+def test_each_payload_has_a_class() -> None:
+    oneof = event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"]
+    for field in oneof.fields:
+        message = event_pb2.Event(type=event_pb2.EventType.Type.Value(field.name))
+        getattr(message, field.name).SetInParent()
+        event = events.Event._from_message(message)
+        assert field.message_type is not None
+        assert type(event.payload).__name__ == field.message_type.name
+        assert event.type.value == field.name
+        assert event.to_dict()[field.name] is not None
+
+
+def public_methods(client: type) -> dict[str, Any]:
+    names = {name for name, _ in inspect.getmembers(client) if not name.startswith("_")}
+    return {name: getattr(client, name) for name in names}
+
+
+def test_both_clients_have_the_same_methods_arguments_and_documentation() -> None:
+    plain, asynchronous = public_methods(Client), public_methods(AsyncClient)
+    assert set(plain) == set(asynchronous)
+    for name, method in plain.items():
+        twin = asynchronous[name]
+        assert method.__doc__ == twin.__doc__, name
+        if callable(method) and name != "with_options":
+            parameters = inspect.signature(method).parameters
+            assert parameters == inspect.signature(twin).parameters, name
+    arguments = list(inspect.signature(Client).parameters)
+    assert arguments == list(inspect.signature(AsyncClient).parameters)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS.values()) | {"cancel_and_wait"}))
+def test_the_documentation_names_each_argument(name: str) -> None:
+    method = getattr(Client, name)
+    documentation = inspect.getdoc(method) or ""
+    for section in ("Returns:", "Raises:"):
+        assert section in documentation
+    for argument in list(inspect.signature(method).parameters)[1:]:
+        assert f"    {argument}: " in documentation, argument
+
+
+def test_every_public_name_is_exported() -> None:
+    modules = (types, events, evershell.client.errors, evershell.client.pages)
+    public = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    }
+    assert set(evershell.client.__all__) == public | {"Client", "AsyncClient"}
+
+
+STAMP = Timestamp(seconds=1_700_000_000, nanos=123_000)
+IDLE = workspace_pb2.Workspace(id="ws_1", status=workspace_pb2.Workspace.idle, epoch=2**40)
+TASK = task_pb2.Task(
+    id="task_1", phase=task_pb2.Task.model_call, usage=task_pb2.Usage(), metadata={"a": "b"}
+)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (types.Workspace, IDLE),
+        (
+            types.CancelResult,
+            workspace_service_pb2.CancelTaskResponse(
+                workspace_id="ws_1",
+                outcome=workspace_service_pb2.CancelTaskResponse.accepted,
+                requested_at=STAMP,
+                task=TASK,
+            ),
+        ),
+        (
+            events.Event,
+            event_pb2.Event(
+                seq=7,
+                type=event_pb2.EventType.iteration_completed,
+                time=STAMP,
+                iteration_completed=event_pb2.IterationCompleted(
+                    number=1,
+                    model_call=event_pb2.ModelCall(
+                        model="m", status=event_pb2.ModelCall.completed
+                    ),
+                    tool_call=event_pb2.ToolCall(
+                        id="t", result=event_pb2.ToolResult(exit_code=-9, truncated_bytes=1)
+                    ),
+                ),
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_a_result_can_be_shown_as_the_rest_api_shows_it(
+    result: type[Result], message: Message
+) -> None:
+    expected = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    shown = result._from_message(message).to_dict()
+    assert shown == expected
+    assert json.loads(json.dumps(shown)) == expected
+
+
+def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
+    task = types.Task._from_message(
+        task_pb2.Task(id="task_1", status=99, phase=99)  # type: ignore[arg-type]
+    )
+    assert (task.status, task.phase) == (types.TaskStatus.UNSPECIFIED, None)
+    unknown = events.Event._from_message(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
+    assert (unknown.type, unknown.payload) == (events.EventType.UNSPECIFIED, None)
+
+
+def test_a_result_cannot_be_changed() -> None:
+    task = types.Task("task_1", "ws_1")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        task.id = "task_2"  # type: ignore[misc]
+    assert not hasattr(task, "__dict__")
+    assert hash(task) == hash(types.Task("task_1", "ws_1", metadata={}))

@@ -1,0 +1,131 @@
+"""Which address a client calls, whether with TLS, and with which credential."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import evershell.client
+from evershell.client import AsyncClient, Client, ConfigurationError
+from evershell.client._endpoint import channel_options, find_endpoint
+
+HOST = "acme.evershell.ai"
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "is_tls"),
+    [
+        (f"https://{HOST}", f"{HOST}:443", True),
+        (f"https://{HOST}:8443/", f"{HOST}:8443", True),
+        (f"http://{HOST}:8081", f"{HOST}:8081", False),
+        (f"http://{HOST}", f"{HOST}:80", False),
+        (f"{HOST}:8081", f"{HOST}:8081", True),
+        (HOST, f"{HOST}:443", True),
+        ("127.0.0.1:8081", "127.0.0.1:8081", False),
+        ("localhost:8081", "localhost:8081", False),
+        ("[::1]:8081", "[::1]:8081", False),
+        ("http://[::1]:8081", "[::1]:8081", False),
+        ("localhost.evil.example:8081", "localhost.evil.example:8081", True),
+        ("10.0.0.1:8081", "10.0.0.1:8081", True),
+    ],
+)
+def test_only_a_loopback_address_is_plain_text_unless_asked_for(
+    url: str, target: str, is_tls: bool
+) -> None:
+    found = find_endpoint(url, insecure=False)
+    assert (found.target, found.is_tls) == (target, is_tls)
+    assert find_endpoint(found.url, insecure=False) == found
+
+
+def test_insecure_asks_for_plain_text() -> None:
+    assert not find_endpoint(f"{HOST}:8081", insecure=True).is_tls
+    with pytest.raises(ConfigurationError, match="asks for TLS"):
+        find_endpoint(f"https://{HOST}", insecure=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://host", "https://", "https://host/v1", "host:port", "https://me:pw@host", "a b://"],
+)
+def test_an_address_that_is_not_valid_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not a valid address"):
+        Client(url, "sk_secret")
+
+
+def test_the_environment_has_the_address_and_the_credential(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("EVERSHELL_URL", raising=False)
+    monkeypatch.delenv("EVERSHELL_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="EVERSHELL_URL"):
+        Client(credential="sk_secret")
+    monkeypatch.setenv("EVERSHELL_URL", HOST)
+    with pytest.raises(ConfigurationError, match="EVERSHELL_API_KEY"):
+        Client()
+    monkeypatch.setenv("EVERSHELL_API_KEY", "sk_secret")
+    with Client() as client:
+        assert client.url == f"https://{HOST}:443"
+        assert repr(client) == f"<Client of https://{HOST}:443>"
+    monkeypatch.setenv("EVERSHELL_API_KEY", "sk_\nsecret")
+    with pytest.raises(ConfigurationError) as raised:
+        Client()
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cert_file": "me.pem"}, "must be given together"),
+        ({"ca_file": "/nowhere/ca.pem"}, "/nowhere/ca.pem cannot be read: No such"),
+        ({"ca_file": "ca.pem", "url": "http://host"}, "is plain text"),
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"max_retries": -1}, "max_retries must not be negative"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Client(**{"url": HOST, "credential": "sk_secret", **arguments})
+
+
+def test_a_channel_has_its_own_address() -> None:
+    with (
+        grpc.insecure_channel("127.0.0.1:1") as channel,
+        pytest.raises(ConfigurationError, match="A channel has its own address"),
+    ):
+        Client("127.0.0.1:1", "sk_secret", channel=channel)
+
+
+async def test_a_channel_of_asyncio_has_its_own_interceptors() -> None:
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        with pytest.raises(ConfigurationError, match="its own interceptors"):
+            AsyncClient(
+                credential="sk_secret",
+                channel=channel,
+                interceptors=[object()],
+            )
+        client = AsyncClient(credential="sk_secret", channel=channel)
+        assert repr(client) == "<AsyncClient of a channel>"
+        await client.close()
+        # The channel belongs to its owner.
+        channel.get_state()
+
+
+def test_the_service_sees_which_client_calls() -> None:
+    options = dict(channel_options())
+    assert str(options["grpc.primary_user_agent"]).startswith("evershell-python/0.")
+
+
+def test_the_client_loads_nothing_of_the_server() -> None:
+    program = (
+        "import sys, evershell.client; "
+        "sys.exit(any(name.startswith('evershell.server') "
+        "or name in ('pydantic', 'psycopg', 'opentelemetry', 'click') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_types_are_published() -> None:
+    assert (Path(evershell.client.__file__).parent / "py.typed").exists()

@@ -1,0 +1,146 @@
+"""The errors of calls: one class for each slug."""
+
+import pickle
+from typing import Any
+
+import grpc
+import pytest
+from evershell.workspace.v1 import error_pb2
+
+from evershell.client import CallError, EvershellError
+from evershell.client import errors as client_errors
+from evershell.client._failures import from_stream_error
+from evershell.client.errors import BY_SLUG
+from evershell.server.api.status import RULES
+from evershell.server.core import errors
+from evershell.server.core.errors import Failure
+from tests.support.fake_channel import Service, failed, start, trailers
+
+UNREACHABLE = errors.agent_unreachable(
+    "ws_1", "task_1", "recorded, not delivered", intent_recorded=True
+)
+# Slugs of the edge that stand for a gRPC code in an answer without details.
+FALLBACKS = {"not_found", "method_not_allowed"}
+
+
+def test_each_slug_that_a_grpc_caller_can_get_has_a_class() -> None:
+    slugs = {slug for slug, rule in RULES.items() if not rule.edge_only} | FALLBACKS
+    assert set(BY_SLUG) == slugs, "add the class of a new slug to evershell/client/errors.py"
+    for slug, error in BY_SLUG.items():
+        assert error.__name__.lower() == f"{slug.removesuffix('_error').replace('_', '')}error"
+        assert error.__doc__
+        assert issubclass(error, CallError) and issubclass(error, EvershellError)
+
+
+@pytest.mark.parametrize(
+    ("failure", "details"),
+    [
+        (errors.invalid({"reason": "too long"}), {"fields": {"reason": "too long"}}),
+        (errors.unauthenticated("No credential."), {}),
+        (errors.permission_denied("no", ["workspace:write", "workspace:write:own"]),
+         {"required": ["workspace:write", "workspace:write:own"]}),
+        (errors.workspace_not_found("ws_1"),
+         {"resource_type": "workspace", "resource_name": "ws_1"}),
+        (Failure("workspace_stopped", "It is stopped.", workspace_id="ws_1"),
+         {"workspace_id": "ws_1"}),
+        (UNREACHABLE, {"workspace_id": "ws_1", "task_id": "task_1", "intent_recorded": True}),
+        (Failure("rate_limited", "Too many.", retry_after_seconds=0.25),
+         {"retry_after_seconds": 0.25}),
+        (errors.unavailable(), {"retry_after_seconds": 1.0}),
+        (Failure("internal", "A defect."), {}),
+    ],
+    ids=lambda value: getattr(value, "slug", ""),
+)  # fmt: skip
+def test_an_error_has_the_class_and_the_details_of_the_failure(
+    service: Service, failure: Failure, details: dict[str, Any]
+) -> None:
+    call = start(service.client.cancel, "ws_1")
+    service.take("CancelTask")[1].fail(failure)
+    error = failed(call)
+    assert type(error) is BY_SLUG[failure.slug]
+    assert (error.slug, error.message, error.request_id) == (
+        failure.slug,
+        failure.message,
+        "request_1",
+    )
+    assert error.details == details
+    assert error.is_from_service
+    assert error.http_status == RULES[failure.slug].http
+    assert "sk_secret" not in repr(error) + str(error)
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 # its own bytes
+    assert (type(copy), copy.details, copy.request_id) == (type(error), details, "request_1")
+
+
+def test_common_details_have_properties() -> None:
+    unreachable = client_errors.AgentUnreachableError(
+        "m", "r", {"task_id": "task_1", "workspace_id": "ws_1", "intent_recorded": True}
+    )
+    assert (unreachable.task_id, unreachable.workspace_id, unreachable.intent_recorded) == (
+        "task_1",
+        "ws_1",
+        True,
+    )
+    assert (unreachable.retry_after, unreachable.fields, unreachable.required) == (None, {}, ())
+    limited = client_errors.RateLimitedError("m", "r", {"retry_after_seconds": 2})
+    assert limited.retry_after == 2.0
+    assert limited.to_dict() == {
+        "error": {
+            "code": "rate_limited",
+            "message": "m",
+            "request_id": "r",
+            "details": {"retry_after_seconds": 2},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "slug"),
+    [
+        ("UNAVAILABLE", "unavailable"),
+        ("DEADLINE_EXCEEDED", "deadline_exceeded"),
+        ("INTERNAL", "internal"),
+        ("UNAUTHENTICATED", "unauthenticated"),
+        ("PERMISSION_DENIED", "permission_denied"),
+        ("NOT_FOUND", "not_found"),
+        ("INVALID_ARGUMENT", "validation_error"),
+        ("FAILED_PRECONDITION", "invalid_state"),
+        ("RESOURCE_EXHAUSTED", "rate_limited"),
+        ("UNIMPLEMENTED", "method_not_allowed"),
+        ("UNKNOWN", "internal"),
+        ("CANCELLED", "internal"),
+    ],
+)
+def test_the_slug_of_a_failure_without_details_follows_from_its_code(
+    service: Service, code: str, slug: str
+) -> None:
+    call = start(service.client.cancel, "ws_1")
+    service.take("CancelTask")[1].fail_without_details(
+        grpc.StatusCode[code], ("x-request-id", "request_2")
+    )
+    error = failed(call)
+    assert (error.slug, error.message, error.request_id, error.details) == (
+        slug,
+        "it broke",
+        "request_2",
+        {},
+    )
+    assert not error.is_from_service
+
+
+def test_details_that_contradict_the_status_are_ignored(service: Service) -> None:
+    call = start(service.client.cancel, "ws_1")
+    service.take("CancelTask")[1].fail_without_details(
+        grpc.StatusCode.UNAVAILABLE, *trailers(errors.workspace_not_found("ws_1"))
+    )
+    assert failed(call).slug == "unavailable"
+
+
+def test_a_slug_that_the_client_does_not_know_is_that_of_its_code(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(BY_SLUG, "workspace_busy")
+    call = start(service.client.submit_task, "ws_1", "true")
+    service.take("SubmitTask")[1].fail(Failure("workspace_busy", "It is busy."))
+    error = failed(call)
+    assert (error.slug, error.message) == ("invalid_state", "It is busy.")
+    assert from_stream_error(error_pb2.Error(code=99)).slug == "internal"  # type: ignore[arg-type]
