@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from google.rpc import code_pb2
+from limits import module as limits_module
 from openapi import document
 from routes import edge_config
 from source import Protos
@@ -27,6 +28,7 @@ DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
 ROUTES = "evershell/edge/routes.json"
 OPENAPI = "evershell/edge/openapi.yaml"
 SLUGS = "evershell/workspace/v1/error_slugs.py"
+LIMITS = "evershell/workspace/v1/field_limits.py"
 # Tell type checkers that the packages have types.
 TYPED = ("evershell/agent/py.typed", "evershell/workspace/py.typed")
 
@@ -90,6 +92,7 @@ def generate(out: Path) -> None:
     )
     protos = Protos(descriptor_set.read_bytes())
     (out / SLUGS).write_text(slugs(protos))
+    (out / LIMITS).write_text(limits_module(protos))
     for name in TYPED:
         (out / name).touch()
     (out / ROUTES).write_text(json.dumps(edge_config(protos), indent=2) + "\n")

@@ -10,10 +10,12 @@ import re
 from http import HTTPStatus
 from typing import Any
 
+import examples
 import yaml
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import FieldDescriptor
-from schemas import Schemas, prose, reference
+from schemas import Schemas, component_name, prose, reference
+from snippets import code_samples
 from source import PACKAGE, Binding, Protos, Rule
 
 OPENAPI_VERSION = "3.1.0"
@@ -21,7 +23,22 @@ OPENAPI_VERSION = "3.1.0"
 API_VERSION = "v1"
 TITLE = "Evershell workspaces"
 BEARER = "bearer"
-REQUEST_ID = "79130bac-f95a-43b2-b452-ebd8fa0d19b1"
+# Each organization has a host of its own.
+SERVER = {
+    "url": "https://{organization}.evershell.ai",
+    "description": "The host of an organization.",
+    "variables": {
+        "organization": {
+            "default": "your-organization",
+            "description": "The name of the organization to which the credential belongs.",
+        }
+    },
+}
+LICENSE = {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
+CONTACT = {"name": "Evershell", "url": "https://evershell.ai"}
+ENVELOPE_NAME = "ErrorEnvelope"
+# The error codes of a response stand beside the reference to the envelope, which all errors share.
+ERROR_CODES = "x-error-codes"
 TEXT_WIDTH = 120
 
 # The headers of answers.
@@ -93,12 +110,13 @@ class _Document:
                 binding, name
             )
         service, rules = self._protos.service, self._protos.rules()
-        called = {rule.slug for binding in bindings for rule in self._protos.errors(binding)}
+        called = [rule.slug for binding in bindings for rule in self._protos.errors(binding)]
         other_refusals = "".join(
             f"\n- {rule.http} `{rule.slug}`: {rule.message}"
             for rule in rules
             if rule.slug not in called
         )
+        about = prose(self._protos.comment(service.full_name)).partition("\n")[0]
         # ErrorEnvelope refers to this schema.
         self._schemas.reference(self._protos.pool.FindMessageTypeByName(f"{PACKAGE}.Error"))
         return {
@@ -110,11 +128,12 @@ class _Document:
                     f"{prose(self._protos.comment(service.full_name))}\n\n"
                     f"The edge refuses other requests:\n{other_refusals}"
                 ),
-                "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+                "contact": CONTACT,
+                "license": LICENSE,
             },
-            "servers": [{"url": "/"}],
+            "servers": [SERVER],
             "security": [{BEARER: []}],
-            "tags": [{"name": service.name}],
+            "tags": [{"name": service.name, "description": about}],
             "paths": paths,
             "components": {
                 "securitySchemes": {
@@ -124,9 +143,9 @@ class _Document:
                         "description": "An API key or a session token.",
                     },
                 },
-                "schemas": self._schemas.components | {"ErrorEnvelope": ENVELOPE},
+                "schemas": self._schemas.components | {ENVELOPE_NAME: ENVELOPE},
                 "responses": self._responses,
-                "examples": {rule.slug: _example(rule) for rule in rules},
+                "examples": {rule.slug: _example(rule) for rule in rules if rule.slug in called},
                 "headers": HEADERS,
             },
         }
@@ -148,39 +167,41 @@ class _Document:
         if not binding.has_body:
             operation["parameters"] += [self._parameter(field, "query") for field in others]
         elif others:
-            operation["requestBody"] = self._body(binding, others)
+            operation["requestBody"] = self._body(binding, name, others)
         operation["responses"] = self._successes(binding) | self._failures(binding)
+        if binding.streams:
+            operation["x-codeSamples"] = code_samples(binding.path)
         return operation
 
     def _parameter(self, field: FieldDescriptor, place: str) -> dict[str, Any]:
+        schema = self._schemas.of_field(field)
         parameter: dict[str, Any] = {"name": field.name, "in": place}
         if place == "path":
             parameter["required"] = True
-        if description := prose(self._protos.comment(field.full_name)):
-            parameter["description"] = description
-        return parameter | {"schema": self._schemas.of_field(field)}
+            schema = {"minLength": 1} | schema
+        parameter["description"] = prose(self._protos.comment(field.full_name))
+        if not parameter["description"]:
+            raise ValueError(f"{field.full_name} is a parameter and needs a comment")
+        return parameter | {"schema": schema}
 
-    def _body(self, binding: Binding, fields: list[FieldDescriptor]) -> dict[str, Any]:
-        schema = self._schemas.of_fields(
-            fields, [field.name for field in fields if self._is_required(field)]
-        )
-        content: dict[str, Any] = {"schema": schema}
+    def _body(self, binding: Binding, name: str, fields: list[FieldDescriptor]) -> dict[str, Any]:
+        """The body. Each binding has a schema of its own, without the fields of its path."""
+        content: dict[str, Any] = {"schema": self._schemas.request(f"{name}Request", fields)}
         if binding.edge.example:
             content["example"] = json.loads(binding.edge.example)
             # Raises ParseError if the example in the protos does not fit the message.
             json_format.ParseDict(
                 content["example"], message_factory.GetMessageClass(binding.rpc.input_type)()
             )
-        return {"required": "required" in schema, "content": {"application/json": content}}
-
-    def _is_required(self, field: FieldDescriptor) -> bool:
-        behaviors = self._protos.option(field.GetOptions(), "google.api.field_behavior")
-        names = self._protos.pool.FindEnumTypeByName("google.api.FieldBehavior").values_by_number
-        return "REQUIRED" in {names[number].name for number in behaviors}
+        is_required = any(self._schemas.is_required(field) for field in fields)
+        return {"required": is_required, "content": {"application/json": content}}
 
     def _successes(self, binding: Binding) -> dict[str, Any]:
         kind = "text/event-stream" if binding.streams else "application/json"
-        content = {kind: {"schema": self._schemas.reference(binding.rpc.output_type)}}
+        reply = binding.rpc.output_type
+        content = {
+            kind: {"schema": self._schemas.reference(reply), "example": examples.reply(reply)}
+        }
         statuses = {
             binding.success_status: "",
             binding.edge.success_status_after_wait: ": the task ended during the `wait`",
@@ -212,14 +233,14 @@ class _Document:
             headers.append("retry-after")
         if "unauthenticated" in codes:
             headers.append("www-authenticate")
-        narrowed = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
         name = "_or_".join(codes)
         self._responses[name] = {
             "description": "\n".join(f"- `{rule.slug}`: {rule.message}" for rule in rules),
             "headers": _headers(*headers),
+            ERROR_CODES: codes,
             "content": {
                 "application/json": {
-                    "schema": {"allOf": [reference("schemas", "ErrorEnvelope"), narrowed]},
+                    "schema": reference("schemas", ENVELOPE_NAME),
                     "examples": {code: reference("examples", code) for code in codes},
                 }
             },
@@ -230,13 +251,17 @@ class _Document:
 ENVELOPE = {
     "description": "The body of every error.",
     "type": "object",
-    "properties": {"error": {"$ref": "#/components/schemas/Error"}},
+    "properties": {"error": reference("schemas", component_name(f"{PACKAGE}.Error"))},
     "required": ["error"],
 }
 
 
 def _example(rule: Rule) -> dict[str, Any]:
-    error: dict[str, Any] = {"code": rule.slug, "message": rule.message, "request_id": REQUEST_ID}
+    error: dict[str, Any] = {
+        "code": rule.slug,
+        "message": rule.message,
+        "request_id": examples.REQUEST_ID,
+    }
     if rule.details:
         error["details"] = json.loads(rule.details)
     return {

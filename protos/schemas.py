@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from limits import narrowed
 from source import PACKAGE, Protos
 
 SCALARS: dict[int, dict[str, Any]] = {
@@ -19,8 +20,9 @@ WELL_KNOWN: dict[str, dict[str, Any]] = {
         "pattern": r"^[0-9]+(\.[0-9]{1,9})?s$",
         "examples": ["10s"],
     },
-    "google.protobuf.Struct": {"type": "object"},
 }
+# Fields of the type Struct whose fields the message describes.
+STRUCTS = {f"{PACKAGE}.Error.details": f"{PACKAGE}.ErrorDetails"}
 
 
 class Schemas:
@@ -29,31 +31,58 @@ class Schemas:
     def __init__(self, protos: Protos) -> None:
         self._protos = protos
         self.components: dict[str, Any] = {}
+        self._full_names: dict[str, str] = {}
 
     def reference(self, described: Descriptor | EnumDescriptor) -> dict[str, Any]:
         """A reference to the schema of a message or enum, which is built at the first reference."""
-        name = described.full_name.removeprefix(f"{PACKAGE}.")
+        name = component_name(described.full_name)
         if name not in self.components:
             # A message may refer to itself.
             self.components[name] = {}
+            self._full_names[name] = described.full_name
             self.components[name] = (
                 self._enum(described)
                 if isinstance(described, EnumDescriptor)
                 else self._message(described)
             )
+        if self._full_names[name] != described.full_name:
+            raise ValueError(
+                f"{described.full_name} and {self._full_names[name]} would both be named {name}"
+            )
         return reference("schemas", name)
 
+    def request(self, name: str, fields: list[FieldDescriptor]) -> dict[str, Any]:
+        """A reference to the schema of a body with these fields of a request."""
+        required = [field.name for field in fields if self.is_required(field)]
+        self._full_names[name] = name
+        self.components[name] = self._object(fields, required)
+        return reference("schemas", name)
+
+    def is_required(self, field: FieldDescriptor) -> bool:
+        """Whether a request must have the field."""
+        behaviors = self._protos.option(field.GetOptions(), "google.api.field_behavior")
+        names = self._protos.pool.FindEnumTypeByName("google.api.FieldBehavior").values_by_number
+        return "REQUIRED" in {names[number].name for number in behaviors}
+
     def _message(self, message: Descriptor) -> dict[str, Any]:
-        schema = self.of_fields(
-            list(message.fields), [field.name for field in message.fields if not field.has_presence]
-        )
-        choices = [{"required": [field.name]} for oneof in message.oneofs for field in oneof.fields]
-        if choices:
-            schema["oneOf"] = choices
+        is_details = message.full_name in STRUCTS.values()
+        required = [
+            field.name for field in message.fields if self._is_set(field) and not is_details
+        ]
+        schema = self._object(list(message.fields), required)
+        # Exactly one field of a oneof is set. A schema with `oneOf` would say so, but generators
+        # drop such a message or make a type of each choice.
+        # The oneof of an optional field is named after it, with an underscore.
+        if any(not oneof.name.startswith("_") for oneof in message.oneofs):
+            schema["minProperties"] = len(required) + 1
         return self._described(message.full_name, schema)
 
-    def of_fields(self, fields: list[FieldDescriptor], required: list[str]) -> dict[str, Any]:
-        """The schema of an object with these fields."""
+    def _is_set(self, field: FieldDescriptor) -> bool:
+        """Whether every reply has the field."""
+        rule = self._protos.option(field.GetOptions(), f"{PACKAGE}.field")
+        return bool(rule.always_set or not field.has_presence)
+
+    def _object(self, fields: list[FieldDescriptor], required: list[str]) -> dict[str, Any]:
         properties = {
             field.name: self._described(field.full_name, self.of_field(field)) for field in fields
         }
@@ -75,25 +104,44 @@ class Schemas:
 
     def of_field(self, field: FieldDescriptor) -> dict[str, Any]:
         """The schema of the value of a field."""
+        if field.is_repeated and not _is_map(field):
+            return {"type": "array", "items": self._single(field)}
+        single = self._single(field)
+        return single if "$ref" in single else narrowed(self._protos, field, single)
+
+    def _single(self, field: FieldDescriptor) -> dict[str, Any]:
         message = field.message_type
-        if message is not None and message.GetOptions().map_entry:
-            return {
-                "type": "object",
-                "additionalProperties": self.of_field(message.fields_by_name["value"]),
-            }
+        if message is not None and _is_map(field):
+            value = self.of_field(message.fields_by_name["value"])
+            return {"type": "object", "additionalProperties": value}
+        if field.full_name in STRUCTS:
+            return self.reference(self._protos.pool.FindMessageTypeByName(STRUCTS[field.full_name]))
         if message is not None:
-            single = WELL_KNOWN.get(message.full_name) or self.reference(message)
-        else:
-            single = (
-                self.reference(field.enum_type)
-                if field.enum_type is not None
-                else SCALARS[field.type]
-            )
-        return {"type": "array", "items": single} if field.is_repeated else dict(single)
+            return dict(WELL_KNOWN.get(message.full_name) or self.reference(message))
+        if field.enum_type is not None:
+            return self.reference(field.enum_type)
+        return dict(SCALARS[field.type])
 
     def _described(self, full_name: str, schema: dict[str, Any]) -> dict[str, Any]:
         description = prose(self._protos.comment(full_name))
         return {"description": description} | schema if description else schema
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def component_name(full_name: str) -> str:
+    """The name of a schema: without dots, which are not allowed in the names of most languages.
+
+    A nested type follows the name of its message, unless both would say the same: `TaskStatus`, but
+    `ErrorCode` and `EventType`.
+    """
+    outer, _, inner = full_name.removeprefix(f"{PACKAGE}.").rpartition(".")
+    outer = outer.replace(".", "")
+    if inner.startswith(outer):
+        return inner
+    return outer if outer.endswith(inner) else outer + inner
 
 
 def reference(kind: str, name: str) -> dict[str, Any]:

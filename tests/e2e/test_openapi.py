@@ -114,8 +114,11 @@ def test_an_error_that_the_document_does_not_list_is_rejected() -> None:
     error = {"code": "task_not_found", "message": "m", "request_id": "r"}
     described = operation("GET", "/v1/workspaces/ws_1")
     assert described is not None
-    with pytest.raises(ValidationError):
+    with pytest.raises(AssertionError, match="task_not_found"):
         described.check(404, "application/json", {"error": error})
+    with pytest.raises(ValidationError):
+        details = {"details": {"resource_id": "ws_1"}}
+        described.check(404, "application/json", {"error": error | details})
     described.check(404, "application/json", {"error": error | {"code": "workspace_not_found"}})
     with pytest.raises(AssertionError, match="409"):
         described.check(409, "application/json", {"error": error})

@@ -18,7 +18,7 @@ from evershell.workspace.v1 import workspace_service_pb2
 from google.api import annotations_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
-from tests.support.openapi import Operation, operations, resolved
+from tests.support.openapi import Operation, document, operations, resolved
 from tests.support.stack import ROOT
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
@@ -150,7 +150,6 @@ def test_the_gateway_has_the_same_parameters(
     (body,) = [each["schema"] for each in theirs["parameters"] if each["in"] == "body"] or [{}]
     if "$ref" in body:
         body = gateway_document["definitions"][body["$ref"].rpartition("/")[2]]
-    our_body = ours.described.get("requestBody", {"content": {"application/json": {"schema": {}}}})
     # The gateway has one body for all bindings of an RPC, without the path variables of any.
     in_a_path = {
         name
@@ -158,7 +157,7 @@ def test_the_gateway_has_the_same_parameters(
         for name in variables(rule)
         if f"_{rpc.name}" in theirs["operationId"]
     }
-    fields = our_body["content"]["application/json"]["schema"].get("properties", {}).keys()
+    fields = (ours.body() or {}).get("properties", {}).keys()
     assert body.get("properties", {}).keys() == fields - in_a_path
 
 
@@ -167,16 +166,19 @@ def test_the_gateway_has_the_same_types(gateway_document: dict[str, Any]) -> Non
     for name, theirs in gateway_document["definitions"].items():
         ours = resolved({"$ref": "#/components/schemas"}).get(name.removeprefix("v1"))
         if ours is not None and "properties" in ours:
-            assert {field: kind(each) for field, each in theirs["properties"].items()} == {
-                field: kind(each) for field, each in ours["properties"].items()
-            }, name
+            assert {
+                field: kind(gateway_document, each) for field, each in theirs["properties"].items()
+            } == {field: kind(document(), each) for field, each in ours["properties"].items()}, name
             compared += 1
     assert compared > 10
 
 
-def kind(schema: dict[str, Any]) -> tuple[Any, ...]:
-    """The JSON type of a schema, with its format, and with the type of its items."""
+def kind(described: dict[str, Any], schema: dict[str, Any]) -> tuple[Any, ...]:
+    """The JSON type of a schema in a document, with its format, and with the type of its items."""
     if "$ref" in schema:
-        return ("ref", re.sub(r"^.*/(\w*v1)?|\.", "", schema["$ref"]))
-    inner = kind(schema["items"]) if "items" in schema else ()
+        found: Any = described
+        for name in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        return (found["type"], None)
+    inner = kind(described, schema["items"]) if "items" in schema else ()
     return (schema.get("type"), schema.get("format"), *inner)

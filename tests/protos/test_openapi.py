@@ -80,15 +80,39 @@ def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
 
 def test_every_slug_has_an_example_and_an_operation() -> None:
     examples = document()["components"]["examples"]
-    assert examples.keys() == RULES.keys()
+    assert examples.keys() == RULES.keys() - ROUTING_ERRORS
     envelope = {"$ref": "#/components/schemas/ErrorEnvelope"}
     for slug, example in examples.items():
         validate(example["value"], envelope)
         assert example["value"]["error"]["code"] == slug
         assert example["description"]
     assert {slug for each in operations() for slug in each.slugs()} == RULES.keys() - ROUTING_ERRORS
+    assert all(f"`{slug}`" in document()["info"]["description"] for slug in ROUTING_ERRORS)
     assert resolved(envelope)["properties"]["error"]["$ref"] == "#/components/schemas/Error"
-    assert document()["components"]["schemas"]["Error.ErrorCode"]["enum"] == list(RULES)
+    assert document()["components"]["schemas"]["ErrorCode"]["enum"] == list(RULES)
+
+
+def test_every_error_is_a_plain_reference_to_the_envelope_with_its_codes_beside_it() -> None:
+    """Generators make one class of a plain reference, and a class without fields of an `allOf`."""
+    for response in document()["components"]["responses"].values():
+        content = response["content"]["application/json"]
+        assert content["schema"] == {"$ref": "#/components/schemas/ErrorEnvelope"}
+        assert list(content["examples"]) == response["x-error-codes"]
+    error = document()["components"]["schemas"]["Error"]
+    assert error["properties"]["details"]["$ref"] == "#/components/schemas/ErrorDetails"
+
+
+def test_every_success_has_an_example_that_is_valid() -> None:
+    for each in operations():
+        for status, response in each.described["responses"].items():
+            if status < "400":
+                (content,) = response["content"].values()
+                validate(content["example"], content["schema"])
+
+
+def test_no_name_has_a_dot() -> None:
+    for components in document()["components"].values():
+        assert not [name for name in components if "." in name]
 
 
 def test_every_field_and_every_value_is_described_as_in_the_protos() -> None:
@@ -98,23 +122,27 @@ def test_every_field_and_every_value_is_described_as_in_the_protos() -> None:
     for message in (task_pb2.Task, event_pb2.Event, error_pb2.Error):
         schema = document()["components"]["schemas"][message.DESCRIPTOR.name]
         assert list(schema["properties"]) == [field.name for field in message.DESCRIPTOR.fields]
-    status = document()["components"]["schemas"]["Task.Status"]
+    status = document()["components"]["schemas"]["TaskStatus"]
     assert status["enum"] == task_pb2.Task.Status.keys()[1:]
     assert (
         "`cancelled`: Ended: a cancellation was recorded before its end." in status["description"]
     )
     # A zero value with a meaning is one of the enum's values.
-    assert "phase_unspecified" in document()["components"]["schemas"]["Task.Phase"]["enum"]
+    assert "phase_unspecified" in document()["components"]["schemas"]["TaskPhase"]["enum"]
 
 
-def test_the_example_of_a_body_is_valid() -> None:
+def test_a_body_is_a_component_without_the_fields_of_the_path() -> None:
     for each in operations():
-        if "requestBody" in each.described:
+        in_path = set(re.findall(r"\{(\w+)\}", each.path))
+        parameters = each.described["parameters"]
+        assert in_path == {each["name"] for each in parameters if each["in"] == "path"}
+        assert all(parameter["description"] for parameter in parameters)
+        if body := each.body():
             content = each.described["requestBody"]["content"]["application/json"]
+            name = f"{each.described['operationId']}Request"
+            assert content["schema"] == {"$ref": f"#/components/schemas/{name}"}
             validate(content["example"], content["schema"])
-            in_path = set(re.findall(r"\{(\w+)\}", each.path))
-            assert in_path == {parameter["name"] for parameter in each.described["parameters"]}
-            assert not in_path & set(content["schema"]["properties"])
+            assert not in_path & set(body["properties"])
 
 
 def test_the_json_of_a_message_matches_its_schema() -> None:

@@ -15,6 +15,8 @@ from referencing.jsonschema import DRAFT202012
 from evershell.server.stack.envoy.files import edge_file
 
 URI = "urn:openapi"
+# The extension with the codes of an error response, beside the schema that all errors share.
+ERROR_CODES = "x-error-codes"
 PATH = edge_file("openapi.yaml")
 
 
@@ -35,16 +37,18 @@ class Operation:
 
     def slugs(self) -> dict[str, int]:
         """The slugs of its errors, and the HTTP status of each."""
-        found = {}
-        for status, response in self.described["responses"].items():
-            for example in (
-                resolved(response)["content"]
-                .get("application/json", {})
-                .get("examples", {})
-                .values()
-            ):
-                found[resolved(example)["value"]["error"]["code"]] = int(status)
-        return found
+        return {
+            slug: int(status)
+            for status, response in self.described["responses"].items()
+            for slug in resolved(response).get(ERROR_CODES, [])
+        }
+
+    def body(self) -> dict[str, Any] | None:
+        """The schema of its request body, or None."""
+        if "requestBody" not in self.described:
+            return None
+        content = self.described["requestBody"]["content"]
+        return resolved(content["application/json"]["schema"])
 
     def check(self, status: int, content_type: str, body: Any) -> None:
         """Checks that the document describes an answer, with every field in it.
@@ -55,11 +59,16 @@ class Operation:
         assert str(status) in responses, (
             f"{self.method} {self.path} does not document status {status}: {body}"
         )
-        content = resolved(responses[str(status)])["content"]
+        response = resolved(responses[str(status)])
+        content = response["content"]
         assert content_type in content, (
             f"{self.method} {self.path} does not document answers of type {content_type}"
         )
         validate(body, content[content_type]["schema"])
+        if ERROR_CODES in response:
+            assert body["error"]["code"] in response[ERROR_CODES], (
+                f"{self.method} {self.path} does not document this error: {body}"
+            )
 
 
 @cache

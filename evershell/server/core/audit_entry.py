@@ -8,11 +8,14 @@ the check that decided it. All other refusals are collected and stored within a 
 from dataclasses import dataclass
 from datetime import datetime
 
+from evershell.workspace.v1 import field_limits
+
 from evershell.server.core.validation import Fields
 
 # The outcome of an allowed call, except of CancelTask, which has outcomes of its own.
 OK = "ok"
-MAX_FILTER_CHARACTERS = 255
+# The same for all filters.
+MAX_FILTER_CHARACTERS = field_limits.LIST_AUDIT_ENTRIES_ACTOR_ID_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
+from evershell.workspace.v1 import field_limits
+
 from evershell.server.core import deadline, errors
 from evershell.server.core.caller import Caller, Permission
 from evershell.server.core.errors import AgentUnreachableError, UnavailableError
@@ -27,8 +29,8 @@ from evershell.server.core.ports import Agents, Clock, RecordedCancellation, Sto
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.validation import MAX_REASON_CHARACTERS, Fields
 
-MAX_WAIT_SECONDS = 30
-MAX_FORCE_AFTER_SECONDS = 86_400
+MAX_WAIT_SECONDS = field_limits.CANCEL_TASK_WAIT_MAX
+MAX_FORCE_AFTER_SECONDS = field_limits.CANCEL_TASK_FORCE_AFTER_MAX
 
 
 class Outcome(StrEnum):

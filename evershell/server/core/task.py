@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from evershell.workspace.v1 import field_limits
+
 # The longest description, in characters.
-MAX_DESCRIPTION_CHARACTERS = 100_000
-DEFAULT_MAX_ITERATIONS = 100
-MAX_ITERATIONS = 1_000
+MAX_DESCRIPTION_CHARACTERS = field_limits.SUBMIT_TASK_DESCRIPTION_MAX
+DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
+MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
 
 
 class TaskStatus(StrEnum):

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from evershell.workspace.v1 import field_limits
+
 from evershell.server.core import errors, task_lifecycle
 from evershell.server.core.caller import Caller
 from evershell.server.core.change import Change, Locked
@@ -22,9 +24,9 @@ from evershell.server.core.task import (
 from evershell.server.core.validation import Fields, Page
 from evershell.server.core.workspace import Workspace
 
-MAX_METADATA_ENTRIES = 32
-MAX_METADATA_KEY_CHARACTERS = 64
-MAX_METADATA_VALUE_CHARACTERS = 512
+MAX_METADATA_ENTRIES = field_limits.SUBMIT_TASK_METADATA_MAX
+MAX_METADATA_KEY_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_KEY
+MAX_METADATA_VALUE_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_VALUE
 
 # The answer of a call whose task could not be delivered.
 _UNREACHABLE = "agent_unreachable"

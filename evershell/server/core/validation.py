@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from evershell.workspace.v1 import field_limits
+
 from evershell.server.core import errors
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_ID = re.compile(field_limits.ID)
 
-MAX_REASON_CHARACTERS = 500
-MAX_PAGE_SIZE = 200
-DEFAULT_PAGE_SIZE = 50
+MAX_REASON_CHARACTERS = field_limits.CANCEL_TASK_REASON_MAX
+# The same for all lists.
+MAX_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_MAX
+DEFAULT_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_DEFAULT_VALUE
 # The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
 MAX_PAGE_CHARACTERS = 900_000
 _CHECKSUM_BYTES = 6

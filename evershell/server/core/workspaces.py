@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
+from evershell.workspace.v1 import field_limits
+
 from evershell.server.core import errors, workspace_lifecycle
 from evershell.server.core.caller import Caller, Permission
 from evershell.server.core.change import Change, Locked
@@ -18,7 +20,7 @@ from evershell.server.core.task import CancelIntent
 from evershell.server.core.validation import Fields, Page
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
-MAX_NAME_CHARACTERS = 200
+MAX_NAME_CHARACTERS = field_limits.CREATE_WORKSPACE_NAME_MAX
 STOP_REASON = "workspace stopped"
 
 

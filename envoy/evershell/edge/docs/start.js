@@ -26,10 +26,18 @@ async function fetchBounded(url, request) {
   return new Response(text, { status, statusText, headers });
 }
 
+// The document names the public hosts. The page calls the edge that has served it.
+function callThisEdge() {
+  const here = { url: window.location.origin, description: "The edge that serves this page." };
+  const updateJsonSpec = (update) => (spec) => update({ ...spec, servers: [here] });
+  return { statePlugins: { spec: { wrapActions: { updateJsonSpec } } } };
+}
+
 SwaggerUIBundle({
   url: "/openapi.yaml",
   dom_id: "#swagger-ui",
   deepLinking: true,
+  plugins: [callThisEdge],
   displayRequestDuration: true,
   requestInterceptor: (request) => Object.assign(request, { userFetch: fetchBounded }),
   // Stops the page from sending the document to a public validator.

@@ -3,10 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf.internal import extension_dict as _extension_dict
 from google.rpc import code_pb2 as _code_pb2
@@ -207,8 +209,8 @@ class Error(_message.Message):
     """Identifies the call in the logs; equals the header x-request-id."""
     @_builtins.property
     def details(self) -> _struct_pb2.Struct:
-        """For programs: the facts of the standard error details of google.rpc, as one flat object. Absent
-        if the error has none.
+        """For programs: the facts of the standard error details of google.rpc, as one flat object, with
+        the fields of ErrorDetails. Absent if the error has none.
         """
 
     def __init__(
@@ -226,6 +228,135 @@ class Error(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Error: _TypeAlias = Error  # noqa: Y015
+
+@_typing.final
+class ErrorDetails(_message.Message):
+    """The fields that the `details` of an error can have. The example of each code shows which it has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FIELDS_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
+    RESOURCE_NAME_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    INTENT_RECORDED_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    LIMIT_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LIMIT_BURST_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    resource_type: _builtins.str
+    """workspace_not_found and task_not_found: `workspace` or `task`."""
+    resource_name: _builtins.str
+    """workspace_not_found and task_not_found: the id that does not exist."""
+    workspace_id: _builtins.str
+    """The workspace whose state does not allow the call, or that has no such task."""
+    status: _builtins.str
+    """The status of that workspace."""
+    task_id: _builtins.str
+    """workspace_busy: the task that runs. agent_unreachable: the task of the call."""
+    intent_recorded: _builtins.bool
+    """agent_unreachable: whether the cancellation is recorded, so that it will be delivered."""
+    retry_after_seconds: _builtins.int
+    """Seconds to wait before a retry."""
+    limit_per_second: _builtins.int
+    """rate_limited: the calls that the limit allows each second."""
+    limit_burst: _builtins.int
+    """rate_limited: the calls that the limit allows at once."""
+    idempotency_key: _builtins.str
+    """idempotency_conflict: the key of the other request."""
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """validation_error: what is wrong with each field."""
+
+    @_builtins.property
+    def required(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """permission_denied: the scopes of which one would do."""
+
+    def __init__(
+        self,
+        *,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        required: _abc.Iterable[_builtins.str] | None = ...,
+        resource_type: _builtins.str | None = ...,
+        resource_name: _builtins.str | None = ...,
+        workspace_id: _builtins.str | None = ...,
+        status: _builtins.str | None = ...,
+        task_id: _builtins.str | None = ...,
+        intent_recorded: _builtins.bool | None = ...,
+        retry_after_seconds: _builtins.int | None = ...,
+        limit_per_second: _builtins.int | None = ...,
+        limit_burst: _builtins.int | None = ...,
+        idempotency_key: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "fields", b"fields", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "required", b"required", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__intent_recorded: _TypeAlias = _typing.Literal["intent_recorded"]  # noqa: Y015
+    _WhichOneofArgType__intent_recorded: _TypeAlias = _typing.Literal["_intent_recorded", b"_intent_recorded"]  # noqa: Y015
+    _WhichOneofReturnType__limit_burst: _TypeAlias = _typing.Literal["limit_burst"]  # noqa: Y015
+    _WhichOneofArgType__limit_burst: _TypeAlias = _typing.Literal["_limit_burst", b"_limit_burst"]  # noqa: Y015
+    _WhichOneofReturnType__limit_per_second: _TypeAlias = _typing.Literal["limit_per_second"]  # noqa: Y015
+    _WhichOneofArgType__limit_per_second: _TypeAlias = _typing.Literal["_limit_per_second", b"_limit_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__resource_name: _TypeAlias = _typing.Literal["resource_name"]  # noqa: Y015
+    _WhichOneofArgType__resource_name: _TypeAlias = _typing.Literal["_resource_name", b"_resource_name"]  # noqa: Y015
+    _WhichOneofReturnType__resource_type: _TypeAlias = _typing.Literal["resource_type"]  # noqa: Y015
+    _WhichOneofArgType__resource_type: _TypeAlias = _typing.Literal["_resource_type", b"_resource_type"]  # noqa: Y015
+    _WhichOneofReturnType__retry_after_seconds: _TypeAlias = _typing.Literal["retry_after_seconds"]  # noqa: Y015
+    _WhichOneofArgType__retry_after_seconds: _TypeAlias = _typing.Literal["_retry_after_seconds", b"_retry_after_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
+    _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
+    _WhichOneofReturnType__workspace_id: _TypeAlias = _typing.Literal["workspace_id"]  # noqa: Y015
+    _WhichOneofArgType__workspace_id: _TypeAlias = _typing.Literal["_workspace_id", b"_workspace_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__intent_recorded) -> _WhichOneofReturnType__intent_recorded | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_burst) -> _WhichOneofReturnType__limit_burst | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_per_second) -> _WhichOneofReturnType__limit_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resource_name) -> _WhichOneofReturnType__resource_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resource_type) -> _WhichOneofReturnType__resource_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_after_seconds) -> _WhichOneofReturnType__retry_after_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__workspace_id) -> _WhichOneofReturnType__workspace_id | None: ...
+
+Global___ErrorDetails: _TypeAlias = ErrorDetails  # noqa: Y015
 
 @_typing.final
 class ErrorRule(_message.Message):

@@ -108,18 +108,19 @@ class CancelTaskRequest(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     task_id: _builtins.str
     """Cancels only this task. If empty, cancels the task that runs."""
     reason: _builtins.str
-    """For people; at most 500 characters. The task and its events hold it."""
+    """For people. The task and its events hold it."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """Delays the answer until the task has ended, but no longer than this: 0 to 30 s."""
+        """Delays the answer until the task has ended, but no longer than this."""
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
-        """Interrupts an iteration that still runs this long after this call: 0 to 86,400 s. If absent, no
-        iteration is interrupted. A later call may set it too; the earliest deadline applies.
+        """Interrupts an iteration that still runs this long after this call. If absent, no iteration is
+        interrupted. A later call may set it too; the earliest deadline applies.
         """
 
     def __init__(
@@ -241,15 +242,14 @@ class SubmitTaskRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     description: _builtins.str
-    """What to do, 1 to 100,000 characters. The model `scripted` runs its lines as shell commands."""
+    """What to do. The model `scripted` runs its lines as shell commands."""
     max_iterations: _builtins.int
-    """1 to 1,000. Default: 100."""
+    """A task that has not finished after this many iterations ends `failed`."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For the caller's own use: at most 32 entries, keys of 1 to 64 characters, values of at most
-        512.
-        """
+        """For the caller's own use."""
 
     def __init__(
         self,
@@ -299,7 +299,9 @@ class GetTaskRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     task_id: _builtins.str
+    """The id of the task."""
     def __init__(
         self,
         *,
@@ -322,8 +324,9 @@ class ListTasksRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     page_size: _builtins.int
-    """1 to 200. Default: 50."""
+    """The largest number of items in the page."""
     page_token: _builtins.str
     """The `next_page_token` of the previous page; empty for the first page.
     It continues the same list only: the other fields must not change, except `page_size`.
@@ -374,6 +377,7 @@ class WatchEventsRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     after: _builtins.int
     """The stream begins after this `seq`; 0 is the beginning of the log."""
     def __init__(
@@ -452,7 +456,7 @@ class CreateWorkspaceRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """For people; at most 200 characters."""
+    """For people."""
     def __init__(
         self,
         *,
@@ -482,7 +486,9 @@ class ListAuditEntriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """Only calls on this workspace."""
     task_id: _builtins.str
+    """Only calls that name or changed this task."""
     actor_id: _builtins.str
     """A user id or an API key id."""
     rpc: _builtins.str
@@ -490,7 +496,7 @@ class ListAuditEntriesRequest(_message.Message):
     outcome: _builtins.str
     """For example `accepted` or `permission_denied`."""
     page_size: _builtins.int
-    """1 to 200. Default: 50."""
+    """The largest number of items in the page."""
     page_token: _builtins.str
     """The `next_page_token` of the previous page; empty for the first page.
     It continues the same list only: the other fields must not change, except `page_size`.
@@ -554,6 +560,7 @@ class GetWorkspaceRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     def __init__(
         self,
         *,
@@ -574,7 +581,7 @@ class ListWorkspacesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 200. Default: 50."""
+    """The largest number of items in the page."""
     page_token: _builtins.str
     """The `next_page_token` of the previous page; empty for the first page.
     It continues the same list only: the other fields must not change, except `page_size`.
@@ -623,6 +630,7 @@ class StopWorkspaceRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     def __init__(
         self,
         *,
@@ -642,6 +650,7 @@ class ResumeWorkspaceRequest(_message.Message):
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
+    """The id of the workspace."""
     def __init__(
         self,
         *,

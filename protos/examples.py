@@ -1,0 +1,115 @@
+"""Examples of replies for the OpenAPI document, by the type of the reply."""
+
+from typing import Any
+
+from google.protobuf import json_format, message_factory
+from google.protobuf.descriptor import Descriptor
+
+WORKSPACE_ID = "ws_01M87BM0PP0WA7E1PDVM5FMDFS"
+TASK_ID = "task_01M87BM3XVW5RDTYHKM5QHVYGE"
+KEY_ID = "key_01M87BM0P43R0RRYFB6HF29RVY"
+ORG_ID = "org_01M87BM0NWJ8Q3Y5T2C4XKZ6RD"
+REQUEST_ID = "79130bac-f95a-43b2-b452-ebd8fa0d19b1"
+# Of the call that cancels the task.
+CANCEL_REQUEST_ID = "8793da47-07bf-4a4e-b03b-c755ace98620"
+CREATED, SUBMITTED = "2026-11-24T18:03:20.115204Z", "2026-11-24T18:03:24.475833Z"
+STARTED, CANCELLED = "2026-11-24T18:03:24.493998Z", "2026-11-24T18:03:26.545258Z"
+REASON = "it has gone wrong"
+
+WORKSPACE = {
+    "id": WORKSPACE_ID,
+    "org_id": ORG_ID,
+    "status": "idle",
+    "created_at": CREATED,
+    "updated_at": STARTED,
+    "epoch": "1",
+    "name": "nightly",
+}
+TASK = {
+    "id": TASK_ID,
+    "workspace_id": WORKSPACE_ID,
+    "description": "sleep 5\nsleep 5\nsleep 5",
+    "status": "running",
+    "phase": "tool_call",
+    "created_at": SUBMITTED,
+    "started_at": STARTED,
+    "usage": {},
+    "max_iterations": 100,
+}
+CANCELLED_TASK = TASK | {
+    "cancel_requested_at": CANCELLED,
+    "cancel_requested_by": KEY_ID,
+    "cancel_reason": REASON,
+}
+AUDIT_ENTRY = {
+    "id": "aud_01M87BM5YH3N6V8K2QD7XTRC4W",
+    "time": CANCELLED,
+    "org_id": ORG_ID,
+    "actor_id": KEY_ID,
+    "credential_kind": "api_key",
+    "credential_id": KEY_ID,
+    "rpc": "CancelTask",
+    "workspace_id": WORKSPACE_ID,
+    "task_id": TASK_ID,
+    "outcome": "accepted",
+    "reason": REASON,
+    "request_id": CANCEL_REQUEST_ID,
+    "client_address": "203.0.113.7",
+}
+EVENT = {
+    "seq": "4",
+    "type": "task_cancel_requested",
+    "time": CANCELLED,
+    "workspace_id": WORKSPACE_ID,
+    "task_id": TASK_ID,
+    "request_id": CANCEL_REQUEST_ID,
+    "task_cancel_requested": {
+        "cancel": {
+            "requested_by": KEY_ID,
+            "credential_kind": "api_key",
+            "requested_at": CANCELLED,
+            "reason": REASON,
+        }
+    },
+}
+REPLIES: dict[str, dict[str, Any]] = {
+    "CancelTaskResponse": {
+        "workspace_id": WORKSPACE_ID,
+        "task_id": TASK_ID,
+        "outcome": "accepted",
+        "requested_at": CANCELLED,
+        "requested_by": KEY_ID,
+        "reason": REASON,
+        "task": CANCELLED_TASK,
+    },
+    "SubmitTaskResponse": {
+        "task_id": TASK_ID,
+        "workspace_id": WORKSPACE_ID,
+        "status": "delivered",
+    },
+    "Task": TASK,
+    "ListTasksResponse": {"tasks": [TASK]},
+    "WatchEventsResponse": {"event": EVENT},
+    "Workspace": WORKSPACE,
+    "ListWorkspacesResponse": {"workspaces": [WORKSPACE]},
+    "ListAuditEntriesResponse": {"entries": [AUDIT_ENTRY]},
+}
+
+
+def reply(message: Descriptor) -> dict[str, Any]:
+    """The example of a reply, with the zeros and empty texts that the edge prints.
+
+    Raises ValueError if there is none, and ParseError if it does not fit the message.
+    """
+    if message.name not in REPLIES:
+        raise ValueError(f"add an example of {message.name} to {__file__}")
+    return printed(REPLIES[message.name], message)
+
+
+def printed(example: dict[str, Any], message: Descriptor) -> dict[str, Any]:
+    """The JSON that the edge prints for this message."""
+    parsed = json_format.ParseDict(example, message_factory.GetMessageClass(message)())
+    found: dict[str, Any] = json_format.MessageToDict(
+        parsed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return found
