@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 import examples
+import headers
 import yaml
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import FieldDescriptor
@@ -40,23 +41,6 @@ ENVELOPE_NAME = "ErrorEnvelope"
 # The error codes of a response stand beside the reference to the envelope, which all errors share.
 ERROR_CODES = "x-error-codes"
 TEXT_WIDTH = 120
-
-# The headers of answers.
-HEADERS: dict[str, dict[str, Any]] = {
-    "x-request-id": {
-        "description": "Identifies the call in the logs.",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "retry-after": {
-        "description": "Seconds to wait before a retry.",
-        "schema": {"type": "integer"},
-    },
-    "www-authenticate": {
-        "description": "The kind of credential that is required.",
-        "schema": {"const": "Bearer"},
-    },
-}
 
 
 def document(protos: Protos) -> str:
@@ -146,7 +130,7 @@ class _Document:
                 "schemas": self._schemas.components | {ENVELOPE_NAME: ENVELOPE},
                 "responses": self._responses,
                 "examples": {rule.slug: _example(rule) for rule in rules if rule.slug in called},
-                "headers": HEADERS,
+                "headers": headers.HEADERS,
             },
         }
 
@@ -168,6 +152,9 @@ class _Document:
             operation["parameters"] += [self._parameter(field, "query") for field in others]
         elif others:
             operation["requestBody"] = self._body(binding, name, others)
+        # Calls that can be repeated with a key can fail because of another call with that key.
+        if "idempotency_conflict" in {rule.slug for rule in self._protos.errors(binding)}:
+            operation["parameters"].append(headers.IDEMPOTENCY_KEY)
         operation["responses"] = self._successes(binding) | self._failures(binding)
         if binding.streams:
             operation["x-codeSamples"] = code_samples(binding.path)
@@ -210,7 +197,7 @@ class _Document:
         return {
             str(status): {
                 "description": f"{HTTPStatus(status).phrase}{stream}{wait}.",
-                "headers": _headers("x-request-id"),
+                "headers": headers.OF_SUCCESSES,
                 "content": content,
             }
             for status, wait in sorted(statuses.items())
@@ -228,15 +215,10 @@ class _Document:
         errors share the response.
         """
         codes = [rule.slug for rule in rules]
-        headers = ["x-request-id"]
-        if any("retry_after_seconds" in rule.details for rule in rules):
-            headers.append("retry-after")
-        if "unauthenticated" in codes:
-            headers.append("www-authenticate")
         name = "_or_".join(codes)
         self._responses[name] = {
             "description": "\n".join(f"- `{rule.slug}`: {rule.message}" for rule in rules),
-            "headers": _headers(*headers),
+            "headers": headers.of_errors(rules),
             ERROR_CODES: codes,
             "content": {
                 "application/json": {
@@ -269,10 +251,6 @@ def _example(rule: Rule) -> dict[str, Any]:
         "description": rule.example,
         "value": {"error": error},
     }
-
-
-def _headers(*names: str) -> dict[str, Any]:
-    return {name: reference("headers", name) for name in names}
 
 
 def _camel(name: str) -> str:

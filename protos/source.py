@@ -54,6 +54,8 @@ class Rule:
     example: str
     # The details of an example, as JSON.
     details: str
+    # Whether REST answers say that the call must not be repeated.
+    no_retry: bool
 
 
 class Protos:
@@ -151,6 +153,7 @@ class Protos:
                         message,
                         example,
                         rule.details,
+                        rule.no_retry,
                     )
                 )
         return found

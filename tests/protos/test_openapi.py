@@ -11,6 +11,8 @@ from google.api import annotations_pb2
 from google.protobuf import json_format
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from evershell.server.api import idempotency
+from evershell.server.core.idempotency_key import MAX_KEY_CHARACTERS
 from tests.support.openapi import (
     Operation,
     document,
@@ -108,6 +110,22 @@ def test_every_success_has_an_example_that_is_valid() -> None:
             if status < "400":
                 (content,) = response["content"].values()
                 validate(content["example"], content["schema"])
+
+
+def test_an_idempotency_key_has_the_length_that_the_service_takes() -> None:
+    taken = {
+        each.described["operationId"]: parameter["schema"]["maxLength"]
+        for each in operations()
+        for parameter in each.described["parameters"]
+        if parameter["name"] == idempotency.HEADER
+    }
+    assert taken == dict.fromkeys(("CreateWorkspace", "SubmitTask"), MAX_KEY_CHARACTERS)
+
+
+def test_an_error_that_must_not_be_repeated_has_its_header() -> None:
+    for response in document()["components"]["responses"].values():
+        final = any(RULES[slug].no_retry for slug in response["x-error-codes"])
+        assert ("x-should-retry" in response["headers"]) == final
 
 
 def test_no_name_has_a_dot() -> None:
