@@ -47,10 +47,11 @@ _RECORD_MANY = f"SELECT {_COLUMNS} FROM record_cancellations(%s)"
 _FIRST_OF_WORKSPACE = 2
 _FIRST_OF_TASK = _FIRST_OF_WORKSPACE + len(WORKSPACE_COLUMNS)
 
-# Larger groups took longer for each request, smaller ones more CPU. Up to four callers never wait
-# for the statement of another (docs/decisions/0014-group-commit.md has the figures).
+# Larger groups took longer for each request, smaller ones more CPU. With fewer statements at once,
+# the call of one of four callers took longer, and with more, groups were smaller
+# (docs/decisions/0014-group-commit.md has the figures).
 _MAX_BATCH = 64
-_AT_ONCE = 4
+_AT_ONCE = 2
 
 
 class _Request(NamedTuple):

@@ -73,7 +73,7 @@ def one_caller(seconds: float) -> Block:
 
 
 def four(seconds: float) -> Block:
-    """As many callers as statements that a worker has in flight: no call shares a statement."""
+    """Twice as many callers as statements that a worker has in flight, so that few calls wait."""
     return Block(
         name="4 callers",
         windows=[Window("cancel", windows.cancel(4, seconds, 5_000))],

@@ -18,7 +18,7 @@ from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async, settle
 
 # As many as start alone. Later requests gather.
-STATEMENTS_AT_ONCE = 4
+STATEMENTS_AT_ONCE = 2
 # The log of a workspace after one cancellation of its first task.
 CANCELLED_LOG = [(1, "task_submitted"), (2, "task_cancel_requested")]
 
