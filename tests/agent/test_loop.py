@@ -404,7 +404,7 @@ async def test_a_task_that_an_earlier_process_started_fails() -> None:
     assert (ending.status, world.histories) == (TaskStatus.FAILED, [])
 
 
-async def test_every_change_of_the_phase_is_reported() -> None:
+async def test_each_phase_of_an_iteration_is_reported_and_its_end_is_left_to_the_commit() -> None:
     world, task, phases = World([_reply("x", final=True)]), _task(), list[Phase]()
     await run_task(
         task,
@@ -414,4 +414,5 @@ async def test_every_change_of_the_phase_is_reported() -> None:
         Limits(model_timeout_seconds=1),
         lambda: phases.append(task.phase),
     )
-    assert phases == [Phase.MODEL_CALL, Phase.TOOL_CALL, Phase.NONE]
+    assert phases == [Phase.MODEL_CALL, Phase.TOOL_CALL]
+    assert task.phase is Phase.NONE

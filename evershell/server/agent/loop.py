@@ -237,7 +237,10 @@ class _Calls:
 
     def _enter(self, phase: Phase) -> None:
         self._task.phase = phase
-        self._phase_changed()
+        # The commit that follows the end of an iteration says so. A heartbeat at the same time would
+        # delay it.
+        if phase is not Phase.NONE:
+            self._phase_changed()
 
     async def _call_model(self, history: History) -> ModelReply:
         """Returns an interrupted reply if `force_at` passed before the call succeeded.
