@@ -32,6 +32,10 @@ def main() -> int:
     except (ValueError, TypeError) as error:
         sys.stderr.write(f"The spec on standard input is not valid: {error}.\n")
         return ExitCode.BAD_SPEC
+    if sys.version_info < (3, 12):
+        # The default of later versions. That of 3.11 starts a thread for each process of a tool,
+        # and reports its end later.
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     log = logs.configure_plain("agent", workspace_id=spec.workspace_id, epoch=spec.epoch)
     return asyncio.run(run(spec, log))
 

@@ -237,8 +237,8 @@ class _Calls:
 
     def _enter(self, phase: Phase) -> None:
         self._task.phase = phase
-        # The commit that follows the end of an iteration says so. A heartbeat at the same time would
-        # delay it.
+        # The commit that follows the end of an iteration says so. A heartbeat at the same time
+        # would delay it.
         if phase is not Phase.NONE:
             self._phase_changed()
 

@@ -18,6 +18,8 @@ from evershell.server.pod.process import EPOCH_MARKER, WORKSPACE_MARKER
 
 # How long to wait for more output after the shell has exited.
 _LATE_OUTPUT_SECONDS = 0.2
+# How often in a row to read output that is available, so that a flood does not block the loop.
+_READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
@@ -163,7 +165,8 @@ class ShellTool:
             else:
                 status = ToolStatus.INTERRUPTED if interrupted.done() else ToolStatus.TIMED_OUT
             running.kill()
-            await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
+            if not exited.done():
+                await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
             await running.wait_output(_KILLED_SECONDS)
         finally:
             interrupted.cancel()
@@ -206,20 +209,27 @@ class _Running:
     def stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._read_end)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Reads available output. Returns whether there may be more."""
         try:
             data = os.read(self._read_end, _READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         self.output.feed(data)
         if not data:
             self.stop_reading()
             self._ended.set()
+        return bool(data)
 
     async def wait_output(
         self, timeout_seconds: float, interrupt: "asyncio.Future[Any] | None" = None
     ) -> None:
         """Returns when all processes have closed the pipe, at the timeout, or when interrupted."""
+        for _ in range(_READS_AT_ONCE):
+            if self._ended.is_set() or not self._read():
+                break
+        if self._ended.is_set():
+            return
         ended = asyncio.ensure_future(self._ended.wait())
         either: set[asyncio.Future[Any]] = {ended} if interrupt is None else {ended, interrupt}
         try:
