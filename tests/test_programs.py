@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from evershell.server.__main__ import main
+from evershell.cli.main import main
 from evershell.server.config import Settings
 from tests.support.programs import run
 
@@ -81,7 +81,7 @@ def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
     """Otherwise the file would receive the lines of the log."""
     program = (
         "import contextlib, os, sys\n"
-        "from evershell.server.__main__ import main\n"
+        "from evershell.cli.main import main\n"
         "with contextlib.suppress(SystemExit):\n"
         "    main(['cancel', '--help'])\n"
         "print(os.readlink('/proc/self/fd/2'))\n"

@@ -6,10 +6,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from evershell.server import __main__, terminal
+from evershell.cli import terminal
+from evershell.cli.main import main
+from evershell.cli.terminal import printable
 from evershell.server.cli import demo, demo_stack
 from evershell.server.cli.demo import FollowedTask, ReceivedEvent
-from evershell.server.terminal import printable
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
 # line separators, a private character and half of a surrogate pair.
@@ -63,7 +64,7 @@ def unescaped(output: str) -> set[str]:
     ],
 )
 def test_an_invalid_command_line_is_quoted_safely(arguments: list[str]) -> None:
-    result = CliRunner().invoke(__main__.main, arguments)
+    result = CliRunner().invoke(main, arguments)
     assert (result.exit_code, unescaped(result.output)) == (2, set())
     assert r"\x1b[2J" in result.output
 
@@ -73,7 +74,7 @@ def test_a_failure_with_foreign_text_is_printed_safely(monkeypatch: pytest.Monke
         demo_stack.fail(f"the answer was:\n{CONTROL_CHARACTERS}")
 
     monkeypatch.setattr(demo, "find_stack", failing)
-    result = CliRunner().invoke(__main__.main, ["demo"])
+    result = CliRunner().invoke(main, ["demo"])
     assert (result.exit_code, unescaped(result.output)) == (1, set())
     assert result.output.startswith("Error: The answer was:\n\\x1b[2J\\x9b2J")
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -46,6 +47,9 @@ from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.store.wakeups import PostgresWakeups
 from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
 
+if TYPE_CHECKING:
+    from evershell.server.telemetry.tracing import Tracing
+
 log = structlog.get_logger()
 
 
@@ -78,13 +82,8 @@ async def control_plane(
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
         if settings.otel_exporter_otlp_endpoint:
-            # Imported only if traces are exported, because OpenTelemetry uses much memory.
-            from evershell.server.api.interceptors.traced_calls import TracedCalls
-            from evershell.server.telemetry.tracing import Tracing
-
-            tracing = Tracing("control-plane")
+            tracing, traced_calls = _tracing()
             stack.push_async_callback(asyncio.to_thread, tracing.close)
-            traced_calls = TracedCalls(tracing)
             store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
         runtime = Runtime(store, clock, settings.lease_seconds)
         public = WorkspaceServicer(store, agents, wakeups, clock)
@@ -162,15 +161,14 @@ def _signing_key(settings: Settings) -> str:
     """The control plane's key. Raises NotSetUpError if there is no key or no database."""
     if not settings.database_url:
         raise NotSetUpError(
-            "DATABASE_URL is not set. "
-            "`python -m evershell.server up` starts everything, a database included."
+            "DATABASE_URL is not set. `evershell up` starts everything, a database included."
         )
     try:
         return settings.signing_key_path.read_text()
     except OSError as error:
         message = (
             f"{settings.signing_key_path} cannot be read ({error.strerror}). "
-            "`python -m evershell.server up` creates it."
+            "`evershell up` creates it."
         )
         raise NotSetUpError(message) from error
 
@@ -186,6 +184,21 @@ def _authentication(
     )
     authenticator = Authenticator(ApiKeys(keys.find_key, key_use.record), session_tokens)
     return Authentication(authenticator, pod_tokens, host_binding)
+
+
+def _tracing() -> tuple["Tracing", Interceptor]:
+    """Raises NotSetUpError if OpenTelemetry is not installed."""
+    try:
+        # Imported only if traces are exported, because OpenTelemetry uses much memory.
+        from evershell.server.api.interceptors.traced_calls import TracedCalls
+        from evershell.server.telemetry.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise NotSetUpError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: "
+            "pip install 'evershell[otel]'"
+        ) from error
+    tracing = Tracing("control-plane")
+    return tracing, TracedCalls(tracing)
 
 
 def _rate_limits(settings: Settings) -> RateLimits | None:

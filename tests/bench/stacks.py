@@ -52,7 +52,7 @@ _STARTUP = (
     "<frozen runpy>",
     "evershell/server/__main__.py",
     "evershell/server/cli/",
-    "evershell/server/terminal.py",
+    "evershell/cli/",
     "click/",
     "asyncio/runners.py",
     "uvloop/__init__.py",

@@ -14,8 +14,8 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from evershell.cli.main import main
 from evershell.client import Client, UnauthenticatedError
-from evershell.server.__main__ import main
 from evershell.server.core.errors import UnavailableError
 from evershell.server.store.keys import PostgresKeys
 from tests.support.stack import ROOT, Gate, Stack, Workspace

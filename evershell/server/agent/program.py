@@ -35,7 +35,7 @@ _MODEL_MARGIN_SECONDS = 1.0
 
 
 class UnknownModelError(Exception):
-    """No model of that name exists."""
+    """No model of that name exists, or its package is not installed."""
 
 
 async def run(
@@ -90,9 +90,14 @@ def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
         return ScriptedModel()
     kind, _, hosted = name.partition(":")
     if kind == "openai" and hosted:
-        # Imported here, because the SDK takes a second and 30 MB.
-        from evershell.server.agent.openai_model import OpenAIModel
-
+        try:
+            # Imported here, because the SDK takes a second and 30 MB.
+            from evershell.server.agent.openai_model import OpenAIModel
+        except ModuleNotFoundError as error:
+            raise UnknownModelError(
+                f"The model {name!r} needs the package {error.name}, which is not installed: "
+                "pip install 'evershell[agent]'"
+            ) from error
         return OpenAIModel(hosted, endpoint or Endpoint())
     raise UnknownModelError(
         f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."

@@ -5,11 +5,11 @@ from datetime import timedelta
 import click
 import psycopg
 
+from evershell.cli.terminal import Commands, say
 from evershell.server.cli.duration import DURATION
 from evershell.server.cli.environment import read_ready, read_settings
 from evershell.server.programs import now
 from evershell.server.store.audit_partitions import add_partitions, prune
-from evershell.server.terminal import Commands, say
 
 _DAY_SECONDS = 86_400
 _CONNECT_SECONDS = 10

@@ -12,6 +12,7 @@ from typing import TextIO
 import click
 from google.protobuf.json_format import MessageToDict
 
+from evershell.cli.terminal import OutputError
 from evershell.server import client
 from evershell.server.cli.cancel_output import (
     ENDED,
@@ -24,7 +25,6 @@ from evershell.server.cli.cancel_output import (
 from evershell.server.cli.duration import DURATION
 from evershell.server.cli.endpoint import Identity, find_endpoint
 from evershell.server.client import WorkspaceServiceError
-from evershell.server.terminal import OutputError
 
 _RECORDED = {Reply.accepted, Reply.already_requested}
 

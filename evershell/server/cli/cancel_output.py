@@ -7,9 +7,9 @@ from typing import Any
 from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from evershell.cli.terminal import say, say_lines
 from evershell.server.cli.endpoint import Endpoint
 from evershell.server.client import WorkspaceServiceError
-from evershell.server.terminal import say, say_lines
 
 Reply = workspace_service_pb2.CancelTaskResponse
 ENDED = {

@@ -9,9 +9,9 @@ from typing import Any
 import click
 import httpx
 
+from evershell.cli.terminal import printable
 from evershell.server.cli.demo_stack import Api, eventually, fail, find_stack, own_stack
 from evershell.server.cli.environment import read_settings
-from evershell.server.terminal import printable
 
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")

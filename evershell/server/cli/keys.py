@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import click
 import psycopg
 
+from evershell.cli.terminal import Commands, say
 from evershell.server.auth.api_keys import fingerprint, new_secret
 from evershell.server.cli.duration import DURATION
 from evershell.server.cli.key_database import with_keys
@@ -16,7 +17,6 @@ from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.validation import Fields
 from evershell.server.programs import now
 from evershell.server.store.keys import PostgresKeys
-from evershell.server.terminal import Commands, say
 
 MAX_NAME_CHARACTERS = 200
 # The value of --org that asks for a new organization.

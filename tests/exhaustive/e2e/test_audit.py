@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from evershell.server.__main__ import main
+from evershell.cli.main import main
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 

