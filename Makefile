@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Touched when the environment was set up. If requirements.txt or pyproject.toml is newer, it is set
-# up again.
+# Touched when the environment was set up, with the tools and tests. If the lock file or pyproject.toml
+# is newer, it is set up again.
 READY := $(VENV)/.ready
+# The same for the service alone. If the tools are there too, that environment is used.
+RUN_READY := $(or $(wildcard $(READY)),$(VENV)/.run-ready)
 # The same for requirements-bench.txt, which adds the peers of the bench.
 BENCH_READY := $(VENV)/.bench-ready
 STATE_DIR ?= .state
@@ -14,13 +16,13 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale peers \
 	chaos soak gen format lock audit clean
 
-run: $(READY) ## start everything in the foreground; Ctrl-C stops it
+run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.server up
 
-restart: $(READY) ## restart the programs of the running stack one by one, without losing a call
+restart: $(RUN_READY) ## restart the programs of the running stack one by one, without losing a call
 	@exec $(BIN)/python -m evershell.server restart
 
-demo: $(READY) ## show a cancellation and check every promise, on the running stack or on one of its own
+demo: $(RUN_READY) ## show a cancellation and check every promise, on the running stack or on one of its own
 	@exec $(BIN)/python -m evershell.server demo
 
 format: $(READY) ## format the code
@@ -73,11 +75,13 @@ gen: $(READY) ## generate gen/ from protos/
 	$(BIN)/python protos/generate.py
 
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml \
+	--extra local --extra otel --group build
 
-lock: $(READY) ## compile requirements.txt and requirements-bench.txt from pyproject.toml
-	$(COMPILE) --extra dev -o requirements.txt
-	$(COMPILE) --extra dev --extra bench --constraints requirements.txt -o requirements-bench.txt
+lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
+	$(COMPILE) -o requirements.txt
+	$(COMPILE) --group dev --constraints requirements.txt -o requirements-dev.txt
+	$(COMPILE) --group dev --group bench --constraints requirements-dev.txt -o requirements-bench.txt
 
 # Not part of the environment, which has only what the service and its tests need.
 AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
@@ -91,17 +95,27 @@ clean: ## remove the environment; STATE=1: also keys, database, logs and files o
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# pip installs the locked uv, and uv installs the other packages. Both check every hash.
-$(READY): requirements.txt pyproject.toml
+# Sets up the environment from a lock file. pip installs the locked uv, and uv, which is faster,
+# installs the other packages. Both check every hash.
+define set_up
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }
 	@$(PYTHON) .make/check_python.py '$(PYTHON)'
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements.txt | \
+	@awk '/^[a-z]/ {uv = /^uv==/} uv' requirements-dev.txt | \
 		$(BIN)/python -m pip install -q --require-hashes -r /dev/stdin
-	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.txt
+	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes $(1)
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+endef
+
+$(READY): requirements-dev.txt pyproject.toml
+	$(call set_up,requirements-dev.txt)
+	@touch $@
+
+$(VENV)/.run-ready: requirements.txt pyproject.toml
+	$(call set_up,requirements.txt)
+	@$(BIN)/python -m pip uninstall -q -y uv
 	@touch $@
 
 $(BENCH_READY): requirements-bench.txt $(READY)
