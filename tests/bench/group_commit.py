@@ -52,7 +52,7 @@ _SEED = """
 """
 
 Record = Callable[[str], Awaitable[RecordedCancellation]]
-# Each in seconds for one call.
+# Seconds for one call, by the name of the figure.
 Figures = dict[str, float]
 
 

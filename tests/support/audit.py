@@ -51,7 +51,7 @@ class FakeAuditQueue:
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
-        # The ids of those that the call itself may have stored.
+        # The ids of the entries that the call itself may already have stored.
         self.uncertain: set[str] = set()
         self.lost = 0
 

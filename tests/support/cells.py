@@ -22,7 +22,7 @@ CREDENTIALS = (
     "other_org",
 )
 TASKS = ("none", "current", "finished", "foreign", "unknown", "malformed")
-# `path`: REST, with the task named in the path.
+# The protocol of a call. `path` is REST with the task in the path instead of the body.
 WIRES = ("rest", "path", "grpc")
 # Whose workspaces there are. The member's, where `:own` matches, in some states only.
 PLACES = tuple((state, "owner") for state in STATES) + tuple(

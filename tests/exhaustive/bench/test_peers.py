@@ -1,4 +1,7 @@
-"""The peers of the bench do what they are compared for. `make bench` installs their packages."""
+"""The peers of the bench cancel, refuse and record as the service does.
+
+`make bench` installs their packages.
+"""
 
 import dataclasses
 import importlib.util
