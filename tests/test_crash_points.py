@@ -108,7 +108,8 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
     settings.signing_key_path.write_text(new_key())
     async with bootstrap.control_plane(settings, Metrics(), now) as server:
         assert isinstance(server, Server)
-    assert wrapped == ({"commit_events", "record_cancellation", "cancel_task"} if is_set else set())
+    armed = {"commit_events", "record_cancellation", "record_answer", "cancel_task", "start_task"}
+    assert wrapped == (armed if is_set else set())
 
 
 @pytest.mark.parametrize("is_set", [False, True])

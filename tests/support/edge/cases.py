@@ -443,7 +443,7 @@ PREFLIGHT = {
 }
 EXPOSED = {
     "access-control-allow-origin": "*",
-    "access-control-expose-headers": "x-request-id, retry-after, www-authenticate",
+    "access-control-expose-headers": "x-request-id, retry-after, x-should-retry, www-authenticate",
 }
 CORS = [
     *(
