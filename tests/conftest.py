@@ -23,6 +23,7 @@ from evershell.server.store.pool import Pool, open_pool
 pytest_plugins = [
     "tests.support.browser",
     "tests.support.edge.fixtures",
+    "tests.support.leaks",
     "tests.support.leftovers",
     "tests.support.stack_fixtures",
 ]

@@ -18,6 +18,8 @@ class Receiver:
 
     def __init__(self) -> None:
         self._spans: list[tuple[str, Span]] = []
+        # The requests as they came, uncompressed.
+        self.received: list[bytes] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -49,6 +51,7 @@ class Receiver:
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
                 assert self.path == "/v1/traces"
+                receiver.received.append(body)
                 receiver._take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.send_header("content-type", "application/x-protobuf")

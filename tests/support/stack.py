@@ -15,6 +15,7 @@ import psycopg
 
 from evershell.server.fleet import processes
 from evershell.server.fleet.processes import Pod
+from tests.support import secrets
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 from tests.support.wires import Grpc, Rest
@@ -99,13 +100,16 @@ class Stack:
         self._rest.clear()
         self._grpc.clear()
         self._process.send_signal(number)
-        return self._process.wait(STOP_SECONDS)
+        code = self._process.wait(STOP_SECONDS)
+        secrets.search(self.ready, self.state_dir)
+        return code
 
     def kill_if_running(self) -> None:
         """Stops the stack after a failed test."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait(READY_SECONDS)
+            secrets.search(self.ready, self.state_dir)
 
     @property
     def pid(self) -> int:

@@ -38,7 +38,8 @@ class Program:
     name: str
     # A function is called before each start.
     command: list[str] | Callable[[], list[str]]
-    environment: dict[str, str] = field(default_factory=dict)
+    # The whole environment of the program.
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     stop_signal: signal.Signals = signal.SIGTERM
     # How long the program may take to stop before it is killed.
     stop_seconds: float = 4.0
@@ -168,7 +169,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **program.environment},
+                env=program.environment,
                 start_new_session=True,
                 preexec_fn=lambda: self._prepare(program),
             )

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import psycopg
-from pydantic import SecretStr
 from ulid import ULID
 
 from evershell.cli.terminal import printable
@@ -25,6 +24,11 @@ from evershell.server.programs import now
 from evershell.server.signals import END_WAITS, stop_signal
 from evershell.server.stack import log_files, postgres, ready, run_lock
 from evershell.server.stack.database import prepare_database
+from evershell.server.stack.environments import (
+    fleet_environment,
+    foreign_environment,
+    worker_environment,
+)
 from evershell.server.stack.envoy import config as envoy
 from evershell.server.stack.envoy.process import EdgeProcess
 from evershell.server.stack.first_calls import first_calls, write_environment
@@ -135,23 +139,14 @@ async def _start(
     except UnavailableError as error:
         raise CannotStartError(f"The database cannot be used: {error}.") from error
     _print("Starting control plane, fleet, edge …")
-    environment = _environment(settings)
+    program = [sys.executable, "-m", "evershell.server"]
     for index, address in enumerate(settings.worker_addresses):
-        command = [
-            sys.executable,
-            "-m",
-            "evershell.server",
-            "serve",
-            "--port",
-            address.rpartition(":")[2],
-        ]
-        own = environment | _metrics_port(settings, index)
+        command = [*program, "serve", "--port", address.rpartition(":")[2]]
+        own = worker_environment(settings, index)
         await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
-    own = environment | _metrics_port(settings, settings.workers)
-    await supervisor.start(
-        Program("fleet", [sys.executable, "-m", "evershell.server", "fleet"], own, stop_seconds=2.0)
-    )
-    await supervisor.start(Program("envoy", edge.first, stop_seconds=2.0))
+    command, own = [*program, "fleet"], fleet_environment(settings)
+    await supervisor.start(Program("fleet", command, own, stop_seconds=2.0))
+    await supervisor.start(Program("envoy", edge.first, foreign_environment(), stop_seconds=2.0))
     _print("Starting the demo workspace's agent …")
     await _wait_ready(settings, demo)
     return settings, demo
@@ -182,7 +177,13 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
     await asyncio.to_thread(postgres.clear_stale, places.data_dir)
     command = postgres.command(places.data_dir, places.socket_dir)
     await supervisor.start(
-        Program("postgres", command, stop_signal=postgres.STOP_SIGNAL, stop_seconds=4.0)
+        Program(
+            "postgres",
+            command,
+            foreign_environment(),
+            stop_signal=postgres.STOP_SIGNAL,
+            stop_seconds=4.0,
+        )
     )
     url = postgres.database_url(places.socket_dir)
     try:
@@ -192,22 +193,6 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
             f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
         ) from error
     return url
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables for the programs.
-
-    Secrets are left out, because a SecretStr formats as asterisks. The programs inherit them with
-    the environment of this process.
-    """
-    values = settings.model_dump(exclude_none=True).items()
-    own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
-    # Only migrations use that role.
-    return own | {"MIGRATION_DATABASE_URL": ""}
-
-
-def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
-    return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}
 
 
 async def _wait_ready(settings: Settings, demo: Demo) -> None:

@@ -1,0 +1,47 @@
+"""The environments of the programs of the stack. Each has only the secrets that it uses."""
+
+import os
+
+from pydantic import SecretStr
+
+from evershell.server.config import Settings
+
+# Standard variables that OpenTelemetry itself reads. They may hold a credential for the collector.
+_TRACING = "OTEL_"
+
+
+def worker_environment(settings: Settings, index: int) -> dict[str, str]:
+    """The environment of a worker, which calls no model."""
+    own = _service_environment(settings) | _metrics_port(settings, index)
+    own.pop("OPENAI_API_KEY", None)
+    return own
+
+
+def fleet_environment(settings: Settings) -> dict[str, str]:
+    """The environment of the fleet controller, which gives agents the key of their model."""
+    return _service_environment(settings) | _metrics_port(settings, settings.workers)
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment of Envoy and PostgreSQL, without any setting of this service."""
+    own = {name.upper() for name in Settings.model_fields}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() not in own and not name.startswith(_TRACING)
+    }
+
+
+def _service_environment(settings: Settings) -> dict[str, str]:
+    """The environment of this process, with the settings as they are.
+
+    Settings that are a SecretStr, which formats as asterisks, are inherited.
+    """
+    values = settings.model_dump(exclude_none=True).items()
+    own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
+    # Only migrations use that role.
+    return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}
+
+
+def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
+    return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}

@@ -1,0 +1,1 @@
+"""Searches everything that a stack leaves for credentials, after calls of every kind."""

@@ -1,0 +1,49 @@
+"""Each program of the stack gets only the secrets that it uses."""
+
+import pytest
+from pydantic import SecretStr
+
+from evershell.server.config import Settings
+from evershell.server.stack.environments import (
+    fleet_environment,
+    foreign_environment,
+    worker_environment,
+)
+
+SECRETS = {
+    "DATABASE_URL": "postgresql://service:secret@host/db",
+    "MIGRATION_DATABASE_URL": "postgresql://owner:secret@host/db",
+    "OPENAI_API_KEY": "sk-secret",
+    "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret",
+}
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, value in {**SECRETS, "PATH": "/bin", "METRICS_PORT": "9000"}.items():
+        monkeypatch.setenv(name, value)
+    return Settings.read()
+
+
+def test_programs_of_others_get_no_setting_of_the_service(settings: Settings) -> None:
+    environment = foreign_environment()
+    assert environment["PATH"] == "/bin"
+    assert not {name.upper() for name in Settings.model_fields} & set(environment)
+    assert not any("secret" in value for value in environment.values())
+
+
+def test_a_worker_gets_no_key_of_a_model_and_no_role_that_migrates(settings: Settings) -> None:
+    environment = worker_environment(settings, 1)
+    assert (environment["DATABASE_URL"], environment["METRICS_PORT"]) == (
+        SECRETS["DATABASE_URL"],
+        "9001",
+    )
+    assert "OPENAI_API_KEY" not in environment
+    assert environment["MIGRATION_DATABASE_URL"] == ""
+
+
+def test_the_controller_gets_the_key_of_the_model(settings: Settings) -> None:
+    environment = fleet_environment(settings)
+    assert settings.openai_api_key == SecretStr(environment["OPENAI_API_KEY"])
+    assert environment["METRICS_PORT"] == str(9000 + settings.workers)
+    assert environment["MIGRATION_DATABASE_URL"] == ""

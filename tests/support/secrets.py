@@ -1,0 +1,127 @@
+"""Searches what stacks leave behind for credentials.
+
+Each stack of a test run is searched when it stops: its output, its logs and the files of its state
+folder. leaks.py reports what was found. tests/exhaustive/secrets looks at everything else that a
+stack leaves.
+"""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A fragment is long enough to be in no other text by accident, and short enough to find a
+# credential that was cut off.
+_FRAGMENT = 20
+# Any credential, also one that no test knows: API keys, and JWTs such as agents' tokens.
+_ANY = {
+    "an API key": re.compile(rb"sk_[A-Za-z0-9_-]{40,}"),
+    "a JWT": re.compile(rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    "a private JWK": re.compile(rb'"d": ?"[A-Za-z0-9_-]{40,}"'),
+}
+# The files of a state folder that hold credentials. Only their owner can read them.
+HOLDERS = ("ready.json", "demo.env", "demo.json", "control-plane.jwk")
+# The files of PostgreSQL hold the texts of callers.
+_DATABASE = "pg"
+_MAX_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A credential, by a name that says what it is."""
+
+    name: str
+    value: str
+
+    def fragments(self) -> Iterator[bytes]:
+        """What would betray the credential: parts of it, and their encodings."""
+        for part in self._parts():
+            text = part.encode()
+            for piece in (text[:_FRAGMENT], text[-_FRAGMENT:]):
+                yield piece
+                yield piece.hex().encode()
+            for offset in range(3):
+                # A text has three encodings, by its position. Their ends depend on what is around.
+                yield b64encode(bytes(offset) + text)[4:-4][:_FRAGMENT]
+
+    def _parts(self) -> Iterable[str]:
+        if self.value.startswith("eyJ"):
+            # The header, and the start of the claims, are the same in many tokens.
+            _, claims, signature = self.value.split(".")
+            return (claims[-_FRAGMENT:], signature) if signature else (claims[-_FRAGMENT:],)
+        return (self.value.removeprefix("sk_"),)
+
+
+class Secrets:
+    """Known credentials, and the patterns of all others."""
+
+    def __init__(self, known: Iterable[Secret]) -> None:
+        self._fragments = {
+            fragment: secret.name for secret in known for fragment in secret.fragments()
+        }
+
+    def found(self, data: bytes) -> set[str]:
+        """The names of the credentials that the data holds, whole or in part."""
+        names = {name for fragment, name in self._fragments.items() if fragment in data}
+        for name, pattern in _ANY.items():
+            matches = pattern.findall(data)
+            if any(not self._is_known(match) for match in matches):
+                names.add(name)
+        return names
+
+    def _is_known(self, credential: bytes) -> bool:
+        return any(fragment in credential for fragment in self._fragments)
+
+
+def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
+    """The credentials that a stack has issued: those of its demo, and its keys."""
+    tokens: Mapping[str, str] = ready["demo"]["tokens"] if ready else {}
+    found = [Secret(f"demo {name}", token) for name, token in tokens.items()]
+    with suppress(FileNotFoundError):
+        key = json.loads((state_dir / "control-plane.jwk").read_text())
+        found.append(Secret("the signing key", key["d"]))
+        kept = json.loads((state_dir / "demo.json").read_text())
+        found.append(Secret("the key of the demo's sessions", kept["session key"]["d"]))
+    return found
+
+
+def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
+    """The files of a state folder, without those of the database, and the output of its stack."""
+    output = state_dir.with_name(state_dir.name + ".output")
+    for path in (output, *sorted(state_dir.rglob("*"))):
+        # A file may be removed meanwhile. Tools make pipes and links.
+        with suppress(OSError):
+            is_plain = path.is_file() and not path.is_symlink()
+            relative = path.relative_to(state_dir.parent)
+            if (
+                is_plain
+                and _DATABASE not in relative.parts[:2]
+                and path.stat().st_size < _MAX_BYTES
+            ):
+                yield str(relative), path.read_bytes()
+
+
+def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
+    """What the files of a stack should not hold."""
+    secrets = Secrets(issued(ready, state_dir))
+    return [
+        f"{path}: {name}"
+        for path, data in files_of(state_dir)
+        if Path(path).name not in HOLDERS
+        for name in sorted(secrets.found(data))
+    ]
+
+
+# What the stacks of this test run have left, and how often one was searched.
+leaks: list[str] = []
+searched: list[str] = []
+
+
+def search(ready: Mapping[str, Any], state_dir: Path) -> None:
+    """Searches a stack that has stopped. What is found fails the test run at its end."""
+    searched.append(str(state_dir))
+    leaks.extend(leak for leak in leaks_of(ready, state_dir) if leak not in leaks)
