@@ -77,6 +77,12 @@ def test_ports_that_are_used_twice_are_refused(tmp_path: Path) -> None:
     assert "METRICS_PORT" in failed.stderr and "must differ" in failed.stderr
 
 
+def test_the_ports_for_agents_are_checked_if_they_are_used(tmp_path: Path) -> None:
+    failed = run("up", tmp_path, AGENT_TLS="on", RUNTIME_PORT="50052")
+    assert failed.returncode == 1
+    assert "RUNTIME_PORT" in failed.stderr and "must differ" in failed.stderr
+
+
 def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
     """Otherwise the file would receive the lines of the log."""
     program = (

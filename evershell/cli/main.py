@@ -75,16 +75,16 @@ def _load(name: str, command: Command) -> click.Command:
 @click.group(cls=_LazyCommands, help="The cancel button of an agent platform.")
 @click.version_option(package_name="evershell")
 def main() -> None:
-    """Opens standard streams that are closed.
-
-    Otherwise a socket could get the descriptor of standard error, and the log would be written to
-    the socket.
-    """
+    """Prepares the process for every command."""
+    # Opens standard streams that are closed. Otherwise a socket could get the descriptor of
+    # standard error, and the log would be written to the socket.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    # gRPC, which is not loaded yet, logs each failed TLS handshake of a stranger below this level.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Python has none if it was closed when the program started.
     if sys.stdin is None:
         sys.stdin = os.fdopen(0)

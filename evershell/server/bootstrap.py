@@ -16,8 +16,9 @@ from evershell.server.api.interceptors.interceptor import Interceptor
 from evershell.server.api.interceptors.rate_limits import Rate, RateLimits
 from evershell.server.api.interceptors.request_log import RequestLog
 from evershell.server.api.runtime_servicer import RuntimeServicer
-from evershell.server.api.server import Server
+from evershell.server.api.server import AgentListener, Server
 from evershell.server.api.workspace_servicer import WorkspaceServicer
+from evershell.server.auth.agent_certificates import AgentCertificates
 from evershell.server.auth.api_keys import ApiKeys
 from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.key_use import KeyUse
@@ -78,7 +79,8 @@ async def control_plane(
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
         key_use = KeyUse(keys.record_use)
         await stack.enter_async_context(running(key_use.run(), "key-use"))
-        agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens)))
+        tls = AgentCertificates(signing_key).control_plane() if settings.agent_tls else None
+        agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens, tls)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
         if settings.otel_exporter_otlp_endpoint:
@@ -100,7 +102,14 @@ async def control_plane(
             traced_calls,
             Auditing(audit_queue, clock),
         )
-        server = Server(public, RuntimeServicer(runtime), request_log, interceptors, wakeups.drain)
+        server = Server(
+            public,
+            RuntimeServicer(runtime),
+            request_log,
+            interceptors,
+            wakeups.drain,
+            AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
+        )
         following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
         stack.callback(following.cancel)
         loop = asyncio.get_running_loop()
@@ -117,12 +126,14 @@ async def fleet(
 
     Raises NotSetUpError and IsolationError.
     """
-    pod_tokens = PodTokens(_signing_key(settings))
+    signing_key = _signing_key(settings)
+    pod_tokens = PodTokens(signing_key)
+    certificates = AgentCertificates(signing_key) if settings.agent_tls else None
     pod_isolation = await asyncio.to_thread(
         isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
     )
     log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
-    spec_for = _spec_for(settings, pod_tokens, pod_isolation.bwrap)
+    spec_for = _spec_for(settings, pod_tokens, certificates, pod_isolation.bwrap)
     become_subreaper()
     pods = LocalPods(settings.state_dir, spec_for, processes.leftovers, pod_isolation)
     bounds = Bounds(
@@ -134,7 +145,9 @@ async def fleet(
     async with (
         open_pool(settings.database_url, max_size=settings.pool_size) as pool,
         PostgresFleetWakeups(pool, settings.database_url) as wakeups,
-        aclosing(AgentClient(pod_tokens)) as agent_client,
+        aclosing(
+            AgentClient(pod_tokens, certificates.control_plane() if certificates else None)
+        ) as agent_client,
     ):
         metrics.watch_pool(pool.get_stats)
         store = PostgresStore(pool, wakeups.announce, metrics.committed)
@@ -183,7 +196,7 @@ def _authentication(
         HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None
     )
     authenticator = Authenticator(ApiKeys(keys.find_key, key_use.record), session_tokens)
-    return Authentication(authenticator, pod_tokens, host_binding)
+    return Authentication(authenticator, pod_tokens, host_binding, agent_tls=settings.agent_tls)
 
 
 def _tracing() -> tuple["Tracing", Interceptor]:
@@ -239,15 +252,22 @@ async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
 
 
 def _spec_for(
-    settings: Settings, pod_tokens: PodTokens, bwrap: str
+    settings: Settings,
+    pod_tokens: PodTokens,
+    certificates: AgentCertificates | None,
+    bwrap: str,
 ) -> Callable[[AgentIdentity], PodSpec]:
     def spec_for(agent: AgentIdentity) -> PodSpec:
+        tls = certificates.agent(agent) if certificates is not None else None
         return PodSpec(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
-            runtime_addresses=settings.worker_addresses,
+            runtime_addresses=settings.runtime_addresses,
             runtime_secret=pod_tokens.runtime_secret(agent.workspace_id, agent.epoch).hex(),
             signal_secret=pod_tokens.signal_secret(agent.workspace_id, agent.epoch).hex(),
+            tls_certificate=tls.certificate if tls else "",
+            tls_key=tls.private_key if tls else "",
+            tls_trusted=tls.trusted if tls else "",
             model=settings.model,
             openai_base_url=settings.openai_base_url,
             openai_api_key=settings.openai_api_key.get_secret_value(),

@@ -98,6 +98,13 @@ class Settings(BaseSettings):
     # If set, callers of gRPC need a certificate that one of these authorities has signed.
     tls_client_ca_file: Path | None = None
 
+    # TLS between the control plane and its agents. The certificates need no settings: see
+    # auth/agent_certificates.py.
+    agent_tls: bool = False
+    # With AGENT_TLS, the port on which the first worker serves agents. The other workers use the
+    # ports after it.
+    runtime_port: int = Field(50151, ge=1, le=65535)
+
     # A program of the stack that uses more memory is killed and restarted.
     program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
     # The number of connections to the database for each program.
@@ -153,6 +160,13 @@ class Settings(BaseSettings):
     def worker_addresses(self) -> list[str]:
         """host:port of each worker."""
         return [f"{self.listen_host}:{self.server_port + index}" for index in range(self.workers)]
+
+    @property
+    def runtime_addresses(self) -> list[str]:
+        """host:port of each worker, for agents."""
+        if not self.agent_tls:
+            return self.worker_addresses
+        return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]
 
     @property
     def logs_dir(self) -> Path:

@@ -31,6 +31,7 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
 
 from evershell.server.auth.pod_tokens import PodTokens, new_key
 from evershell.server.core.errors import Failure
+from evershell.server.pod.tls import Connector, TlsIdentity, agent_name, listen
 from evershell.server.pod.tokens import TIME_TRAILER
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class ControlPlane(RuntimeServiceServicer):
         self.lost_acknowledgements = 0
         # Awaited with the call's name after its reply is made and before it is sent.
         self.before_reply: Callable[[str], Awaitable[None]] | None = None
+        # Its certificate; None for plain text.
+        self.tls: TlsIdentity | None = None
         self._changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
         self._channels: list[grpc.aio.Channel] = []
@@ -74,7 +77,7 @@ class ControlPlane(RuntimeServiceServicer):
     async def serve(self) -> str:
         server = grpc.aio.server()
         add_RuntimeServiceServicer_to_server(self, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = listen(server, "127.0.0.1:0", self.tls)
         await server.start()
         self._servers.append(server)
         return f"127.0.0.1:{port}"
@@ -186,7 +189,8 @@ class ControlPlane(RuntimeServiceServicer):
         return self.task
 
     def agent(self) -> "AgentServiceAsyncStub":
-        channel = grpc.aio.insecure_channel(self.address)
+        name = agent_name(WORKSPACE_ID, EPOCH)
+        channel = Connector(self.tls).open(self.address, name, ())
         self._channels.append(channel)
         stub: AgentServiceAsyncStub = AgentServiceStub(channel)
         return stub

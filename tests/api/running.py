@@ -16,7 +16,7 @@ from evershell.server.api.interceptors.authentication import Authentication
 from evershell.server.api.interceptors.rate_limits import RateLimits
 from evershell.server.api.interceptors.request_log import RequestLog
 from evershell.server.api.runtime_servicer import RuntimeServicer
-from evershell.server.api.server import Server
+from evershell.server.api.server import AgentListener, Server
 from evershell.server.api.workspace_servicer import WorkspaceServicer
 from evershell.server.auth.api_keys import ApiKeys, fingerprint
 from evershell.server.auth.authenticator import Authenticator, HostBinding
@@ -24,6 +24,7 @@ from evershell.server.auth.pod_tokens import PodTokens, new_key
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.api_key import ApiKey, KeyTemplate
 from evershell.server.core.runtime import Runtime
+from evershell.server.pod.tls import TlsIdentity
 from evershell.server.telemetry.metrics import Metrics
 from tests.support.audit import FakeAuditQueue
 from tests.support.fakes import FakeStore
@@ -172,6 +173,7 @@ async def running(
     authenticator: Authenticator | None = None,
     metrics: Metrics | None = None,
     pod_tokens: PodTokens = POD_TOKENS,
+    agent_tls: TlsIdentity | None = None,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
@@ -184,10 +186,13 @@ async def running(
         chain.interceptors(
             request_log,
             metrics or Metrics(),
-            Authentication(authenticator, pod_tokens, host_binding),
+            Authentication(
+                authenticator, pod_tokens, host_binding, agent_tls=agent_tls is not None
+            ),
             rate_limits,
             auditing=Auditing(audit, world.clock),
         ),
+        agent_listener=AgentListener("127.0.0.1:0", agent_tls) if agent_tls else None,
     )
     port = await server.start("127.0.0.1:0")
     try:

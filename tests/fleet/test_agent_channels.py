@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from grpc.aio import Channel
 
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.fleet import agent_channels
-from evershell.server.fleet.agent_channels import AgentChannel, AgentChannels
+from evershell.server.fleet.agent_channels import AgentChannel, AgentChannels, Key
 from evershell.server.fleet.agent_client import AgentClient
 from tests.fleet.test_agent_client import TOKENS, Context, FakeAgent, cancel
 from tests.support.waiting import eventually_async
@@ -30,14 +31,14 @@ def channels(monkeypatch: pytest.MonkeyPatch) -> OpenChannels:
     seen = OpenChannels()
 
     class RecordedChannel(AgentChannel):
-        def __init__(self, address: str, on_idle: object) -> None:
-            super().__init__(address, on_idle)  # type: ignore[arg-type]
-            seen.open.append(address)
+        def __init__(self, key: Key, channel: Channel, on_idle: object) -> None:
+            super().__init__(key, channel, on_idle)  # type: ignore[arg-type]
+            seen.open.append(key[0])
             seen.opened += 1
             seen.most = max(seen.most, len(seen.open))
 
         async def close(self) -> None:
-            seen.open.remove(self.address)
+            seen.open.remove(self.key[0])
             await super().close()
 
     monkeypatch.setattr(agent_channels, "AgentChannel", RecordedChannel)
@@ -147,15 +148,16 @@ async def test_a_channel_that_is_forgotten_is_closed_after_its_last_call(
 ) -> None:
     kept = AgentChannels(LIMIT)
     address = "127.0.0.1:1"
-    with kept.channel(address), kept.channel(address):
-        kept.forget(address)
+    key = kept.key(address, "ws_1", 1)
+    with kept.channel(key), kept.channel(key):
+        kept.forget(key)
         # The next call gets a new channel.
-        with kept.channel(address):
+        with kept.channel(key):
             assert channels.open == [address] * 2
         await asyncio.sleep(0)
         assert channels.open == [address] * 2
     await eventually_async(lambda: channels.open == [address])
-    kept.forget(address)
+    kept.forget(key)
     await eventually_async(lambda: not channels.open)
     await kept.aclose()
 

@@ -6,6 +6,7 @@ tests/contracts tests what it promises to the core.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.trace import TraceContext
 from evershell.server.fleet import agent_client
 from evershell.server.fleet.agent_client import AgentClient
+from evershell.server.pod.tls import TlsIdentity, listen
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,10 +45,10 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, address: str = "127.0.0.1:0") -> None:
+    async def listen(self, address: str = "127.0.0.1:0", tls: TlsIdentity | None = None) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(address)}"
+        self.address = f"127.0.0.1:{listen(self._server, address, tls)}"
         await self._server.start()
 
     async def stop(self) -> None:
@@ -94,8 +96,9 @@ async def client() -> AsyncIterator[AgentClient]:
     await client.aclose()
 
 
-def workspace_at(address: str | None) -> Any:
-    return locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
+def workspace_at(address: str | None, workspace_id: str | None = None) -> Any:
+    found = locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
+    return found if workspace_id is None else replace(found, id=workspace_id)
 
 
 async def cancel(client: AgentClient, address: str | None) -> bool:

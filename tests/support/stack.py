@@ -140,8 +140,15 @@ class Stack:
         return int(self._environment.get("METRICS_PORT", "0"))
 
     def worker_addresses(self) -> list[str]:
-        host, _, port = self.ready["server_addr"].rpartition(":")
-        return [f"{host}:{int(port) + index}" for index in range(int(self._environment["WORKERS"]))]
+        return self._addresses_of_workers(int(self.ready["server_addr"].rpartition(":")[2]))
+
+    def runtime_addresses(self) -> list[str]:
+        """Where agents call the workers, with AGENT_TLS."""
+        return self._addresses_of_workers(int(self._environment["RUNTIME_PORT"]))
+
+    def _addresses_of_workers(self, first_port: int) -> list[str]:
+        workers = int(self._environment["WORKERS"])
+        return [f"127.0.0.1:{first_port + index}" for index in range(workers)]
 
     def database(self) -> "psycopg.Connection[Any]":
         return psycopg.connect(self.ready["database_url"], autocommit=True)

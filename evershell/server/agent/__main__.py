@@ -5,6 +5,7 @@ It is not a command of `python -m evershell.server`, because click takes 40 ms t
 
 import gc
 import json
+import os
 import resource
 import sys
 
@@ -14,6 +15,8 @@ def main() -> int:
     # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
     # time.
     gc.disable()
+    # gRPC logs each failed TLS handshake of a stranger, below this level.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import asyncio
 
     from evershell.server.agent.program import run

@@ -25,6 +25,7 @@ from evershell.server.crash_points import CrashPoints
 from evershell.server.pod.process import become_subreaper
 from evershell.server.pod.sandbox import ToolLimits, tool_command
 from evershell.server.pod.spec import PodSpec
+from evershell.server.pod.tls import TlsIdentity, listen
 from evershell.server.telemetry.logs import Log
 
 # The time limit for closing the server and the channels, which may hang.
@@ -55,7 +56,8 @@ async def run(
         log.error("spec_unusable", reason=str(error))
         return ExitCode.BAD_SPEC
     crash_points = CrashPoints(Path(spec.crash_points_dir)) if spec.crash_points_dir else None
-    channels, workers = connect(spec.runtime_addresses)
+    tls = _tls(spec)
+    channels, workers = connect(spec.runtime_addresses, tls)
     agent = Agent(
         workers,
         credential,
@@ -70,7 +72,7 @@ async def run(
         service = crash_points.armed(service, CancelTask="ack")
     server = grpc.aio.server(interceptors=[Admission(verifier)])
     add_AgentServiceServicer_to_server(service, server)
-    port = server.add_insecure_port(f"{spec.listen_host}:0")
+    port = listen(server, f"{spec.listen_host}:0", tls)
     with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):
         await server.start()
         await agent.run(f"{spec.listen_host}:{port}")
@@ -101,6 +103,14 @@ def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
         return OpenAIModel(hosted, endpoint or Endpoint())
     raise UnknownModelError(
         f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
+    )
+
+
+def _tls(spec: PodSpec) -> TlsIdentity | None:
+    if not spec.tls_certificate:
+        return None
+    return TlsIdentity(
+        certificate=spec.tls_certificate, private_key=spec.tls_key, trusted=spec.tls_trusted
     )
 
 

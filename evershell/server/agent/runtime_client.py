@@ -28,6 +28,7 @@ from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.server.core import trace
 from evershell.server.core.agent_events import AgentEvent
 from evershell.server.core.task import Phase
+from evershell.server.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
 from evershell.server.pod.tokens import TIME_TRAILER
 from evershell.server.telemetry.logs import Log
 
@@ -62,12 +63,11 @@ RuntimeStub: TypeAlias = "RuntimeServiceAsyncStub"
 
 
 def connect(
-    addresses: Sequence[str],
+    addresses: Sequence[str], tls: TlsIdentity | None
 ) -> tuple[list[grpc.aio.Channel], dict[str, RuntimeStub]]:
     """Channels to the control plane workers at these addresses, and their stubs."""
-    channels = [
-        grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses
-    ]
+    connector = Connector(tls)
+    channels = [connector.open(address, CONTROL_PLANE, _CHANNEL_OPTIONS) for address in addresses]
     return channels, dict(zip(addresses, map(RuntimeServiceStub, channels), strict=True))
 
 

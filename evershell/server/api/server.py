@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import grpc
@@ -18,6 +19,7 @@ from evershell.server.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.server.api.interceptors.request_log import RequestLog
 from evershell.server.api.runtime_servicer import RuntimeServicer
 from evershell.server.api.workspace_servicer import WorkspaceServicer
+from evershell.server.pod.tls import TlsIdentity, listen
 
 _MAX_METADATA_BYTES = 64 * 1024
 OPTIONS: Sequence[tuple[str, int]] = (
@@ -47,6 +49,14 @@ _QUIET_SECONDS = 0.1
 _ARRIVALS_SECONDS = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class AgentListener:
+    """Where agents call with TLS: host:port, and the certificate of the control plane."""
+
+    address: str
+    identity: TlsIdentity
+
+
 class Server:
     """Listens on one address, from `start` until `drain` has returned."""
 
@@ -57,11 +67,16 @@ class Server:
         request_log: RequestLog,
         interceptors: Sequence[Interceptor],
         drain_waits: Callable[[], None] = lambda: None,
+        agent_listener: AgentListener | None = None,
     ) -> None:
         """`interceptors` is the list of chain.py, and contains `request_log`.
 
-        `drain_waits` makes every call that waits answer at once, now and later.
+        `drain_waits` makes every call that waits answer at once, now and later. With
+        `agent_listener`, the server also listens there.
         """
+        self._agent_listener = agent_listener
+        # The port of the agents' listener.
+        self.agent_port: int | None = None
         self._drain_waits = drain_waits
         self._request_log = request_log
         self._health = Health()
@@ -80,7 +95,11 @@ class Server:
 
         For port 0 the system chooses one. Raises RuntimeError if the port is in use.
         """
-        port = self._server.add_insecure_port(address)
+        port = listen(self._server, address, None)
+        if self._agent_listener is not None:
+            self.agent_port = listen(
+                self._server, self._agent_listener.address, self._agent_listener.identity
+            )
         await self.set_serving(serving=serving)
         await self._server.start()
         return port

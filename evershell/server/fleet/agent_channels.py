@@ -8,6 +8,8 @@ from typing import TypeAlias
 import grpc.aio
 from evershell.agent.v1 import agent_service_pb2_grpc
 
+from evershell.server.pod.tls import Connector, TlsIdentity, agent_name
+
 _OPTIONS = (
     # Agents are on this network, so a proxy that the environment names is not used.
     ("grpc.enable_http_proxy", 0),
@@ -17,6 +19,10 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
+# The address, host:port, and the name in the certificate. Another agent may listen on the address
+# later. Without TLS, the name is empty.
+Key: TypeAlias = tuple[str, str]
+
 # Exists only in the type stubs. At run time, AgentServiceStub serves asynchronous calls too.
 Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
 
@@ -24,12 +30,14 @@ Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
 class AgentChannel:
     """A channel to an agent and its stub. It counts the calls in flight, as a context manager."""
 
-    def __init__(self, address: str, on_idle: Callable[["AgentChannel"], None]) -> None:
+    def __init__(
+        self, key: Key, channel: grpc.aio.Channel, on_idle: Callable[["AgentChannel"], None]
+    ) -> None:
         """`on_idle` is called when the last call in flight has ended."""
-        self.address = address
+        self.key = key
         self.calls_in_flight = 0
         self._on_idle = on_idle
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = channel
         self._stub: Stub = agent_service_pb2_grpc.AgentServiceStub(self._channel)
 
     def __enter__(self) -> "Stub":
@@ -53,26 +61,32 @@ class AgentChannels:
     therefore be more open channels than `limit`, at most by the number of calls in flight.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, tls: TlsIdentity | None = None) -> None:
         self._limit = limit
-        # By address, in the order of their last use.
-        self._channels: OrderedDict[str, AgentChannel] = OrderedDict()
+        self._connector = Connector(tls)
+        # In the order of their last use.
+        self._channels: OrderedDict[Key, AgentChannel] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
-    def channel(self, address: str) -> AgentChannel:
-        """The channel to this address. Enter it at once, or it may be closed."""
-        channel = self._channels.get(address)
+    def key(self, address: str, workspace_id: str, epoch: int) -> Key:
+        """The key of the channel to the agent of this workspace and epoch."""
+        return (address, agent_name(workspace_id, epoch) if self._connector.has_tls else "")
+
+    def channel(self, key: Key) -> AgentChannel:
+        """The channel to this agent. Enter it at once, or it may be closed."""
+        channel = self._channels.get(key)
         if channel is not None:
-            self._channels.move_to_end(address)
+            self._channels.move_to_end(key)
             return channel
         if len(self._channels) >= self._limit:
             self.forget(next(iter(self._channels)))
-        channel = self._channels[address] = AgentChannel(address, self._close_unless_kept)
+        opened = self._connector.open(*key, _OPTIONS)
+        channel = self._channels[key] = AgentChannel(key, opened, self._close_unless_kept)
         return channel
 
-    def forget(self, address: str) -> None:
+    def forget(self, key: Key) -> None:
         """No longer keeps the channel, if there is one."""
-        channel = self._channels.pop(address, None)
+        channel = self._channels.pop(key, None)
         if channel is not None and not channel.calls_in_flight:
             self._close(channel)
 
@@ -83,7 +97,7 @@ class AgentChannels:
         await asyncio.gather(*(channel.close() for channel in channels), *self._closing)
 
     def _close_unless_kept(self, channel: AgentChannel) -> None:
-        if self._channels.get(channel.address) is not channel:
+        if self._channels.get(channel.key) is not channel:
             self._close(channel)
 
     def _close(self, channel: AgentChannel) -> None:

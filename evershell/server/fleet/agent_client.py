@@ -24,8 +24,9 @@ from evershell.server.core import deadline, trace
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.agent_channels import AgentChannels
+from evershell.server.fleet.agent_channels import AgentChannels, Key
 from evershell.server.pod.messages import encode_assignment, encode_cancellation
+from evershell.server.pod.tls import TlsIdentity
 
 log = structlog.get_logger()
 
@@ -44,9 +45,15 @@ Attempt = Callable[..., Awaitable[object]]
 class AgentClient:
     """Implements ports.Agents over gRPC."""
 
-    def __init__(self, pod_tokens: PodTokens, max_channels: int = MAX_CHANNELS) -> None:
+    def __init__(
+        self,
+        pod_tokens: PodTokens,
+        tls: TlsIdentity | None = None,
+        max_channels: int = MAX_CHANNELS,
+    ) -> None:
+        """Without `tls`, agents are called in plain text."""
         self._pod_tokens = pod_tokens
-        self._channels = AgentChannels(max_channels)
+        self._channels = AgentChannels(max_channels, tls)
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         # An agent that refuses is treated as unreachable: it has a task that the database does not
@@ -77,18 +84,20 @@ class AgentClient:
         address = workspace.agent_address
         if address is None:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
+        key = self._channels.key(address, workspace.id, workspace.epoch)
         until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
         metadata = self._pod_tokens.signal_metadata(workspace.id, workspace.epoch)
         if (context := trace.current()) is not None:
             metadata = (*metadata, (trace.HEADER, context.traceparent))
         try:
             # Nearly every call succeeds at once, so the retries are set up only after a failure.
-            with self._channels.channel(address) as stub:
+            with self._channels.channel(key) as stub:
                 return await attempt(stub, timeout=_attempt_seconds(until), metadata=metadata)
         except grpc.aio.AioRpcError:
-            return await self._retry(address, attempt, until, metadata)
+            return await self._retry(key, attempt, until, metadata)
 
-    async def _retry(self, address: str, attempt: Attempt, until: float, metadata: Any) -> object:
+    async def _retry(self, key: Key, attempt: Attempt, until: float, metadata: Any) -> object:
+        address, _ = key
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(grpc.aio.AioRpcError),
             wait=wait_random_exponential(multiplier=0.05, max=_MAX_BACKOFF_SECONDS),
@@ -96,12 +105,12 @@ class AgentClient:
         )
         try:
             async for again in retrying:
-                with again, self._channels.channel(address) as stub:
+                with again, self._channels.channel(key) as stub:
                     return await attempt(stub, timeout=_attempt_seconds(until), metadata=metadata)
         except RetryError as error:
             log.warning("agent_unreachable", address=address, error=repr(error.__cause__ or error))
             # The workspace's next agent has another address.
-            self._channels.forget(address)
+            self._channels.forget(key)
             raise AgentUnreachableError(f"the agent at {address} does not answer") from error
         raise AssertionError("retrying ends with an answer or an error")
 

@@ -17,6 +17,11 @@ class PodSpec:
     # plane, the other the control plane to this agent.
     runtime_secret: str = field(repr=False)
     signal_secret: str = field(repr=False)
+    # For TLS, as PEM (pod/tls.py): the agent's certificate and key, and the authority that it
+    # trusts. Empty: plain text.
+    tls_certificate: str = ""
+    tls_key: str = field(default="", repr=False)
+    tls_trusted: str = ""
     # The directory in which tools run; the working directory by default.
     files_dir: str = ""
     model: str = "scripted"

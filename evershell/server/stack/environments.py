@@ -13,6 +13,7 @@ _TRACING = "OTEL_"
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
     """The environment of a worker, which calls no model."""
     own = _service_environment(settings) | _metrics_port(settings, index)
+    own["RUNTIME_PORT"] = str(settings.runtime_port + index)
     own.pop("OPENAI_API_KEY", None)
     return own
 

@@ -15,6 +15,11 @@ def check_ports(settings: Settings) -> None:
     ports |= {
         f"SERVER_PORT + {index}": settings.server_port + index for index in range(settings.workers)
     }
+    if settings.agent_tls:
+        ports |= {
+            f"RUNTIME_PORT + {index}": settings.runtime_port + index
+            for index in range(settings.workers)
+        }
     if settings.metrics_port:
         ports |= {
             f"METRICS_PORT + {index}": settings.metrics_port + index
@@ -22,8 +27,8 @@ def check_ports(settings: Settings) -> None:
         }
     if len(set(ports.values())) < len(ports):
         message = (
-            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on and the WORKERS + 1 from "
-            "METRICS_PORT on must differ."
+            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS the "
+            "WORKERS from RUNTIME_PORT on, and the WORKERS + 1 from METRICS_PORT on must differ."
         )
         raise PortError(message)
     for name, port in ports.items():

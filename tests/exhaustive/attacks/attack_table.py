@@ -26,6 +26,8 @@ POD_TOKENS = "auth/test_pod_tokens.py::"
 RUNTIME_TOKENS = "agent/test_runtime_tokens.py::"
 SIGNALS = "agent/test_signal_tokens.py::"
 CALLS = "api/test_authentication.py::"
+AGENT_TLS = "api/test_agent_tls.py::"
+STACK_TLS = "exhaustive/e2e/test_agent_tls.py::"
 FORGERIES = "api/test_forged_credentials.py::"
 EDGE = "edge/test_cases.py::test_every_client_gets_the_expected_answer"
 RAW_EDGE = "edge/test_cases.py::test_raw_bytes_get_the_expected_answer"
@@ -150,6 +152,39 @@ _WRITTEN = {
         + "test_another_epoch_is_fenced_and_writes_nothing",
         "an agent that acts for another workspace": CALLS
         + "test_an_agent_acts_for_its_own_workspace",
+    },
+    "agents' TLS": {
+        "a captured token with another certificate": AGENT_TLS
+        + "test_a_token_is_refused_on_a_connection_with_another_certificate",
+        "a certificate without its token": AGENT_TLS
+        + "test_a_certificate_without_a_token_is_refused",
+        "plain text, or TLS without a certificate, at a worker": AGENT_TLS
+        + "test_plain_text_and_tls_without_a_certificate_are_refused",
+        "an agent at the listener of the edge": AGENT_TLS
+        + "test_the_listener_of_the_edge_takes_no_agents",
+        "a caller at the listener of agents": AGENT_TLS
+        + "test_the_listener_of_agents_takes_no_callers",
+        "another control plane in place of the own": AGENT_TLS
+        + "test_an_agent_refuses_another_control_plane",
+        "an agent in place of the control plane": AGENT_TLS
+        + "test_an_agent_refuses_another_agent_in_place_of_the_control_plane",
+        "a plain control plane": "agent/test_tls.py::"
+        "test_an_agent_with_tls_sends_nothing_in_plain_text",
+        "strangers, and other agents, at an agent": "agent/test_tls.py::"
+        "test_an_agent_takes_no_calls_of_strangers",
+        "plain text, or TLS without a certificate, at an agent": "agent/test_tls.py::"
+        "test_an_agent_takes_no_plain_text_and_no_tls_without_a_certificate",
+        "another certificate at the address of an agent": "fleet/test_agent_tls.py::"
+        "test_no_token_is_sent_to_strangers",
+        "plain text at the address of an agent": "fleet/test_agent_tls.py::"
+        "test_an_agent_in_plain_text_is_not_signalled",
+        "strangers at the workers of a stack": STACK_TLS
+        + "test_a_worker_refuses_agents_with_another_certificate",
+        "plain text at the workers of a stack": STACK_TLS
+        + "test_a_worker_refuses_agents_in_plain_text",
+        "strangers at an agent of a stack": STACK_TLS + "test_an_agent_refuses_strangers",
+        "failed handshakes that fill the log": STACK_TLS
+        + "test_failed_handshakes_leave_no_lines_in_the_log",
     },
     "bomb and slow client": {
         "bytes that are no message": "api/test_errors.py::"

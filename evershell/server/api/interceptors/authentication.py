@@ -9,7 +9,9 @@ from evershell.server.api.call import HOST_HEADER, Call
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.server.auth.authenticator import Authenticator, HostBinding, bearer_token
 from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.core import errors
 from evershell.server.core.errors import UnavailableError
+from evershell.server.pod.tls import agent_name
 
 # How often the credential of an open stream is checked again. With the time for which keys are
 # cached, this stays within the 10 s after which a revoked key no longer works.
@@ -27,11 +29,18 @@ class Authentication(Interceptor):
     """
 
     def __init__(
-        self, authenticator: Authenticator, pod_tokens: PodTokens, host_binding: HostBinding | None
+        self,
+        authenticator: Authenticator,
+        pod_tokens: PodTokens,
+        host_binding: HostBinding | None,
+        *,
+        agent_tls: bool = False,
     ) -> None:
+        """`agent_tls`: agents have a listener of their own, and a certificate each."""
         self._authenticator = authenticator
         self._pod_tokens = pod_tokens
         self._host_binding = host_binding
+        self._agent_tls = agent_tls
         self._by_service: dict[str, _Authenticate | None] = {
             "evershell.workspace.v1.WorkspaceService": self._authenticate_caller,
             "evershell.agent.v1.RuntimeService": self._authenticate_agent,
@@ -52,13 +61,24 @@ class Authentication(Interceptor):
         return _checked_again(authenticate, authenticated) if method.is_stream else authenticated
 
     async def _authenticate_caller(self, call: Call) -> None:
+        if self._agent_tls and _certificate_names(call):
+            raise errors.unauthenticated("The connection of an agent is only for RuntimeService.")
         call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))
         host = call.metadata.get(HOST_HEADER)
         if self._host_binding is not None and host:
             await self._host_binding.check(call.caller, host)
 
     async def _authenticate_agent(self, call: Call) -> None:
-        call.agent = self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+        agent = self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+        name = agent_name(agent.workspace_id, agent.epoch).encode()
+        if self._agent_tls and name not in _certificate_names(call):
+            raise errors.unauthenticated("The certificate of the connection is not the agent's.")
+        call.agent = agent
+
+
+def _certificate_names(call: Call) -> list[bytes]:
+    """The names in the certificate that the peer has presented; none without TLS."""
+    return list(call.context.auth_context().get("x509_subject_alternative_name", ()))
 
 
 def _checked_again(authenticate: _Authenticate, proceed: Handler) -> Handler:

@@ -1,0 +1,71 @@
+"""TLS between the control plane and its agents, if AGENT_TLS is on.
+
+Both sides present a certificate, in both directions. Those of the control plane and those of agents
+are issued by different authorities, so that an agent cannot pass for the control plane. Each
+certificate has a single name, and each side checks the name of the other one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+
+# Not in any DNS: `.internal` is reserved for private use.
+CONTROL_PLANE = "control-plane.evershell.internal"
+
+Options = Sequence[tuple[str, int]]
+
+
+def agent_name(workspace_id: str, epoch: int) -> str:
+    """The name in the certificate of the agent of a workspace in one epoch."""
+    return f"{epoch}.{workspace_id}.agent.evershell.internal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsIdentity:
+    """What one side needs, as PEM: its certificate and key, and the authority of the other side."""
+
+    certificate: str
+    private_key: str = field(repr=False)
+    trusted: str
+
+
+def listen(server: grpc.aio.Server, address: str, identity: TlsIdentity | None) -> int:
+    """Makes the server listen on `address` (host:port), and returns the port.
+
+    With TLS, it refuses clients without a certificate of the trusted authority. Raises RuntimeError
+    if the port is in use.
+    """
+    if identity is None:
+        return server.add_insecure_port(address)
+    credentials = grpc.ssl_server_credentials(
+        [(identity.private_key.encode(), identity.certificate.encode())],
+        root_certificates=identity.trusted.encode(),
+        require_client_auth=True,
+    )
+    return server.add_secure_port(address, credentials)
+
+
+class Connector:
+    """Opens channels to the other side."""
+
+    def __init__(self, identity: TlsIdentity | None) -> None:
+        """Without an identity, the channels use plain text."""
+        self.has_tls = identity is not None
+        if identity is not None:
+            self._credentials = grpc.ssl_channel_credentials(
+                identity.trusted.encode(),
+                identity.private_key.encode(),
+                identity.certificate.encode(),
+            )
+
+    def open(self, address: str, name: str, options: Options) -> grpc.aio.Channel:
+        """A channel to `address` (host:port).
+
+        With TLS, it accepts only a certificate of the trusted authority for this name.
+        """
+        if not self.has_tls:
+            return grpc.aio.insecure_channel(address, options=options)
+        named = [*options, ("grpc.ssl_target_name_override", name)]
+        return grpc.aio.secure_channel(address, self._credentials, options=named)

@@ -1,0 +1,104 @@
+"""The certificates of agents and the control plane, as their format has them."""
+
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from evershell.server.auth import agent_certificates
+from evershell.server.auth.agent_certificates import AgentCertificates
+from evershell.server.auth.pod_tokens import new_key
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
+
+KEY = new_key()
+AGENT = AgentIdentity("ws_01M87BM0PP0WA7E1PDVM5FMDFS", 3)
+
+
+def parsed(pem: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem.encode())
+
+
+def names(identity: TlsIdentity) -> list[str]:
+    extensions = parsed(identity.certificate).extensions
+    found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return found.get_values_for_type(x509.DNSName)
+
+
+def is_issued_by(certificate: str, authority: str) -> bool:
+    try:
+        parsed(certificate).verify_directly_issued_by(parsed(authority))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def test_each_certificate_has_one_name() -> None:
+    of = AgentCertificates(KEY)
+    assert names(of.control_plane()) == [CONTROL_PLANE]
+    assert names(of.agent(AGENT)) == [agent_name(AGENT.workspace_id, 3)]
+    others = [("ws_1", 3), ("ws_1", 33), ("ws_13", 3), ("3.ws_1", 3)]
+    assert len({agent_name(*other) for other in others}) == len(others)
+
+
+def test_the_sides_have_different_authorities() -> None:
+    of = AgentCertificates(KEY)
+    control_plane, agent = of.control_plane(), of.agent(AGENT)
+    assert is_issued_by(control_plane.certificate, agent.trusted)
+    assert is_issued_by(agent.certificate, control_plane.trusted)
+    assert not is_issued_by(agent.certificate, agent.trusted)
+    assert not is_issued_by(control_plane.certificate, control_plane.trusted)
+
+
+def test_every_program_has_the_same_authorities() -> None:
+    """Nothing is stored. An authority's certificate is made again, with the same key and name."""
+    fleet, worker = AgentCertificates(KEY), AgentCertificates(KEY)
+    assert is_issued_by(fleet.agent(AGENT).certificate, worker.control_plane().trusted)
+    assert is_issued_by(worker.control_plane().certificate, fleet.agent(AGENT).trusted)
+
+
+def test_another_key_of_the_control_plane_gives_other_authorities() -> None:
+    old, new = AgentCertificates(KEY), AgentCertificates(new_key())
+    assert not is_issued_by(old.agent(AGENT).certificate, new.control_plane().trusted)
+    assert not is_issued_by(new.control_plane().certificate, old.agent(AGENT).trusted)
+
+
+def test_each_certificate_has_a_key_of_its_own() -> None:
+    of = AgentCertificates(KEY)
+    made = [of.agent(AGENT), of.agent(AGENT), of.control_plane(), of.control_plane()]
+    assert len({each.private_key for each in made}) == len(made)
+
+
+def test_a_certificate_does_not_depend_on_the_time() -> None:
+    """Its end is that of the epoch or of the control plane's key; clocks may be wrong."""
+    certificate = parsed(AgentCertificates(KEY).agent(AGENT).certificate)
+    assert certificate.not_valid_before_utc < datetime(2001, 1, 1, tzinfo=UTC)
+    assert certificate.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+def test_the_certificate_of_an_agent_can_issue_no_other_one() -> None:
+    of = AgentCertificates(KEY)
+    agent = of.agent(AGENT)
+    authority = parsed(of.control_plane().trusted).extensions
+    constraints = authority.get_extension_for_class(x509.BasicConstraints).value
+    assert constraints.ca and constraints.path_length == 0
+    own = [each.value for each in parsed(agent.certificate).extensions]
+    assert not any(isinstance(each, x509.BasicConstraints) and each.ca for each in own)
+
+
+def test_the_order_of_the_curve_is_right() -> None:
+    """The largest private key is one less."""
+    order = agent_certificates._ORDER
+    assert ec.derive_private_key(order - 1, ec.SECP256R1())
+    try:
+        ec.derive_private_key(order, ec.SECP256R1())
+    except ValueError:
+        return
+    raise AssertionError("a key that is out of range was accepted")
+
+
+def test_the_repr_of_an_identity_hides_its_key() -> None:
+    identity = AgentCertificates(KEY).control_plane()
+    assert "PRIVATE KEY" in identity.private_key
+    assert "PRIVATE KEY" not in repr(identity)

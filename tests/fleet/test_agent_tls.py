@@ -1,0 +1,83 @@
+"""AGENT_TLS in the agent client: which agents the control plane calls."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
+
+from evershell.server.core import deadline
+from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.fleet.agent_channels import AgentChannels
+from evershell.server.fleet.agent_client import AgentClient
+from tests.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
+from tests.support.agent_tls import Certificates, certificates
+
+EPOCH = 3
+
+
+@pytest.fixture
+def of() -> Certificates:
+    return certificates()
+
+
+@pytest.fixture
+async def client(of: Certificates) -> AsyncIterator[AgentClient]:
+    client = AgentClient(TOKENS, of.control_plane)
+    yield client
+    await client.aclose()
+
+
+async def cancel(client: AgentClient, workspace: object) -> bool:
+    assert TASK is not None
+    deadline.begin(0.7)
+    return await client.cancel_task(workspace, TASK)  # type: ignore[arg-type]
+
+
+async def test_an_agent_is_signalled_over_tls(client: AgentClient, of: Certificates) -> None:
+    workspace, agent = workspace_at(None), FakeAgent()
+    await agent.listen(tls=of.agent(workspace.id, EPOCH))
+    workspace = workspace_at(agent.address, workspace.id)
+    assert await cancel(client, workspace) is True
+    await agent.stop()
+
+
+async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> None:
+    agent = FakeAgent()
+    await agent.listen()
+    with pytest.raises(AgentUnreachableError):
+        await cancel(client, workspace_at(agent.address))
+    assert agent.authorizations == []
+    await agent.stop()
+
+
+async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
+    """They listen on the address of the agent, with another certificate. One attempt each."""
+    workspace_id = workspace_at(None).id
+    trusted = of.agent(workspace_id, EPOCH).trusted
+    channels = AgentChannels(10, of.control_plane)
+    for name, identity in of.strangers(workspace_id, EPOCH, trusted).items():
+        agent = FakeAgent()
+        await agent.listen(tls=identity)
+        with channels.channel(channels.key(agent.address, workspace_id, EPOCH)) as stub:
+            call = stub.CancelTask(
+                CancelTaskRequest(), metadata=TOKENS.signal_metadata(workspace_id, EPOCH)
+            )
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE, name
+        assert agent.authorizations == [], name
+        await agent.stop()
+    await channels.aclose()
+
+
+async def test_the_next_agent_on_an_address_is_reached(
+    client: AgentClient, of: Certificates
+) -> None:
+    """It has another certificate, so the channel of the first one is of no use."""
+    first, second = workspace_at(None).id, workspace_at(None).id
+    agent = FakeAgent()
+    await agent.listen(tls=of.agent(first, EPOCH))
+    assert await cancel(client, workspace_at(agent.address, first)) is True
+    await agent.stop()
+    await agent.listen(agent.address, tls=of.agent(second, EPOCH))
+    assert await cancel(client, workspace_at(agent.address, second)) is True
+    await agent.stop()

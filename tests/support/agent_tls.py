@@ -1,0 +1,48 @@
+"""Certificates of agents and the control plane, and those of strangers."""
+
+from dataclasses import asdict, dataclass, replace
+
+from evershell.server.auth.agent_certificates import AgentCertificates
+from evershell.server.auth.pod_tokens import new_key
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.pod.tls import TlsIdentity
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """The certificates of a stack."""
+
+    of: AgentCertificates
+    control_plane: TlsIdentity
+
+    def agent(self, workspace_id: str, epoch: int) -> TlsIdentity:
+        return self.of.agent(AgentIdentity(workspace_id, epoch))
+
+    def strangers(self, workspace_id: str, epoch: int, trusted: str) -> dict[str, TlsIdentity]:
+        """Identities that are not that of this agent, each of which trusts `trusted`."""
+        other = certificates()
+        found = {
+            "another workspace": self.agent(f"{workspace_id}x", epoch),
+            "an earlier epoch": self.agent(workspace_id, epoch - 1),
+            "a later epoch": self.agent(workspace_id, epoch + 1),
+            "the control plane": self.control_plane,
+            "an agent of another control plane": other.agent(workspace_id, epoch),
+            "another control plane": other.control_plane,
+        }
+        return {name: replace(each, trusted=trusted) for name, each in found.items()}
+
+
+def certificates(key: str = "") -> Certificates:
+    """Those of a new stack, or of the stack with this key."""
+    made = AgentCertificates(key or new_key())
+    return Certificates(made, made.control_plane())
+
+
+def fields(identity: TlsIdentity) -> dict[str, str]:
+    """As the spec of an agent has them."""
+    values = asdict(identity)
+    return {
+        "tls_certificate": values["certificate"],
+        "tls_key": values["private_key"],
+        "tls_trusted": values["trusted"],
+    }
