@@ -186,6 +186,8 @@ class _Document:
     def _successes(self, binding: Binding) -> dict[str, Any]:
         kind = "text/event-stream" if binding.streams else "application/json"
         reply = binding.rpc.output_type
+        if binding.edge.stream_message:
+            reply = self._protos.pool.FindMessageTypeByName(binding.edge.stream_message)
         content = {
             kind: {"schema": self._schemas.reference(reply), "example": examples.reply(reply)}
         }

@@ -30,7 +30,7 @@ class Binding:
 
     @property
     def streams(self) -> bool:
-        """Whether the RPC answers with a stream of messages."""
+        """Whether the RPC answers with a stream of events."""
         return bool(self.rpc.server_streaming)
 
     @property
@@ -98,7 +98,7 @@ class Protos:
         return message.Extensions[self.pool.FindExtensionByName(extension)]
 
     def bindings(self) -> list[Binding]:
-        """All bindings of the service, including additional ones.
+        """All bindings of the service, including additional ones. Some RPCs have none.
 
         If two paths match a request, the one with a literal segment comes before the one with a
         variable. Raises ValueError if an RPC lacks an option.
@@ -107,6 +107,8 @@ class Protos:
         for method in self.service.methods:
             http = self.option(method.GetOptions(), "google.api.http")
             edge = self.option(method.GetOptions(), f"{PACKAGE}.edge")
+            if not http.WhichOneof("pattern") and not edge.success_status:
+                continue
             for rule in (http, *http.additional_bindings):
                 verb = rule.WhichOneof("pattern")
                 if verb in (None, "custom") or not edge.success_status:

@@ -27,6 +27,7 @@ RULES = {
     "GetTask": Rule(("workspace:read",), on_workspace=True, audited=False),
     "ListTasks": Rule(("workspace:read",), on_workspace=True, audited=False),
     "WatchEvents": Rule(("workspace:read",), on_workspace=True, audited=False),
+    "StreamEvents": Rule(("workspace:read",), on_workspace=True, audited=False),
     "CreateWorkspace": Rule(("workspace:write",), on_workspace=False, audited=True),
     "GetWorkspace": Rule(("workspace:read",), on_workspace=True, audited=False),
     "ListWorkspaces": Rule(("workspace:read",), on_workspace=False, audited=False),

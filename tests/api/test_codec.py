@@ -238,7 +238,7 @@ def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
         ]
         for first in (1, 100)
     )
-    encode = codec.EventEncoder()
+    encode = codec.EventEncoder(codec.encode_events)
     messages = encode(batch)
     assert messages == [codec.encode_event(event) for event in batch]
     assert encode(batch) is messages

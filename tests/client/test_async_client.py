@@ -66,6 +66,9 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
                 await asyncio.Event().wait()
             yield message
 
+    # The client uses WatchEvents.
+    StreamEvents = WatchEvents
+
 
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[Scripted, str]]:

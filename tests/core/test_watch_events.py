@@ -140,6 +140,61 @@ async def test_a_quiet_log_sends_heartbeats(world: World) -> None:
     assert (first.seq, second.seq) == (2, 2)
 
 
+async def test_a_heartbeat_names_the_last_event_of_the_log_and_not_a_later_position(
+    world: World,
+) -> None:
+    busy, running = await world.add_busy()
+    idle = await world.add()
+    (beat,) = await watch(world, idle.id, ScriptedWakeups(world), after=7, until=1)
+    assert (type(beat), beat.seq) == (Heartbeat, 0)
+    (beat,) = await watch(world, busy.id, ScriptedWakeups(world), after=2, until=1)
+    assert (type(beat), beat.seq) == (Heartbeat, 2)
+
+    async def commit() -> None:
+        await world.commit(busy.id, running.id, iteration(1))
+
+    found = await watch(world, busy.id, ScriptedWakeups(world, commit), after=3, until=1)
+    assert (type(found[0]), found[0].seq) == (Heartbeat, 3)
+
+    async def commit_two() -> None:
+        await world.commit(busy.id, running.id, iteration(2), iteration(3))
+
+    found = await watch(world, busy.id, ScriptedWakeups(world, commit_two), after=4, until=2)
+    assert [(type(item), item.seq) for item in found] == [(Event, 5), (Heartbeat, 5)]
+
+
+async def test_the_opening_comes_after_the_first_read(world: World) -> None:
+    busy, _ = await world.add_busy()
+    for after, expected in ((0, ["opened", "1", "2"]), (2, ["opened", Heartbeat, Heartbeat])):
+        stream = watch_events(
+            caller(),
+            busy.id,
+            after,
+            world.store,
+            ScriptedWakeups(world),
+            world.clock,
+            lambda events: [str(event.seq) for event in events],
+            opening=("opened",),
+        )
+        found = [await anext(stream) for _ in expected]
+        assert [Heartbeat if isinstance(item, Heartbeat) else item for item in found] == expected
+        await stream.aclose()  # type: ignore[attr-defined]
+    world.store.unavailable = True
+    with pytest.raises(UnavailableError):
+        await anext(
+            watch_events(
+                caller(),
+                busy.id,
+                0,
+                world.store,
+                ScriptedWakeups(world),
+                world.clock,
+                unencoded,
+                opening=(),
+            )
+        )
+
+
 async def test_a_spurious_wakeup_does_not_delay_the_heartbeat(world: World) -> None:
     busy, _ = await world.add_busy()
 

@@ -31,7 +31,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     workspace.await_end(task_id)
     yield "CancelTask", workspace.cancel(200, task_id=task_id, wait="1s")
     yield "ListTasks", rest.get(f"{path}/tasks")
-    yield "WatchEvents", next(rest.events(workspace.id))
+    yield "StreamEvents", next(rest.events(workspace.id))
     yield "ListAuditEntries", rest.get("/v1/audit", params={"rpc": "CancelTask"})
     yield "ListAuditEntriesByWorkspaceId", rest.get(f"{path}/audit")
     yield "StopWorkspace", rest.post(f"{path}/stop")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import httpx_sse
 import pytest
 from evershell.workspace.v1 import error_pb2, workspace_service_pb2
 from google.api import annotations_pb2
@@ -65,10 +67,16 @@ def is_object(text: str) -> bool:
 
 
 def events(text: str) -> list[Any]:
-    """The messages of a stream. Every other line must be empty."""
-    lines = [line for line in text.splitlines() if line]
-    assert all(line.startswith("data: {") for line in lines), text
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
+    """The messages of a stream, as a library for Server-Sent Events reads them."""
+    response = httpx.Response(
+        200, headers={"content-type": "text/event-stream"}, text=text.rstrip() + "\n\n"
+    )
+    found = []
+    for event in httpx_sse.EventSource(response).iter_sse():
+        message = event.json()
+        assert (event.id, event.event) == (message["event"]["seq"], message["event"]["type"])
+        found.append(message)
+    return found
 
 
 def run_steps(stack: Stack, folder: Path) -> list[str]:
@@ -104,7 +112,7 @@ def test_each_call_prints_the_output_in_the_readme(stack: Stack, tmp_path: Path)
         if "task_id" in answer
     }
     for step, output in zip(all_steps, printed, strict=True):
-        if step.expected.startswith("data: "):
+        if step.expected.startswith("id: "):
             # The log also has events of other tests in this workspace.
             seen = [
                 message
@@ -126,7 +134,7 @@ def test_the_outputs_in_the_readme_are_consistent() -> None:
     stream = [
         message["event"]
         for step in steps()
-        if step.expected.startswith("data: ")
+        if step.expected.startswith("id: ")
         for message in events(step.expected)
     ]
     ended = stream[-1]
@@ -166,6 +174,8 @@ def test_the_table_of_calls_matches_the_protos() -> None:
         http = options.Extensions[annotations_pb2.http]
         for rule in (http, *http.additional_bindings):
             verb = rule.WhichOneof("pattern")
+            if verb is None:
+                continue
             edge = options.Extensions[workspace_service_pb2.edge]
             slugs = [SLUGS[number].name for number in edge.errors]
             bindings.add((rpc.name, verb.upper(), getattr(rule, verb), edge.success_status, *slugs))

@@ -31,11 +31,12 @@ PLUGIN = shutil.which("protoc-gen-openapiv2")
 
 
 def rules() -> list[tuple[Any, Any]]:
-    """Each RPC with each of its rules, including additional bindings."""
+    """Each RPC with each of its rules, including additional bindings. Some RPCs have none."""
     found = []
     for rpc in SERVICE.methods:
         http = rpc.GetOptions().Extensions[annotations_pb2.http]
-        found += [(rpc, rule) for rule in (http, *http.additional_bindings)]
+        if http.WhichOneof("pattern"):
+            found += [(rpc, rule) for rule in (http, *http.additional_bindings)]
     return found
 
 

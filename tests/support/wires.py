@@ -75,6 +75,8 @@ class Rest:
                     message = json.loads(line.removeprefix("data: "))
                     watch.check(200, response.headers["content-type"], message)
                     yield message
+                elif line.startswith(":"):
+                    yield {"heartbeat": {}}
 
 
 def rest_failure(response: httpx.Response) -> Failed:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import audit_pb2, task_pb2, workspace_pb2, workspace_service_pb2
@@ -41,7 +41,6 @@ _PROPOSABLE = {
     str(status): status
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
 }
-
 
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_SECONDS = 253_402_300_799
@@ -226,24 +225,28 @@ def encode_heartbeat(heartbeat: Heartbeat) -> workspace_service_pb2.WatchEventsR
     )
 
 
-class EventEncoder:
+class EventEncoder(Generic[_Message]):
     """Encodes batches of events. Watchers that share a read share its messages too.
 
     They receive the batch one after the other, so only the last one is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, encode: Callable[[Sequence[Event]], Sequence[_Message]]) -> None:
+        self._encode = encode
         self._events: Sequence[Event] = ()
-        self._messages: Sequence[workspace_service_pb2.WatchEventsResponse] = ()
+        self._messages: Sequence[_Message] = ()
 
-    def __call__(
-        self, events: Sequence[Event]
-    ) -> Sequence[workspace_service_pb2.WatchEventsResponse]:
-        """The message of the stream of WatchEvents for each event. Do not change them."""
+    def __call__(self, events: Sequence[Event]) -> Sequence[_Message]:
+        """The message for each event. Do not change them."""
         if events is not self._events:
-            self._messages = [encode_event(event) for event in events]
+            self._messages = self._encode(events)
             self._events = events
         return self._messages
+
+
+def encode_events(events: Sequence[Event]) -> Sequence[workspace_service_pb2.WatchEventsResponse]:
+    """A message of the stream of WatchEvents for each event."""
+    return [encode_event(event) for event in events]
 
 
 def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:

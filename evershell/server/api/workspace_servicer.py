@@ -11,8 +11,9 @@ from evershell.workspace.v1 import (
     workspace_service_pb2,
     workspace_service_pb2_grpc,
 )
+from google.api.httpbody_pb2 import HttpBody
 
-from evershell.server.api import codec
+from evershell.server.api import codec, event_stream
 from evershell.server.api.call import caller, origin, send_status_200
 from evershell.server.api.idempotency import idempotency_key
 from evershell.server.core import tasks, watch_events, workspaces
@@ -32,7 +33,12 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     agents: Agents
     wakeups: Wakeups
     clock: Clock
-    encode_events: codec.EventEncoder = field(default_factory=codec.EventEncoder)
+    encode_events: codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
+        default_factory=lambda: codec.EventEncoder(codec.encode_events)
+    )
+    encode_frames: codec.EventEncoder[HttpBody] = field(
+        default_factory=lambda: codec.EventEncoder(event_stream.Frames)
+    )
 
     async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
@@ -86,6 +92,22 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         )
         async for item in watched:
             yield codec.encode_heartbeat(item) if isinstance(item, Heartbeat) else item
+
+    async def StreamEvents(
+        self, request: workspace_service_pb2.StreamEventsRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        watched = watch_events.watch_events(
+            caller(),
+            request.workspace_id,
+            event_stream.position(request.after),
+            self.store,
+            self.wakeups,
+            self.clock,
+            self.encode_frames,
+            opening=(event_stream.OPENING,),
+        )
+        async for item in watched:
+            yield event_stream.HEARTBEAT if isinstance(item, Heartbeat) else item
 
     async def CreateWorkspace(
         self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context

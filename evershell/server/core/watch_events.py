@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import TypeVar
 
 from evershell.server.core.caller import Caller
@@ -24,6 +25,7 @@ class Heartbeat:
     """Sent when the log had no new event for HEARTBEAT_SECONDS."""
 
     time: datetime
+    # That of the last event in the log; 0 if the log is empty.
     seq: int
 
 
@@ -35,8 +37,12 @@ async def watch_events(
     wakeups: Wakeups,
     clock: Clock,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
+    opening: Sequence[Encoded] = (),
 ) -> AsyncIterator[Encoded | Heartbeat]:
     """Yields the events after `after_seq`, then new events as they are committed.
+
+    Yields `opening` before them, once the first events have been read: from then on, the watch can
+    fail only because the database or the server ends.
 
     `encode` gets each batch once it is read, and returns what is yielded for each of its events. A
     whole batch takes much less time than the same events one by one between other work. The events
@@ -51,26 +57,30 @@ async def watch_events(
     fields.between("after", after_seq, 0, 2**63 - 1)
     fields.check()
     permission = caller.permission("workspace:read")
-    permission.check(await store.get_workspace(workspace_id), workspace_id)
-    seq = after_seq
+    found = permission.check(await store.get_workspace(workspace_id), workspace_id)
+    # A watcher may wait for events that are far ahead. Its position is then not in the log.
+    seq, is_ahead = after_seq, after_seq > found.last_seq
+    # A stream may last for days, and there may be thousands.
+    del found
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
     async with wakeups.subscribe(workspace_id) as wakeup:
         quiet_since = clock()
         while True:
             seq, batch = await _next_batch(workspace_id, seq, store, encode)
-            for item in batch:
+            for item in chain(opening, batch):
                 yield item
+            opening = ()
             if batch:
-                quiet_since = clock()
+                quiet_since, is_ahead = clock(), False
                 continue
             quiet_seconds = (clock() - quiet_since).total_seconds()
             if quiet_seconds >= HEARTBEAT_SECONDS:
                 quiet_since = clock()
-                yield Heartbeat(quiet_since, seq)
+                yield Heartbeat(quiet_since, await _last_seq(workspace_id, seq, is_ahead, store))
             elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
                 # The heartbeat precedes the failure, because a failure that follows a message is
                 # sent within the stream, as its last message.
-                yield Heartbeat(clock(), seq)
+                yield Heartbeat(clock(), await _last_seq(workspace_id, seq, is_ahead, store))
                 message = f"The server is shutting down. Watch again with after={seq}."
                 raise Failure("unavailable", message, retry_after_seconds=1)
 
@@ -84,3 +94,11 @@ async def _next_batch(
     """The next events, encoded, and the `seq` of the last one. Empty at the end of the log."""
     events = await store.list_events(workspace_id, after_seq, BATCH_EVENTS)
     return (events[-1].seq, encode(events)) if events else (after_seq, ())
+
+
+async def _last_seq(workspace_id: str, position: int, is_ahead: bool, store: Store) -> int:
+    """The `seq` of the last event in the log, for a watcher that has received all of its events."""
+    if not is_ahead:
+        return position
+    workspace = await store.get_workspace(workspace_id)
+    return 0 if workspace is None else workspace.last_seq

@@ -26,7 +26,8 @@ def blocks(quick: bool) -> list[Block]:
                 Window("without", windows.cancel(1, seconds, armed)),
                 Window("with 100", _watched(windows.cancel(1, seconds, armed), 100)),
                 Window("with", _watched(windows.cancel(1, seconds, armed))),
-                Window("memory", _memory),
+                Window("memory", _memory("WatchEvents")),
+                Window("memory, events", _memory("StreamEvents")),
             ],
             rows=[
                 Row(
@@ -39,6 +40,12 @@ def blocks(quick: bool) -> list[Block]:
                     name="memory of the worker for an idle watcher",
                     unit="kB",
                     value=figure("kilobytes", "memory"),
+                    target=at_most(32),
+                ),
+                Row(
+                    name="memory of the worker for an idle watcher, Server-Sent Events",
+                    unit="kB",
+                    value=figure("kilobytes", "memory, events"),
                     target=at_most(32),
                 ),
                 _p50_row("without", "0"),
@@ -67,25 +74,35 @@ def _watched(measured: Measure, count: int = _WATCHERS) -> Measure:
     return measure
 
 
-def _memory(setting: Setting, side: Side) -> Figures:
+def _memory(method: str) -> Measure:
     """Measures a fresh worker, whose memory no earlier window has grown."""
-    with side.second_worker(setting.folder / "watched-worker.log") as (address, pid):
-        # The first watchers also load code and open connections to the database.
-        with _watching(setting, side, address, count=10):
-            before = private_bytes(pid)
-        with _watching(setting, side, address):
-            grown = private_bytes(pid) - before
-    return {"kilobytes": grown / _WATCHERS / 1_000}
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        with side.second_worker(setting.folder / "watched-worker.log") as (address, pid):
+            # The first watchers also load code and open connections to the database.
+            with _watching(setting, side, address, 10, method):
+                before = private_bytes(pid)
+            with _watching(setting, side, address, _WATCHERS, method):
+                grown = private_bytes(pid) - before
+        return {"kilobytes": grown / _WATCHERS / 1_000}
+
+    return measure
 
 
 @contextmanager
-def _watching(setting: Setting, side: Side, address: str, count: int = _WATCHERS) -> Iterator[None]:
+def _watching(
+    setting: Setting,
+    side: Side,
+    address: str,
+    count: int = _WATCHERS,
+    method: str = "WatchEvents",
+) -> Iterator[None]:
     """Watches this many workspaces inside the block. Nothing happens in them."""
     tasks = side.arm(count, setting.agent_address)
     opened: list[Connection] = []
     try:
         for first in range(0, count, _PER_CONNECTION):
-            connection = side.connect("WatchEvents", address=address)
+            connection = side.connect(method, address=address)
             opened.append(connection)
             _subscribe(connection, tasks.workspace_ids[first : first + _PER_CONNECTION])
         yield
@@ -98,6 +115,7 @@ def _subscribe(connection: Connection, workspace_ids: list[str]) -> None:
     """Watches the workspaces from their last event but one, and waits until each has sent it."""
     waiting = []
     for workspace_id in workspace_ids:
+        # The request of StreamEvents has the same fields.
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=2)
         stream = connection.call(message(request.SerializeToString()))
         waiting.append(connection.collect(stream))

@@ -124,7 +124,7 @@ def test_the_page_ends_a_stream_and_shows_its_events(
     docs: Docs, stack: Stack, workspace: Workspace
 ) -> None:
     docs.authorize(stack.tokens["full_access"])
-    form = docs.open("WatchEvents")
+    form = docs.open("StreamEvents")
     form.locator("tr[data-param-name=workspace_id] input").fill(workspace.id)
     form.locator("button.execute").click()
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from evershell.workspace.v1 import (
     workspace_service_pb2,
     workspace_service_pb2_grpc,
 )
+from google.api.httpbody_pb2 import HttpBody
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from evershell.server.api import event_stream
 from evershell.server.api.server import OPTIONS
+from evershell.server.core.event import Event, EventType
 from evershell.server.stack.envoy.config import Edge, Tls, command, render
 from evershell.server.stack.envoy.files import edge_file
 from tests.support.edge.answers import rule
@@ -152,9 +156,27 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         )
         if request.workspace_id == "breaks":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
+        yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
+
+    async def StreamEvents(self, request: Any, context: Any) -> AsyncIterator[HttpBody]:
+        await self._act(request, context)
+        yield event_stream.OPENING
+        yield event_stream.frame(
+            Event(
+                seq=request.after + 1,
+                workspace_id=request.workspace_id,
+                type=EventType.TASK_STARTED,
+                time=datetime.now(UTC),
+                payload={"epoch": 1},
+            )
+        )
+        if request.workspace_id == "breaks":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a secret of the library")
         # Sends the second message only after the test has read the first one.
         await asyncio.to_thread(self.release.wait, START_SECONDS)
-        yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
+        yield event_stream.error_frame(
+            error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD)
+        )
 
 
 @contextmanager

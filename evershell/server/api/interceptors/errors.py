@@ -2,14 +2,16 @@
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import grpc
 import structlog
-from evershell.workspace.v1 import workspace_service_pb2
+from evershell.workspace.v1 import error_pb2, workspace_service_pb2
+from google.protobuf.message import Message
 
-from evershell.server.api import status
+from evershell.server.api import event_stream, status
 from evershell.server.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.server.core import errors
@@ -18,6 +20,12 @@ from evershell.server.pod.tokens import TIME_TRAILER
 from evershell.server.telemetry.logs import Sampler
 
 log = structlog.get_logger()
+
+# The last message of a stream that fails after its first message, by method.
+_LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
+    "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
+    "StreamEvents": event_stream.error_frame,
+}
 
 
 class Errors(Interceptor):
@@ -35,9 +43,9 @@ class Errors(Interceptor):
             try:
                 return await proceed(call)
             except Failure as failure:
-                await _abort(call, failure)
+                await _abort(call, failure, method)
             except UnavailableError:
-                await _abort(call, errors.unavailable())
+                await _abort(call, errors.unavailable(), method)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
@@ -60,18 +68,18 @@ class Errors(Interceptor):
                 "unexpected_error", method=method.path, request_id=call.request_id, **repeats
             )
         message = "The service has a defect; the request id finds it in our log."
-        await _abort(call, Failure("internal", message))
+        await _abort(call, Failure("internal", message), method)
 
 
-async def _abort(call: Call, failure: Failure) -> None:
+async def _abort(call: Call, failure: Failure, method: Method) -> None:
     call.slug = failure.slug
     context = call.context
-    if call.has_streamed:
+    if call.has_streamed and (message := _LAST_MESSAGES.get(method.name)) is not None:
         # The edge ends a broken stream with status 200, so the last message carries the error.
-        error = status.stream_error(failure, call.request_id)
+        error = message(status.stream_error(failure, call.request_id))
         # Fails if the client has not read the previous message. The status has the error too.
         with suppress(grpc.aio.InternalError):
-            await context.write(workspace_service_pb2.WatchEventsResponse(error=error))
+            await context.write(error)
     rich = status.rich_status(failure, call.request_id).SerializeToString()
     trailers = [(status.DETAILS_TRAILER, rich), ("x-request-id", call.request_id)]
     if call.is_rest:

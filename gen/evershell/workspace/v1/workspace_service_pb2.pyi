@@ -30,7 +30,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EdgeRule(_message.Message):
-    """How the edge offers an RPC over REST."""
+    """How the edge offers an RPC over REST. Without a `success_status`, it is offered over gRPC alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,6 +39,7 @@ class EdgeRule(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     EXAMPLE_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
@@ -49,6 +50,8 @@ class EdgeRule(_message.Message):
     """An example of a body for the documents, as JSON."""
     max_request_bytes: _builtins.int
     """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
+    stream_message: _builtins.str
+    """The full name of the message in the `data` fields of a stream of Server-Sent Events."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """The errors of this RPC, in addition to the errors of every call."""
@@ -61,10 +64,11 @@ class EdgeRule(_message.Message):
         errors: _abc.Iterable[_error_pb2.Error.ErrorCode.ValueType] | None = ...,
         example: _builtins.str = ...,
         max_request_bytes: _builtins.int = ...,
+        stream_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,7 +399,35 @@ class WatchEventsRequest(_message.Message):
 Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
 
 @_typing.final
+class StreamEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    """The id of the workspace."""
+    after: _builtins.int
+    """The stream begins after this `seq`; 0 is the beginning of the log. The header `last-event-id`
+    takes precedence.
+    """
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamEventsRequest: _TypeAlias = StreamEventsRequest  # noqa: Y015
+
+@_typing.final
 class WatchEventsResponse(_message.Message):
+    """A message of a stream of events. Over REST, streams have no heartbeats, but comments."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: _builtins.int

@@ -6,6 +6,7 @@ import warnings
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 from evershell.workspace.v1 import workspace_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__pb2
 from evershell.workspace.v1 import workspace_service_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__service__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -63,6 +64,11 @@ class WorkspaceServiceStub:
                 '/evershell.workspace.v1.WorkspaceService/WatchEvents',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.StreamEvents = channel.unary_stream(
+                '/evershell.workspace.v1.WorkspaceService/StreamEvents',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
         self.CreateWorkspace = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/CreateWorkspace',
@@ -175,6 +181,22 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamEvents(self, request, context):
+        """Streams the events of a workspace as Server-Sent Events. For REST; gRPC callers use
+        WatchEvents.
+
+        Effect: none. Each event has its `seq` as `id`, its type as `event`, and a message as `data`.
+        The stream sends a comment after 15 s without an event.
+        Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+        browsers do by themselves. It takes precedence over `after`.
+        Flow: a slow reader misses no event. The service reads at most one batch ahead of the reader.
+        Errors: an error after the stream has begun is its last event, of the type `stream_error`.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateWorkspace(self, request, context):
         """Creates a workspace and starts its agent.
 
@@ -277,6 +299,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchEventsRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'StreamEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamEvents,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'CreateWorkspace': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateWorkspace,
@@ -447,6 +474,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/WatchEvents',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchEventsRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/StreamEvents',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.StreamEventsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

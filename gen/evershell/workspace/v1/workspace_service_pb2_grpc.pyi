@@ -7,6 +7,7 @@ from collections import abc as _abc
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from evershell.workspace.v1 import workspace_pb2 as _workspace_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as _workspace_service_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -89,6 +90,18 @@ class WorkspaceServiceStub:
     Idempotency: a read. To resume, set `after` to the last `seq` received.
     Flow: a slow watcher misses no event. The service reads at most one batch ahead of the watcher.
     Errors: an error after the first message is the last message of the stream.
+    Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+    """
+    StreamEvents: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.StreamEventsRequest, _httpbody_pb2.HttpBody]
+    """Streams the events of a workspace as Server-Sent Events. For REST; gRPC callers use
+    WatchEvents.
+
+    Effect: none. Each event has its `seq` as `id`, its type as `event`, and a message as `data`.
+    The stream sends a comment after 15 s without an event.
+    Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+    browsers do by themselves. It takes precedence over `after`.
+    Flow: a slow reader misses no event. The service reads at most one batch ahead of the reader.
+    Errors: an error after the stream has begun is its last event, of the type `stream_error`.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     CreateWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWorkspaceRequest, _workspace_pb2.Workspace]
@@ -202,6 +215,18 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Idempotency: a read. To resume, set `after` to the last `seq` received.
     Flow: a slow watcher misses no event. The service reads at most one batch ahead of the watcher.
     Errors: an error after the first message is the last message of the stream.
+    Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+    """
+    StreamEvents: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.StreamEventsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Streams the events of a workspace as Server-Sent Events. For REST; gRPC callers use
+    WatchEvents.
+
+    Effect: none. Each event has its `seq` as `id`, its type as `event`, and a message as `data`.
+    The stream sends a comment after 15 s without an event.
+    Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+    browsers do by themselves. It takes precedence over `after`.
+    Flow: a slow reader misses no event. The service reads at most one batch ahead of the reader.
+    Errors: an error after the stream has begun is its last event, of the type `stream_error`.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     CreateWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -342,6 +367,24 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotency: a read. To resume, set `after` to the last `seq` received.
         Flow: a slow watcher misses no event. The service reads at most one batch ahead of the watcher.
         Errors: an error after the first message is the last message of the stream.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamEvents(
+        self,
+        request: _workspace_service_pb2.StreamEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Streams the events of a workspace as Server-Sent Events. For REST; gRPC callers use
+        WatchEvents.
+
+        Effect: none. Each event has its `seq` as `id`, its type as `event`, and a message as `data`.
+        The stream sends a comment after 15 s without an event.
+        Idempotency: a read. To resume, send the last `id` received in the header `last-event-id`, as
+        browsers do by themselves. It takes precedence over `after`.
+        Flow: a slow reader misses no event. The service reads at most one batch ahead of the reader.
+        Errors: an error after the stream has begun is its last event, of the type `stream_error`.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
 
