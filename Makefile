@@ -14,7 +14,7 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale peers \
-	chaos soak gen format lock audit clean
+	chaos soak gen format wheel lock audit clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.server up
@@ -73,6 +73,9 @@ peers: $(BENCH_READY) ## test the peers with which the bench compares the servic
 
 gen: $(READY) ## generate gen/ from protos/
 	$(BIN)/python protos/generate.py
+
+wheel: $(READY) ## build the distribution: dist/*.whl and dist/*.tar.gz
+	@$(BIN)/hatchling build -d dist
 
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml \

@@ -15,19 +15,8 @@ from evershell.server.programs import now
 from evershell.server.stack import postgres
 from evershell.server.stack.envoy import config as envoy
 from evershell.server.telemetry.metrics import Metrics
-from tests.support.installation import run
+from tests.support.installation import IMPORT, PUBLIC, run
 
-# Imports all modules of the packages that are its arguments, and prints their names.
-IMPORT = """
-import importlib, pathlib
-
-for package in sys.argv[1:]:
-    for folder in map(pathlib.Path, importlib.import_module(package).__path__):
-        for path in folder.rglob("*.py"):
-            name = ".".join([package, *path.relative_to(folder).with_suffix("").parts])
-            importlib.import_module(name.removesuffix(".__init__"))
-            print(name)
-"""
 # Runs the commands, each with its own list of arguments.
 COMMAND = """
 import shlex
@@ -38,8 +27,6 @@ for line in sys.argv[1:]:
     result = CliRunner().invoke(main, shlex.split(line), prog_name="evershell")
     print(result.exit_code, result.output.strip().replace("\\n", " "))
 """
-# What is for callers.
-PUBLIC = ("evershell.agent", "evershell.cli", "evershell.client", "evershell.workspace")
 
 
 def test_without_extras_every_public_module_can_be_imported() -> None:

@@ -7,6 +7,19 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+# What is for callers.
+PUBLIC = ("evershell.agent", "evershell.cli", "evershell.client", "evershell.workspace")
+# Imports all modules of the packages that are its arguments, and prints their names.
+IMPORT = """
+import importlib, pathlib, sys
+
+for package in sys.argv[1:]:
+    for folder in map(pathlib.Path, importlib.import_module(package).__path__):
+        for path in folder.rglob("*.py"):
+            name = ".".join([package, *path.relative_to(folder).with_suffix("").parts])
+            importlib.import_module(name.removesuffix(".__init__"))
+            print(name)
+"""
 _HIDE = """
 import importlib.machinery, sys
 

@@ -1,0 +1,125 @@
+"""The distribution, installed as users install it: without extras, and as a whole stack."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.distribution import Environment, build, packaged, unpack
+from tests.support.installation import IMPORT, PUBLIC
+from tests.support.stack import Stack, Workspace
+
+# Of a caller's program, with pip's own packages left out.
+CORE_MB = 40
+CALLER = """
+from evershell.client import Client
+from evershell.workspace.v1 import task_pb2
+
+with Client("http://127.0.0.1:1", "sk_1") as client:
+    reveal_type(client.cancel("ws_1"))
+reveal_type(task_pb2.Task().iterations)
+"""
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory, dist: tuple[Path, Path]) -> Environment:
+    return Environment(tmp_path_factory.mktemp("core") / "environment", dist[0])
+
+
+class Installed(Stack):
+    """A stack that is started from an empty folder, by the command of an environment."""
+
+    def __init__(self, environment: Environment, folder: Path) -> None:
+        super().__init__(folder / ".state")
+        self.installation, self._folder = environment, folder
+        self.output = folder.with_name("output")
+        # Its default is `.state`.
+        del self._environment["STATE_DIR"]
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        with self.output.open("ab") as output:
+            return subprocess.Popen(
+                [str(self.installation.folder / "bin" / "evershell"), "up"],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+            )
+
+
+@pytest.fixture
+def installed(tmp_path: Path, dist: tuple[Path, Path]) -> Iterator[Installed]:
+    environment = Environment(tmp_path / "environment", dist[0], "local")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    stack = Installed(environment, folder)
+    yield stack
+    stack.kill_if_running()
+
+
+def test_the_sdist_has_all_that_the_wheel_is_built_from(
+    tmp_path: Path, dist: tuple[Path, Path]
+) -> None:
+    wheel, sdist = dist
+    project = unpack(sdist, tmp_path / "sdist")
+    top = {path.name for path in project.iterdir()}
+    assert {"protos", "README.md", "LICENSE", "CHANGELOG.md"} <= top
+    assert not top & {"tests", "docs", "bench.json", "Makefile"}
+    rebuilt, _ = build(tmp_path / "dist", project)
+    assert packaged(rebuilt) == packaged(wheel)
+
+
+def test_without_extras_it_is_small_and_has_what_callers_need(
+    core: Environment, tmp_path: Path
+) -> None:
+    assert core.size_mb() < CORE_MB
+    imported = core.run("python", "-c", IMPORT, *PUBLIC, cwd=tmp_path)
+    assert imported.returncode == 0, imported.stderr
+    assert "evershell.client" in imported.stdout
+    version = core.run("evershell", "--version", cwd=tmp_path)
+    assert version.stdout == f"evershell, version {metadata.version('evershell')}\n"
+    refused = core.run("evershell", "up", cwd=tmp_path)
+    assert refused.stderr.endswith("is not installed: pip install 'evershell[local]'\n")
+
+
+def test_type_checkers_read_the_types_of_an_installation(core: Environment, tmp_path: Path) -> None:
+    (tmp_path / "caller.py").write_text(CALLER)
+    checked = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict"),
+            *(f"--python-executable={core.python}", "--config-file=", "caller.py"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert 'Revealed type is "evershell.client' in checked.stdout
+    assert 'Revealed type is "int"' in checked.stdout.replace("builtins.int", "int")
+
+
+def test_a_stack_starts_from_an_empty_folder_and_cancels_a_task(installed: Installed) -> None:
+    installed.start()
+    workspace = Workspace(installed)
+    task_id = workspace.submit("sleep 300")
+    workspace.await_phase(task_id, "tool_call")
+    done = installed.installation.run(
+        *("evershell", "cancel", workspace.id, "--force-after=0s", "--wait=10s", "--json"),
+        cwd=installed.state_dir.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["task"]["status"] == "cancelled"
+    # The pages of the edge are files of the package.
+    assert "openapi: 3.1" in httpx.get(f"{installed.ready['rest_url']}/openapi.yaml").text
+    assert installed.stop() == 0
