@@ -55,7 +55,12 @@ class Schemas:
         """A reference to the schema of a body with these fields of a request."""
         required = [field.name for field in fields if self.is_required(field)]
         self._full_names[name] = name
-        self.components[name] = self._object(fields, required)
+        schema = self._object(fields, required)
+        for described in schema["properties"].values():
+            # Some generators take a field with a default for one that a body always has.
+            if "default" in described:
+                described["description"] += f" Default: {described.pop('default'):,}."
+        self.components[name] = schema
         return reference("schemas", name)
 
     def is_required(self, field: FieldDescriptor) -> bool:
