@@ -38,9 +38,10 @@ NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 UNREAD_STATUSES = (426, 431)
 
 # Envoy's own answers to gRPC calls: the comparison and the HTTP status that select an answer, the
-# HTTP status that replaces it, the code, and a message that replaces the code's own. Envoy maps the
-# new HTTP status to the gRPC status of that code.
+# HTTP status that replaces it, the code, and a message that replaces the code's own.
 GRPC_REPLIES = (
+    ("EQ", 408, 408, "request_timeout", ""),
+    ("EQ", 504, 504, "deadline_exceeded", ""),
     ("GE", 502, 503, RETRYABLE, ""),
     (
         "EQ",
@@ -199,7 +200,7 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 
 
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The mappers of the gRPC listener. Requests that are not gRPC get the envelopes of REST.
+    """The mappers for calls of gRPC.
 
     `size_limits` maps the path of a method to the size limit of its requests, in bytes.
     """
@@ -208,25 +209,25 @@ def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> lis
     for path, limit in size_limits.items():
         text = f"The request is larger than {limit:,} bytes, the limit of this method."
         method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
-        mapper = _grpc_mapper(("EQ", 413), 400, by_slug["validation_error"], text, method)
-        # Set directly, because Envoy maps no HTTP status to INVALID_ARGUMENT.
-        mapper["headers_to_add"].append(
-            header("grpc-status", str(by_slug["validation_error"].grpc))
-        )
-        mappers.append(mapper)
+        mappers.append(_grpc_mapper(("EQ", 413), 400, by_slug["validation_error"], text, method))
     for comparison, status, new_status, code, message in GRPC_REPLIES:
         rule = by_slug[code]
         mappers.append(
             _grpc_mapper((comparison, status), new_status, rule, message or rule.message)
         )
-    return mappers + local_replies(rules)
+    return mappers
 
 
 def _grpc_mapper(
     when: tuple[str, int], new_status: int, rule: Rule, text: str, *filters: dict[str, Any]
 ) -> dict[str, Any]:
     request_id = NEW_REQUEST_ID if when[1] == 400 else REQUEST_ID
-    headers = {"grpc-status-details-bin": _rich_status(rule, text)} | request_id | _headers(rule)
+    headers = {
+        # Envoy maps few HTTP statuses to the gRPC status of their code.
+        "grpc-status": str(rule.grpc),
+        "grpc-status-details-bin": _rich_status(rule, text),
+    }
+    headers |= request_id | _headers(rule)
     return {
         "filter": {
             "and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *filters]}

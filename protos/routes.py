@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import grpc_web
+from cors import PREFLIGHT, PREFLIGHT_ANSWER
 from replies import grpc_errors, grpc_local_replies, header, local_replies
 from source import SERVICE, Binding, Protos
 
@@ -45,25 +47,6 @@ SMALL_CONTENT = r".*\|\d{1,4}"
 # content length decides.
 SMALL_METHOD_MAX_BYTES = 16_384
 
-# A browser asks for permission (CORS preflight) before it sends a token to another site. Any site
-# may call, with a token of its own, so the answer is the same for every path and method: a script
-# can then read the 404 or 405 of a call that has no route. Envoy's own CORS filter skips the paths
-# that the edge answers itself.
-PREFLIGHT = [
-    {"name": ":method", "string_match": {"exact": "OPTIONS"}},
-    {"name": "access-control-request-method", "present_match": True},
-]
-PREFLIGHT_ANSWER = {
-    "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
-    # Those after the first two come from tracing libraries, from EventSource libraries that resume
-    # a stream, and from callers that name a call or its repetitions.
-    "access-control-allow-headers": (
-        "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
-        "idempotency-key"
-    ),
-    "access-control-max-age": "600",
-}
-
 SIZE_LIMIT = "envoy.filters.http.filter_chain"
 FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 # Each gRPC message has a prefix: the compression flag and the length.
@@ -98,15 +81,29 @@ def edge_config(protos: Protos) -> dict[str, Any]:
         f"/{SERVICE}/{method.name}": protos.max_request_bytes(method) for method in methods
     }
     size_limits |= dict.fromkeys(INTROSPECTION_METHODS, INTROSPECTION_REQUEST_BYTES)
+    grpc_errors_of_edge = grpc_local_replies(rules, size_limits)
     return {
         # Before all other routes, those of the documents included.
         "preflight_route": _answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
-        "routes": _routes(protos.bindings()),
+        "routes": [
+            _several_hosts(),
+            *(
+                grpc_web.route(
+                    f"/{SERVICE}/{method.name}",
+                    CONTENT_HEADER,
+                    _action(streams=method.server_streaming),
+                    _size_limit(protos.max_request_bytes(method) + GRPC_PREFIX_BYTES),
+                )
+                for method in methods
+            ),
+            *_routes(protos.bindings()),
+        ],
         "without_body_filters": WITHOUT_BODY_FILTERS,
-        "local_replies": local_replies(rules),
+        "local_replies": [*map(grpc_web.local_reply, grpc_errors_of_edge), *local_replies(rules)],
         "grpc_errors": grpc_errors(rules),
         "grpc_routes": _grpc_routes(size_limits),
-        "grpc_local_replies": grpc_local_replies(rules, size_limits),
+        # Requests that are not gRPC get the envelopes of REST.
+        "grpc_local_replies": [*grpc_errors_of_edge, *local_replies(rules)],
     }
 
 
@@ -119,7 +116,7 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in bindings:
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
-    routes: list[dict[str, Any]] = [_several_hosts()]
+    routes: list[dict[str, Any]] = []
     for regex, group in by_path.items():
         path = {"safe_regex": {"regex": regex}}
         for binding in group:
@@ -276,13 +273,17 @@ def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:
     return [_call(path, binding, [is_small]), large]
 
 
+def _action(*, streams: bool) -> dict[str, Any]:
+    """Sends a call to the workers, with the time limits of the REST listener."""
+    if streams:
+        return ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": STREAM_IDLE_TIMEOUT}
+    return ROUTE | {"timeout": CALL_TIMEOUT}
+
+
 def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]]) -> dict[str, Any]:
-    action = ROUTE | {"timeout": STREAM_TIMEOUT if binding.streams else CALL_TIMEOUT}
-    if binding.streams:
-        action["idle_timeout"] = STREAM_IDLE_TIMEOUT
     route: dict[str, Any] = {
         "match": path | {"headers": [_method(binding), *headers]},
-        "route": action,
+        "route": _action(streams=binding.streams),
         "typed_per_filter_config": _size_limit(binding.max_request_bytes),
     }
     for_lua: dict[str, Any] = {}

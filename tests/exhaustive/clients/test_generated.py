@@ -52,8 +52,8 @@ def check_walk(output: str) -> None:
 def test_a_python_client_walks_and_reads_every_error(stack: Stack, tmp_path: Path) -> None:
     generate_python_client(PATH, tmp_path / "generated")
     folder = program_folder(tmp_path, "walk.py")
-    check = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "mypy", "walk.py"]
-    for command in (check, [sys.executable, "walk.py", *arguments(stack)]):
+    check = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "mypy")]
+    for command in ([*check, "walk.py"], [sys.executable, "walk.py", *arguments(stack)]):
         done = subprocess.run(
             command,
             cwd=folder,

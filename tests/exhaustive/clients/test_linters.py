@@ -18,7 +18,7 @@ def test_redocly_finds_nothing(tmp_path: Path) -> None:
 
 
 def test_spectral_finds_nothing(tmp_path: Path) -> None:
-    options = ["--fail-severity", "hint", "--ruleset", RULES]
+    options = ["--fail-severity", "hint", "--ruleset", str(RULES)]
     assert "No results" in npm_tool(SPECTRAL, "lint", *options, PATH, folder=tmp_path)
 
 
@@ -26,7 +26,7 @@ def test_spectral_finds_nothing(tmp_path: Path) -> None:
     ("tool", "options", "rule"),
     [
         (REDOCLY, ["lint", "--extends", "recommended-strict"], "info-license"),
-        (SPECTRAL, ["lint", "--fail-severity", "hint", "--ruleset", RULES], "license-url"),
+        (SPECTRAL, ["lint", "--fail-severity", "hint", "--ruleset", str(RULES)], "license-url"),
     ],
 )
 def test_the_linters_find_a_missing_license(

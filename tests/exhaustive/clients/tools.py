@@ -119,9 +119,10 @@ def generate_python_client(document: Path, package: Path) -> None:
     )
     if installed.returncode:
         pytest.skip(f"uv cannot install {PYTHON_GENERATOR}: {installed.stderr[-500:]}")
-    options = ["--meta", "none", "--fail-on-warning", "--config", config, "--output-path", package]
+    options = ["--meta", "none", "--fail-on-warning", "--config", str(config)]
+    options += ["--output-path", str(package)]
     done = subprocess.run(
-        [*tool, "generate", "--path", document, *options],
+        [*tool, "generate", "--path", str(document), *options],
         check=False,
         capture_output=True,
         text=True,

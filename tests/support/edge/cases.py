@@ -437,7 +437,7 @@ PREFLIGHT = {
     "access-control-allow-origin": "*",
     "access-control-allow-headers": (
         "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
-        "idempotency-key"
+        "idempotency-key, grpc-timeout, x-grpc-web, x-user-agent"
     ),
     "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
 }
