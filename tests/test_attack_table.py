@@ -12,11 +12,14 @@ ATTACKING = (
     "api/test_forged_credentials.py",
     "api/test_injection.py",
     "contracts/test_store_texts.py",
+    "exhaustive/attacks/test_callers.py",
     "exhaustive/attacks/test_sandbox.py",
     "exhaustive/e2e/test_attacks_of_tools.py",
 )
 CONTROLS = {
     "test_the_keys_of_these_tests_are_good",
+    "test_what_is_forged_here_is_good_otherwise",
+    "test_no_attack_has_forged_a_line_of_a_log",
     "test_the_attackers_tokens_are_good_where_the_key_is_trusted",
     "test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden",
     "test_work_stopped_is_yes_only_if_the_controller_can_see_a_detached_tool",

@@ -1,13 +1,25 @@
 """Every attack that is tested, with the test that makes it.
 
 A row names a kind of attack. Its test may make it in many forms. tests/test_attack_table.py checks
-that each test exists, and prints the number of attacks.
+that each test exists. A run of the exhaustive tests prints how many attacks of the table it has
+made, and how many got through.
+
+test_callers.py makes the attacks of callers on the whole stack, over REST and over gRPC. The other
+tests add what needs an inside view (caches, clocks, queues), a stack of its own, or bytes that only
+one protocol has.
 """
 
 from dataclasses import dataclass
 
-from tests.api.test_forged_credentials import FORGED
+from tests.exhaustive.attacks.caller_attacks import (
+    AGENT_METHODS,
+    BEYOND_RIGHTS,
+    MESSAGES,
+    SPOOFED,
+)
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS
+from tests.support.edge.cases import BODIES
+from tests.support.forgeries import AT_WORKER, FORGED
 from tests.support.injections import INJECTIONS, PRINTABLE
 
 
@@ -18,6 +30,8 @@ class Row:
     group: str
     attack: str
     test: str
+    # Whether the test makes many attacks, each of which is a parameter of it.
+    is_parameter: bool = False
 
 
 SESSIONS = "auth/test_sessions.py::"
@@ -28,6 +42,7 @@ SIGNALS = "agent/test_signal_tokens.py::"
 CALLS = "api/test_authentication.py::"
 AGENT_TLS = "api/test_agent_tls.py::"
 STACK_TLS = "exhaustive/e2e/test_agent_tls.py::"
+CALLERS = "exhaustive/attacks/test_callers.py::"
 FORGERIES = "api/test_forged_credentials.py::"
 EDGE = "edge/test_cases.py::test_every_client_gets_the_expected_answer"
 RAW_EDGE = "edge/test_cases.py::test_raw_bytes_get_the_expected_answer"
@@ -231,7 +246,30 @@ _WRITTEN = {
 }
 # Tests that make each attack of another table: the group, the attacks, the test.
 _TABLES = (
-    ("forged credential", FORGED, FORGERIES + "test_a_forged_credential_is_refused"),
+    (
+        "forged credential at a worker",
+        [*FORGED, *AT_WORKER],
+        FORGERIES + "test_a_forged_credential_is_refused",
+    ),
+    # Each of these on the whole stack, over REST and over gRPC.
+    ("forged credential", FORGED, CALLERS + "test_a_forged_credential_is_refused"),
+    (
+        "call beyond the caller's rights",
+        BEYOND_RIGHTS,
+        CALLERS + "test_a_call_beyond_the_callers_rights_is_refused",
+    ),
+    ("spoofed header", SPOOFED, CALLERS + "test_a_header_changes_nobodys_rights"),
+    ("injection", INJECTIONS, CALLERS + "test_an_injection_remains_a_text"),
+    (
+        "bytes that are no request",
+        [*BODIES, *MESSAGES],
+        CALLERS + "test_bytes_that_are_no_request_are_refused",
+    ),
+    (
+        "the service of agents",
+        AGENT_METHODS,
+        CALLERS + "test_the_service_of_agents_is_not_public",
+    ),
     (
         "injection through a text",
         INJECTIONS,
@@ -275,5 +313,5 @@ ROWS = [
         for group, rows in _WRITTEN.items()
         for attack, test in rows.items()
     ),
-    *(Row(group, attack, test) for group, attacks, test in _TABLES for attack in attacks),
+    *(Row(group, attack, test, True) for group, attacks, test in _TABLES for attack in attacks),
 ]
