@@ -41,7 +41,7 @@ test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in abou
 	@exec $(BIN)/python -m pytest --ignore=tests/exhaustive $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
-	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/client \
+	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/client tests/cli \
 		$(addprefix --ignore=tests/agent/test_,openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
 
 test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak

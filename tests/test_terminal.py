@@ -9,8 +9,20 @@ from click.testing import CliRunner
 from evershell.cli import terminal
 from evershell.cli.main import main
 from evershell.cli.terminal import printable
+from evershell.client import (
+    CancelIntent,
+    Event,
+    EventType,
+    IterationCompleted,
+    ModelCall,
+    ModelCallStatus,
+    TaskCancelRequested,
+    ToolCall,
+    ToolResult,
+    ToolStatus,
+)
 from evershell.server.cli import demo, demo_stack
-from evershell.server.cli.demo import FollowedTask, ReceivedEvent
+from evershell.server.cli.demo import FollowedTask
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
 # line separators, a private character and half of a surrogate pair.
@@ -79,44 +91,25 @@ def test_a_failure_with_foreign_text_is_printed_safely(monkeypatch: pytest.Monke
     assert result.output.startswith("Error: The answer was:\n\\x1b[2J\\x9b2J")
 
 
+TOOL_CALL = ToolCall("1", "shell", "{}", ToolResult(ToolStatus.EXITED, 0, "", 0), 1)
+MODEL_CALL = ModelCall("scripted", "", 0, 0, 0, ModelCallStatus.COMPLETED)
+
+
 @pytest.mark.parametrize(
-    "event",
+    "payload",
     [
-        {
-            "type": "task_cancel_requested",
-            "task_cancel_requested": {
-                "cancel": {"requested_by": CONTROL_CHARACTERS, "reason": CONTROL_CHARACTERS}
-            },
-        },
-        {
-            "type": "iteration_completed",
-            "iteration_completed": {
-                "number": 1,
-                "tool_call": {
-                    "duration_ms": CONTROL_CHARACTERS,
-                    "result": {"status": CONTROL_CHARACTERS, "exit_code": 0},
-                },
-            },
-        },
-        {
-            "type": "task_completed",
-            "task_completed": {
-                "status": CONTROL_CHARACTERS,
-                "forced": False,
-                "iterations": CONTROL_CHARACTERS,
-            },
-        },
-        {
-            "type": CONTROL_CHARACTERS,
-            CONTROL_CHARACTERS: {"status": "", "forced": False, "iterations": 0},
-        },
+        TaskCancelRequested(CancelIntent(CONTROL_CHARACTERS, "", None, CONTROL_CHARACTERS)),
+        IterationCompleted(1, MODEL_CALL, TOOL_CALL),
+        None,
     ],
 )
 def test_the_demo_prints_events_safely(
-    event: dict[str, object], capsys: pytest.CaptureFixture[str]
+    payload: "TaskCancelRequested | IterationCompleted | None",
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    received = ReceivedEvent(event, at=0.0)
-    demo._print_event(FollowedTask("task_1", (CONTROL_CHARACTERS,), [received]), received)
+    event = Event(1, EventType.UNSPECIFIED, "ws_1", task_id="task_1", payload=payload)
+    followed = FollowedTask(CONTROL_CHARACTERS, (CONTROL_CHARACTERS,), [(event, 0.0)])
+    demo._print_event(followed, event)
     # The demo's own colours are not control characters of the event.
     output = click.unstyle(capsys.readouterr().out.removesuffix("\n"))
     assert unescaped(output) == set()

@@ -1,1 +1,1 @@
-"""The command `evershell`."""
+"""The command `evershell`: one module for each command of callers."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import click
 
+from evershell.cli.exit_codes import TABLE
 from evershell.cli.terminal import Commands
 
 
@@ -27,19 +28,37 @@ class Command:
 
 
 # In the order of use.
-COMMANDS = {
+_CALLS = {
+    "cancel": Command("Cancel the task that runs in a workspace."),
+    "submit": Command("Submit a task to the agent of a workspace."),
+    "tasks": Command("List the tasks of a workspace."),
+    "task": Command("Show one task."),
+    "watch": Command("Print the events of a workspace as they happen."),
+    "workspaces": Command("List the workspaces of your organization."),
+    "workspace": Command("Show, create, stop and resume a workspace."),
+    "audit": Command("List the audit log; prune it."),
+    "login": Command("Store the address of a service and a credential for it."),
+    "completion": Command("Print the script for the completion of a shell."),
+}
+_OPERATIONS = {
     "up": Command("Start everything on this machine, in the foreground.", "local"),
     "restart": Command(
         "Restart the programs of the running stack, without losing a call.", "local"
     ),
     "demo": Command("Show a cancellation and check every promise.", "local"),
-    "cancel": Command("Cancel the task that runs in a workspace.", "server"),
     "keys": Command("Create, list and revoke API keys.", "server"),
     "orgs": Command("Create and list organizations.", "server"),
-    "audit": Command("Remove old entries of the audit log.", "server"),
     "serve": Command("Run one control-plane worker.", "server"),
     "fleet": Command("Run one fleet controller, which leads or stands by.", "server"),
 }
+COMMANDS = _CALLS | _OPERATIONS
+_HELP = f"""The cancel button of an agent platform.
+
+A command that calls the service takes its address from --url, EVERSHELL_URL, a profile of
+`evershell login`, or the stack that runs on this machine, and its credential from --token-file,
+EVERSHELL_API_KEY, the profile or the stack. It calls over gRPC.
+
+{TABLE}"""
 
 
 class _LazyCommands(Commands):
@@ -48,31 +67,39 @@ class _LazyCommands(Commands):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = COMMANDS.get(cmd_name)
-        return None if command is None else _load(cmd_name, command)
+        return None if command is None else load(cmd_name, command.extra)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing their modules."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
+        for title, commands in (
+            ("Commands that call the service", _CALLS),
+            ("Commands for operators", _OPERATIONS),
+        ):
+            with formatter.section(title):
+                formatter.write_dl([(name, command.help) for name, command in commands.items()])
 
 
-def _load(name: str, command: Command) -> click.Command:
-    """Raises click.ClickException, which says what to install, if a package is missing."""
-    package = "evershell.server.cli" if command.extra else "evershell.cli"
+def load(name: str, extra: str, full_name: str = "") -> click.Command:
+    """The command of the module of this name.
+
+    Raises click.ClickException, which says what to install, if a package is missing.
+    """
+    package = "evershell.server.cli" if extra else "evershell.cli"
     try:
         module = importlib.import_module(f"{package}.{name}")
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "evershell":
             raise
+        command = f"evershell {full_name or name}"
         raise click.ClickException(
-            f"`evershell {name}` needs the package {error.name}, which is not installed: "
-            f"pip install 'evershell[{command.extra}]'"
+            f"`{command}` needs the package {error.name}, which is not installed: "
+            f"pip install 'evershell[{extra}]'"
         ) from error
     loaded: click.Command = getattr(module, name)
     return loaded
 
 
-@click.group(cls=_LazyCommands, help="The cancel button of an agent platform.")
+@click.group(cls=_LazyCommands, help=_HELP)
 @click.version_option(package_name="evershell")
 def main() -> None:
     """Prepares the process for every command."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import httpx
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -28,7 +31,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 # These variables take precedence over STATE_DIR, so the tests remove them.
-OVERRIDES = ("TOKEN", "GRPC_ADDR", "DATABASE_URL")
+OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABASE_URL")
+# The profiles of whoever runs the tests do not matter.
+NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def run(stack: Stack) -> Run:
         return subprocess.run(
             [sys.executable, "-m", "evershell.server", *arguments],
             cwd=ROOT,
-            env={**kept, "STATE_DIR": str(stack.state_dir), **environment},
+            env={**kept, **NO_PROFILES, "STATE_DIR": str(stack.state_dir), **environment},
             capture_output=True,
             text=True,
             timeout=30,
@@ -56,7 +61,12 @@ def call(stack: Stack) -> Run:
     absent: dict[str, str | None] = dict.fromkeys(OVERRIDES)
 
     def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        variables = {**absent, "STATE_DIR": str(stack.state_dir), **environment}
+        variables = {
+            **absent,
+            **NO_PROFILES,
+            "STATE_DIR": str(stack.state_dir),
+            **environment,
+        }
         done = CliRunner().invoke(main, arguments, env=variables)
         return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
@@ -107,8 +117,10 @@ def test_a_wait_that_times_out_prints_how_to_follow_the_task(
         f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
     )
     assert "\n  task       running, 0 iterations completed, now in a tool call\n" in early.stdout
-    assert "\n  waited     0.1 s; the task has not ended yet.\n" in early.stdout
-    assert "\n  follow     grpcurl " in early.stdout
+    assert "\n  waited     0.1 s; the task has not ended yet (running, " in early.stdout
+    assert early.stdout.endswith(
+        f"\n  follow     evershell watch {workspace.id} --task {task_id}\n"
+    )
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
@@ -127,8 +139,11 @@ def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate:
     assert waited.stdout.startswith(
         f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
     )
-    assert "\n  task       cancelled, 1 iteration completed\n" in waited.stdout
-    assert waited.stdout.endswith("\n  next       The workspace takes its next task.\n")
+    assert re.search(
+        r"\n  ended      cancelled at \S+Z, \d+\.\d s after the request, 1 iteration completed\. "
+        r"The workspace takes its next task\.\n$",
+        waited.stdout,
+    )
     assert workspace.task(task_id)["status"] == "cancelled"
 
 
@@ -142,10 +157,13 @@ def test_a_refused_cancellation_exits_with_5(call: Run, stack: Stack, workspace:
     assert json.loads(invalid.stdout)["error"]["details"]["fields"] == {
         "reason": "has 501 characters; at most 500 are allowed"
     }
-    reader = call("cancel", workspace.id, TOKEN=stack.tokens["read_only"])
+    reader = call("cancel", workspace.id, EVERSHELL_API_KEY=stack.tokens["read_only"])
     assert (reader.returncode, reader.stderr.partition(":")[0]) == (5, "permission_denied")
     expired = call(
-        "cancel", workspace.id, GRPC_ADDR=stack.ready["grpc_addr"], TOKEN=stack.tokens["expired"]
+        "cancel",
+        workspace.id,
+        EVERSHELL_URL=stack.ready["grpc_addr"],
+        EVERSHELL_API_KEY=stack.tokens["expired"],
     )
     assert (expired.returncode, expired.stderr.partition(":")[0]) == (5, "unauthenticated")
 
@@ -161,16 +179,111 @@ def test_an_agent_that_does_not_answer_makes_cancel_exit_with_4(
     assert unreachable.stderr.startswith(
         f"agent_unreachable: The cancellation of task {task_id} is recorded and will be delivered"
     )
-    assert f'"task_id": "{task_id}"' in unreachable.stderr
+    assert unreachable.stderr.endswith(f"evershell watch {workspace.id} --task {task_id}\n")
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
 def test_a_service_that_does_not_run_makes_cancel_exit_with_6(call: Run) -> None:
-    unreachable = call("cancel", "ws_1", GRPC_ADDR="127.0.0.1:1", TOKEN="sk_secret")
+    unreachable = call("cancel", "ws_1", EVERSHELL_URL="127.0.0.1:1", EVERSHELL_API_KEY="sk_secret")
     assert (unreachable.returncode, unreachable.stdout) == (6, "")
     assert unreachable.stderr.startswith("unavailable: ")
     assert "called     127.0.0.1:1" in unreachable.stderr
+
+
+def test_without_the_edge_a_worker_can_be_called(
+    call: Run, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    """Both listeners of the edge are in one process, so REST and gRPC are lost together."""
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    (edge,) = (
+        child.pid for child in psutil.Process(stack.pid).children() if "envoy" in child.name()
+    )
+    worker = f"http://{stack.ready['server_addr']}"
+    key = {"EVERSHELL_API_KEY": stack.tokens["full_access"]}
+    with stack.frozen_process(edge):
+        lost = call("cancel", workspace.id, "--task", task_id, "--timeout", "500ms")
+        with pytest.raises(httpx.TimeoutException):
+            httpx.get(f"{stack.ready['rest_url']}/healthz", timeout=0.5, trust_env=False)
+        cancelled = call("cancel", workspace.id, "--url", worker, "--task", task_id, **key)
+    assert (lost.returncode, "safe to repeat" in lost.stderr) == (6, True)
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert f"evershell watch --url {worker} {workspace.id}" in cancelled.stdout
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def test_the_port_of_rest_is_no_port_of_the_command_line(call: Run, stack: Stack) -> None:
+    wrong = call(
+        "workspaces",
+        EVERSHELL_URL=stack.ready["rest_url"],
+        EVERSHELL_API_KEY=stack.tokens["full_access"],
+    )
+    assert (wrong.returncode, wrong.stdout) == (5, "")
+    assert "check      that this is the port of gRPC, not that of REST" in wrong.stderr
+
+
+def test_a_terminal_shows_what_the_task_is_doing(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    ours, theirs = pty.openpty()
+    kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evershell.server", "cancel", workspace.id, "--wait", "25s"],
+        cwd=ROOT,
+        env={
+            **kept,
+            **NO_PROFILES,
+            "STATE_DIR": str(stack.state_dir),
+            "COLUMNS": "200",
+            "TERM": "xterm",
+        },
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = ""
+    try:
+        while "now in a tool call" not in shown.partition("next")[2]:
+            shown += os.read(ours, 65536).decode()
+        gate.open()
+        while "takes its next task" not in shown:
+            shown += os.read(ours, 65536).decode()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert "\x1b[32m" in shown and f"{task_id} running: 0 iterations completed" in shown
+
+
+def test_a_task_is_submitted_and_shown_and_found_in_the_audit_log(
+    call: Run, workspace: Workspace
+) -> None:
+    submitted = call("submit", workspace.id, "echo one\necho two", "--wait", "20s")
+    assert submitted.returncode == 0, submitted.stderr
+    task_id = submitted.stdout.strip()
+    assert "completed, 2 iterations completed" in submitted.stderr
+    assert call("task", workspace.id, task_id).stdout.startswith(f"task {task_id}: completed\n")
+    assert task_id in call("tasks", workspace.id).stdout
+    assert call("submit", workspace.id, "fail: no luck", "--wait", "20s").returncode == 8
+    watched = call("watch", workspace.id, "--task", task_id, "--json")
+    events = [json.loads(line) for line in watched.stdout.splitlines()]
+    assert (watched.returncode, events[-1]["type"]) == (0, "task_completed")
+    assert events == [
+        workspace.await_event(event["type"], task_id, int(event["seq"]) - 1) for event in events
+    ]
+    log = call("audit", "--workspace", workspace.id, "--rpc", "SubmitTask", "--json")
+    assert len(json.loads(log.stdout)["entries"]) == 2
+    made = call("workspace", "create", "--name", "mine", "--json", "--idempotency-key", task_id)
+    made_id = json.loads(made.stdout)["id"]
+    assert made_id in call("workspaces").stdout
+    stopped = call("workspace", "stop", made_id)
+    assert (stopped.returncode, made_id in stopped.stdout) == (0, True)
 
 
 def test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream(
@@ -327,7 +440,7 @@ def test_an_organization_can_be_created_without_a_key(call: Run) -> None:
 def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:
     demo = run("demo")
     assert (demo.returncode, demo.stderr) == (0, ""), demo.stdout
-    assert re.search(r"POST …/task/cancel → accepted \(task running, \d iteration", demo.stdout)
+    assert re.search(r"client\.cancel\(…\) → accepted \(task running, \d iteration", demo.stdout)
     assert re.search(r"task_completed +cancelled, not forced, \d iterations\n", demo.stdout)
     assert re.search(r"\d+ ms from the signal to the end: \d+ ms for the rest of ", demo.stdout)
     assert re.search(r"task_completed +completed, not forced, 2 iterations\n", demo.stdout)

@@ -1,87 +1,52 @@
-"""Finds or starts the stack that the command `demo` uses, and calls its REST API."""
+"""Finds or starts the stack that the command `demo` uses."""
 
-import json
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 import click
-import httpx
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from evershell.client import Client, EvershellError
 from evershell.server.cli.environment import read_ready
-from evershell.server.stack.ready import Ready
 
-_CALL_SECONDS = 10.0
-# Longer than the 15 s between two heartbeats of an idle stream.
-_STREAM_SECONDS = 25.0
 _READY_SECONDS = 90.0
 _POLL_SECONDS = 0.02
 
 T = TypeVar("T")
 
 
-class Api:
-    """The demo workspace of a running stack, over REST."""
+@dataclass(frozen=True, slots=True)
+class DemoStack:
+    """A running stack and its demo workspace."""
 
-    def __init__(self, ready: Ready) -> None:
-        self.workspace_id = ready.demo.workspace_id
-        self._url = f"{ready.rest_url}/v1/workspaces/{self.workspace_id}"
-        self._client = httpx.Client(
-            headers={"authorization": f"Bearer {ready.demo.tokens['full_access']}"},
-            timeout=_CALL_SECONDS,
-            verify=ready.tls(),
-            trust_env=False,
-        )
-
-    def call(self, method: str, path: str = "", body: Any = None) -> dict[str, Any]:
-        """Calls the path below the workspace, and returns the answer.
-
-        Raises httpx.HTTPError, and click.ClickException if the answer is an error.
-        """
-        response = self._client.request(method, f"{self._url}{path}", json=body)
-        if not response.is_success:
-            fail(f"{method} {path or '/'} was answered {response.status_code}: {response.text}")
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    def events(self, after: int) -> Iterator[dict[str, Any]]:
-        """Yields the workspace's events after this `seq`, and waits for new ones.
-
-        Raises httpx.HTTPError, and click.ClickException if the stream ends with an error.
-        """
-        with self._client.stream(
-            "GET", f"{self._url}/events", params={"after": after}, timeout=_STREAM_SECONDS
-        ) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: "):
-                    message = json.loads(line.removeprefix("data: "))
-                    if "error" in message:
-                        fail(f"the event stream ended with an error: {message['error']}")
-                    if "event" in message:
-                        yield message["event"]
+    client: Client
+    workspace_id: str
 
 
-def find_stack(state_dir: Path) -> Api | None:
+def find_stack(state_dir: Path) -> DemoStack | None:
     """The running stack; None if there is none. Ignores the ready.json of a killed stack."""
     ready = read_ready(state_dir)
     if ready is None:
         return None
-    api = Api(ready)
+    client = Client(ready.grpc_url, ready.demo.tokens["full_access"], ca_file=ready.tls_cert_file)
+    found = DemoStack(client, ready.demo.workspace_id)
     try:
-        api.call("GET")
-    except (httpx.HTTPError, click.ClickException):
+        client.with_options(max_retries=0).get_workspace(found.workspace_id)
+    except EvershellError:
+        client.close()
         return None
-    return api
+    return found
 
 
 @contextmanager
-def own_stack(state_dir: Path) -> Iterator[Api]:
+def own_stack(state_dir: Path) -> Iterator[DemoStack]:
     """Starts a stack, and stops it at the end of the context."""
     click.echo("No stack runs. Starting one that ends with the demo …")
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -102,12 +67,12 @@ def own_stack(state_dir: Path) -> Iterator[Api]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _await_ready(state_dir: Path, process: "subprocess.Popen[bytes]", output: IO[str]) -> Api:
-    def probe() -> Api | bool | None:
+def _await_ready(state_dir: Path, process: "subprocess.Popen[bytes]", output: IO[str]) -> DemoStack:
+    def probe() -> DemoStack | bool | None:
         return process.poll() is not None or find_stack(state_dir)
 
     found = eventually(probe, _READY_SECONDS, "the stack did not get ready")
-    if isinstance(found, Api):
+    if isinstance(found, DemoStack):
         return found
     output.seek(0)
     lines = output.read().strip().splitlines()

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 import click
 import psycopg
 
+from evershell.cli.duration import DURATION
 from evershell.cli.terminal import Commands, say
 from evershell.server.auth.api_keys import fingerprint, new_secret
-from evershell.server.cli.duration import DURATION
 from evershell.server.cli.key_database import with_keys
 from evershell.server.cli.orgs import SLUG, SLUG_RULE, add_org
 from evershell.server.core import ids

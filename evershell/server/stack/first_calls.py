@@ -27,6 +27,8 @@ In another terminal:
   # watch the events (Ctrl-C ends it)
   {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" \\
     -H "Authorization: Bearer $TOKEN"
+  # the same for people (`evershell --help` has more)
+  {evershell} watch {workspace_id}
 """
 
 
@@ -37,6 +39,8 @@ def write_environment(ready: Ready, state_dir: Path) -> None:
         "REST_URL": ready.rest_url,
         "GRPC_ADDR": ready.grpc_addr,
         "WORKSPACE_ID": ready.demo.workspace_id,
+        "EVERSHELL_URL": ready.grpc_url,
+        "EVERSHELL_API_KEY": ready.demo.tokens["full_access"],
     }
     lines = "".join(f"export {name}={value}\n" for name, value in variables.items())
     write_private(state_dir / "demo.env", lines)
@@ -51,12 +55,13 @@ def first_calls(ready: Ready, state_dir: Path) -> str:
         rest_url=ready.rest_url,
         grpc_addr=ready.grpc_addr,
         workspace_id=ready.demo.workspace_id,
+        evershell=_own("evershell"),
         curl=f"curl --cacert {cert}" if cert else "curl",
-        grpcurl=f"{_grpcurl()} -cacert {cert}" if cert else f"{_grpcurl()} -plaintext",
+        grpcurl=f"{_own('grpcurl')} {f'-cacert {cert}' if cert else '-plaintext'}",
     )
 
 
-def _grpcurl() -> str:
-    """The path of this environment's grpcurl, which may not be on the shell's path."""
-    own = Path(sys.executable).with_name("grpcurl")
-    return os.path.relpath(own) if own.exists() else "grpcurl"
+def _own(program: str) -> str:
+    """The path of this environment's program, which may not be on the shell's path."""
+    own = Path(sys.executable).with_name(program)
+    return os.path.relpath(own) if own.exists() else program

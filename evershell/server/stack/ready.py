@@ -53,6 +53,11 @@ class Ready(BaseModel):
         """Replaces the file. Raises OSError."""
         write_private(state_dir / _NAME, self.model_dump_json(indent=2, exclude_none=True))
 
+    @property
+    def grpc_url(self) -> str:
+        """The address of gRPC at the edge, as the client takes it."""
+        return f"{'https' if self.tls_cert_file else 'http'}://{self.grpc_addr}"
+
     def tls(self) -> ssl.SSLContext | bool:
         """The value of httpx's argument `verify` that accepts the edge's certificate."""
         return verification(self.tls_cert_file)

@@ -30,8 +30,10 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
         printed = stack.output.read_text()
         environment = os.environ | {
             "TOKEN": stack.tokens["full_access"],
+            "EVERSHELL_CONFIG": "/nowhere/profiles.json",
             "STATE_DIR": str(stack.state_dir),
-            "GRPC_ADDR": "",
+            "EVERSHELL_URL": "",
+            "EVERSHELL_API_KEY": "",
         }
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         calls = [
@@ -41,7 +43,7 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
             )
         ]
         assert len(calls) == 2
-        for call in [*calls, f"{sys.executable} -m server cancel {workspace_id}"]:
+        for call in [*calls, f"{sys.executable} -m evershell.server cancel {workspace_id}"]:
             called = subprocess.run(
                 ["/bin/sh", "-c", call],
                 cwd=ROOT,

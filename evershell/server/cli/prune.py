@@ -5,22 +5,18 @@ from datetime import timedelta
 import click
 import psycopg
 
-from evershell.cli.terminal import Commands, say
-from evershell.server.cli.duration import DURATION
+from evershell.cli.duration import DURATION
+from evershell.cli.terminal import say
 from evershell.server.cli.environment import read_ready, read_settings
 from evershell.server.programs import now
-from evershell.server.store.audit_partitions import add_partitions, prune
+from evershell.server.store.audit_partitions import add_partitions
+from evershell.server.store.audit_partitions import prune as remove_months
 
 _DAY_SECONDS = 86_400
 _CONNECT_SECONDS = 10
 
 
-@click.group(cls=Commands, help="Maintain the audit log. To read it, call ListAuditEntries.")
-def audit() -> None:
-    """Has no options."""
-
-
-@audit.command(
+@click.command(
     "prune",
     help="Remove the months of the audit log that ended before a time. Uses the database of "
     "MIGRATION_DATABASE_URL, of DATABASE_URL, or of the stack that runs on this machine.",
@@ -32,7 +28,7 @@ def audit() -> None:
     metavar="DURATION",
     help="Remove months that ended longer ago than this: 90d. Default: AUDIT_RETENTION_DAYS.",
 )
-def prune_(seconds: float | None) -> None:
+def prune(seconds: float | None) -> None:
     """Prints how many months were removed."""
     settings = read_settings()
     database_url = settings.migration_database_url or settings.database_url
@@ -51,7 +47,7 @@ def prune_(seconds: float | None) -> None:
             database_url, autocommit=True, connect_timeout=_CONNECT_SECONDS
         ) as connection:
             add_partitions(connection, now())
-            count = prune(connection, now() - timedelta(seconds=seconds))
+            count = remove_months(connection, now() - timedelta(seconds=seconds))
     except psycopg.Error as error:
         problem = str(error).strip() if error.sqlstate else "the database does not answer"
         raise click.ClickException(f"The audit log was not pruned: {problem}.") from None

@@ -1,0 +1,102 @@
+"""The commands `audit` and, with the extra `server`, `audit prune`."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import click
+
+from evershell.cli import show
+from evershell.cli.completion import complete_workspace
+from evershell.cli.duration import DURATION
+from evershell.cli.service import Call, calling, with_options
+from evershell.cli.tasks import LIMIT
+from evershell.cli.terminal import Commands
+
+
+class _Audit(Commands):
+    """Loads `prune` only when it runs, because it needs the packages of the server."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["prune"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from evershell.cli.main import load
+
+        return load("prune", "server", "audit prune") if cmd_name == "prune" else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([("prune", "Remove old entries of the audit log.")])
+
+
+@click.group(
+    cls=_Audit,
+    invoke_without_command=True,
+    help="List the audit log, newest first: who changed what, or was refused.",
+)
+@click.option(
+    "--workspace",
+    metavar="ID",
+    shell_complete=complete_workspace,
+    help="Only calls about this workspace.",
+)
+@click.option("--task", metavar="ID", help="Only calls about this task.")
+@click.option("--actor", metavar="ID", help="Only calls of this user or API key.")
+@click.option("--rpc", metavar="NAME", help="Only calls of this method: CancelTask.")
+@click.option(
+    "--outcome", metavar="TEXT", help="Only calls with this outcome: accepted, permission_denied."
+)
+@click.option(
+    "--since", type=DURATION, metavar="DURATION", help="Only calls of the last 30m, 12h, 7d."
+)
+@LIMIT
+@with_options
+@click.pass_context
+def audit(context: click.Context, /, **arguments: object) -> None:
+    """Lists the log, unless a command follows."""
+    if context.invoked_subcommand is None:
+        _list(**arguments)
+
+
+@calling
+def _list(
+    call: Call,
+    workspace: str | None,
+    task: str | None,
+    actor: str | None,
+    rpc: str | None,
+    outcome: str | None,
+    since: float | None,
+    limit: int,
+) -> None:
+    start = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
+    entries = call.client.list_audit_entries(
+        workspace_id=workspace,
+        task_id=task,
+        actor_id=actor,
+        rpc=rpc,
+        outcome=outcome,
+        start_time=start,
+        page_size=min(limit, 200),
+    )
+    found = list(islice(entries, limit))
+    if call.as_json:
+        show.json_value({"entries": [entry.to_dict() for entry in found]})
+        return
+    show.table(
+        ["TIME", "CALL", "OUTCOME", "ACTOR", "WORKSPACE", "TASK", "FROM", "REASON"],
+        [
+            (
+                show.time(entry.time),
+                entry.rpc,
+                entry.outcome,
+                entry.actor_id,
+                entry.workspace_id or "-",
+                entry.task_id or "-",
+                entry.client_address,
+                show.first_line(entry.reason),
+            )
+            for entry in found
+        ],
+        "No entry matches.",
+    )

@@ -1,0 +1,178 @@
+"""The command `cancel`."""
+
+import sys
+
+import click
+
+from evershell.cli import show
+from evershell.cli.completion import complete_task, complete_workspace
+from evershell.cli.duration import DURATION
+from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.progress import shown_progress
+from evershell.cli.service import Call, service_options
+from evershell.cli.terminal import printable, say_lines
+from evershell.cli.waiting import await_cancellation
+from evershell.client import (
+    AgentUnreachableError,
+    CallError,
+    CancelOutcome,
+    CancelResult,
+    DeadlineExceededError,
+    UnavailableError,
+)
+
+_HELP = f"""Cancel the task that runs in WORKSPACE. Its agent finishes the current iteration and
+starts no other.
+
+{TABLE}"""
+
+
+@click.command(help=_HELP)
+@click.argument("workspace", shell_complete=complete_workspace)
+@click.option(
+    "--task",
+    metavar="ID",
+    shell_complete=complete_task,
+    help="Cancel only this task.",
+)
+@click.option(
+    "--reason",
+    default="",
+    metavar="TEXT",
+    help="Recorded with the task and its events; at most 500 characters.",
+)
+@click.option(
+    "--wait",
+    type=DURATION,
+    metavar="DURATION",
+    help="Wait for the end of the task, but no longer than this: 500ms, 10s, 5m.",
+)
+@click.option(
+    "--force-after",
+    type=DURATION,
+    metavar="DURATION",
+    help="Interrupt the iteration if it still runs after this time: 0s, 30s; at most 24 h.",
+)
+@service_options
+def cancel(
+    call: Call,
+    workspace: str,
+    task: str | None,
+    reason: str,
+    wait: float | None,
+    force_after: float | None,
+) -> None:
+    """Makes the call, prints its result, and exits with an ExitCode."""
+    try:
+        result = call.client.cancel(workspace, task, reason=reason, force_after=force_after)
+    except CallError as error:
+        if call.as_json:
+            raise
+        with show.reported():
+            show.print_error(error, call.target.url)
+            _print_what_is_recorded(error, workspace, call)
+        sys.exit(show.code_of_error(error))
+    with show.reported():
+        if not call.as_json:
+            _print_answer(result)
+    if wait is not None and not result.is_over:
+        result = _wait(call, result, wait)
+    with show.reported():
+        if call.as_json:
+            show.json_value(result.to_dict())
+        elif not result.is_over:
+            show.line("follow", _follow(call, workspace, result.task_id))
+    sys.exit(_code(result, has_waited=wait is not None))
+
+
+def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult:
+    try:
+        with shown_progress(wanted=not call.as_json) as view:
+            result = await_cancellation(call.client, result, wait_seconds, view)
+    except CallError as error:
+        # The cancellation is recorded, whatever prevents the command from seeing its end.
+        with show.reported():
+            show.print_error(error, call.target.url)
+        return result
+    with show.reported():
+        if not call.as_json:
+            _print_end(result, wait_seconds)
+    return result
+
+
+def _code(result: CancelResult, *, has_waited: bool) -> ExitCode:
+    if not result.is_recorded:
+        return ExitCode.NOTHING_TO_CANCEL
+    return ExitCode.NOT_ENDED if has_waited and not result.is_over else ExitCode.DONE
+
+
+def _print_answer(result: CancelResult) -> None:
+    outcome = show.status(result.outcome)
+    if result.outcome is CancelOutcome.NO_ACTIVE_TASK or result.task is None:
+        say_lines(
+            f"{outcome}: nothing runs in workspace {printable(result.workspace_id)}, "
+            "so there is nothing to cancel."
+        )
+        return
+    task, name = result.task, printable(str(result.task_id))
+    if not result.is_recorded:
+        at = show.time(task.completed_at)
+        say_lines(f"{outcome}: task {name} had ended {show.status(task.status)} at {at}.")
+        if task.reason:
+            show.line("because", task.reason)
+        return
+    recorded = (
+        "is recorded" if result.outcome is CancelOutcome.ACCEPTED else "had been recorded before"
+    )
+    workspace = printable(result.workspace_id)
+    say_lines(f"{outcome}: the cancellation of task {name} in workspace {workspace} {recorded}.")
+    show.line("requested", f"{show.time(result.requested_at)} by {result.requested_by}")
+    if result.reason:
+        show.line("reason", result.reason)
+    show.line("task", f"{task.status}, {show.progress(task)}")
+    if result.request_id:
+        show.line("request", result.request_id)
+    if task.has_ended:
+        return
+    show.line(
+        "next",
+        "The agent finishes its current iteration and starts no other; the task then ends "
+        "cancelled.",
+    )
+    if task.cancel_force_at is not None:
+        at = show.time(task.cancel_force_at)
+        show.line("force", f"An iteration that still runs at {at} is interrupted.")
+
+
+def _print_end(result: CancelResult, wait_seconds: float) -> None:
+    task = result.task
+    if task is None or not task.has_ended:
+        state = "" if task is None else f" ({task.status}, {show.progress(task)})"
+        show.line("waited", f"{wait_seconds:g} s; the task has not ended yet{state}.")
+        return
+    forced = ", forced" if task.forced else ""
+    took = show.took(task, result.requested_at)
+    show.line(
+        "ended",
+        f"{task.status} at {show.time(task.completed_at)}, {took} after the request{forced}, "
+        f"{show.progress(task)}. The workspace takes its next task.",
+    )
+
+
+def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> None:
+    if isinstance(error, AgentUnreachableError) and error.task_id:
+        show.line("follow", _follow(call, workspace, error.task_id), error=True)
+    elif error.slug == "rate_limited":
+        show.line("recorded?", "No. This call has changed nothing.", error=True)
+    elif isinstance(error, UnavailableError | DeadlineExceededError):
+        show.line(
+            "recorded?",
+            "Not known. With --task it is safe to repeat the call. Without it, check first which "
+            "task runs.",
+            error=True,
+        )
+
+
+def _follow(call: Call, workspace: str, task_id: str | None) -> str:
+    """The command that follows the task. It names no credential."""
+    return f"evershell watch{call.target.options} {workspace} --task {task_id}"

@@ -1,0 +1,75 @@
+"""The command `login`."""
+
+from typing import TextIO
+
+import click
+
+from evershell.cli import profiles, show
+from evershell.cli.completion import complete_profile
+from evershell.cli.profiles import Profile
+from evershell.cli.service import Target, read_token
+from evershell.cli.terminal import say_lines
+from evershell.client import CallError, PermissionDeniedError
+
+_SECONDS = 10.0
+
+
+@click.command(
+    help="Store the address of a service and a credential for it, so that other commands need no "
+    "options. The file can be read only by you; `evershell login` again replaces them."
+)
+@click.option("--url", prompt="Address (https://host:port)", metavar="URL", help="The service.")
+@click.option(
+    "--profile",
+    default=profiles.DEFAULT,
+    metavar="NAME",
+    shell_complete=complete_profile,
+    help="A name for this service. Default: default.",
+)
+@click.option(
+    "--token-file",
+    type=click.File(),
+    help="The file with the API key or session token, - for standard input. Default: asks for it.",
+)
+@click.option(
+    "--ca-file",
+    type=click.Path(resolve_path=True),
+    metavar="FILE",
+    help="TLS: trust these authorities.",
+)
+@click.option(
+    "--cert-file",
+    type=click.Path(resolve_path=True),
+    metavar="FILE",
+    help="TLS: a client certificate.",
+)
+@click.option(
+    "--key-file", type=click.Path(resolve_path=True), metavar="FILE", help="TLS: its key."
+)
+def login(
+    url: str,
+    profile: str,
+    token_file: TextIO | None,
+    ca_file: str | None,
+    cert_file: str | None,
+    key_file: str | None,
+) -> None:
+    """Stores the profile after a call with it has succeeded."""
+    credential = (
+        read_token(token_file)
+        if token_file
+        else click.prompt("API key or session token", hide_input=True)
+    )
+    made = Profile(url, credential, ca_file, cert_file, key_file)
+    files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
+    target = Target(url, credential, {name: path for name, path in files.items() if path})
+    with target.connect(_SECONDS) as client:
+        try:
+            next(client.list_workspaces(page_size=1).pages())
+        except PermissionDeniedError:
+            # The credential is valid, but may not list workspaces.
+            pass
+        except CallError as error:
+            show.fail(error, url, as_json=False)
+    profiles.write({**profiles.read(), profile: made})
+    say_lines(f"Profile {profile} calls {url}. It is stored in {profiles.path()}.", error=True)

@@ -1,0 +1,248 @@
+"""Which service a command calls, and with which credential."""
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from evershell.cli import profiles
+from evershell.cli.completion import complete_profile
+from evershell.cli.duration import DURATION
+from evershell.cli.show import fail
+from evershell.client import CallError, Client, ConfigurationError
+
+_DEFAULT_STATE_DIR = ".state"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A service, the credential for it, and the files for TLS."""
+
+    url: str
+    credential: str = field(repr=False)
+    files: dict[str, str] = field(default_factory=dict)
+    # The options with which another command calls the same service.
+    options: str = ""
+
+    def connect(self, timeout: float) -> Client:
+        """The client. Raises click.ClickException."""
+        try:
+            return Client(
+                self.url,
+                self.credential,
+                timeout=timeout,
+                ca_file=self.files.get("ca_file"),
+                cert_file=self.files.get("cert_file"),
+                key_file=self.files.get("key_file"),
+            )
+        except ConfigurationError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a command needs to call the service and to print its answer."""
+
+    client: Client
+    target: Target
+    as_json: bool
+
+
+def service_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of all commands that call the service, and passes a Call to the command."""
+    return with_options(calling(command))
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def calling(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the options into the Call that the command gets.
+
+    An error of a call ends the command with its message and its exit code.
+    """
+
+    @wraps(command)
+    def run(
+        url: str,
+        profile: str,
+        token_file: TextIO | None,
+        timeout: float,
+        as_json: bool,
+        ca_file: str | None,
+        cert_file: str | None,
+        key_file: str | None,
+        **arguments: Any,
+    ) -> None:
+        files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
+        given = {name: path for name, path in files.items() if path is not None}
+        target = find_target(url, profile, token_file, given)
+        with target.connect(timeout) as client:
+            try:
+                command(Call(client, target, as_json), **arguments)
+            except CallError as error:
+                fail(error, target.url, as_json=as_json)
+
+    return run
+
+
+_OPTIONS = [
+    click.option(
+        "--url",
+        default="",
+        metavar="URL",
+        help="The service: https://host:port, or http://host:port for plain text. "
+        "Default: EVERSHELL_URL, the profile, or the stack that runs on this machine.",
+    ),
+    click.option(
+        "--profile",
+        envvar="EVERSHELL_PROFILE",
+        default="",
+        metavar="NAME",
+        shell_complete=complete_profile,
+        help="The profile of `evershell login` to use. Default: default.",
+    ),
+    click.option(
+        "--token-file",
+        type=click.File(),
+        help="The file with the API key or session token, - for standard input. "
+        "Default: EVERSHELL_API_KEY, or the credential of the profile.",
+    ),
+    click.option(
+        "--timeout",
+        type=DURATION,
+        default="10s",
+        metavar="DURATION",
+        help="The limit of each call, with its retries. Default: 10s.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the answer as the REST API does."),
+    click.option(
+        "--ca-file",
+        type=click.Path(),
+        metavar="FILE",
+        help="TLS: trust these authorities instead of the system's.",
+    ),
+    click.option(
+        "--cert-file",
+        type=click.Path(),
+        metavar="FILE",
+        help="TLS: a client certificate, for a service that asks for one.",
+    ),
+    click.option(
+        "--key-file",
+        type=click.Path(),
+        metavar="FILE",
+        help="TLS: the client certificate's key.",
+    ),
+]
+
+
+def find_target(
+    url: str, profile_name: str, token_file: TextIO | None, files: dict[str, str]
+) -> Target:
+    """The service of the arguments, of the environment, of a profile, or of the local stack.
+
+    A credential is sent only to the service for which it was given. Raises click.ClickException.
+    """
+    given = read_token(token_file) if token_file else os.environ.get("EVERSHELL_API_KEY", "")
+    named = url or ("" if profile_name else os.environ.get("EVERSHELL_URL", ""))
+    known = _known(profile_name, needed=not (named and given))
+    found = next((each for each in known if not named or _is_same(named, each.url)), None)
+    options = f" --url {shlex.quote(url)}" if url else ""
+    options += f" --profile {shlex.quote(profile_name)}" if profile_name else ""
+    if found is None:
+        if not named:
+            raise click.ClickException(
+                f"There is no service to call: no stack runs in {_state_dir()}. Start one with "
+                "`make run`, name the service with --url or EVERSHELL_URL, or run "
+                "`evershell login`."
+            )
+        if not given:
+            raise click.ClickException(
+                f"There is no credential for {named}. Set EVERSHELL_API_KEY, name a file that "
+                "holds it with --token-file, or run `evershell login`."
+            )
+        return Target(named, given, files, options)
+    return Target(found.url, given or found.credential, {**found.files, **files}, options)
+
+
+def _is_same(named: str, url: str) -> bool:
+    """Whether the address, which may lack its scheme, is that of the URL."""
+    named = named.rstrip("/")
+    return named == (url if "://" in named else url.partition("://")[2])
+
+
+def read_token(file: TextIO) -> str:
+    """The credential in the file. Raises click.ClickException."""
+    try:
+        token = file.read().strip()
+    except UnicodeDecodeError:
+        # Not the error's own message, which would show a part of the file.
+        raise click.ClickException(f"{file.name} holds no token: it is not a text.") from None
+    except OSError as error:
+        raise click.ClickException(f"{file.name} cannot be read: {error.strerror}.") from error
+    if not token:
+        raise click.ClickException(f"There is no credential. {file.name} is empty.")
+    return token
+
+
+def _known(profile_name: str, *, needed: bool) -> list[Target]:
+    """The services that have a credential on this machine. Their errors count only if needed."""
+    found = []
+    try:
+        stored = profiles.read()
+        if profile_name and profile_name not in stored:
+            raise click.ClickException(
+                f"There is no profile {profile_name}. Run `evershell login --profile "
+                f"{profile_name}`."
+            )
+        profile = stored.get(profile_name or profiles.DEFAULT)
+        if profile is not None:
+            files = {
+                "ca_file": profile.ca_file,
+                "cert_file": profile.cert_file,
+                "key_file": profile.key_file,
+            }
+            given = {name: path for name, path in files.items() if path}
+            found.append(Target(profile.url, profile.credential, given))
+        if not profile_name and (stack := local_stack()) is not None:
+            found.append(stack)
+    except click.ClickException:
+        if needed:
+            raise
+    return found
+
+
+def _state_dir() -> Path:
+    return Path(os.environ.get("STATE_DIR") or _DEFAULT_STATE_DIR).absolute()
+
+
+def local_stack() -> Target | None:
+    """The stack that runs on this machine, with its demo credential; None if none runs.
+
+    Raises click.ClickException if its ready.json is not valid.
+    """
+    path = _state_dir() / "ready.json"
+    try:
+        ready = json.loads(path.read_text())
+        address, cert_file = str(ready["grpc_addr"]), ready.get("tls_cert_file")
+        credential = str(ready["demo"]["tokens"]["full_access"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # The text of the error could contain a credential.
+        raise click.ClickException(f"{path} cannot be read: it is not valid.") from error
+    scheme, files = ("https", {"ca_file": str(cert_file)}) if cert_file else ("http", {})
+    return Target(f"{scheme}://{address}", credential, files)

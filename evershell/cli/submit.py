@@ -1,0 +1,113 @@
+"""The command `submit`."""
+
+import sys
+
+import click
+
+from evershell.cli import show
+from evershell.cli.completion import complete_workspace
+from evershell.cli.duration import DURATION
+from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.progress import shown_progress
+from evershell.cli.service import Call, service_options
+from evershell.cli.terminal import say_lines
+from evershell.cli.waiting import await_task
+from evershell.client import Task
+
+_HELP = f"""Submit a task to the agent of WORKSPACE.
+
+DESCRIPTION is what to do; - reads it from standard input.
+
+{TABLE}"""
+
+
+def _metadata(
+    context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+@click.command(help=_HELP)
+@click.argument("workspace", shell_complete=complete_workspace)
+@click.argument("description")
+@click.option(
+    "--metadata",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_metadata,
+    help="For your own use; can be given several times.",
+)
+@click.option(
+    "--max-iterations",
+    type=int,
+    metavar="N",
+    help="End the task failed after so many. Default: 100.",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="A repeated command with the same key submits nothing and prints the first answer.",
+)
+@click.option(
+    "--wait",
+    type=DURATION,
+    metavar="DURATION",
+    help="Wait for the end of the task, but no longer than this: 10s, 5m, 1h.",
+)
+@service_options
+def submit(
+    call: Call,
+    workspace: str,
+    description: str,
+    metadata: dict[str, str],
+    max_iterations: int | None,
+    idempotency_key: str | None,
+    wait: float | None,
+) -> None:
+    """Prints the task's id."""
+    if description == "-":
+        description = sys.stdin.read()
+    submitted = call.client.submit_task(
+        workspace,
+        description,
+        metadata=metadata,
+        max_iterations=max_iterations,
+        idempotency_key=idempotency_key,
+    )
+    if wait is None:
+        if call.as_json:
+            show.json_value(submitted.to_dict())
+        else:
+            say_lines(submitted.task_id)
+            show.line("status", submitted.status, error=True)
+            follow = f"evershell watch{call.target.options} {workspace} --task {submitted.task_id}"
+            show.line("follow", follow, error=True)
+        return
+    if not call.as_json:
+        say_lines(submitted.task_id)
+    with shown_progress(wanted=not call.as_json) as view:
+        task = await_task(call.client, workspace, submitted.task_id, wait, view)
+    if call.as_json:
+        show.json_value((task or submitted).to_dict())
+    elif task is not None:
+        _print_end(task)
+    if task is None or not task.has_ended:
+        sys.exit(ExitCode.NOT_ENDED)
+    sys.exit(show.code_of_end(task.status))
+
+
+def _print_end(task: Task) -> None:
+    say_lines(f"{show.status(task.status)}, {show.progress(task)}", error=True)
+    if task.has_ended:
+        show.line("ended", f"{show.time(task.completed_at)}, {_took(task)}", error=True)
+    if task.reason:
+        show.line("because", task.reason, error=True)
+    if task.result:
+        show.line("result", show.first_line(task.result, 200), error=True)
+
+
+def _took(task: Task) -> str:
+    return f"after {show.took(task, task.created_at)}"

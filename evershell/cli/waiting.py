@@ -1,0 +1,64 @@
+"""Waits for the end of a task, and shows meanwhile what it is doing."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from evershell.cli.progress import Progress
+from evershell.client import (
+    CancelResult,
+    Client,
+    PermissionDeniedError,
+    RateLimitedError,
+    Task,
+    TaskNotEndedError,
+    UnavailableError,
+)
+
+_LOOK_SECONDS = 0.25
+
+
+def await_task(
+    client: Client,
+    workspace_id: str,
+    task_id: str,
+    wait_seconds: float,
+    view: Progress,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Task | None:
+    """The task when it has ended, or as it is after the wait; None if it could not be read.
+
+    While the service is unavailable, it goes on waiting.
+    """
+    deadline = time.monotonic() + wait_seconds
+    task: Task | None = None
+    while True:
+        try:
+            task = client.get_task(workspace_id, task_id)
+            view.update(task)
+        except (UnavailableError, RateLimitedError) as error:
+            view.say(f"{error.slug}: the service does not answer; trying again")
+        remaining = deadline - time.monotonic()
+        if (task is not None and task.has_ended) or remaining <= 0:
+            return task
+        sleep(min(_LOOK_SECONDS, remaining))
+
+
+def await_cancellation(
+    client: Client, result: CancelResult, wait_seconds: float, view: Progress
+) -> CancelResult:
+    """The result with the task when it has ended, or as it is after the wait."""
+    assert result.task_id is not None
+    began = time.monotonic()
+    try:
+        task = await_task(client, result.workspace_id, result.task_id, wait_seconds, view)
+        return replace(result, task=task or result.task)
+    except PermissionDeniedError:
+        # The credential may cancel, but not read.
+        view.say("waiting for the end of the task")
+    remaining = max(wait_seconds - (time.monotonic() - began), 0.0)
+    try:
+        ended = client.cancel_and_wait(result.workspace_id, result.task_id, timeout=remaining)
+        return replace(result, task=ended.task)
+    except TaskNotEndedError as error:
+        return replace(result, task=error.task or result.task)

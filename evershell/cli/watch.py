@@ -1,0 +1,127 @@
+"""The command `watch`."""
+
+import sys
+from contextlib import closing
+
+import click
+
+from evershell.cli import show
+from evershell.cli.completion import complete_task, complete_workspace
+from evershell.cli.duration import DURATION
+from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.progress import following, shown_progress
+from evershell.cli.service import Call, service_options
+from evershell.cli.terminal import printable, say_lines
+from evershell.client import (
+    DeadlineExceededError,
+    Event,
+    EventType,
+    IterationCompleted,
+    TaskCancelRequested,
+    TaskCompleted,
+    TaskStarted,
+    TaskSubmitted,
+    WorkspaceFailed,
+    WorkspaceProvisioned,
+    WorkspaceResumed,
+    WorkspaceStopped,
+)
+
+_HELP = f"""Print the events of WORKSPACE, and wait for new ones.
+
+With --task, print the events of that task and end with it. If the connection breaks or the service
+restarts, the command connects again and goes on after the last event.
+
+{TABLE}"""
+_COLORS = {
+    EventType.ITERATION_COMPLETED: "blue",
+    EventType.TASK_CANCEL_REQUESTED: "yellow",
+    EventType.TASK_COMPLETED: "green",
+    EventType.WORKSPACE_FAILED: "red",
+}
+
+
+@click.command(help=_HELP)
+@click.argument("workspace", shell_complete=complete_workspace)
+@click.option(
+    "--task", metavar="ID", shell_complete=complete_task, help="Only this task, until its end."
+)
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    default=0,
+    metavar="SEQ",
+    help="Begin after this event. Default: 0, the beginning of the log.",
+)
+@click.option(
+    "--wait",
+    type=DURATION,
+    metavar="DURATION",
+    help="Stop watching after this time: 10s, 5m. Default: watch until Ctrl-C.",
+)
+@service_options
+def watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
+    """Prints one line for each event; with --json, one JSON object on each line."""
+    last: Event | None = None
+    try:
+        with (
+            closing(
+                call.client.watch(workspace, after=after, task_id=task, timeout=wait)
+            ) as events,
+            shown_progress(wanted=not call.as_json) as view,
+            following(call.client, workspace, view),
+        ):
+            for event in events:
+                last = event
+                if call.as_json:
+                    show.json_line(event.to_dict())
+                else:
+                    _print(event)
+    except DeadlineExceededError:
+        if wait is None:
+            raise
+        sys.exit(ExitCode.NOT_ENDED if task else ExitCode.DONE)
+    except KeyboardInterrupt:
+        if last is not None and not call.as_json:
+            say_lines(f"\nGo on with --after {last.seq}.", error=True)
+        raise
+    if last is not None and isinstance(last.payload, TaskCompleted):
+        sys.exit(show.code_of_end(last.payload.status))
+
+
+def _print(event: Event) -> None:
+    name = click.style(f"{event.type:<21}", fg=_COLORS.get(event.type), bold=True)
+    at = "-" if event.time is None else event.time.strftime("%H:%M:%S.%f")[:-3]
+    task = event.task_id or ""
+    text = printable(f"{task:<31} {_describe(event)}")
+    say_lines(f"{event.seq:>5} {at} {name} {text}".rstrip())
+
+
+def _describe(event: Event) -> str:
+    match event.payload:
+        case TaskSubmitted(description=description, submitted_by=who):
+            return f"by {who}: {show.first_line(description)}"
+        case TaskStarted(epoch=epoch) | WorkspaceProvisioned(epoch=epoch):
+            return f"epoch {epoch}"
+        case WorkspaceResumed(epoch=epoch):
+            return f"epoch {epoch}"
+        case WorkspaceStopped(reason=reason) | WorkspaceFailed(reason=reason):
+            return reason
+        case TaskCancelRequested(cancel=cancel):
+            return f"by {cancel.requested_by}" + (f": {cancel.reason}" if cancel.reason else "")
+        case IterationCompleted():
+            return _describe_iteration(event.payload)
+        case TaskCompleted(status=status, forced=forced, iterations=count, reason=reason):
+            ended = f"{status}{', forced' if forced else ''} after {count} iterations"
+            return f"{ended}: {show.first_line(reason)}" if reason else ended
+        case None:
+            return ""
+
+
+def _describe_iteration(payload: IterationCompleted) -> str:
+    tool = payload.tool_call
+    if tool is None:
+        return f"{payload.number}: model call {payload.model_call.status}"
+    result = tool.result
+    ended = f"{result.status} {result.exit_code}" if result.status == "exited" else result.status
+    return f"{payload.number}: {tool.name} {ended}, {tool.duration_ms} ms"

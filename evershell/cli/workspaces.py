@@ -1,0 +1,34 @@
+"""The command `workspaces`."""
+
+from itertools import islice
+
+import click
+
+from evershell.cli import show
+from evershell.cli.service import Call, service_options
+from evershell.cli.tasks import LIMIT
+
+
+@click.command(help="List the workspaces of your organization, newest first.")
+@LIMIT
+@service_options
+def workspaces(call: Call, limit: int) -> None:
+    """Prints one line for each workspace."""
+    found = list(islice(call.client.list_workspaces(page_size=min(limit, 200)), limit))
+    if call.as_json:
+        show.json_value({"workspaces": [workspace.to_dict() for workspace in found]})
+        return
+    show.table(
+        ["WORKSPACE", "STATUS", "CURRENT TASK", "CREATED", "NAME"],
+        [
+            (
+                each.id,
+                each.status.value,
+                each.current_task_id or "-",
+                show.time(each.created_at),
+                each.name,
+            )
+            for each in found
+        ],
+        "Your organization has no workspaces.",
+    )
