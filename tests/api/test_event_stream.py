@@ -72,8 +72,8 @@ def test_no_parser_sees_another_line_end() -> None:
         seq=7, workspace_id="ws_1", type=EventType.TASK_SUBMITTED, time=NOW, payload=payload
     )
     frame = event_stream.frame(event).data.decode()
-    first, second, data, end = frame.splitlines()
-    assert (first, second, end) == ("id: 7", "event: task_submitted", "")
+    kind, data, id_, end = frame.splitlines()
+    assert (kind, id_, end) == ("event: task_submitted", "id: 7", "")
     content = json.loads(data.removeprefix("data: "))
     assert content["event"]["task_submitted"]["description"] == text
 

@@ -112,7 +112,7 @@ def test_each_call_prints_the_output_in_the_readme(stack: Stack, tmp_path: Path)
         if "task_id" in answer
     }
     for step, output in zip(all_steps, printed, strict=True):
-        if step.expected.startswith("id: "):
+        if step.expected.startswith("event: "):
             # The log also has events of other tests in this workspace.
             seen = [
                 message
@@ -134,7 +134,7 @@ def test_the_outputs_in_the_readme_are_consistent() -> None:
     stream = [
         message["event"]
         for step in steps()
-        if step.expected.startswith("id: ")
+        if step.expected.startswith("event: ")
         for message in events(step.expected)
     ]
     ended = stream[-1]

@@ -65,9 +65,13 @@ class Frames(Sequence[HttpBody]):
 
 
 def frame(event: Event) -> HttpBody:
-    """The event, with its `seq` as its id."""
+    """The event, with its `seq` as its id.
+
+    The id is last: a library that resumes after an id as soon as it has read its line would lose
+    an event that is cut after the id.
+    """
     data = _json(codec.encode_event(event))
-    return HttpBody(data=f"id: {event.seq}\nevent: {event.type}\ndata: {data}\n\n".encode())
+    return HttpBody(data=f"event: {event.type}\ndata: {data}\nid: {event.seq}\n\n".encode())
 
 
 def error_frame(error: error_pb2.Error) -> HttpBody:

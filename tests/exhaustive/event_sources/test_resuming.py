@@ -1,0 +1,173 @@
+"""Browsers and libraries resume a stream of events whose connection was cut.
+
+A proxy cuts the first connections at different bytes, also within an event. Each client then has
+every event once, in order.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import httpx_sse
+import pytest
+from evershell.workspace.v1 import event_pb2
+from playwright.sync_api import Browser
+
+from tests.exhaustive.event_sources.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.exhaustive.event_sources.packages import NODE, PROGRAMS, node_modules
+from tests.support.browser import browser as browser
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+# The headers of an answer take about 500 bytes, and an event 400 to 1,000.
+LIMITS = (700, 1_300, 2_900, 2_000, 3_500)
+TYPES = [value.name for value in event_pb2.EventType.Type.DESCRIPTOR.values if value.number]
+CLIENT_SECONDS = 60
+# The id, the type, and the `seq` in the data of an event.
+Seen = list[tuple[str, str, str]]
+Client = Callable[[str, str], Seen]
+
+
+def httpx_client(url: str, token: str) -> Seen:
+    """Reconnects as the documentation of httpx-sse says."""
+    seen: Seen = []
+    last_id, retry_seconds = "", 0.0
+    headers = {"authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=CLIENT_SECONDS, trust_env=False) as client:
+        while not seen or seen[-1][1] != "workspace_stopped":
+            time.sleep(retry_seconds)
+            if last_id:
+                headers["last-event-id"] = last_id
+            try:
+                with httpx_sse.connect_sse(client, "GET", url, headers=headers) as source:
+                    for event in source.iter_sse():
+                        last_id = event.id
+                        retry_seconds = (event.retry or 0) / 1000 or retry_seconds
+                        seen.append((event.id, event.event, event.json()["event"]["seq"]))
+                        if event.event == "workspace_stopped":
+                            break
+            except httpx.TransportError:
+                continue
+    return seen
+
+
+def node_client(program: str) -> Client:
+    def run(url: str, token: str) -> Seen:
+        done = subprocess.run(
+            [NODE, _beside_packages(program)],
+            # Node would leave compiled files in the temporary folder.
+            env={
+                **os.environ,
+                "NODE_DISABLE_COMPILE_CACHE": "1",
+                "URL": url,
+                "TOKEN": token,
+                "TYPES": ",".join(TYPES),
+            },
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=CLIENT_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def _beside_packages(program: str) -> Path:
+    """A copy of the program, which finds packages in the folder of its file."""
+    copy = node_modules().parent / program
+    copy.write_bytes((PROGRAMS / program).read_bytes())
+    return copy
+
+
+@pytest.fixture
+def edge(stack: Stack) -> tuple[str, int]:
+    url = urlsplit(stack.ready["rest_url"])
+    return str(url.hostname), int(url.port or 0)
+
+
+def work(workspace: Workspace, proxy: CuttingProxy) -> None:
+    """Makes events before and after each cut, then stops the workspace."""
+    for cuts, _ in enumerate(LIMITS, 1):
+        workspace.await_end(workspace.submit("echo one", "echo two"))
+        eventually(partial(_has_cut, proxy, cuts), CLIENT_SECONDS)
+    workspace.await_end(workspace.submit("true"))
+    workspace.rest.post(f"{workspace.path}/stop")
+
+
+def _has_cut(proxy: CuttingProxy, cuts: int) -> bool:
+    return proxy.cuts >= cuts
+
+
+def check(workspace: Workspace, proxy: CuttingProxy, seen: Seen) -> None:
+    log = [(str(entry["seq"]), entry["type"], str(entry["seq"])) for entry in workspace.log()]
+    assert [tuple(each) for each in seen] == log
+    assert proxy.cuts == len(LIMITS)
+    first, *later = proxy.last_ids
+    assert first is None
+    ids = [0 if last_id is None else int(last_id) for last_id in later]
+    assert ids == sorted(ids) and ids[-1] > 0
+
+
+@pytest.mark.parametrize(
+    "client",
+    [httpx_client, node_client("eventsource.mjs"), node_client("fetch_event_source.mjs")],
+    ids=["httpx-sse", "eventsource", "fetch-event-source"],
+)
+def test_a_library_loses_and_repeats_no_event(
+    stack: Stack, workspace: Workspace, edge: tuple[str, int], client: Client
+) -> None:
+    with cutting_proxy(edge, LIMITS) as proxy, ThreadPoolExecutor(1) as pool:
+        url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
+        seeing = pool.submit(client, url, stack.tokens["full_access"])
+        if client is not httpx_client:
+            # The test is skipped if the packages cannot be installed.
+            node_modules()
+        work(workspace, proxy)
+        check(workspace, proxy, seeing.result(CLIENT_SECONDS))
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Any]:
+    opened = browser.new_page()
+    yield opened
+    opened.close()
+
+
+SCRIPT = """
+([url, types]) => {
+  window.seen = [];
+  const source = new EventSource(url);
+  for (const type of types) {
+    source.addEventListener(type, (event) => {
+      window.seen.push([event.lastEventId, event.type, JSON.parse(event.data).event.seq]);
+      if (type === "workspace_stopped") source.close();
+    });
+  }
+  source.onmessage = (event) => window.seen.push(["?", "message", event.data]);
+}
+"""
+
+
+def test_a_browser_loses_and_repeats_no_event(
+    stack: Stack, workspace: Workspace, edge: tuple[str, int], page: Any
+) -> None:
+    """The EventSource of the browser itself. The proxy adds the token, which it cannot send."""
+    with cutting_proxy(edge, LIMITS, stack.tokens["full_access"]) as proxy:
+        url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
+        page.evaluate(SCRIPT, [url, TYPES])
+        work(workspace, proxy)
+        page.wait_for_function(
+            "() => window.seen.some(([, type]) => type === 'workspace_stopped')",
+            timeout=CLIENT_SECONDS * 1000,
+        )
+        check(workspace, proxy, page.evaluate("() => window.seen"))
