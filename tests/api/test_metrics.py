@@ -4,9 +4,12 @@ import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import version
+from platform import python_version
 
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
+from grpc_health.v1 import health_pb2
 
 from evershell.server.api.status import RULES
 from evershell.server.core import task_lifecycle
@@ -192,3 +195,15 @@ def test_metrics_are_served_on_loopback_until_the_context_ends(metrics: Metrics)
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
     with serve_metrics(metrics, 0):
         pass
+
+
+async def test_a_failure_without_a_slug_has_an_outcome(server: Running, metrics: Metrics) -> None:
+    request = health_pb2.HealthCheckRequest(service="unknown")
+    seen = await server.raw("/grpc.health.v1.Health/Check", request=request.SerializeToString())
+    assert isinstance(seen, Failed)
+    assert calls(metrics, "Check", "failed") == 1
+
+
+def test_the_version_is_a_metric(metrics: Metrics) -> None:
+    labels = {"version": version("evershell"), "python_version": python_version()}
+    assert metrics.registry.get_sample_value("evershell_build_info", labels) == 1

@@ -7,6 +7,8 @@ because the number of series would grow with use.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
+from platform import python_version
 from time import perf_counter
 
 from prometheus_client import (
@@ -14,6 +16,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     ProcessCollector,
     start_http_server,
 )
@@ -54,17 +57,20 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        Info("evershell_build", "The version of this program.", registry=self.registry).info(
+            {"version": version("evershell"), "python_version": python_version()}
+        )
         self._calls = Histogram(
             "evershell_rpc_seconds",
             "Time from the start of a call to its end; "
-            "outcome: ok, the slug that it failed with, or caller_gone.",
+            "outcome: ok, the slug that it failed with, failed without one, or caller_gone.",
             ["rpc", "outcome"],
             buckets=_CALL_SECONDS,
             registry=self.registry,
         )
         self._in_flight = Gauge(
             "evershell_rpc_in_flight",
-            "Calls that have started and not ended; those of WatchEvents are the open watchers.",
+            "Calls that have started and not ended; those of streams are open.",
             ["rpc"],
             registry=self.registry,
         )

@@ -30,7 +30,8 @@ class Measuring(Interceptor):
                 outcome = "ok"
                 return response
             except grpc.aio.AbortError:
-                outcome = call.slug
+                # Health and reflection fail without a slug.
+                outcome = call.slug or "failed"
                 raise
             finally:
                 measured.end(outcome, perf_counter() - started)

@@ -1,0 +1,34 @@
+"""The logs of a whole stack have the format that the README promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import Stack, Workspace
+
+# It has PostgreSQL's own format.
+NOT_JSON = {"postgres"}
+
+
+def files(stack: Stack) -> list[Path]:
+    logs = [
+        path
+        for path in (stack.state_dir / "logs").iterdir()
+        if path.name.split(".")[0] not in NOT_JSON
+    ]
+    return [*logs, *(stack.state_dir / "fleet").glob("*/log")]
+
+
+def test_every_line_is_json_and_has_a_timestamp(stack: Stack, workspace: Workspace) -> None:
+    workspace.await_end(workspace.submit("true"))
+    names = {path.name.split(".")[0].split("-")[0] for path in files(stack)}
+    assert {"envoy", "fleet", "log"} <= names, names
+    for path in files(stack):
+        # The program may be writing the last line.
+        for line in path.read_text().split("\n")[:-1]:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                pytest.fail(f"{path.name} has {line[:300]!r}")
+            assert fields["timestamp"], (path.name, line[:300])
