@@ -364,4 +364,4 @@ def test_a_directive_has_the_task_and_its_intent() -> None:
 def test_a_time_is_converted_to_the_microsecond(moment: datetime) -> None:
     expected = Timestamp()
     expected.FromDatetime(moment)
-    assert timestamp(moment) == expected
+    assert Timestamp(**timestamp(moment)) == expected

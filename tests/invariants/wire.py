@@ -12,7 +12,7 @@ from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.ports import Store
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
-from evershell.server.pod.messages import encode_assignment, encode_cancellation
+from evershell.server.pod.messages import cancellation_fields, encode_assignment
 from tests.invariants.agent import Agent
 from tests.invariants.record import Record, Signal
 
@@ -63,7 +63,7 @@ class Wire:
         self._record.signals.append(
             Signal(task_id=task.id, was_recorded=seen is not None and seen.cancel is not None)
         )
-        cancellation = encode_cancellation(task) or Cancellation()
+        cancellation = Cancellation(**(cancellation_fields(task) or {}))
         return await self._call(
             workspace, lambda agent: agent.cancel(workspace.epoch, task.id, cancellation)
         )

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import audit_pb2, task_pb2, workspace_pb2, workspace_service_pb2
@@ -18,7 +18,7 @@ from evershell.server.core.cancel_task import CancelResult, CancelTask
 from evershell.server.core.event import Event, Origin
 from evershell.server.core.idempotency_key import IdempotencyKey
 from evershell.server.core.runtime import Directive
-from evershell.server.core.task import Task, TaskStatus, Usage
+from evershell.server.core.task import Task, TaskStatus
 from evershell.server.core.task_lifecycle import (
     AgentEvent,
     IterationCompleted,
@@ -90,11 +90,13 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
     return workspace_service_pb2.CancelTaskResponse(
         workspace_id=result.workspace_id,
         task_id=task.id if task is not None else "",
-        outcome=workspace_service_pb2.CancelTaskResponse.Outcome.Value(result.outcome),
+        # The constructor takes the name of an enum value, and the fields of a message, which its
+        # type does not say. A message in place of its fields would be serialized and parsed again.
+        outcome=cast(Any, str(result.outcome)),
         requested_at=timestamp(intent.requested_at) if intent is not None else None,
         requested_by=intent.requested_by if intent is not None else "",
         reason=intent.reason if intent is not None else "",
-        task=encode_task(task) if task is not None else None,
+        task=cast(Any, _task_fields(task)) if task is not None else None,
     )
 
 
@@ -116,37 +118,38 @@ def decode_submit(
 
 def encode_task(task: Task) -> task_pb2.Task:
     """The public fields of the task."""
-    intent = task.cancel
-    return task_pb2.Task(
-        id=task.id,
-        workspace_id=task.workspace_id,
-        description=task.description,
-        status=task_pb2.Task.Status.Value(task.status),
-        phase=task_pb2.Task.Phase.Value(task.phase or "phase_unspecified"),
-        iterations=task.iterations,
-        created_at=timestamp(task.created_at),
-        started_at=timestamp(task.started_at),
-        completed_at=timestamp(task.completed_at),
-        cancel_requested_at=timestamp(intent.requested_at) if intent is not None else None,
-        cancel_requested_by=intent.requested_by if intent is not None else "",
-        cancel_reason=intent.reason if intent is not None else "",
-        cancel_force_at=timestamp(intent.force_at) if intent is not None else None,
-        reason=task.reason,
-        result=task.result,
-        usage=_encode_usage(task.usage),
-        forced=task.forced,
-        metadata=task.metadata,
-        max_iterations=task.max_iterations,
-    )
+    return task_pb2.Task(**_task_fields(task))
 
 
-def _encode_usage(usage: Usage) -> task_pb2.Usage:
-    return task_pb2.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        model_calls=usage.model_calls,
-        tool_calls=usage.tool_calls,
-    )
+def _task_fields(task: Task) -> dict[str, Any]:
+    """The public fields of the task, for the constructor of its message."""
+    intent, usage = task.cancel, task.usage
+    return {
+        "id": task.id,
+        "workspace_id": task.workspace_id,
+        "description": task.description,
+        "status": str(task.status),
+        "phase": str(task.phase) or "phase_unspecified",
+        "iterations": task.iterations,
+        "created_at": timestamp(task.created_at),
+        "started_at": timestamp(task.started_at),
+        "completed_at": timestamp(task.completed_at),
+        "cancel_requested_at": timestamp(intent.requested_at) if intent is not None else None,
+        "cancel_requested_by": intent.requested_by if intent is not None else "",
+        "cancel_reason": intent.reason if intent is not None else "",
+        "cancel_force_at": timestamp(intent.force_at) if intent is not None else None,
+        "reason": task.reason,
+        "result": task.result,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "model_calls": usage.model_calls,
+            "tool_calls": usage.tool_calls,
+        },
+        "forced": task.forced,
+        "metadata": task.metadata,
+        "max_iterations": task.max_iterations,
+    }
 
 
 async def encode_page(

@@ -25,7 +25,7 @@ from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet.agent_channels import AgentChannels, Key
-from evershell.server.pod.messages import encode_assignment, encode_cancellation
+from evershell.server.pod.messages import cancellation_fields, encode_assignment
 from evershell.server.pod.tls import TlsIdentity
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ class AgentClient:
             workspace_id=workspace.id,
             epoch=workspace.epoch,
             task_id=task.id,
-            cancellation=encode_cancellation(task),
+            cancellation=cancellation_fields(task),
         )
         answer = await self._call(
             workspace, lambda stub, **options: stub.CancelTask(request, **options)
