@@ -109,30 +109,59 @@ async def open_pool(
         await pool.close()
 
 
-@asynccontextmanager
-async def connected(pool: Pool) -> AsyncIterator[Connection]:
+class connected:  # noqa: N801 - used like a function
     """A connection of the pool. Raises UnavailableError if the database does not answer.
 
     The errors in _UNAVAILABLE that the block raises become UnavailableError too.
+
+    Written without generators and without `pool.connection()`, which took a quarter of the
+    processor time of a short statement.
     """
-    try:
-        while True:
-            async with pool.connection(timeout=deadline.bounded(pool.timeout)) as connection:
+
+    __slots__ = ("_connection", "_hang_up", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> Connection:
+        pool = self._pool
+        try:
+            while True:
+                connection = await pool.getconn(deadline.bounded(pool.timeout))
                 if not _has_ended(connection):
-                    with answered_within(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
-                        try:
-                            yield connection
-                        except asyncio.CancelledError:
-                            # In psycopg 3.3 a cancelled connection may stay in pipeline mode, but
-                            # the pool treats it as idle. Later writes on it would be answered
-                            # without being committed.
-                            await connection.close()
-                            raise
-                    return
+                    break
                 # The pool replaces a closed connection.
-                await connection.close()
-    except _UNAVAILABLE as error:
-        raise UnavailableError(str(error)) from error
+                await _close(pool, connection)
+        except _UNAVAILABLE as error:
+            raise UnavailableError(str(error)) from error
+        self._connection = connection
+        self._hang_up = _hang_up_after(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS))
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                # In psycopg 3.3 a cancelled connection may stay in pipeline mode, but the pool
+                # treats it as idle. Later writes on it would be answered without being committed.
+                await _close(self._pool, self._connection)
+            else:
+                # Sessions commit each statement, unless a block `connection.transaction()` does.
+                # The pool rolls back what is open, and replaces a broken connection.
+                await self._pool.putconn(self._connection)
+        finally:
+            self._hang_up.cancel()
+        if isinstance(error, _UNAVAILABLE):
+            raise UnavailableError(str(error)) from error
+
+
+async def _close(pool: Pool, connection: Connection) -> None:
+    """Closes the connection and gives it back to the pool, also if the caller is cancelled."""
+    try:
+        await connection.close()
+    finally:
+        await pool.putconn(connection)
 
 
 @contextmanager
@@ -143,11 +172,15 @@ def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> I
     does not enforce its own limits, and cancelling the wait does not help, because psycopg then
     sends a cancel request and waits for the server's answer.
     """
-    timer = asyncio.get_running_loop().call_later(limit_seconds, _hang_up, connection)
+    timer = _hang_up_after(connection, limit_seconds)
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _hang_up_after(connection: AsyncConnection[Any], seconds: float) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
 
 
 def _hang_up(connection: AsyncConnection[Any]) -> None:
