@@ -4,12 +4,13 @@ The values of a label are a closed set, for example RPCs, slugs or results. Ids 
 because the number of series would grow with use.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from platform import python_version
 from time import perf_counter
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,6 +30,8 @@ from evershell.server.core.event import EventType
 from evershell.server.core.ports import Agents, Clock
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
+
+_Answer = TypeVar("_Answer")
 
 # Always loopback, because metrics are not for callers.
 HOST = "127.0.0.1"
@@ -100,17 +103,9 @@ class Metrics:
         """The measurements of the RPC of this name."""
         return MeasuredRpc(name, self._calls, self._in_flight)
 
-    @contextmanager
-    def signal(self, rpc: str) -> Iterator[None]:
-        """Measures a signal to an agent."""
-        result, started = "ok", perf_counter()
-        try:
-            yield
-        except AgentUnreachableError:
-            result = "unreachable"
-            raise
-        finally:
-            self._signals.labels(rpc, result).observe(perf_counter() - started)
+    def signal(self, rpc: str) -> "MeasuredSignal":
+        """The measurements of the signals to agents by this RPC."""
+        return MeasuredSignal(rpc, self._signals)
 
     def audit_entries_lost(self, count: int) -> None:
         """Counts entries of the audit log that are not stored."""
@@ -222,6 +217,26 @@ class MeasuredRpc:
         self._in_flight.dec()
 
 
+class MeasuredSignal:
+    """Measures the signals of one RPC."""
+
+    def __init__(self, rpc: str, signals: Histogram) -> None:
+        # Looked up once: the library takes longer to find a series than to count a signal.
+        self._ok = signals.labels(rpc, "ok")
+        self._unreachable = signals.labels(rpc, "unreachable")
+
+    async def __call__(self, signal: Awaitable[_Answer]) -> _Answer:
+        """Awaits and measures the signal. Returns its answer."""
+        started, series = perf_counter(), self._ok
+        try:
+            return await signal
+        except AgentUnreachableError:
+            series = self._unreachable
+            raise
+        finally:
+            series.observe(perf_counter() - started)
+
+
 class _PoolCollector(Collector):
     def __init__(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         self._statistics = statistics
@@ -256,15 +271,14 @@ class MeasuredAgents:
 
     def __init__(self, agents: Agents, metrics: Metrics) -> None:
         self._agents = agents
-        self._metrics = metrics
+        self._starts = metrics.signal("StartTask")
+        self._cancels = metrics.signal("CancelTask")
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        with self._metrics.signal("StartTask"):
-            await self._agents.start_task(workspace, task)
+        await self._starts(self._agents.start_task(workspace, task))
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        with self._metrics.signal("CancelTask"):
-            return await self._agents.cancel_task(workspace, task)
+        return await self._cancels(self._agents.cancel_task(workspace, task))
 
 
 @contextmanager
