@@ -8,6 +8,7 @@ import argparse
 import importlib.resources
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,15 @@ PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 # The descriptor set of the last release, from which callers have generated code.
 RELEASED = PROTOS / "released.binpb"
+VENDORED = PROTOS / "googleapis"
+GOOGLEAPIS = (
+    "google/api/annotations.proto",
+    "google/api/field_behavior.proto",
+    "google/api/http.proto",
+    "google/api/httpbody.proto",
+    "google/rpc/code.proto",
+    "google/rpc/error_details.proto",
+)
 # What Envoy reads, beside its own files (envoy/evershell/edge).
 DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
 ROUTES = "evershell/edge/routes.json"
@@ -34,8 +44,27 @@ TYPED = ("evershell/agent/py.typed", "evershell/workspace/py.typed")
 
 
 def proto_files() -> list[str]:
-    """The paths of all protos, relative to protos/."""
-    return sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    """The paths of our protos, relative to protos/."""
+    found = (PROTOS / "evershell").rglob("*.proto")
+    return sorted(str(path.relative_to(PROTOS)) for path in found)
+
+
+def googleapis() -> dict[str, bytes]:
+    """The protos of Google that ours import, from googleapis-common-protos, by path.
+
+    buf reads them from protos/googleapis, so that others need nothing else to build the protos.
+    """
+    source = Path(code_pb2.__file__).parents[2]
+    return {name: (source / name).read_bytes() for name in GOOGLEAPIS}
+
+
+def write_googleapis() -> None:
+    """Writes protos/googleapis."""
+    shutil.rmtree(VENDORED, ignore_errors=True)
+    for name, content in googleapis().items():
+        path = VENDORED / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def protoc(*arguments: str) -> None:
@@ -140,6 +169,8 @@ def check() -> list[str]:
             for name in both
             if fresh[name] != committed[name]
         ]
+        if generated_files(VENDORED) != googleapis():
+            problems.append("protos/googleapis has drifted; run `make gen`")
         image = str(fresh_directory / DESCRIPTOR_SET)
         problems += buf("lint", image, "--path", "evershell")
         problems += buf("breaking", image, "--against", str(RELEASED))
@@ -173,6 +204,7 @@ def main() -> None:
     if not arguments.check:
         try:
             write(arguments.out.resolve())
+            write_googleapis()
         except subprocess.CalledProcessError:
             # protoc has printed the reason.
             sys.exit("A proto is not valid. Nothing was changed.")
