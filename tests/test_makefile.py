@@ -117,6 +117,18 @@ def test_a_suitable_python_passes_the_check(tmp_path: Path) -> None:
     assert passed.stderr.startswith("checks passed")
 
 
+def test_run_installs_only_the_service_unless_the_tools_are_installed(tmp_path: Path) -> None:
+    ready = tmp_path / "venv" / ".ready"
+    first = make("-n", f"VENV={ready.parent}", "run").stdout
+    assert "--require-hashes requirements.txt" in first
+    assert "--require-hashes requirements-dev.txt" not in first
+    tests = make("-n", f"VENV={ready.parent}", "test").stdout
+    assert "--require-hashes requirements-dev.txt" in tests
+    ready.parent.mkdir()
+    ready.touch()
+    assert "--require-hashes" not in make("-n", f"VENV={ready.parent}", "run").stdout
+
+
 def test_the_pre_commit_hooks_run_the_commands_of_make_check() -> None:
     recipe = make("-n", "check").stdout.splitlines()
     commands = [line for line in recipe if line.startswith(".venv/bin/")]
