@@ -133,3 +133,16 @@ async def test_a_workspace_is_read_together_with_one_of_its_tasks(store: Store) 
     assert await store.get_workspace_with_task(other.id, submitted.id) == (other, None)
     assert await store.get_workspace_with_task(other.id, new_task_id()) == (other, None)
     assert await store.get_workspace_with_task("ws_unknown", foreign.id) == (None, None)
+
+
+async def test_a_workspace_is_read_for_its_own_organization_only(store: Store) -> None:
+    busy, submitted = await with_task(store)
+    for org_id in (None, busy.org_id):
+        assert await store.get_workspace(busy.id, org_id) == busy
+        assert await store.get_workspace_with_task(busy.id, submitted.id, org_id) == (
+            busy,
+            submitted,
+        )
+    for other in ("org_b", ""):
+        assert await store.get_workspace(busy.id, other) is None
+        assert await store.get_workspace_with_task(busy.id, submitted.id, other) == (None, None)

@@ -193,10 +193,10 @@ async def test_a_change_during_a_step_is_reconciled_at_the_next_scan() -> None:
     fleet.world.clock.advance(1)
     get_workspace = fleet.world.store.get_workspace
 
-    async def renew_and_die(workspace_id: str) -> Workspace | None:
+    async def renew_and_die(workspace_id: str, org_id: str | None = None) -> Workspace | None:
         fleet.world.store.get_workspace = get_workspace  # type: ignore[method-assign]
         await fleet.world.store.renew_lease(idle.id, 1, 60)
-        read = await get_workspace(workspace_id)
+        read = await get_workspace(workspace_id, org_id)
         fleet.pods.kill(idle)
         await settle()
         return read

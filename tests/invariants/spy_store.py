@@ -123,8 +123,8 @@ class SpyStore:
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         return await self._read(self._store.record_answer(first_call, answer))
 
-    async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        return await self._read(self._store.get_workspace(workspace_id))
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
+        return await self._read(self._store.get_workspace(workspace_id, org_id))
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
@@ -135,9 +135,9 @@ class SpyStore:
         return await self._read(self._store.get_task(workspace_id, task_id))
 
     async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str
+        self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        return await self._read(self._store.get_workspace_with_task(workspace_id, task_id))
+        return await self._read(self._store.get_workspace_with_task(workspace_id, task_id, org_id))
 
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int

@@ -161,9 +161,10 @@ class FakeStore:
         self._first_calls[place] = replace(found, answer=found.answer or answer)
         return self._first_calls[place].answer
 
-    async def get_workspace(self, workspace_id: str) -> Workspace | None:
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
         self._answer()
-        return self._workspaces.get(workspace_id)
+        found = self._workspaces.get(workspace_id)
+        return None if found is None or org_id not in (None, found.org_id) else found
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
@@ -183,10 +184,9 @@ class FakeStore:
         return None if workspace is None else self._task_of(workspace, task_id)
 
     async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str
+        self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        self._answer()
-        workspace = self._workspaces.get(workspace_id)
+        workspace = await self.get_workspace(workspace_id, org_id)
         return workspace, None if workspace is None else self._task_of(workspace, task_id)
 
     async def list_tasks(

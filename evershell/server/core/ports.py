@@ -111,8 +111,12 @@ class Store(Protocol):
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         """Stores the answer of the call, unless one is stored. Returns the stored answer."""
 
-    async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        """One workspace of any organization."""
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
+        """One workspace: of this organization, or of any.
+
+        For a caller, name the organization. The workspace of another one is then not read, so that
+        the answer takes as long as that for a missing one.
+        """
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
@@ -126,9 +130,9 @@ class Store(Protocol):
         """One task of the workspace."""
 
     async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str
+        self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        """One workspace of any organization, and one of its tasks, in one round trip.
+        """One workspace, as get_workspace does, and one of its tasks, in one round trip.
 
         Both are read at the same moment. None stands for each one that does not exist.
         """

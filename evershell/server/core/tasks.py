@@ -170,7 +170,7 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
     fields.identifier("task_id", task_id)
     fields.check()
     permission = caller.permission("workspace:read")
-    workspace, task = await store.get_workspace_with_task(workspace_id, task_id)
+    workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
     permission.check(workspace, workspace_id)
     if task is None:
         raise errors.task_not_found(workspace_id, task_id)
@@ -188,7 +188,7 @@ async def list_tasks(
     fields.identifier("workspace_id", workspace_id)
     fields.check()
     permission = caller.permission("workspace:read")
-    permission.check(await store.get_workspace(workspace_id), workspace_id)
+    permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     found = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
     return page.cut(found, _characters)
 

@@ -57,7 +57,7 @@ async def watch_events(
     fields.between("after", after_seq, 0, 2**63 - 1)
     fields.check()
     permission = caller.permission("workspace:read")
-    found = permission.check(await store.get_workspace(workspace_id), workspace_id)
+    found = permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     # A watcher may wait for events that are far ahead. Its position is then not in the log.
     seq, is_ahead = after_seq, after_seq > found.last_seq
     # A stream may last for days, and there may be thousands.

@@ -74,7 +74,7 @@ async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Work
     """Reads one workspace. Raises Failure: permission_denied, workspace_not_found."""
     _check_id(workspace_id)
     permission = caller.permission("workspace:read")
-    return permission.check(await store.get_workspace(workspace_id), workspace_id)
+    return permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
 
 
 async def list_workspaces(

@@ -178,8 +178,8 @@ class PostgresStore(FleetReads):
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         return await idempotency_keys.record_answer(self._pool, first_call, answer)
 
-    async def get_workspace(self, workspace_id: str) -> Workspace | None:
-        row = await self._one(queries.GET_WORKSPACE, (workspace_id,))
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
+        row = await self._one(queries.GET_WORKSPACE, (workspace_id, org_id))
         return None if row is None else workspace_of(row)
 
     async def list_workspaces(
@@ -199,9 +199,9 @@ class PostgresStore(FleetReads):
         return None if row is None else task_of(row)
 
     async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str
+        self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        row = await self._one(queries.GET_WORKSPACE_WITH_TASK, (task_id, workspace_id))
+        row = await self._one(queries.GET_WORKSPACE_WITH_TASK, (task_id, workspace_id, org_id))
         if row is None:
             return None, None
         task_row = row[len(WORKSPACE_COLUMNS) :]

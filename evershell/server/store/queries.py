@@ -13,7 +13,9 @@ _EVENT = ", ".join(EVENT_COLUMNS)
 _OF_W = ", ".join(f"w.{column}" for column in WORKSPACE_COLUMNS)
 _OF_T = ", ".join(f"t.{column}" for column in TASK_COLUMNS)
 
-GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s"
+# The parameter is an organization, or NULL for any.
+_OF_ORG = "org_id = coalesce(%s, org_id)"
+GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s AND {_OF_ORG}"
 LIST_WORKSPACES = (
     f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
@@ -50,7 +52,8 @@ COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"
 GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
 GET_WORKSPACE_WITH_TASK = (
     f"SELECT {_OF_W}, {_OF_T} FROM workspaces w "
-    "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id WHERE w.id = %s"
+    "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id "
+    f"WHERE w.id = %s AND {_OF_ORG}"
 )
 # A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
 # be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
