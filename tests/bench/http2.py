@@ -83,25 +83,31 @@ class Connection:
 
     def set_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
         """Sets the metadata of the calls from now on."""
-        fields = [*self._fields, *metadata]
-        # The first block puts the fields into the server's table, and later ones refer to them.
-        self._block = self._encoder.encode(fields)
-        self._later_block = self._encoder.encode(fields)
+        self._metadata = metadata
+        # The headers of each call but the first one with this metadata.
+        self._block: bytes | None = None
 
     def call(self, body: bytes) -> int:
         """Adds a call to the next `flush`, and returns its stream. `body` is a `message`."""
         stream = self._next_stream
         self._next_stream += 2
         data = _frame(_DATA, _END_STREAM, stream, body)
-        headers = _frame(_HEADERS, _END_HEADERS, stream, self._block)
-        self._block = self._later_block
-        self._unsent.append(headers)
+        self._unsent.append(_frame(_HEADERS, _END_HEADERS, stream, self._header_block()))
         if self._held or self._send_window < len(body):
             self._held.append((data, len(body)))
         else:
             self._send_window -= len(body)
             self._unsent.append(data)
         return stream
+
+    def _header_block(self) -> bytes:
+        if self._block is not None:
+            return self._block
+        fields = [*self._fields, *self._metadata]
+        # The first block puts the fields into the server's table, and later ones refer to them.
+        first = self._encoder.encode(fields)
+        self._block = self._encoder.encode(fields)
+        return first
 
     def collect(self, stream: int) -> bytearray:
         """Keeps the data of the stream from now on, in the returned buffer."""

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from hpack import Decoder
 
 from tests.bench.http2 import RESET, Connection, message
 
@@ -53,6 +54,22 @@ class Peer:
             return False
         finally:
             self.socket.settimeout(5)
+
+
+def test_the_metadata_may_change_between_calls(peer: Peer) -> None:
+    """The header blocks of a connection build on each other."""
+    decoder = Decoder()
+    seen = []
+    for token in ("a", "b", "b", "a"):
+        peer.connection.set_metadata([("authorization", token)])
+        for _ in range(2):
+            peer.connection.call(message(b""))
+            peer.connection.flush()
+            (_, _, _, block), _ = peer.frames(2)
+            fields = dict(decoder.decode(block, raw=True))
+            assert fields[b":path"] == b"/Test/Call"
+            seen.append(fields[b"authorization"])
+    assert seen == [b"a", b"a", b"b", b"b", b"b", b"b", b"a", b"a"]
 
 
 @pytest.fixture
