@@ -38,7 +38,7 @@ _COLOURS = {
     stacks.REST: "#f0f0f0",
 }
 _PAGE = """\
-<!-- Written by `make flame`. Do not edit. -->
+<!-- Written by `make flame`. Do not edit up to the end mark. -->
 
 # The hot path of CancelTask
 
@@ -60,7 +60,10 @@ also where the interceptors call it.
 | part | share | µs a call | where most samples end |
 |---|---|---|---|
 {rows}
-"""
+
+{end}"""
+_END = "<!-- The end of what `make flame` writes. -->"
+_DOCUMENT = ROOT / "docs/hot-path.md"
 
 
 def main() -> None:
@@ -83,7 +86,8 @@ def main() -> None:
             side.stop()
         counts = stacks.read(samples.read_text().splitlines())
     (ROOT / "docs/flame.svg").write_text(flame_graph.draw(counts, stacks.part, _COLOURS))
-    (ROOT / "docs/hot-path.md").write_text(_document(counts, alone, described))
+    _, _, by_hand = _DOCUMENT.read_text().partition(_END)
+    _DOCUMENT.write_text(_document(counts, alone, described) + by_hand)
 
 
 def _cancel(side: Side, agent_address: str, seconds: float, count: int) -> Figures:
@@ -157,6 +161,7 @@ def _document(
         cores=described["cores"],
         versions=versions,
         rows="\n".join(rows),
+        end=_END,
     )
 
 
