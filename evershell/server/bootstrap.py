@@ -1,6 +1,7 @@
 """The composition root: wires the programs of the control plane."""
 
 import asyncio
+import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -135,7 +136,13 @@ async def fleet(
     log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
     spec_for = _spec_for(settings, pod_tokens, certificates, pod_isolation.bwrap)
     become_subreaper()
-    pods = LocalPods(settings.state_dir, spec_for, processes.leftovers, pod_isolation)
+    pods = LocalPods(
+        settings.state_dir,
+        spec_for,
+        processes.leftovers,
+        pod_isolation,
+        shlex.split(settings.agent_command),
+    )
     bounds = Bounds(
         model_timeout_seconds=settings.model_timeout_seconds,
         tool_timeout_seconds=settings.tool_timeout_seconds,

@@ -1,6 +1,7 @@
 """The settings: one frozen object, read from the environment once and validated then."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Literal, Self
 
@@ -52,6 +53,9 @@ class Settings(BaseSettings):
 
     # `scripted`, or `openai:<model>`.
     model: str = "scripted"
+    # The program that is started as the agent of each workspace, with its arguments, in the syntax
+    # of a shell. If empty, the agent of this package. docs/agents.md says what it has to do.
+    agent_command: str = ""
     # The base URL of an OpenAI-compatible endpoint: the part before `/chat/completions`. If empty,
     # OpenAI's own.
     openai_base_url: str = ""
@@ -131,6 +135,13 @@ class Settings(BaseSettings):
         # The agents of a stack are found by this path in their environment, so a path through a
         # link has to give the same value.
         return Path(os.path.realpath(value))
+
+    @field_validator("agent_command")
+    @classmethod
+    def _as_a_shell_reads_it(cls, value: str) -> str:
+        # Raises ValueError.
+        shlex.split(value)
+        return value
 
     @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file", mode="before")
     @classmethod

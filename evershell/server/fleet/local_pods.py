@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,8 +45,12 @@ class LocalPods:
         spec_for: Callable[[AgentIdentity], PodSpec],
         leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
         isolation: Isolation | None = None,
+        agent_command: Sequence[str] = (),
     ) -> None:
         """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
+
+        `agent_command` is the program of the agents, with its arguments; by default that of this
+        package.
 
         `leftovers` takes the ids of the processes that this object has started. It returns all
         other children of this process, which are processes that dead agents have left.
@@ -56,6 +60,9 @@ class LocalPods:
         self._spec_for = spec_for
         self._leftovers = leftovers
         self._isolation = isolation or NoIsolation()
+        # -P: imports nothing from the working directory, to which tools can write.
+        own = (sys.executable, "-P", "-m", "evershell.server.agent")
+        self._agent_command = list(agent_command or own)
         self._scans = Scans()
         # The agents that this controller has started, by workspace id and epoch.
         self._started: dict[tuple[str, int], Started] = {}
@@ -79,8 +86,7 @@ class LocalPods:
         ):
             started = self._isolation.start(
                 workspace,
-                # -P: imports nothing from the working directory, to which tools can write.
-                [sys.executable, "-P", "-m", "evershell.server.agent"],
+                self._agent_command,
                 self._environment(workspace),
                 files=files,
                 log=log,

@@ -41,6 +41,8 @@ def _install(folder: Path) -> None:
     done = subprocess.run(
         [NODE, npm, "install", *options],
         cwd=folder,
+        # Node would leave compiled files in the temporary folder.
+        env={**os.environ, "NODE_DISABLE_COMPILE_CACHE": "1"},
         check=False,
         capture_output=True,
         text=True,
