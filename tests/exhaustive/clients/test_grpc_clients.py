@@ -1,17 +1,30 @@
 """Clients of gRPC in other languages: Connect's for browsers, and the samples of docs/grpc.md."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from evershell.server.stack.envoy.files import edge_file
-from tests.exhaustive.clients.tools import node, program_folder
-from tests.support.stack import Gate, Stack, Workspace
+import pytest
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "grpc.md"
+from evershell.server.stack.envoy.files import edge_file
+from tests.exhaustive.clients.tools import cache_folder, node, program_folder
+from tests.support.stack import ROOT, Gate, Stack, Workspace
+
+DOCUMENT = ROOT / "docs" / "grpc.md"
 DESCRIPTOR_SET = edge_file("workspace.binpb")
+# Debian's packages for Go have the sources of the libraries in this GOPATH.
+GO_LIBRARIES = Path("/usr/share/gocode")
+GO_PROGRAMS = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
+GO_PACKAGES = (
+    "golang-go golang-google-grpc-dev golang-google-genproto-dev protoc-gen-go-1-5 "
+    "protoc-gen-go-grpc"
+)
+GO_SECONDS = 500
 
 
 def sample(language: str) -> str:
@@ -64,3 +77,60 @@ def test_the_sample_for_node_cancels_a_task(
     assert workspace.await_end(task_id)["status"] == "cancelled"
     done = node(folder / "cancel.js", *arguments, "ws_unknown", folder=folder)
     assert json.loads(done.stdout)["code"] == 5
+
+
+def build_go_sample(folder: Path) -> Path:
+    """Generates the Go code and builds the sample. Returns the program."""
+    sources = folder / "src" / "example.com"
+    (sources / "cancel").mkdir(parents=True)
+    (sources / "cancel" / "main.go").write_text(sample("go"))
+    (folder / "buf.gen.yaml").write_text(sample("yaml"))
+    protos = ROOT / "protos"
+    buf = Path(sys.executable).with_name("buf")
+    generate: list[str | Path] = [buf, "generate", protos, "--template", folder / "buf.gen.yaml"]
+    generate += ["--path", protos / "evershell" / "workspace"]
+    environment = {
+        **os.environ,
+        # Without modules, so that nothing is downloaded.
+        "GO111MODULE": "off",
+        "GOPATH": f"{folder}:{GO_LIBRARIES}",
+        "GOCACHE": str(cache_folder() / "go-build"),
+        "GOTOOLCHAIN": "local",
+    }
+    program = folder / "cancel"
+    for command in (generate, ["go", "build", "-o", str(program), "example.com/cancel"]):
+        done = subprocess.run(
+            command,
+            cwd=sources,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=GO_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return program
+
+
+@pytest.mark.timeout(GO_SECONDS)
+def test_the_sample_for_go_cancels_a_task(
+    stack: Stack, workspace: Workspace, gate: Gate, tmp_path: Path
+) -> None:
+    if not all(map(shutil.which, GO_PROGRAMS)) or not GO_LIBRARIES.exists():
+        pytest.skip(f"no Go with its gRPC here; apt-get install {GO_PACKAGES}")
+    program = build_go_sample(tmp_path)
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+
+    def run(workspace_id: str) -> str:
+        arguments = [stack.ready["grpc_addr"], stack.tokens["full_access"], workspace_id]
+        command = [program, *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+        return done.stdout
+
+    assert run(workspace.id).split() == ["accepted", task_id]
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    failed = run("ws_unknown")
+    # The library reads the details.
+    assert failed.startswith("NotFound ") and "WORKSPACE_NOT_FOUND" in failed

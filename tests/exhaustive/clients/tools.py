@@ -32,7 +32,7 @@ def node_modules() -> Path:
     Skips the test if they are not there and the registry cannot be reached.
     """
     name = f"npm-{hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:16]}"
-    folder = _cache() / name
+    folder = cache_folder() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -48,7 +48,8 @@ def node_modules() -> Path:
     return folder / "node_modules"
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """The folder in which the packages stay between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("CLIENTS_CACHE", default / "evershell"))
 
