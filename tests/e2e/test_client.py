@@ -95,7 +95,9 @@ def test_a_cancellation_is_waited_for(client: Client, workspace: Workspace, gate
     assert early.value.result.outcome is CancelOutcome.ACCEPTED
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(client.cancel_and_wait, workspace.id, task_id, timeout=25)
-        eventually(lambda: len(list(client.list_audit_entries(task_id=task_id))) >= 2)
+        eventually(
+            lambda: len(list(client.list_audit_entries(task_id=task_id, rpc="CancelTask"))) == 2
+        )
         gate.open()
         ended = waiting.result()
     assert (ended.outcome, ended.reason) == (CancelOutcome.ALREADY_REQUESTED, "it has gone wrong")
