@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -150,8 +151,10 @@ class AsyncCaller(BaseClient):
     async def _events(self, watch: Watch) -> AsyncGenerator[Event, None]:
         while True:
             try:
-                async for event in self._stream(watch):
-                    yield event
+                # Closing the watch ends the stream at once.
+                async with aclosing(self._stream(watch)) as events:
+                    async for event in events:
+                        yield event
                 if watch.is_over:
                     return
                 raise UnavailableError("The stream of events has ended.", is_from_service=False)

@@ -43,6 +43,8 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self.seen: list[Any] = []
         self.tokens: list[str] = []
         self.started = asyncio.Event()
+        # A stream was ended by its caller.
+        self.ended = asyncio.Event()
 
     async def _answer(self, request: Any, context: Any) -> Any:
         self.seen.append(request)
@@ -63,7 +65,10 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         for message in await self._answer(request, context):
             if message == "hang":
-                await asyncio.Event().wait()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.ended.set()
             yield message
 
     # The client uses WatchEvents.
@@ -241,6 +246,29 @@ async def test_a_call_of_a_closed_client(client: AsyncClient, scripted: Scripted
     for closed in (call, client.get_workspace("ws_1"), anext(client.watch("ws_1"))):
         with pytest.raises(ClientClosedError):
             await closed
+
+
+async def test_a_watch_that_is_closed_ends_its_stream(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    scripted.script = [[event(1), "hang"]]
+    watched = client.watch("ws_1")
+    assert (await anext(watched)).seq == 1
+    await watched.aclose()
+    async with asyncio.timeout(5):
+        await scripted.ended.wait()
+
+
+async def test_a_cancelled_call_of_a_closed_client_is_cancelled(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    scripted.script = ["hang"]
+    call = asyncio.create_task(client.get_workspace("ws_1"))
+    await scripted.started.wait()
+    call.cancel()
+    await client.close()
+    with pytest.raises(asyncio.CancelledError):
+        await call
 
 
 async def test_a_caller_can_cancel_its_own_call(client: AsyncClient, scripted: Scripted) -> None:
