@@ -40,7 +40,6 @@ def wire(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Wire]:
     used = Wire(request.param, stack)
     yield used
     used.close()
-    assert used.calls > 0
 
 
 @pytest.fixture(scope="module")
