@@ -44,7 +44,7 @@ async def watch(stack: Stack) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
         ).encode()
     )
     assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
-    assert b"workspace_provisioned" in await reader.readuntil(b"}}\n\n")
+    assert b"workspace_provisioned" in await reader.readuntil(b"\n\n")
     return reader, writer
 
 
