@@ -129,6 +129,9 @@ def test_an_agent_that_does_not_answer_is_waited_for(
                 client.cancel(workspace.id)
             assert (lost.value.task_id, lost.value.intent_recorded) == (task_id, True)
             waiting = executor.submit(client.cancel_and_wait, workspace.id, timeout=25)
+            eventually(
+                lambda: len(list(client.list_audit_entries(task_id=task_id, rpc="CancelTask"))) == 2
+            )
         gate.open()
         ended = waiting.result()
     assert ended.task is not None and ended.task.status is TaskStatus.CANCELLED
