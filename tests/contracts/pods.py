@@ -99,9 +99,9 @@ class LocalCase:
         program = folder / "agent"
         program.write_text(_AGENT)
         program.chmod(0o755)
-        case = cls(folder, isolation)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(sys, "executable", str(program))
+            case = cls(folder, isolation)
             yield case
         for workspace_id in case._used:
             await processes.end_all(Pod(workspace_id), grace_seconds=0)
@@ -148,9 +148,12 @@ class LocalCase:
 
     @contextmanager
     def failing_starts(self) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(sys, "executable", str(self.folder / "missing"))
+        program = self.folder / "agent"
+        away = program.rename(self.folder / "away")
+        try:
             yield
+        finally:
+            away.rename(program)
 
     def _signal(self, workspace: Workspace, number: signal.Signals) -> None:
         os.kill(int((self.folder / "pods" / workspace.id / "pid").read_text()), number)

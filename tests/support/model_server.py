@@ -143,7 +143,7 @@ class ModelServer(ThreadingHTTPServer):
         self.script: deque[Answer] = deque()
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
-        # Set when a client has closed its connection before a gate was opened.
+        # Set when a connection has ended, which a closed gate prevents until its client leaves.
         self.left = threading.Event()
 
     @property
@@ -165,6 +165,11 @@ class ModelServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def finish(self) -> None:
+        # Also reached if the client has left before its request was complete.
+        cast(ModelServer, self.server).left.set()
+        super().finish()
+
     def do_POST(self) -> None:
         server = cast(ModelServer, self.server)
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -172,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append({"path": self.path} | request)
         server.headers.append({name.lower(): value for name, value in self.headers.items()})
         answer = server.next_answer()
-        if answer.gate is not None and not self._pass(answer.gate, server):
+        if answer.gate is not None and not self._pass(answer.gate):
             return
         if answer.stream and server.can_stream and request.get("stream"):
             self._send_stream(answer, server)
@@ -193,20 +198,19 @@ class _Handler(BaseHTTPRequestHandler):
         for part in answer.stream:
             if not isinstance(part, Gate):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-            elif not self._pass(part, server):
+            elif not self._pass(part):
                 return
         self.close_connection = answer.cut
         if not answer.cut:
             self.wfile.write(b"0\r\n\r\n")
 
-    def _pass(self, gate: Gate, server: ModelServer) -> bool:
+    def _pass(self, gate: Gate) -> bool:
         """Waits for the gate. Returns False if the client closes the connection first."""
         gate.reached.set()
         self.connection.settimeout(0.01)
         while not gate.opened.is_set():
             try:
                 if not self.connection.recv(1):
-                    server.left.set()
                     self.close_connection = True
                     return False
             except TimeoutError:
