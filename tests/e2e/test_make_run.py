@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stack import ROOT, Gate, Stack, Workspace, processes_of
+from tests.support.stack import ROOT, Stack
 
 
 @pytest.fixture
@@ -21,50 +21,6 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     yield own
     # A failed test may not have stopped it.
     own.kill_if_running()
-
-
-def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack: Stack) -> None:
-    own_stack.start()
-    demo = own_stack.ready["demo"]
-    workspace = Workspace(own_stack)
-    finished = workspace.submit("echo before the restart")
-    workspace.await_end(finished)
-    gate = Gate(workspace)
-    cancelled = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(cancelled, "tool_call")
-    workspace.cancel(reason="before the restart")
-    running = Workspace(own_stack)
-    lost = running.submit(Gate(running).command)
-    running.await_phase(lost, "tool_call")
-    agents = [own_stack.agent_pid(workspace.id), own_stack.agent_pid(running.id)]
-    assert processes_of(own_stack.state_dir)
-
-    assert own_stack.stop(signal.SIGINT) == 0
-
-    assert not (own_stack.state_dir / "ready.json").exists()
-    assert processes_of(own_stack.state_dir) == []
-    assert not any(own_stack.is_alive(pid) for pid in agents)
-
-    own_stack.start()
-    try:
-        assert own_stack.ready["demo"]["workspace_id"] == demo["workspace_id"]
-        assert own_stack.tokens["full_access"] == demo["tokens"]["full_access"]
-        workspace.rest = running.rest = own_stack.rest()
-        for each in (workspace, running):
-            each.await_event("workspace_resumed")
-            assert each.await_status("idle")["epoch"] == "2"
-        assert workspace.task(finished)["status"] == "completed"
-        # The tasks that ran have ended: cancelled if that was requested, otherwise failed.
-        assert workspace.await_end(cancelled)["status"] == "cancelled"
-        end = running.await_end(lost)
-        assert (end["status"], end["reason"]) == ("failed", "the stack was restarted")
-        assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
-        assert [entry["seq"] for entry in workspace.log()] == list(
-            range(1, len(workspace.log()) + 1)
-        )
-    finally:
-        assert own_stack.stop() == 0
-    assert processes_of(own_stack.state_dir) == []
 
 
 def test_ready_json_and_credentials_are_private(stack: Stack) -> None:

@@ -1,7 +1,8 @@
-"""The stack starts with another database, beside a second stack, and after a crash."""
+"""The stack starts again after a stop or a crash, with another database, and beside another."""
 
 import asyncio
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from psycopg import sql
 from evershell.server.stack import postgres
 from evershell.server.store.migrate import migrate
 from tests.support.ports import free_ports
-from tests.support.stack import Stack, Workspace, processes_of
+from tests.support.stack import Gate, Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
 
@@ -35,6 +36,50 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     yield own
     # Cleans up after a failed test.
     own.kill_if_running()
+
+
+def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack: Stack) -> None:
+    own_stack.start()
+    demo = own_stack.ready["demo"]
+    workspace = Workspace(own_stack)
+    finished = workspace.submit("echo before the restart")
+    workspace.await_end(finished)
+    gate = Gate(workspace)
+    cancelled = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(cancelled, "tool_call")
+    workspace.cancel(reason="before the restart")
+    running = Workspace(own_stack)
+    lost = running.submit(Gate(running).command)
+    running.await_phase(lost, "tool_call")
+    agents = [own_stack.agent_pid(workspace.id), own_stack.agent_pid(running.id)]
+    assert processes_of(own_stack.state_dir)
+
+    assert own_stack.stop(signal.SIGINT) == 0
+
+    assert not (own_stack.state_dir / "ready.json").exists()
+    assert processes_of(own_stack.state_dir) == []
+    assert not any(own_stack.is_alive(pid) for pid in agents)
+
+    own_stack.start()
+    try:
+        assert own_stack.ready["demo"]["workspace_id"] == demo["workspace_id"]
+        assert own_stack.tokens["full_access"] == demo["tokens"]["full_access"]
+        workspace.rest = running.rest = own_stack.rest()
+        for each in (workspace, running):
+            each.await_event("workspace_resumed")
+            assert each.await_status("idle")["epoch"] == "2"
+        assert workspace.task(finished)["status"] == "completed"
+        # The tasks that ran have ended: cancelled if that was requested, otherwise failed.
+        assert workspace.await_end(cancelled)["status"] == "cancelled"
+        end = running.await_end(lost)
+        assert (end["status"], end["reason"]) == ("failed", "the stack was restarted")
+        assert workspace.await_end(workspace.submit("ls"))["status"] == "completed"
+        assert [entry["seq"] for entry in workspace.log()] == list(
+            range(1, len(workspace.log()) + 1)
+        )
+    finally:
+        assert own_stack.stop() == 0
+    assert processes_of(own_stack.state_dir) == []
 
 
 def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
