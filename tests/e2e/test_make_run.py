@@ -6,21 +6,9 @@ import signal
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.support.stack import ROOT, Stack
-
-
-@pytest.fixture
-def own_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack that the test itself starts and stops."""
-    own = Stack(tmp_path / "state")
-    yield own
-    # A failed test may not have stopped it.
-    own.kill_if_running()
 
 
 def test_ready_json_and_credentials_are_private(stack: Stack) -> None:

@@ -126,6 +126,9 @@ class RestCaller:
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
+                elif line.startswith(":"):
+                    # A heartbeat. The watcher then looks whether the load has stopped.
+                    yield {}
 
     @contextmanager
     def _answered(self) -> Iterator[dict[str, str]]:

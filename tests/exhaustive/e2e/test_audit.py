@@ -55,9 +55,13 @@ def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspac
 def test_an_unknown_workspace_and_another_organization_are_on_record(stack: Stack) -> None:
     demo = stack.ready["demo"]["workspace_id"]
     failed = stack.rest("other_org").fails("POST", f"/v1/workspaces/{demo}/task/cancel")
-    (entry,) = entries(stack, token="other_org", rpc="CancelTask")
+    # Other tests call as this organization too.
+    (entry,) = [
+        each
+        for each in entries(stack, token="other_org", rpc="CancelTask")
+        if each["request_id"] == failed.request_id
+    ]
     assert (entry["workspace_id"], entry["outcome"]) == (demo, "workspace_not_found")
-    assert entry["request_id"] == failed.request_id
     # The owner's organization does not see the attempt of another one.
     assert failed.request_id not in [each["request_id"] for each in entries(stack)]
     stack.rest("other_org").fails("GET", f"/v1/workspaces/{demo}/audit")

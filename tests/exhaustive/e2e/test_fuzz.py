@@ -96,5 +96,6 @@ def test_the_operations_that_do_harm_are_known() -> None:
         "ListWorkspaces",
         "ListAuditEntries",
         "ListAuditEntriesByWorkspaceId",
+        "StreamEvents",
     }
     assert {each.described["operationId"] for each in operations()} == HARMFUL | harmless
