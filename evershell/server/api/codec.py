@@ -1,6 +1,5 @@
 """Converts between the messages of the protos and the objects of the core."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, cast
@@ -31,10 +30,7 @@ from evershell.server.core.watch_events import Heartbeat
 from evershell.server.core.workspace import Workspace
 from evershell.server.pod.messages import encode_assignment, timestamp
 
-_Item = TypeVar("_Item")
 _Message = TypeVar("_Message")
-# 50 large tasks take about 2 ms to encode.
-_ITEMS_AT_ONCE = 50
 
 # The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
@@ -150,18 +146,6 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "metadata": task.metadata,
         "max_iterations": task.max_iterations,
     }
-
-
-async def encode_page(
-    items: Sequence[_Item], encode: Callable[[_Item], _Message]
-) -> Sequence[_Message]:
-    """Encodes the items of a list. Lets other calls run between its parts."""
-    messages = []
-    for index, item in enumerate(items, start=1):
-        messages.append(encode(item))
-        if index % _ITEMS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return messages
 
 
 def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:

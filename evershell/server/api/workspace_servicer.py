@@ -16,6 +16,7 @@ from google.api.httpbody_pb2 import HttpBody
 from evershell.server.api import codec, event_stream
 from evershell.server.api.call import caller, origin, send_status_200
 from evershell.server.api.idempotency import idempotency_key
+from evershell.server.api.pages import encode_page
 from evershell.server.core import tasks, watch_events, workspaces
 from evershell.server.core.audit import list_audit_entries
 from evershell.server.core.cancel_task import cancel_task
@@ -75,7 +76,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         page = codec.decode_page(request, caller().org_id)
         found, next_token = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
         return workspace_service_pb2.ListTasksResponse(
-            tasks=await codec.encode_page(found, codec.encode_task), next_page_token=next_token
+            tasks=await encode_page(found, codec.encode_task), next_page_token=next_token
         )
 
     async def WatchEvents(
@@ -136,7 +137,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         page = codec.decode_page(request, caller().org_id)
         found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
         return workspace_service_pb2.ListWorkspacesResponse(
-            workspaces=await codec.encode_page(found, codec.encode_workspace),
+            workspaces=await encode_page(found, codec.encode_workspace),
             next_page_token=next_token,
         )
 
@@ -170,6 +171,6 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             caller(), codec.decode_audit_filter(request), page, self.store
         )
         return workspace_service_pb2.ListAuditEntriesResponse(
-            entries=await codec.encode_page(found, codec.encode_audit_entry),
+            entries=await encode_page(found, codec.encode_audit_entry),
             next_page_token=next_token,
         )
