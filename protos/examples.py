@@ -72,6 +72,13 @@ EVENT = {
         }
     },
 }
+HOLD = {
+    "org_id": ORG_ID,
+    "on_hold": True,
+    "held_by": "user_ada",
+    "held_since": CANCELLED,
+    "reason": "agents have gone wrong",
+}
 REPLIES: dict[str, dict[str, Any]] = {
     "CancelTaskResponse": {
         "workspace_id": WORKSPACE_ID,
@@ -93,6 +100,8 @@ REPLIES: dict[str, dict[str, Any]] = {
     "Workspace": WORKSPACE,
     "ListWorkspacesResponse": {"workspaces": [WORKSPACE]},
     "ListAuditEntriesResponse": {"entries": [AUDIT_ENTRY]},
+    "HoldOrgResponse": {"hold": HOLD},
+    "Hold": HOLD,
 }
 
 

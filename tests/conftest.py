@@ -100,7 +100,8 @@ def database_url(migrated_database_url: str) -> Iterator[str]:
         # To truncate a table takes longer than to delete a few rows.
         connection.execute(
             "DELETE FROM events; DELETE FROM tasks; DELETE FROM workspaces; DELETE FROM api_keys; "
-            "DELETE FROM orgs; DELETE FROM audit_entries; DELETE FROM idempotency_keys"
+            "DELETE FROM orgs; DELETE FROM audit_entries; DELETE FROM idempotency_keys; "
+            "DELETE FROM org_holds"
         )
 
 

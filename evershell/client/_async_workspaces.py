@@ -3,12 +3,13 @@
 from datetime import datetime
 
 from evershell.client import _calls
+from evershell.client._async_emergency import AsyncEmergencyCalls
 from evershell.client._async_tasks import AsyncTaskCalls
 from evershell.client.pages import AsyncPages
 from evershell.client.types import AuditEntry, Workspace
 
 
-class AsyncClient(AsyncTaskCalls):
+class AsyncClient(AsyncTaskCalls, AsyncEmergencyCalls):
     """Calls an evershell service over gRPC, within one event loop.
 
         async with AsyncClient("https://acme.evershell.ai", "sk_…") as client:

@@ -17,7 +17,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.client._messages import Result
 from evershell.client.pages import Page
-from evershell.client.types import AuditEntry, CancelResult, SubmittedTask, Task, Workspace
+from evershell.client.types import (
+    AuditEntry,
+    CancelResult,
+    Hold,
+    SubmittedTask,
+    Task,
+    Workspace,
+)
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
@@ -161,6 +168,23 @@ def list_audit_entries(
         page_token=page_token,
     )
     return Call("ListAuditEntries", request, _page("entries", AuditEntry), Repeat.ALWAYS)
+
+
+def hold(reason: str) -> Call[Hold]:
+    """HoldOrg."""
+    request = service.HoldOrgRequest(reason=reason)
+    return Call("HoldOrg", request, lambda reply, _: Hold._from_message(reply.hold), Repeat.ALWAYS)
+
+
+def release() -> Call[Hold]:
+    """ReleaseOrg."""
+    # A repeat could end the hold that someone has set in between.
+    return Call("ReleaseOrg", service.ReleaseOrgRequest(), _only(Hold), Repeat.WITHOUT_EFFECT)
+
+
+def get_hold() -> Call[Hold]:
+    """GetHold."""
+    return Call("GetHold", service.GetHoldRequest(), _only(Hold), Repeat.ALWAYS)
 
 
 def seconds(time: Seconds) -> float:

@@ -3,12 +3,13 @@
 from datetime import datetime
 
 from evershell.client import _calls
+from evershell.client._emergency import EmergencyCalls
 from evershell.client._tasks import TaskCalls
 from evershell.client.pages import Pages
 from evershell.client.types import AuditEntry, Workspace
 
 
-class Client(TaskCalls):
+class Client(TaskCalls, EmergencyCalls):
     """Calls an evershell service over gRPC. Thread-safe.
 
         with Client("https://acme.evershell.ai", "sk_…") as client:

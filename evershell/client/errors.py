@@ -196,6 +196,12 @@ class IdempotencyConflictError(CallError):
     slug = "idempotency_conflict"
 
 
+class OrgOnHoldError(CallError):
+    """The organization is on hold; `details` has `held_by`, `held_since` and `hold_reason`."""
+
+    slug = "org_on_hold"
+
+
 class RateLimitedError(CallError):
     """The credential has exceeded its rate limit. The call had no effect."""
 

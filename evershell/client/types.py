@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from evershell.workspace.v1 import (
     audit_pb2,
+    hold_pb2,
     task_pb2,
     workspace_pb2,
     workspace_service_pb2,
@@ -247,3 +248,18 @@ class AuditEntry(Result):
     trace_id: str | None = None
     client_address: str = ""
     """The IP address of the client, as the edge saw it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Result):
+    """Whether an organization is on hold: it then gets no new task and no new agent."""
+
+    _message_type: ClassVar[type[Message]] = hold_pb2.Hold
+
+    org_id: str
+    on_hold: bool = False
+    held_by: str | None = None
+    """The user id or API key id of the caller who put it on hold first."""
+    held_since: datetime | None = None
+    reason: str = ""
+    """The reason that this caller gave."""

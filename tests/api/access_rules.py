@@ -19,6 +19,13 @@ class Rule:
     on_workspace: bool
     # Whether each call leaves one entry in the audit log.
     audited: bool
+    # Whether the scopes have `:own` forms.
+    has_own: bool = True
+
+    @property
+    def own_scopes(self) -> set[str]:
+        """The `:own` forms of the scopes."""
+        return {f"{scope}:own" for scope in self.scopes} if self.has_own else set()
 
 
 RULES = {
@@ -34,6 +41,9 @@ RULES = {
     "StopWorkspace": Rule(("workspace:write",), on_workspace=True, audited=True),
     "ResumeWorkspace": Rule(("workspace:write", "tasks:write"), on_workspace=True, audited=True),
     "ListAuditEntries": Rule(("audit:read",), on_workspace=True, audited=False),
+    "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
+    "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
+    "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),
 }
 
 # What each template of an API key may do.
@@ -75,7 +85,7 @@ def refusal(method: str, principal: Principal | None, target: Target | None) -> 
     if principal is None:
         return "unauthenticated"
     in_all = any(scope in principal.scopes for scope in rule.scopes)
-    in_own = any(f"{scope}:own" in principal.scopes for scope in rule.scopes)
+    in_own = bool(rule.own_scopes & principal.scopes)
     if not in_all and not in_own:
         return "permission_denied"
     if target is None:
@@ -88,7 +98,6 @@ def refusal(method: str, principal: Principal | None, target: Target | None) -> 
 
 def required(method: str, principal: Principal) -> set[str]:
     """The scopes that a permission_denied of this method names."""
-    scopes = RULES[method].scopes
-    own = {f"{scope}:own" for scope in scopes}
+    scopes, own = RULES[method].scopes, RULES[method].own_scopes
     # Who holds an `:own` form has been refused for a workspace of someone else.
     return set(scopes) if own & principal.scopes else set(scopes) | own

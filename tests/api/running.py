@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.pod_tokens import PodTokens, new_key
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.api_key import ApiKey, KeyTemplate
+from evershell.server.core.caller import Caller
 from evershell.server.core.runtime import Runtime
 from evershell.server.pod.tls import TlsIdentity
 from evershell.server.telemetry.metrics import Metrics
@@ -36,6 +37,8 @@ INTERNAL = "/evershell.agent.v1.RuntimeService/"
 SECRET = "sk_test"
 READER = "sk_reader"
 OBSERVER = "sk_observer"
+# A credential with every scope. No template of real keys has `org:hold`.
+HOLDER = "sk_holder"
 TEMPLATES = {
     SECRET: KeyTemplate.FULL_ACCESS,
     READER: KeyTemplate.READ_ONLY,
@@ -65,7 +68,16 @@ def agent_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
     return bearer(runtime_token(POD_TOKENS, workspace_id, epoch))
 
 
+class _HolderKey(ApiKey):
+    def caller(self) -> Caller:
+        caller = ApiKey.caller(self)
+        return replace(caller, scopes=caller.scopes | {"org:hold"})
+
+
 async def find_key(digest: bytes) -> ApiKey | None:
+    if digest == fingerprint(HOLDER):
+        template = KeyTemplate.FULL_ACCESS
+        return _HolderKey(id="key_holder", org_id=ORG, name="", template=template, created_at=NOW)
     for secret, template in TEMPLATES.items():
         if digest == fingerprint(secret):
             return ApiKey(

@@ -15,6 +15,7 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.workspace import WorkspaceStatus
 from tests.api.running import (
+    HOLDER,
     INTERNAL,
     POD_TOKENS,
     PUBLIC,
@@ -144,15 +145,31 @@ async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World
 @pytest.mark.parametrize("method", PUBLIC_METHODS)
 async def test_a_credential_opens_every_public_method(server: Running, method: str) -> None:
     """A failure comes from the empty request, not from a method missing from the table."""
-    seen = await server.raw(PUBLIC + method, bearer())
+    seen = await server.raw(PUBLIC + method, bearer(HOLDER))
     if isinstance(seen, Failed):
         assert seen.slug == "validation_error"
     else:
-        assert method in ("CreateWorkspace", "ListWorkspaces", "ListAuditEntries")
+        assert method in (
+            "CreateWorkspace",
+            "ListWorkspaces",
+            "ListAuditEntries",
+            "HoldOrg",
+            "ReleaseOrg",
+            "GetHold",
+        )
 
 
 @pytest.mark.parametrize(
-    "method", ["CancelTask", "SubmitTask", "StopWorkspace", "ResumeWorkspace", "CreateWorkspace"]
+    "method",
+    [
+        "CancelTask",
+        "SubmitTask",
+        "StopWorkspace",
+        "ResumeWorkspace",
+        "CreateWorkspace",
+        "HoldOrg",
+        "ReleaseOrg",
+    ],
 )
 async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> None:
     """The request is valid, so that only the scope refuses it."""

@@ -29,6 +29,9 @@ METHODS = {
     "StopWorkspace": "stop_workspace",
     "ResumeWorkspace": "resume_workspace",
     "ListAuditEntries": "list_audit_entries",
+    "HoldOrg": "hold",
+    "ReleaseOrg": "release",
+    "GetHold": "get_hold",
 }
 # It is WatchEvents, for REST.
 REST_ONLY = {"StreamEvents"}

@@ -161,7 +161,12 @@ class Counted:
         self._transition = world.store.transition
         world.store.transition = self._count  # type: ignore[method-assign]
 
-    async def _count(self, workspace_id: str, decide: Callable[[Locked], Change]) -> Change | None:
+    async def _count(
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        held_org_id: str | None = None,
+    ) -> Change | None:
         self.count += 1
         return await self._transition(workspace_id, decide)
 

@@ -12,6 +12,7 @@ from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.event import Event
+from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.ports import Clock, Leased, RecordedCancellation, Store
 from evershell.server.core.task import CancelIntent, Task
@@ -87,10 +88,13 @@ class SpyStore:
         return await self._write(write)
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Locked], Change]
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        held_org_id: str | None = None,
     ) -> Change | None:
         async def write() -> Change | None:
-            change = await self._store.transition(workspace_id, decide)
+            change = await self._store.transition(workspace_id, decide, held_org_id)
             if change is not None:
                 self._note(change.workspace, change.task)
             return change
@@ -116,6 +120,18 @@ class SpyStore:
     ) -> None:
         await self._read(self._store.create_workspace(workspace, audit, first_call))
         self.workspace = workspace
+
+    async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
+        return await self._write(lambda: self._store.hold_org(hold, audit))
+
+    async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
+        await self._write(lambda: self._store.release_org(org_id, audit))
+
+    async def get_hold(self, org_id: str) -> Hold | None:
+        return await self._read(self._store.get_hold(org_id))
+
+    async def count_holds(self) -> int:
+        return await self._read(self._store.count_holds())
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         return await self._read(self._store.find_first_call(org_id, key, after))

@@ -146,14 +146,15 @@ def test_the_gateway_has_the_same_parameters(
     gateway_document: dict[str, Any], ours: Operation
 ) -> None:
     theirs = gateway_document["paths"][ours.path][ours.method.lower()]
-    places = {(each["name"], each["in"]) for each in theirs["parameters"] if each["in"] != "body"}
+    parameters = theirs.get("parameters", [])
+    places = {(each["name"], each["in"]) for each in parameters if each["in"] != "body"}
     # The protos have no headers.
     assert places == {
         (each["name"], each["in"])
         for each in ours.described["parameters"]
         if each["in"] != "header"
     }
-    (body,) = [each["schema"] for each in theirs["parameters"] if each["in"] == "body"] or [{}]
+    (body,) = [each["schema"] for each in parameters if each["in"] == "body"] or [{}]
     if "$ref" in body:
         body = gateway_document["definitions"][body["$ref"].rpartition("/")[2]]
     # The gateway has one body for all bindings of an RPC, without the path variables of any.

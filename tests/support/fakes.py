@@ -18,6 +18,7 @@ from evershell.server.core.cancel_task import outcome_of
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.event import Event, NewEvent, Origin
+from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall, KeyTakenError
 from evershell.server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
 from evershell.server.core.task import CancelIntent, Task
@@ -54,6 +55,7 @@ class FakeStore:
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
         self._audit = FakeAuditLog()
         self._first_calls: dict[tuple[str, str], FirstCall] = {}
+        self._holds: dict[str, Hold] = {}
 
     async def record_cancellation(
         self,
@@ -107,13 +109,17 @@ class FakeStore:
         return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Locked], Change]
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        held_org_id: str | None = None,
     ) -> Change | None:
         self._answer()
         workspace = self._workspaces.get(workspace_id)
         if workspace is None:
             return None
-        locked = Locked(workspace, self._task_of(workspace, workspace.current_task_id))
+        task = self._task_of(workspace, workspace.current_task_id)
+        locked = Locked(workspace, task, self._holds.get(held_org_id or ""))
         change = decide(locked)
         self._store_key(change.first_call)
         return self._commit(locked, change)
@@ -141,11 +147,33 @@ class FakeStore:
         first_call: FirstCall | None = None,
     ) -> None:
         self._answer()
+        if (hold := self._holds.get(workspace.org_id)) is not None:
+            raise hold.refusal()
         self._store_key(first_call)
         self._workspaces[workspace.id] = workspace
         if audit is not None:
             self._audit.add(audit)
         self._announce(workspace)
+
+    async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
+        self._answer()
+        if audit is not None:
+            self._audit.add(audit)
+        return self._holds.setdefault(hold.org_id, hold)
+
+    async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
+        self._answer()
+        if audit is not None:
+            self._audit.add(audit)
+        self._holds.pop(org_id, None)
+
+    async def get_hold(self, org_id: str) -> Hold | None:
+        self._answer()
+        return self._holds.get(org_id)
+
+    async def count_holds(self) -> int:
+        self._answer()
+        return len(self._holds)
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         self._answer()

@@ -25,7 +25,7 @@ from tests.support.fakes import FakeStore, FakeWakeups
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_a"
 USER = "user_1"
-ALL_SCOPES = ("workspace:read", "workspace:write", "tasks:write")
+ALL_SCOPES = ("workspace:read", "workspace:write", "tasks:write", "org:hold")
 Returned = TypeVar("Returned")
 
 

@@ -68,7 +68,7 @@ def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Messa
         case code_pb2.FAILED_PRECONDITION:
             violation = error_details_pb2.PreconditionFailure.Violation(
                 type=failure.slug.upper(),
-                subject=facts.get("workspace_id", ""),
+                subject=facts.get("workspace_id", facts.get("org_id", "")),
                 description=failure.message,
             )
             found.append(error_details_pb2.PreconditionFailure(violations=[violation]))

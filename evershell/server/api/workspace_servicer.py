@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from evershell.workspace.v1 import (
+    hold_pb2,
     task_pb2,
     workspace_pb2,
     workspace_service_pb2,
@@ -13,11 +14,11 @@ from evershell.workspace.v1 import (
 )
 from google.api.httpbody_pb2 import HttpBody
 
-from evershell.server.api import codec, event_stream
+from evershell.server.api import codec, emergency, event_stream
 from evershell.server.api.call import caller, origin, send_status_200
 from evershell.server.api.idempotency import idempotency_key
 from evershell.server.api.pages import encode_page
-from evershell.server.core import tasks, watch_events, workspaces
+from evershell.server.core import holds, tasks, watch_events, workspaces
 from evershell.server.core.audit import list_audit_entries
 from evershell.server.core.cancel_task import cancel_task
 from evershell.server.core.ports import Agents, Clock, Store, Wakeups
@@ -174,3 +175,23 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             entries=await encode_page(found, codec.encode_audit_entry),
             next_page_token=next_token,
         )
+
+    async def HoldOrg(
+        self, request: workspace_service_pb2.HoldOrgRequest, context: Context
+    ) -> workspace_service_pb2.HoldOrgResponse:
+        decoded = emergency.decode_hold(request, origin())
+        hold = await holds.hold_org(caller(), decoded, self.store, self.clock)
+        return workspace_service_pb2.HoldOrgResponse(
+            hold=emergency.encode_hold(caller().org_id, hold)
+        )
+
+    async def ReleaseOrg(
+        self, request: workspace_service_pb2.ReleaseOrgRequest, context: Context
+    ) -> hold_pb2.Hold:
+        await holds.release_org(caller(), origin(), self.store)
+        return emergency.encode_hold(caller().org_id, None)
+
+    async def GetHold(
+        self, request: workspace_service_pb2.GetHoldRequest, context: Context
+    ) -> hold_pb2.Hold:
+        return emergency.encode_hold(caller().org_id, await holds.get_hold(caller(), self.store))

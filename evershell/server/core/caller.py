@@ -70,6 +70,12 @@ class Caller:
         )
         raise errors.permission_denied(message, required)
 
+    def require(self, scope: str) -> None:
+        """Checks a scope that has no `:own` form. Raises Failure permission_denied."""
+        if scope not in self.scopes:
+            message = f"This call needs the scope {scope}. Your credential does not have it."
+            raise errors.permission_denied(message, [scope])
+
 
 @dataclass(frozen=True, slots=True)
 class Permission:

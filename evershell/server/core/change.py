@@ -13,6 +13,7 @@ from typing import Self
 
 from evershell.server.core.audit_entry import AuditEntry
 from evershell.server.core.event import NewEvent, Origin
+from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
@@ -25,6 +26,13 @@ class Locked:
     workspace: Workspace
     # None if the workspace has no task that has not ended.
     task: Task | None
+    # The hold of the organization; always None if the store was not asked to read it.
+    hold: Hold | None = None
+
+    def require_no_hold(self) -> None:
+        """Raises Failure org_on_hold if the organization is on hold."""
+        if self.hold is not None:
+            raise self.hold.refusal()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.event import Event
+from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
@@ -70,9 +71,15 @@ class Store(Protocol):
         """
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Locked], Change]
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        held_org_id: str | None = None,
     ) -> Change | None:
         """Locks the workspace with its current task, and commits and returns what `decide` returns.
+
+        With `held_org_id`, `decide` also gets the hold of this organization. No hold of it is
+        committed between that and the commit of the change.
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
@@ -102,8 +109,24 @@ class Store(Protocol):
     ) -> None:
         """Adds a workspace, with an empty log, the entry of the audit log, and the key of the call.
 
-        Raises KeyTakenError, like `transition`.
+        Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
+        hold.
         """
+
+    async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
+        """Stores the hold, unless there is one, and the audit log's entry. Returns the stored hold.
+
+        Waits for the calls that have read that there is no hold and are not committed yet.
+        """
+
+    async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
+        """Removes the hold of the organization, if there is one. Stores the audit log's entry."""
+
+    async def get_hold(self, org_id: str) -> Hold | None:
+        """The hold of the organization."""
+
+    async def count_holds(self) -> int:
+        """The number of organizations on hold."""
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         """The first call with the idempotency key, if it was made after this time."""

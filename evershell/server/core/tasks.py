@@ -72,9 +72,9 @@ async def submit_task(
     """Records the task, then delivers it to the agent.
 
     With the key of an earlier call that had an effect, answers what that call answered. Raises
-    Failure: permission_denied, workspace_not_found, workspace_provisioning, workspace_stopped,
-    workspace_failed, workspace_busy; agent_unreachable when the task could not be delivered and has
-    ended `delivery_failed`; idempotency_conflict.
+    Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
+    workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
+    be delivered and has ended `delivery_failed`; idempotency_conflict.
     """
     permission = caller.permission("tasks:write")
     task = Task(
@@ -91,11 +91,12 @@ async def submit_task(
 
     def submit(locked: Locked) -> Change:
         permission.check(locked.workspace, request.workspace_id)
+        locked.require_no_hold()
         change = task_lifecycle.submit(locked, task, caller.actor_id)
         return replace(change.caused_by(request.origin), first_call=call)
 
     try:
-        submitted = await store.transition(request.workspace_id, submit)
+        submitted = await store.transition(request.workspace_id, submit, caller.org_id)
     except (Failure, KeyTakenError) as refusal:
         call = await earlier_call(call, refusal, store)
         submitted = await read_again(call, permission, request.origin, store)

@@ -10,7 +10,7 @@ from evershell.workspace.v1 import field_limits
 from evershell.server.core import errors, workspace_lifecycle
 from evershell.server.core.caller import Caller, Permission
 from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.errors import AgentUnreachableError, Failure
 from evershell.server.core.event import Origin
 from evershell.server.core.idempotency import earlier_call, read_again
 from evershell.server.core.idempotency_key import IdempotencyKey, KeyTakenError
@@ -35,7 +35,7 @@ async def create_workspace(
     """Records a workspace, whose agent the fleet controller starts.
 
     With the key of an earlier call, answers what that call answered: the workspace as it was
-    created. Raises Failure: permission_denied, idempotency_conflict.
+    created. Raises Failure: permission_denied, org_on_hold, idempotency_conflict.
     """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
@@ -49,7 +49,7 @@ async def create_workspace(
         call = key.first_call(caller.org_id, workspace.created_at, workspace.id)
     try:
         await store.create_workspace(workspace, audit, call)
-    except KeyTakenError as refusal:
+    except (Failure, KeyTakenError) as refusal:
         first = await earlier_call(call, refusal, store)
         found = (await read_again(first, permission, origin, store)).workspace
         return _new(found.id, found.org_id, found.name, found.created_by_user_id, found.created_at)
@@ -123,28 +123,32 @@ async def resume_workspace(
 ) -> Workspace:
     """Requests a new agent in a new epoch.
 
-    Raises Failure: permission_denied, workspace_not_found, invalid_state.
+    Raises Failure: permission_denied, workspace_not_found, org_on_hold, invalid_state.
     """
     _check_id(workspace_id)
     # Who may submit tasks may also bring a workspace back to where tasks run.
     permission = caller.permission("workspace:write", "tasks:write")
-    change = await _change(
-        permission,
-        workspace_id,
-        store,
-        lambda locked: workspace_lifecycle.resume(locked, clock()).caused_by(origin),
-    )
+
+    def resume(locked: Locked) -> Change:
+        locked.require_no_hold()
+        return workspace_lifecycle.resume(locked, clock()).caused_by(origin)
+
+    change = await _change(permission, workspace_id, store, resume, caller.org_id)
     return change.workspace
 
 
 async def _change(
-    permission: Permission, workspace_id: str, store: Store, decide: Callable[[Locked], Change]
+    permission: Permission,
+    workspace_id: str,
+    store: Store,
+    decide: Callable[[Locked], Change],
+    held_org_id: str | None = None,
 ) -> Change:
     def checked(locked: Locked) -> Change:
         permission.check(locked.workspace, workspace_id)
         return decide(locked)
 
-    change = await store.transition(workspace_id, checked)
+    change = await store.transition(workspace_id, checked, held_org_id)
     if change is None:
         raise errors.workspace_not_found(workspace_id)
     return change

@@ -115,6 +115,7 @@ class Controller:
         """Counts workspaces for the metrics."""
         while self._backlog is not None:
             with suppress(UnavailableError):
+                self._backlog.set_hold_count(await self._store.count_holds())
                 self._backlog.set_workspace_counts(await self._store.count_workspaces())
             await asyncio.sleep(_COUNT_SECONDS)
 

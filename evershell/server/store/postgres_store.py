@@ -14,11 +14,12 @@ from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.ports import Clock, Leased, RecordedCancellation
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace
-from evershell.server.store import idempotency_keys, queries
+from evershell.server.store import holds, idempotency_keys, queries
 from evershell.server.store.announce import Announce, announce_to_nobody
 from evershell.server.store.audit import INSERT, audit_entry_of, audit_query, audit_values
 from evershell.server.store.cancellations import Cancellations
 from evershell.server.store.fleet_reads import FleetReads
+from evershell.server.store.holds import Holds
 from evershell.server.store.leases import Leases
 from evershell.server.store.pool import Connection, Pool, connected
 from evershell.server.store.rows import (
@@ -66,7 +67,7 @@ def _update(table: str, columns: tuple[str, ...]) -> str:
     return f"UPDATE {table} SET {assignments} WHERE id = %s"
 
 
-class PostgresStore(FleetReads):
+class PostgresStore(FleetReads, Holds):
     """Implements core.ports.Store.
 
     Calls `announce` after each commit that others may wait for, and `committed` after each
@@ -106,7 +107,10 @@ class PostgresStore(FleetReads):
         await asyncio.gather(self._cancellations.drained(), self._leases.drained())
 
     async def transition(
-        self, workspace_id: str, decide: Callable[[Locked], Change]
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        held_org_id: str | None = None,
     ) -> Change | None:
         try:
             async with (
@@ -114,6 +118,7 @@ class PostgresStore(FleetReads):
                 connection.pipeline(),
                 connection.transaction(),
             ):
+                held = None if held_org_id is None else await holds.share(connection, held_org_id)
                 workspaces = await connection.execute(
                     _LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
                 )
@@ -124,7 +129,9 @@ class PostgresStore(FleetReads):
                 if workspace_row is None:
                     return None
                 locked = Locked(
-                    workspace_of(workspace_row), None if task_row is None else task_of(task_row)
+                    workspace_of(workspace_row),
+                    None if task_row is None else task_of(task_row),
+                    None if held is None else holds.hold_of(await held.fetchone()),
                 )
                 change = decide(locked)
                 change = await _write(connection, locked, change)
@@ -163,6 +170,9 @@ class PostgresStore(FleetReads):
             connection.pipeline(),
             connection.transaction(),
         ):
+            held = holds.hold_of(await (await holds.share(connection, workspace.org_id)).fetchone())
+            if held is not None:
+                raise held.refusal()
             await connection.execute(
                 _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )

@@ -142,6 +142,7 @@ class Backlog(Collector):
         # None if it is not known yet, or if this controller does not lead.
         self._requested: list[datetime] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
+        self._holds: int | None = None
         self._redeliveries = Counter(
             "evershell_cancel_redeliveries",
             "Attempts to redeliver a recorded cancellation; "
@@ -163,9 +164,13 @@ class Backlog(Collector):
         """Sets the number of workspaces in each status."""
         self._workspaces = counts
 
+    def set_hold_count(self, count: int) -> None:
+        """Sets the number of organizations on hold."""
+        self._holds = count
+
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
-        self._requested = self._workspaces = None
+        self._requested = self._workspaces = self._holds = None
 
     def collect(self) -> Iterator[Metric]:
         """Computes the age at each scrape, so that it grows during an outage of the database."""
@@ -184,6 +189,12 @@ class Backlog(Collector):
                 "evershell_cancellations_oldest_seconds",
                 "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
                 value=oldest,
+            )
+        if self._holds is not None:
+            yield GaugeMetricFamily(
+                "evershell_orgs_on_hold",
+                "Organizations on hold, counted every 60 s.",
+                value=self._holds,
             )
         if workspaces is not None:
             family = GaugeMetricFamily(

@@ -32,6 +32,8 @@ SEGMENTS = [
     "stop",
     "resume",
     "audit",
+    "hold",
+    "release",
     "healthz",
     "error_internal",
 ]

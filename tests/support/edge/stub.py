@@ -17,6 +17,7 @@ import httpx
 from evershell.workspace.v1 import (
     error_pb2,
     event_pb2,
+    hold_pb2,
     task_pb2,
     workspace_pb2,
     workspace_service_pb2,
@@ -141,6 +142,15 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
     async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         return workspace_pb2.Workspace(id=request.workspace_id)
+
+    async def HoldOrg(self, request: Any, context: Any) -> workspace_service_pb2.HoldOrgResponse:
+        return workspace_service_pb2.HoldOrgResponse()
+
+    async def ReleaseOrg(self, request: Any, context: Any) -> hold_pb2.Hold:
+        return hold_pb2.Hold()
+
+    async def GetHold(self, request: Any, context: Any) -> hold_pb2.Hold:
+        return hold_pb2.Hold()
 
     async def ListAuditEntries(
         self, request: Any, context: Any

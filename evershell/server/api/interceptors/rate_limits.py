@@ -2,8 +2,8 @@
 
 A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has a
 bucket of its own, so a loop uses up only its own allowance; others can still cancel, also in the
-same workspace. CancelTask has separate buckets, so a credential that has used up its other calls
-can still cancel.
+same workspace. Cancellations and holds have separate buckets, so a credential that has used up its
+other calls can still cancel.
 """
 
 import math
@@ -16,7 +16,9 @@ from evershell.server.api.call import Call
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.server.core import errors
 
-_CANCEL_TASK = "/evershell.workspace.v1.WorkspaceService/CancelTask"
+_SERVICE = "/evershell.workspace.v1.WorkspaceService/"
+# The methods that share the buckets for cancellations.
+_CANCELS = frozenset(_SERVICE + name for name in ("CancelTask", "HoldOrg", "ReleaseOrg"))
 # The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
 # which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
 # bytes.
@@ -69,7 +71,7 @@ class RateLimits(Interceptor):
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         buckets, subject = self._calls, "Your credential has called"
-        if method.path == _CANCEL_TASK:
+        if method.path in _CANCELS:
             buckets, subject = self._cancels, "Your credential has called CancelTask"
 
         async def limited(call: Call) -> Any:

@@ -114,6 +114,10 @@ class Error(_message.Message):
         """The idempotency key belongs to another request of the organization, within the last 24 hours.
         Example: a second SubmitTask with the key of the first and another description.
         """
+        org_on_hold: Error._ErrorCode.ValueType  # 25
+        """The organization is on hold, so it gets no new task and no new agent. Example: SubmitTask
+        after HoldOrg and before ReleaseOrg.
+        """
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
         """The closed set of error slugs. Only this enum binds a slug to its gRPC code and its HTTP
@@ -197,6 +201,10 @@ class Error(_message.Message):
     """The idempotency key belongs to another request of the organization, within the last 24 hours.
     Example: a second SubmitTask with the key of the first and another description.
     """
+    org_on_hold: Error.ErrorCode.ValueType  # 25
+    """The organization is on hold, so it gets no new task and no new agent. Example: SubmitTask
+    after HoldOrg and before ReleaseOrg.
+    """
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -267,6 +275,10 @@ class ErrorDetails(_message.Message):
     LIMIT_PER_SECOND_FIELD_NUMBER: _builtins.int
     LIMIT_BURST_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    HELD_SINCE_FIELD_NUMBER: _builtins.int
+    HOLD_REASON_FIELD_NUMBER: _builtins.int
     resource_type: _builtins.str
     """workspace_not_found and task_not_found: `workspace` or `task`."""
     resource_name: _builtins.str
@@ -287,6 +299,14 @@ class ErrorDetails(_message.Message):
     """rate_limited: the calls that the limit allows at once."""
     idempotency_key: _builtins.str
     """idempotency_conflict: the key of the other request."""
+    org_id: _builtins.str
+    """org_on_hold: the organization."""
+    held_by: _builtins.str
+    """org_on_hold: the user id or API key id of the caller who put it on hold."""
+    held_since: _builtins.str
+    """org_on_hold: when it was put on hold."""
+    hold_reason: _builtins.str
+    """org_on_hold: the reason that this caller gave."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """validation_error: what is wrong with each field."""
@@ -310,11 +330,21 @@ class ErrorDetails(_message.Message):
         limit_per_second: _builtins.int | None = ...,
         limit_burst: _builtins.int | None = ...,
         idempotency_key: _builtins.str | None = ...,
+        org_id: _builtins.str | None = ...,
+        held_by: _builtins.str | None = ...,
+        held_since: _builtins.str | None = ...,
+        hold_reason: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_by", b"_held_by", "_held_since", b"_held_since", "_hold_reason", b"_hold_reason", "_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_org_id", b"_org_id", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "held_by", b"held_by", "held_since", b"held_since", "hold_reason", b"hold_reason", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "org_id", b"org_id", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "fields", b"fields", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "required", b"required", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_by", b"_held_by", "_held_since", b"_held_since", "_hold_reason", b"_hold_reason", "_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_org_id", b"_org_id", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "fields", b"fields", "held_by", b"held_by", "held_since", b"held_since", "hold_reason", b"hold_reason", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "org_id", b"org_id", "required", b"required", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_by: _TypeAlias = _typing.Literal["held_by"]  # noqa: Y015
+    _WhichOneofArgType__held_by: _TypeAlias = _typing.Literal["_held_by", b"_held_by"]  # noqa: Y015
+    _WhichOneofReturnType__held_since: _TypeAlias = _typing.Literal["held_since"]  # noqa: Y015
+    _WhichOneofArgType__held_since: _TypeAlias = _typing.Literal["_held_since", b"_held_since"]  # noqa: Y015
+    _WhichOneofReturnType__hold_reason: _TypeAlias = _typing.Literal["hold_reason"]  # noqa: Y015
+    _WhichOneofArgType__hold_reason: _TypeAlias = _typing.Literal["_hold_reason", b"_hold_reason"]  # noqa: Y015
     _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__intent_recorded: _TypeAlias = _typing.Literal["intent_recorded"]  # noqa: Y015
@@ -323,6 +353,8 @@ class ErrorDetails(_message.Message):
     _WhichOneofArgType__limit_burst: _TypeAlias = _typing.Literal["_limit_burst", b"_limit_burst"]  # noqa: Y015
     _WhichOneofReturnType__limit_per_second: _TypeAlias = _typing.Literal["limit_per_second"]  # noqa: Y015
     _WhichOneofArgType__limit_per_second: _TypeAlias = _typing.Literal["_limit_per_second", b"_limit_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__org_id: _TypeAlias = _typing.Literal["org_id"]  # noqa: Y015
+    _WhichOneofArgType__org_id: _TypeAlias = _typing.Literal["_org_id", b"_org_id"]  # noqa: Y015
     _WhichOneofReturnType__resource_name: _TypeAlias = _typing.Literal["resource_name"]  # noqa: Y015
     _WhichOneofArgType__resource_name: _TypeAlias = _typing.Literal["_resource_name", b"_resource_name"]  # noqa: Y015
     _WhichOneofReturnType__resource_type: _TypeAlias = _typing.Literal["resource_type"]  # noqa: Y015
@@ -336,6 +368,12 @@ class ErrorDetails(_message.Message):
     _WhichOneofReturnType__workspace_id: _TypeAlias = _typing.Literal["workspace_id"]  # noqa: Y015
     _WhichOneofArgType__workspace_id: _TypeAlias = _typing.Literal["_workspace_id", b"_workspace_id"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_by) -> _WhichOneofReturnType__held_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_since) -> _WhichOneofReturnType__held_since | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_reason) -> _WhichOneofReturnType__hold_reason | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__intent_recorded) -> _WhichOneofReturnType__intent_recorded | None: ...
@@ -343,6 +381,8 @@ class ErrorDetails(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_burst) -> _WhichOneofReturnType__limit_burst | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_per_second) -> _WhichOneofReturnType__limit_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__org_id) -> _WhichOneofReturnType__org_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resource_name) -> _WhichOneofReturnType__resource_name | None: ...
     @_typing.overload

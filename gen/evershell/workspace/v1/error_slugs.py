@@ -19,4 +19,5 @@ Slug: TypeAlias = Literal[
     "deadline_exceeded",
     "internal",
     "idempotency_conflict",
+    "org_on_hold",
 ]

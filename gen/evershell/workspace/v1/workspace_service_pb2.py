@@ -26,6 +26,7 @@ from evershell.workspace.v1 import audit_pb2 as evershell_dot_workspace_dot_v1_d
 from evershell.workspace.v1 import error_pb2 as evershell_dot_workspace_dot_v1_dot_error__pb2
 from evershell.workspace.v1 import event_pb2 as evershell_dot_workspace_dot_v1_dot_event__pb2
 from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_dot_field__pb2
+from evershell.workspace.v1 import hold_pb2 as evershell_dot_workspace_dot_v1_dot_hold__pb2
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 from evershell.workspace.v1 import workspace_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
@@ -36,7 +37,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.evershell/workspace/v1/workspace_service.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/audit.proto\x1a\"evershell/workspace/v1/error.proto\x1a\"evershell/workspace/v1/event.proto\x1a\"evershell/workspace/v1/field.proto\x1a!evershell/workspace/v1/task.proto\x1a&evershell/workspace/v1/workspace.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\x08\x45\x64geRule\x12\x16\n\x0esuccess_status\x18\x01 \x01(\x05\x12!\n\x19success_status_after_wait\x18\x02 \x01(\x05\x12\x37\n\x06\x65rrors\x18\x03 \x03(\x0e\x32\'.evershell.workspace.v1.Error.ErrorCode\x12\x0f\n\x07\x65xample\x18\x04 \x01(\t\x12\x19\n\x11max_request_bytes\x18\x05 \x01(\x05\x12\x16\n\x0estream_message\x18\x06 \x01(\t\"a\n\x0bServiceRule\x12\x37\n\x06\x65rrors\x18\x01 \x03(\x0e\x32\'.evershell.workspace.v1.Error.ErrorCode\x12\x19\n\x11max_request_bytes\x18\x02 \x01(\x05\"\xce\x01\n\x11\x43\x61ncelTaskRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xa2\xb5\x18\x03 \xf4\x03\x12/\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xa2\xb5\x18\x02 \x1e\x12\x38\n\x0b\x66orce_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xa2\xb5\x18\x04 \x80\xa3\x05\"\xf7\x02\n\x12\x43\x61ncelTaskResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x43\n\x07outcome\x18\x03 \x01(\x0e\x32\x32.evershell.workspace.v1.CancelTaskResponse.Outcome\x12\x30\n\x0crequested_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0crequested_by\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12*\n\x04task\x18\x07 \x01(\x0b\x32\x1c.evershell.workspace.v1.Task\"q\n\x07Outcome\x12\x17\n\x13outcome_unspecified\x10\x00\x12\x0c\n\x08\x61\x63\x63\x65pted\x10\x01\x12\x15\n\x11\x61lready_requested\x10\x02\x12\x14\n\x10\x61lready_finished\x10\x03\x12\x12\n\x0eno_active_task\x10\x04\"\x84\x02\n\x11SubmitTaskRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12#\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x0e\xe2\x41\x01\x02\xa2\xb5\x18\x06\x18\x01 \xa0\x8d\x06\x12V\n\x08metadata\x18\x03 \x03(\x0b\x32\x37.evershell.workspace.v1.SubmitTaskRequest.MetadataEntryB\x0b\xa2\xb5\x18\x07  0@8\x80\x04\x12#\n\x0emax_iterations\x18\x04 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xe8\x07(d\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"p\n\x12SubmitTaskResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x33\n\x06status\x18\x03 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\"G\n\x0eGetTaskRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\"d\n\x10ListTasksRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x1e\n\tpage_size\x18\x02 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xc8\x01(2\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x11ListTasksResponse\x12+\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.evershell.workspace.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x12WatchEventsRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x15\n\x05\x61\x66ter\x18\x02 \x01(\x03\x42\x06\xa2\xb5\x18\x02\x18\x00\"J\n\x13StreamEventsRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x15\n\x05\x61\x66ter\x18\x02 \x01(\x03\x42\x06\xa2\xb5\x18\x02\x18\x00\"\xb8\x01\n\x13WatchEventsResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.evershell.workspace.v1.EventH\x00\x12\x36\n\theartbeat\x18\x02 \x01(\x0b\x32!.evershell.workspace.v1.HeartbeatH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.evershell.workspace.v1.ErrorH\x00\x42\t\n\x07message\"J\n\tHeartbeat\x12\x30\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"/\n\x16\x43reateWorkspaceRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xa2\xb5\x18\x03 \xc8\x01\"\xad\x02\n\x17ListAuditEntriesRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x19\n\x08\x61\x63tor_id\x18\x03 \x01(\tB\x07\xa2\xb5\x18\x03 \xff\x01\x12\x14\n\x03rpc\x18\x04 \x01(\tB\x07\xa2\xb5\x18\x03 \xff\x01\x12\x18\n\x07outcome\x18\x05 \x01(\tB\x07\xa2\xb5\x18\x03 \xff\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\tpage_size\x18\x08 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xc8\x01(2\x12\x12\n\npage_token\x18\t \x01(\t\"h\n\x18ListAuditEntriesResponse\x12\x33\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\".evershell.workspace.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x13GetWorkspaceRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\"K\n\x15ListWorkspacesRequest\x12\x1e\n\tpage_size\x18\x01 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xc8\x01(2\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x16ListWorkspacesResponse\x12\x35\n\nworkspaces\x18\x01 \x03(\x0b\x32!.evershell.workspace.v1.Workspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x14StopWorkspaceRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\"6\n\x16ResumeWorkspaceRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x32\xa9\x10\n\x10WorkspaceService\x12\x8c\x02\n\nCancelTask\x12).evershell.workspace.v1.CancelTaskRequest\x1a*.evershell.workspace.v1.CancelTaskResponse\"\xa6\x01\x92\xb5\x18\x33\x08\xca\x01\x10\xc8\x01\x1a\x06\x04\x05\x08\x06\x07\x0c\"\x1f{\"reason\": \"it has gone wrong\"}(\x80\x80\x01\x82\xd3\xe4\x93\x02i\")/v1/workspaces/{workspace_id}/task/cancel:\x01*Z9\"4/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel:\x01*\x12\xd1\x01\n\nSubmitTask\x12).evershell.workspace.v1.SubmitTaskRequest\x1a*.evershell.workspace.v1.SubmitTaskResponse\"l\x92\xb5\x18:\x08\xca\x01\x1a\x07\x04\x08\x06\x07\t\x0c\x18\",{\"description\": \"sleep 5\\nsleep 5\\nsleep 5\"}\x82\xd3\xe4\x93\x02(\"#/v1/workspaces/{workspace_id}/tasks:\x01*\x12\x91\x01\n\x07GetTask\x12&.evershell.workspace.v1.GetTaskRequest\x1a\x1c.evershell.workspace.v1.Task\"@\x92\xb5\x18\x07\x08\xc8\x01\x1a\x02\x04\x05\x82\xd3\xe4\x93\x02/\x12-/v1/workspaces/{workspace_id}/tasks/{task_id}\x12\x97\x01\n\tListTasks\x12(.evershell.workspace.v1.ListTasksRequest\x1a).evershell.workspace.v1.ListTasksResponse\"5\x92\xb5\x18\x06\x08\xc8\x01\x1a\x01\x04\x82\xd3\xe4\x93\x02%\x12#/v1/workspaces/{workspace_id}/tasks\x12q\n\x0bWatchEvents\x12*.evershell.workspace.v1.WatchEventsRequest\x1a+.evershell.workspace.v1.WatchEventsResponse\"\x07\x92\xb5\x18\x03\x1a\x01\x04\x30\x01\x12\xb7\x01\n\x0cStreamEvents\x12+.evershell.workspace.v1.StreamEventsRequest\x1a\x14.google.api.HttpBody\"b\x92\xb5\x18\x32\x08\xc8\x01\x1a\x01\x04\x32*evershell.workspace.v1.WatchEventsResponse\x82\xd3\xe4\x93\x02&\x12$/v1/workspaces/{workspace_id}/events0\x01\x12\x9e\x01\n\x0f\x43reateWorkspace\x12..evershell.workspace.v1.CreateWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\"8\x92\xb5\x18\x1b\x08\xc9\x01\x1a\x01\x18\"\x13{\"name\": \"nightly\"}\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/workspaces:\x01*\x12\x8f\x01\n\x0cGetWorkspace\x12+.evershell.workspace.v1.GetWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\"/\x92\xb5\x18\x06\x08\xc8\x01\x1a\x01\x04\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/workspaces/{workspace_id}\x12\x8e\x01\n\x0eListWorkspaces\x12-.evershell.workspace.v1.ListWorkspacesRequest\x1a..evershell.workspace.v1.ListWorkspacesResponse\"\x1d\x92\xb5\x18\x03\x08\xc8\x01\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/workspaces\x12\x9a\x01\n\rStopWorkspace\x12,.evershell.workspace.v1.StopWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\"8\x92\xb5\x18\x07\x08\xca\x01\x1a\x02\x04\x07\x82\xd3\xe4\x93\x02\'\"\"/v1/workspaces/{workspace_id}/stop:\x01*\x12\xa0\x01\n\x0fResumeWorkspace\x12..evershell.workspace.v1.ResumeWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\":\x92\xb5\x18\x07\x08\xca\x01\x1a\x02\x04\n\x82\xd3\xe4\x93\x02)\"$/v1/workspaces/{workspace_id}/resume:\x01*\x12\xb9\x01\n\x10ListAuditEntries\x12/.evershell.workspace.v1.ListAuditEntriesRequest\x1a\x30.evershell.workspace.v1.ListAuditEntriesResponse\"B\x92\xb5\x18\x06\x08\xc8\x01\x1a\x01\x04\x82\xd3\xe4\x93\x02\x32\x12\t/v1/auditZ%\x12#/v1/workspaces/{workspace_id}/audit\x1a\x17\x9a\xb5\x18\x13\n\r\x01\x02\x03\x0b\r\x0e\x0f\x12\x13\x14\x15\x16\x17\x10\x80\x80@:P\n\x04\x65\x64ge\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x0b\x32 .evershell.workspace.v1.EdgeRule:Z\n\nevery_call\x12\x1f.google.protobuf.ServiceOptions\x18\xd3\x86\x03 \x01(\x0b\x32#.evershell.workspace.v1.ServiceRuleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.evershell/workspace/v1/workspace_service.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/audit.proto\x1a\"evershell/workspace/v1/error.proto\x1a\"evershell/workspace/v1/event.proto\x1a\"evershell/workspace/v1/field.proto\x1a!evershell/workspace/v1/hold.proto\x1a!evershell/workspace/v1/task.proto\x1a&evershell/workspace/v1/workspace.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\x08\x45\x64geRule\x12\x16\n\x0esuccess_status\x18\x01 \x01(\x05\x12!\n\x19success_status_after_wait\x18\x02 \x01(\x05\x12\x37\n\x06\x65rrors\x18\x03 \x03(\x0e\x32\'.evershell.workspace.v1.Error.ErrorCode\x12\x0f\n\x07\x65xample\x18\x04 \x01(\t\x12\x19\n\x11max_request_bytes\x18\x05 \x01(\x05\x12\x16\n\x0estream_message\x18\x06 \x01(\t\"a\n\x0bServiceRule\x12\x37\n\x06\x65rrors\x18\x01 \x03(\x0e\x32\'.evershell.workspace.v1.Error.ErrorCode\x12\x19\n\x11max_request_bytes\x18\x02 \x01(\x05\"\xce\x01\n\x11\x43\x61ncelTaskRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x06reason\x18\x03 \x01(\tB\x07\xa2\xb5\x18\x03 \xf4\x03\x12/\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xa2\xb5\x18\x02 \x1e\x12\x38\n\x0b\x66orce_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xa2\xb5\x18\x04 \x80\xa3\x05\"\xf7\x02\n\x12\x43\x61ncelTaskResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x43\n\x07outcome\x18\x03 \x01(\x0e\x32\x32.evershell.workspace.v1.CancelTaskResponse.Outcome\x12\x30\n\x0crequested_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0crequested_by\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12*\n\x04task\x18\x07 \x01(\x0b\x32\x1c.evershell.workspace.v1.Task\"q\n\x07Outcome\x12\x17\n\x13outcome_unspecified\x10\x00\x12\x0c\n\x08\x61\x63\x63\x65pted\x10\x01\x12\x15\n\x11\x61lready_requested\x10\x02\x12\x14\n\x10\x61lready_finished\x10\x03\x12\x12\n\x0eno_active_task\x10\x04\"\x84\x02\n\x11SubmitTaskRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12#\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x0e\xe2\x41\x01\x02\xa2\xb5\x18\x06\x18\x01 \xa0\x8d\x06\x12V\n\x08metadata\x18\x03 \x03(\x0b\x32\x37.evershell.workspace.v1.SubmitTaskRequest.MetadataEntryB\x0b\xa2\xb5\x18\x07  0@8\x80\x04\x12#\n\x0emax_iterations\x18\x04 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xe8\x07(d\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"p\n\x12SubmitTaskResponse\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x33\n\x06status\x18\x03 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\"G\n\x0eGetTaskRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\"d\n\x10ListTasksRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x1e\n\tpage_size\x18\x02 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xc8\x01(2\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x11ListTasksResponse\x12+\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.evershell.workspace.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x12WatchEventsRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x15\n\x05\x61\x66ter\x18\x02 \x01(\x03\x42\x06\xa2\xb5\x18\x02\x18\x00\"J\n\x13StreamEventsRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x15\n\x05\x61\x66ter\x18\x02 \x01(\x03\x42\x06\xa2\xb5\x18\x02\x18\x00\"\xb8\x01\n\x13WatchEventsResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1d.evershell.workspace.v1.EventH\x00\x12\x36\n\theartbeat\x18\x02 \x01(\x0b\x32!.evershell.workspace.v1.HeartbeatH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.evershell.workspace.v1.ErrorH\x00\x42\t\n\x07message\"J\n\tHeartbeat\x12\x30\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"/\n\x16\x43reateWorkspaceRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xa2\xb5\x18\x03 \xc8\x01\"\xad\x02\n\x17ListAuditEntriesRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\x12\x19\n\x08\x61\x63tor_id\x18\x03 \x01(\tB\x07\xa2\xb5\x18\x03 \xff\x01\x12\x14\n\x03rpc\x18\x04 \x01(\tB\x07\xa2\xb5\x18\x03 \xff\x01\x12\x18\n\x07outcome\x18\x05 \x01(\tB\x07\xa2\xb5\x18\x03 \xff\x01\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\tpage_size\x18\x08 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xc8\x01(2\x12\x12\n\npage_token\x18\t \x01(\t\"h\n\x18ListAuditEntriesResponse\x12\x33\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\".evershell.workspace.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x13GetWorkspaceRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\"K\n\x15ListWorkspacesRequest\x12\x1e\n\tpage_size\x18\x01 \x01(\x05\x42\x0b\xa2\xb5\x18\x07\x18\x01 \xc8\x01(2\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x16ListWorkspacesResponse\x12\x35\n\nworkspaces\x18\x01 \x03(\x0b\x32!.evershell.workspace.v1.Workspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x14StopWorkspaceRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\"6\n\x16ResumeWorkspaceRequest\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x10\x01\")\n\x0eHoldOrgRequest\x12\x17\n\x06reason\x18\x01 \x01(\tB\x07\xa2\xb5\x18\x03 \xf4\x03\"E\n\x0fHoldOrgResponse\x12\x32\n\x04hold\x18\x01 \x01(\x0b\x32\x1c.evershell.workspace.v1.HoldB\x06\xa2\xb5\x18\x02\x08\x01\"\x13\n\x11ReleaseOrgRequest\"\x10\n\x0eGetHoldRequest2\xb8\x13\n\x10WorkspaceService\x12\x8c\x02\n\nCancelTask\x12).evershell.workspace.v1.CancelTaskRequest\x1a*.evershell.workspace.v1.CancelTaskResponse\"\xa6\x01\x92\xb5\x18\x33\x08\xca\x01\x10\xc8\x01\x1a\x06\x04\x05\x08\x06\x07\x0c\"\x1f{\"reason\": \"it has gone wrong\"}(\x80\x80\x01\x82\xd3\xe4\x93\x02i\")/v1/workspaces/{workspace_id}/task/cancel:\x01*Z9\"4/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel:\x01*\x12\xd2\x01\n\nSubmitTask\x12).evershell.workspace.v1.SubmitTaskRequest\x1a*.evershell.workspace.v1.SubmitTaskResponse\"m\x92\xb5\x18;\x08\xca\x01\x1a\x08\x04\x08\x06\x07\t\x0c\x18\x19\",{\"description\": \"sleep 5\\nsleep 5\\nsleep 5\"}\x82\xd3\xe4\x93\x02(\"#/v1/workspaces/{workspace_id}/tasks:\x01*\x12\x91\x01\n\x07GetTask\x12&.evershell.workspace.v1.GetTaskRequest\x1a\x1c.evershell.workspace.v1.Task\"@\x92\xb5\x18\x07\x08\xc8\x01\x1a\x02\x04\x05\x82\xd3\xe4\x93\x02/\x12-/v1/workspaces/{workspace_id}/tasks/{task_id}\x12\x97\x01\n\tListTasks\x12(.evershell.workspace.v1.ListTasksRequest\x1a).evershell.workspace.v1.ListTasksResponse\"5\x92\xb5\x18\x06\x08\xc8\x01\x1a\x01\x04\x82\xd3\xe4\x93\x02%\x12#/v1/workspaces/{workspace_id}/tasks\x12q\n\x0bWatchEvents\x12*.evershell.workspace.v1.WatchEventsRequest\x1a+.evershell.workspace.v1.WatchEventsResponse\"\x07\x92\xb5\x18\x03\x1a\x01\x04\x30\x01\x12\xb7\x01\n\x0cStreamEvents\x12+.evershell.workspace.v1.StreamEventsRequest\x1a\x14.google.api.HttpBody\"b\x92\xb5\x18\x32\x08\xc8\x01\x1a\x01\x04\x32*evershell.workspace.v1.WatchEventsResponse\x82\xd3\xe4\x93\x02&\x12$/v1/workspaces/{workspace_id}/events0\x01\x12\x9f\x01\n\x0f\x43reateWorkspace\x12..evershell.workspace.v1.CreateWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\"9\x92\xb5\x18\x1c\x08\xc9\x01\x1a\x02\x18\x19\"\x13{\"name\": \"nightly\"}\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/workspaces:\x01*\x12\x8f\x01\n\x0cGetWorkspace\x12+.evershell.workspace.v1.GetWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\"/\x92\xb5\x18\x06\x08\xc8\x01\x1a\x01\x04\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/workspaces/{workspace_id}\x12\x8e\x01\n\x0eListWorkspaces\x12-.evershell.workspace.v1.ListWorkspacesRequest\x1a..evershell.workspace.v1.ListWorkspacesResponse\"\x1d\x92\xb5\x18\x03\x08\xc8\x01\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/workspaces\x12\x9a\x01\n\rStopWorkspace\x12,.evershell.workspace.v1.StopWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\"8\x92\xb5\x18\x07\x08\xca\x01\x1a\x02\x04\x07\x82\xd3\xe4\x93\x02\'\"\"/v1/workspaces/{workspace_id}/stop:\x01*\x12\xa1\x01\n\x0fResumeWorkspace\x12..evershell.workspace.v1.ResumeWorkspaceRequest\x1a!.evershell.workspace.v1.Workspace\";\x92\xb5\x18\x08\x08\xca\x01\x1a\x03\x04\n\x19\x82\xd3\xe4\x93\x02)\"$/v1/workspaces/{workspace_id}/resume:\x01*\x12\xb9\x01\n\x10ListAuditEntries\x12/.evershell.workspace.v1.ListAuditEntriesRequest\x1a\x30.evershell.workspace.v1.ListAuditEntriesResponse\"B\x92\xb5\x18\x06\x08\xc8\x01\x1a\x01\x04\x82\xd3\xe4\x93\x02\x32\x12\t/v1/auditZ%\x12#/v1/workspaces/{workspace_id}/audit\x12\xa0\x01\n\x07HoldOrg\x12&.evershell.workspace.v1.HoldOrgRequest\x1a\'.evershell.workspace.v1.HoldOrgResponse\"D\x92\xb5\x18-\x08\xc8\x01\"${\"reason\": \"agents have gone wrong\"}(\x80\x80\x01\x82\xd3\xe4\x93\x02\r\"\x08/v1/hold:\x01*\x12}\n\nReleaseOrg\x12).evershell.workspace.v1.ReleaseOrgRequest\x1a\x1c.evershell.workspace.v1.Hold\"&\x92\xb5\x18\x07\x08\xc8\x01(\x80\x80\x01\x82\xd3\xe4\x93\x02\x15\"\x10/v1/hold/release:\x01*\x12h\n\x07GetHold\x12&.evershell.workspace.v1.GetHoldRequest\x1a\x1c.evershell.workspace.v1.Hold\"\x17\x92\xb5\x18\x03\x08\xc8\x01\x82\xd3\xe4\x93\x02\n\x12\x08/v1/hold\x1a\x17\x9a\xb5\x18\x13\n\r\x01\x02\x03\x0b\r\x0e\x0f\x12\x13\x14\x15\x16\x17\x10\x80\x80@:P\n\x04\x65\x64ge\x12\x1e.google.protobuf.MethodOptions\x18\xd2\x86\x03 \x01(\x0b\x32 .evershell.workspace.v1.EdgeRule:Z\n\nevery_call\x12\x1f.google.protobuf.ServiceOptions\x18\xd3\x86\x03 \x01(\x0b\x32#.evershell.workspace.v1.ServiceRuleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -103,12 +104,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOPWORKSPACEREQUEST'].fields_by_name['workspace_id']._serialized_options = b'\242\265\030\002\020\001'
   _globals['_RESUMEWORKSPACEREQUEST'].fields_by_name['workspace_id']._loaded_options = None
   _globals['_RESUMEWORKSPACEREQUEST'].fields_by_name['workspace_id']._serialized_options = b'\242\265\030\002\020\001'
+  _globals['_HOLDORGREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_HOLDORGREQUEST'].fields_by_name['reason']._serialized_options = b'\242\265\030\003 \364\003'
+  _globals['_HOLDORGRESPONSE'].fields_by_name['hold']._loaded_options = None
+  _globals['_HOLDORGRESPONSE'].fields_by_name['hold']._serialized_options = b'\242\265\030\002\010\001'
   _globals['_WORKSPACESERVICE']._loaded_options = None
   _globals['_WORKSPACESERVICE']._serialized_options = b'\232\265\030\023\n\r\001\002\003\013\r\016\017\022\023\024\025\026\027\020\200\200@'
   _globals['_WORKSPACESERVICE'].methods_by_name['CancelTask']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['CancelTask']._serialized_options = b'\222\265\0303\010\312\001\020\310\001\032\006\004\005\010\006\007\014\"\037{\"reason\": \"it has gone wrong\"}(\200\200\001\202\323\344\223\002i\")/v1/workspaces/{workspace_id}/task/cancel:\001*Z9\"4/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel:\001*'
   _globals['_WORKSPACESERVICE'].methods_by_name['SubmitTask']._loaded_options = None
-  _globals['_WORKSPACESERVICE'].methods_by_name['SubmitTask']._serialized_options = b'\222\265\030:\010\312\001\032\007\004\010\006\007\t\014\030\",{\"description\": \"sleep 5\\nsleep 5\\nsleep 5\"}\202\323\344\223\002(\"#/v1/workspaces/{workspace_id}/tasks:\001*'
+  _globals['_WORKSPACESERVICE'].methods_by_name['SubmitTask']._serialized_options = b'\222\265\030;\010\312\001\032\010\004\010\006\007\t\014\030\031\",{\"description\": \"sleep 5\\nsleep 5\\nsleep 5\"}\202\323\344\223\002(\"#/v1/workspaces/{workspace_id}/tasks:\001*'
   _globals['_WORKSPACESERVICE'].methods_by_name['GetTask']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['GetTask']._serialized_options = b'\222\265\030\007\010\310\001\032\002\004\005\202\323\344\223\002/\022-/v1/workspaces/{workspace_id}/tasks/{task_id}'
   _globals['_WORKSPACESERVICE'].methods_by_name['ListTasks']._loaded_options = None
@@ -118,7 +123,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKSPACESERVICE'].methods_by_name['StreamEvents']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['StreamEvents']._serialized_options = b'\222\265\0302\010\310\001\032\001\0042*evershell.workspace.v1.WatchEventsResponse\202\323\344\223\002&\022$/v1/workspaces/{workspace_id}/events'
   _globals['_WORKSPACESERVICE'].methods_by_name['CreateWorkspace']._loaded_options = None
-  _globals['_WORKSPACESERVICE'].methods_by_name['CreateWorkspace']._serialized_options = b'\222\265\030\033\010\311\001\032\001\030\"\023{\"name\": \"nightly\"}\202\323\344\223\002\023\"\016/v1/workspaces:\001*'
+  _globals['_WORKSPACESERVICE'].methods_by_name['CreateWorkspace']._serialized_options = b'\222\265\030\034\010\311\001\032\002\030\031\"\023{\"name\": \"nightly\"}\202\323\344\223\002\023\"\016/v1/workspaces:\001*'
   _globals['_WORKSPACESERVICE'].methods_by_name['GetWorkspace']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['GetWorkspace']._serialized_options = b'\222\265\030\006\010\310\001\032\001\004\202\323\344\223\002\037\022\035/v1/workspaces/{workspace_id}'
   _globals['_WORKSPACESERVICE'].methods_by_name['ListWorkspaces']._loaded_options = None
@@ -126,55 +131,69 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKSPACESERVICE'].methods_by_name['StopWorkspace']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['StopWorkspace']._serialized_options = b'\222\265\030\007\010\312\001\032\002\004\007\202\323\344\223\002\'\"\"/v1/workspaces/{workspace_id}/stop:\001*'
   _globals['_WORKSPACESERVICE'].methods_by_name['ResumeWorkspace']._loaded_options = None
-  _globals['_WORKSPACESERVICE'].methods_by_name['ResumeWorkspace']._serialized_options = b'\222\265\030\007\010\312\001\032\002\004\n\202\323\344\223\002)\"$/v1/workspaces/{workspace_id}/resume:\001*'
+  _globals['_WORKSPACESERVICE'].methods_by_name['ResumeWorkspace']._serialized_options = b'\222\265\030\010\010\312\001\032\003\004\n\031\202\323\344\223\002)\"$/v1/workspaces/{workspace_id}/resume:\001*'
   _globals['_WORKSPACESERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\222\265\030\006\010\310\001\032\001\004\202\323\344\223\0022\022\t/v1/auditZ%\022#/v1/workspaces/{workspace_id}/audit'
-  _globals['_EDGERULE']._serialized_start=483
-  _globals['_EDGERULE']._serialized_end=677
-  _globals['_SERVICERULE']._serialized_start=679
-  _globals['_SERVICERULE']._serialized_end=776
-  _globals['_CANCELTASKREQUEST']._serialized_start=779
-  _globals['_CANCELTASKREQUEST']._serialized_end=985
-  _globals['_CANCELTASKRESPONSE']._serialized_start=988
-  _globals['_CANCELTASKRESPONSE']._serialized_end=1363
-  _globals['_CANCELTASKRESPONSE_OUTCOME']._serialized_start=1250
-  _globals['_CANCELTASKRESPONSE_OUTCOME']._serialized_end=1363
-  _globals['_SUBMITTASKREQUEST']._serialized_start=1366
-  _globals['_SUBMITTASKREQUEST']._serialized_end=1626
-  _globals['_SUBMITTASKREQUEST_METADATAENTRY']._serialized_start=1579
-  _globals['_SUBMITTASKREQUEST_METADATAENTRY']._serialized_end=1626
-  _globals['_SUBMITTASKRESPONSE']._serialized_start=1628
-  _globals['_SUBMITTASKRESPONSE']._serialized_end=1740
-  _globals['_GETTASKREQUEST']._serialized_start=1742
-  _globals['_GETTASKREQUEST']._serialized_end=1813
-  _globals['_LISTTASKSREQUEST']._serialized_start=1815
-  _globals['_LISTTASKSREQUEST']._serialized_end=1915
-  _globals['_LISTTASKSRESPONSE']._serialized_start=1917
-  _globals['_LISTTASKSRESPONSE']._serialized_end=2006
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=2008
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=2081
-  _globals['_STREAMEVENTSREQUEST']._serialized_start=2083
-  _globals['_STREAMEVENTSREQUEST']._serialized_end=2157
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=2160
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=2344
-  _globals['_HEARTBEAT']._serialized_start=2346
-  _globals['_HEARTBEAT']._serialized_end=2420
-  _globals['_CREATEWORKSPACEREQUEST']._serialized_start=2422
-  _globals['_CREATEWORKSPACEREQUEST']._serialized_end=2469
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2472
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=2773
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=2775
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=2879
-  _globals['_GETWORKSPACEREQUEST']._serialized_start=2881
-  _globals['_GETWORKSPACEREQUEST']._serialized_end=2932
-  _globals['_LISTWORKSPACESREQUEST']._serialized_start=2934
-  _globals['_LISTWORKSPACESREQUEST']._serialized_end=3009
-  _globals['_LISTWORKSPACESRESPONSE']._serialized_start=3011
-  _globals['_LISTWORKSPACESRESPONSE']._serialized_end=3115
-  _globals['_STOPWORKSPACEREQUEST']._serialized_start=3117
-  _globals['_STOPWORKSPACEREQUEST']._serialized_end=3169
-  _globals['_RESUMEWORKSPACEREQUEST']._serialized_start=3171
-  _globals['_RESUMEWORKSPACEREQUEST']._serialized_end=3225
-  _globals['_WORKSPACESERVICE']._serialized_start=3228
-  _globals['_WORKSPACESERVICE']._serialized_end=5317
+  _globals['_WORKSPACESERVICE'].methods_by_name['HoldOrg']._loaded_options = None
+  _globals['_WORKSPACESERVICE'].methods_by_name['HoldOrg']._serialized_options = b'\222\265\030-\010\310\001\"${\"reason\": \"agents have gone wrong\"}(\200\200\001\202\323\344\223\002\r\"\010/v1/hold:\001*'
+  _globals['_WORKSPACESERVICE'].methods_by_name['ReleaseOrg']._loaded_options = None
+  _globals['_WORKSPACESERVICE'].methods_by_name['ReleaseOrg']._serialized_options = b'\222\265\030\007\010\310\001(\200\200\001\202\323\344\223\002\025\"\020/v1/hold/release:\001*'
+  _globals['_WORKSPACESERVICE'].methods_by_name['GetHold']._loaded_options = None
+  _globals['_WORKSPACESERVICE'].methods_by_name['GetHold']._serialized_options = b'\222\265\030\003\010\310\001\202\323\344\223\002\n\022\010/v1/hold'
+  _globals['_EDGERULE']._serialized_start=518
+  _globals['_EDGERULE']._serialized_end=712
+  _globals['_SERVICERULE']._serialized_start=714
+  _globals['_SERVICERULE']._serialized_end=811
+  _globals['_CANCELTASKREQUEST']._serialized_start=814
+  _globals['_CANCELTASKREQUEST']._serialized_end=1020
+  _globals['_CANCELTASKRESPONSE']._serialized_start=1023
+  _globals['_CANCELTASKRESPONSE']._serialized_end=1398
+  _globals['_CANCELTASKRESPONSE_OUTCOME']._serialized_start=1285
+  _globals['_CANCELTASKRESPONSE_OUTCOME']._serialized_end=1398
+  _globals['_SUBMITTASKREQUEST']._serialized_start=1401
+  _globals['_SUBMITTASKREQUEST']._serialized_end=1661
+  _globals['_SUBMITTASKREQUEST_METADATAENTRY']._serialized_start=1614
+  _globals['_SUBMITTASKREQUEST_METADATAENTRY']._serialized_end=1661
+  _globals['_SUBMITTASKRESPONSE']._serialized_start=1663
+  _globals['_SUBMITTASKRESPONSE']._serialized_end=1775
+  _globals['_GETTASKREQUEST']._serialized_start=1777
+  _globals['_GETTASKREQUEST']._serialized_end=1848
+  _globals['_LISTTASKSREQUEST']._serialized_start=1850
+  _globals['_LISTTASKSREQUEST']._serialized_end=1950
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1952
+  _globals['_LISTTASKSRESPONSE']._serialized_end=2041
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=2043
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=2116
+  _globals['_STREAMEVENTSREQUEST']._serialized_start=2118
+  _globals['_STREAMEVENTSREQUEST']._serialized_end=2192
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=2195
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=2379
+  _globals['_HEARTBEAT']._serialized_start=2381
+  _globals['_HEARTBEAT']._serialized_end=2455
+  _globals['_CREATEWORKSPACEREQUEST']._serialized_start=2457
+  _globals['_CREATEWORKSPACEREQUEST']._serialized_end=2504
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2507
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=2808
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=2810
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=2914
+  _globals['_GETWORKSPACEREQUEST']._serialized_start=2916
+  _globals['_GETWORKSPACEREQUEST']._serialized_end=2967
+  _globals['_LISTWORKSPACESREQUEST']._serialized_start=2969
+  _globals['_LISTWORKSPACESREQUEST']._serialized_end=3044
+  _globals['_LISTWORKSPACESRESPONSE']._serialized_start=3046
+  _globals['_LISTWORKSPACESRESPONSE']._serialized_end=3150
+  _globals['_STOPWORKSPACEREQUEST']._serialized_start=3152
+  _globals['_STOPWORKSPACEREQUEST']._serialized_end=3204
+  _globals['_RESUMEWORKSPACEREQUEST']._serialized_start=3206
+  _globals['_RESUMEWORKSPACEREQUEST']._serialized_end=3260
+  _globals['_HOLDORGREQUEST']._serialized_start=3262
+  _globals['_HOLDORGREQUEST']._serialized_end=3303
+  _globals['_HOLDORGRESPONSE']._serialized_start=3305
+  _globals['_HOLDORGRESPONSE']._serialized_end=3374
+  _globals['_RELEASEORGREQUEST']._serialized_start=3376
+  _globals['_RELEASEORGREQUEST']._serialized_end=3395
+  _globals['_GETHOLDREQUEST']._serialized_start=3397
+  _globals['_GETHOLDREQUEST']._serialized_end=3413
+  _globals['_WORKSPACESERVICE']._serialized_start=3416
+  _globals['_WORKSPACESERVICE']._serialized_end=5904
 # @@protoc_insertion_point(module_scope)

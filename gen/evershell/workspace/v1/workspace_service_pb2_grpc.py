@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from evershell.workspace.v1 import hold_pb2 as evershell_dot_workspace_dot_v1_dot_hold__pb2
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 from evershell.workspace.v1 import workspace_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__pb2
 from evershell.workspace.v1 import workspace_service_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__service__pb2
@@ -100,6 +101,21 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.FromString,
                 _registered_method=True)
+        self.HoldOrg = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/HoldOrg',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgResponse.FromString,
+                _registered_method=True)
+        self.ReleaseOrg = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ReleaseOrg',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReleaseOrgRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+                _registered_method=True)
+        self.GetHold = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/GetHold',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+                _registered_method=True)
 
 
 class WorkspaceServiceServicer:
@@ -139,7 +155,8 @@ class WorkspaceServiceServicer:
         the organization). A call with the key of an earlier call that had an effect answers what that
         call answered, and has no effect. Without the header, every successful call creates a task.
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-        has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
+        has ended `delivery_failed`. org_on_hold while the organization is on hold.
+        idempotency_conflict if the key belongs to another request.
         Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -203,7 +220,8 @@ class WorkspaceServiceServicer:
         Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
         Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
         workspace as it was created. Without the header, every successful call creates a workspace.
-        Errors: idempotency_conflict if the key belongs to another request.
+        Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
+        to another request.
         Needs workspace:write or workspace:write:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -252,7 +270,8 @@ class WorkspaceServiceServicer:
 
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
-        Errors: invalid_state while the workspace is stopping.
+        Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
+        hold, also for a workspace that is up.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
         """
@@ -267,6 +286,44 @@ class WorkspaceServiceServicer:
         answered, and that of a refused call within a second.
         Errors: workspace_not_found also if the workspace belongs to another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldOrg(self, request, context):
+        """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
+
+        Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
+        Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
+        reading work.
+        Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
+        are those of the first one.
+        Errors: only those of every call.
+        Needs org:hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseOrg(self, request, context):
+        """Ends the hold of the caller's organization.
+
+        Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
+        Idempotency: without a hold, a call changes nothing and succeeds.
+        Errors: only those of every call.
+        Needs org:hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHold(self, request, context):
+        """Reads whether the caller's organization is on hold, and since when, by whom and why.
+
+        Effect: none. Idempotency: a read.
+        Errors: only those of every call.
+        Needs workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -334,6 +391,21 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEntries,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.SerializeToString,
+            ),
+            'HoldOrg': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldOrg,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgResponse.SerializeToString,
+            ),
+            'ReleaseOrg': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseOrg,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReleaseOrgRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.SerializeToString,
+            ),
+            'GetHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHold,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -663,6 +735,87 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/ListAuditEntries',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldOrg(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/HoldOrg',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseOrg(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ReleaseOrg',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReleaseOrgRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/GetHold',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
             options,
             channel_credentials,
             insecure,

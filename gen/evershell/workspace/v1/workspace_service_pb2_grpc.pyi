@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from evershell.workspace.v1 import hold_pb2 as _hold_pb2
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from evershell.workspace.v1 import workspace_pb2 as _workspace_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as _workspace_service_pb2
@@ -66,7 +67,8 @@ class WorkspaceServiceStub:
     the organization). A call with the key of an earlier call that had an effect answers what that
     call answered, and has no effect. Without the header, every successful call creates a task.
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-    has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
+    has ended `delivery_failed`. org_on_hold while the organization is on hold.
+    idempotency_conflict if the key belongs to another request.
     Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]
@@ -110,7 +112,8 @@ class WorkspaceServiceStub:
     Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
     Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
     workspace as it was created. Without the header, every successful call creates a workspace.
-    Errors: idempotency_conflict if the key belongs to another request.
+    Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
+    to another request.
     Needs workspace:write or workspace:write:own.
     """
     GetWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_pb2.Workspace]
@@ -143,7 +146,8 @@ class WorkspaceServiceStub:
 
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
-    Errors: invalid_state while the workspace is stopping.
+    Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
+    hold, also for a workspace that is up.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
     """
@@ -154,6 +158,32 @@ class WorkspaceServiceStub:
     answered, and that of a refused call within a second.
     Errors: workspace_not_found also if the workspace belongs to another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
+    """
+    HoldOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]
+    """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
+
+    Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
+    Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
+    reading work.
+    Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
+    are those of the first one.
+    Errors: only those of every call.
+    Needs org:hold.
+    """
+    ReleaseOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ReleaseOrgRequest, _hold_pb2.Hold]
+    """Ends the hold of the caller's organization.
+
+    Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
+    Idempotency: without a hold, a call changes nothing and succeeds.
+    Errors: only those of every call.
+    Needs org:hold.
+    """
+    GetHold: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetHoldRequest, _hold_pb2.Hold]
+    """Reads whether the caller's organization is on hold, and since when, by whom and why.
+
+    Effect: none. Idempotency: a read.
+    Errors: only those of every call.
+    Needs workspace:read or workspace:read:own.
     """
 
 @_typing.type_check_only
@@ -191,7 +221,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     the organization). A call with the key of an earlier call that had an effect answers what that
     call answered, and has no effect. Without the header, every successful call creates a task.
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-    has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
+    has ended `delivery_failed`. org_on_hold while the organization is on hold.
+    idempotency_conflict if the key belongs to another request.
     Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
@@ -235,7 +266,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
     Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
     workspace as it was created. Without the header, every successful call creates a workspace.
-    Errors: idempotency_conflict if the key belongs to another request.
+    Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
+    to another request.
     Needs workspace:write or workspace:write:own.
     """
     GetWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -268,7 +300,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
-    Errors: invalid_state while the workspace is stopping.
+    Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
+    hold, also for a workspace that is up.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
     """
@@ -279,6 +312,32 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     answered, and that of a refused call within a second.
     Errors: workspace_not_found also if the workspace belongs to another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
+    """
+    HoldOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]  # type: ignore[assignment]
+    """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
+
+    Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
+    Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
+    reading work.
+    Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
+    are those of the first one.
+    Errors: only those of every call.
+    Needs org:hold.
+    """
+    ReleaseOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ReleaseOrgRequest, _hold_pb2.Hold]  # type: ignore[assignment]
+    """Ends the hold of the caller's organization.
+
+    Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
+    Idempotency: without a hold, a call changes nothing and succeeds.
+    Errors: only those of every call.
+    Needs org:hold.
+    """
+    GetHold: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetHoldRequest, _hold_pb2.Hold]  # type: ignore[assignment]
+    """Reads whether the caller's organization is on hold, and since when, by whom and why.
+
+    Effect: none. Idempotency: a read.
+    Errors: only those of every call.
+    Needs workspace:read or workspace:read:own.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -325,7 +384,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         the organization). A call with the key of an earlier call that had an effect answers what that
         call answered, and has no effect. Without the header, every successful call creates a task.
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
-        has ended `delivery_failed`. idempotency_conflict if the key belongs to another request.
+        has ended `delivery_failed`. org_on_hold while the organization is on hold.
+        idempotency_conflict if the key belongs to another request.
         Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
         """
 
@@ -399,7 +459,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the workspace is `provisioning`, and becomes `idle` when its agent has registered.
         Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
         workspace as it was created. Without the header, every successful call creates a workspace.
-        Errors: idempotency_conflict if the key belongs to another request.
+        Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
+        to another request.
         Needs workspace:write or workspace:write:own.
         """
 
@@ -456,7 +517,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
-        Errors: invalid_state while the workspace is stopping.
+        Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
+        hold, also for a workspace that is up.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
         """
@@ -473,6 +535,50 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         answered, and that of a refused call within a second.
         Errors: workspace_not_found also if the workspace belongs to another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
+        """
+
+    @_abc_1.abstractmethod
+    def HoldOrg(
+        self,
+        request: _workspace_service_pb2.HoldOrgRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.HoldOrgResponse, _abc.Awaitable[_workspace_service_pb2.HoldOrgResponse]]:
+        """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
+
+        Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
+        Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
+        reading work.
+        Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
+        are those of the first one.
+        Errors: only those of every call.
+        Needs org:hold.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseOrg(
+        self,
+        request: _workspace_service_pb2.ReleaseOrgRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hold_pb2.Hold, _abc.Awaitable[_hold_pb2.Hold]]:
+        """Ends the hold of the caller's organization.
+
+        Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
+        Idempotency: without a hold, a call changes nothing and succeeds.
+        Errors: only those of every call.
+        Needs org:hold.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHold(
+        self,
+        request: _workspace_service_pb2.GetHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hold_pb2.Hold, _abc.Awaitable[_hold_pb2.Hold]]:
+        """Reads whether the caller's organization is on hold, and since when, by whom and why.
+
+        Effect: none. Idempotency: a read.
+        Errors: only those of every call.
+        Needs workspace:read or workspace:read:own.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,34 @@
+"""A hold: until it is released, an organization gets no new task and no new agent."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from evershell.server.core.errors import Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A hold in force. It names the call that set it first."""
+
+    org_id: str
+    # The user's id, or the API key's.
+    held_by: str
+    held_since: datetime
+    reason: str
+
+    def refusal(self) -> Failure:
+        """The error of a call that the hold refuses."""
+        because = f": {self.reason}" if self.reason else ""
+        message = (
+            f"{self.held_by} has put your organization on hold at "
+            f"{self.held_since.isoformat(timespec='seconds')}{because}. New tasks and agents are "
+            "refused until ReleaseOrg. Cancelling, stopping and reading work."
+        )
+        return Failure(
+            "org_on_hold",
+            message,
+            org_id=self.org_id,
+            held_by=self.held_by,
+            held_since=self.held_since.isoformat(),
+            hold_reason=self.reason,
+        )

@@ -1,0 +1,74 @@
+"""A hold through the edge, over REST and gRPC. The holds are those of the other organization."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from evershell.client import Client, OrgOnHoldError
+from tests.support.stack import Gate, Stack, Workspace
+
+CALLER = "other_org"
+
+
+@pytest.fixture
+def other(stack: Stack) -> Iterator[Workspace]:
+    """A workspace of the other organization, which is released at the end."""
+    workspace = Workspace(stack, CALLER)
+    yield workspace
+    workspace.rest.post("/v1/hold/release", status=200)
+    workspace.rest.post(f"{workspace.path}/stop")
+
+
+def test_a_hold_refuses_what_is_new_and_nothing_else(stack: Stack, other: Workspace) -> None:
+    gate = Gate(other)
+    task_id = other.submit(gate.command)
+    other.await_phase(task_id, "tool_call")
+    held = other.rest.post("/v1/hold", {"reason": "gone wrong"}, 200)["hold"]
+    assert held["on_hold"] and held["reason"] == "gone wrong"
+    assert other.rest.get("/v1/hold") == held
+    assert stack.grpc(CALLER).call("GetHold") == held
+    refused = other.rest.call("POST", f"{other.path}/tasks", json={"description": "true"})
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (409, "false")
+    error = refused.json()["error"]
+    assert error["code"] == "org_on_hold"
+    assert (error["details"]["held_by"], error["details"]["hold_reason"]) == (
+        held["held_by"],
+        "gone wrong",
+    )
+    for path in ("/v1/workspaces", f"{other.path}/resume"):
+        assert other.rest.fails("POST", path).slug == "org_on_hold"
+    by_grpc = stack.grpc(CALLER).fails("SubmitTask", workspace_id=other.id, description="true")
+    (violation,) = by_grpc.details["PreconditionFailure"]["violations"]
+    assert (by_grpc.slug, violation["subject"]) == ("org_on_hold", held["org_id"])
+    assert other.cancel()["outcome"] == "accepted"
+    gate.open()
+    assert other.await_end(task_id)["status"] == "cancelled"
+    assert other.rest.post("/v1/hold/release", status=200)["on_hold"] is False
+    other.await_end(other.submit("true"))
+
+
+def test_a_hold_does_not_affect_another_organization(
+    other: Workspace, workspace: Workspace
+) -> None:
+    other.rest.post("/v1/hold", status=200)
+    assert workspace.rest.get("/v1/hold")["on_hold"] is False
+    workspace.await_end(workspace.submit("true"))
+
+
+@pytest.mark.parametrize("token", ["member", "submit_observe", "read_only"])
+def test_a_hold_needs_its_scope(stack: Stack, token: str) -> None:
+    for path in ("/v1/hold", "/v1/hold/release"):
+        failed = stack.rest(token).fails("POST", path)
+        assert (failed.status, failed.details["required"]) == (403, ["org:hold"])
+
+
+def test_the_client_holds_and_releases(stack: Stack, other: Workspace) -> None:
+    with Client(f"http://{stack.ready['grpc_addr']}", stack.tokens[CALLER]) as client:
+        held = client.hold(reason="from Python")
+        assert held.on_hold and client.get_hold() == held == client.hold(reason="again")
+        with pytest.raises(OrgOnHoldError) as refused:
+            client.submit_task(other.id, "true")
+        assert refused.value.details["hold_reason"] == "from Python"
+        assert not client.release().on_hold
+        entries = [entry.rpc for entry in client.list_audit_entries(page_size=20)]
+        assert entries[:1] == ["ReleaseOrg"]
