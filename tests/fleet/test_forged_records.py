@@ -13,7 +13,8 @@ import pytest
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet import processes
 from evershell.server.fleet.local_pods import LocalPods, end_every_pod
-from evershell.server.fleet.processes import Pod, ProcessId
+from evershell.server.fleet.processes import Pod
+from evershell.server.fleet.scans import ProcessId
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.small_agent import spec_for, wait_start
@@ -48,7 +49,7 @@ async def test_another_process_that_a_record_names_is_not_ended(
         await asyncio.wait_for(pods.wait_exit(workspace), 10)
     assert await pods.end(workspace, 5) is agent_runs
     assert stranger.poll() is None
-    await end_every_pod(tmp_path, list)
+    await end_every_pod(tmp_path, lambda scanned: [])
     assert stranger.poll() is None
 
 
@@ -196,7 +197,7 @@ async def test_a_stack_ends_its_agents_without_their_folders(
     # A record claims a workspace of the other stack for this stack.
     forge(tmp_path, foreign.id, workspace.epoch, ProcessId.of(stranger.pid))
     began = time.monotonic()
-    await end_every_pod(tmp_path, list)
+    await end_every_pod(tmp_path, lambda scanned: [])
     assert time.monotonic() - began < 5
     assert processes.find(Pod(workspace.id)) == []
     assert other_stack.is_alive(foreign) and stranger.poll() is None

@@ -35,7 +35,7 @@ def new_pods(state_dir: Path, **more: Any) -> LocalPods:
     return LocalPods(
         state_dir,
         spec_for,
-        leftovers=lambda started: processes.leftovers(others | set(started)),
+        leftovers=lambda started, scanned: processes.leftovers(others | set(started), scanned),
         **more,
     )
 

@@ -9,12 +9,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evershell.server.core.ids import new_workspace_id
-from evershell.server.fleet import processes
+from evershell.server.fleet import processes, scans
 from evershell.server.fleet.processes import AllPods, Pod
 from evershell.server.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
@@ -166,6 +167,26 @@ async def test_a_process_that_is_started_during_the_end_is_ended(
     assert pids(workspace_id) == set()
 
 
+def test_a_scan_reads_the_identity_the_parent_and_the_markers(
+    start: Start, workspace_id: str, tmp_path: Path
+) -> None:
+    process = start(workspace_id, "open('/proc/self/comm', 'w').write('a) R 1 (b')", tmp_path)
+    (found,) = [each for each in scans.scan() if each.id.pid == process.pid]
+    assert found.id.is_running()
+    assert found.parent_pid == os.getpid()
+    assert found.markers == {WORKSPACE_MARKER: workspace_id, STATE_DIR_MARKER: str(tmp_path)}
+
+
+def test_a_process_that_has_reused_the_id_of_a_found_one_is_spared(
+    start: Start, workspace_id: str
+) -> None:
+    process = start(workspace_id)
+    (found,) = [each for each in scans.scan() if each.id.pid == process.pid]
+    earlier = replace(found, id=replace(found.id, started_at=found.id.started_at - 1))
+    assert processes.find(Pod(workspace_id), [earlier]) == []
+    assert [each.pid for each in processes.find(Pod(workspace_id), [found])] == [process.pid]
+
+
 async def test_surviving_processes_are_reported(
     start: Start, workspace_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,22 +215,22 @@ async def test_concurrent_requests_share_a_scan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The event loop is not blocked: the first scan ends only after the loop has continued."""
-    scans, may_end, began = processes.Scans(), threading.Event(), threading.Semaphore(0)
+    shared, may_end, began = scans.Scans(), threading.Event(), threading.Semaphore(0)
     scanned: list[int] = []
 
-    def scan() -> list[processes.ScannedProcess]:
+    def scan() -> list[scans.ScannedProcess]:
         number = len(scanned)
         scanned.append(number)
         began.release()
         assert may_end.wait(10)
         return []
 
-    monkeypatch.setattr(processes, "scan", scan)
-    first = asyncio.create_task(scans())
+    monkeypatch.setattr(scans, "scan", scan)
+    first = asyncio.create_task(shared())
     while not began.acquire(blocking=False):
         await asyncio.sleep(0.001)
     # These began after the first scan, whose result may be too old for them.
-    later = [asyncio.create_task(scans()) for _ in range(20)]
+    later = [asyncio.create_task(shared()) for _ in range(20)]
     await asyncio.sleep(0)
     later[0].cancel()
     may_end.set()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.fleet import processes
+from evershell.server.fleet import processes, scans
 from evershell.server.stack import supervisor as module
 from evershell.server.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
@@ -62,7 +62,8 @@ async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> 
         leftover = int(left.read_text())
 
         def leftovers() -> set[int]:
-            return {process.pid for process in processes.leftovers(supervisor.own_pids())}
+            found = processes.leftovers(supervisor.own_pids(), scans.scan())
+            return {process.pid for process in found}
 
         # Other tests of this process may have left processes, too.
         await eventually_async(lambda: leftover in leftovers())

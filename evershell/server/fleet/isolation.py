@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.processes import ProcessId
+from evershell.server.fleet.scans import ProcessId
 from evershell.server.pod import sandbox
 from evershell.server.pod.sandbox import ToolLimits
 

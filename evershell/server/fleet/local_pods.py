@@ -24,7 +24,8 @@ from evershell.server.core.workspace import Workspace
 from evershell.server.fleet import processes
 from evershell.server.fleet.isolation import Isolation, NoIsolation, Started
 from evershell.server.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
-from evershell.server.fleet.processes import AllPods, Pod, ProcessId, Scans
+from evershell.server.fleet.processes import AllPods, Leftovers, Pod
+from evershell.server.fleet.scans import ProcessId, ScannedProcess, Scans
 from evershell.server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 from evershell.server.pod.spec import PodSpec
 
@@ -43,7 +44,9 @@ class LocalPods:
         self,
         state_dir: Path,
         spec_for: Callable[[AgentIdentity], PodSpec],
-        leftovers: Callable[[Collection[int]], list[psutil.Process]] = lambda started: [],
+        leftovers: Callable[
+            [Collection[int], Sequence[ScannedProcess]], list[psutil.Process]
+        ] = lambda started, scanned: [],
         isolation: Isolation | None = None,
         agent_command: Sequence[str] = (),
     ) -> None:
@@ -52,8 +55,9 @@ class LocalPods:
         `agent_command` is the program of the agents, with its arguments; by default that of this
         package.
 
-        `leftovers` takes the ids of the processes that this object has started. It returns all
-        other children of this process, which are processes that dead agents have left.
+        `leftovers` takes the ids of the processes that this object has started, and the processes
+        of the machine. It returns all other children of this process, which are processes that dead
+        agents have left.
         """
         self._state_dir = state_dir
         self._records = PodRecords(state_dir)
@@ -164,8 +168,8 @@ class LocalPods:
         stopped = await processes.end_all(
             Pod(workspace.id, workspace.epoch, [self._started[key].agent for key in own]),
             grace_seconds=grace_seconds,
-            leftovers=lambda: self._leftovers(
-                {pid for each in self._started.values() for pid in each.pids}
+            leftovers=lambda scanned: self._leftovers(
+                {pid for each in self._started.values() for pid in each.pids}, scanned
             ),
             scans=self._scans,
         )
@@ -233,7 +237,7 @@ class LocalPods:
             return None
 
 
-async def end_every_pod(state_dir: Path, leftovers: Callable[[], list[psutil.Process]]) -> None:
+async def end_every_pod(state_dir: Path, leftovers: Leftovers) -> None:
     """Kills everything that runs in the pods of the stack.
 
     Agents get no SIGTERM first, because they have nothing left to commit. `leftovers` returns the

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from evershell.server.fleet import pod_files
-from evershell.server.fleet.processes import ProcessId
+from evershell.server.fleet.scans import ProcessId
 
 _FLEET, _PODS, _FILES = "fleet", "pods", "files"
 _AGENT, _LOG, _PID = "agent", "log", "pid"

@@ -15,100 +15,20 @@ import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import psutil
 
+from evershell.server.fleet.scans import ProcessId, ScannedProcess, Scans, markers, scan
 from evershell.server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER, wait_exit
 
 _EPOCH = re.compile("[0-9]{1,19}")
 
-
-@dataclass(frozen=True, slots=True)
-class ProcessId:
-    """Identifies one process while the machine is up.
-
-    The kernel may reuse the id of a process that has ended, but the new process has a later start
-    time.
-    """
-
-    pid: int
-    # Clock ticks since the machine's start (proc_pid_stat(5)).
-    started_at: int
-
-    @classmethod
-    def of(cls, pid: int) -> "ProcessId":
-        """The process that has this id now. Raises OSError."""
-        return cls(pid, _stat(pid)[1])
-
-    def is_running(self) -> bool:
-        """Whether the process has not ended. A zombie has ended."""
-        try:
-            state, started_at = _stat(self.pid)
-        except OSError:
-            return False
-        return started_at == self.started_at and state not in "ZX"
-
-
-def _stat(pid: int) -> tuple[str, int]:
-    """State and start time, from proc_pid_stat(5). Raises OSError."""
-    # The name of the process, in parentheses, may contain spaces and parentheses.
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return after_name[0], int(after_name[19])
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedProcess:
-    """A process as a scan found it."""
-
-    process: psutil.Process
-    parent_pid: int
-    # Empty if it cannot be read.
-    environment: Mapping[str, str]
-
-
-def scan() -> list[ScannedProcess]:
-    """Reads all processes of the machine. Blocks; on an event loop, use Scans."""
-    scanned = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            scanned.append(ScannedProcess(process, process.ppid(), _environment(process)))
-    return scanned
-
-
-def _environment(process: psutil.Process) -> Mapping[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
-
-
-class Scans:
-    """Scans in a thread, so that the event loop is not blocked. Runs one scan at a time.
-
-    Callers that wait for the same scan share it. A caller never gets a scan that started before its
-    call.
-    """
-
-    def __init__(self) -> None:
-        self._scanning = asyncio.Lock()
-        # A scan that has not started, which later callers join.
-        self._next: asyncio.Task[list[ScannedProcess]] | None = None
-
-    async def __call__(self) -> list[ScannedProcess]:
-        """The processes of the machine."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._scan())
-        # The cancellation of one caller must not cancel the scan of the others.
-        return await asyncio.shield(self._next)
-
-    async def _scan(self) -> list[ScannedProcess]:
-        async with self._scanning:
-            self._next = None
-            return await asyncio.to_thread(scan)
+# Returns those of the processes of a scan that some dead agent has left.
+Leftovers: TypeAlias = Callable[[Sequence[ScannedProcess]], list[psutil.Process]]
 
 
 class Owner(Protocol):
@@ -130,12 +50,11 @@ class Pod:
     agents: Collection[ProcessId] = ()
 
     def owns(self, scanned: ScannedProcess) -> bool:
-        if any(agent.pid == scanned.process.pid and agent.is_running() for agent in self.agents):
+        if scanned.id in self.agents:
             return True
-        environment = scanned.environment
-        if environment.get(WORKSPACE_MARKER) != self.workspace_id:
+        if scanned.markers.get(WORKSPACE_MARKER) != self.workspace_id:
             return False
-        epoch = environment.get(EPOCH_MARKER, "")
+        epoch = scanned.markers.get(EPOCH_MARKER, "")
         # A tool may have set any value. A value that is not an epoch does not exclude the process.
         return (
             self.last_epoch is None or not _EPOCH.fullmatch(epoch) or int(epoch) <= self.last_epoch
@@ -149,7 +68,7 @@ class AllPods:
     state_dir: Path
 
     def owns(self, scanned: ScannedProcess) -> bool:
-        return scanned.environment.get(STATE_DIR_MARKER) == str(self.state_dir)
+        return scanned.markers.get(STATE_DIR_MARKER) == str(self.state_dir)
 
 
 def find(owner: Owner, scanned: Sequence[ScannedProcess] | None = None) -> list[psutil.Process]:
@@ -157,43 +76,50 @@ def find(owner: Owner, scanned: Sequence[ScannedProcess] | None = None) -> list[
 
     Without `scanned`, scans the machine and blocks while it does.
     """
-    found: set[psutil.Process] = set()
-    children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
+    found: dict[int, ScannedProcess] = {}
+    children: defaultdict[int, list[ScannedProcess]] = defaultdict(list)
     for each in scan() if scanned is None else scanned:
-        children[each.parent_pid].append(each.process)
+        children[each.parent_pid].append(each)
         if owner.owns(each):
-            found.add(each.process)
+            found[each.id.pid] = each
     parents = list(found)
     while parents:
-        descendants = set(children[parents.pop().pid]) - found
-        found |= descendants
-        parents += descendants
-    return sorted(filter(_is_alive, found), key=_age)
+        for child in children[parents.pop()]:
+            if child.id.pid not in found:
+                found[child.id.pid] = child
+                parents.append(child.id.pid)
+    return sorted(_alive(each.id for each in found.values()), key=_age)
+
+
+def _alive(ids: Iterable[ProcessId]) -> Iterator[psutil.Process]:
+    for each in ids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(each.pid)
+            # Checked after psutil has read the start time, because the id may be that of a later
+            # process by now.
+            if each.is_running():
+                yield process
 
 
 def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
     """Whether the initial environment of the process has the markers of this pod."""
-    try:
-        environment = psutil.Process(pid).environ()
-    except (psutil.Error, OSError):
-        return False
-    return environment.get(WORKSPACE_MARKER) == workspace_id and environment.get(
-        EPOCH_MARKER
-    ) == str(epoch)
+    found = markers(pid)
+    return (found.get(WORKSPACE_MARKER), found.get(EPOCH_MARKER)) == (workspace_id, str(epoch))
 
 
 def _age(process: psutil.Process) -> tuple[float, int]:
     return process.create_time(), process.pid
 
 
-def leftovers(started: Collection[int]) -> list[psutil.Process]:
+def leftovers(started: Collection[int], scanned: Sequence[ScannedProcess]) -> list[psutil.Process]:
     """The children of this process that it has not started itself. Reaps those that have ended."""
-    found = [child for child in psutil.Process().children() if child.pid not in started]
-    for child in found:
-        if not _is_alive(child):
+    own = os.getpid()
+    found = [each.id for each in scanned if each.parent_pid == own and each.id.pid not in started]
+    for each in found:
+        if not each.is_running():
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(child.pid, os.WNOHANG)
-    return [child for child in found if _is_alive(child)]
+                os.waitpid(each.pid, os.WNOHANG)
+    return list(_alive(found))
 
 
 def _parent(process: psutil.Process) -> int | None:
@@ -213,7 +139,7 @@ def _is_alive(process: psutil.Process) -> bool:
 async def end_all(
     owner: Owner,
     grace_seconds: float,
-    leftovers: Callable[[], list[psutil.Process]] = list,
+    leftovers: Leftovers = lambda scanned: [],
     scans: Scans | None = None,
 ) -> bool:
     """Ends every process of the owner, with SIGTERM first unless the grace is 0.
@@ -227,7 +153,8 @@ async def end_all(
     async def find_alive() -> list[psutil.Process]:
         # Keeps the processes that were found before: one of them may be found only through its
         # parent, which may end first.
-        known.update(find(owner, await scans()), leftovers())
+        scanned = await scans()
+        known.update(find(owner, scanned), leftovers(scanned))
         return sorted(filter(_is_alive, known), key=_age)
 
     if grace_seconds:

@@ -247,7 +247,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     # The fleet controller has ended, so the agents that it started are now children of this
     # process.
     ending_pods = end_every_pod(
-        settings.state_dir, lambda: processes.leftovers(supervisor.own_pids())
+        settings.state_dir, lambda scanned: processes.leftovers(supervisor.own_pids(), scanned)
     )
     await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
