@@ -32,6 +32,7 @@ from evershell.server.core.runtime import AgentIdentity, Runtime
 from evershell.server.crash_points import CrashPoints, kind_of, replaced
 from evershell.server.fleet import isolation, processes
 from evershell.server.fleet.agent_client import AgentClient
+from evershell.server.fleet.agent_modules import compile_agent_modules
 from evershell.server.fleet.controller import Controller
 from evershell.server.fleet.leader import lead
 from evershell.server.fleet.local_pods import LocalPods
@@ -130,6 +131,8 @@ async def fleet(
     signing_key = _signing_key(settings)
     pod_tokens = PodTokens(signing_key)
     certificates = AgentCertificates(signing_key) if settings.agent_tls else None
+    if not settings.agent_command:
+        await asyncio.to_thread(compile_agent_modules, settings.model)
     pod_isolation = await asyncio.to_thread(
         isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
     )
