@@ -99,7 +99,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Sets up the environment from a lock file. pip installs the locked uv, and uv, which is faster,
-# installs the other packages. Both check every hash.
+# installs the other packages. Both check every hash. uv does not compile Python, so what the programs
+# import is compiled last: with PYTHONDONTWRITEBYTECODE, each start of a program would do it again.
+PROGRAMS := evershell.cli.main, evershell.server.cli.demo, evershell.server.programs, evershell.server.stack.up
 define set_up
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }
@@ -110,6 +112,7 @@ define set_up
 		$(BIN)/python -m pip install -q --require-hashes -r /dev/stdin
 	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes $(1)
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -P -c 'import $(PROGRAMS)'
 endef
 
 $(READY): requirements-dev.txt pyproject.toml
