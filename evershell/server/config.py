@@ -24,110 +24,126 @@ def _program_memory_mb() -> int:
 class Settings(BaseSettings):
     """The settings. Each is read from the environment variable of its name in capitals.
 
-    README.md has a table of them.
+    docs/configuration.md has their texts: `make gen` writes it.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
-    # The folder of all files that outlive a run.
     state_dir: Path = Path(".state")
-    # A URL postgresql://…, for TCP or a socket. If empty, the embedded PostgreSQL is used.
+    """The folder of everything that is kept between runs. A second stack needs another folder and
+    other ports."""
     database_url: str = ""
-
-    # The URL of the same database for migrations and `audit prune`, with the role that owns the
-    # tables. If empty, DATABASE_URL, whose role then owns them.
+    """`postgresql://…`, PostgreSQL 14 or newer, over TCP or a socket. If empty, the embedded
+    PostgreSQL. Each stack needs a database of its own, which is empty at first; a database with
+    tables of another application is refused."""
     migration_database_url: str = ""
-    # `audit prune`, and each start of the stack, removes older months of the audit log; 0 keeps
-    # everything.
+    """The URL of the same database with the role that owns the tables, for migrations and `audit
+    prune`. The role of `DATABASE_URL` then cannot change or remove entries of the audit log. If
+    empty, `DATABASE_URL`, whose role then owns the tables."""
     audit_retention_days: int = Field(400, ge=0, le=36_500)
+    """Months of the audit log that ended longer ago are removed at each start of the stack and by
+    `audit prune`. 0 keeps everything."""
 
-    # The edge's port for REST.
     rest_port: int = Field(8080, ge=1, le=65535)
-    # The edge's port for gRPC.
+    """The port for REST, through Envoy."""
     grpc_port: int = Field(8081, ge=1, le=65535)
-    # The port of the first worker. The other workers use the ports after it.
+    """The port for gRPC, through Envoy."""
     server_port: int = Field(50051, ge=1, le=65535)
+    """The port of the first worker of the control plane. The other workers use the next ports."""
     workers: int = Field(2, ge=1, le=64)
-    # The address on which the edge and the workers listen.
+    """The number of workers."""
     listen_host: str = "127.0.0.1"
+    """The address on which Envoy and the workers listen."""
 
-    # `scripted`, or `openai:<model>`.
-    model: str = "scripted"
-    # The program that is started as the agent of each workspace, with its arguments, in the syntax
-    # of a shell. If empty, the agent of this package. docs/agents.md says what it has to do.
-    agent_command: str = ""
-    # The base URL of an OpenAI-compatible endpoint: the part before `/chat/completions`. If empty,
-    # OpenAI's own.
-    openai_base_url: str = ""
-    # May be empty if the endpoint does not ask for a key.
-    openai_api_key: SecretStr = SecretStr("")
-    model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
-    tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
-    # An agent that does not renew its lease for this long is lost.
-    lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
-
-    # Whether pods run in a sandbox. `auto` uses one if it works on this machine; `sandbox` does not
-    # start without one.
-    pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
-    # The limits of a tool in a sandbox: the memory of each of its processes, the number of its
-    # processes, and the size of each file that it writes.
-    tool_memory_mb: int = Field(2048, ge=64)
-    tool_processes: int = Field(512, ge=16)
-    tool_file_mb: int = Field(4096, ge=1)
-    # The network of a tool in a sandbox: none, or that of this machine.
-    tool_network: Literal["none", "host"] = "none"
-
-    # The issuer and the audience of session tokens.
-    jwt_issuer: str = "https://auth.evershell.ai"
-    jwt_audience: str = "evershell"
-    # The JWK set of the issuer: a file or an http(s) URL. If empty, that of the demo.
-    jwks: str = ""
-    # If set, a request's host must be `<org slug>.<public domain>` of its credential's
-    # organization.
-    public_domain: str = ""
-
-    # Whether the calls of each credential are limited. Each worker keeps its own count, so all
-    # workers together serve up to WORKERS times as many. A call within the limit is never refused.
-    rate_limit: bool = True
-    rate_limit_per_second: int = Field(100, ge=1)
-    rate_limit_burst: int = Field(200, ge=1)
-    # The same for CancelTask.
-    cancel_limit_per_second: int = Field(50, ge=1)
-    cancel_limit_burst: int = Field(100, ge=1)
-
-    # TLS on both ports of the edge: the certificate with its chain, and its key, as PEM files. If
-    # empty, plain text.
     tls_cert_file: Path | None = None
+    """TLS on both ports of Envoy: the certificate with its chain, as a PEM file. If empty, plain
+    text."""
     tls_key_file: Path | None = Field(None, validate_default=True)
-    # If set, callers of gRPC need a certificate that one of these authorities has signed.
+    """The key of this certificate, as a PEM file."""
     tls_client_ca_file: Path | None = None
-
-    # TLS between the control plane and its agents. The certificates need no settings: see
-    # auth/agent_certificates.py.
+    """If set, callers of gRPC need a certificate that one of these authorities has signed."""
     agent_tls: bool = False
-    # With AGENT_TLS, the port on which the first worker serves agents. The other workers use the
-    # ports after it.
+    """TLS between the control plane and its agents, in both directions. Its certificates need no
+    settings."""
     runtime_port: int = Field(50151, ge=1, le=65535)
+    """With `AGENT_TLS`, the port on which the first worker serves agents. The other workers use the
+    next ports."""
 
-    # A program of the stack that uses more memory is killed and restarted.
-    program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
-    # The number of connections to the database for each program.
-    pool_size: int = Field(10, ge=1)
-    # The port, on loopback, on which this program serves its metrics; 0 for none. `up` gives the
-    # workers the ports from this one on, and the fleet controller the port after theirs.
+    jwt_issuer: str = "https://auth.evershell.ai"
+    """The issuer of session tokens."""
+    jwt_audience: str = "evershell"
+    """The audience of session tokens."""
+    jwks: str = ""
+    """The keys of the issuer: a JWK set, as a file or an http(s) URL. If empty, those of the
+    demo."""
+    public_domain: str = ""
+    """If set, the host of a request must be `<org slug>.<public domain>`, with the organization of
+    its credential. If empty, any host is accepted."""
+
+    rate_limit: bool = True
+    """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
+    rate_limit_per_second: int = Field(100, ge=1)
+    """The limit of each credential for all calls except CancelTask."""
+    rate_limit_burst: int = Field(200, ge=1)
+    """How many of these calls may arrive at once."""
+    cancel_limit_per_second: int = Field(50, ge=1)
+    """The limit of each credential for CancelTask."""
+    cancel_limit_burst: int = Field(100, ge=1)
+    """How many calls of CancelTask may arrive at once."""
+
+    model: str = "scripted"
+    """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
+    Answers are streamed if the endpoint can."""
+    openai_base_url: str = ""
+    """The base URL of the endpoint: the part before `/chat/completions`. If empty, OpenAI's own."""
+    openai_api_key: SecretStr = SecretStr("")
+    """The key for the endpoint. May be empty if the endpoint asks for none."""
+    model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
+    """The time limit of one model call. It makes sure that every accepted cancellation ends in
+    bounded time."""
+    tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
+    """The same for one tool call."""
+    lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
+    """An agent that sends no heartbeat for this long is lost."""
+    agent_command: str = ""
+    """The program that is started as the agent of each workspace, with its arguments, in the syntax
+    of a shell. If empty, the agent of this package. [Bring your own agent](agents.md) says what it
+    has to do."""
+
+    pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
+    """Whether pods run in a [sandbox](operating.md#pods). `auto` uses one where it works; `sandbox`
+    refuses to start where it does not."""
+    tool_memory_mb: int = Field(2048, ge=64)
+    """In a sandbox, the memory of each process of a tool call."""
+    tool_processes: int = Field(512, ge=16)
+    """In a sandbox, the number of processes of a tool call."""
+    tool_file_mb: int = Field(4096, ge=1)
+    """In a sandbox, the size of each file that a tool writes."""
+    tool_network: Literal["none", "host"] = "none"
+    """In a sandbox, the network of a tool: none, or that of this machine."""
+
     metrics_port: int = Field(0, ge=0, le=65535)
-    # The endpoint for traces, by OTLP over HTTP. If empty, there are no traces. OpenTelemetry
-    # itself reads the other standard variables (OTEL_…).
+    """The port, on loopback, of the first worker's [metrics](monitoring.md#metrics). The other
+    workers use the next ports, and the fleet controller the one after them. 0: no metrics."""
     otel_exporter_otlp_endpoint: str = ""
+    """Where [spans](monitoring.md#traces) are sent, by OTLP over HTTP. If empty, nowhere.
+    OpenTelemetry reads its other variables (`OTEL_…`) itself."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    # A program's log is rotated at this size. The number of files includes the current one.
+    """Lines below this level are not logged."""
     log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
+    """The size at which the log of a program is rotated."""
     log_files: int = Field(5, ge=1, le=100)
+    """The number of log files of a program, including the current one."""
+    program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
+    """A program of the stack that uses more memory is killed and restarted. The default is 1024 or
+    a quarter of the machine's memory, whichever is less, but at least 256."""
+    pool_size: int = Field(10, ge=1)
+    """The number of connections to the database of each program."""
 
-    # The run of the stack, set by `up` for its programs. Pods of other runs have ended.
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    # Only for tests: the folder of the files that arm the points of crash_points.py.
+    """The run of the stack, set by `up` for its programs. Pods of other runs have ended."""
     crash_points_dir: Path | None = None
+    """Only for tests: the folder of the files that arm the points of crash_points.py."""
 
     @field_validator("state_dir")
     @classmethod

@@ -1,0 +1,152 @@
+"""Writes the pages of docs/ that follow from the code: the settings, and the list of decisions.
+
+`make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
+the errors.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from evershell.server.config import Settings
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+# `up` and the tests set these. They are no settings for operators.
+INTERNAL = ("run_id", "crash_points_dir")
+# The first setting of each section. The order is that of config.py.
+SECTIONS = {
+    "state_dir": "State and database",
+    "rest_port": "Ports and workers",
+    "tls_cert_file": "TLS",
+    "jwt_issuer": "Credentials",
+    "rate_limit": "Rate limits",
+    "model": "Agents and models",
+    "pod_isolation": "Pods",
+    "metrics_port": "Programs, metrics and logs",
+}
+CONFIGURATION = """\
+# Configuration
+
+<!-- Written by `make gen` from evershell/server/config.py. Do not edit. -->
+
+All settings of the service are environment variables. `evershell up`, `evershell serve` and
+`evershell fleet` read them once, when they start. A value that is not valid stops the program with
+a message that names the variable. Restart the stack to apply a change.
+
+<!-- not run: starts a stack, which runs until Ctrl-C -->
+```sh
+STATE_DIR=/srv/evershell WORKERS=4 METRICS_PORT=9100 evershell up
+```
+
+The command line and the Python client have [variables of their own](command-line.md#which-service).
+"""
+DECISIONS = """\
+# Decisions
+
+<!-- Written by `make gen` from the records in this folder. Do not edit. -->
+
+Why the service is built like this. Each record has the context, the decision, the reasons and the
+consequences. The [architecture](../architecture.md) says how the parts work together.
+
+| number | decision |
+|---|---|
+"""
+
+
+def configuration() -> str:
+    """The page of the settings: a table for each section."""
+    parts = [CONFIGURATION]
+    for name, field in Settings.model_fields.items():
+        if name in INTERNAL:
+            continue
+        if name in SECTIONS:
+            parts.append(f"\n## {SECTIONS[name]}\n\n| variable | default | values | meaning |\n")
+            parts.append("|---|---|---|---|\n")
+        meaning = " ".join((field.description or "").split())
+        if not meaning:
+            raise ValueError(f"{name} in config.py needs a docstring")
+        parts.append(f"| `{name.upper()}` | {default(field)} | {values(field)} | {meaning} |\n")
+    return "".join(parts)
+
+
+def default(field: FieldInfo) -> str:
+    """The default of a setting, as it is written in the environment."""
+    if field.default_factory is not None:
+        return "by memory"
+    value = field.default
+    if hasattr(value, "get_secret_value"):
+        value = value.get_secret_value()
+    return "" if value in (None, "") else f"`{_written(value)}`"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def values(field: FieldInfo) -> str:
+    """What a setting can be."""
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{each}`" for each in get_args(kind))
+    if kind is bool:
+        return "`on`, `off`"
+    if kind in (int, float):
+        return _range(field)
+    return "file" if Path in get_args(kind) else "folder" if kind is Path else "text"
+
+
+def _range(field: FieldInfo) -> str:
+    limits = {
+        name: _number(getattr(limit, name))
+        for limit in field.metadata
+        for name in ("ge", "gt", "le")
+        if hasattr(limit, name)
+    }
+    least = limits.get("ge") or f"more than {limits['gt']}"
+    return f"{least} to {limits['le']}" if "le" in limits else f"{least} or more"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if value >= 100_000 else f"{value:g}" if value < 10_000 else str(value)
+
+
+def decisions() -> str:
+    """The index of the records."""
+    rows = []
+    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        text = path.read_text()
+        number, title = re.match(r"# (\d+)[.:] (.*)\n", text).groups()  # type: ignore[union-attr]
+        rows.append(f"| {int(number)} | [{title[0].upper()}{title[1:]}]({path.name}) |\n")
+    return DECISIONS + "".join(rows)
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Each page with its text."""
+    yield DOCS / "configuration.md", configuration()
+    yield DOCS / "decisions" / "index.md", decisions()
+
+
+def main() -> None:
+    """Writes the pages. With --check, names those that have drifted, and exits with 1 if any."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; compare")
+    check = parser.parse_args().check
+    drifted = [
+        (path, text) for path, text in pages() if not path.exists() or path.read_text() != text
+    ]
+    if check and drifted:
+        names = [str(path.relative_to(DOCS.parent)) for path, _ in drifted]
+        sys.exit("\n".join(f"{name} has drifted; run `make gen`" for name in names))
+    for path, text in drifted:
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
