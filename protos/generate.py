@@ -1,7 +1,7 @@
 """Generates gen/ from protos/. `make gen` runs it; `--check` compares instead of writing.
 
 gen/ has the Python modules with their stubs, the descriptor set, the edge's routes and the OpenAPI
-document.
+document. docs/errors.md, the page of the error codes, is generated as well.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from error_page import error_page
 from google.rpc import code_pb2
 from limits import module as limits_module
 from openapi import document
@@ -22,6 +23,7 @@ from source import Protos
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
+ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
 # The descriptor set of the last release, from which callers have generated code.
 RELEASED = PROTOS / "released.binpb"
 VENDORED = PROTOS / "googleapis"
@@ -65,6 +67,12 @@ def write_googleapis() -> None:
         path = VENDORED / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+
+def write_error_page(gen: Path) -> None:
+    """Writes docs/errors.md from the descriptor set in gen/."""
+    ERROR_PAGE.parent.mkdir(exist_ok=True)
+    ERROR_PAGE.write_text(error_page(Protos((gen / DESCRIPTOR_SET).read_bytes())))
 
 
 def protoc(*arguments: str) -> None:
@@ -171,6 +179,9 @@ def check() -> list[str]:
         ]
         if generated_files(VENDORED) != googleapis():
             problems.append("protos/googleapis has drifted; run `make gen`")
+        page = error_page(Protos(fresh[DESCRIPTOR_SET]))
+        if not ERROR_PAGE.exists() or ERROR_PAGE.read_text() != page:
+            problems.append("docs/errors.md has drifted; run `make gen`")
         image = str(fresh_directory / DESCRIPTOR_SET)
         problems += buf("lint", image, "--path", "evershell")
         problems += buf("breaking", image, "--against", str(RELEASED))
@@ -205,6 +216,7 @@ def main() -> None:
         try:
             write(arguments.out.resolve())
             write_googleapis()
+            write_error_page(arguments.out)
         except subprocess.CalledProcessError:
             # protoc has printed the reason.
             sys.exit("A proto is not valid. Nothing was changed.")

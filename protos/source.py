@@ -5,7 +5,7 @@ option of the service and the `rule` option of each error code. Paths, statuses 
 therefore written only in the protos.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,8 @@ class Rule:
     details: str
     # Whether REST answers say that the call must not be repeated.
     no_retry: bool
+    # What a caller does about it.
+    action: str
 
 
 class Protos:
@@ -139,10 +141,10 @@ class Protos:
             if rule.http:
                 comment = " ".join(self.comment(f"{enum.full_name}.{value.name}").split())
                 message, _, example = comment.partition(" Example: ")
-                if not message or not example:
+                if not message or not example or not rule.action:
                     raise ValueError(
                         f"ErrorCode.{value.name} needs a comment with its meaning, then "
-                        "'Example: ' and an example"
+                        "'Example: ' and an example, and an `action` in its rule"
                     )
                 message = message.split(". ")[0].rstrip(".") + "."
                 found.append(
@@ -156,16 +158,31 @@ class Protos:
                         example,
                         rule.details,
                         rule.no_retry,
+                        rule.action,
                     )
                 )
         return found
 
     def errors(self, binding: Binding) -> list[Rule]:
         """The errors of this RPC over REST, in the order of the enum."""
-        every = self._every_call.errors
-        names = binding.edge.DESCRIPTOR.fields_by_name["errors"].enum_type.values_by_number
-        slugs = {names[number].name for number in (*every, *binding.edge.errors)}
+        slugs = self.common_errors() | self._slugs(binding.edge.errors)
         return [rule for rule in self.rules() if rule.slug in slugs]
+
+    def common_errors(self) -> set[str]:
+        """The slugs with which every call may answer."""
+        return self._slugs(self._every_call.errors)
+
+    def methods_with(self, slug: str) -> list[str]:
+        """The names of the RPCs whose own errors contain the slug."""
+        edges = {
+            method.name: self.option(method.GetOptions(), f"{PACKAGE}.edge")
+            for method in self.service.methods
+        }
+        return [name for name, edge in edges.items() if slug in self._slugs(edge.errors)]
+
+    def _slugs(self, numbers: Iterable[int]) -> set[str]:
+        enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
+        return {enum.values_by_number[number].name for number in numbers}
 
 
 def _comments(file: Any) -> dict[str, str]:

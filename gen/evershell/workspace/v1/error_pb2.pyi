@@ -410,6 +410,7 @@ class ErrorRule(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     NO_RETRY_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     grpc: _code_pb2.Code.ValueType
     http: _builtins.int
     """HTTP status."""
@@ -426,6 +427,8 @@ class ErrorRule(_message.Message):
     REST answers then carry `x-should-retry: false`: the SDKs of common generators repeat every 409
     and 5xx by themselves unless an answer has this header.
     """
+    action: _builtins.str
+    """What a caller does about it, for the documents."""
     def __init__(
         self,
         *,
@@ -435,10 +438,11 @@ class ErrorRule(_message.Message):
         fallback: _builtins.bool = ...,
         details: _builtins.str = ...,
         no_retry: _builtins.bool = ...,
+        action: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

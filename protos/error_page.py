@@ -1,0 +1,106 @@
+"""Writes the page of the error codes, docs/errors.md."""
+
+import json
+from collections.abc import Iterator
+
+from google.rpc import code_pb2
+from source import Protos, Rule
+
+_INTRODUCTION = """\
+# Errors
+
+<!-- Written by `make gen` from protos/evershell/workspace/v1/error.proto. Do not edit. -->
+
+A call that fails answers with one error. Its code is a member of a closed set of slugs, the same
+over gRPC and REST. A code is never removed, and its statuses never change.
+
+Over REST, the body is always this envelope. `details` is absent if an error has none:
+
+```json
+{
+  "error": {
+    "code": "task_not_found",
+    "message": "Workspace ws_1 has no task task_1. ListTasks shows the tasks it has.",
+    "request_id": "a77eaf0b-9563-418e-9a64-a4b2e8ba042a",
+    "details": {
+      "resource_type": "task",
+      "resource_name": "task_1",
+      "workspace_id": "ws_1"
+    }
+  }
+}
+```
+
+- `code` is for programs. Decide by it, and not by the HTTP status: several codes share one.
+- `message` is for people. It names the resource, its state and what to do next. Its wording may
+  change.
+- `request_id` identifies the call in the logs and in the [audit log](audit.md). It is also in the
+  header `x-request-id`.
+- `details` has the facts for programs. The sections below show which.
+
+Over gRPC, a failed call has a `google.rpc.Status` in `grpc-status-details-bin`: an ErrorInfo whose
+`reason` is the slug in upper case and whose `domain` is `evershell.ai`, a RequestInfo, and the
+standard message for the facts (BadRequest, ResourceInfo, PreconditionFailure or RetryInfo). The
+[Python client](python-client.md) raises one exception class for each slug.
+
+## Repeat a call
+
+Errors that would occur again at once, or whose repeat could have another effect, carry
+`x-should-retry: false` over REST. SDKs of common generators repeat every 409 and 5xx by themselves
+unless an answer has this header.
+
+These calls can be repeated without harm: reads, a cancellation that names its task, and SubmitTask
+and CreateWorkspace with an [idempotency key](calls.md#idempotency-keys). A cancellation without a
+task id must not be repeated blindly: it could cancel the next task.
+
+"""
+_TABLE = "| code | HTTP | gRPC | meaning |\n|---|---|---|---|\n"
+_SERVICE = "## All codes\n\n"
+_EDGE = """
+These codes come from Envoy alone, before a call reaches the service:
+
+"""
+
+
+def error_page(protos: Protos) -> str:
+    """The page: a table of all codes, and a section for each."""
+    rules = protos.rules()
+    service = [rule for rule in rules if not rule.edge_only]
+    edge = [rule for rule in rules if rule.edge_only]
+    tables = _SERVICE + _table(service) + _EDGE + _table(edge)
+    sections = "".join(_section(rule, protos) for rule in (*service, *edge))
+    return f"{_INTRODUCTION}{tables}{sections}"
+
+
+def _table(rules: list[Rule]) -> str:
+    return _TABLE + "".join(
+        f"| [`{rule.slug}`](#{rule.slug}) | {rule.http} | {_grpc(rule)} | {rule.message} |\n"
+        for rule in rules
+    )
+
+
+def _section(rule: Rule, protos: Protos) -> str:
+    return f"\n## {rule.slug}\n\n" + "\n\n".join(_paragraphs(rule, protos)) + "\n"
+
+
+def _paragraphs(rule: Rule, protos: Protos) -> Iterator[str]:
+    retry = ", `x-should-retry: false`" if rule.no_retry else ""
+    yield f"HTTP {rule.http}, gRPC {_grpc(rule)}{retry}."
+    yield f"{rule.message} Example: {rule.example}"
+    yield f"**What to do.** {rule.action}"
+    if rule.details:
+        details = json.dumps(json.loads(rule.details))
+        yield f"`details` of an example:\n\n```json\n{details}\n```"
+    yield f"Answered by: {_answered_by(rule, protos)}."
+
+
+def _answered_by(rule: Rule, protos: Protos) -> str:
+    if rule.edge_only:
+        return "Envoy"
+    if rule.slug in protos.common_errors():
+        return "every call"
+    return ", ".join(protos.methods_with(rule.slug))
+
+
+def _grpc(rule: Rule) -> str:
+    return f"`{code_pb2.Code.Name(rule.grpc)}`"
