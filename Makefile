@@ -9,12 +9,14 @@ READY := $(VENV)/.ready
 RUN_READY := $(or $(wildcard $(READY)),$(VENV)/.run-ready)
 # The same for requirements-bench.txt, which adds the peers of the bench.
 BENCH_READY := $(VENV)/.bench-ready
+# The same for requirements-docs.txt, which adds what builds the documents.
+DOCS_READY := $(VENV)/.docs-ready
 STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale peers \
-	chaos soak gen format wheel lock audit clean
+	chaos soak docs gen format wheel lock audit clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.server up
@@ -35,6 +37,7 @@ check: $(READY) ## check format, lint, types, imports, protos, gen/ and Envoy's 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python .make/pages.py --check
 	$(BIN)/python -m tests.edge.validate
 
 test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in about 5 minutes
@@ -42,9 +45,9 @@ test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in abou
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
 	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/client tests/cli \
-		$(addprefix --ignore=tests/agent/test_,openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
+		tests/documents $(addprefix --ignore=tests/agent/test_,openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
 
-test-exhaustive: $(READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
+test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
 	@exec $(BIN)/python -m pytest tests/exhaustive $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of evershell/server/ that they do not reach
@@ -71,8 +74,13 @@ soak: $(READY) ## make many calls; fail if a program of the stack has grown (CAL
 peers: $(BENCH_READY) ## test the peers with which the bench compares the service
 	@exec $(BIN)/python -m pytest tests/exhaustive/bench $(PYTEST_OPTIONS)
 
-gen: $(READY) ## generate gen/ from protos/
+docs: $(DOCS_READY) ## build the documents: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+gen: $(READY) ## generate gen/ from protos/, and the pages of docs/ that follow from the code
 	$(BIN)/python protos/generate.py
+	$(BIN)/python .make/pages.py
 
 wheel: $(READY) ## build the distribution: dist/*.whl and dist/*.tar.gz
 	@$(BIN)/hatchling build -d dist
@@ -85,12 +93,14 @@ lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
 	$(COMPILE) -o requirements.txt
 	$(COMPILE) --group dev --constraints requirements.txt -o requirements-dev.txt
 	$(COMPILE) --group dev --group bench --constraints requirements-dev.txt -o requirements-bench.txt
+	$(COMPILE) --group dev --group docs --constraints requirements-bench.txt -o requirements-docs.txt
 
 # Not part of the environment, which has only what the service and its tests need.
 AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
 
 audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
-	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt -- $(AUDITOR)
+	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt \
+		requirements-docs.txt -- $(AUDITOR)
 
 clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
 	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'
@@ -127,4 +137,9 @@ $(VENV)/.run-ready: requirements.txt pyproject.toml
 $(BENCH_READY): requirements-bench.txt $(READY)
 	@echo "adding the peers of the bench to $(VENV)"
 	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-bench.txt
+	@touch $@
+
+$(DOCS_READY): requirements-docs.txt $(READY)
+	@echo "adding what builds the documents to $(VENV)"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-docs.txt
 	@touch $@
