@@ -1,0 +1,80 @@
+"""Every relative link in the Markdown of the repository leads to a file, and to a heading in it."""
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from tests.support.stack import ROOT
+
+# As GitHub does it: letters, digits, hyphens and underscores remain.
+_NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
+
+
+def documents() -> list[Path]:
+    """The Markdown files under version control, and those that are new."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    found = (ROOT / name for name in listed.stdout.split())
+    return sorted(path for path in found if path.exists())
+
+
+@cache
+def tokens(path: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(path.read_text())
+
+
+def links(path: Path) -> set[str]:
+    """The targets of the links and pictures of a document."""
+    inline = [child for token in tokens(path) for child in token.children or []]
+    targets = {child.attrGet("href") or child.attrGet("src") for child in inline}
+    return {str(target) for target in targets if target}
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """The anchors of the headings of a document."""
+    found: set[str] = set()
+    for heading, text in zip(tokens(path), tokens(path)[1:], strict=False):
+        if heading.type == "heading_open":
+            words = "".join(child.content for child in text.children or [])
+            base = _NOT_IN_ANCHOR.sub("", words.lower()).replace(" ", "-")
+            number = sum(each == base or each.startswith(f"{base}_") for each in found)
+            found.add(f"{base}_{number}" if number else base)
+    return found
+
+
+def problem(path: Path, link: str) -> str:
+    """What is wrong with a link; empty if nothing is."""
+    parts = urlsplit(link)
+    if parts.scheme:
+        return "" if parts.scheme in ("https", "http", "mailto") else "an unknown scheme"
+    if link.startswith("/"):
+        return "not relative"
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    if not target.exists():
+        return "no such file"
+    if parts.fragment and parts.fragment not in anchors(target):
+        return "no such heading"
+    return ""
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    problems = {link: problem(path, link) for link in links(path)}
+    assert {link: each for link, each in problems.items() if each} == {}
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("# A page: `first`\n\n## Second part\n")
+    assert anchors(document) == {"a-page-first", "second-part"}
+    assert problem(document, "#a-page-first") == problem(document, "page.md#second-part") == ""
+    assert problem(document, "#third") == "no such heading"
+    assert problem(document, "other.md") == "no such file"
+    assert problem(document, "/page.md") == "not relative"

