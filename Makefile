@@ -87,7 +87,7 @@ wheel: $(READY) ## build the distribution: dist/*.whl and dist/*.tar.gz
 
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml \
-	--extra local --extra otel --group build
+	--extra local --extra kubernetes --extra otel --group build
 
 lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
 	$(COMPILE) -o requirements.txt

@@ -26,7 +26,8 @@ SECTIONS = {
     "jwt_issuer": "Credentials",
     "rate_limit": "Rate limits",
     "model": "Agents and models",
-    "pod_isolation": "Pods",
+    "pod_backend": "Pods",
+    "pod_image": "Pods on Kubernetes",
     "metrics_port": "Programs, metrics and logs",
 }
 CONFIGURATION = """\

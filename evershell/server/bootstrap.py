@@ -1,7 +1,6 @@
 """The composition root: wires the programs of the control plane."""
 
 import asyncio
-import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -25,19 +24,16 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.key_use import KeyUse
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.config import NotSetUpError as NotSetUpError
 from evershell.server.config import Settings
 from evershell.server.core.bounds import Bounds
 from evershell.server.core.ports import Agents, Clock, Store
-from evershell.server.core.runtime import AgentIdentity, Runtime
+from evershell.server.core.runtime import Runtime
 from evershell.server.crash_points import CrashPoints, kind_of, replaced
-from evershell.server.fleet import isolation, processes
 from evershell.server.fleet.agent_client import AgentClient
-from evershell.server.fleet.agent_modules import compile_agent_modules
 from evershell.server.fleet.controller import Controller
 from evershell.server.fleet.leader import lead
-from evershell.server.fleet.local_pods import LocalPods
-from evershell.server.pod.process import become_subreaper
-from evershell.server.pod.spec import PodSpec
+from evershell.server.pod_backends import pods_of, spec_for
 from evershell.server.signals import END_WAITS
 from evershell.server.store.audit import store_audit_entries
 from evershell.server.store.audit_queue import AuditQueue
@@ -54,10 +50,6 @@ if TYPE_CHECKING:
     from evershell.server.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
-
-
-class NotSetUpError(Exception):
-    """A program cannot run with these settings. The message says what is missing."""
 
 
 @asynccontextmanager
@@ -81,7 +73,8 @@ async def control_plane(
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
         key_use = KeyUse(keys.record_use)
         await stack.enter_async_context(running(key_use.run(), "key-use"))
-        tls = AgentCertificates(signing_key).control_plane() if settings.agent_tls else None
+        certificates = AgentCertificates(signing_key) if settings.agent_tls else None
+        tls = certificates.control_plane() if certificates else None
         agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens, tls)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
@@ -106,7 +99,7 @@ async def control_plane(
         )
         server = Server(
             public,
-            RuntimeServicer(runtime),
+            RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
             request_log,
             interceptors,
             wakeups.drain,
@@ -131,28 +124,15 @@ async def fleet(
     signing_key = _signing_key(settings)
     pod_tokens = PodTokens(signing_key)
     certificates = AgentCertificates(signing_key) if settings.agent_tls else None
-    if not settings.agent_command:
-        await asyncio.to_thread(compile_agent_modules, settings.model)
-    pod_isolation = await asyncio.to_thread(
-        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
-    )
-    log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
-    spec_for = _spec_for(settings, pod_tokens, certificates, pod_isolation.bwrap)
-    become_subreaper()
-    pods = LocalPods(
-        settings.state_dir,
-        spec_for,
-        processes.leftovers,
-        pod_isolation,
-        shlex.split(settings.agent_command),
-    )
     bounds = Bounds(
+        start_seconds=settings.pod_start_seconds,
         model_timeout_seconds=settings.model_timeout_seconds,
         tool_timeout_seconds=settings.tool_timeout_seconds,
         lease_seconds=settings.lease_seconds,
     )
     backlog = metrics.backlog(clock) if settings.metrics_port else None
     async with (
+        pods_of(settings, pod_tokens, certificates) as (pods, run_id),
         open_pool(settings.database_url, max_size=settings.pool_size) as pool,
         PostgresFleetWakeups(pool, settings.database_url) as wakeups,
         aclosing(
@@ -164,7 +144,7 @@ async def fleet(
         agents = MeasuredAgents(agent_client, metrics)
 
         def new_controller() -> Controller:
-            return Controller(store, pods, agents, bounds, settings.run_id, clock, clock(), backlog)
+            return Controller(store, pods, agents, bounds, run_id, clock, clock(), backlog)
 
         leadership = Leadership(settings.database_url)
         yield lambda: lead(leadership, wakeups, new_controller)
@@ -259,36 +239,3 @@ async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
         await server.set_serving(serving=True)
         await wakeups.disconnected()
         await server.set_serving(serving=False)
-
-
-def _spec_for(
-    settings: Settings,
-    pod_tokens: PodTokens,
-    certificates: AgentCertificates | None,
-    bwrap: str,
-) -> Callable[[AgentIdentity], PodSpec]:
-    def spec_for(agent: AgentIdentity) -> PodSpec:
-        tls = certificates.agent(agent) if certificates is not None else None
-        return PodSpec(
-            workspace_id=agent.workspace_id,
-            epoch=agent.epoch,
-            runtime_addresses=settings.runtime_addresses,
-            runtime_secret=pod_tokens.runtime_secret(agent.workspace_id, agent.epoch).hex(),
-            signal_secret=pod_tokens.signal_secret(agent.workspace_id, agent.epoch).hex(),
-            tls_certificate=tls.certificate if tls else "",
-            tls_key=tls.private_key if tls else "",
-            tls_trusted=tls.trusted if tls else "",
-            model=settings.model,
-            openai_base_url=settings.openai_base_url,
-            openai_api_key=settings.openai_api_key.get_secret_value(),
-            model_timeout_seconds=settings.model_timeout_seconds,
-            tool_timeout_seconds=settings.tool_timeout_seconds,
-            crash_points_dir=str(settings.crash_points_dir or ""),
-            bwrap=bwrap,
-            tool_memory_mb=settings.tool_memory_mb,
-            tool_processes=settings.tool_processes,
-            tool_file_mb=settings.tool_file_mb,
-            tool_has_network=settings.tool_network == "host",
-        )
-
-    return spec_for

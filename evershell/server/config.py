@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import psutil
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # The longest timeout or lease.
@@ -19,6 +19,10 @@ def _program_memory_mb() -> int:
     It is several times what a program needs, but at most a quarter of the machine's memory.
     """
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
+
+
+class NotSetUpError(Exception):
+    """A program cannot run with these settings. The message says what is missing."""
 
 
 class Settings(BaseSettings):
@@ -110,9 +114,15 @@ class Settings(BaseSettings):
     of a shell. If empty, the agent of this package. [Bring your own agent](agents.md) says what it
     has to do."""
 
+    pod_backend: Literal["local", "kubernetes"] = "local"
+    """Where pods run: as processes of this machine, or in a
+    [Kubernetes cluster](kubernetes.md)."""
+    pod_start_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
+    """An agent that has not registered after this time has failed to start. On Kubernetes, it
+    includes finding a node and pulling the image."""
     pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
     """Whether pods run in a [sandbox](operating.md#pods). `auto` uses one where it works; `sandbox`
-    refuses to start where it does not."""
+    refuses to start where it does not. Pods on Kubernetes have a container instead."""
     tool_memory_mb: int = Field(2048, ge=64)
     """In a sandbox, the memory of each process of a tool call."""
     tool_processes: int = Field(512, ge=16)
@@ -121,6 +131,32 @@ class Settings(BaseSettings):
     """In a sandbox, the size of each file that a tool writes."""
     tool_network: Literal["none", "host"] = "none"
     """In a sandbox, the network of a tool: none, or that of this machine."""
+
+    pod_image: str = ""
+    """The image of the agents. Required for pods on Kubernetes."""
+    runtime_service: str = ""
+    """`host:port` of the workers as agents reach them; several are separated by commas. Required
+    for pods on Kubernetes. If empty, the workers are on the agents' machine."""
+    pod_namespace: str = Field("", max_length=63)
+    """The namespace of the pods. If empty, that of the service account or of the kubeconfig."""
+    pod_end_seconds: float = Field(20.0, ge=1, le=_DAY_SECONDS)
+    """How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the
+    pod is gone. Afterwards it is unknown whether its work has stopped."""
+    pod_cpu_request: str = "100m"
+    """The CPU that each pod requests, in the notation of Kubernetes."""
+    pod_cpu_limit: str = "1"
+    """The CPU that each pod may use, tools included."""
+    pod_memory_request: str = "256Mi"
+    """The memory that each pod requests."""
+    pod_memory_limit: str = "2Gi"
+    """The memory that each pod may use, tools included."""
+    pod_storage: str = "1Gi"
+    """The size of the volume with a workspace's files."""
+    pod_storage_class: str = ""
+    """The storage class of these volumes. If empty, the default of the cluster."""
+    pod_runtime_class: str = ""
+    """The runtime class of the pods, for example one of gVisor or Kata. If empty, the default of
+    the cluster."""
 
     metrics_port: int = Field(0, ge=0, le=65535)
     """The port, on loopback, of the first worker's [metrics](monitoring.md#metrics). The other
@@ -159,6 +195,14 @@ class Settings(BaseSettings):
         shlex.split(value)
         return value
 
+    @model_validator(mode="after")
+    def _complete_for_kubernetes(self) -> Self:
+        if self.pod_backend == "kubernetes":
+            for name in ("pod_image", "runtime_service"):
+                if not getattr(self, name):
+                    raise ValueError(f"POD_BACKEND=kubernetes needs {name.upper()}")
+        return self
+
     @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file", mode="before")
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
@@ -191,6 +235,8 @@ class Settings(BaseSettings):
     @property
     def runtime_addresses(self) -> list[str]:
         """host:port of each worker, for agents."""
+        if self.runtime_service:
+            return [each.strip() for each in self.runtime_service.split(",")]
         if not self.agent_tls:
             return self.worker_addresses
         return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]

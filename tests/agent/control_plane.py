@@ -1,6 +1,7 @@
 """A control plane of one workspace, in memory: it serves RuntimeService and calls AgentService."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from evershell.agent.v1.agent_service_pb2 import (
 )
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from evershell.agent.v1.runtime_service_pb2 import (
+    BootstrapRequest,
+    BootstrapResponse,
     CommitEventsRequest,
     CommitEventsResponse,
     Directive,
@@ -66,6 +69,8 @@ class ControlPlane(RuntimeServiceServicer):
         self.refusal: grpc.StatusCode | None = None
         # The number of further commits that take effect but lose their acknowledgement.
         self.lost_acknowledgements = 0
+        # The number of further answers to Bootstrap that are lost.
+        self.lost_bootstraps = 0
         # Awaited with the call's name after its reply is made and before it is sent.
         self.before_reply: Callable[[str], Awaitable[None]] | None = None
         # Its certificate; None for plain text.
@@ -96,6 +101,27 @@ class ControlPlane(RuntimeServiceServicer):
                 await self._changed.wait()
 
     # RuntimeService
+
+    async def Bootstrap(self, request: BootstrapRequest, context: Context) -> BootstrapResponse:
+        self.calls.append("Bootstrap")
+        self._changed.set()
+        authorization = str(dict(context.invocation_metadata() or ())["authorization"])
+        try:
+            self.tokens.identify_bootstrapping(authorization.removeprefix("Bearer "))
+        except Failure as refused:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refused.message)
+        if self.lost_bootstraps:
+            self.lost_bootstraps -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
+        if self.address:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token was spent")
+        spec = {
+            "workspace_id": WORKSPACE_ID,
+            "epoch": EPOCH,
+            "runtime_addresses": ["not.used:1"],
+            **self.secrets,
+        }
+        return BootstrapResponse(spec=json.dumps(spec))
 
     async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:
         await self._enter("Register", context)

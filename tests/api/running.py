@@ -30,6 +30,7 @@ from evershell.server.telemetry.metrics import Metrics
 from tests.support.audit import FakeAuditQueue
 from tests.support.fakes import FakeStore
 from tests.support.runtime_tokens import runtime_token
+from tests.support.small_agent import spec_for
 from tests.support.world import NOW, ORG, World
 
 PUBLIC = "/evershell.workspace.v1.WorkspaceService/"
@@ -193,7 +194,7 @@ async def running(
     request_log, audit = RequestLog(), FakeAuditQueue()
     server = Server(
         WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
-        RuntimeServicer(Runtime(world.store, world.clock, 30)),
+        RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(
             request_log,

@@ -4,8 +4,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -55,7 +55,7 @@ class PodsCase(Protocol):
     def pods(self) -> Pods:
         """The implementation."""
 
-    def other_controller(self) -> Pods:
+    async def other_controller(self) -> Pods:
         """The port of another controller for the same pods."""
 
     async def start(self, workspace: Workspace) -> None:
@@ -80,6 +80,16 @@ class PodsCase(Protocol):
         """
 
 
+class WithFiles(PodsCase, Protocol):
+    """An implementation whose pods have files and can fail to start."""
+
+    async def remove_files(self, workspace: Workspace) -> None:
+        """Removes the files of the workspace."""
+
+    def failing_starts(self) -> AbstractAsyncContextManager[None]:
+        """Makes starts fail, until the context is left."""
+
+
 class LocalCase:
     """LocalPods, with processes of a small program."""
 
@@ -88,7 +98,7 @@ class LocalCase:
     def __init__(self, folder: Path, isolation: Isolation | None = None) -> None:
         self.folder = folder
         self._isolation = isolation
-        self.pods = self.other_controller()
+        self.pods = self._port()
         self._used: set[str] = set()
 
     @classmethod
@@ -110,7 +120,10 @@ class LocalCase:
     def open_in_sandbox(cls, folder: Path) -> AbstractAsyncContextManager["LocalCase"]:
         return cls.open(folder, working_sandbox(folder))
 
-    def other_controller(self) -> LocalPods:
+    async def other_controller(self) -> LocalPods:
+        return self._port()
+
+    def _port(self) -> LocalPods:
         return LocalPods(self.folder, spec_for, isolation=self._isolation)
 
     async def start(self, workspace: Workspace) -> None:
@@ -141,13 +154,13 @@ class LocalCase:
         if self._isolation is not None:
             pytest.skip("in a sandbox, the kernel ends the tools with the agent")
         await self.kill(workspace)
-        return self.other_controller()
+        return await self.other_controller()
 
-    def remove_files(self, workspace: Workspace) -> None:
+    async def remove_files(self, workspace: Workspace) -> None:
         shutil.rmtree(self.folder / "pods" / workspace.id)
 
-    @contextmanager
-    def failing_starts(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def failing_starts(self) -> AsyncIterator[None]:
         program = self.folder / "agent"
         away = program.rename(self.folder / "away")
         try:
@@ -172,7 +185,7 @@ class FakeCase:
     async def open(cls, folder: Path) -> AsyncIterator["FakeCase"]:
         yield cls()
 
-    def other_controller(self) -> Pods:
+    async def other_controller(self) -> Pods:
         return self.pods
 
     async def start(self, workspace: Workspace) -> None:
@@ -195,11 +208,11 @@ class FakeCase:
         self.pods.ends_all = False
         return self.pods
 
-    def remove_files(self, workspace: Workspace) -> None:
+    async def remove_files(self, workspace: Workspace) -> None:
         self.pods.files_exist = False
 
-    @contextmanager
-    def failing_starts(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def failing_starts(self) -> AsyncIterator[None]:
         self.pods.start_error = OSError(2, "No such file or directory", "missing")
         yield
         self.pods.start_error = None
@@ -230,7 +243,7 @@ class InvariantsCase:
         for agent in case.agents:
             await agent.crash()
 
-    def other_controller(self) -> Pods:
+    async def other_controller(self) -> Pods:
         return self.pods
 
     async def start(self, workspace: Workspace) -> None:

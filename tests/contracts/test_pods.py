@@ -1,29 +1,24 @@
 """The contract of Pods: with processes on this machine, in a sandbox too, and in both fakes."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from evershell.server.core.workspace import Workspace
-from tests.contracts.pods import FakeCase, InvariantsCase, LocalCase, PodsCase
-from tests.support import world
-from tests.support.fleet import RUN_ID
-from tests.support.waiting import settle
+from tests.contracts.pods import FakeCase, InvariantsCase, LocalCase, PodsCase, WithFiles
+from tests.contracts.pods_suite import *  # noqa: F403 - its tests run here
 
-LIMIT_SECONDS = 10.0
-
-_CASES: dict[str, Callable[[Path], AbstractAsyncContextManager[PodsCase]]] = {
+_WITH_FILES: dict[str, Callable[[Path], AbstractAsyncContextManager[WithFiles]]] = {
     "fake": FakeCase.open,
-    "invariants": InvariantsCase.open,
     "local": LocalCase.open,
     "sandbox": LocalCase.open_in_sandbox,
 }
 # The agents of tests/invariants always start, and have no files.
-with_files = pytest.mark.parametrize("case", ["fake", "local", "sandbox"], indirect=True)
+_CASES: dict[str, Callable[[Path], AbstractAsyncContextManager[PodsCase]]] = {
+    **_WITH_FILES,
+    "invariants": InvariantsCase.open,
+}
 
 
 @pytest.fixture(params=_CASES)
@@ -33,209 +28,10 @@ async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         yield case
 
 
-@pytest.fixture
-def workspace() -> Workspace:
-    return world.workspace(epoch=3, run_id=RUN_ID)
-
-
-async def wait_exit(case: PodsCase, workspace: Workspace) -> None:
-    await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
-
-
-async def test_a_pod_that_was_never_started_is_not_alive_and_has_ended(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    assert not case.pods.was_started(workspace)
-    assert not case.pods.is_alive(workspace)
-    assert not case.pods.has_files(workspace.id)
-    assert case.pods.log_tail(workspace.id) == ""
-    await wait_exit(case, workspace)
-    assert await case.pods.end(workspace, 5) is True
-    assert not case.pods.was_started(workspace)
-
-
-async def test_a_started_pod_is_alive_for_every_controller(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    for pods in (case.pods, case.other_controller()):
-        assert pods.was_started(workspace)
-        assert pods.is_alive(workspace)
-        assert pods.has_files(workspace.id)
-        for other in (
-            replace(workspace, epoch=workspace.epoch - 1),
-            replace(workspace, epoch=workspace.epoch + 1),
-            world.workspace(epoch=workspace.epoch, run_id=RUN_ID),
-        ):
-            assert not pods.was_started(other)
-            assert not pods.is_alive(other)
-    assert case.runs(workspace.id)
-
-
-async def test_a_pod_of_another_run_was_not_started(case: PodsCase, workspace: Workspace) -> None:
-    """A new or restored database may reuse the epochs of an earlier run."""
-    await case.start(workspace)
-    assert not case.other_controller().was_started(replace(workspace, run_id="run_2"))
-
-
-async def test_the_exit_of_an_agent_ends_every_wait_for_it(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    waits = [
-        asyncio.create_task(pods.wait_exit(workspace))
-        for pods in (case.pods, case.pods, case.other_controller())
-    ]
-    await settle()
-    assert not any(wait.done() for wait in waits)
-    await case.kill(workspace)
-    await asyncio.wait_for(asyncio.gather(*waits), LIMIT_SECONDS)
-    assert not case.pods.is_alive(workspace)
-    assert case.pods.was_started(workspace)
-    await wait_exit(case, workspace)
-
-
-async def test_a_frozen_agent_is_alive(case: PodsCase, workspace: Workspace) -> None:
-    await case.start(workspace)
-    case.freeze(workspace)
-    assert case.pods.is_alive(workspace)
-
-
-async def test_the_log_tail_is_the_last_line_of_the_agent(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    assert case.pods.log_tail(workspace.id) == case.last_line
-    await case.kill(workspace)
-    assert case.other_controller().log_tail(workspace.id) == case.last_line
-
-
-@with_files
-async def test_a_pod_that_failed_to_start_counts_as_started(
-    case: FakeCase | LocalCase, workspace: Workspace
-) -> None:
-    with case.failing_starts(), pytest.raises(OSError):
-        await case.pods.start(workspace)
-    assert not case.pods.is_alive(workspace)
-    # Otherwise the controller would retry without end instead of failing the workspace.
-    assert case.pods.was_started(workspace)
-    assert await case.pods.end(workspace, 0) is True
-    await case.start(workspace)
-    assert case.pods.is_alive(workspace)
-
-
-@with_files
-async def test_a_pod_without_its_files_is_not_alive_and_can_be_ended(
-    case: FakeCase | LocalCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    case.remove_files(workspace)
-    assert not case.pods.has_files(workspace.id)
-    assert not case.pods.is_alive(workspace)
-    assert case.pods.was_started(workspace)
-    assert await case.pods.end(workspace, 5) is True
-    assert not case.runs(workspace.id)
-
-
-@pytest.mark.parametrize("grace_seconds", [0, 5])
-async def test_an_end_ends_the_agent_and_its_tools(
-    case: PodsCase, workspace: Workspace, grace_seconds: float
-) -> None:
-    await case.start(workspace)
-    waiting = asyncio.create_task(wait_exit(case, workspace))
-    await settle()
-    assert await case.pods.end(workspace, grace_seconds) is True
-    await waiting
-    assert not case.runs(workspace.id)
-    assert case.was_asked_to_end(workspace) is (grace_seconds > 0)
-    assert not case.pods.is_alive(workspace)
-    # An end keeps the records and the files.
-    assert case.pods.was_started(workspace)
-    assert case.pods.has_files(workspace.id)
-
-
-async def test_an_agent_that_does_not_end_within_the_grace_is_killed(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    case.freeze(workspace)
-    assert await case.pods.end(workspace, 0.1) is True
-    assert not case.runs(workspace.id)
-    assert not case.pods.is_alive(workspace)
-
-
-async def test_an_end_ends_the_tools_of_an_agent_that_died(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    await case.kill(workspace)
-    assert await case.pods.end(workspace, 0) is True
-    assert not case.runs(workspace.id)
-
-
-async def test_an_end_may_be_repeated_by_any_controller(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    ends = [case.pods.end(workspace, 0), case.pods.end(workspace, 0)]
-    assert await asyncio.gather(*ends) == [True, True]
-    for pods in (case.pods, case.other_controller()):
-        assert await pods.end(workspace, 5) is True
-    assert not case.runs(workspace.id)
-
-
-async def test_any_controller_ends_an_agent_that_lives(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    assert await case.other_controller().end(workspace, 0) is True
-    assert not case.runs(workspace.id)
-    assert not case.pods.is_alive(workspace)
-
-
-async def test_an_end_returns_false_if_processes_may_have_survived(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    pods = await case.lose_track(workspace)
-    assert await pods.end(workspace, 0) is False
-
-
-async def test_an_end_does_not_end_later_pods_or_other_workspaces(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    later = replace(workspace, epoch=workspace.epoch + 1)
-    other = world.workspace(epoch=workspace.epoch - 1, run_id=RUN_ID)
-    await case.start(later)
-    await case.start(other)
-    # The result may be False, because the pod that ran was of another epoch.
-    await case.pods.end(workspace, 0)
-    assert case.pods.is_alive(later)
-    assert case.pods.is_alive(other)
-    assert await case.pods.end(later, 0) is True
-    assert case.pods.is_alive(other)
-    assert await case.pods.end(other, 0) is True
-
-
-async def test_an_end_ends_earlier_pods_of_the_workspace(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    earlier = replace(workspace, epoch=workspace.epoch - 1)
-    await case.start(earlier)
-    await case.pods.end(workspace, 0)
-    assert not case.runs(workspace.id)
-    assert not case.pods.is_alive(earlier)
-    assert await case.pods.end(workspace, 0) is True
-
-
-async def test_the_next_pod_starts_after_the_previous_one_has_ended(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    await case.pods.end(workspace, 0)
-    following = replace(workspace, epoch=workspace.epoch + 1)
-    await case.start(following)
-    assert case.pods.was_started(following)
-    assert case.pods.is_alive(following)
-    assert not case.pods.is_alive(workspace)
-    assert case.runs(workspace.id)
+@pytest.fixture(params=_WITH_FILES)
+async def case_with_files(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[WithFiles]:
+    """Each implementation in turn whose pods have files."""
+    async with _WITH_FILES[request.param](tmp_path) as case:
+        yield case

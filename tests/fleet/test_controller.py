@@ -13,7 +13,6 @@ from evershell.server.core.errors import UnavailableError
 from evershell.server.core.task import Phase, Task, TaskStatus
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.fleet.controller import END_GRACE_SECONDS
-from evershell.server.fleet.due import START_LIMIT
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, intent
@@ -36,6 +35,35 @@ async def test_a_new_workspace_is_placed_and_started(fleet: Fleet) -> None:
     await fleet.scan()
     assert fleet.pods.calls == ["end 0", "start 1"]
     assert (await fleet.world.workspace(made.id)).run_id == RUN_ID
+
+
+async def test_the_pods_are_synchronized_once_a_term_and_before_any_step(fleet: Fleet) -> None:
+    await fleet.add(PROVISIONING, run_id=None, pod=False)
+    seen: list[int] = []
+    fleet.pods.on_end = lambda: seen.append(fleet.pods.syncs)
+    async with fleet.running():
+        await fleet.next_scan()
+    assert (seen, fleet.pods.syncs) == ([1], 1)
+    await fleet.scan()
+    assert fleet.pods.syncs == 2
+
+
+async def test_a_lost_agent_fails_with_the_explanation_of_the_backend(fleet: Fleet) -> None:
+    made = await fleet.add(IDLE)
+    fleet.pods.explanation = "its agent ran out of memory"
+    fleet.pods.kill(made)
+    await fleet.scan()
+    assert (await fleet.world.workspace(made.id)).status_reason == "its agent ran out of memory"
+
+
+async def test_an_agent_that_does_not_register_fails_with_the_explanation(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING)
+    fleet.pods.explanation = "its image cannot be pulled: not found"
+    fleet.world.clock.now = NOW + timedelta(seconds=BOUNDS.start_seconds + 1)
+    await fleet.scan()
+    assert (await fleet.world.workspace(made.id)).status_reason == (
+        "its agent did not register within 30 s: its image cannot be pulled: not found"
+    )
 
 
 async def test_a_pod_is_started_once(fleet: Fleet) -> None:
@@ -87,7 +115,7 @@ async def test_a_pod_that_does_not_register_in_time_fails(
     fleet: Fleet, seconds: int, status: WorkspaceStatus
 ) -> None:
     made = await fleet.add(PROVISIONING)
-    fleet.world.clock.now = NOW + START_LIMIT + timedelta(seconds=seconds)
+    fleet.world.clock.now = NOW + timedelta(seconds=BOUNDS.start_seconds + seconds)
     await fleet.scan()
     assert (await fleet.world.workspace(made.id)).status is status
     assert fleet.pods.is_alive(made) is (status is PROVISIONING)

@@ -17,6 +17,9 @@ class Pods:
         self._started: set[tuple[str, int, str | None]] = set()
         self._shared = shared
 
+    async def sync(self) -> None:
+        pass
+
     def was_started(self, workspace: Workspace) -> bool:
         return (workspace.id, workspace.epoch, workspace.run_id) in self._started
 
@@ -38,6 +41,9 @@ class Pods:
         return bool(self._of(workspace_id))
 
     def log_tail(self, workspace_id: str) -> str:
+        return ""
+
+    def explain(self, workspace: Workspace) -> str:
         return ""
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:

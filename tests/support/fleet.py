@@ -38,6 +38,8 @@ class FakePods:
     ends_all: bool = True
     last_log_line: str = ""
     files_exist: bool = True
+    explanation: str = ""
+    syncs: int = 0
     # Called during each end, before the pods exit.
     on_end: Callable[[], object] = lambda: None
 
@@ -47,6 +49,9 @@ class FakePods:
 
     def kill(self, workspace: Workspace) -> None:
         self.alive.pop((workspace.id, workspace.epoch)).set()
+
+    async def sync(self) -> None:
+        self.syncs += 1
 
     def was_started(self, workspace: Workspace) -> bool:
         return (workspace.id, workspace.epoch, workspace.run_id) in self.started
@@ -71,6 +76,9 @@ class FakePods:
 
     def log_tail(self, workspace_id: str) -> str:
         return self.last_log_line
+
+    def explain(self, workspace: Workspace) -> str:
+        return self.explanation if self.files_exist else "its folder was deleted or replaced"
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         self.calls.append(f"end {grace_seconds:g}")

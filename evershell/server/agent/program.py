@@ -1,6 +1,7 @@
 """The program `agent`: builds an agent from its spec and runs it."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
+from evershell.server.agent import bootstrap
 from evershell.server.agent.admission import Admission
 from evershell.server.agent.agent import Agent
 from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
@@ -22,7 +24,7 @@ from evershell.server.agent.shutdown import ExitCode
 from evershell.server.agent.token_verifier import TokenVerifier
 from evershell.server.agent.tools import ShellTool, Tool
 from evershell.server.crash_points import CrashPoints
-from evershell.server.pod.process import become_subreaper
+from evershell.server.pod.process import become_subreaper, become_unreadable
 from evershell.server.pod.sandbox import ToolLimits, tool_command
 from evershell.server.pod.spec import PodSpec
 from evershell.server.pod.tls import TlsIdentity, listen
@@ -47,6 +49,14 @@ async def run(
     All tools have ended when it returns. `model` and `tool` replace those of the spec.
     """
     become_subreaper()
+    if spec.bootstrap_token:
+        # From here on, no tool of the same user can read the secrets in this process.
+        become_unreadable()
+        try:
+            spec = await bootstrap.complete(spec, _tls(spec), log)
+        except (bootstrap.RefusedError, ValueError, TypeError) as error:
+            log.error("bootstrap_refused", reason=str(error))
+            return ExitCode.UNAUTHORIZED
     try:
         model = model or create_model(spec.model, _endpoint(spec))
         clock = ControlPlaneClock()
@@ -72,10 +82,11 @@ async def run(
         service = crash_points.armed(service, CancelTask="ack")
     server = grpc.aio.server(interceptors=[Admission(verifier)])
     add_AgentServiceServicer_to_server(service, server)
-    port = listen(server, f"{spec.listen_host}:0", tls)
+    host = _host(spec)
+    port = listen(server, f"{host}:{spec.listen_port}", tls)
     with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):
         await server.start()
-        await agent.run(f"{spec.listen_host}:{port}")
+        await agent.run(f"{host}:{port}")
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING_SECONDS):
                 await server.stop(grace=None)
@@ -104,6 +115,11 @@ def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
     raise UnknownModelError(
         f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
     )
+
+
+def _host(spec: PodSpec) -> str:
+    host = spec.listen_host or os.environ.get("POD_IP", "")
+    return f"[{host}]" if ":" in host else host
 
 
 def _tls(spec: PodSpec) -> TlsIdentity | None:

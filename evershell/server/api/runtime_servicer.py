@@ -1,7 +1,9 @@
 """RuntimeService, which agents call. Each method decodes, calls the core, encodes."""
 
 import asyncio
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
@@ -10,8 +12,9 @@ from evershell.workspace.v1 import task_pb2
 
 from evershell.server.api import codec
 from evershell.server.api.call import agent, current
-from evershell.server.core.runtime import Directive, Runtime
+from evershell.server.core.runtime import AgentIdentity, Directive, Runtime
 from evershell.server.core.task import Phase
+from evershell.server.pod.spec import PodSpec
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,6 +28,16 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     """The internal service. runtime_service.proto has the contract of each method."""
 
     runtime: Runtime
+    # What an agent is told at its start.
+    spec_for: Callable[[AgentIdentity], PodSpec]
+
+    async def Bootstrap(
+        self, request: runtime_service_pb2.BootstrapRequest, context: Context
+    ) -> runtime_service_pb2.BootstrapResponse:
+        await self.runtime.begin_bootstrap(agent())
+        return runtime_service_pb2.BootstrapResponse(
+            spec=json.dumps(asdict(self.spec_for(agent())))
+        )
 
     async def Register(
         self, request: runtime_service_pb2.RegisterRequest, context: Context

@@ -14,7 +14,9 @@ from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tokens import (
     accepted_minutes,
+    bootstrap_token,
     minute_of,
+    parse_bootstrap_token,
     parse_runtime_token,
     runtime_token,
     signal_token,
@@ -78,6 +80,23 @@ class PodTokens:
             message = "The runtime token is of another time. Make one of the current minute."
             raise Failure("unauthenticated", message, unix_seconds=int(now))
         return AgentIdentity(workspace_id, epoch)
+
+    def bootstrap_token(self, workspace_id: str, epoch: int) -> str:
+        """The token with which this agent gets its secrets."""
+        secret = self._secret("bootstrap", workspace_id, epoch)
+        return bootstrap_token(workspace_id, epoch, secret)
+
+    def identify_bootstrapping(self, token: str) -> AgentIdentity:
+        """The agent that the bootstrap token belongs to. Raises Failure unauthenticated.
+
+        Does not say whether the token was spent.
+        """
+        named = parse_bootstrap_token(token)
+        if named is None:
+            raise errors.unauthenticated("The token is not a bootstrap token.")
+        if not hmac.compare_digest(token, self.bootstrap_token(*named)):
+            raise errors.unauthenticated("The bootstrap token is not authentic.")
+        return AgentIdentity(*named)
 
     def _secret(self, purpose: str, workspace_id: str, epoch: int) -> bytes:
         # The expansion of HKDF, for a single block. The epoch is a number and comes last, so no two

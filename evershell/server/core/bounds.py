@@ -28,6 +28,8 @@ class Bounds:
     model_timeout_seconds: float
     tool_timeout_seconds: float
     lease_seconds: float
+    # An agent that has not registered after this time has failed to start.
+    start_seconds: float = 30.0
 
     def violation(
         self, workspace: Workspace, task: Task | None, now: datetime, answering_since: datetime

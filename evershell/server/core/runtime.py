@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from evershell.server.core import task_lifecycle, workspace_lifecycle
 from evershell.server.core.change import Change, Locked
+from evershell.server.core.errors import Failure
 from evershell.server.core.event import Origin
 from evershell.server.core.ports import Clock, Store
 from evershell.server.core.task import Phase, Task
 from evershell.server.core.task_lifecycle import AgentEvent
-from evershell.server.core.workspace import Workspace
+from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,19 @@ class Runtime:
     clock: Clock
     # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float
+
+    async def begin_bootstrap(self, agent: AgentIdentity) -> None:
+        """Checks that the agent has not registered yet. Raises Failure unauthenticated.
+
+        Registering spends the bootstrap token. Until then, nothing but the agent runs in its pod.
+        """
+        workspace = await self.store.get_workspace(agent.workspace_id)
+        if (
+            workspace is None
+            or workspace.is_fenced(agent.epoch)
+            or workspace.status is not WorkspaceStatus.PROVISIONING
+        ):
+            raise Failure("unauthenticated", "The bootstrap token was spent, or its epoch is over.")
 
     async def register(self, agent: AgentIdentity, address: str) -> Directive:
         """Records that the agent is up and listens on `address`, which is host:port."""

@@ -78,6 +78,7 @@ class Controller:
         """Reconciles until it is cancelled. Pods continue to run."""
         counting = asyncio.create_task(self._count_workspaces())
         try:
+            await self._pods.sync()
             while True:
                 try:
                     await self._scan()
@@ -226,11 +227,12 @@ class Controller:
         lease_seconds_left = await self._store.lease_seconds_left(current.id)
         reason = self._overdue.reason(current, task, lease_seconds_left)
         if reason is not None:
-            await self._fail(current, reason)
+            explanation = self._pods.explain(current)
+            await self._fail(current, f"{reason}: {explanation}" if explanation else reason)
 
     def _failure_reason(self, workspace: Workspace) -> str:
-        if not self._pods.has_files(workspace.id):
-            return "its folder was deleted or replaced"
+        if explanation := self._pods.explain(workspace):
+            return explanation
         log_tail = self._pods.log_tail(workspace.id)
         if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
             return f"its agent ended before it registered: {log_tail[:300]}"

@@ -20,8 +20,6 @@ SCAN_SECONDS = 1.0
 # How long it takes to read every workspace with a pod once.
 SWEEP_SECONDS = 60.0
 PAGE_SIZE = 500
-# An agent that has not registered after this time has failed to start.
-START_LIMIT = timedelta(seconds=30)
 
 
 class Overdue:
@@ -41,9 +39,9 @@ class Overdue:
             return "its agent did not renew its lease in time"
         if (
             workspace.status is WorkspaceStatus.PROVISIONING
-            and self._clock() > workspace.updated_at + START_LIMIT
+            and self._clock() > workspace.updated_at + timedelta(seconds=self._bounds.start_seconds)
         ):
-            return f"its agent did not register within {START_LIMIT.seconds} s"
+            return f"its agent did not register within {self._bounds.start_seconds:g} s"
         return self.violation(workspace, task)
 
     def violation(self, workspace: Workspace, task: Task | None) -> str | None:

@@ -71,6 +71,9 @@ class LocalPods:
         # The agents that this controller has started, by workspace id and epoch.
         self._started: dict[tuple[str, int], Started] = {}
 
+    async def sync(self) -> None:
+        """Implements Pods. The other methods read the records, which are always current."""
+
     def was_started(self, workspace: Workspace) -> bool:
         record = self._record(workspace.id)
         is_recorded = record is not None and (record.epoch, record.run) == (
@@ -161,6 +164,9 @@ class LocalPods:
 
     def log_tail(self, workspace_id: str) -> str:
         return self._records.last_log_line(workspace_id)
+
+    def explain(self, workspace: Workspace) -> str:
+        return "" if self.has_files(workspace.id) else "its folder was deleted or replaced"
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         is_known = self._is_known(workspace)

@@ -12,6 +12,13 @@ class Pods(Protocol):
     pod that a method is about.
     """
 
+    async def sync(self) -> None:
+        """Returns when the other methods know what other controllers have done before.
+
+        Called at the start of each term of leadership. Returns also if this cannot be known now:
+        a pod of which nothing is known then counts as started and alive.
+        """
+
     def was_started(self, workspace: Workspace) -> bool:
         """Whether the pod was started in this run of the stack, by any controller."""
 
@@ -31,12 +38,22 @@ class Pods(Protocol):
         """Whether the files of the workspace are in place. A tool may have removed them."""
 
     def log_tail(self, workspace_id: str) -> str:
-        """The last line of the log of the workspace's agents; empty if there is none."""
+        """The last line of the log of the workspace's agents; empty if there is none.
+
+        While an agent runs, it may be empty.
+        """
+
+    def explain(self, workspace: Workspace) -> str:
+        """Why the agent of the pod has ended or does not start, as a clause for people.
+
+        Empty if the backend knows no more than that.
+        """
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod and in the workspace's earlier pods, tools too.
 
-        Asks the agent to end, and kills what is left after the grace; 0 kills at once. Leaves pods
-        of later epochs alone. Returns whether everything is known to have ended: it may be unknown
-        in a pod that another controller started, or if the pod that ran was of another epoch.
+        Asks the agent to end, and kills what is left after the grace; 0 kills as soon as the
+        backend can. Leaves pods of later epochs alone. Returns whether everything is known to have
+        ended: it may be unknown in a pod that another controller started, if the pod that ran was
+        of another epoch, or if its machine does not answer.
         """

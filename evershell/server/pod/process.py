@@ -11,6 +11,7 @@ EPOCH_MARKER = "EVERSHELL_EPOCH"
 STATE_DIR_MARKER = "EVERSHELL_STATE_DIR"
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_DUMPABLE = 4
 
 
 def become_subreaper() -> None:
@@ -20,6 +21,14 @@ def become_subreaper() -> None:
     environment or a double fork.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def become_unreadable() -> None:
+    """Hides the memory and the environment of this process from others of the same user.
+
+    See PR_SET_DUMPABLE in prctl(2). It does not hold for programs that this process starts.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 async def wait_exit(pid: int) -> None:

@@ -36,7 +36,11 @@ class PodSpec:
     tool_file_mb: int = 4096
     # Whether tools in a sandbox share the network of the agent.
     tool_has_network: bool = False
-    # The agent listens on this address and registers it with the control plane.
+    # The agent listens on this address and registers it with the control plane. If empty, the
+    # environment variable POD_IP has it. Port 0 is any free port.
     listen_host: str = "127.0.0.1"
+    listen_port: int = 0
+    # If set, this spec has no secrets: with the token, RuntimeService.Bootstrap returns the rest.
+    bootstrap_token: str = field(default="", repr=False)
     # For tests: the folder that arms crash points (crash_points.py). Empty: no crash points.
     crash_points_dir: str = ""

@@ -9,6 +9,9 @@ The secrets themselves are never sent over a network.
 - With a signal token, the control plane calls AgentService.
 
 A token is accepted in its minute, and in the minutes before and after it.
+
+An agent on Kubernetes gets its secrets in return for a bootstrap token, which is in its spec. This
+one has no time. It is spent when the agent registers.
 """
 
 import hmac
@@ -25,6 +28,12 @@ _CLOCK_SKEW_MINUTES = 1
 # Workspace, epoch, minute, code.
 _RUNTIME_TOKEN = re.compile(
     r"([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,18})\.([0-9]{1,12})\.[0-9a-f]{64}"
+)
+
+
+# Workspace, epoch, code.
+_BOOTSTRAP_TOKEN = re.compile(
+    r"bootstrap\.([A-Za-z0-9_-]{1,128})\.([1-9][0-9]{0,18})\.[0-9a-f]{64}"
 )
 
 
@@ -56,6 +65,21 @@ def parse_runtime_token(token: str) -> tuple[str, int, int] | None:
     """
     found = _RUNTIME_TOKEN.fullmatch(token)
     return (found[1], int(found[2]), int(found[3])) if found else None
+
+
+def bootstrap_token(workspace_id: str, epoch: int, secret: bytes) -> str:
+    """The bootstrap token of an agent. The secret itself is never sent."""
+    code = hmac.digest(secret, b"bootstrap", "sha256").hex()
+    return f"bootstrap.{workspace_id}.{epoch}.{code}"
+
+
+def parse_bootstrap_token(token: str) -> tuple[str, int] | None:
+    """The workspace and the epoch that the token names; None if it is malformed.
+
+    Says nothing about whether the token is authentic.
+    """
+    found = _BOOTSTRAP_TOKEN.fullmatch(token)
+    return (found[1], int(found[2])) if found else None
 
 
 def _code(secret: bytes, minute: int) -> str:

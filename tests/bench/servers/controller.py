@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import uvloop
 
-from evershell.server import bootstrap, programs
+from evershell.server import pod_backends, programs
 from evershell.server.config import Settings
 
 
@@ -32,6 +32,12 @@ class AlivePods:
     def has_files(self, workspace_id: str) -> bool:
         return True
 
+    async def sync(self) -> None:
+        pass
+
+    def explain(self, workspace: object) -> str:
+        return ""
+
     def log_tail(self, workspace_id: str) -> str:
         return ""
 
@@ -44,5 +50,5 @@ def _alive_pods(*_: Any, **__: Any) -> AlivePods:
 
 
 if __name__ == "__main__":
-    with patch.object(bootstrap, "LocalPods", _alive_pods):
+    with patch.object(pod_backends, "LocalPods", _alive_pods):
         uvloop.run(programs.fleet(Settings.read()))

@@ -11,6 +11,7 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding, bear
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.core import errors
 from evershell.server.core.errors import UnavailableError
+from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tls import agent_name
 
 # How often the credential of an open stream is checked again. With the time for which keys are
@@ -49,8 +50,13 @@ class Authentication(Interceptor):
             "grpc.reflection.v1alpha.ServerReflection": None,
         }
 
+        # Methods that take another kind of credential than the rest of their service.
+        self._by_method: dict[str, _Authenticate] = {
+            "/evershell.agent.v1.RuntimeService/Bootstrap": self._authenticate_bootstrapping,
+        }
+
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        authenticate = self._by_service[method.service]
+        authenticate = self._by_method.get(method.path) or self._by_service[method.service]
         if authenticate is None:
             return proceed
 
@@ -69,7 +75,15 @@ class Authentication(Interceptor):
             await self._host_binding.check(call.caller, host)
 
     async def _authenticate_agent(self, call: Call) -> None:
-        agent = self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+        self._set_agent(
+            call, self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+        )
+
+    async def _authenticate_bootstrapping(self, call: Call) -> None:
+        token = bearer_token(call.metadata.get("authorization"))
+        self._set_agent(call, self._pod_tokens.identify_bootstrapping(token))
+
+    def _set_agent(self, call: Call, agent: AgentIdentity) -> None:
         name = agent_name(agent.workspace_id, agent.epoch).encode()
         if self._agent_tls and name not in _certificate_names(call):
             raise errors.unauthenticated("The certificate of the connection is not the agent's.")

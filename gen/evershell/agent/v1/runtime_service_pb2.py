@@ -27,7 +27,7 @@ from evershell.workspace.v1 import event_pb2 as evershell_dot_workspace_dot_v1_d
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(evershell/agent/v1/runtime_service.proto\x12\x12\x65vershell.agent.v1\x1a&evershell/agent/v1/agent_service.proto\x1a\"evershell/workspace/v1/event.proto\x1a!evershell/workspace/v1/task.proto\"t\n\tDirective\x12\x0e\n\x06\x66\x65nced\x18\x01 \x01(\x08\x12,\n\x04task\x18\x02 \x01(\x0b\x32\x1e.evershell.agent.v1.Assignment\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12\x17\n\x0flease_length_ms\x18\x04 \x01(\x03\"/\n\x0fRegisterRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"D\n\x10RegisterResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"V\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x31\n\x05phase\x18\x02 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"E\n\x11HeartbeatResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"U\n\x13\x43ommitEventsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.evershell.agent.v1.TaskEvent\"\xcd\x01\n\tTaskEvent\x12\x37\n\x0ctask_started\x18\x01 \x01(\x0b\x32\x1f.evershell.agent.v1.TaskStartedH\x00\x12I\n\x13iteration_completed\x18\x02 \x01(\x0b\x32*.evershell.workspace.v1.IterationCompletedH\x00\x12\x33\n\ntask_ended\x18\x03 \x01(\x0b\x32\x1d.evershell.agent.v1.TaskEndedH\x00\x42\x07\n\x05\x65vent\"\r\n\x0bTaskStarted\"p\n\tTaskEnded\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x08\"H\n\x14\x43ommitEventsResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive2\xa4\x02\n\x0eRuntimeService\x12U\n\x08Register\x12#.evershell.agent.v1.RegisterRequest\x1a$.evershell.agent.v1.RegisterResponse\x12X\n\tHeartbeat\x12$.evershell.agent.v1.HeartbeatRequest\x1a%.evershell.agent.v1.HeartbeatResponse\x12\x61\n\x0c\x43ommitEvents\x12\'.evershell.agent.v1.CommitEventsRequest\x1a(.evershell.agent.v1.CommitEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(evershell/agent/v1/runtime_service.proto\x12\x12\x65vershell.agent.v1\x1a&evershell/agent/v1/agent_service.proto\x1a\"evershell/workspace/v1/event.proto\x1a!evershell/workspace/v1/task.proto\"t\n\tDirective\x12\x0e\n\x06\x66\x65nced\x18\x01 \x01(\x08\x12,\n\x04task\x18\x02 \x01(\x0b\x32\x1e.evershell.agent.v1.Assignment\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12\x17\n\x0flease_length_ms\x18\x04 \x01(\x03\"\x12\n\x10\x42ootstrapRequest\"!\n\x11\x42ootstrapResponse\x12\x0c\n\x04spec\x18\x01 \x01(\t\"/\n\x0fRegisterRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"D\n\x10RegisterResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"V\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x31\n\x05phase\x18\x02 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"E\n\x11HeartbeatResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"U\n\x13\x43ommitEventsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.evershell.agent.v1.TaskEvent\"\xcd\x01\n\tTaskEvent\x12\x37\n\x0ctask_started\x18\x01 \x01(\x0b\x32\x1f.evershell.agent.v1.TaskStartedH\x00\x12I\n\x13iteration_completed\x18\x02 \x01(\x0b\x32*.evershell.workspace.v1.IterationCompletedH\x00\x12\x33\n\ntask_ended\x18\x03 \x01(\x0b\x32\x1d.evershell.agent.v1.TaskEndedH\x00\x42\x07\n\x05\x65vent\"\r\n\x0bTaskStarted\"p\n\tTaskEnded\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x08\"H\n\x14\x43ommitEventsResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive2\xfe\x02\n\x0eRuntimeService\x12X\n\tBootstrap\x12$.evershell.agent.v1.BootstrapRequest\x1a%.evershell.agent.v1.BootstrapResponse\x12U\n\x08Register\x12#.evershell.agent.v1.RegisterRequest\x1a$.evershell.agent.v1.RegisterResponse\x12X\n\tHeartbeat\x12$.evershell.agent.v1.HeartbeatRequest\x1a%.evershell.agent.v1.HeartbeatResponse\x12\x61\n\x0c\x43ommitEvents\x12\'.evershell.agent.v1.CommitEventsRequest\x1a(.evershell.agent.v1.CommitEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,24 +36,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DIRECTIVE']._serialized_start=175
   _globals['_DIRECTIVE']._serialized_end=291
-  _globals['_REGISTERREQUEST']._serialized_start=293
-  _globals['_REGISTERREQUEST']._serialized_end=340
-  _globals['_REGISTERRESPONSE']._serialized_start=342
-  _globals['_REGISTERRESPONSE']._serialized_end=410
-  _globals['_HEARTBEATREQUEST']._serialized_start=412
-  _globals['_HEARTBEATREQUEST']._serialized_end=498
-  _globals['_HEARTBEATRESPONSE']._serialized_start=500
-  _globals['_HEARTBEATRESPONSE']._serialized_end=569
-  _globals['_COMMITEVENTSREQUEST']._serialized_start=571
-  _globals['_COMMITEVENTSREQUEST']._serialized_end=656
-  _globals['_TASKEVENT']._serialized_start=659
-  _globals['_TASKEVENT']._serialized_end=864
-  _globals['_TASKSTARTED']._serialized_start=866
-  _globals['_TASKSTARTED']._serialized_end=879
-  _globals['_TASKENDED']._serialized_start=881
-  _globals['_TASKENDED']._serialized_end=993
-  _globals['_COMMITEVENTSRESPONSE']._serialized_start=995
-  _globals['_COMMITEVENTSRESPONSE']._serialized_end=1067
-  _globals['_RUNTIMESERVICE']._serialized_start=1070
-  _globals['_RUNTIMESERVICE']._serialized_end=1362
+  _globals['_BOOTSTRAPREQUEST']._serialized_start=293
+  _globals['_BOOTSTRAPREQUEST']._serialized_end=311
+  _globals['_BOOTSTRAPRESPONSE']._serialized_start=313
+  _globals['_BOOTSTRAPRESPONSE']._serialized_end=346
+  _globals['_REGISTERREQUEST']._serialized_start=348
+  _globals['_REGISTERREQUEST']._serialized_end=395
+  _globals['_REGISTERRESPONSE']._serialized_start=397
+  _globals['_REGISTERRESPONSE']._serialized_end=465
+  _globals['_HEARTBEATREQUEST']._serialized_start=467
+  _globals['_HEARTBEATREQUEST']._serialized_end=553
+  _globals['_HEARTBEATRESPONSE']._serialized_start=555
+  _globals['_HEARTBEATRESPONSE']._serialized_end=624
+  _globals['_COMMITEVENTSREQUEST']._serialized_start=626
+  _globals['_COMMITEVENTSREQUEST']._serialized_end=711
+  _globals['_TASKEVENT']._serialized_start=714
+  _globals['_TASKEVENT']._serialized_end=919
+  _globals['_TASKSTARTED']._serialized_start=921
+  _globals['_TASKSTARTED']._serialized_end=934
+  _globals['_TASKENDED']._serialized_start=936
+  _globals['_TASKENDED']._serialized_end=1048
+  _globals['_COMMITEVENTSRESPONSE']._serialized_start=1050
+  _globals['_COMMITEVENTSRESPONSE']._serialized_end=1122
+  _globals['_RUNTIMESERVICE']._serialized_start=1125
+  _globals['_RUNTIMESERVICE']._serialized_end=1507
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,11 @@ class RuntimeServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Bootstrap = channel.unary_unary(
+                '/evershell.agent.v1.RuntimeService/Bootstrap',
+                request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.BootstrapRequest.SerializeToString,
+                response_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.BootstrapResponse.FromString,
+                _registered_method=True)
         self.Register = channel.unary_unary(
                 '/evershell.agent.v1.RuntimeService/Register',
                 request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.RegisterRequest.SerializeToString,
@@ -77,6 +82,19 @@ class RuntimeServiceServicer:
     `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
     the call with a token of that time.
     """
+
+    def Bootstrap(self, request, context):
+        """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+
+        The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
+        token, so that a tool which finds it later cannot use it.
+        Effect: none.
+        Idempotency: the answer is the same until the agent registers, except for a certificate.
+        Errors: unauthenticated also if the token was spent or its epoch is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Register(self, request, context):
         """Announces that the agent is up, and its address.
@@ -117,6 +135,11 @@ class RuntimeServiceServicer:
 
 def add_RuntimeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Bootstrap': grpc.unary_unary_rpc_method_handler(
+                    servicer.Bootstrap,
+                    request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.BootstrapRequest.FromString,
+                    response_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.BootstrapResponse.SerializeToString,
+            ),
             'Register': grpc.unary_unary_rpc_method_handler(
                     servicer.Register,
                     request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.RegisterRequest.FromString,
@@ -154,6 +177,33 @@ class RuntimeService:
     `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
     the call with a token of that time.
     """
+
+    @staticmethod
+    def Bootstrap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.agent.v1.RuntimeService/Bootstrap',
+            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.BootstrapRequest.SerializeToString,
+            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.BootstrapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Register(request,

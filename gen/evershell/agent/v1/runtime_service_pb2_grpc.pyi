@@ -45,6 +45,15 @@ class RuntimeServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RuntimeServiceAsyncStub: ...
+    Bootstrap: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.BootstrapRequest, _runtime_service_pb2.BootstrapResponse]
+    """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+
+    The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
+    token, so that a tool which finds it later cannot use it.
+    Effect: none.
+    Idempotency: the answer is the same until the agent registers, except for a certificate.
+    Errors: unauthenticated also if the token was spent or its epoch is over.
+    """
     Register: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]
     """Announces that the agent is up, and its address.
 
@@ -87,6 +96,15 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Bootstrap: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.BootstrapRequest, _runtime_service_pb2.BootstrapResponse]  # type: ignore[assignment]
+    """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+
+    The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
+    token, so that a tool which finds it later cannot use it.
+    Effect: none.
+    Idempotency: the answer is the same until the agent registers, except for a certificate.
+    Errors: unauthenticated also if the token was spent or its epoch is over.
+    """
     Register: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]  # type: ignore[assignment]
     """Announces that the agent is up, and its address.
 
@@ -126,6 +144,21 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
     the call with a token of that time.
     """
+
+    @_abc_1.abstractmethod
+    def Bootstrap(
+        self,
+        request: _runtime_service_pb2.BootstrapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_service_pb2.BootstrapResponse, _abc.Awaitable[_runtime_service_pb2.BootstrapResponse]]:
+        """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+
+        The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
+        token, so that a tool which finds it later cannot use it.
+        Effect: none.
+        Idempotency: the answer is the same until the agent registers, except for a certificate.
+        Errors: unauthenticated also if the token was spent or its epoch is over.
+        """
 
     @_abc_1.abstractmethod
     def Register(

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Runs a command beside a Kubernetes API server without nodes, with KUBECONFIG set:
+#   .ci/with_api_server.sh FOLDER COMMAND...
+# FOLDER has the programs etcd and kube-apiserver. Everything listens on loopback.
+set -euo pipefail
+programs=$1
+shift
+state=$(mktemp -d)
+pids=()
+stop() {
+  ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
+  wait || true
+  rm -rf "$state"
+}
+trap stop EXIT
+
+# Three free ports: two for etcd, one for the API server.
+read -r client peer port < <(python3 - <<'P'
+import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(each.getsockname()[1] for each in sockets))
+P
+)
+openssl genrsa -out "$state/account.key" 2048 2>/dev/null
+echo 'test,admin,admin,"system:masters"' >"$state/tokens.csv"
+cat >"$state/kubeconfig" <<C
+{"apiVersion": "v1", "kind": "Config", "current-context": "test",
+ "clusters": [{"name": "test", "cluster": {"server": "https://127.0.0.1:$port", "insecure-skip-tls-verify": true}}],
+ "users": [{"name": "test", "user": {"token": "test"}}],
+ "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "default"}}]}
+C
+export KUBECONFIG=$state/kubeconfig
+
+"$programs/etcd" --data-dir "$state/etcd" --unsafe-no-fsync --log-level error \
+  --listen-client-urls "http://127.0.0.1:$client" --advertise-client-urls "http://127.0.0.1:$client" \
+  --listen-peer-urls "http://127.0.0.1:$peer" --initial-advertise-peer-urls "http://127.0.0.1:$peer" \
+  --initial-cluster "default=http://127.0.0.1:$peer" >"$state/etcd.log" 2>&1 &
+pids+=($!)
+"$programs/kube-apiserver" --etcd-servers "http://127.0.0.1:$client" --bind-address 127.0.0.1 \
+  --advertise-address 127.0.0.1 --secure-port "$port" --cert-dir "$state/certificates" \
+  --service-account-issuer https://kubernetes.default.svc \
+  --service-account-signing-key-file "$state/account.key" --service-account-key-file "$state/account.key" \
+  --token-auth-file "$state/tokens.csv" --authorization-mode RBAC --service-cluster-ip-range 10.96.0.0/24 \
+  --endpoint-reconciler-type none --allow-privileged=false >"$state/api-server.log" 2>&1 &
+pids+=($!)
+for _ in $(seq 300); do
+  if curl -sk -H 'authorization: Bearer test' "https://127.0.0.1:$port/readyz" | grep -qx ok; then
+    "$@"
+    exit
+  fi
+  kill -0 "${pids[1]}" 2>/dev/null || break
+  sleep 0.2
+done
+echo "The API server did not start:" >&2
+tail -5 "$state/etcd.log" "$state/api-server.log" >&2
+exit 1

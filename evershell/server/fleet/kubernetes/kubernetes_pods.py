@@ -1,0 +1,281 @@
+"""Pods on Kubernetes: one pod for each epoch of a workspace, and a volume for its files.
+
+Two watches keep copies of the pods and of the claims, from which the synchronous methods answer.
+The claim records which pod was started last, so every controller knows it, also if the pod is gone.
+"""
+
+import asyncio
+import errno
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import httpx2
+import structlog
+
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.core.workspace import Workspace
+from evershell.server.fleet.kubernetes import objects, pod_states
+from evershell.server.fleet.kubernetes.api import (
+    Api,
+    ApiError,
+    Object,
+    UnreachableError,
+    connect,
+)
+from evershell.server.fleet.kubernetes.cache import Cache
+from evershell.server.fleet.kubernetes.objects import PodTemplate
+from evershell.server.pod.spec import PodSpec
+
+log = structlog.get_logger()
+
+_PODS, _CLAIMS, _SECRETS = "pods", "persistentvolumeclaims", "secrets"
+_NOT_FOUND, _CONFLICT = 404, 409
+# How long a program waits at its start, or at the start of a term, for the API server.
+_SYNC_SECONDS = 10.0
+# The shortest grace. With 0, the API server would remove the pod without asking its kubelet, and
+# nobody would know whether it has ended.
+_SHORTEST_GRACE_SECONDS = 1
+
+
+class KubernetesPods:
+    """Implements Pods with a cluster."""
+
+    def __init__(
+        self,
+        api: Api,
+        template: PodTemplate,
+        spec_for: Callable[[AgentIdentity], PodSpec],
+        *,
+        run_id: str,
+        start_seconds: float,
+        end_seconds: float,
+    ) -> None:
+        """`open` calls this.
+
+        `spec_for` is what an agent is told at its start, without secrets that last. `start_seconds`
+        is how long a start waits for an API server that does not answer, and `end_seconds` how long
+        an end waits beyond its grace for the cluster's confirmation.
+        """
+        self._api = api
+        self._template = template
+        self._spec_for = spec_for
+        # Pods survive a restart of the control plane, so their run is the life of the namespace.
+        self.run_id = run_id
+        self._start_seconds = start_seconds
+        self._end_seconds = end_seconds
+        self._pods = Cache(
+            api,
+            _PODS,
+            changed=self._wake,
+            removed=self._note_removal,
+            refreshed=self._wake_all,
+        )
+        self._claims = Cache(api, _CLAIMS, changed=self._wake, refreshed=self._wake_all)
+        # Set at the next change of a workspace's objects, by workspace id.
+        self._changes: dict[str, asyncio.Event] = {}
+        # Pods that disappeared before the kubelet confirmed their end, by workspace id and epoch.
+        self._unconfirmed: set[tuple[str, int]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        namespace: str,
+        template: PodTemplate,
+        spec_for: Callable[[AgentIdentity], PodSpec],
+        *,
+        start_seconds: float = 30.0,
+        end_seconds: float = 20.0,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> AsyncIterator["KubernetesPods"]:
+        """The pods of a namespace; if it is empty, of that of the kubeconfig or service account.
+
+        Raises NotConfiguredError, ApiError, UnreachableError.
+        """
+        async with connect(namespace, objects.MANAGED_BY, transport) as api:
+            found = await api.read_namespace(_SYNC_SECONDS)
+            pods = cls(
+                api,
+                template,
+                spec_for,
+                run_id=found["metadata"]["uid"],
+                start_seconds=start_seconds,
+                end_seconds=end_seconds,
+            )
+            following = [
+                asyncio.create_task(cache.run(), name=f"watch-{name}")
+                for name, cache in ((_PODS, pods._pods), (_CLAIMS, pods._claims))
+            ]
+            try:
+                yield pods
+            finally:
+                for task in following:
+                    task.cancel()
+                await asyncio.gather(*following, return_exceptions=True)
+
+    async def sync(self) -> None:
+        """Implements Pods.
+
+        If the API server does not answer, returns nevertheless. Until it does, every pod counts as
+        started and alive, so that no second one is started; leases say which agents are lost.
+        """
+        for cache in (self._pods, self._claims):
+            cache.expect_changes()
+        try:
+            await asyncio.gather(
+                *(cache.refresh(_SYNC_SECONDS) for cache in (self._pods, self._claims))
+            )
+        except (ApiError, UnreachableError) as error:
+            log.warning("pods_unknown", problem=str(error))
+
+    def was_started(self, workspace: Workspace) -> bool:
+        if not self._is_current:
+            return True
+        # The claim, because the pod may be gone; the pod, because the claim may be gone.
+        found = (
+            self._claims.get(objects.claim_name(workspace.id)),
+            self._pods.get(objects.pod_name(workspace.id, workspace.epoch)),
+        )
+        return objects.started(workspace) in map(objects.started_of, filter(None, found))
+
+    async def start(self, workspace: Workspace) -> None:
+        name = objects.pod_name(workspace.id, workspace.epoch)
+        try:
+            await self._record_start(workspace)
+            pod = await self._create(_PODS, objects.pod(workspace, self._template), name)
+            self._pods.put_own(pod)
+            spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
+            await self._create(_SECRETS, objects.secret(workspace, spec, pod), name)
+        except ApiError as error:
+            _raise_os_error(error)
+        except UnreachableError as error:
+            message = f"the API server of the cluster did not answer: {error}"
+            raise OSError(errno.EHOSTUNREACH, message) from error
+
+    async def wait_exit(self, workspace: Workspace) -> None:
+        while self.is_alive(workspace):
+            await self._next_change(workspace.id)
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        if not self._is_current:
+            return True
+        pod = self._pods.get(objects.pod_name(workspace.id, workspace.epoch))
+        return pod is not None and pod_states.is_alive(pod) and self.has_files(workspace.id)
+
+    def has_files(self, workspace_id: str) -> bool:
+        return not self._is_current or (
+            self._claims.get(objects.claim_name(workspace_id)) is not None
+        )
+
+    def log_tail(self, workspace_id: str) -> str:
+        found = self._pods_of(workspace_id)
+        return pod_states.last_line(found[max(found)]) if found else ""
+
+    def explain(self, workspace: Workspace) -> str:
+        pod = self._pods.get(objects.pod_name(workspace.id, workspace.epoch))
+        if pod is not None and not self.has_files(workspace.id):
+            return "the claim of its volume was deleted"
+        if pod is not None:
+            return pod_states.explain(pod)
+        return "its pod is gone" if self._is_current and self.was_started(workspace) else ""
+
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
+        # The pod of this epoch is named also if it is not known here.
+        names = {objects.pod_name(workspace.id, workspace.epoch)}
+        for epoch in self._pods_of(workspace.id):
+            if epoch <= workspace.epoch:
+                names.add(objects.pod_name(workspace.id, epoch))
+        ended = await asyncio.gather(
+            *(self._end_pod(workspace.id, name, grace_seconds) for name in names)
+        )
+        return all(ended) and not any(
+            id_ == workspace.id and epoch <= workspace.epoch for id_, epoch in self._unconfirmed
+        )
+
+    async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
+        """Deletes the pod. Returns whether it is gone."""
+        grace = max(_SHORTEST_GRACE_SECONDS, math.ceil(grace_seconds))
+        try:
+            async with asyncio.timeout(grace + self._end_seconds):
+                try:
+                    await self._api.delete(_PODS, name, grace, grace + self._end_seconds)
+                except ApiError as error:
+                    if error.status != _NOT_FOUND:
+                        log.warning("pod_not_deleted", pod=name, problem=str(error))
+                        return False
+                # If it is gone, the watch may be behind.
+                while self._pods.get(name) is not None:
+                    await self._next_change(workspace_id)
+        except (TimeoutError, UnreachableError) as error:
+            log.warning("pod_end_unconfirmed", pod=name, problem=str(error) or "it still exists")
+            return False
+        return True
+
+    async def _record_start(self, workspace: Workspace) -> None:
+        """Records the start on the claim, and creates the claim if there is none.
+
+        Comes before the start, so that the next controller does not start a second pod if this one
+        dies in between.
+        """
+        name = objects.claim_name(workspace.id)
+        annotations = {objects.STARTED_ANNOTATION: objects.started(workspace)}
+        note = {"metadata": {"annotations": annotations}}
+        try:
+            claim = await self._api.patch(_CLAIMS, name, note, self._start_seconds)
+        except ApiError as error:
+            if error.status != _NOT_FOUND:
+                raise
+            created = objects.claim(workspace, self._template)
+            claim = await self._create(_CLAIMS, created, name)
+        self._claims.put_own(claim)
+
+    async def _create(self, kind: str, body: Object, name: str) -> Object:
+        """Creates the object, or returns the one that an earlier attempt has created."""
+        try:
+            return await self._api.create(kind, body, self._start_seconds)
+        except ApiError as error:
+            if error.status != _CONFLICT:
+                raise
+        return await self._api.get(kind, name, self._start_seconds)
+
+    @property
+    def _is_current(self) -> bool:
+        return self._pods.is_current and self._claims.is_current
+
+    def _pods_of(self, workspace_id: str) -> dict[int, Object]:
+        """The pods of the workspace, by epoch."""
+        keys = ((_key(pod), pod) for pod in self._pods.values())
+        return {epoch: pod for (id_, epoch), pod in keys if id_ == workspace_id}
+
+    async def _next_change(self, workspace_id: str) -> None:
+        await self._changes.setdefault(workspace_id, asyncio.Event()).wait()
+
+    def _wake(self, changed: Object) -> None:
+        event = self._changes.pop(_key(changed)[0], None)
+        if event is not None:
+            event.set()
+
+    def _wake_all(self) -> None:
+        while self._changes:
+            self._changes.popitem()[1].set()
+
+    def _note_removal(self, last: Object) -> None:
+        if not pod_states.has_ended(last):
+            log.warning("pod_disappeared", pod=last["metadata"]["name"])
+            self._unconfirmed.add(_key(last))
+
+
+def _key(found: Object) -> tuple[str, int]:
+    """The workspace id and the epoch of an object; epoch 0 for a claim."""
+    labels = found["metadata"].get("labels") or {}
+    epoch = labels.get(objects.EPOCH_LABEL, "")
+    return labels.get(objects.WORKSPACE_LABEL, ""), int(epoch) if epoch.isdecimal() else 0
+
+
+def _raise_os_error(error: ApiError) -> NoReturn:
+    text = str(error)
+    if "exceeded quota" in text:
+        raise OSError(errno.EDQUOT, f"the namespace's quota is exhausted: {text}") from error
+    raise OSError(errno.EPERM, f"the cluster refused it: {text}") from error

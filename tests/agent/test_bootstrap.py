@@ -1,0 +1,65 @@
+"""The start of an agent whose spec has a bootstrap token in place of secrets."""
+
+import subprocess
+import sys
+
+import pytest
+
+from evershell.server.agent.shutdown import ExitCode
+from tests.agent.conftest import Start, started
+from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+
+NO_SECRETS = {"runtime_secret": "", "signal_secret": ""}
+
+
+def token(control_plane: ControlPlane) -> str:
+    return control_plane.tokens.bootstrap_token(WORKSPACE_ID, EPOCH)
+
+
+async def test_an_agent_gets_its_secrets_and_works(
+    control_plane: ControlPlane, start: Start
+) -> None:
+    control_plane.lost_bootstraps = 2
+    await started(control_plane, start, bootstrap_token=token(control_plane), **NO_SECRETS)
+    assert control_plane.calls[:4] == ["Bootstrap", "Bootstrap", "Bootstrap", "Register"]
+    stub = control_plane.agent()
+    await control_plane.start_task(stub, control_plane.submit("t1", "echo done"))
+    await control_plane.until(lambda: control_plane.end("t1"))
+    assert control_plane.iterations("t1")[0].tool_call.result.output == "done\n"
+
+
+async def test_an_agent_whose_bootstrap_token_was_spent_exits(
+    control_plane: ControlPlane, start: Start
+) -> None:
+    address = await control_plane.serve()
+    control_plane.address = "127.0.0.1:1"
+    agent = start([address], bootstrap_token=token(control_plane), **NO_SECRETS)
+    assert await agent is ExitCode.UNAUTHORIZED
+    assert control_plane.calls == ["Bootstrap"]
+
+
+async def test_an_agent_with_a_forged_bootstrap_token_exits(
+    control_plane: ControlPlane, start: Start
+) -> None:
+    address = await control_plane.serve()
+    forged = token(control_plane)[:-1] + "x"
+    assert await start([address], bootstrap_token=forged, **NO_SECRETS) is ExitCode.UNAUTHORIZED
+
+
+async def test_an_agent_listens_where_its_own_spec_says(
+    control_plane: ControlPlane, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POD_IP", "127.0.0.1")
+    own = {"bootstrap_token": token(control_plane), "listen_host": ""}
+    await started(control_plane, start, **own, **NO_SECRETS)
+    assert control_plane.address.startswith("127.0.0.1:")
+
+
+def test_an_agent_hides_from_other_processes_of_its_user() -> None:
+    """PR_GET_DUMPABLE is 3: prctl(2)."""
+    code = (
+        "import ctypes; from evershell.server.pod.process import become_unreadable\n"
+        "become_unreadable(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

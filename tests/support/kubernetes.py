@@ -1,0 +1,153 @@
+"""A namespace of a cluster without nodes, in which the test plays the scheduler and the kubelet.
+
+The tests need only a KUBECONFIG whose user may do everything. On a cluster with nodes they are
+skipped, because its scheduler and its kubelets would compete with the test.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+import pytest
+
+from evershell.server.fleet.kubernetes.api import Api, ApiError, Object, UnreachableError, connect
+from evershell.server.fleet.kubernetes.objects import CONTAINER, MANAGED_BY
+
+LIMIT_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+
+
+def require_cluster() -> None:
+    """Skips the test without a cluster."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set: no cluster")
+
+
+@asynccontextmanager
+async def new_namespace() -> AsyncIterator[Api]:
+    """A namespace in which pods can be created. It is deleted in the end."""
+    require_cluster()
+    async with connect("default", MANAGED_BY) as cluster:
+        nodes = await cluster._call("GET", "api/v1/nodes", LIMIT_SECONDS)
+        if nodes["items"]:
+            pytest.skip("the cluster has nodes, and this test plays the only one")
+        name = f"test-{os.getpid()}-{time.time_ns()}"
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        await cluster._call("POST", "api/v1/namespaces", LIMIT_SECONDS, body=body)
+        try:
+            async with connect(name, MANAGED_BY) as api:
+                await _create_service_account(api)
+                yield api
+        finally:
+            await cluster._call("DELETE", f"api/v1/namespaces/{name}", LIMIT_SECONDS)
+
+
+async def _create_service_account(api: Api) -> None:
+    """In a whole cluster, a controller creates it."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+    with suppress(ApiError):
+        await api.create("serviceaccounts", account, LIMIT_SECONDS)
+
+
+class Node:
+    """Plays the scheduler and the kubelet: runs every pod, and ends those that are deleted.
+
+    The agent of each pod starts a tool and prints a line.
+    """
+
+    last_line = "last line"
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        # Whether it does anything. A silent node leaves everything as it is.
+        self.is_silent = False
+        # Whether it starts pods.
+        self.starts_pods = True
+        # Names of pods whose agent does not react to SIGTERM.
+        self.frozen: set[str] = set()
+        # Names of the pods whose containers run, and of those that ended after SIGTERM.
+        self.running: set[str] = set()
+        self.asked_to_end: set[str] = set()
+        # When each pod has to be killed.
+        self._kill_at: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Acts until it is cancelled."""
+        while True:
+            with suppress(ApiError, UnreachableError):
+                pods, _ = await self._api.list("pods", LIMIT_SECONDS)
+                for pod in pods if not self.is_silent else ():
+                    await self._act(pod)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _act(self, pod: Object) -> None:
+        name = pod["metadata"]["name"]
+        if "deletionTimestamp" in pod["metadata"]:
+            await self._end(pod)
+        elif "nodeName" not in pod["spec"] and self.starts_pods:
+            await self.bind(name)
+            await self.report_running(name)
+
+    async def _end(self, pod: Object) -> None:
+        name = pod["metadata"]["name"]
+        grace = pod["metadata"]["deletionGracePeriodSeconds"]
+        kill_at = self._kill_at.setdefault(name, time.monotonic() + grace)
+        if name in self.frozen and time.monotonic() < kill_at:
+            return
+        if name in self.running:
+            if name not in self.frozen and grace > 1:
+                self.asked_to_end.add(name)
+            await self.report_end(name, "Completed", 0)
+        await self._api.delete("pods", name, 0, LIMIT_SECONDS)
+
+    async def bind(self, name: str) -> None:
+        """Plays the scheduler."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}}
+        await self._api.create(f"pods/{name}/binding", {**binding, "target": target}, LIMIT_SECONDS)
+
+    async def report(self, name: str, status: Object) -> None:
+        """Changes the status of a pod."""
+        await self._api.patch("pods", f"{name}/status", {"status": status}, LIMIT_SECONDS)
+
+    async def report_running(self, name: str) -> None:
+        """Starts the container of a pod."""
+        self.running.add(name)
+        state = {"running": {"startedAt": _now()}}
+        await self.report(name, {"phase": "Running", "podIP": "10.0.0.1", **_container(state)})
+
+    async def report_waiting(self, name: str, reason: str, message: str) -> None:
+        """Says why the container of a pod does not start."""
+        state = {"waiting": {"reason": reason, "message": message}}
+        await self.report(name, {"phase": "Pending", **_container(state)})
+
+    async def report_end(self, name: str, reason: str, exit_code: int) -> None:
+        """Ends the container of a pod, with everything in it."""
+        self.running.discard(name)
+        terminated = {
+            "exitCode": exit_code,
+            "reason": reason,
+            "message": f"first line\n{self.last_line}\n",
+        }
+        phase = "Succeeded" if exit_code == 0 else "Failed"
+        await self.report(name, {"phase": phase, **_container({"terminated": terminated})})
+
+
+def _container(state: Object) -> Object:
+    status = {
+        "name": CONTAINER,
+        "image": "image",
+        "imageID": "",
+        "ready": "running" in state,
+        "restartCount": 0,
+        # A merge replaces the whole list, but the old state within it has to go.
+        "state": state,
+    }
+    return {"containerStatuses": [status]}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
