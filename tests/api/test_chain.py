@@ -150,6 +150,8 @@ async def test_every_method_of_every_service_passes_every_interceptor(
         for path in PATHS:
             call: Any = server.channel.unary_stream(path)
             metadata = agent_bearer(idle.id) if path.startswith(INTERNAL) else bearer()
+            if path == INTERNAL + "Bootstrap":
+                metadata = bearer(POD_TOKENS.bootstrap_token(idle.id, idle.epoch))
             replies = call(b"\xff", metadata=metadata)
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await anext(aiter(replies))
