@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from evershell.server.stack.envoy.files import edge_file
 from tests.exhaustive.clients.tools import cache_folder, node, program_folder
+from tests.support.documents import blocks
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 
 DOCUMENT = ROOT / "docs" / "grpc.md"
@@ -29,8 +29,8 @@ GO_SECONDS = 500
 
 def sample(language: str) -> str:
     """The code of a language in the document."""
-    (code,) = re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    return str(code)
+    (code,) = [each.text for each in blocks(DOCUMENT.read_text()) if each.language == language]
+    return code
 
 
 def test_connects_client_for_browsers_works_as_it_is(

@@ -1,6 +1,5 @@
 """The example of docs/authentication.md: a stack with an identity provider of its own."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from threading import Thread
 import grpc
 import pytest
 
+from tests.support.documents import blocks
 from tests.support.stack import ROOT, Stack
 from tests.support.waiting import eventually
 
@@ -25,7 +25,7 @@ class Provider:
     """The provider of the example: its script, run again for each new key, and its HTTP server."""
 
     def __init__(self, folder: Path) -> None:
-        (self._script,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
+        (self._script,) = [each.text for each in blocks(DOCUMENT) if each.title == "issue.py"]
         self._folder = folder
         handler = partial(_Handler, directory=str(folder))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
