@@ -76,7 +76,7 @@ peers: $(BENCH_READY) ## test the peers with which the bench compares the servic
 
 docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
 gen: $(READY) ## generate gen/ from protos/, and the pages of docs/ that follow from the code
 	$(BIN)/python protos/generate.py
