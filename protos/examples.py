@@ -35,6 +35,7 @@ TASK = {
     "started_at": STARTED,
     "usage": {},
     "max_iterations": 100,
+    "submitted_by": KEY_ID,
 }
 CANCELLED_TASK = TASK | {
     "cancel_requested_at": CANCELLED,
@@ -100,7 +101,12 @@ REPLIES: dict[str, dict[str, Any]] = {
     "Workspace": WORKSPACE,
     "ListWorkspacesResponse": {"workspaces": [WORKSPACE]},
     "ListAuditEntriesResponse": {"entries": [AUDIT_ENTRY]},
-    "HoldOrgResponse": {"hold": HOLD},
+    "HoldOrgResponse": {"hold": HOLD, "accepted": 3},
+    "CancelTasksResponse": {
+        "matched": 1,
+        "accepted": 1,
+        "results": [{"workspace_id": WORKSPACE_ID, "task_id": TASK_ID, "outcome": "accepted"}],
+    },
     "Hold": HOLD,
 }
 

@@ -6,7 +6,7 @@ Both come from the `field` options in the protos.
 import re
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from source import PACKAGE, Protos
 
 # What an id may hold, for FieldRule.is_id.
@@ -69,19 +69,29 @@ def module(protos: Protos) -> str:
     """A Python module with the limits of the fields of requests."""
     lines = [f'ID = "{ID_CHARACTERS}{{1,{ID_MAX}}}"']
     for rpc in protos.service.methods:
-        prefix = _constant(rpc.input_type.name)
-        for field in rpc.input_type.fields:
-            rule = protos.option(field.GetOptions(), f"{PACKAGE}.field")
-            lines += [
-                f"{prefix}_{field.name.upper()}_{limit.name.upper()} = {value:_}"
-                for limit, value in rule.ListFields()
-                if not isinstance(value, bool)
-            ]
+        lines += _limits(protos, rpc.input_type, _constant(rpc.input_type.name))
     return (
         '"""The limits of the fields of requests, from the `field` options in the protos."""\n\n'
         + "\n".join(lines)
         + "\n"
     )
+
+
+def _limits(protos: Protos, message: Descriptor, prefix: str) -> list[str]:
+    """The limits of the fields of a message, also of the messages in it."""
+    lines = []
+    for field in message.fields:
+        name = f"{prefix}_{field.name.upper()}"
+        rule = protos.option(field.GetOptions(), f"{PACKAGE}.field")
+        lines += [
+            f"{name}_{limit.name.upper()} = {value:_}"
+            for limit, value in rule.ListFields()
+            if not isinstance(value, bool)
+        ]
+        inner = field.message_type
+        if inner is not None and inner.full_name.rpartition(".")[0] == PACKAGE:
+            lines += _limits(protos, inner, name)
+    return lines
 
 
 def _constant(message: str) -> str:

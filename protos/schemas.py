@@ -110,9 +110,18 @@ class Schemas:
     def of_field(self, field: FieldDescriptor) -> dict[str, Any]:
         """The schema of the value of a field."""
         if field.is_repeated and not _is_map(field):
-            return {"type": "array", "items": self._single(field)}
+            return self._list(field)
         single = self._single(field)
         return single if "$ref" in single else narrowed(self._protos, field, single)
+
+    def _list(self, field: FieldDescriptor) -> dict[str, Any]:
+        rule = self._protos.option(field.GetOptions(), f"{PACKAGE}.field")
+        item = self._single(field)
+        schema = {
+            "type": "array",
+            "items": narrowed(self._protos, field, item) if rule.is_id else item,
+        }
+        return schema | ({"maxItems": rule.max} if rule.HasField("max") else {})
 
     def _single(self, field: FieldDescriptor) -> dict[str, Any]:
         message = field.message_type

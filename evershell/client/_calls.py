@@ -20,9 +20,12 @@ from evershell.client.pages import Page
 from evershell.client.types import (
     AuditEntry,
     CancelResult,
+    CancelTasksResult,
     Hold,
+    HoldResult,
     SubmittedTask,
     Task,
+    TaskFilter,
     Workspace,
 )
 
@@ -170,10 +173,33 @@ def list_audit_entries(
     return Call("ListAuditEntries", request, _page("entries", AuditEntry), Repeat.ALWAYS)
 
 
-def hold(reason: str) -> Call[Hold]:
+def cancel_tasks(
+    wanted: TaskFilter | None, reason: str, force_after: Seconds | None, dry_run: bool
+) -> Call[CancelTasksResult]:
+    """CancelTasks."""
+    request = service.CancelTasksRequest(
+        filter=None if wanted is None else _filter(wanted),
+        reason=reason,
+        force_after=_duration(force_after),
+        dry_run=dry_run,
+    )
+    return Call("CancelTasks", request, _with_id(CancelTasksResult), Repeat.ALWAYS)
+
+
+def _filter(wanted: TaskFilter) -> service.TaskFilter:
+    return service.TaskFilter(
+        workspace_ids=wanted.workspace_ids,
+        created_by_user_id=wanted.created_by_user_id or "",
+        submitted_by=wanted.submitted_by or "",
+        submitted_before=_timestamp(wanted.submitted_before),
+        metadata=wanted.metadata,
+    )
+
+
+def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:
     """HoldOrg."""
-    request = service.HoldOrgRequest(reason=reason)
-    return Call("HoldOrg", request, lambda reply, _: Hold._from_message(reply.hold), Repeat.ALWAYS)
+    request = service.HoldOrgRequest(reason=reason, cancel_running=cancel_running)
+    return Call("HoldOrg", request, _with_id(HoldResult), Repeat.ALWAYS)
 
 
 def release() -> Call[Hold]:

@@ -82,6 +82,11 @@ def _reader(field: Any, kind: Any, *, optional: bool) -> Reader:
             if not optional or message.HasField(name)
             else None
         )
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(item, type) and issubclass(item, Result):
+            return lambda message: tuple(map(item._from_message, getattr(message, name)))
+        return lambda message: tuple(getattr(message, name))
     if typing.get_origin(kind) is Mapping:
         return lambda message: dict(getattr(message, name))
     if optional:
@@ -142,6 +147,10 @@ def _put(message: Message, field: Any, value: Any) -> None:
         # An empty message is set, too.
         getattr(message, field.name).SetInParent()
         getattr(message, field.name).MergeFrom(_to_message(value))
+    elif isinstance(value, tuple):
+        getattr(message, field.name).extend(
+            _to_message(each) if isinstance(each, Result) else each for each in value
+        )
     elif isinstance(value, Mapping):
         getattr(message, field.name).update(value)
     else:

@@ -12,7 +12,7 @@ from evershell.client.errors import (
     TaskNotEndedError,
     UnavailableError,
 )
-from evershell.client.types import CancelOutcome, CancelResult, Task
+from evershell.client.types import CancelOutcome, CancelResult, CancelTasksResult, Task
 
 # The longest `wait` of CancelTask.
 MAX_WAIT_SECONDS = 30.0
@@ -137,3 +137,15 @@ def pause_before_look(task: Task, limit: Limit) -> float | None:
             f"Task {task.id} is {task.status} and did not end within {limit.timeout:g} s.", task
         )
     return limit.clip(_PAUSE_SECONDS)
+
+
+class RemainingPauses:
+    """The pauses between the calls that cancel many tasks, while tasks remain."""
+
+    def __init__(self) -> None:
+        self._pause_seconds = 0.0
+
+    def after(self, result: CancelTasksResult) -> float:
+        """How long to pause. Only if the call cancelled nothing: other transactions are slow."""
+        self._pause_seconds = 0.0 if result.accepted else min(self._pause_seconds + 0.1, 1.0)
+        return self._pause_seconds

@@ -144,6 +144,8 @@ class Task(Result):
     usage: Usage = field(default_factory=Usage)
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The metadata given to submit_task."""
+    submitted_by: str | None = None
+    """The user id or API key id of the caller who submitted it; None if it is not known."""
 
     @property
     def has_ended(self) -> bool:
@@ -263,3 +265,83 @@ class Hold(Result):
     held_since: datetime | None = None
     reason: str = ""
     """The reason that this caller gave."""
+
+
+class TaskOutcome(StrEnum):
+    """What `cancel_tasks` found for a task."""
+
+    UNSPECIFIED = "unspecified"
+    """An outcome that this version of the client does not know."""
+    ACCEPTED = "accepted"
+    """This call recorded the cancellation."""
+    ALREADY_REQUESTED = "already_requested"
+    """It was recorded before."""
+    MATCHED = "matched"
+    """A dry run: without it, the call would have recorded the cancellation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter(Result):
+    """Which tasks a call is about. A task matches if it matches every field."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.TaskFilter
+
+    workspace_ids: tuple[str, ...] = ()
+    """Only tasks of these workspaces, at most 1,000."""
+    created_by_user_id: str | None = None
+    """Only tasks in workspaces that this user has created."""
+    submitted_by: str | None = None
+    """Only tasks that this user or API key has submitted, by id."""
+    submitted_before: datetime | None = None
+    """Only tasks that were submitted before this time. A time without a zone is local time."""
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Only tasks whose metadata has all of these entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledTask(Result):
+    """What `cancel_tasks` found for one task."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.CancelTasksResult
+
+    workspace_id: str
+    task_id: str
+    outcome: TaskOutcome = TaskOutcome.UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTasksResult(Result):
+    """The answer to cancel_tasks."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.CancelTasksResponse
+
+    matched: int = 0
+    """The tasks that match and have not ended: the sum of the next three."""
+    accepted: int = 0
+    """The tasks whose cancellation this call recorded."""
+    already_requested: int = 0
+    """The tasks whose cancellation was recorded before."""
+    remaining: int = 0
+    """The tasks that need a further call."""
+    results: tuple[CancelledTask, ...] = ()
+    """One for each task, at most 1,000."""
+    request_id: str = field(default="", compare=False)
+    """Identifies the call in the log of the service and in the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldResult(Result):
+    """The answer to hold."""
+
+    _message_type: ClassVar[type[Message]] = workspace_service_pb2.HoldOrgResponse
+
+    hold: Hold
+    """The hold in force."""
+    accepted: int = 0
+    """With `cancel_running`: the tasks whose cancellation this call recorded."""
+    already_requested: int = 0
+    """The tasks whose cancellation was recorded before and that have not ended."""
+    remaining: int = 0
+    """The tasks that are not cancelled yet."""
+    request_id: str = field(default="", compare=False)
+    """Identifies the call in the log of the service and in the audit log."""

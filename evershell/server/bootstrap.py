@@ -66,7 +66,9 @@ async def control_plane(
         wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
-        postgres_store = PostgresStore(pool, wakeups.announce, metrics.committed)
+        postgres_store = PostgresStore(
+            pool, wakeups.announce, metrics.committed, cancelled=metrics.cancelled_in_batch
+        )
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store

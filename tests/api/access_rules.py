@@ -41,6 +41,7 @@ RULES = {
     "StopWorkspace": Rule(("workspace:write",), on_workspace=True, audited=True),
     "ResumeWorkspace": Rule(("workspace:write", "tasks:write"), on_workspace=True, audited=True),
     "ListAuditEntries": Rule(("audit:read",), on_workspace=True, audited=False),
+    "CancelTasks": Rule(("workspace:write",), on_workspace=False, audited=True),
     "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),

@@ -156,6 +156,7 @@ async def test_a_credential_opens_every_public_method(server: Running, method: s
             "CreateWorkspace",
             "ListWorkspaces",
             "ListAuditEntries",
+            "CancelTasks",
             "HoldOrg",
             "ReleaseOrg",
             "GetHold",

@@ -32,6 +32,7 @@ TASK = Task(
     workspace_id="ws_1",
     description="ls",
     metadata={"k": "v"},
+    submitted_by="user_7",
     max_iterations=7,
     status=TaskStatus.RUNNING,
     phase=Phase.TOOL_CALL,
@@ -102,6 +103,7 @@ def test_every_field_of_a_task_is_encoded() -> None:
         "forced": True,
         "metadata": {"k": "v"},
         "max_iterations": 7,
+        "submitted_by": "user_7",
     }
 
 

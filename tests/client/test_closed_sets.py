@@ -29,6 +29,7 @@ METHODS = {
     "StopWorkspace": "stop_workspace",
     "ResumeWorkspace": "resume_workspace",
     "ListAuditEntries": "list_audit_entries",
+    "CancelTasks": "cancel_tasks",
     "HoldOrg": "hold",
     "ReleaseOrg": "release",
     "GetHold": "get_hold",
@@ -37,7 +38,10 @@ METHODS = {
 REST_ONLY = {"StreamEvents"}
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 # Fields that come from the metadata of an answer.
-FROM_METADATA = {"CancelResult": {"request_id"}, "SubmittedTask": {"request_id"}}
+FROM_METADATA = {
+    name: {"request_id"}
+    for name in ("CancelResult", "SubmittedTask", "CancelTasksResult", "HoldResult")
+}
 
 
 def results() -> list[Any]:
@@ -128,7 +132,9 @@ def test_both_clients_have_the_same_methods_arguments_and_documentation() -> Non
     assert arguments == list(inspect.signature(AsyncClient).parameters)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS.values()) | {"cancel_and_wait"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(METHODS.values()) | {"cancel_and_wait", "cancel_all_tasks"})
+)
 def test_the_documentation_names_each_argument(name: str) -> None:
     method = getattr(Client, name)
     documentation = inspect.getdoc(method) or ""

@@ -8,18 +8,27 @@ import pytest
 from evershell.server.core.audit_entry import AuditFilter
 from evershell.server.core.change import unchanged
 from evershell.server.core.errors import UnavailableError
+from evershell.server.core.hold import Hold
 from evershell.server.core.ports import Store
+from evershell.server.core.task_filter import TaskFilter
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 
+_HOLD = Hold(org_id="org_1", held_by="user_1", held_since=NOW, reason="")
 _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "record_cancellation": lambda store: store.record_cancellation(
         permission(), "ws_1", None, intent()
     ),
+    "match_tasks": lambda store: store.match_tasks(permission(), TaskFilter(), None, 1),
+    "cancel_tasks": lambda store: store.cancel_tasks(permission(), ["task_1"], intent()),
     "transition": lambda store: store.transition("ws_1", unchanged),
     "create_workspace": lambda store: store.create_workspace(workspace()),
+    "hold_org": lambda store: store.hold_org(_HOLD),
+    "release_org": lambda store: store.release_org("org_1"),
+    "get_hold": lambda store: store.get_hold("org_1"),
+    "count_holds": lambda store: store.count_holds(),
     "find_first_call": lambda store: store.find_first_call("org_1", "key", NOW),
     "record_answer": lambda store: store.record_answer(first_call(), "delivered"),
     "get_workspace": lambda store: store.get_workspace("ws_1"),

@@ -18,7 +18,8 @@ from tests.support.world import NOW, ORG, USER, World, caller
 
 async def hold(world: World, reason: str = "gone wrong", by: Caller | None = None) -> Hold:
     request = HoldOrg(reason=reason, origin=Origin())
-    return await holds.hold_org(by or caller(), request, world.store, world.clock)
+    held, _ = await holds.hold_org(by or caller(), request, world.store, world.clock)
+    return held
 
 
 async def submit(world: World, workspace_id: str, by: Caller | None = None, key: str = "") -> str:
@@ -146,3 +147,37 @@ async def test_a_hold_needs_its_scope(world: World, scopes: tuple[str, ...]) -> 
 async def test_a_reason_has_a_limit() -> None:
     with pytest.raises(Failure, match="reason"):
         HoldOrg(reason="x" * 501, origin=Origin())
+
+
+async def test_a_hold_can_cancel_what_runs(world: World) -> None:
+    running = [await world.add_busy() for _ in range(3)]
+    other, untouched = await world.add_busy(org_id="org_b")
+    await world.cancel(running[0][0].id)
+    request = HoldOrg(reason="gone wrong", cancel_running=True, origin=Origin("req_h"))
+    _, cancelled = await holds.hold_org(caller(), request, world.store, world.clock)
+    assert (cancelled.accepted, cancelled.already_requested, cancelled.remaining) == (2, 1, 0)
+    for at, task in running[1:]:
+        cancel = (await world.task(at.id, task.id)).cancel
+        assert cancel is not None
+        assert (cancel.requested_by, cancel.reason, cancel.request_id) == (
+            USER,
+            "gone wrong",
+            "req_h",
+        )
+    assert (await world.task(other.id, untouched.id)).cancel is None
+    _, again = await holds.hold_org(caller(), request, world.store, world.clock)
+    assert (again.accepted, again.already_requested, again.remaining) == (0, 3, 0)
+
+
+@pytest.mark.parametrize("scope", ["workspace:write:own", "workspace:read"])
+async def test_a_hold_that_cancels_needs_the_scope_for_it(world: World, scope: str) -> None:
+    await world.add_busy()
+    request = HoldOrg(cancel_running=True, origin=Origin())
+    failure = await failure_of(
+        holds.hold_org(caller("org:hold", scope), request, world.store, world.clock)
+    )
+    assert (failure.slug, failure.details["required"]) == (
+        "permission_denied",
+        ["workspace:write"],
+    )
+    assert await holds.get_hold(caller(), world.store) is None

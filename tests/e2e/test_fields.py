@@ -177,6 +177,9 @@ def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
         == accepted["task"]["cancel_requested_at"]
         < accepted["task"]["cancel_force_at"]
     )
+    batch = rest.post("/v1/tasks/cancel", {"filter": {"metadata": {"ticket": "42"}}})
+    (result,) = seen.note(REPLIES["CancelTasks"], batch)["results"]
+    assert (result["task_id"], result["outcome"]) == (task_id, "already_requested")
     gate.open()
     workspace.await_end(task_id)
     ended = seen.note(REPLIES["GetTask"], workspace.task(task_id))
@@ -185,6 +188,13 @@ def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
 
     refused = rest.call("GET", f"{path}/tasks/task_unknown").json()["error"]
     seen.note(error_pb2.Error.DESCRIPTOR, refused)
+
+    other = stack.rest("other_org")
+    held = other.post("/v1/hold", {"reason": "stop", "cancel_running": True}, status=200)
+    seen.note(REPLIES["HoldOrg"], held)
+    assert seen.note(REPLIES["GetHold"], other.get("/v1/hold")) == held["hold"]
+    released = seen.note(REPLIES["ReleaseOrg"], other.post("/v1/hold/release", status=200))
+    assert "held_since" not in released
 
     stopping = seen.note(REPLIES["StopWorkspace"], rest.post(f"{path}/stop"))
     assert stopping["status"] == "stopping"

@@ -64,8 +64,8 @@ def test_a_hold_needs_its_scope(stack: Stack, token: str) -> None:
 
 def test_the_client_holds_and_releases(stack: Stack, other: Workspace) -> None:
     with Client(f"http://{stack.ready['grpc_addr']}", stack.tokens[CALLER]) as client:
-        held = client.hold(reason="from Python")
-        assert held.on_hold and client.get_hold() == held == client.hold(reason="again")
+        held = client.hold(reason="from Python").hold
+        assert held.on_hold and client.get_hold() == held == client.hold(reason="again").hold
         with pytest.raises(OrgOnHoldError) as refused:
             client.submit_task(other.id, "true")
         assert refused.value.details["hold_reason"] == "from Python"

@@ -27,6 +27,8 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
         "CancelTaskByTaskId",
         rest.post(f"{path}/tasks/{task_id}/cancel", example("CancelTaskByTaskId")),
     )
+    wanted = {"filter": {"workspace_ids": [workspace.id]}, "dry_run": True}
+    yield "CancelTasks", rest.post("/v1/tasks/cancel", example("CancelTasks") | wanted)
     gate.open()
     workspace.await_end(task_id)
     yield "CancelTask", workspace.cancel(200, task_id=task_id, wait="1s")
@@ -34,6 +36,11 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     yield "StreamEvents", next(rest.events(workspace.id))
     yield "ListAuditEntries", rest.get("/v1/audit", params={"rpc": "CancelTask"})
     yield "ListAuditEntriesByWorkspaceId", rest.get(f"{path}/audit")
+    # Of the other organization, so that this one is not on hold.
+    other = stack.rest("other_org")
+    yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
+    yield "GetHold", other.get("/v1/hold")
+    yield "ReleaseOrg", other.post("/v1/hold/release", status=200)
     yield "StopWorkspace", rest.post(f"{path}/stop")
     workspace.await_status("stopped")
     yield "ResumeWorkspace", rest.post(f"{path}/resume")

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.ports import UNSIGNALLED
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet import redelivery
@@ -153,3 +154,47 @@ async def test_only_the_leader_delivers() -> None:
     attempts = len(fleet.world.agents.cancelled)
     await settle()
     assert len(fleet.world.agents.cancelled) == attempts
+
+
+async def test_what_nobody_has_signalled_is_delivered_at_once(world: World) -> None:
+    await cancelled(world)
+    deliveries = Redelivery(world.agents)
+    world.agents.reachable = False
+    deliveries.follow(await world.store.list_cancellations(), NOW, at_once=True)
+    await settle()
+    attempts = len(world.agents.cancelled)
+    assert attempts
+    # A scan before FIRST_AFTER does not end the delivery.
+    await follow(world, deliveries, -timedelta(milliseconds=1))
+    assert len(world.agents.cancelled) > attempts
+    deliveries.stop()
+
+
+async def test_a_bounded_number_of_agents_is_signalled_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redelivery, "_AT_ONCE", 3)
+    for _ in range(8):
+        await cancelled(world)
+    silent = asyncio.Event()
+
+    async def wait(workspace: Workspace, task: Task) -> None:
+        await silent.wait()
+
+    world.agents.meanwhile = wait
+    deliveries = Redelivery(world.agents)
+    await follow(world, deliveries)
+    assert len(world.agents.cancelled) == 3
+    silent.set()
+    await settle()
+    assert len(set(world.agents.cancelled)) == 8
+
+
+async def test_the_controller_signals_a_batch_before_the_next_scan() -> None:
+    fleet = Fleet()
+    async with fleet.running():
+        running = [await fleet.add_busy(cancelled=True) for _ in range(3)]
+        assert fleet.world.agents.cancelled == []
+        fleet.changes.queue.put_nowait({UNSIGNALLED})
+        await settle()
+        assert sorted(fleet.world.agents.cancelled) == sorted(task.id for _, task in running)

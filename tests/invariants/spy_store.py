@@ -14,8 +14,15 @@ from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.event import Event
 from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
-from evershell.server.core.ports import Clock, Leased, RecordedCancellation, Store
+from evershell.server.core.ports import (
+    Clock,
+    Leased,
+    MatchedTasks,
+    RecordedCancellation,
+    Store,
+)
 from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.task_filter import TaskFilter
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.record import Record
 
@@ -83,6 +90,35 @@ class SpyStore:
                 permission, workspace_id, task_id, intent, trace_id, audit
             )
             self._note(found.workspace, found.task)
+            return found
+
+        return await self._write(write)
+
+    async def match_tasks(
+        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+    ) -> MatchedTasks:
+        return await self._read(self._store.match_tasks(permission, wanted, force_at, limit))
+
+    async def cancel_tasks(
+        self,
+        permission: Permission,
+        task_ids: Sequence[str],
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+        *,
+        wait: bool = False,
+    ) -> Mapping[str, bool]:
+        async def write() -> Mapping[str, bool]:
+            found = await self._store.cancel_tasks(
+                permission, task_ids, intent, trace_id, audit, wait=wait
+            )
+            for task_id in found:
+                assert self.workspace is not None
+                self._note(
+                    await self._store.get_workspace(self.workspace.id),
+                    await self._store.get_task(self.workspace.id, task_id),
+                )
             return found
 
         return await self._write(write)

@@ -25,6 +25,7 @@ from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.store.announce import Announce, announce_to_nobody
 from tests.support.audit import FakeAuditLog
+from tests.support.fake_batches import FakeBatches
 
 _Listed = TypeVar("_Listed", Workspace, Task)
 _WANTED = (
@@ -35,7 +36,7 @@ _WANTED = (
 )
 
 
-class FakeStore:
+class FakeStore(FakeBatches):
     """Implements core.ports.Store in memory.
 
     While `unavailable` is true, every method raises UnavailableError.

@@ -175,9 +175,15 @@ class World:
         running = await self.run(idle)
         return await self.workspace(idle.id), running
 
-    async def run(self, at: Workspace) -> Task:
+    async def add_busy_with(self, creator: str | None, **fields: Any) -> str:
+        """Adds a workspace of this user with a running task that has these fields."""
+        idle = await self.add(created_by_user_id=creator)
+        await self.run(idle, **fields)
+        return idle.id
+
+    async def run(self, at: Workspace, **fields: Any) -> Task:
         """Submits a task and starts it."""
-        submitted = task(at.id)
+        submitted = task(at.id, **fields)
         await self.change(at.id, lambda locked: task_lifecycle.submit(locked, submitted, USER))
         await self.commit(at.id, submitted.id, TaskStarted())
         return await self.task(at.id, submitted.id)

@@ -48,15 +48,16 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
         workspace_id=request.workspace_id,
         task_id=request.task_id,
         reason=request.reason,
-        wait_seconds=_seconds(request.wait) if request.HasField("wait") else None,
-        force_after_seconds=_seconds(request.force_after)
+        wait_seconds=duration_seconds(request.wait) if request.HasField("wait") else None,
+        force_after_seconds=duration_seconds(request.force_after)
         if request.HasField("force_after")
         else None,
         origin=origin,
     )
 
 
-def _seconds(duration: Duration) -> float:
+def duration_seconds(duration: Duration) -> float:
+    """The duration in seconds."""
     return duration.seconds + duration.nanos / 1e9
 
 
@@ -145,6 +146,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "forced": task.forced,
         "metadata": task.metadata,
         "max_iterations": task.max_iterations,
+        "submitted_by": task.submitted_by,
     }
 
 
@@ -172,14 +174,17 @@ def decode_audit_filter(request: workspace_service_pb2.ListAuditEntriesRequest) 
         actor_id=request.actor_id,
         rpc=request.rpc,
         outcome=request.outcome,
-        start_time=_time("start_time", request.start_time)
+        start_time=decode_time("start_time", request.start_time)
         if request.HasField("start_time")
         else None,
-        end_time=_time("end_time", request.end_time) if request.HasField("end_time") else None,
+        end_time=decode_time("end_time", request.end_time)
+        if request.HasField("end_time")
+        else None,
     )
 
 
-def _time(field: str, time: Timestamp) -> datetime:
+def decode_time(field: str, time: Timestamp) -> datetime:
+    """The time. Raises Failure validation_error, which names the field."""
     if not 0 <= time.seconds <= _MAX_SECONDS:
         raise errors.invalid({field: "must be within the years 1970 to 9999"})
     return time.ToDatetime(UTC)

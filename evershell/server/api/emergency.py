@@ -1,16 +1,76 @@
-"""Converts the messages about holds."""
+"""Converts the messages about many tasks and about holds."""
 
 from evershell.workspace.v1 import hold_pb2, workspace_service_pb2
 
+from evershell.server.api.codec import decode_time, duration_seconds
+from evershell.server.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.server.core.event import Origin
 from evershell.server.core.hold import Hold
 from evershell.server.core.holds import HoldOrg
+from evershell.server.core.task_filter import TaskFilter
 from evershell.server.pod.messages import timestamp
+
+_OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
+
+
+def decode_cancel_tasks(
+    request: workspace_service_pb2.CancelTasksRequest, origin: Origin
+) -> CancelTasks:
+    """The request. Raises Failure validation_error."""
+    return CancelTasks(
+        wanted=_decode_filter(request.filter),
+        reason=request.reason,
+        force_after_seconds=duration_seconds(request.force_after)
+        if request.HasField("force_after")
+        else None,
+        dry_run=request.dry_run,
+        origin=origin,
+    )
+
+
+def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
+    return TaskFilter(
+        workspace_ids=tuple(message.workspace_ids),
+        created_by_user_id=message.created_by_user_id,
+        submitted_by=message.submitted_by,
+        submitted_before=decode_time("filter.submitted_before", message.submitted_before)
+        if message.HasField("submitted_before")
+        else None,
+        metadata=dict(message.metadata),
+    )
+
+
+def encode_cancel_tasks(result: CancelTasksResult) -> workspace_service_pb2.CancelTasksResponse:
+    """The reply."""
+    return workspace_service_pb2.CancelTasksResponse(
+        matched=result.matched,
+        accepted=result.accepted,
+        already_requested=result.already_requested,
+        remaining=result.remaining,
+        results=[
+            workspace_service_pb2.CancelTasksResult(
+                workspace_id=each.workspace_id,
+                task_id=each.task_id,
+                outcome=_OUTCOMES.Value(each.outcome),
+            )
+            for each in result.results
+        ],
+    )
 
 
 def decode_hold(request: workspace_service_pb2.HoldOrgRequest, origin: Origin) -> HoldOrg:
     """The request. Raises Failure validation_error."""
-    return HoldOrg(reason=request.reason, origin=origin)
+    return HoldOrg(reason=request.reason, cancel_running=request.cancel_running, origin=origin)
+
+
+def encode_held(hold: Hold, cancelled: CancelTasksResult) -> workspace_service_pb2.HoldOrgResponse:
+    """The reply."""
+    return workspace_service_pb2.HoldOrgResponse(
+        hold=encode_hold(hold.org_id, hold),
+        accepted=cancelled.accepted,
+        already_requested=cancelled.already_requested,
+        remaining=cancelled.remaining,
+    )
 
 
 def encode_hold(org_id: str, hold: Hold | None) -> hold_pb2.Hold:

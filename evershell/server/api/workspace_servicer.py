@@ -21,6 +21,7 @@ from evershell.server.api.pages import encode_page
 from evershell.server.core import holds, tasks, watch_events, workspaces
 from evershell.server.core.audit import list_audit_entries
 from evershell.server.core.cancel_task import cancel_task
+from evershell.server.core.cancel_tasks import cancel_tasks
 from evershell.server.core.ports import Agents, Clock, Store, Wakeups
 from evershell.server.core.watch_events import Heartbeat
 
@@ -176,14 +177,20 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             next_page_token=next_token,
         )
 
+    async def CancelTasks(
+        self, request: workspace_service_pb2.CancelTasksRequest, context: Context
+    ) -> workspace_service_pb2.CancelTasksResponse:
+        decoded = emergency.decode_cancel_tasks(request, origin())
+        return emergency.encode_cancel_tasks(
+            await cancel_tasks(caller(), decoded, self.store, self.clock)
+        )
+
     async def HoldOrg(
         self, request: workspace_service_pb2.HoldOrgRequest, context: Context
     ) -> workspace_service_pb2.HoldOrgResponse:
         decoded = emergency.decode_hold(request, origin())
-        hold = await holds.hold_org(caller(), decoded, self.store, self.clock)
-        return workspace_service_pb2.HoldOrgResponse(
-            hold=emergency.encode_hold(caller().org_id, hold)
-        )
+        hold, cancelled = await holds.hold_org(caller(), decoded, self.store, self.clock)
+        return emergency.encode_held(hold, cancelled)
 
     async def ReleaseOrg(
         self, request: workspace_service_pb2.ReleaseOrgRequest, context: Context

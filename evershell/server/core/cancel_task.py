@@ -111,7 +111,7 @@ async def cancel_task(
         permission,
         request.workspace_id,
         request.task_id or None,
-        _intent(caller, request, clock),
+        intent_of(caller, request.reason, request.force_after_seconds, request.origin, clock),
         request.origin.trace_id,
         request.origin.audit,
     )
@@ -125,18 +125,21 @@ async def cancel_task(
     return CancelResult(request.workspace_id, outcome, task)
 
 
-def _intent(caller: Caller, request: CancelTask, clock: Clock) -> CancelIntent:
+def intent_of(
+    caller: Caller, reason: str, force_after_seconds: float | None, origin: Origin, clock: Clock
+) -> CancelIntent:
+    """The intent of a call that cancels now."""
     now = clock()
     force_at = force_requested_by = None
-    if request.force_after_seconds is not None:
-        force_at = now + timedelta(seconds=request.force_after_seconds)
+    if force_after_seconds is not None:
+        force_at = now + timedelta(seconds=force_after_seconds)
         force_requested_by = caller.actor_id
     return CancelIntent(
         requested_by=caller.actor_id,
         credential_kind=caller.credential_kind,
         requested_at=now,
-        reason=request.reason,
-        request_id=request.origin.request_id,
+        reason=reason,
+        request_id=origin.request_id,
         force_at=force_at,
         force_requested_by=force_requested_by,
     )

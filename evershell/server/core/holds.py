@@ -8,13 +8,19 @@ that come later find it.
 
 from dataclasses import dataclass
 
-from evershell.server.core.caller import Caller
+from evershell.server.core.caller import Caller, Permission
+from evershell.server.core.cancel_task import intent_of
+from evershell.server.core.cancel_tasks import CancelTasksResult, cancel_until_done
 from evershell.server.core.event import Origin
 from evershell.server.core.hold import Hold
 from evershell.server.core.ports import Clock, Store
+from evershell.server.core.task_filter import TaskFilter
 from evershell.server.core.validation import MAX_REASON_CHARACTERS, Fields
 
 _SCOPE = "org:hold"
+_CANCEL_SCOPE = "workspace:write"
+# How long a call cancels tasks, unless its deadline is earlier.
+_CANCEL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +28,8 @@ class HoldOrg:
     """The request. Raises Failure validation_error."""
 
     reason: str = ""
+    # Also cancels all tasks that have not ended.
+    cancel_running: bool = False
     origin: Origin
 
     def __post_init__(self) -> None:
@@ -30,19 +38,32 @@ class HoldOrg:
         fields.check()
 
 
-async def hold_org(caller: Caller, request: HoldOrg, store: Store, clock: Clock) -> Hold:
-    """Puts the caller's organization on hold. Returns the hold in force.
+async def hold_org(
+    caller: Caller, request: HoldOrg, store: Store, clock: Clock
+) -> tuple[Hold, CancelTasksResult]:
+    """Puts the caller's organization on hold. Returns the hold in force, and what was cancelled.
 
-    If there is one already, its caller, time and reason stay. Raises Failure permission_denied.
+    If there is a hold already, its caller, time and reason stay. The tasks are cancelled after the
+    hold is committed, so none is missed. Raises Failure permission_denied.
     """
     caller.require(_SCOPE)
+    if request.cancel_running:
+        caller.require(_CANCEL_SCOPE)
     hold = Hold(
         org_id=caller.org_id,
         held_by=caller.actor_id,
         held_since=clock(),
         reason=request.reason,
     )
-    return await store.hold_org(hold, request.origin.audit)
+    held = await store.hold_org(hold, request.origin.audit)
+    if not request.cancel_running:
+        return held, CancelTasksResult(matched=0)
+    everything = Permission(caller, (_CANCEL_SCOPE,), own_only=False)
+    intent = intent_of(caller, request.reason, None, request.origin, clock)
+    cancelled = await cancel_until_done(
+        everything, TaskFilter(), intent, request.origin, store, _CANCEL_SECONDS
+    )
+    return held, cancelled
 
 
 async def release_org(caller: Caller, origin: Origin, store: Store) -> None:

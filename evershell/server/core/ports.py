@@ -15,6 +15,7 @@ from evershell.server.core.event import Event
 from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.task_filter import TaskFilter
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
@@ -46,6 +47,29 @@ class Leased:
     lease_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class MatchedTask:
+    """A task that matches a filter."""
+
+    workspace_id: str
+    task_id: str
+    # Whether a cancellation would record its intent, or an earlier `force_at`.
+    is_pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedTasks:
+    """The tasks that match a filter. The counts are those of all of them."""
+
+    matched: int
+    pending: int
+    tasks: Sequence[MatchedTask]
+
+
+# Announced in place of a workspace: there are recorded cancellations that nobody has signalled.
+UNSIGNALLED = "*"
+
+
 class Store(Protocol):
     """The durable state. Every method raises UnavailableError if the database does not answer."""
 
@@ -68,6 +92,33 @@ class Store(Protocol):
         the event; empty for no trace. `audit` is stored in the same transaction, also if nothing is
         recorded, with the outcome or the slug that the caller is answered with, except
         `agent_unreachable`: the entry then says `accepted` or `already_requested`.
+        """
+
+    async def match_tasks(
+        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+    ) -> MatchedTasks:
+        """The tasks that match, have not ended and are covered by the permission.
+
+        At most `limit` of them: first those that a cancellation with this `force_at` would change,
+        then the others, each from the oldest on.
+        """
+
+    async def cancel_tasks(
+        self,
+        permission: Permission,
+        task_ids: Sequence[str],
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+        *,
+        wait: bool = False,
+    ) -> Mapping[str, bool]:
+        """Records the intent for each of the tasks in one transaction, like record_cancellation.
+
+        Returns the tasks whose cancellation is recorded now, and whether this call recorded it.
+        Leaves out tasks that have ended, and tasks whose workspace is not up, is not covered or is
+        locked by another transaction. With `wait`, for one task only, waits for that transaction.
+        Announces the workspaces, and UNSIGNALLED, for the fleet controller signals the agents.
         """
 
     async def transition(

@@ -77,6 +77,8 @@ class Task:
     workspace_id: str
     description: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    # The user's id, or the API key's; empty if an earlier version recorded the task.
+    submitted_by: str = ""
     max_iterations: int = DEFAULT_MAX_ITERATIONS
     status: TaskStatus = TaskStatus.SUBMITTED
     phase: Phase = Phase.NONE

@@ -82,6 +82,7 @@ async def submit_task(
         workspace_id=request.workspace_id,
         description=request.description,
         metadata=dict(request.metadata),
+        submitted_by=caller.actor_id,
         max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
         created_at=clock(),
     )

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc.aio
 from evershell.agent.v1 import agent_service_pb2_grpc
@@ -27,6 +27,27 @@ Key: TypeAlias = tuple[str, str]
 Stub: TypeAlias = "agent_service_pb2_grpc.AgentServiceAsyncStub"
 
 
+class _FirstUse:
+    """A channel for a stub that prepares a method when it is first called.
+
+    To prepare all methods takes as long as half of a call, and most channels are used for one.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, method: str, **options: Any) -> Callable[..., Any]:
+        """Called by the stub for each method."""
+        prepared: list[Any] = []
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not prepared:
+                prepared.append(self._channel.unary_unary(method, **options))
+            return prepared[0](*arguments, **named)
+
+        return call
+
+
 class AgentChannel:
     """A channel to an agent and its stub. It counts the calls in flight, as a context manager."""
 
@@ -38,7 +59,9 @@ class AgentChannel:
         self.calls_in_flight = 0
         self._on_idle = on_idle
         self._channel = channel
-        self._stub: Stub = agent_service_pb2_grpc.AgentServiceStub(self._channel)
+        self._stub: Stub = agent_service_pb2_grpc.AgentServiceStub(
+            cast(grpc.aio.Channel, _FirstUse(channel))
+        )
 
     def __enter__(self) -> "Stub":
         self.calls_in_flight += 1

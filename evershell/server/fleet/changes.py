@@ -9,5 +9,5 @@ class Changes(Protocol):
     async def wait(self, timeout_seconds: float) -> set[str]:
         """Returns the ids of the workspaces that have changed since the last call.
 
-        The set is empty after the timeout.
+        The set is empty after the timeout. It may contain ports.UNSIGNALLED.
         """

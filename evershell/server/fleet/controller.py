@@ -10,7 +10,7 @@ the next leader continues.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -20,7 +20,8 @@ from evershell.server.core import workspace_lifecycle
 from evershell.server.core.bounds import Bounds
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import UnavailableError
-from evershell.server.core.ports import Agents, Clock, Store
+from evershell.server.core.ports import UNSIGNALLED, Agents, Clock, Store
+from evershell.server.core.task import Task
 from evershell.server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.server.fleet.changes import Changes
 from evershell.server.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
@@ -101,16 +102,22 @@ class Controller:
             self._begin_step(workspace, is_overdue=True)
         for workspace in found.unsettled:
             self._begin_step(workspace)
-        self._redelivery.follow(found.cancellations, self._clock())
-        if self._backlog is not None:
-            self._backlog.set_open_cancellations(
-                task.cancel.requested_at for _, task in found.cancellations if task.cancel
-            )
+        self._follow(found.cancellations)
         again, self._again = self._again, set()
         await self._reconcile_ids(again)
         async for page in self._sweep.due_pages():
             for workspace in page:
                 self._begin_step(workspace)
+
+    def _follow(
+        self, cancellations: Sequence[tuple[Workspace, Task]], *, at_once: bool = False
+    ) -> None:
+        """Redelivers the cancellations that are due; with `at_once`, all of them."""
+        self._redelivery.follow(cancellations, self._clock(), at_once=at_once)
+        if self._backlog is not None:
+            self._backlog.set_open_cancellations(
+                task.cancel.requested_at for _, task in cancellations if task.cancel
+            )
 
     async def _count_workspaces(self) -> None:
         """Counts workspaces for the metrics."""
@@ -127,9 +134,14 @@ class Controller:
             await self._reconcile_ids(await changes.wait(left_seconds))
 
     async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
-        """Reads and reconciles these workspaces. After an UnavailableError, the next scan does."""
+        """Reads and reconciles these workspaces. After an UnavailableError, the next scan does.
+
+        UNSIGNALLED stands for all cancellations.
+        """
         try:
-            for workspace_id in workspace_ids:
+            if UNSIGNALLED in workspace_ids:
+                self._follow(await self._store.list_cancellations(), at_once=True)
+            for workspace_id in workspace_ids - {UNSIGNALLED}:
                 workspace = await self._store.get_workspace(workspace_id)
                 if workspace is not None and workspace.status in WANTS_POD:
                     self._begin_step(workspace)

@@ -10,12 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    retry_if_result,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying, retry_if_result, wait_random_exponential
 
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.ports import Agents
@@ -28,6 +23,8 @@ log = structlog.get_logger()
 FIRST_AFTER = timedelta(seconds=2)
 _FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 5.0
+# How many agents are signalled at once. One that does not answer takes 1.8 s.
+_AT_ONCE = 200
 
 # The task id and the force deadline. An earlier force deadline has to be delivered too.
 DeliveryKey = tuple[str, datetime | None]
@@ -47,11 +44,19 @@ class Redelivery:
         self._attempted = attempted
         # The deliveries that run, and those that were acknowledged.
         self._deliveries: dict[DeliveryKey, asyncio.Task[bool]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
-    def follow(self, open_cancellations: Sequence[tuple[Workspace, Task]], now: datetime) -> None:
+    def follow(
+        self,
+        open_cancellations: Sequence[tuple[Workspace, Task]],
+        now: datetime,
+        *,
+        at_once: bool = False,
+    ) -> None:
         """Starts the deliveries that are due, and cancels those that are no longer needed.
 
-        `open_cancellations` are all recorded cancellations of tasks that have not ended.
+        `open_cancellations` are all recorded cancellations of tasks that have not ended. With
+        `at_once`, all of them are due, because nobody has signalled some of them.
         """
         current: set[DeliveryKey] = set()
         for workspace, task in open_cancellations:
@@ -59,9 +64,10 @@ class Redelivery:
             force_at, due = task.cancel.force_at, task.cancel.requested_at + FIRST_AFTER
             # Due no later than the force deadline: shortly after it, the agent is overdue
             # (core/bounds.py) and its pod is ended.
-            if now < (due if force_at is None else min(due, force_at)):
-                continue
             key = (task.id, force_at)
+            is_due = at_once or now >= (due if force_at is None else min(due, force_at))
+            if not is_due and key not in self._deliveries:
+                continue
             current.add(key)
             delivery = self._deliveries.get(key)
             if delivery is None or _has_failed(delivery):
@@ -76,24 +82,36 @@ class Redelivery:
         self._deliveries.clear()
 
     async def _deliver(self, workspace: Workspace, task: Task) -> bool:
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type(AgentUnreachableError)
-            | retry_if_result(lambda known: not known),
-            wait=wait_random_exponential(
-                multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
-            ),
-        )
         try:
-            await attempts(self._attempt, workspace, task)
+            # Most agents acknowledge at once, so the retries are set up only after a failure.
+            if not await self._is_delivered(workspace, task):
+                await self._retry(workspace, task)
         except Exception:
             log.exception("unexpected_error", workspace_id=workspace.id, task_id=task.id)
             return False
         log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
         return True
 
+    async def _is_delivered(self, workspace: Workspace, task: Task) -> bool:
+        try:
+            return await self._attempt(workspace, task)
+        except AgentUnreachableError:
+            return False
+
+    async def _retry(self, workspace: Workspace, task: Task) -> None:
+        await asyncio.sleep(_FIRST_BACKOFF_SECONDS)
+        attempts = AsyncRetrying(
+            retry=retry_if_result(lambda is_delivered: not is_delivered),
+            wait=wait_random_exponential(
+                multiplier=_FIRST_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
+            ),
+        )
+        await attempts(self._is_delivered, workspace, task)
+
     async def _attempt(self, workspace: Workspace, task: Task) -> bool:
         try:
-            is_known = await self._agents.cancel_task(workspace, task)
+            async with self._slots:
+                is_known = await self._agents.cancel_task(workspace, task)
         except AgentUnreachableError:
             self._attempted("unreachable")
             raise

@@ -1,7 +1,7 @@
 """The Store of the core, on PostgreSQL."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -11,12 +11,14 @@ from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.event import Event
 from evershell.server.core.idempotency_key import FirstCall
-from evershell.server.core.ports import Clock, Leased, RecordedCancellation
+from evershell.server.core.ports import Clock, Leased, MatchedTasks, RecordedCancellation
 from evershell.server.core.task import CancelIntent, Task
+from evershell.server.core.task_filter import TaskFilter
 from evershell.server.core.workspace import Workspace
 from evershell.server.store import holds, idempotency_keys, queries
 from evershell.server.store.announce import Announce, announce_to_nobody
 from evershell.server.store.audit import INSERT, audit_entry_of, audit_query, audit_values
+from evershell.server.store.batch_cancellations import BatchCancellations
 from evershell.server.store.cancellations import Cancellations
 from evershell.server.store.fleet_reads import FleetReads
 from evershell.server.store.holds import Holds
@@ -80,12 +82,15 @@ class PostgresStore(FleetReads, Holds):
         announce: Announce = announce_to_nobody,
         committed: Callable[[Change], None] = lambda change: None,
         lease_clock: Clock | None = None,
+        cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
+        """Calls `cancelled` with the number of tasks that a batch has cancelled."""
         super().__init__(pool, lease_clock)
         self._leases = Leases(pool, lease_clock)
         # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
         self._cancellations = Cancellations(pool, announce)
+        self._batches = BatchCancellations(pool, announce, cancelled)
         self._announce = announce
         self._committed = committed
 
@@ -101,6 +106,23 @@ class PostgresStore(FleetReads, Holds):
         return await self._cancellations.record(
             permission, workspace_id, task_id, intent, trace_id, audit
         )
+
+    async def match_tasks(
+        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+    ) -> MatchedTasks:
+        return await self._batches.match(permission, wanted, force_at, limit)
+
+    async def cancel_tasks(
+        self,
+        permission: Permission,
+        task_ids: Sequence[str],
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+        *,
+        wait: bool = False,
+    ) -> Mapping[str, bool]:
+        return await self._batches.cancel(permission, task_ids, intent, trace_id, audit, wait=wait)
 
     async def drained(self) -> None:
         """Returns when no shared statement is in flight, even one whose callers were cancelled."""

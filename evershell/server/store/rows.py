@@ -59,6 +59,7 @@ TASK_COLUMNS = (
     "output_tokens",
     "model_calls",
     "tool_calls",
+    "submitted_by",
 )
 # The key of the trace id in the payload column. No payload has a field of this name.
 _TRACE_ID = "trace_id"
@@ -129,6 +130,7 @@ def task_of(row: Row) -> Task:
         usage=Usage(
             input_tokens=row[21], output_tokens=row[22], model_calls=row[23], tool_calls=row[24]
         ),
+        submitted_by=row[25],
     )
 
 
@@ -180,6 +182,7 @@ def task_values(task: Task) -> Row:
         usage.output_tokens,
         usage.model_calls,
         usage.tool_calls,
+        task.submitted_by,
     )
     return tuple(_storable(value) for value in values)
 

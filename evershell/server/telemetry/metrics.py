@@ -90,6 +90,11 @@ class Metrics:
             "unauthenticated calls.",
             registry=self.registry,
         )
+        self._batch_cancellations = Counter(
+            "evershell_batch_cancellations",
+            "Tasks that CancelTasks and HoldOrg have cancelled.",
+            registry=self.registry,
+        )
         self._cancel_to_end = Histogram(
             "evershell_cancel_to_end_seconds",
             "Time from the record of a cancellation to the commit of its task's end; "
@@ -98,6 +103,10 @@ class Metrics:
             buckets=_CANCEL_TO_END_SECONDS,
             registry=self.registry,
         )
+
+    def cancelled_in_batch(self, count: int) -> None:
+        """Counts tasks that CancelTasks or a hold has cancelled."""
+        self._batch_cancellations.inc(count)
 
     def rpc(self, name: str) -> "MeasuredRpc":
         """The measurements of the RPC of this name."""

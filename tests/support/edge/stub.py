@@ -143,6 +143,11 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def ResumeWorkspace(self, request: Any, context: Any) -> workspace_pb2.Workspace:
         return workspace_pb2.Workspace(id=request.workspace_id)
 
+    async def CancelTasks(
+        self, request: Any, context: Any
+    ) -> workspace_service_pb2.CancelTasksResponse:
+        return workspace_service_pb2.CancelTasksResponse()
+
     async def HoldOrg(self, request: Any, context: Any) -> workspace_service_pb2.HoldOrgResponse:
         return workspace_service_pb2.HoldOrgResponse()
 

@@ -18,7 +18,9 @@ from evershell.server.core import errors
 
 _SERVICE = "/evershell.workspace.v1.WorkspaceService/"
 # The methods that share the buckets for cancellations.
-_CANCELS = frozenset(_SERVICE + name for name in ("CancelTask", "HoldOrg", "ReleaseOrg"))
+_CANCELS = frozenset(
+    _SERVICE + name for name in ("CancelTask", "CancelTasks", "HoldOrg", "ReleaseOrg")
+)
 # The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
 # which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
 # bytes.

@@ -123,6 +123,7 @@ class Task(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     CANCEL_FORCE_AT_FIELD_NUMBER: _builtins.int
+    SUBMITTED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`task_` and a ULID."""
     workspace_id: _builtins.str
@@ -143,6 +144,10 @@ class Task(_message.Message):
     """True if its last iteration was interrupted."""
     max_iterations: _builtins.int
     """A task that has not finished after this many iterations ends `failed`."""
+    submitted_by: _builtins.str
+    """The user id or API key id of the caller who submitted it; empty if an earlier version of the
+    service recorded it.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -189,10 +194,11 @@ class Task(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         max_iterations: _builtins.int = ...,
         cancel_force_at: _timestamp_pb2.Timestamp | None = ...,
+        submitted_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "cancel_requested_by", b"cancel_requested_by", "completed_at", b"completed_at", "created_at", b"created_at", "description", b"description", "forced", b"forced", "id", b"id", "iterations", b"iterations", "max_iterations", b"max_iterations", "metadata", b"metadata", "phase", b"phase", "reason", b"reason", "result", b"result", "started_at", b"started_at", "status", b"status", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "cancel_requested_by", b"cancel_requested_by", "completed_at", b"completed_at", "created_at", b"created_at", "description", b"description", "forced", b"forced", "id", b"id", "iterations", b"iterations", "max_iterations", b"max_iterations", "metadata", b"metadata", "phase", b"phase", "reason", b"reason", "result", b"result", "started_at", b"started_at", "status", b"status", "submitted_by", b"submitted_by", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -702,16 +702,20 @@ class HoldOrgRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
+    CANCEL_RUNNING_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """For people. GetHold and the refused calls show it."""
+    cancel_running: _builtins.bool
+    """Cancels all tasks that have not ended."""
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
+        cancel_running: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_running", b"cancel_running", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,6 +726,15 @@ class HoldOrgResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HOLD_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    ALREADY_REQUESTED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    """With `cancel_running`: the tasks whose cancellation this call recorded."""
+    already_requested: _builtins.int
+    """The tasks whose cancellation was recorded before and that have not ended."""
+    remaining: _builtins.int
+    """The tasks that are not cancelled yet."""
     @_builtins.property
     def hold(self) -> _hold_pb2.Hold:
         """The hold in force."""
@@ -730,10 +743,13 @@ class HoldOrgResponse(_message.Message):
         self,
         *,
         hold: _hold_pb2.Hold | None = ...,
+        accepted: _builtins.int = ...,
+        already_requested: _builtins.int = ...,
+        remaining: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "already_requested", b"already_requested", "hold", b"hold", "remaining", b"remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -768,6 +784,198 @@ class GetHoldRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHoldRequest: _TypeAlias = GetHoldRequest  # noqa: Y015
+
+@_typing.final
+class TaskFilter(_message.Message):
+    """Which tasks a call is about. A task matches if it matches every field; empty fields match all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WORKSPACE_IDS_FIELD_NUMBER: _builtins.int
+    CREATED_BY_USER_ID_FIELD_NUMBER: _builtins.int
+    SUBMITTED_BY_FIELD_NUMBER: _builtins.int
+    SUBMITTED_BEFORE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    created_by_user_id: _builtins.str
+    """Only tasks in workspaces that this user has created."""
+    submitted_by: _builtins.str
+    """Only tasks that this user or API key has submitted, by id."""
+    @_builtins.property
+    def workspace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only tasks of these workspaces. Ids that do not exist match nothing."""
+
+    @_builtins.property
+    def submitted_before(self) -> _timestamp_pb2.Timestamp:
+        """Only tasks that were submitted before this time."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only tasks whose metadata has all of these entries."""
+
+    def __init__(
+        self,
+        *,
+        workspace_ids: _abc.Iterable[_builtins.str] | None = ...,
+        created_by_user_id: _builtins.str = ...,
+        submitted_by: _builtins.str = ...,
+        submitted_before: _timestamp_pb2.Timestamp | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["submitted_before", b"submitted_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_by_user_id", b"created_by_user_id", "metadata", b"metadata", "submitted_before", b"submitted_before", "submitted_by", b"submitted_by", "workspace_ids", b"workspace_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskFilter: _TypeAlias = TaskFilter  # noqa: Y015
+
+@_typing.final
+class CancelTasksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FORCE_AFTER_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """For people. The tasks and their events hold it."""
+    dry_run: _builtins.bool
+    """Counts the tasks and cancels none. Unknown fields of a JSON body are ignored, and a filter with
+    a typo matches all tasks: a dry run shows which.
+    """
+    @_builtins.property
+    def filter(self) -> Global___TaskFilter:
+        """If absent, all tasks match."""
+
+    @_builtins.property
+    def force_after(self) -> _duration_pb2.Duration:
+        """Interrupts iterations that still run this long after this call. If absent, no iteration is
+        interrupted. The earliest deadline of all calls applies.
+        """
+
+    def __init__(
+        self,
+        *,
+        filter: Global___TaskFilter | None = ...,
+        reason: _builtins.str = ...,
+        force_after: _duration_pb2.Duration | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "force_after", b"force_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "filter", b"filter", "force_after", b"force_after", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTasksRequest: _TypeAlias = CancelTasksRequest  # noqa: Y015
+
+@_typing.final
+class CancelTasksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    ALREADY_REQUESTED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """The tasks that match and have not ended: the sum of the next three."""
+    accepted: _builtins.int
+    """The tasks whose cancellation this call recorded."""
+    already_requested: _builtins.int
+    """The tasks whose cancellation was recorded before."""
+    remaining: _builtins.int
+    """The tasks that need a further call."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CancelTasksResult]:
+        """One for each task: first those that this call was to cancel, then those that were cancelled
+        before, each from the oldest on. At most 1,000.
+        """
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+        already_requested: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        results: _abc.Iterable[Global___CancelTasksResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "already_requested", b"already_requested", "matched", b"matched", "remaining", b"remaining", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTasksResponse: _TypeAlias = CancelTasksResponse  # noqa: Y015
+
+@_typing.final
+class CancelTasksResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CancelTasksResult._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        outcome_unspecified: CancelTasksResult._Outcome.ValueType  # 0
+        accepted: CancelTasksResult._Outcome.ValueType  # 1
+        """This call recorded the cancellation."""
+        already_requested: CancelTasksResult._Outcome.ValueType  # 2
+        """It was recorded before; requester, time and reason are those of the first call."""
+        matched: CancelTasksResult._Outcome.ValueType  # 3
+        """A dry run: without it, the call would have recorded the cancellation."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    outcome_unspecified: CancelTasksResult.Outcome.ValueType  # 0
+    accepted: CancelTasksResult.Outcome.ValueType  # 1
+    """This call recorded the cancellation."""
+    already_requested: CancelTasksResult.Outcome.ValueType  # 2
+    """It was recorded before; requester, time and reason are those of the first call."""
+    matched: CancelTasksResult.Outcome.ValueType  # 3
+    """A dry run: without it, the call would have recorded the cancellation."""
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    task_id: _builtins.str
+    outcome: Global___CancelTasksResult.Outcome.ValueType
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        outcome: Global___CancelTasksResult.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTasksResult: _TypeAlias = CancelTasksResult  # noqa: Y015
 
 EDGE_FIELD_NUMBER: _builtins.int
 EVERY_CALL_FIELD_NUMBER: _builtins.int

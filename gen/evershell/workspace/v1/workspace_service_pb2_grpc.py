@@ -101,6 +101,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.FromString,
                 _registered_method=True)
+        self.CancelTasks = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/CancelTasks',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.FromString,
+                _registered_method=True)
         self.HoldOrg = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/HoldOrg',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.HoldOrgRequest.SerializeToString,
@@ -291,16 +296,35 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelTasks(self, request, context):
+        """Cancels every task of the caller's organization that has not ended and matches the filter.
+
+        Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
+        oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
+        the answer. The agents are signalled after it, at once.
+        Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
+        applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
+        Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+        safe to repeat the call.
+        Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
+        created match.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HoldOrg(self, request, context):
         """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
 
         Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
         Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
-        reading work.
-        Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
-        are those of the first one.
+        reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
+        CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
+        call again.
+        Idempotency: while the organization is on hold, a call does not change the hold: caller, time
+        and reason are those of the first one. With `cancel_running`, it cancels what still runs.
         Errors: only those of every call.
-        Needs org:hold.
+        Needs org:hold, and workspace:write for `cancel_running`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -391,6 +415,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEntries,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.SerializeToString,
+            ),
+            'CancelTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTasks,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.SerializeToString,
             ),
             'HoldOrg': grpc.unary_unary_rpc_method_handler(
                     servicer.HoldOrg,
@@ -735,6 +764,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/ListAuditEntries',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/CancelTasks',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CancelTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

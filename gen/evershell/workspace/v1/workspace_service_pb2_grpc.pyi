@@ -159,16 +159,31 @@ class WorkspaceServiceStub:
     Errors: workspace_not_found also if the workspace belongs to another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
+    CancelTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]
+    """Cancels every task of the caller's organization that has not ended and matches the filter.
+
+    Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
+    oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
+    the answer. The agents are signalled after it, at once.
+    Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
+    applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
+    Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+    safe to repeat the call.
+    Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
+    created match.
+    """
     HoldOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]
     """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
 
     Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
     Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
-    reading work.
-    Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
-    are those of the first one.
+    reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
+    CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
+    call again.
+    Idempotency: while the organization is on hold, a call does not change the hold: caller, time
+    and reason are those of the first one. With `cancel_running`, it cancels what still runs.
     Errors: only those of every call.
-    Needs org:hold.
+    Needs org:hold, and workspace:write for `cancel_running`.
     """
     ReleaseOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ReleaseOrgRequest, _hold_pb2.Hold]
     """Ends the hold of the caller's organization.
@@ -313,16 +328,31 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Errors: workspace_not_found also if the workspace belongs to another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
+    CancelTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]  # type: ignore[assignment]
+    """Cancels every task of the caller's organization that has not ended and matches the filter.
+
+    Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
+    oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
+    the answer. The agents are signalled after it, at once.
+    Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
+    applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
+    Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+    safe to repeat the call.
+    Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
+    created match.
+    """
     HoldOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.HoldOrgRequest, _workspace_service_pb2.HoldOrgResponse]  # type: ignore[assignment]
     """Puts the caller's organization on hold: it gets no new task and no new agent until ReleaseOrg.
 
     Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
     Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
-    reading work.
-    Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
-    are those of the first one.
+    reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
+    CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
+    call again.
+    Idempotency: while the organization is on hold, a call does not change the hold: caller, time
+    and reason are those of the first one. With `cancel_running`, it cancels what still runs.
     Errors: only those of every call.
-    Needs org:hold.
+    Needs org:hold, and workspace:write for `cancel_running`.
     """
     ReleaseOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ReleaseOrgRequest, _hold_pb2.Hold]  # type: ignore[assignment]
     """Ends the hold of the caller's organization.
@@ -538,6 +568,25 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CancelTasks(
+        self,
+        request: _workspace_service_pb2.CancelTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.CancelTasksResponse, _abc.Awaitable[_workspace_service_pb2.CancelTasksResponse]]:
+        """Cancels every task of the caller's organization that has not ended and matches the filter.
+
+        Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
+        oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
+        the answer. The agents are signalled after it, at once.
+        Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
+        applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
+        Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+        safe to repeat the call.
+        Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
+        created match.
+        """
+
+    @_abc_1.abstractmethod
     def HoldOrg(
         self,
         request: _workspace_service_pb2.HoldOrgRequest,
@@ -547,11 +596,13 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: from the answer on, SubmitTask, CreateWorkspace and ResumeWorkspace answer org_on_hold.
         Calls that were committed before stay in effect. Tasks that run go on; cancelling, stopping and
-        reading work.
-        Idempotency: while the organization is on hold, a call changes nothing: caller, time and reason
-        are those of the first one.
+        reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
+        CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
+        call again.
+        Idempotency: while the organization is on hold, a call does not change the hold: caller, time
+        and reason are those of the first one. With `cancel_running`, it cancels what still runs.
         Errors: only those of every call.
-        Needs org:hold.
+        Needs org:hold, and workspace:write for `cancel_running`.
         """
 
     @_abc_1.abstractmethod
