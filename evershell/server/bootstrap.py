@@ -44,6 +44,7 @@ from evershell.server.store.leadership import Leadership
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.store.wakeups import PostgresWakeups
+from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
 from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ async def control_plane(
         agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens, tls)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
+        export_spans: ExportSpans = discard_spans
         if settings.otel_exporter_otlp_endpoint:
             tracing, traced_calls = _tracing()
             stack.push_async_callback(asyncio.to_thread, tracing.close)
             store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
+            export_spans = tracing.export
         runtime = Runtime(store, clock, settings.lease_seconds)
         public = WorkspaceServicer(store, agents, wakeups, clock)
         if settings.crash_points_dir is not None:
@@ -101,7 +104,7 @@ async def control_plane(
         )
         server = Server(
             public,
-            RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
+            RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates), export_spans),
             request_log,
             interceptors,
             wakeups.drain,

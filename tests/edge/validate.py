@@ -4,6 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from evershell.server.stack.envoy.collector import Collector
 from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import Authority
 
@@ -19,14 +20,18 @@ def main() -> None:
             Tls(files.cert_file, files.key_file, authority.ca_file),
         ):
             workers = ["127.0.0.1:50051", "[::1]:50052", f"unix:{directory}/worker.sock"]
-            render(
-                Edge(8080, 8081, workers, directory / "admin.sock", tls=tls),
-                directory / "envoy.yaml",
-            )
-            try:
-                validate(directory / "envoy.yaml")
-            except EdgeConfigurationError as error:
-                sys.exit(f"envoy.yaml, with {tls or 'plain text'}: {error}")
+            # Each with and without spans.
+            for endpoint in ("", "https://collector.example:4318"):
+                edge = Edge(
+                    *(8080, 8081, workers, directory / "admin.sock"),
+                    tls=tls,
+                    collector=Collector.of(endpoint, {}),
+                )
+                render(edge, directory / "envoy.yaml")
+                try:
+                    validate(directory / "envoy.yaml")
+                except EdgeConfigurationError as error:
+                    sys.exit(f"envoy.yaml, with {tls or 'plain text'} {endpoint}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """Each program of the stack gets only the secrets that it uses."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 
 from evershell.server.config import Settings
 from evershell.server.stack.environments import (
+    edge_environment,
     fleet_environment,
     foreign_environment,
     worker_environment,
 )
+from evershell.server.stack.envoy.collector import Collector
+from evershell.server.stack.envoy.config import Edge
 
 SECRETS = {
     "DATABASE_URL": "postgresql://service:secret@host/db",
@@ -30,6 +35,14 @@ def test_programs_of_others_get_no_setting_of_the_service(settings: Settings) ->
     assert environment["PATH"] == "/bin"
     assert not {name.upper() for name in Settings.model_fields} & set(environment)
     assert not any("secret" in value for value in environment.values())
+
+
+def test_envoy_gets_the_headers_for_the_collector_of_spans(settings: Settings) -> None:
+    collector = Collector.of("http://127.0.0.1:4318", SECRETS)
+    environment = edge_environment(Edge(1, 2, [], Path("admin.sock"), collector=collector))
+    without = edge_environment(Edge(1, 2, [], Path("admin.sock")))
+    assert environment == without | {"EVERSHELL_COLLECTOR_HEADER_0": "secret"}
+    assert without == foreign_environment()
 
 
 def test_a_worker_gets_no_key_of_a_model_and_no_role_that_migrates(settings: Settings) -> None:

@@ -20,12 +20,26 @@ class Receiver:
         self._spans: list[tuple[str, Span]] = []
         # The requests as they came, uncompressed.
         self.received: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def spans(self, trace_id: str) -> list[Span]:
         """The spans of a trace."""
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
+
+    def all_spans(self) -> list[Span]:
+        """The spans of all traces."""
+        return [span for _, span in self._spans]
+
+    def of(self, trace_id: str) -> list[tuple[str, Span]]:
+        """The spans of a trace, each with the name of its service."""
+        return [each for each in self._spans if each[1].trace_id.hex() == trace_id]
+
+    def names(self, trace_id: str = "") -> list[tuple[str, str]]:
+        """The names of services and spans, of one trace or of all."""
+        found = self.of(trace_id) if trace_id else self._spans
+        return [(service, span.name) for service, span in found]
 
     def services(self) -> set[str]:
         """The names of the services that have sent spans."""
@@ -47,16 +61,28 @@ class Receiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                body = self._body()
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
                 assert self.path == "/v1/traces"
                 receiver.received.append(body)
+                receiver.headers.append(dict(self.headers))
                 receiver._take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.send_header("content-type", "application/x-protobuf")
                 self.end_headers()
                 self.wfile.write(ExportTraceServiceResponse().SerializeToString())
+
+            def _body(self) -> bytes:
+                if "content-length" in self.headers:
+                    return self.rfile.read(int(self.headers["content-length"]))
+                # Envoy sends chunks.
+                chunks = []
+                while size := int(self.rfile.readline(), 16):
+                    chunks.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(chunks)
 
             def log_message(
                 self,

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +27,8 @@ from evershell.server.core.agent_events import (
 from evershell.server.core.task import Phase, TaskStatus
 
 T = TypeVar("T")
+# Takes the task's id and the number of the iteration.
+Iterating = Callable[[str, int], AbstractContextManager[object]]
 
 # How long the loop waits for an aborted model call to end. Then it continues without it.
 _ABORT_SECONDS = 1.0
@@ -74,10 +77,12 @@ async def run_task(
     commit: Commit,
     limits: Limits,
     phase_changed: Callable[[], None] = lambda: None,
+    iterating: Iterating = lambda task_id, number: nullcontext(),
 ) -> TaskEnded | None:
     """Works on a task until its end is committed, and returns the end that it proposed.
 
-    Returns None if the task is no longer this agent's. What holds at each step:
+    Returns None if the task is no longer this agent's. `iterating` is entered for the duration of
+    each iteration, with its number. What holds at each step:
 
     1. Nothing runs before `task_started` is committed.
     2. The cancel flag is checked before every iteration, including the first. Once it is set, no
@@ -104,7 +109,8 @@ async def run_task(
     try:
         if not await commit(task.id, [TaskStarted()]):
             return None
-        return await _iterate(task, _Calls(task, model, tool, limits, phase_changed), commit)
+        calls = _Calls(task, model, tool, limits, phase_changed, iterating)
+        return await _iterate(task, calls, commit)
     except RejectedError as error:
         return await _fail(task, commit, f"The agent's work could not be recorded: {error}")
 
@@ -119,7 +125,7 @@ async def _iterate(task: ActiveTask, calls: "_Calls", commit: Commit) -> TaskEnd
             reason = f"The task was not done within its limit of {task.max_iterations} iterations."
             return await _fail(task, commit, reason)
         try:
-            record = await calls.iterate(History(task.description, history))
+            record = await calls.iterate(History(task.description, history), len(history) + 1)
         except (ModelFailure, ToolFailure) as failure:
             return await _fail(task, commit, str(failure))
         except Exception as error:  # noqa: BLE001 - becomes the task's reason
@@ -209,24 +215,27 @@ class _Calls:
         tool: Tool,
         limits: Limits,
         phase_changed: Callable[[], None],
+        iterating: Iterating,
     ) -> None:
         self._task = task
         self._model = model
         self._tool = tool
         self._limits = limits
         self._phase_changed = phase_changed
+        self._iterating = iterating
 
-    async def iterate(self, history: History) -> _Record:
+    async def iterate(self, history: History, number: int) -> _Record:
         """Runs one iteration. Raises what the model or the tool raises."""
         try:
-            began = time.monotonic()
-            self._enter(Phase.MODEL_CALL)
-            reply = await self._call_model(history)
-            replied = time.monotonic()
-            result = None
-            if reply.tool_call is not None:
-                self._enter(Phase.TOOL_CALL)
-                result = await self._call_tool(reply.tool_call)
+            with self._iterating(self._task.id, number):
+                began = time.monotonic()
+                self._enter(Phase.MODEL_CALL)
+                reply = await self._call_model(history)
+                replied = time.monotonic()
+                result = None
+                if reply.tool_call is not None:
+                    self._enter(Phase.TOOL_CALL)
+                    result = await self._call_tool(reply.tool_call)
         finally:
             self._enter(Phase.NONE)
         return _Record(

@@ -11,6 +11,7 @@ from evershell.agent.v1.runtime_service_pb2 import (
     CommitEventsRequest,
     CommitEventsResponse,
     Directive,
+    ExportSpansRequest,
     HeartbeatRequest,
     HeartbeatResponse,
     RegisterRequest,
@@ -20,14 +21,16 @@ from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.server.agent.credential import RuntimeCredential
-from evershell.server.agent.encoding import encode_event
+from evershell.server.agent.encoding import encode_event, encode_span
 from evershell.server.agent.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.server.agent.loop import RejectedError
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
+from evershell.server.agent.spans import Span
 from evershell.server.core import trace
 from evershell.server.core.agent_events import AgentEvent
 from evershell.server.core.task import Phase
+from evershell.server.core.trace import TraceContext
 from evershell.server.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
 from evershell.server.pod.tokens import TIME_TRAILER
 from evershell.server.telemetry.logs import Log
@@ -105,7 +108,7 @@ class RuntimeClient:
 
         async def attempt(stub: RuntimeStub) -> RegisterResponse:
             return await stub.Register(
-                RegisterRequest(address=address, pid=pid), **self._call_options
+                RegisterRequest(address=address, pid=pid), **self._options(trace.current())
             )
 
         await self._renewing(attempt)
@@ -121,7 +124,7 @@ class RuntimeClient:
             request = HeartbeatRequest(
                 task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified")
             )
-            return await stub.Heartbeat(request, **self._call_options)
+            return await stub.Heartbeat(request, **self._options(None))
 
         await self._renewing(attempt)
 
@@ -133,9 +136,8 @@ class RuntimeClient:
 
         async def attempt(stub: RuntimeStub) -> tuple[int, CommitEventsResponse]:
             sent_at = self._session.mark()
-            context, options = self._session.trace, self._call_options
-            if context is not None:
-                options["metadata"] = (*options["metadata"], (trace.HEADER, context.traceparent))
+            # Without spans, there is no position in the trace but that of the task.
+            options = self._options(trace.current() or self._session.trace)
             return sent_at, await stub.CommitEvents(request, **options)
 
         sent_at, response = await self._until_acknowledged(attempt)
@@ -143,6 +145,14 @@ class RuntimeClient:
         if self._shutdown.is_begun:
             raise AgentEndingError
         return response.directive.task.task_id == task_id
+
+    async def export_spans(self, spans: Sequence[Span]) -> None:
+        """Hands the spans to the control plane. Makes one attempt.
+
+        Raises grpc.aio.AioRpcError.
+        """
+        request = ExportSpansRequest(spans=[encode_span(span) for span in spans])
+        await self._stubs[self._current].ExportSpans(request, **self._options(None))
 
     async def _renewing(
         self,
@@ -206,15 +216,18 @@ class RuntimeClient:
         self._log.warning("token_expired", control_plane_time=now)
         self._credential.clock.set(now)
 
-    @property
-    def _call_options(self) -> dict[str, Any]:
+    def _options(self, context: TraceContext | None) -> dict[str, Any]:
+        """The options of a call that continues this trace."""
         lease_seconds = self._lease.length_seconds
         limit_seconds = (
             min(MAX_ATTEMPT_SECONDS, lease_seconds / HEARTBEATS_A_LEASE)
             if lease_seconds
             else MAX_ATTEMPT_SECONDS
         )
-        return {"metadata": self._credential.metadata, "timeout": limit_seconds}
+        metadata = self._credential.metadata
+        if context is not None:
+            metadata = (*metadata, (trace.HEADER, context.traceparent))
+        return {"metadata": metadata, "timeout": limit_seconds}
 
 
 def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:

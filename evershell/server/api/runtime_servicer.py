@@ -11,10 +11,12 @@ from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
 from evershell.workspace.v1 import task_pb2
 
 from evershell.server.api import codec
+from evershell.server.api.agent_spans import decode_spans
 from evershell.server.api.call import agent, current
 from evershell.server.core.runtime import AgentIdentity, Directive, Runtime
 from evershell.server.core.task import Phase
 from evershell.server.pod.spec import PodSpec
+from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,6 +32,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     runtime: Runtime
     # What an agent is told at its start.
     spec_for: Callable[[AgentIdentity], PodSpec]
+    export_spans: ExportSpans = discard_spans
 
     async def Bootstrap(
         self, request: runtime_service_pb2.BootstrapRequest, context: Context
@@ -62,6 +65,12 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
             agent(), request.task_id, events, current().trace_id
         )
         return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
+
+    async def ExportSpans(
+        self, request: runtime_service_pb2.ExportSpansRequest, context: Context
+    ) -> runtime_service_pb2.ExportSpansResponse:
+        self.export_spans(agent(), decode_spans(request.spans))
+        return runtime_service_pb2.ExportSpansResponse()
 
     def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
         return codec.encode_directive(directive, self.runtime.lease_seconds)

@@ -5,6 +5,7 @@ import os
 from pydantic import SecretStr
 
 from evershell.server.config import Settings
+from evershell.server.stack.envoy.config import Edge
 
 # Standard variables that OpenTelemetry itself reads. They may hold a credential for the collector.
 _TRACING = "OTEL_"
@@ -31,6 +32,12 @@ def foreign_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.upper() not in own and not name.startswith(_TRACING)
     }
+
+
+def edge_environment(edge: Edge) -> dict[str, str]:
+    """The environment of Envoy, with the headers for the collector of spans."""
+    own = edge.collector.environment() if edge.collector is not None else {}
+    return foreign_environment() | own
 
 
 def _service_environment(settings: Settings) -> dict[str, str]:

@@ -5,6 +5,7 @@ Envoy.
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from evershell.server.signals import END_WAITS, stop_signal
 from evershell.server.stack import log_files, postgres, ready, run_lock
 from evershell.server.stack.database import prepare_database
 from evershell.server.stack.environments import (
+    edge_environment,
     fleet_environment,
     foreign_environment,
     worker_environment,
 )
 from evershell.server.stack.envoy import config as envoy
+from evershell.server.stack.envoy.collector import Collector
 from evershell.server.stack.envoy.process import EdgeProcess
 from evershell.server.stack.first_calls import first_calls, write_environment
 from evershell.server.stack.ports import PortError, check_ports
@@ -146,7 +149,9 @@ async def _start(
         await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
     command, own = [*program, "fleet"], fleet_environment(settings)
     await supervisor.start(Program("fleet", command, own, stop_seconds=2.0))
-    await supervisor.start(Program("envoy", edge.first, foreign_environment(), stop_seconds=2.0))
+    await supervisor.start(
+        Program("envoy", edge.first, edge_environment(edge.settings), stop_seconds=2.0)
+    )
     _print("Starting the demo workspace's agent …")
     await _wait_ready(settings, demo)
     return settings, demo
@@ -165,6 +170,7 @@ def _edge(settings: Settings) -> envoy.Edge:
         tls=tls,
         # Below the program's memory limit, so that Envoy sheds load before the supervisor kills it.
         max_heap_bytes=settings.program_memory_mb * 2**20 * 3 // 4,
+        collector=Collector.of(settings.otel_exporter_otlp_endpoint, os.environ),
     )
 
 

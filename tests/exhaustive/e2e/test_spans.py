@@ -1,7 +1,10 @@
 """The spans of a stack that exports them."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -11,6 +14,13 @@ from tests.support.traces import PUBLIC, new_trace, run_to_cancellation, traces
 from tests.support.waiting import eventually
 
 INTERNAL = "evershell.agent.v1.RuntimeService/"
+REQUEST_ID = "guid:x-request-id"
+# `run_to_cancellation` submits over REST.
+SUBMITTED = {"SubmitTask": "POST /v1/workspaces/*/tasks"}
+EDGE_NAMES = {
+    "rest": SUBMITTED | {"CancelTask": "POST /v1/workspaces/*/task/cancel"},
+    "grpc": SUBMITTED | {"CancelTask": PUBLIC + "CancelTask"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,10 @@ def traced(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
 def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     traced: Stack, receiver: Receiver, wire: str
 ) -> None:
-    (first, _, submitted), (second, caller_span, cancelled) = new_trace(), new_trace()
+    (first, caller_of_submit, submitted), (second, caller_span, cancelled) = (
+        new_trace(),
+        new_trace(),
+    )
     workspace, task_id, request_id = run_to_cancellation(traced, wire, submitted, cancelled)
 
     seen = traces(workspace, task_id)
@@ -50,39 +63,126 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
         "iteration_completed": second,
         "task_completed": second,
     }
-    commit = INTERNAL + "CommitEvents"
-    wanted = {
-        PUBLIC + "CancelTask",
-        "store.record_cancellation",
-        "agent.cancel_task",
-        commit,
-        "store.transition",
-    }
-    eventually(lambda: wanted <= {span.name for span in receiver.spans(second)})
-    spans = {span.name: span for span in receiver.spans(second)}
-    call = spans[PUBLIC + "CancelTask"]
-    assert (call.parent_span_id.hex(), call.kind) == (caller_span, Span.SPAN_KIND_SERVER)
-    attributes = {each.key: each.value.string_value for each in call.attributes}
-    assert attributes["evershell.request_id"] == request_id
-    for inner in ("store.record_cancellation", "agent.cancel_task"):
-        assert spans[inner].parent_span_id == call.span_id
-        assert (
-            call.start_time_unix_nano
-            <= spans[inner].start_time_unix_nano
-            <= spans[inner].end_time_unix_nano
-        )
-    # The agent's commit belongs to the trace of the signal.
-    assert spans[commit].parent_span_id == spans["agent.cancel_task"].span_id
-    assert spans["store.transition"].parent_span_id in {
-        span.span_id for span in receiver.spans(second) if span.name == commit
-    }
-    eventually(
-        lambda: (
-            {PUBLIC + "SubmitTask", "agent.start_task"}
-            <= {span.name for span in receiver.spans(first)}
-        )
+    names = EDGE_NAMES[wire]
+    call = PUBLIC + "CancelTask"
+    # From the caller to the agent, and back to the database.
+    chain = (
+        ("evershell-edge", names["CancelTask"]),
+        ("evershell-control-plane", call),
+        ("evershell-control-plane", "agent.cancel_task"),
+        ("evershell-agent", "cancellation"),
+        ("evershell-agent", "commit"),
+        ("evershell-control-plane", INTERNAL + "CommitEvents"),
+        ("evershell-control-plane", "store.transition"),
     )
-    assert receiver.services() == {"evershell-control-plane"}
+    eventually(lambda: set(chain) <= set(receiver.names(second)))
+    assert_tree(receiver.spans(second), caller_span)
+    assert_chain(receiver, second, caller_span, chain)
+    spans = {(service, span.name): span for service, span in receiver.of(second)}
+    edge, worker = spans[chain[0]], spans[chain[1]]
+    recorded = spans["evershell-control-plane", "store.record_cancellation"]
+    assert recorded.parent_span_id == worker.span_id
+    assert {edge.kind, worker.kind} == {Span.SPAN_KIND_SERVER}
+    assert attributes_of(edge)[REQUEST_ID] == request_id
+    assert attributes_of(worker)["evershell.request_id"] == request_id
+    # The span lasts until the end of the task is committed.
+    cancellation, commit = spans[chain[3]], spans[chain[4]]
+    assert cancellation.end_time_unix_nano >= commit.end_time_unix_nano
+    assert attributes_of(commit)["evershell.workspace_id"] == workspace.id
+    # The iteration belongs to the call that caused it.
+    eventually(lambda: ("evershell-agent", "tool_call") in receiver.names(first))
+    assert_tree(receiver.spans(first), caller_of_submit)
+    assert ("evershell-edge", names["SubmitTask"]) in receiver.names(first)
+    assert receiver.services() == {"evershell-edge", "evershell-control-plane", "evershell-agent"}
+
+
+def test_the_start_of_an_agent_is_a_trace_of_its_own(traced: Stack, receiver: Receiver) -> None:
+    workspace = Workspace(traced)
+
+    (span,) = eventually(
+        lambda: [
+            span
+            for span in receiver.all_spans()
+            if span.name == "register"
+            and attributes_of(span)["evershell.workspace_id"] == workspace.id
+        ]
+    )
+    trace_id = span.trace_id.hex()
+    call = ("evershell-control-plane", INTERNAL + "Register")
+    eventually(lambda: call in receiver.names(trace_id))
+    assert_tree(receiver.spans(trace_id), "")
+
+
+def test_calls_of_no_worker_have_no_span(traced: Stack, receiver: Receiver) -> None:
+    traced.rest().call("GET", "/nowhere")
+    health = f"{traced.ready['rest_url']}/openapi.yaml"
+    assert httpx.get(health, trust_env=False).status_code == 200
+    # The next call is exported after these.
+    trace_id, _, traceparent = new_trace()
+    traced.rest().call("GET", "/v1/workspaces", headers={"traceparent": traceparent})
+    eventually(lambda: ("evershell-edge", "GET /v1/workspaces") in receiver.names(trace_id))
+    edge = [name for service, name in receiver.names() if service == "evershell-edge"]
+    assert all(name.startswith(("POST /v1/", "GET /v1/", PUBLIC)) for name in edge)
+
+
+def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Path) -> None:
+    # Nothing listens on port 1.
+    stack = Stack(
+        tmp_path / "state",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+    )
+    try:
+        stack.start()
+        workspace = Workspace(stack)
+        for _ in range(5):
+            task_id = workspace.submit("sleep 0.3", "echo never")
+            workspace.await_phase(task_id, "tool_call")
+            began = time.monotonic()
+            assert workspace.cancel()["outcome"] == "accepted"
+            assert time.monotonic() - began < 1
+            assert workspace.await_end(task_id)["status"] == "cancelled"
+        logs = stack.state_dir / "logs"
+        warnings = eventually(
+            lambda: [
+                line
+                for path in logs.glob("worker-*.log")
+                for line in path.read_text().splitlines()
+                if "library_message" in line
+            ]
+        )
+        assert len(warnings) <= 2 and all('"level": "warning"' in line for line in warnings)
+        assert "otlp" not in (logs / "envoy.log").read_text().lower()
+        agents = [path.read_text() for path in (stack.state_dir / "fleet").glob("*/log")]
+        assert agents and not any("spans_lost" in log for log in agents)
+        assert stack.stop() == 0
+    finally:
+        stack.kill_if_running()
+
+
+def assert_tree(spans: list[Span], root: str) -> None:
+    """Every span is below the only one whose parent is `root`."""
+    ids = {span.span_id.hex() for span in spans}
+    assert len(ids) == len(spans)
+    outside = [span.parent_span_id.hex() for span in spans if span.parent_span_id.hex() not in ids]
+    assert outside == [root]
+
+
+def assert_chain(
+    receiver: Receiver, trace_id: str, parent: str, chain: tuple[tuple[str, str], ...]
+) -> None:
+    """Each is the parent of the next. The parent of the first is `parent`."""
+    for wanted in chain:
+        (span,) = (
+            span
+            for (service, span) in receiver.of(trace_id)
+            if (service, span.name, span.parent_span_id.hex()) == (*wanted, parent)
+        )
+        parent = span.span_id.hex()
+
+
+def attributes_of(span: Span) -> dict[str, str]:
+    return {each.key: each.value.string_value for each in span.attributes}
 
 
 def test_a_call_that_brings_no_trace_begins_one(traced: Stack, receiver: Receiver) -> None:
@@ -96,7 +196,7 @@ def test_a_call_that_brings_no_trace_begins_one(traced: Stack, receiver: Receive
     (root,) = eventually(
         lambda: [span for span in receiver.spans(trace_id) if not span.parent_span_id]
     )
-    assert root.name == PUBLIC + "SubmitTask"
+    assert root.name == "POST /v1/workspaces/*/tasks"
 
 
 def test_a_failure_is_told_in_its_span(traced: Stack, receiver: Receiver) -> None:
@@ -105,8 +205,8 @@ def test_a_failure_is_told_in_its_span(traced: Stack, receiver: Receiver) -> Non
         "POST", "/v1/workspaces/ws_unknown/task/cancel", headers={"traceparent": traceparent}
     )
     assert response.status_code == 404
-    eventually(lambda: len(receiver.spans(trace_id)) == 2)
-    (call,) = (span for span in receiver.spans(trace_id) if span.kind == Span.SPAN_KIND_SERVER)
-    attributes = {each.key: each.value.string_value for each in call.attributes}
+    eventually(lambda: len(receiver.spans(trace_id)) == 3)
+    (call,) = (span for span in receiver.spans(trace_id) if span.name == PUBLIC + "CancelTask")
+    attributes = attributes_of(call)
     # A refused request is not an error of the service.
     assert (attributes["evershell.slug"], call.status.code) == ("workspace_not_found", 0)

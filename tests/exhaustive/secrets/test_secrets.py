@@ -39,6 +39,7 @@ MAY_HOLD = (
     # The settings of the service.
     (r"environ of evershell\.server (up|serve|fleet)", r"the password of the database"),
     (r"environ of evershell\.server (up|fleet)", r"the model's key"),
+    (r"environ of (evershell\.server (up|serve|fleet)|envoy|sh)", r"the collector's key"),
     # The text of a caller is theirs.
     (r"table (tasks|events|audit_entries\w*|workspaces)", r"a key written .*"),
     (r"table idempotency_keys", r"a key written (as a name|as an idempotency key)"),
@@ -140,7 +141,7 @@ def assert_whole(places: Iterable[str]) -> None:
 def test_no_credential_is_where_it_is_not_meant_to_be(
     tmp_path: Path, empty_database_url: str
 ) -> None:
-    password, model_key = new_key(), new_key()
+    password, model_key, collector_key = new_key(), new_key(), new_key()
     receiver = Receiver()
     (tmp_path / "points").mkdir(mode=0o777)
     with ExitStack() as started:
@@ -154,6 +155,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
             OPENAI_API_KEY=model_key,
             METRICS_PORT=str(free_ports(WORKERS + 1, in_a_row=WORKERS + 1)[0]),
             OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+            OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{collector_key}",
             OTEL_BSP_SCHEDULE_DELAY="100",
             CRASH_POINTS_DIR=str(tmp_path / "points"),
             LOG_LEVEL="DEBUG",
@@ -174,6 +176,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
             *agents_secrets(stack),
             Secret("the password of the database", password),
             Secret("the model's key", model_key),
+            Secret("the collector's key", collector_key),
         ]
         secrets = Secrets(known)
         socket = postgres.places(stack.state_dir).socket_dir / "envoy.sock"
@@ -185,6 +188,15 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
         assert_none(evidence.files(stack), secrets)
         assert stack.stop() == 0
         found += [*processes.seen(), *(("span", data) for data in receiver.received)]
+        # Envoy and the workers have both sent the key to the collector, and spans of the agents.
+        assert {headers["authorization"] for headers in receiver.headers} == {
+            f"Bearer {collector_key}"
+        }
+        assert receiver.services() == {
+            "evershell-edge",
+            "evershell-control-plane",
+            "evershell-agent",
+        }
     found += evidence.files(stack)
     assert_none(found, secrets)
     assert_whole([place for place, _ in found])

@@ -8,9 +8,13 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evershell.server.stack.envoy import documents
 from evershell.server.stack.envoy.files import edge_file
+
+if TYPE_CHECKING:
+    from evershell.server.stack.envoy.collector import Collector
 
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108
@@ -53,6 +57,8 @@ class Edge:
     tls: Tls | None = None
     # Envoy sheds load as its memory approaches this limit.
     max_heap_bytes: int = 2**30
+    # Where Envoy sends spans; None for none.
+    collector: "Collector | None" = None
 
 
 def render(edge: Edge, config_path: Path) -> None:
@@ -65,7 +71,14 @@ def render(edge: Edge, config_path: Path) -> None:
         raise EdgeConfigurationError(
             f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}"
         )
+    collector = edge.collector
     generated = json.loads(edge_file("routes.json").read_text())
+    grpc_routes = generated["grpc_routes"]
+    routes = [
+        generated["preflight_route"],
+        *documents.routes(generated["without_body_filters"]),
+        *generated["routes"],
+    ]
     # The values are JSON, which is valid YAML on one line and with its own quotes.
     values = {
         "host": edge.host,
@@ -83,17 +96,16 @@ def render(edge: Edge, config_path: Path) -> None:
         "envelope_lua": str(edge_file("envelope.lua")),
         "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
-        "routes": [
-            generated["preflight_route"],
-            *documents.routes(generated["without_body_filters"]),
-            *generated["routes"],
-        ],
+        "routes": collector.traced(routes) if collector else routes,
         "max_document_bytes": documents.MAX_FILE_BYTES,
+        "grpc_routes": collector.traced(grpc_routes) if collector else grpc_routes,
+        "layered_runtime": collector and collector.runtime(),
+        "tracing": collector and collector.tracing(),
     }
-    template = string.Template(edge_file("envoy.yaml").read_text())
-    config_path.write_text(
-        template.substitute({name: json.dumps(value) for name, value in values.items()})
-    )
+    texts = {name: json.dumps(value) for name, value in values.items()}
+    # An element of a list, or nothing.
+    texts["collector_cluster"] = f"- {json.dumps(collector.cluster())}" if collector else ""
+    config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
 
 
 def command(
@@ -127,10 +139,11 @@ def command(
         str(concurrency),
         "--log-level",
         log_level,
-        # Envoy would log an error for each body that is too large. The access log has these calls,
-        # and limits their rate.
+        # Envoy would log an error for each body that is too large, and for each message that the
+        # collector of spans refuses. The access log has these calls, and limits their rate; the
+        # workers log that spans are lost.
         "--component-log-level",
-        "http:critical",
+        "http:critical,tracing:critical",
         # Flushes the access log often enough for readers, and still many lines at a time.
         "--file-flush-interval-msec",
         "1000",
