@@ -10,12 +10,12 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.api_keys import ApiKeys, fingerprint
 from evershell.server.auth.authenticator import Authenticator
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.api_key import ApiKey
 from evershell.server.core.errors import UnavailableError
-from tests.api.running import Failed, Running, bearer, find_key, running
+from tests.api.running import READER, SECRET, Failed, Running, bearer, find_key, running
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, World, iteration
@@ -28,9 +28,11 @@ class Keys:
         self.revoked = False
         self.unavailable = False
         self.asked = 0
+        self.digests: list[bytes] = []
 
     async def find(self, digest: bytes) -> ApiKey | None:
         self.asked += 1
+        self.digests.append(digest)
         if self.unavailable:
             raise UnavailableError("10.0.0.7")
         key = await find_key(digest)
@@ -130,6 +132,24 @@ async def test_a_stream_lives_while_its_credential_is_valid(
         seqs.append((await anext(stream)).event.seq)
     call.cancel()
     assert seqs == list(range(1, 13))
+
+
+async def test_the_credential_of_a_stream_that_has_ended_is_not_checked_again(
+    server: Running, world: World, keys: Keys
+) -> None:
+    """The checks of another stream show that time has passed."""
+    busy, _ = await world.add_busy()
+    request = messages.WatchEventsRequest(workspace_id=busy.id)
+    ended = server.stub.WatchEvents(request, metadata=bearer(READER), timeout=10)
+    await anext(aiter(ended))
+    ended.cancel()
+    await eventually_async(lambda: not world.wakeups.is_awaited(busy.id))
+    other = server.stub.WatchEvents(request, metadata=bearer(), timeout=10)
+    await anext(aiter(other))
+    keys.digests.clear()
+    await eventually_async(lambda: len(keys.digests) > 5)
+    assert set(keys.digests) == {fingerprint(SECRET)}
+    other.cancel()
 
 
 async def test_the_stream_of_a_watcher_that_does_not_read_ends_too(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,10 @@ def unencoded(events: Sequence[Event]) -> Sequence[Event]:
     return events
 
 
+def as_is(heartbeat: Heartbeat) -> Any:
+    return heartbeat
+
+
 async def watch(
     world: World,
     workspace_id: str,
@@ -65,7 +70,7 @@ async def watch(
     """The first `until` messages of a stream."""
     found: list[Event | Heartbeat] = []
     stream = watch_events(
-        by or caller(), workspace_id, after, world.store, wakeups, world.clock, unencoded
+        by or caller(), workspace_id, after, world.store, wakeups, world.clock, unencoded, as_is
     )
     async for item in stream:
         found.append(item)
@@ -120,7 +125,7 @@ async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(wor
         return [f"event {event.seq}" for event in events]
 
     stream = watch_events(
-        caller(), busy.id, 1, world.store, ScriptedWakeups(world), world.clock, encode
+        caller(), busy.id, 1, world.store, ScriptedWakeups(world), world.clock, encode, as_is
     )
     found = [await anext(stream) for _ in range(BATCH_EVENTS + 3)]
     assert found[:-1] == [f"event {seq}" for seq in range(2, BATCH_EVENTS + 4)]
@@ -174,6 +179,7 @@ async def test_the_opening_comes_after_the_first_read(world: World) -> None:
             ScriptedWakeups(world),
             world.clock,
             lambda events: [str(event.seq) for event in events],
+            as_is,
             opening=("opened",),
         )
         found = [await anext(stream) for _ in expected]
@@ -190,6 +196,7 @@ async def test_the_opening_comes_after_the_first_read(world: World) -> None:
                 ScriptedWakeups(world),
                 world.clock,
                 unencoded,
+                as_is,
                 opening=(),
             )
         )
@@ -274,7 +281,7 @@ async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_a
     busy, _ = await world.add_busy()
     wakeups = ScriptedWakeups(world)
     wakeups.draining = True
-    stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock, unencoded)
+    stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock, unencoded, as_is)
     # A first message lets the failure be reported within the stream.
     assert await anext(stream) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:

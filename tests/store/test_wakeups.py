@@ -81,6 +81,17 @@ async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
             await wakeup.wait(60)
 
 
+async def test_a_caller_that_leaves_while_it_subscribes_leaves_no_subscription(pool: Pool) -> None:
+    wakeups = PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent")
+    # Without its background work, the workspace is not marked, so the caller waits.
+    subscribing = asyncio.create_task(wakeups.join("ws_1"))
+    await asyncio.sleep(0)
+    assert wakeups.is_awaited("ws_1")
+    subscribing.cancel()
+    await asyncio.gather(subscribing, return_exceptions=True)
+    assert not wakeups.is_awaited("ws_1")
+
+
 async def test_ending_waits_affects_current_subscriptions_only(
     pool: Pool, wakeups: PostgresWakeups
 ) -> None:

@@ -23,7 +23,6 @@ from evershell.server.core.audit import list_audit_entries
 from evershell.server.core.cancel_task import cancel_task
 from evershell.server.core.cancel_tasks import cancel_tasks
 from evershell.server.core.ports import Agents, Clock, Store, Wakeups
-from evershell.server.core.watch_events import Heartbeat
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -81,10 +80,10 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             tasks=await encode_page(found, codec.encode_task), next_page_token=next_token
         )
 
-    async def WatchEvents(
+    def WatchEvents(
         self, request: workspace_service_pb2.WatchEventsRequest, context: Context
     ) -> AsyncIterator[workspace_service_pb2.WatchEventsResponse]:
-        watched = watch_events.watch_events(
+        return watch_events.watch_events(
             caller(),
             request.workspace_id,
             request.after,
@@ -92,14 +91,13 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             self.wakeups,
             self.clock,
             self.encode_events,
+            codec.encode_heartbeat,
         )
-        async for item in watched:
-            yield codec.encode_heartbeat(item) if isinstance(item, Heartbeat) else item
 
-    async def StreamEvents(
+    def StreamEvents(
         self, request: workspace_service_pb2.StreamEventsRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
-        watched = watch_events.watch_events(
+        return watch_events.watch_events(
             caller(),
             request.workspace_id,
             event_stream.position(request.after),
@@ -107,10 +105,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             self.wakeups,
             self.clock,
             self.encode_frames,
+            lambda _: event_stream.HEARTBEAT,
             opening=(event_stream.OPENING,),
         )
-        async for item in watched:
-            yield event_stream.HEARTBEAT if isinstance(item, Heartbeat) else item
 
     async def CreateWorkspace(
         self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context

@@ -37,9 +37,10 @@ async def watch_events(
     wakeups: Wakeups,
     clock: Clock,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
+    encode_heartbeat: Callable[[Heartbeat], Encoded],
     opening: Sequence[Encoded] = (),
-) -> AsyncIterator[Encoded | Heartbeat]:
-    """Yields the events after `after_seq`, then new events as they are committed.
+) -> AsyncIterator[Encoded]:
+    """Yields the events after `after_seq`, then new events as they are committed, and heartbeats.
 
     Yields `opening` before them, once the first events have been read: from then on, the watch can
     fail only because the database or the server ends.
@@ -52,16 +53,10 @@ async def watch_events(
     one before it, so a slow consumer buffers at most one batch. Raises Failure: permission_denied,
     workspace_not_found, unavailable (the server drains); UnavailableError.
     """
-    fields = Fields()
-    fields.identifier("workspace_id", workspace_id)
-    fields.between("after", after_seq, 0, 2**63 - 1)
-    fields.check()
-    permission = caller.permission("workspace:read")
-    found = permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     # A watcher may wait for events that are far ahead. Its position is then not in the log.
-    seq, is_ahead = after_seq, after_seq > found.last_seq
+    seq, is_ahead = after_seq, after_seq > await _admit(caller, workspace_id, after_seq, store)
     # A stream may last for days, and there may be thousands.
-    del found
+    del caller
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
     async with wakeups.subscribe(workspace_id) as wakeup:
         quiet_since = clock()
@@ -76,13 +71,26 @@ async def watch_events(
             quiet_seconds = (clock() - quiet_since).total_seconds()
             if quiet_seconds >= HEARTBEAT_SECONDS:
                 quiet_since = clock()
-                yield Heartbeat(quiet_since, await _last_seq(workspace_id, seq, is_ahead, store))
+                last_seq = await _last_seq(workspace_id, seq, is_ahead, store)
+                yield encode_heartbeat(Heartbeat(quiet_since, last_seq))
             elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
                 # The heartbeat precedes the failure, because a failure that follows a message is
                 # sent within the stream, as its last message.
-                yield Heartbeat(clock(), await _last_seq(workspace_id, seq, is_ahead, store))
+                last_seq = await _last_seq(workspace_id, seq, is_ahead, store)
+                yield encode_heartbeat(Heartbeat(clock(), last_seq))
                 message = f"The server is shutting down. Watch again with after={seq}."
                 raise Failure("unavailable", message, retry_after_seconds=1)
+
+
+async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store) -> int:
+    """The `seq` of the last event, if the caller may watch the workspace. Raises Failure."""
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.between("after", after_seq, 0, 2**63 - 1)
+    fields.check()
+    permission = caller.permission("workspace:read")
+    found = await store.get_workspace(workspace_id, caller.org_id)
+    return permission.check(found, workspace_id).last_seq
 
 
 async def _next_batch(

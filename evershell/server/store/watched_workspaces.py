@@ -74,7 +74,8 @@ class _Mark:
         self.is_watched = True
         # The start of the last statement that set the mark or found it.
         self.set_at = -math.inf
-        self.is_set = asyncio.Event()
+        # Only while subscribers wait for the mark, because most marks are set for long.
+        self.is_set: asyncio.Event | None = None
         self.retry_seconds = _FIRST_RETRY_SECONDS
 
 
@@ -108,11 +109,11 @@ class WatchedWorkspaces:
         mark.is_watched = True
         if self._is_in_force(mark):
             return
-        mark.is_set.clear()
+        is_set = mark.is_set = mark.is_set or asyncio.Event()
         self._request(workspace_id)
         with suppress(TimeoutError):
             async with asyncio.timeout(_MARK_LIMIT_SECONDS):
-                await mark.is_set.wait()
+                await is_set.wait()
 
     def leave(self, workspace_id: str) -> None:
         """Ends the renewal, because the last subscriber has left. The mark ends by itself."""
@@ -181,7 +182,9 @@ class WatchedWorkspaces:
         was_in_force = self._is_in_force(mark)
         mark.set_at = started
         mark.retry_seconds = _FIRST_RETRY_SECONDS
-        mark.is_set.set()
+        if mark.is_set is not None:
+            mark.is_set.set()
+            mark.is_set = None
         if not was_in_force:
             self._wake(workspace_id)
 

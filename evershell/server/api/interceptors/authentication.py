@@ -64,7 +64,11 @@ class Authentication(Interceptor):
             await authenticate(call)
             return await proceed(call)
 
-        return _checked_again(authenticate, authenticated) if method.is_stream else authenticated
+        async def checked_again(call: Call) -> Any:
+            await authenticate(call)
+            return await _Rechecks(authenticate, call).surround(proceed)
+
+        return checked_again if method.is_stream else authenticated
 
     async def _authenticate_caller(self, call: Call) -> None:
         if self._agent_tls and _certificate_names(call):
@@ -95,19 +99,58 @@ def _certificate_names(call: Call) -> list[bytes]:
     return list(call.context.auth_context().get("x509_subject_alternative_name", ()))
 
 
-def _checked_again(authenticate: _Authenticate, proceed: Handler) -> Handler:
-    """Ends a stream when its credential becomes invalid (revoked or expired)."""
+class _Rechecks:
+    """Checks the credential of a stream again, and ends the stream when it is no longer valid.
 
-    async def checked(call: Call) -> Any:
-        streaming = asyncio.ensure_future(proceed(call))
+    There may be thousands of streams, which mostly wait. Each has a timer, and a task only while
+    its credential is being checked.
+    """
+
+    __slots__ = ("_authenticate", "_call", "_check", "_error", "_stream", "_timer")
+
+    def __init__(self, authenticate: _Authenticate, call: Call) -> None:
+        stream = asyncio.current_task()
+        assert stream is not None, "a call runs in a task"
+        self._authenticate = authenticate
+        self._call = call
+        self._stream = stream
+        self._timer: asyncio.TimerHandle | None = None
+        self._check: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
+
+    async def surround(self, proceed: Handler) -> Any:
+        """Handles the call. Raises the error of a check that failed."""
+        self._schedule()
         try:
-            while not (await asyncio.wait((streaming,), timeout=RECHECK_SECONDS))[0]:
-                # If the database cannot be reached, the next check decides.
-                with suppress(UnavailableError):
-                    await authenticate(call)
-            return streaming.result()
+            return await proceed(self._call)
+        except asyncio.CancelledError:
+            # The caller may have cancelled the call as well.
+            if self._error is not None and not self._stream.uncancel():
+                raise self._error from None
+            raise
         finally:
-            streaming.cancel()
-            await asyncio.gather(streaming, return_exceptions=True)
+            self._stop()
 
-    return checked
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(RECHECK_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._check = asyncio.create_task(self._check_once())
+
+    async def _check_once(self) -> None:
+        try:
+            # If the database cannot be reached, the next check decides.
+            with suppress(UnavailableError):
+                await self._authenticate(self._call)
+        except Exception as error:  # noqa: BLE001 - raised in the stream
+            self._error = error
+            self._stream.cancel()
+        else:
+            self._check = None
+            self._schedule()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._check is not None:
+            self._check.cancel()
