@@ -57,6 +57,16 @@ async def test_a_started_pod_is_alive_for_every_controller(
     assert case.runs(workspace.id)
 
 
+async def test_a_workspace_whose_pod_was_started_may_have_processes(
+    case: PodsCase, workspace: Workspace
+) -> None:
+    await case.start(workspace)
+    for pods in (case.pods, await case.other_controller()):
+        assert not pods.has_never_run(workspace.id)
+    await case.pods.end(workspace, 0)
+    assert not case.pods.has_never_run(workspace.id)
+
+
 async def test_a_pod_of_another_run_was_not_started(case: PodsCase, workspace: Workspace) -> None:
     """A new or restored database may reuse the epochs of an earlier run."""
     await case.start(workspace)

@@ -66,6 +66,13 @@ async def test_an_agent_that_does_not_register_fails_with_the_explanation(fleet:
     )
 
 
+async def test_nothing_is_ended_before_the_first_pod_of_a_workspace(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
+    fleet.pods.never_run.add(made.id)
+    await fleet.scan()
+    assert fleet.pods.calls == ["start 1"]
+
+
 async def test_a_pod_is_started_once(fleet: Fleet) -> None:
     await fleet.add(PROVISIONING)
     await fleet.scan()

@@ -77,6 +77,20 @@ async def test_a_pod_is_alive_as_soon_as_it_was_started(
     assert new_pods(tmp_path).is_alive(workspace)
 
 
+async def test_only_a_pod_without_a_trace_has_never_run(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path
+) -> None:
+    """A tool without a sandbox may have removed the record."""
+    assert pods.has_never_run(workspace.id)
+    assert not new_pods(tmp_path).has_never_run(workspace.id)
+    await pods.start(workspace)
+    (tmp_path / "fleet" / workspace.id / "agent").unlink()
+    assert not pods.has_never_run(workspace.id)
+    await pods.end(workspace, 0)
+    (tmp_path / "fleet" / workspace.id / "agent").write_text("unreadable")
+    assert not pods.has_never_run(workspace.id)
+
+
 async def test_the_agent_of_root_has_a_user_of_its_own_and_no_privileges(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:

@@ -23,6 +23,9 @@ class Pods:
     def was_started(self, workspace: Workspace) -> bool:
         return (workspace.id, workspace.epoch, workspace.run_id) in self._started
 
+    def has_never_run(self, workspace_id: str) -> bool:
+        return False
+
     async def start(self, workspace: Workspace) -> None:
         self._started.add((workspace.id, workspace.epoch, workspace.run_id))
         self._agents.append(Agent(workspace.id, workspace.epoch, self._shared))

@@ -33,6 +33,8 @@ class FakePods:
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
     # The pods that run, by workspace id and epoch. The event is set when the pod exits.
     alive: dict[tuple[str, int], asyncio.Event] = field(default_factory=dict)
+    # Ids of workspaces of which it is known that no pod was ever started.
+    never_run: set[str] = field(default_factory=set)
     start_error: OSError | None = None
     # What `end` returns.
     ends_all: bool = True
@@ -55,6 +57,9 @@ class FakePods:
 
     def was_started(self, workspace: Workspace) -> bool:
         return (workspace.id, workspace.epoch, workspace.run_id) in self.started
+
+    def has_never_run(self, workspace_id: str) -> bool:
+        return workspace_id in self.never_run
 
     async def start(self, workspace: Workspace) -> None:
         self.calls.append(f"start {workspace.epoch}")

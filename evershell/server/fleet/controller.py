@@ -193,7 +193,9 @@ class Controller:
         )
 
     async def _reconcile_start(self, workspace: Workspace) -> None:
-        await self._pods.end(workspace, grace_seconds=0)
+        if not self._pods.has_never_run(workspace.id):
+            # Another controller may have started the pod and died before it registered.
+            await self._pods.end(workspace, grace_seconds=0)
         current = await self._store.get_workspace(workspace.id)
         if (
             current is None

@@ -82,6 +82,16 @@ class LocalPods:
         )
         return is_recorded or (workspace.id, workspace.epoch) in self._started
 
+    def has_never_run(self, workspace_id: str) -> bool:
+        if not self._isolation.agent_is_init:
+            # A tool may have removed the record.
+            return False
+        try:
+            is_recorded = self._records.read(workspace_id) is not None
+        except UnreadableError:
+            return False
+        return not is_recorded and all(started != workspace_id for started, _ in self._started)
+
     async def start(self, workspace: Workspace) -> None:
         assert workspace.run_id is not None
         # Written before the start, so that the next controller does not start a second pod if this

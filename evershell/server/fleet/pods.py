@@ -22,6 +22,9 @@ class Pods(Protocol):
     def was_started(self, workspace: Workspace) -> bool:
         """Whether the pod was started in this run of the stack, by any controller."""
 
+    def has_never_run(self, workspace_id: str) -> bool:
+        """Whether no pod of the workspace was ever started. False if that is not certain."""
+
     async def start(self, workspace: Workspace) -> None:
         """Starts the pod. `workspace.run_id` is set. Raises OSError."""
 

@@ -5,6 +5,7 @@ process, in half of the time that psutil takes.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import psutil
 
 from evershell.server.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 
-_MARKERS = frozenset({WORKSPACE_MARKER, EPOCH_MARKER, STATE_DIR_MARKER})
+_NAMES = "|".join((WORKSPACE_MARKER, EPOCH_MARKER, STATE_DIR_MARKER))
+# A regular expression, because decoding all variables would take as long as reading them.
+_MARKER = re.compile(rf"(?:^|\0)({_NAMES})=([^\0]*)".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +97,10 @@ def markers(pid: int) -> Mapping[str, str]:
         environment = _read(f"/proc/{pid}/environ")
     except OSError:
         return {}
-    found = {}
-    for variable in environment.split(b"\0"):
-        name, _, value = variable.decode(errors="surrogateescape").partition("=")
-        if name in _MARKERS:
-            found[name] = value
-    return found
+    return {
+        name.decode(): value.decode(errors="surrogateescape")
+        for name, value in _MARKER.findall(environment)
+    }
 
 
 class Scans:

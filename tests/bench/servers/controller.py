@@ -20,6 +20,9 @@ class AlivePods:
     def was_started(self, workspace: object) -> bool:
         return True
 
+    def has_never_run(self, workspace_id: str) -> bool:
+        return False
+
     async def start(self, workspace: object) -> None:
         raise OSError("the bench starts no pods")
 

@@ -140,6 +140,10 @@ class KubernetesPods:
         )
         return objects.started(workspace) in map(objects.started_of, filter(None, found))
 
+    def has_never_run(self, workspace_id: str) -> bool:
+        # `end` asks the cluster, which knows what this controller has not seen.
+        return False
+
     async def start(self, workspace: Workspace) -> None:
         name = objects.pod_name(workspace.id, workspace.epoch)
         try:
