@@ -1,7 +1,8 @@
 """Generates gen/ from protos/. `make gen` runs it; `--check` compares instead of writing.
 
-gen/ has the Python modules with their stubs, the descriptor set, the edge's routes and the OpenAPI
-document. docs/errors.md, the page of the error codes, is generated as well.
+gen/ has the Python modules with their stubs, the descriptor set, the edge's routes, the OpenAPI
+document and the bundle of the console, which is made from envoy/console. docs/errors.md, the page
+of the error codes, is generated as well.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import console
 from error_page import error_page
 from google.rpc import code_pb2
 from limits import module as limits_module
@@ -93,7 +95,7 @@ def protoc(*arguments: str) -> None:
 def write(out: Path) -> None:
     """Replaces the files of `out` by newly generated ones.
 
-    If a proto is not valid, nothing is changed. Raises what generate raises.
+    If something fails, nothing is changed. Raises what generate raises.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside `out`, because a rename works only within a file system.
@@ -109,7 +111,10 @@ def write(out: Path) -> None:
 
 
 def generate(out: Path) -> None:
-    """Generates all files into `out`, which has none yet."""
+    """Generates all files into `out`, which has none yet.
+
+    Raises subprocess.CalledProcessError if a proto is not valid; BuildError.
+    """
     (out / DESCRIPTOR_SET).parent.mkdir(parents=True)
     protoc(
         f"--python_out={out}",
@@ -134,6 +139,7 @@ def generate(out: Path) -> None:
         (out / name).touch()
     (out / ROUTES).write_text(json.dumps(edge_config(protos), indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
+    console.generate(out / console.BUNDLE, committed=GEN / console.BUNDLE)
 
 
 def slugs(protos: Protos) -> str:
@@ -225,4 +231,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except console.BuildError as error:
+        sys.exit(f"{error}\nNothing was changed.")

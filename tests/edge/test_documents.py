@@ -1,4 +1,4 @@
-"""Envoy serves the OpenAPI document and its page, without a worker and without a token."""
+"""Envoy serves the OpenAPI document, its page and the console, without a worker or a token."""
 
 import re
 
@@ -30,6 +30,8 @@ def test_documents_are_served_with_safe_headers(rest: httpx.Client, stub: Stub, 
         and "frame-ancestors 'none'" in policy
         and "unsafe" not in policy
     )
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
     assert not [
         name for name in answer.headers if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
     ]
@@ -58,6 +60,8 @@ def test_documents_are_read_only(rest: httpx.Client, path: str) -> None:
         "/docs/swagger-ui.js",
         "/openapi.yml",
         "/openapi.yaml/",
+        "/console/",
+        "/console/digest.txt",
     ],
 )
 def test_other_paths_are_not_found(rest: httpx.Client, path: str) -> None:
@@ -68,7 +72,16 @@ def test_the_openapi_document_is_the_generated_one(rest: httpx.Client) -> None:
     assert rest.get("/openapi.yaml").text == PATH.read_text()
 
 
-def test_the_page_refers_only_to_served_documents() -> None:
-    page, script = (FILES[path][0].read_text() for path in ("/docs", "/docs/start.js"))
-    named = set(re.findall(r'(?:href|src|url)[=:] ?"([^"]*)"', page + script))
-    assert named | {"/docs"} == FILES.keys()
+@pytest.mark.parametrize(
+    ("page", "script"), [("/docs", "/docs/start.js"), ("/console", "/console/console.css")]
+)
+def test_a_page_refers_only_to_served_documents(page: str, script: str) -> None:
+    texts = (FILES[path][0].read_text() for path in (page, script))
+    named = set(re.findall(r'(?:href|src|url)[=:] ?"([^"]*)"', "".join(texts)))
+    served = {path for path in FILES if path.startswith(page)} - {page}
+    assert named - {"/openapi.yaml"} == served
+
+
+def test_the_console_allows_no_script_but_its_own(rest: httpx.Client) -> None:
+    policy = rest.get("/console").headers["content-security-policy"]
+    assert "script-src 'self';" in policy and "require-trusted-types-for 'script'" in policy

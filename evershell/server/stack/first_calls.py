@@ -10,6 +10,7 @@ from evershell.server.stack.ready import Ready
 
 _CALLS = """
 Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.
+{rest_url}/console shows the workspaces and cancels their tasks.
 {rest_url}/docs documents the API and can call it.
 In another terminal:
 

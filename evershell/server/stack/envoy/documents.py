@@ -1,4 +1,4 @@
-"""Routes with which the edge itself serves the OpenAPI document and a page for it."""
+"""Routes with which the edge itself serves the OpenAPI document, a page for it, and the console."""
 
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,10 @@ FILES = {
     ),
     "/docs/swagger-ui.css": (SWAGGER_UI / "swagger-ui.css", "text/css; charset=utf-8"),
     "/docs/favicon.png": (SWAGGER_UI / "favicon-32x32.png", "image/png"),
+    "/console": (edge_file("console", "index.html"), "text/html; charset=utf-8"),
+    "/console/console.js": (edge_file("console", "console.js"), "text/javascript; charset=utf-8"),
+    "/console/console.css": (edge_file("console", "console.css"), "text/css; charset=utf-8"),
+    "/console/icon.svg": (edge_file("console", "icon.svg"), "image/svg+xml"),
 }
 # Envoy refuses to start if a file exceeds this size.
 MAX_FILE_BYTES = max(file.stat().st_size for file, _ in FILES.values())
@@ -34,7 +38,17 @@ HEADERS = {
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "referrer-policy": "no-referrer",
+    # For browsers that do not know `frame-ancestors`.
+    "x-frame-options": "DENY",
+    # Pages of other sites get no reference to the window of a page.
+    "cross-origin-opener-policy": "same-origin",
 }
+# The console makes no HTML from strings.
+CONSOLE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
 METHODS = ("GET", "HEAD")
 
 
@@ -54,7 +68,10 @@ def routes(filters: dict[str, Any]) -> list[dict[str, Any]]:
 def _file(path: str, file: Path, kind: str) -> dict[str, Any]:
     method = {"name": ":method", "string_match": {"safe_regex": {"regex": "|".join(METHODS)}}}
     answer = {"status": 200, "body": {"filename": str(file)}}
-    return _answer({"path": path, "headers": [method]}, answer, HEADERS | {"content-type": kind})
+    headers = HEADERS | {"content-type": kind}
+    if path.startswith("/console"):
+        headers["content-security-policy"] = CONSOLE_POLICY
+    return _answer({"path": path, "headers": [method]}, answer, headers)
 
 
 def _method_not_allowed(path: str) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+// Calls of the REST interface, with types from the OpenAPI document.
+import createClient, { type Middleware } from "openapi-fetch";
+import type { components, paths } from "../openapi";
+import { rejectToken, token } from "./session";
+
+export type Schemas = components["schemas"];
+export type Workspace = Schemas["Workspace"];
+export type Task = Schemas["Task"];
+export type WorkspaceEvent = Schemas["Event"];
+
+// A call that failed. `slug` is that of the service's error, or `no_connection` if there was no
+// answer.
+export class Failure extends Error {
+  constructor(
+    readonly slug: string,
+    message: string,
+    readonly requestId: string,
+    readonly status: number,
+    readonly details: Partial<Schemas["ErrorDetails"]> = {},
+    readonly retryAfterSeconds = 0,
+  ) {
+    super(message);
+  }
+}
+
+export const NO_CONNECTION = "no_connection";
+
+const authorize: Middleware = {
+  onRequest({ request }) {
+    if (!request.headers.has("authorization")) {
+      request.headers.set("authorization", `Bearer ${token.peek()}`);
+    }
+    return request;
+  },
+};
+
+export const api = createClient<paths>({ baseUrl: location.origin, credentials: "omit" });
+api.use(authorize);
+
+// The data of a successful answer. Throws Failure.
+export async function read<T>(
+  call: Promise<{ data?: T; error?: unknown; response: Response }>,
+  used = token.peek(),
+): Promise<T> {
+  let answer;
+  try {
+    answer = await call;
+  } catch (error) {
+    throw noAnswer(error);
+  }
+  if (answer.data !== undefined) return answer.data;
+  throw refusal(answer.response, answer.error, used);
+}
+
+// The failure of a call that got no answer.
+export function noAnswer(error: unknown): unknown {
+  if (error instanceof DOMException && error.name === "AbortError") return error;
+  return new Failure(NO_CONNECTION, "The service did not answer.", "", 0);
+}
+
+// The failure that an answer with an error stands for. After a 401, the user has to sign in again.
+export function refusal(response: Response, body: unknown, usedToken: string): Failure {
+  const envelope = (body as Partial<Schemas["ErrorEnvelope"]> | undefined)?.error;
+  const failure = new Failure(
+    envelope?.code ?? "internal",
+    envelope?.message ?? `The answer has the status ${response.status} and cannot be read.`,
+    envelope?.request_id ?? response.headers.get("x-request-id") ?? "",
+    response.status,
+    envelope?.details ?? {},
+    Number(response.headers.get("retry-after") ?? 0),
+  );
+  if (response.status === 401) rejectToken(usedToken, failure);
+  return failure;
+}

@@ -1,0 +1,49 @@
+// A call of CancelTask that this page has made.
+import { signal } from "@preact/signals";
+import { api, type Failure, read, type Schemas } from "./api";
+import { asFailure } from "./connection";
+
+export interface CancelCall {
+  readonly taskId: string;
+  readonly outcome: Schemas["CancelTaskResponseOutcome"] | null;
+  readonly failure: Failure | null;
+  // How long the service took to answer; null until then.
+  readonly answerMs: number | null;
+}
+
+export interface Wishes {
+  reason: string;
+  // In seconds; null for none.
+  wait: number | null;
+  forceAfter: number | null;
+}
+
+// The last call of this page.
+export const cancelCall = signal<CancelCall | null>(null);
+
+// The call names the task, so that it never cancels the next one.
+export async function cancelTask(
+  workspaceId: string,
+  taskId: string,
+  wishes: Wishes,
+): Promise<void> {
+  const begun = performance.now();
+  const pending = { taskId, outcome: null, failure: null, answerMs: null };
+  cancelCall.value = pending;
+  const body = {
+    ...(wishes.reason && { reason: wishes.reason }),
+    ...(wishes.wait !== null && { wait: `${wishes.wait}s` }),
+    ...(wishes.forceAfter !== null && { force_after: `${wishes.forceAfter}s` }),
+  };
+  const path = { workspace_id: workspaceId, task_id: taskId };
+  try {
+    const reply = await read(
+      api.POST("/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel", { params: { path }, body }),
+    );
+    const answerMs = performance.now() - begun;
+    cancelCall.value = { ...pending, outcome: reply.outcome, answerMs };
+  } catch (error) {
+    const answerMs = performance.now() - begun;
+    cancelCall.value = { ...pending, failure: asFailure(error), answerMs };
+  }
+}

@@ -1,0 +1,196 @@
+// What becomes of a cancellation: accepted, then the iteration ends, then the task has ended.
+import type { ComponentChildren } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { announce } from "./announcer";
+import { type CancelCall, cancelCall, cancelTask } from "./cancel_call";
+import { intentFacts, toolOutcome } from "./events";
+import { FailureNote } from "./failure";
+import { describe, type Progress, progressOf } from "./progress";
+import { between, elapsed, milliseconds, preciseTime, words } from "./text";
+import type { OpenWorkspace } from "./workspace";
+
+// The service itself ends the work of an agent that is this late with a break-off.
+const FORCE_MARGIN_MS = 2_000;
+// From then on the page offers to break the iteration off.
+const LONG_MS = 10_000;
+
+export function Cancellation({ open }: { open: OpenWorkspace }) {
+  const own = cancelCall.value;
+  const task = open.task.value;
+  const isOwn = own !== null && (!task || own.taskId === task.id);
+  const call = isOwn ? own : null;
+  const taskId = call?.taskId ?? task?.id;
+  const progress = progressOf(taskId ?? "", open.events.value, task);
+  const isPending = progress.requestedAt !== null && progress.endedAt === null;
+  useTick(isPending);
+  useAnnouncedChanges(progress, call);
+  if (!call && !progress.requestedAt) return null;
+  return (
+    <section class="cancellation" aria-labelledby="cancellation-title">
+      <h2 id="cancellation-title" tabIndex={-1}>
+        Cancellation
+      </h2>
+      {call?.failure && <CallFailure call={call} isRecorded={progress.requestedAt !== null} />}
+      <ol class="steps">
+        <AcceptedStep progress={progress} call={call} />
+        <IterationStep progress={progress} phase={task?.phase} />
+        <EndStep progress={progress} />
+      </ol>
+      {isPending && taskId && <Lateness progress={progress} open={open} taskId={taskId} />}
+    </section>
+  );
+}
+
+function CallFailure({ call, isRecorded }: { call: CancelCall; isRecorded: boolean }) {
+  const failure = call.failure;
+  if (!failure) return null;
+  if (failure.slug === "agent_unreachable") {
+    return (
+      <FailureNote
+        failure={failure}
+        title="The agent does not answer. The cancellation is recorded and will be delivered."
+      />
+    );
+  }
+  if (failure.slug === "no_connection") {
+    return (
+      <FailureNote
+        failure={failure}
+        title={
+          isRecorded
+            ? "The answer was lost, but the cancellation is recorded."
+            : "The answer was lost. It is not known whether the cancellation is recorded: cancel again."
+        }
+      />
+    );
+  }
+  return <FailureNote failure={failure} title="The task was not cancelled by this call." />;
+}
+
+type State = "done" | "now" | "later";
+
+function Step(props: { state: State; title: string; took?: string; children?: ComponentChildren }) {
+  const { state, title, took, children } = props;
+  return (
+    <li class={`step ${state}`} aria-current={state === "now" ? "step" : undefined}>
+      <strong>{title}</strong> {took && <span class="took">{took}</span>}
+      {children && <p class="fine">{children}</p>}
+    </li>
+  );
+}
+
+function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall | null }) {
+  const answered = call?.answerMs == null ? "" : `answered in ${milliseconds(call.answerMs)}`;
+  if (progress.requestedAt) {
+    const who = progress.cancel ? intentFacts(progress.cancel).join(", ") : "";
+    const title =
+      call?.outcome === "already_requested" ? "Accepted before, signalled again" : "Accepted";
+    return (
+      <Step state="done" title={title} took={answered}>
+        Recorded at {preciseTime(progress.requestedAt)}, {who}
+      </Step>
+    );
+  }
+  if (call?.outcome === "already_finished" || call?.outcome === "no_active_task") {
+    return <Step state="done" title={`Nothing to cancel: ${words(call.outcome)}`} took={answered} />;
+  }
+  return <Step state={call?.failure ? "later" : "now"} title="Sent to the service" took={answered} />;
+}
+
+function IterationStep({ progress, phase }: { progress: Progress; phase: string | undefined }) {
+  const { requestedAt, iteration, endedAt } = progress;
+  if (!requestedAt) return endedAt ? null : <Step state="later" title="The iteration ends" />;
+  if (iteration) {
+    const tool = iteration.iteration_completed?.tool_call;
+    const number = iteration.iteration_completed?.number;
+    return (
+      <Step
+        state="done"
+        title={`Iteration ${number} has ended`}
+        took={`${milliseconds(between(requestedAt, iteration.time))} after the request`}
+      >
+        {tool ? `Its tool call: ${toolOutcome(tool.result)}.` : "It made no tool call."}
+      </Step>
+    );
+  }
+  if (endedAt) return <Step state="done" title="No iteration was in flight" />;
+  const doing = phase && phase !== "phase_unspecified" ? words(phase) : "iteration";
+  return (
+    <Step
+      state="now"
+      title={`Waiting for the ${doing} in flight`}
+      took={milliseconds(since(requestedAt))}
+    >
+      No further iteration starts.
+    </Step>
+  );
+}
+
+function EndStep({ progress }: { progress: Progress }) {
+  const { requestedAt, endedAt, end } = progress;
+  if (!endedAt) return <Step state="later" title="Cancelled" />;
+  const took = requestedAt
+    ? `${milliseconds(between(requestedAt, endedAt))} after the request`
+    : preciseTime(endedAt);
+  return (
+    <Step state="done" title={describe(progress)} took={took}>
+      {end?.work_stopped === "unknown" &&
+        "The agent is gone. Not every process of the task is known to have ended."}
+    </Step>
+  );
+}
+
+function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: string }) {
+  const { progress, open, taskId } = props;
+  const { requestedAt, forceAt } = progress;
+  if (!requestedAt || progress.iteration) return null;
+  if (forceAt) {
+    const lateMs = since(forceAt);
+    if (lateMs < 0) {
+      return <p class="note">The iteration is broken off in {elapsed(-lateMs + 999)}.</p>;
+    }
+    if (lateMs < FORCE_MARGIN_MS) return <p class="note">The iteration is being broken off.</p>;
+    return (
+      <div class="note warning">
+        <strong>The end is late.</strong> The agent should have broken the iteration off{" "}
+        {elapsed(lateMs)} ago. The service ends the agent's work itself; nothing has to be done.
+      </div>
+    );
+  }
+  if (since(requestedAt) < LONG_MS) return null;
+  const breakOff = () =>
+    void cancelTask(open.id, taskId, { reason: "", wait: null, forceAfter: 0 });
+  return (
+    <div class="note warning">
+      <strong>The iteration still runs</strong>, {elapsed(since(requestedAt))} after the request. It
+      is not broken off unless you ask for it: it ends by itself or at its time limits.
+      <div class="buttons">
+        <button type="button" class="danger" onClick={breakOff}>
+          Break it off now
+        </button>
+      </div>
+    </div>
+  );
+}
+
+function since(time: string): number {
+  return Date.now() - Date.parse(time);
+}
+
+function useTick(isOn: boolean): void {
+  const [, setTick] = useState(0);
+  useEffect(() => {
+    if (!isOn) return;
+    const timer = setInterval(() => setTick((tick) => tick + 1), 200);
+    return () => clearInterval(timer);
+  }, [isOn]);
+}
+
+// The log announces the events; this announces what only the answer says.
+function useAnnouncedChanges(progress: Progress, call: CancelCall | null): void {
+  const outcome = call?.outcome ?? "";
+  const isRecorded = progress.requestedAt !== null;
+  useEffect(() => {
+    if (outcome) announce(`The cancellation: ${words(outcome)}.`);
+  }, [outcome, isRecorded]);
+}

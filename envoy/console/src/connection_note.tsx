@@ -1,0 +1,22 @@
+// Says that what is shown may be out of date.
+import { isNoConnection, lastAnswer, trouble } from "./connection";
+import { FailureNote } from "./failure";
+import { elapsed, now } from "./text";
+
+export function ConnectionNote() {
+  const failure = trouble.value;
+  if (!failure || failure.status === 401) return null;
+  if (!isNoConnection(failure)) return <FailureNote failure={failure} />;
+  return (
+    <div class="note warning" role="alert">
+      <strong>No connection.</strong> The console is trying again. <Age />
+    </div>
+  );
+}
+
+// Not part of the alert: a screen reader would say it every second.
+function Age() {
+  if (!lastAnswer.value) return null;
+  const age = elapsed(now.value - lastAnswer.value);
+  return <span aria-hidden="true">What you see is {age} old.</span>;
+}

@@ -1,0 +1,88 @@
+// What an event means, in words.
+import type { Schemas, WorkspaceEvent } from "./api";
+import { count, milliseconds, number, words } from "./text";
+
+export function title(event: WorkspaceEvent): string {
+  switch (event.type) {
+    case "workspace_provisioned":
+      return "Workspace provisioned";
+    case "workspace_stopped":
+      return "Workspace stopped";
+    case "workspace_failed":
+      return "Workspace failed";
+    case "workspace_resumed":
+      return "Workspace resumed";
+    case "task_submitted":
+      return "Task submitted";
+    case "task_started":
+      return "Task started";
+    case "iteration_completed":
+      return `Iteration ${event.iteration_completed?.number ?? ""} completed`;
+    case "task_cancel_requested":
+      return "Cancellation requested";
+    case "task_completed":
+      return event.task_completed?.status === "cancelled"
+        ? `Task cancelled${event.task_completed.forced ? ", its iteration was interrupted" : ""}`
+        : `Task ${words(event.task_completed?.status ?? "ended")}`;
+    default:
+      return words(event.type);
+  }
+}
+
+// The facts of an event, each a short clause.
+export function facts(event: WorkspaceEvent): string[] {
+  const { workspace_stopped, workspace_failed, task_submitted, iteration_completed } = event;
+  if (workspace_stopped) return [workspace_stopped.reason];
+  if (workspace_failed) return [workspace_failed.reason];
+  if (task_submitted) return [`by ${task_submitted.submitted_by}`];
+  if (iteration_completed) return iterationFacts(iteration_completed);
+  if (event.task_cancel_requested) return intentFacts(event.task_cancel_requested.cancel);
+  if (event.task_completed) return endFacts(event.task_completed);
+  const epoch = (event.workspace_provisioned ?? event.workspace_resumed)?.epoch;
+  return epoch ? [`epoch ${epoch}`] : [];
+}
+
+export function announcement(event: WorkspaceEvent): string {
+  return [title(event), ...facts(event).slice(0, 2)].join(", ");
+}
+
+export function intentFacts(cancel: Schemas["CancelIntent"]): string[] {
+  const kind = cancel.credential_kind === "api_key" ? "API key " : "";
+  const clauses = [`by ${kind}${cancel.requested_by}`];
+  clauses.push(cancel.reason ? `reason: ${cancel.reason}` : "no reason given");
+  if (cancel.force_at) clauses.push(`break-off by ${cancel.force_requested_by}`);
+  return clauses;
+}
+
+export function toolOutcome(result: Schemas["ToolResult"]): string {
+  if (result.status !== "exited") return words(result.status);
+  return result.exit_code === 0 ? "succeeded" : `exit code ${result.exit_code}`;
+}
+
+function iterationFacts(iteration: Schemas["IterationCompleted"]): string[] {
+  const { model_call, tool_call } = iteration;
+  const tokens = Number(model_call.input_tokens) + Number(model_call.output_tokens);
+  const interrupted = model_call.status === "interrupted" ? ", interrupted" : "";
+  const clauses = [
+    `model call ${milliseconds(Number(model_call.duration_ms))}${interrupted}, ` +
+      count(tokens, "token"),
+  ];
+  if (tool_call) {
+    clauses.push(
+      `tool call ${milliseconds(Number(tool_call.duration_ms))}, ${toolOutcome(tool_call.result)}`,
+    );
+  }
+  return clauses;
+}
+
+function endFacts(end: Schemas["TaskCompleted"]): string[] {
+  const tokens = Number(end.usage.input_tokens) + Number(end.usage.output_tokens);
+  const clauses = [count(end.iterations, "iteration"), `${number(tokens)} tokens`];
+  // The reason of a cancelled task is that of its cancellation.
+  if (end.reason && end.reason !== end.cancel?.reason) clauses.push(end.reason);
+  if (end.cancel) clauses.push(...intentFacts(end.cancel));
+  if (end.work_stopped === "unknown") {
+    clauses.push("not every process of the task is known to have ended");
+  }
+  return clauses;
+}

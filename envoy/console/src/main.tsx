@@ -1,0 +1,58 @@
+import { signal } from "@preact/signals";
+import { render } from "preact";
+import { Announcer } from "./announcer";
+import { HoldBanner } from "./hold_banner";
+import { ListPage } from "./list_page";
+import { rejection, signOut, token } from "./session";
+import { SignIn, SignInAgain } from "./sign_in";
+import { StopPage } from "./stop_page";
+import { WorkspacePage } from "./workspace_page";
+import { forget } from "./workspaces";
+
+// The page that is open is in the fragment of the address, which browsers send to nobody.
+const fragment = signal(location.hash);
+addEventListener("hashchange", () => (fragment.value = location.hash));
+
+function Console() {
+  if (!token.value) return <SignIn />;
+  return (
+    <>
+      <Header />
+      <HoldBanner />
+      <Page />
+      {rejection.value && <SignInAgain failure={rejection.value} />}
+      <Announcer />
+    </>
+  );
+}
+
+function Page() {
+  const workspaceId = /^#\/workspaces\/([A-Za-z0-9_-]{1,128})$/.exec(fragment.value)?.[1];
+  if (workspaceId) return <WorkspacePage key={workspaceId} id={workspaceId} />;
+  return fragment.value === "#/stop" ? <StopPage /> : <ListPage />;
+}
+
+function Header() {
+  const leave = () => {
+    signOut();
+    forget();
+  };
+  return (
+    <header>
+      <a href="#/" class="title">
+        Evershell console
+      </a>
+      <nav aria-label="Console">
+        <a href="#/stop" class="stop">
+          Stop everything…
+        </a>
+        <button type="button" onClick={leave}>
+          Sign out
+        </button>
+      </nav>
+    </header>
+  );
+}
+
+const root = document.getElementById("console");
+if (root) render(<Console />, root);

@@ -1,0 +1,62 @@
+// How values are written for people.
+import { signal } from "@preact/signals";
+
+// The current time, to the second.
+export const now = signal(Date.now());
+setInterval(() => (now.value = Date.now()), 1_000);
+
+export function clockTime(milliseconds: number): string {
+  return new Date(milliseconds).toLocaleTimeString("en-GB", { hour12: false });
+}
+
+export function preciseTime(time: string): string {
+  const date = new Date(time);
+  return `${date.toLocaleTimeString("en-GB", { hour12: false })}.${pad(date.getMilliseconds(), 3)}`;
+}
+
+export function fullTime(time: string): string {
+  return new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+}
+
+export function elapsed(milliseconds: number): string {
+  const seconds = Math.max(0, Math.floor(milliseconds / 1_000));
+  if (seconds < 60) return `${seconds} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${pad(seconds % 60, 2)} s`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return `${hours} h ${pad(minutes % 60, 2)} min`;
+  return `${Math.floor(hours / 24)} days`;
+}
+
+export function milliseconds(value: number): string {
+  return `${Math.round(value).toLocaleString("en-US")} ms`;
+}
+
+export function count(value: number, one: string, several = `${one}s`): string {
+  return `${value.toLocaleString("en-US")} ${value === 1 ? one : several}`;
+}
+
+export function number(value: number): string {
+  return value.toLocaleString("en-US");
+}
+
+export function bytes(value: number): string {
+  return value < 1_024 ? `${value} B` : `${(value / 1_024).toFixed(1)} KiB`;
+}
+
+// `model_call` is `model call`.
+export function words(slug: string): string {
+  return slug.replaceAll("_", " ");
+}
+
+export function firstLine(text: string): string {
+  return text.split("\n", 1)[0] ?? "";
+}
+
+export function between(from: string, to: string): number {
+  return Date.parse(to) - Date.parse(from);
+}
+
+function pad(value: number, digits: number): string {
+  return String(value).padStart(digits, "0");
+}

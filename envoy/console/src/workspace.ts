@@ -1,0 +1,76 @@
+// What is known of the workspace whose page is open.
+import { signal } from "@preact/signals";
+import { api, type Failure, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
+import { announce } from "./announcer";
+import { repeat } from "./connection";
+import { followEvents } from "./stream";
+import { announcement } from "./events";
+
+const REFRESH_MS = 1_000;
+const HIDDEN_REFRESH_MS = 10_000;
+// A log may have any number of events. The oldest are dropped.
+const KEPT_EVENTS = 2_000;
+
+export class OpenWorkspace {
+  readonly workspace = signal<Workspace | null>(null);
+  // The current task, or else the last one.
+  readonly task = signal<Task | null>(null);
+  readonly events = signal<readonly WorkspaceEvent[]>([]);
+  readonly dropped = signal(0);
+  readonly streamTrouble = signal<Failure | null>(null);
+  private waiting: WorkspaceEvent[] = [];
+  private refreshNow = () => {};
+
+  constructor(readonly id: string) {}
+
+  follow(signal: AbortSignal): void {
+    void repeat(
+      () => this.refresh(signal),
+      () => (document.hidden ? HIDDEN_REFRESH_MS : REFRESH_MS),
+      signal,
+    );
+    const follower = {
+      onEvents: (events: WorkspaceEvent[]) => this.add(events),
+      onTrouble: (failure: Failure | null) => (this.streamTrouble.value = failure),
+    };
+    void followEvents(this.id, follower, signal);
+    this.refreshNow = () => void this.refresh(signal).catch(() => {});
+  }
+
+  private async refresh(signal: AbortSignal): Promise<void> {
+    const path = { workspace_id: this.id };
+    const workspace = await read(
+      api.GET("/v1/workspaces/{workspace_id}", { params: { path }, signal }),
+    );
+    this.workspace.value = workspace;
+    const taskId = workspace.current_task_id || this.lastTaskId();
+    // An ended task does not change any more.
+    const known = this.task.peek();
+    if (!taskId || (known?.id === taskId && known.completed_at)) return;
+    this.task.value = await read(
+      api.GET("/v1/workspaces/{workspace_id}/tasks/{task_id}", {
+        params: { path: { ...path, task_id: taskId } },
+        signal,
+      }),
+    );
+  }
+
+  private lastTaskId(): string {
+    return this.events.peek().findLast((event) => event.task_id)?.task_id ?? "";
+  }
+
+  // Draws at most once for each frame, however many events come.
+  private add(events: WorkspaceEvent[]): void {
+    this.waiting.push(...events);
+    if (this.waiting.length > events.length) return;
+    requestAnimationFrame(() => {
+      const all = [...this.events.peek(), ...this.waiting];
+      const last = this.waiting.at(-1);
+      this.waiting = [];
+      this.dropped.value += Math.max(0, all.length - KEPT_EVENTS);
+      this.events.value = all.slice(-KEPT_EVENTS);
+      if (last) announce(announcement(last));
+      this.refreshNow();
+    });
+  }
+}

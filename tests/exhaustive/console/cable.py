@@ -1,0 +1,78 @@
+"""The connection between a browser and the edge, which a test can unplug."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+
+RECEIVE_BYTES = 65_536
+
+
+class Cable(ThreadingTCPServer):
+    """Forwards connections to the edge while it is plugged in."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.target = target
+        self.is_plugged_in = True
+        self.sockets: set[socket.socket] = set()
+        # The browser reads the stream of events with this header after a loss of its connection.
+        self.resumed_after: list[int] = []
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def unplug(self) -> None:
+        """Cuts all connections. New ones are closed at once."""
+        self.is_plugged_in = False
+        for each in list(self.sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def plug_in(self) -> None:
+        self.is_plugged_in = True
+
+
+class _Connection(BaseRequestHandler):
+    server: Cable
+
+    def handle(self) -> None:
+        if not self.server.is_plugged_in:
+            return
+        with socket.create_connection(self.server.target) as edge:
+            ends = {self.request, edge}
+            self.server.sockets |= ends
+            answers = threading.Thread(target=self._forward, args=(edge, self.request))
+            answers.start()
+            self._forward(self.request, edge)
+            answers.join()
+            self.server.sockets -= ends
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while part := source.recv(RECEIVE_BYTES):
+                if b"\r\nlast-event-id: " in part:
+                    number = part.partition(b"\r\nlast-event-id: ")[2].partition(b"\r\n")[0]
+                    self.server.resumed_after.append(int(number))
+                sink.sendall(part)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def cable(target: tuple[str, int]) -> Iterator[Cable]:
+    with Cable(target) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.unplug()
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,95 @@
+"""The console in a browser, and what a person does with it."""
+
+import re
+from typing import Literal
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Locator, Page, Request, expect
+
+# How long the console may take to show a change: it reads the list every second.
+CHANGE_MS = 5_000
+
+
+class Console:
+    """The open console, with its requests and its errors."""
+
+    def __init__(
+        self,
+        browser: Browser,
+        origin: str,
+        scheme: Literal["dark", "light"] = "light",
+        width: int = 1280,
+    ) -> None:
+        self.context = browser.new_context(
+            color_scheme=scheme, viewport={"width": width, "height": 800}
+        )
+        self.page: Page = self.context.new_page()
+        self.origin = origin
+        self.requests: list[Request] = []
+        self.problems: list[str] = []
+        self.tokens: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on(
+            "console",
+            # A browser logs each answer with an error, which a test may have provoked.
+            lambda message: (
+                self.problems.append(message.text)
+                if message.type in ("error", "warning")
+                and not message.text.startswith("Failed to load resource")
+                else None
+            ),
+        )
+        self.page.goto(f"{origin}/console")
+
+    def close(self) -> None:
+        self.context.close()
+
+    def sign_in(self, token: str) -> None:
+        self.tokens.append(token)
+        self.page.get_by_label("API key or session token").fill(token)
+        self.page.get_by_role("button", name="Sign in").click()
+
+    def find(self, text: str) -> None:
+        """Filters the list."""
+        self.page.get_by_role("searchbox").fill(text)
+
+    def row(self, text: str) -> Locator:
+        """The row of the list with this text."""
+        return self.page.get_by_role("row").filter(has_text=text)
+
+    def open(self, workspace_id: str) -> None:
+        """Opens the page of a workspace from the list."""
+        self.find(workspace_id)
+        expect(self.page.locator(".rows .row")).to_have_count(1, timeout=CHANGE_MS)
+        self.page.locator(".rows .row").click()
+        expect(self.page).to_have_url(f"{self.origin}/console#/workspaces/{workspace_id}")
+
+    def cancel(self, reason: str = "", force_after: str = "") -> None:
+        """Cancels the task of the open workspace."""
+        self.page.get_by_role("button", name="Cancel…").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_label("Reason").fill(reason)
+        dialog.get_by_label("Break the iteration off after").fill(force_after)
+        dialog.get_by_role("button", name="Cancel the task").click()
+        expect(dialog).to_be_hidden()
+
+    @property
+    def cancellation(self) -> Locator:
+        return self.page.get_by_role("region", name="Cancellation")
+
+    def step(self, title: str | re.Pattern[str]) -> Locator:
+        """A step of the cancellation that is done."""
+        return self.cancellation.locator(".step.done").filter(has_text=title)
+
+    def check(self) -> None:
+        """Checks that the page called no other origin, kept no token, and reported no problem."""
+        assert {urlsplit(request.url)[:2] for request in self.requests} == {
+            urlsplit(self.origin)[:2]
+        }
+        assert not [
+            each.url for each in self.requests for token in self.tokens if token in each.url
+        ]
+        assert self.page.evaluate("() => [localStorage.length, sessionStorage.length]") == [0, 0]
+        assert self.context.cookies() == []
+        assert self.problems == []

@@ -1,0 +1,36 @@
+"""The committed bundle of the console is the one that its sources give, and their types hold."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.support.stack import ROOT
+
+
+@pytest.fixture(scope="module")
+def console() -> Iterator[ModuleType]:
+    """The module that bundles. Skips the tests if the packages cannot be installed."""
+    spec = importlib.util.spec_from_file_location("console_bundle", ROOT / "protos" / "console.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module.node_modules()
+    except module.BuildError as error:
+        pytest.skip(str(error)[:500])
+    yield module
+
+
+def test_the_bundle_is_that_of_the_sources(console: ModuleType, tmp_path: Path) -> None:
+    console.build(tmp_path / "console")
+    committed = ROOT / console.COMMITTED
+    assert {path.name: path.read_bytes() for path in (tmp_path / "console").iterdir()} == {
+        path.name: path.read_bytes() for path in committed.iterdir()
+    }
+
+
+def test_the_types_of_the_sources_hold(console: ModuleType) -> None:
+    console.check_types()

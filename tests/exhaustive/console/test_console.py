@@ -1,0 +1,167 @@
+"""The console at /console in a real browser: a list that is live, and a button that cancels."""
+
+import hashlib
+import re
+import secrets
+
+from playwright.sync_api import expect
+
+from tests.exhaustive.console.console_page import CHANGE_MS, Console
+from tests.support.stack import Gate, Stack, Workspace
+
+# How long a cancellation of a frozen agent may take to be answered.
+UNREACHABLE_MS = 5_000
+
+
+def key_that_expires(stack: Stack, seconds: int) -> str:
+    """The secret of a new API key with full access."""
+    secret = f"sk_{secrets.token_urlsafe(32)}"
+    with stack.database() as connection:
+        connection.execute(
+            "INSERT INTO api_keys (id, org_id, name, template, sha256, created_at, expires_at) "
+            "VALUES (%s, %s, 'test', 'full_access', %s, now(), now() + %s * interval '1 s')",
+            (
+                f"key_{secrets.token_hex(8)}",
+                stack.ready["demo"]["org_id"],
+                hashlib.sha256(secret.encode()).digest(),
+                seconds,
+            ),
+        )
+    return secret
+
+
+def test_a_person_cancels_a_task(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command, "touch never")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel(reason="it has gone wrong")
+
+    expect(console.step("Accepted")).to_contain_text(re.compile(r"answered in [\d,]+ ms"))
+    expect(console.step("Accepted")).to_contain_text("reason: it has gone wrong")
+    waiting = console.cancellation.locator(".step.now")
+    expect(waiting).to_contain_text("Waiting for the tool call in flight")
+    assert workspace.log()[-1]["type"] == "task_cancel_requested"
+
+    gate.open()
+    after = re.compile(r"[\d,]+ ms after the request")
+    expect(console.step("Iteration 1 has ended")).to_contain_text(after)
+    expect(console.step("Cancelled")).to_contain_text(after)
+    log = console.page.locator(".timeline")
+    expect(log).to_contain_text("Task cancelled")
+    expect(log).to_contain_text(f"by API key {workspace.log()[-1]['cancel']['requested_by']}")
+    assert not (stack.files(workspace.id) / "never").exists()
+    console.check()
+
+
+def test_a_person_learns_that_the_agent_does_not_answer(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
+        console.cancel()
+        note = console.cancellation.get_by_role("alert")
+        expect(note).to_contain_text("The agent does not answer.", timeout=UNREACHABLE_MS)
+        expect(note).to_contain_text("recorded and will be delivered")
+        expect(note).to_contain_text(re.compile("agent_unreachable, request [0-9a-f-]{36}"))
+        expect(console.step("Accepted")).to_be_visible()
+    gate.open()
+    expect(console.step("Cancelled")).to_be_visible(timeout=15_000)
+    console.check()
+
+
+def test_a_person_breaks_an_iteration_off(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel(force_after="0.5")
+    expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
+    expect(console.step("Cancelled, broken off")).to_be_visible()
+    assert workspace.await_end(task_id)["forced"]
+    console.check()
+
+
+def test_a_rejected_token_is_explained(console: Console, stack: Stack) -> None:
+    console.sign_in(stack.tokens["expired"])
+    note = console.page.get_by_role("alert")
+    expect(note).to_contain_text(re.compile("Error unauthenticated, request [0-9a-f-]{36}"))
+    console.sign_in("a token\u2014with a dash")
+    expect(note).to_contain_text("validation_error")
+    console.sign_in(stack.tokens["member"])
+    expect(console.page.get_by_role("grid")).to_be_visible()
+    console.check()
+
+
+def test_a_token_that_expires_is_asked_for_again(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    console.sign_in(key_that_expires(stack, seconds=4))
+    console.open(workspace.id)
+    dialog = console.page.get_by_role("dialog")
+    expect(dialog).to_contain_text("The service no longer accepts your token.", timeout=20_000)
+    console.sign_in(stack.tokens["full_access"])
+    expect(dialog).to_be_hidden()
+    # The page goes on where it was.
+    workspace.submit("echo hello")
+    expect(console.page.locator(".timeline")).to_contain_text("Task completed")
+    console.check()
+
+
+def test_a_read_only_token_cannot_cancel(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["read_only"])
+    console.open(workspace.id)
+    console.cancel()
+    note = console.cancellation.get_by_role("alert")
+    expect(note).to_contain_text("One of these scopes is needed: workspace:write")
+    expect(note).to_contain_text("permission_denied")
+    gate.open()
+
+
+def test_the_list_is_live(console: Console, stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    console.sign_in(stack.tokens["full_access"])
+    console.find(workspace.id)
+    row = console.page.locator(".rows .row")
+    expect(row.locator(".status")).to_have_text("idle", timeout=CHANGE_MS)
+    workspace.submit("echo first", gate.command)
+    expect(row.locator(".status")).to_have_text("busy", timeout=CHANGE_MS)
+    expect(row.locator(".task")).to_have_text("echo first")
+    expect(row.locator(".iterations")).to_have_text("1")
+    expect(row.locator(".phase")).to_have_text("tool call")
+    expect(row.locator(".since")).to_have_text(re.compile(r"\d+ s"))
+    gate.open()
+    expect(row.locator(".status")).to_have_text("idle", timeout=CHANGE_MS)
+
+
+def test_a_new_workspace_appears(console: Console, stack: Stack) -> None:
+    console.sign_in(stack.tokens["full_access"])
+    expect(console.page.get_by_role("grid")).to_be_visible()
+    made = Workspace(stack)
+    console.find(made.id)
+    expect(console.page.locator(".rows .row")).to_have_count(1, timeout=CHANGE_MS)
+    stack.rest().post(f"{made.path}/stop")
+    expect(console.page.locator(".rows .row .status")).to_have_text("stopped", timeout=CHANGE_MS)
+
+
+def test_the_output_of_a_tool_is_folded(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    workspace.await_end(workspace.submit("seq 1 500"))
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    output = console.page.locator("details", has_text="Output (succeeded, 1.8 KiB)")
+    expect(output.locator("pre")).to_be_hidden()
+    output.locator("summary").click()
+    expect(output.locator("pre")).to_contain_text("499\n500")
+    console.check()
