@@ -27,8 +27,8 @@ SECTIONS = {
     "rate_limit": "Rate limits",
     "model": "Agents and models",
     "pod_backend": "Pods",
-    "pod_image": "Pods on Kubernetes",
-    "metrics_port": "Programs, metrics and logs",
+    "pod_image": "Kubernetes",
+    "metrics_host": "Programs, metrics and logs",
 }
 CONFIGURATION = """\
 # Configuration

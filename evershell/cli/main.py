@@ -50,6 +50,8 @@ _OPERATIONS = {
     "orgs": Command("Create and list organizations.", "server"),
     "serve": Command("Run one control-plane worker.", "server"),
     "fleet": Command("Run one fleet controller, which leads or stands by.", "server"),
+    "edge": Command("Run Envoy in front of the workers of EDGE_WORKERS.", "local"),
+    "migrate": Command("Bring the database to the schema of this version.", "server"),
 }
 COMMANDS = _CALLS | _OPERATIONS
 _HELP = f"""The cancel button of an agent platform.

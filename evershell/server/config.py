@@ -158,8 +158,14 @@ class Settings(BaseSettings):
     """The runtime class of the pods, for example one of gVisor or Kata. If empty, the default of
     the cluster."""
 
+    edge_workers: str = ""
+    """`host:port` of the workers for `evershell edge`; several are separated by commas. A name
+    stands for all of its addresses, which are resolved again every few seconds."""
+
+    metrics_host: str = "127.0.0.1"
+    """The address on which programs serve their metrics. In a pod, that of the pod."""
     metrics_port: int = Field(0, ge=0, le=65535)
-    """The port, on loopback, of the first worker's [metrics](monitoring.md#metrics). The other
+    """The port of the first worker's [metrics](monitoring.md#metrics). The other
     workers use the next ports, and the fleet controller the one after them. 0: no metrics."""
     otel_exporter_otlp_endpoint: str = ""
     """Where [spans](monitoring.md#traces) are sent, by OTLP over HTTP. If empty, nowhere.

@@ -26,7 +26,7 @@ async def serve(settings: Settings, port: int) -> None:
     """Runs one worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
     metrics = _log_and_metrics("serve", settings)
     async with bootstrap.control_plane(settings, metrics, now) as server:
-        with _serving(metrics, settings.metrics_port):
+        with _serving(metrics, settings):
             _exempt_from_collection()
             await server.start(f"{settings.listen_host}:{port}", serving=False)
             await stop_signal()
@@ -40,7 +40,7 @@ async def fleet(settings: Settings) -> None:
     """
     metrics = _log_and_metrics("fleet", settings)
     async with bootstrap.fleet(settings, metrics, now) as lead:
-        with _serving(metrics, settings.metrics_port):
+        with _serving(metrics, settings):
             _exempt_from_collection()
             leading = asyncio.ensure_future(lead())
             stopping = asyncio.create_task(stop_signal())
@@ -69,14 +69,16 @@ def _log_and_metrics(program: str, settings: Settings) -> Metrics:
 
 
 @contextmanager
-def _serving(metrics: Metrics, port: int) -> Iterator[None]:
+def _serving(metrics: Metrics, settings: Settings) -> Iterator[None]:
     """Serves the metrics, unless the port is 0. Raises NotSetUpError if the port is taken."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(serve_metrics(metrics, port))
+            stack.enter_context(
+                serve_metrics(metrics, settings.metrics_port, settings.metrics_host)
+            )
         except OSError as error:
             message = (
-                f"Metrics cannot be served on port {port} ({error.strerror}). "
+                f"Metrics cannot be served on port {settings.metrics_port} ({error.strerror}). "
                 "Set METRICS_PORT to another one."
             )
             raise NotSetUpError(message) from error

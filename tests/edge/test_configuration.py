@@ -20,6 +20,11 @@ def test_envoy_accepts_the_configuration(tmp_path: Path) -> None:
     validate(tmp_path / "envoy.yaml")
 
 
+def test_workers_can_be_found_by_a_name(tmp_path: Path) -> None:
+    render(Edge(8080, 8081, ["workers:50051"], tmp_path / "admin.sock"), tmp_path / "envoy.yaml")
+    validate(tmp_path / "envoy.yaml")
+
+
 def test_an_invalid_configuration_is_reported(tmp_path: Path) -> None:
     config = tmp_path / "envoy.yaml"
     with pytest.raises(EdgeConfigurationError, match="too long"):

@@ -302,15 +302,15 @@ class MeasuredAgents:
 
 
 @contextmanager
-def serve_metrics(metrics: Metrics, port: int) -> Iterator[None]:
-    """Serves `/metrics` on loopback for the duration of the context, unless the port is 0.
+def serve_metrics(metrics: Metrics, port: int, host: str = HOST) -> Iterator[None]:
+    """Serves `/metrics` for the duration of the context, unless the port is 0.
 
     Raises OSError if the port is taken.
     """
     if not port:
         yield
         return
-    server, thread = start_http_server(port, HOST, metrics.registry)
+    server, thread = start_http_server(port, host, metrics.registry)
     try:
         yield
     finally:

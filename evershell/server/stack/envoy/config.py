@@ -1,6 +1,7 @@
 """Renders and validates Envoy's configuration, and builds the command that runs Envoy."""
 
 import importlib.resources
+import ipaddress
 import json
 import resource
 import string
@@ -45,8 +46,8 @@ class Tls:
 class Edge:
     """The listeners of the edge, and the workers behind it.
 
-    `workers` has the gRPC address of each worker: `host:port` with a numeric host, or
-    `unix:/absolute/path`. Without `tls` both listeners use plain text.
+    `workers` has the gRPC address of each worker: `host:port`, or `unix:/absolute/path`. A host may
+    be a name, which stands for all of its addresses. Without `tls` both listeners use plain text.
     """
 
     rest_port: int
@@ -91,6 +92,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "rest_port": edge.rest_port,
         "grpc_port": edge.grpc_port,
         "admin_socket": str(edge.admin_socket),
+        "workers_type": "STRICT_DNS" if any(map(_has_name, edge.workers)) else "STATIC",
         "workers": [_endpoint(address) for address in edge.workers],
         "descriptor_set": str(edge_file("workspace.binpb")),
         "envelope_lua": str(edge_file("envelope.lua")),
@@ -199,6 +201,16 @@ def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str,
         "require_client_certificate": client_ca_file is not None,
     }
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}
+
+
+def _has_name(address: str) -> bool:
+    if address.startswith("unix:"):
+        return False
+    try:
+        ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return True
+    return False
 
 
 def _endpoint(address: str) -> dict[str, object]:

@@ -1,0 +1,43 @@
+"""The command `edge`."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from evershell.server.cli.environment import read_settings
+from evershell.server.stack.envoy import config as envoy
+
+# Envoy's own share of the memory of its container.
+_HEAP_SHARE = 0.8
+
+
+@click.command(help="Run Envoy in front of the workers that EDGE_WORKERS names, until SIGTERM.")
+def edge() -> None:
+    """Writes the configuration, and becomes Envoy."""
+    settings = read_settings()
+    workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
+    if not workers:
+        raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
+    # It ends with the process, and a container has its own temporary folder.
+    folder = Path(tempfile.mkdtemp(prefix="edge-"))
+    tls = None
+    if settings.tls_cert_file and settings.tls_key_file:
+        tls = envoy.Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    wanted = envoy.Edge(
+        rest_port=settings.rest_port,
+        grpc_port=settings.grpc_port,
+        workers=workers,
+        admin_socket=folder / "admin.sock",
+        host=settings.listen_host,
+        tls=tls,
+        max_heap_bytes=int(settings.program_memory_mb * 2**20 * _HEAP_SHARE),
+    )
+    try:
+        envoy.render(wanted, folder / "envoy.yaml")
+        envoy.validate(folder / "envoy.yaml")
+        command = envoy.command(folder / "envoy.yaml")
+    except envoy.EdgeConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+    os.execv(command[0], command)  # noqa: S606 - becomes Envoy, which gets the signals

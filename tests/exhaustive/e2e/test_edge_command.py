@@ -1,0 +1,61 @@
+"""`evershell edge`: Envoy in front of workers that are found by a name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from tests.support.ports import free_ports
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+
+def edge(folder: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "evershell.server", "edge"],
+        env={**os.environ, "TMPDIR": str(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_it_serves_in_front_of_the_workers_behind_a_name(
+    stack: Stack, workspace: Workspace, tmp_path: Path
+) -> None:
+    rest_port, grpc_port = free_ports(2)
+    names = [each.replace("127.0.0.1", "localhost") for each in stack.worker_addresses()]
+    process = edge(
+        tmp_path,
+        EDGE_WORKERS=", ".join(names),
+        REST_PORT=str(rest_port),
+        GRPC_PORT=str(grpc_port),
+    )
+    try:
+        url = f"http://127.0.0.1:{rest_port}"
+
+        def answer() -> httpx.Response | None:
+            try:
+                found = httpx.get(
+                    f"{url}/v1/workspaces/{workspace.id}",
+                    headers={"authorization": f"Bearer {stack.tokens['full_access']}"},
+                )
+            except httpx.TransportError:
+                return None
+            return found if found.status_code == 200 else None
+
+        found = eventually(answer)
+        assert found is not None and found.json()["id"] == workspace.id
+        assert httpx.get(f"{url}/healthz").status_code == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def test_it_says_what_is_missing(tmp_path: Path) -> None:
+    process = edge(tmp_path, EDGE_WORKERS="")
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Set EDGE_WORKERS to host:port of the workers." in said
