@@ -32,6 +32,7 @@ class Schemas:
         self._protos = protos
         self.components: dict[str, Any] = {}
         self._full_names: dict[str, str] = {}
+        self._is_request = False
 
     def reference(self, described: Descriptor | EnumDescriptor) -> dict[str, Any]:
         """A reference to the schema of a message or enum, which is built at the first reference."""
@@ -55,7 +56,9 @@ class Schemas:
         """A reference to the schema of a body with these fields of a request."""
         required = [field.name for field in fields if self.is_required(field)]
         self._full_names[name] = name
+        self._is_request = True
         schema = self._object(fields, required)
+        self._is_request = False
         for described in schema["properties"].values():
             # Some generators take a field with a default for one that a body always has.
             if "default" in described:
@@ -83,7 +86,9 @@ class Schemas:
         return self._described(message.full_name, schema)
 
     def _is_set(self, field: FieldDescriptor) -> bool:
-        """Whether every reply has the field."""
+        """Whether every reply has the field. In a request, no field of a message is needed."""
+        if self._is_request:
+            return False
         rule = self._protos.option(field.GetOptions(), f"{PACKAGE}.field")
         return bool(rule.always_set or not field.has_presence)
 
