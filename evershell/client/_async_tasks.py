@@ -9,7 +9,7 @@ from evershell.client._waiting import CancelWait, Limit, pause_before_look
 from evershell.client.errors import CallError
 from evershell.client.events import Event
 from evershell.client.pages import AsyncPages
-from evershell.client.types import CancelResult, SubmittedTask, Task
+from evershell.client.types import CancelResult, SubmittedTask, Task, TaskLimits
 
 
 class AsyncTaskCalls(AsyncCaller):
@@ -103,6 +103,7 @@ class AsyncTaskCalls(AsyncCaller):
         *,
         metadata: Mapping[str, str] | None = None,
         max_iterations: int | None = None,
+        limits: TaskLimits | None = None,
         idempotency_key: str | None = None,
     ) -> SubmittedTask:
         """Submits a task to the agent of a workspace.
@@ -117,6 +118,7 @@ class AsyncTaskCalls(AsyncCaller):
                 values of at most 512.
             max_iterations: 1 to 1,000; a task that has not finished after that many ends `failed`.
                 None for the service's default, 100.
+            limits: When the service itself cancels the task. None for never.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
                 with the same key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
@@ -131,7 +133,7 @@ class AsyncTaskCalls(AsyncCaller):
             CallError: Any other failure.
         """
         call = _calls.submit_task(
-            workspace_id, description, metadata, max_iterations, idempotency_key
+            workspace_id, description, metadata, max_iterations, limits, idempotency_key
         )
         return await self._call(call)
 

@@ -26,6 +26,7 @@ from evershell.client.types import (
     SubmittedTask,
     Task,
     TaskFilter,
+    TaskLimits,
     Workspace,
 )
 
@@ -84,6 +85,7 @@ def submit_task(
     description: str,
     metadata: Mapping[str, str] | None,
     max_iterations: int | None,
+    limits: TaskLimits | None,
     idempotency_key: str | None,
 ) -> Call[SubmittedTask]:
     """SubmitTask."""
@@ -92,6 +94,7 @@ def submit_task(
         description=description,
         metadata=metadata,
         max_iterations=max_iterations or 0,
+        limits=None if limits is None else limits._to_message(),
     )
     decode, headers = _with_id(SubmittedTask), _idempotent(idempotency_key)
     return Call("SubmitTask", request, decode, Repeat.ALWAYS, headers=headers)

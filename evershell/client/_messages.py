@@ -9,7 +9,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -32,6 +32,9 @@ class Result:
     def _from_message(cls, message: Message) -> Self:
         readers = _readers(cls)  # type: ignore[arg-type] # a class is hashable
         return cls(**{name: read(message) for name, read in readers})
+
+    def _to_message(self) -> Any:
+        return _to_message(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as the REST API shows it, for `json.dumps`.
@@ -72,6 +75,10 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _reader(field: Any, kind: Any, *, optional: bool) -> Reader:
     name = field.name
+    if kind is timedelta:
+        return lambda message: (
+            getattr(message, name).ToTimedelta() if message.HasField(name) else None
+        )
     if kind is datetime:
         return lambda message: _time(message, name)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
@@ -141,6 +148,8 @@ def _to_message(result: Result) -> Message:
 def _put(message: Message, field: Any, value: Any) -> None:
     if isinstance(value, datetime):
         getattr(message, field.name).FromDatetime(value)
+    elif isinstance(value, timedelta):
+        getattr(message, field.name).FromTimedelta(value)
     elif isinstance(value, StrEnum):
         setattr(message, field.name, field.enum_type.values_by_name[value.value].number)
     elif isinstance(value, Result):

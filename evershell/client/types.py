@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import ClassVar
 
@@ -107,6 +107,20 @@ class Usage(Result):
     tool_calls: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLimits(Result):
+    """When the service itself cancels a task. None for never."""
+
+    _message_type: ClassVar[type[Message]] = task_pb2.TaskLimits
+
+    max_duration: timedelta | None = None
+    """Since the task was started; at most 30 days."""
+    max_total_tokens: int | None = None
+    """Input and output tokens of all model calls, checked after each iteration."""
+    force_after: timedelta | None = None
+    """Interrupts an iteration that still runs this long after a limit was reached."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task(Result):
     """A piece of work for the agent of a workspace."""
@@ -146,6 +160,8 @@ class Task(Result):
     """The metadata given to submit_task."""
     submitted_by: str | None = None
     """The user id or API key id of the caller who submitted it; None if it is not known."""
+    limits: TaskLimits | None = None
+    """The limits given to submit_task."""
 
     @property
     def has_ended(self) -> bool:

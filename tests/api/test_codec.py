@@ -18,7 +18,7 @@ from evershell.server.core.cancel_task import CancelResult, Outcome
 from evershell.server.core.errors import Failure
 from evershell.server.core.event import Event, EventType, NewEvent, Origin
 from evershell.server.core.runtime import Directive
-from evershell.server.core.task import Phase, Task, TaskStatus, Usage
+from evershell.server.core.task import Phase, Task, TaskLimits, TaskStatus, Usage
 from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from evershell.server.core.watch_events import Heartbeat
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
@@ -33,6 +33,7 @@ TASK = Task(
     description="ls",
     metadata={"k": "v"},
     submitted_by="user_7",
+    limits=TaskLimits(max_duration_seconds=90.5, max_total_tokens=2**40, force_after_seconds=0),
     max_iterations=7,
     status=TaskStatus.RUNNING,
     phase=Phase.TOOL_CALL,
@@ -104,6 +105,11 @@ def test_every_field_of_a_task_is_encoded() -> None:
         "metadata": {"k": "v"},
         "max_iterations": 7,
         "submitted_by": "user_7",
+        "limits": {
+            "max_duration": "90.500s",
+            "max_total_tokens": "1099511627776",
+            "force_after": "0s",
+        },
     }
 
 

@@ -46,6 +46,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "list_expired_leases": lambda store: store.list_expired_leases(),
     "lease_seconds_left": lambda store: store.lease_seconds_left(),
     "list_cancellations": lambda store: store.list_cancellations(),
+    "list_limits_reached": lambda store: store.list_limits_reached(NOW, 1),
     "count_workspaces": lambda store: store.count_workspaces(),
 }
 

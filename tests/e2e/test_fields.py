@@ -147,6 +147,7 @@ def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
         "description": f"echo hi\n{gate.command}\ntrue",
         "metadata": {"ticket": "42"},
         "max_iterations": 7,
+        "limits": {"max_duration": "600s", "max_total_tokens": "1000", "force_after": "1.500s"},
     }
     submitted = seen.note(REPLIES["SubmitTask"], rest.post(f"{path}/tasks", order))
     task_id = submitted["task_id"]

@@ -221,6 +221,9 @@ class SpyStore:
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         return await self._read(self._store.list_cancellations())
 
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        return await self._read(self._store.list_limits_reached(now, limit))
+
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         return await self._read(self._store.count_workspaces())
 

@@ -274,6 +274,19 @@ class FakeStore(FakeBatches):
             (each, task) for each, task in current if task is not None and task.cancel is not None
         ]
 
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        self._answer()
+        found = []
+        for each in self._workspaces.values():
+            locked = Locked(each, self._task_of(each, each.current_task_id))
+            task = locked.task
+            if task is None or task.started_at is None or task.limits.max_duration_seconds is None:
+                continue
+            reached_at = task.started_at + timedelta(seconds=task.limits.max_duration_seconds)
+            if reached_at <= now and task_lifecycle.apply_limits(locked, now).task != task:
+                found.append((reached_at, each.id))
+        return [workspace_id for _, workspace_id in sorted(found)][:limit]
+
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         self._answer()
         return Counter(each.status for each in self._workspaces.values())

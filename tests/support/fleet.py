@@ -118,6 +118,8 @@ class Fleet:
     changes: FakeChanges = field(default_factory=FakeChanges)
     backlog: Backlog | None = None
     answering_since: datetime = NOW - timedelta(hours=1)
+    # How often `next_scan` was called. Each call is later than the one before.
+    scans: int = 0
 
     async def add(
         self,
@@ -164,7 +166,9 @@ class Fleet:
 
     async def next_scan(self) -> None:
         """Makes the controller that runs scan again, and waits for the steps that follow."""
-        with patch.object(time, "monotonic", return_value=time.monotonic() + SCAN_SECONDS):
+        self.scans += 1
+        now = time.monotonic() + self.scans * SCAN_SECONDS
+        with patch.object(time, "monotonic", return_value=now):
             self.changes.queue.put_nowait(set())
             await settle()
 

@@ -6,11 +6,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import audit_pb2, task_pb2, workspace_pb2, workspace_service_pb2
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.server.api import payloads
+from evershell.server.api import limits, payloads
 from evershell.server.core import errors
 from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.cancel_task import CancelResult, CancelTask
@@ -48,17 +47,12 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
         workspace_id=request.workspace_id,
         task_id=request.task_id,
         reason=request.reason,
-        wait_seconds=duration_seconds(request.wait) if request.HasField("wait") else None,
-        force_after_seconds=duration_seconds(request.force_after)
+        wait_seconds=limits.duration_seconds(request.wait) if request.HasField("wait") else None,
+        force_after_seconds=limits.duration_seconds(request.force_after)
         if request.HasField("force_after")
         else None,
         origin=origin,
     )
-
-
-def duration_seconds(duration: Duration) -> float:
-    """The duration in seconds."""
-    return duration.seconds + duration.nanos / 1e9
 
 
 def decode_page(
@@ -108,6 +102,7 @@ def decode_submit(
         description=request.description,
         metadata=dict(request.metadata),
         max_iterations=request.max_iterations,
+        limits=limits.decode_limits(request.limits),
         origin=origin,
         key=key,
     )
@@ -147,6 +142,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "metadata": task.metadata,
         "max_iterations": task.max_iterations,
         "submitted_by": task.submitted_by,
+        "limits": limits.limits_fields(task.limits),
     }
 
 

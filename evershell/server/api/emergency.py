@@ -2,7 +2,8 @@
 
 from evershell.workspace.v1 import hold_pb2, workspace_service_pb2
 
-from evershell.server.api.codec import decode_time, duration_seconds
+from evershell.server.api.codec import decode_time
+from evershell.server.api.limits import duration_seconds
 from evershell.server.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.server.core.event import Origin
 from evershell.server.core.hold import Hold

@@ -255,6 +255,12 @@ class Store(Protocol):
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """All tasks with a recorded intent that have not ended, each with its workspace."""
 
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        """The workspaces whose task has reached its `max_duration`, from the longest ago on.
+
+        Leaves out tasks for which apply_limits has nothing to change.
+        """
+
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """The number of workspaces in each status, of all organizations. Zeros may be absent."""
 

@@ -54,10 +54,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLimits:
+    """When the service itself cancels a task; None for never."""
+
+    # From the start of the task.
+    max_duration_seconds: float | None = None
+    # Input and output of all model calls.
+    max_total_tokens: int | None = None
+    # How long after a limit is reached the iteration is interrupted.
+    force_after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelIntent:
     """A recorded cancellation. It belongs to the task, never to the workspace."""
 
-    # A user id or an API key id.
+    # A user id, an API key id, or limits.REQUESTER.
     requested_by: str
     credential_kind: str
     requested_at: datetime
@@ -91,3 +103,4 @@ class Task:
     result: str = ""
     forced: bool = False
     usage: Usage = Usage()
+    limits: TaskLimits = TaskLimits()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from evershell.server.core import event
+from evershell.server.core import event, limits
 from evershell.server.core.agent_events import AgentEvent as AgentEvent
 from evershell.server.core.agent_events import IterationCompleted as IterationCompleted
 from evershell.server.core.agent_events import TaskEnded as TaskEnded
@@ -90,27 +90,49 @@ def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
     return Change(locked.workspace, replace(task, cancel=sooner))
 
 
+def apply_limits(locked: Locked, now: datetime) -> Change:
+    """Cancels the current task if it has reached a limit."""
+    task = locked.task
+    if task is None or task.status.is_terminal:
+        return unchanged(locked)
+    intent = limits.reached(task, now)
+    return unchanged(locked) if intent is None else request_cancel(locked, intent)
+
+
 def commit(
     locked: Locked, epoch: int, task_id: str, events: Sequence[AgentEvent], now: datetime
 ) -> Change:
     """Commits what the agent of the epoch reports about its task.
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
-    fenced. Raises Failure invalid_state for an iteration out of order.
+    fenced. The limits of the task are applied before each event and after the last one. Raises
+    Failure invalid_state for an iteration out of order.
     """
     change = unchanged(locked)
-    for agent_event in events:
-        workspace, task = change.workspace, change.task
-        if (
-            task is None
-            or task.id != task_id
-            or task.status.is_terminal
-            or workspace.is_fenced(epoch)
-        ):
+    for agent_event in (*events, None):
+        if not _is_current(change, epoch, task_id):
             break
-        step = _commit_one(Locked(workspace, task), task, agent_event, now)
-        change = Change(step.workspace, step.task, change.events + step.events)
+        limited = apply_limits(Locked(change.workspace, change.task), now)
+        change = _followed_by(change, limited)
+        if agent_event is not None and change.task is not None:
+            locked = Locked(change.workspace, change.task)
+            change = _followed_by(change, _commit_one(locked, change.task, agent_event, now))
     return change
+
+
+def _is_current(change: Change, epoch: int, task_id: str) -> bool:
+    """Whether the agent of the epoch works on this task, which has not ended."""
+    workspace, task = change.workspace, change.task
+    return (
+        task is not None
+        and task.id == task_id
+        and not task.status.is_terminal
+        and not workspace.is_fenced(epoch)
+    )
+
+
+def _followed_by(first: Change, second: Change) -> Change:
+    return Change(second.workspace, second.task, first.events + second.events)
 
 
 def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: datetime) -> Change:

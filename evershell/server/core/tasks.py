@@ -19,6 +19,7 @@ from evershell.server.core.task import (
     MAX_DESCRIPTION_CHARACTERS,
     MAX_ITERATIONS,
     Task,
+    TaskLimits,
     TaskStatus,
 )
 from evershell.server.core.validation import Fields, Page
@@ -27,6 +28,10 @@ from evershell.server.core.workspace import Workspace
 MAX_METADATA_ENTRIES = field_limits.SUBMIT_TASK_METADATA_MAX
 MAX_METADATA_KEY_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_KEY
 MAX_METADATA_VALUE_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_VALUE
+
+MAX_DURATION_SECONDS = field_limits.SUBMIT_TASK_LIMITS_MAX_DURATION_MAX
+MAX_TOTAL_TOKENS = field_limits.SUBMIT_TASK_LIMITS_MAX_TOTAL_TOKENS_MAX
+MAX_FORCE_AFTER_SECONDS = field_limits.SUBMIT_TASK_LIMITS_FORCE_AFTER_MAX
 
 # The answer of a call whose task could not be delivered.
 _UNREACHABLE = "agent_unreachable"
@@ -41,6 +46,7 @@ class SubmitTask:
     description: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_iterations: int = 0
+    limits: TaskLimits = field(default_factory=TaskLimits)
     origin: Origin
     key: IdempotencyKey | None = None
 
@@ -63,7 +69,23 @@ class SubmitTask:
             fields.text("metadata", value, max_characters=MAX_METADATA_VALUE_CHARACTERS)
         if self.max_iterations:
             fields.between("max_iterations", self.max_iterations, 1, MAX_ITERATIONS)
+        _check_limits(self.limits, fields)
         fields.check()
+
+
+def _check_limits(limits: TaskLimits, fields: Fields) -> None:
+    duration, tokens = limits.max_duration_seconds, limits.max_total_tokens
+    if duration is not None and not 0 < duration <= MAX_DURATION_SECONDS:
+        fields.reject(
+            "limits.max_duration", f"must be more than 0 s and at most {MAX_DURATION_SECONDS:,} s"
+        )
+    if tokens is not None:
+        fields.between("limits.max_total_tokens", tokens, 1, MAX_TOTAL_TOKENS)
+    force_after = limits.force_after_seconds
+    if force_after is not None and not 0 <= force_after <= MAX_FORCE_AFTER_SECONDS:
+        fields.reject("limits.force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
+    if force_after is not None and duration is None and tokens is None:
+        fields.reject("limits.force_after", "needs max_duration or max_total_tokens")
 
 
 async def submit_task(
@@ -83,6 +105,7 @@ async def submit_task(
         description=request.description,
         metadata=dict(request.metadata),
         submitted_by=caller.actor_id,
+        limits=request.limits,
         max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
         created_at=clock(),
     )

@@ -25,6 +25,7 @@ from evershell.server.core.task import Task
 from evershell.server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.server.fleet.changes import Changes
 from evershell.server.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
+from evershell.server.fleet.limits import DurationLimits
 from evershell.server.fleet.pods import Pods
 from evershell.server.fleet.redelivery import Redelivery
 from evershell.server.telemetry.metrics import Backlog
@@ -67,6 +68,7 @@ class Controller:
         self._clock = clock
         self._overdue = Overdue(bounds, clock, answering_since)
         self._due = Due(store, self._overdue, bounds.lease_seconds)
+        self._limits = DurationLimits(store, clock)
         self._sweep = Sweep(store)
         # Workspaces that the next scan reads again, by id.
         self._again: set[str] = set()
@@ -97,12 +99,13 @@ class Controller:
 
     async def _scan(self) -> None:
         """Reconciles what is due."""
+        has_reached_limits = await self._limits.enforce()
         found = await self._due.read()
         for workspace in found.overdue:
             self._begin_step(workspace, is_overdue=True)
         for workspace in found.unsettled:
             self._begin_step(workspace)
-        self._follow(found.cancellations)
+        self._follow(found.cancellations, at_once=has_reached_limits)
         again, self._again = self._again, set()
         await self._reconcile_ids(again)
         async for page in self._sweep.due_pages():

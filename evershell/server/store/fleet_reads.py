@@ -44,6 +44,9 @@ class FleetReads:
             for row in await self._all(queries.LIST_CANCELLATIONS, ())
         ]
 
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        return [row[0] for row in await self._all(queries.LIST_LIMITS_REACHED, (now, limit))]
+
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         return {
             WorkspaceStatus(status): count

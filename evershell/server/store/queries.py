@@ -41,6 +41,17 @@ LIST_CANCELLATIONS = (
     "AND t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
 # `now()` is the time at which the statement started.
+# By the index tasks_limited. A task that is cancelled already is left out, unless the limit sets an
+# earlier force deadline, to the millisecond.
+_REACHED_AT = "(started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)"
+LIST_LIMITS_REACHED = (
+    "SELECT workspace_id FROM tasks WHERE max_duration_seconds IS NOT NULL "
+    "AND status IN ('submitted', 'delivered', 'running') "
+    f"AND {_REACHED_AT} <= (%s::timestamptz AT TIME ZONE 'UTC') "
+    "AND (cancel_requested_at IS NULL OR coalesce(cancel_force_at, 'infinity') > started_at + "
+    "make_interval(secs => max_duration_seconds + limit_force_after_seconds + 0.001)) "
+    f"ORDER BY {_REACHED_AT} LIMIT %s"
+)
 LIST_EXPIRED_LEASES = (
     f"SELECT {_WORKSPACE} FROM workspaces "
     f"WHERE {_WITH_POD} AND lease_expires_at < coalesce(%s, now()) ORDER BY id"

@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from evershell.server.core.event import Event, EventType, NewEvent, Origin
-from evershell.server.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
+from evershell.server.core.task import CancelIntent, Phase, Task, TaskLimits, TaskStatus, Usage
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
 Row = Sequence[Any]
@@ -60,6 +60,9 @@ TASK_COLUMNS = (
     "model_calls",
     "tool_calls",
     "submitted_by",
+    "max_duration_seconds",
+    "max_total_tokens",
+    "limit_force_after_seconds",
 )
 # The key of the trace id in the payload column. No payload has a field of this name.
 _TRACE_ID = "trace_id"
@@ -131,6 +134,9 @@ def task_of(row: Row) -> Task:
             input_tokens=row[21], output_tokens=row[22], model_calls=row[23], tool_calls=row[24]
         ),
         submitted_by=row[25],
+        limits=TaskLimits(
+            max_duration_seconds=row[26], max_total_tokens=row[27], force_after_seconds=row[28]
+        ),
     )
 
 
@@ -183,6 +189,9 @@ def task_values(task: Task) -> Row:
         usage.model_calls,
         usage.tool_calls,
         task.submitted_by,
+        task.limits.max_duration_seconds,
+        task.limits.max_total_tokens,
+        task.limits.force_after_seconds,
     )
     return tuple(_storable(value) for value in values)
 

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from evershell.server.core.change import Change
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.event import EventType
+from evershell.server.core.limits import CREDENTIAL_KIND
 from evershell.server.core.ports import Agents, Clock
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
@@ -90,6 +91,13 @@ class Metrics:
             "unauthenticated calls.",
             registry=self.registry,
         )
+        self._limits_reached = Counter(
+            "evershell_task_limits_reached",
+            "Tasks that the service has cancelled at a limit; limit: max_duration or "
+            "max_total_tokens.",
+            ["limit"],
+            registry=self.registry,
+        )
         self._batch_cancellations = Counter(
             "evershell_batch_cancellations",
             "Tasks that CancelTasks and HoldOrg have cancelled.",
@@ -122,6 +130,7 @@ class Metrics:
 
     def committed(self, change: Change) -> None:
         """Measures a committed change if it ends a cancelled task."""
+        self._count_limits(change)
         task = change.task
         ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
         if not ended or task is None or task.cancel is None or task.completed_at is None:
@@ -129,6 +138,14 @@ class Metrics:
         # The times may be from two machines, whose clocks may differ.
         seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
         self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
+
+    def _count_limits(self, change: Change) -> None:
+        for event in change.events:
+            if event.type is EventType.TASK_CANCEL_REQUESTED:
+                cancel = event.payload["cancel"]
+                if cancel["credential_kind"] == CREDENTIAL_KIND:
+                    # The reason begins with the name of the limit.
+                    self._limits_reached.labels(cancel["reason"].partition(" ")[0]).inc()
 
     def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Exports the statistics of the database pool, which are read at each scrape."""

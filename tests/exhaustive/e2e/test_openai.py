@@ -65,6 +65,19 @@ def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(
     assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
 
 
+def test_the_iteration_that_reaches_the_tokens_is_the_last(
+    workspace: Workspace, server: ModelServer
+) -> None:
+    """Each answer has 18 tokens."""
+    server.script.extend((calls("echo 1"), calls("echo 2"), calls("echo 3"), says("done")))
+    task_id = workspace.submit("count", limits={"max_total_tokens": "36"})
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 2, False)
+    assert end["cancel"]["requested_by"] == "system:limit"
+    assert end["cancel"]["reason"] == "max_total_tokens reached: 36 of 36 tokens"
+    assert len(server.requests) == 2
+
+
 def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(
     workspace: Workspace, server: ModelServer
 ) -> None:

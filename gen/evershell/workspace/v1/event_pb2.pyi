@@ -514,9 +514,9 @@ class CancelIntent(_message.Message):
     FORCE_AT_FIELD_NUMBER: _builtins.int
     FORCE_REQUESTED_BY_FIELD_NUMBER: _builtins.int
     requested_by: _builtins.str
-    """A user id or an API key id."""
+    """A user id, an API key id, or `system:limit`."""
     credential_kind: _builtins.str
-    """`session` or `api_key`."""
+    """`session`, `api_key` or `system`."""
     reason: _builtins.str
     force_requested_by: _builtins.str
     """Who set `force_at`, possibly in a later call: a user id or an API key id."""

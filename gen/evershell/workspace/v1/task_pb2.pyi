@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -124,6 +125,7 @@ class Task(_message.Message):
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     CANCEL_FORCE_AT_FIELD_NUMBER: _builtins.int
     SUBMITTED_BY_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`task_` and a ULID."""
     workspace_id: _builtins.str
@@ -133,7 +135,7 @@ class Task(_message.Message):
     iterations: _builtins.int
     """Number of committed iterations."""
     cancel_requested_by: _builtins.str
-    """The user id or API key id of the first requester."""
+    """The user id or API key id of the first requester; `system:limit` for a limit of the task."""
     cancel_reason: _builtins.str
     """The reason that the first requester gave."""
     reason: _builtins.str
@@ -172,6 +174,10 @@ class Task(_message.Message):
     def cancel_force_at(self) -> _timestamp_pb2.Timestamp:
         """When its iteration is interrupted if it still runs. If absent, it is not interrupted."""
 
+    @_builtins.property
+    def limits(self) -> Global___TaskLimits:
+        """The limits given to SubmitTask; absent without any."""
+
     def __init__(
         self,
         *,
@@ -195,14 +201,55 @@ class Task(_message.Message):
         max_iterations: _builtins.int = ...,
         cancel_force_at: _timestamp_pb2.Timestamp | None = ...,
         submitted_by: _builtins.str = ...,
+        limits: Global___TaskLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "limits", b"limits", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "cancel_requested_by", b"cancel_requested_by", "completed_at", b"completed_at", "created_at", b"created_at", "description", b"description", "forced", b"forced", "id", b"id", "iterations", b"iterations", "max_iterations", b"max_iterations", "metadata", b"metadata", "phase", b"phase", "reason", b"reason", "result", b"result", "started_at", b"started_at", "status", b"status", "submitted_by", b"submitted_by", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "cancel_requested_by", b"cancel_requested_by", "completed_at", b"completed_at", "created_at", b"created_at", "description", b"description", "forced", b"forced", "id", b"id", "iterations", b"iterations", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "phase", b"phase", "reason", b"reason", "result", b"result", "started_at", b"started_at", "status", b"status", "submitted_by", b"submitted_by", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class TaskLimits(_message.Message):
+    """When the service itself cancels a task, as CancelTask does: `requested_by` is `system:limit`,
+    `credential_kind` is `system`, and the reason names the limit and its value.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    FORCE_AFTER_FIELD_NUMBER: _builtins.int
+    max_total_tokens: _builtins.int
+    """Input and output tokens of all model calls, checked after each iteration."""
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """Since the task was started. More than 0 s."""
+
+    @_builtins.property
+    def force_after(self) -> _duration_pb2.Duration:
+        """Interrupts an iteration that still runs this long after a limit was reached. If absent, the
+        iteration ends normally.
+        """
+
+    def __init__(
+        self,
+        *,
+        max_duration: _duration_pb2.Duration | None = ...,
+        max_total_tokens: _builtins.int | None = ...,
+        force_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_total_tokens: _TypeAlias = _typing.Literal["max_total_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_total_tokens: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_total_tokens) -> _WhichOneofReturnType__max_total_tokens | None: ...
+
+Global___TaskLimits: _TypeAlias = TaskLimits  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):

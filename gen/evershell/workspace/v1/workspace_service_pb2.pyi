@@ -246,6 +246,7 @@ class SubmitTaskRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The id of the workspace."""
     description: _builtins.str
@@ -256,6 +257,10 @@ class SubmitTaskRequest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For the caller's own use."""
 
+    @_builtins.property
+    def limits(self) -> _task_pb2.TaskLimits:
+        """When the service itself cancels the task."""
+
     def __init__(
         self,
         *,
@@ -263,10 +268,11 @@ class SubmitTaskRequest(_message.Message):
         description: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         max_iterations: _builtins.int = ...,
+        limits: _task_pb2.TaskLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "max_iterations", b"max_iterations", "metadata", b"metadata", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
