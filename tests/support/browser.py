@@ -17,9 +17,14 @@ QUIET = [
 ]
 
 
+def executable() -> str | None:
+    """The path of an installed browser; None if there is none."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = executable()
     if path is None:
         pytest.skip("no browser is installed; apt-get install chromium")
     with sync_playwright() as playwright:

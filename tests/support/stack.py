@@ -211,10 +211,10 @@ class Stack:
 class Workspace:
     """A workspace that one test creates."""
 
-    def __init__(self, stack: Stack, token: str = "full_access") -> None:
+    def __init__(self, stack: Stack, token: str = "full_access", name: str = "test") -> None:
         self.stack = stack
         self.rest = stack.rest(token)
-        self.id: str = self.rest.post("/v1/workspaces", {"name": "test"}, status=201)["id"]
+        self.id: str = self.rest.post("/v1/workspaces", {"name": name}, status=201)["id"]
         self.path = f"/v1/workspaces/{self.id}"
         self.await_event("workspace_provisioned")
 

@@ -7,7 +7,6 @@ import { rejection, signOut, token } from "./session";
 import { SignIn, SignInAgain } from "./sign_in";
 import { StopPage } from "./stop_page";
 import { WorkspacePage } from "./workspace_page";
-import { forget } from "./workspaces";
 
 // The page that is open is in the fragment of the address, which browsers send to nobody.
 const fragment = signal(location.hash);
@@ -33,10 +32,6 @@ function Page() {
 }
 
 function Header() {
-  const leave = () => {
-    signOut();
-    forget();
-  };
   return (
     <header>
       <a href="#/" class="title">
@@ -46,7 +41,7 @@ function Header() {
         <a href="#/stop" class="stop">
           Stop everything…
         </a>
-        <button type="button" onClick={leave}>
+        <button type="button" onClick={signOut}>
           Sign out
         </button>
       </nav>

@@ -19,7 +19,8 @@ export function signIn(accepted: string): void {
   rejection.value = null;
 }
 
+// Everything is forgotten with the document.
 export function signOut(): void {
-  token.value = "";
-  rejection.value = null;
+  location.hash = "";
+  location.reload();
 }

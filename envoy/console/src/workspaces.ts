@@ -2,25 +2,32 @@
 //
 // The interface has no stream for an organization, so the pages of the list are read again and
 // again. Their tokens stay valid, so that they can be read at the same time. Tasks are read one by
-// one: those in view every second, all others in turn.
+// one: those in view each time, all others in turn. What is in view is read more often.
 import { signal } from "@preact/signals";
 import { api, read, type Task, type Workspace } from "./api";
 import { repeat } from "./connection";
 
 const PAGE_SIZE = 200;
-// Calls in flight. A browser opens at most six connections over HTTP/1.1, and a cancellation needs
-// one.
-const AT_ONCE = 3;
+// Calls in flight of each of two loops. A browser opens at most six connections over HTTP/1.1, and a
+// cancellation needs one.
+const AT_ONCE = 2;
 const REFRESH_MS = 1_000;
+// What is in view is read more often.
+const IN_VIEW_MS = 500;
+const PAGES_IN_VIEW = 4;
 // While the page is hidden.
 const HIDDEN_REFRESH_MS = 10_000;
-// A credential may make 100 reads a second. 5,000 workspaces need 25 for the pages.
-const TASKS_PER_REFRESH = 30;
+// A credential may make 100 reads a second. 5,000 workspaces need 25 for the pages, and what is in
+// view at most 60.
+const TASKS_IN_VIEW = 26;
+const OTHER_TASKS = 10;
 // The list takes at most this share of the time for its own calls.
 const SHARE = 0.5;
 
 export interface Row {
   workspace: Workspace;
+  // The page of the list on which it is.
+  page: number;
   // What is known of the current task; null if there is none, or it has not been read yet.
   task: Task | null;
   // When the task was read.
@@ -31,66 +38,80 @@ export interface Row {
 export const rows = signal<readonly Row[]>([]);
 // Whether the whole list has been read once.
 export const isComplete = signal(false);
-// How long the last reading of all pages took.
-export const refreshMs = signal(0);
-
 // The ids of the workspaces in view, set by the list.
 const inView = new Set<string>();
-let known = new Map<string, Row>();
+const known = new Map<string, Row>();
 // The token of each page that has been read.
 let tokens = [""];
+// Whether the rows will be published in the next frame.
+let isDue = false;
 
 export function setInView(ids: Iterable<string>): void {
   inView.clear();
   for (const id of ids) inView.add(id);
 }
 
-export function forget(): void {
-  known = new Map();
-  tokens = [""];
-  rows.value = [];
-  isComplete.value = false;
-}
-
 // Reads the list until `signal` is aborted.
-export function follow(signal: AbortSignal): Promise<void> {
+export async function follow(signal: AbortSignal): Promise<void> {
   let tookMs = 0;
-  const refresh = async () => {
+  const readAll = async () => {
     const begun = performance.now();
     await readWorkspaces(signal);
-    refreshMs.value = performance.now() - begun;
-    await readTasks(signal);
+    await readTasks(otherTasks(), signal);
     tookMs = performance.now() - begun;
   };
-  const pauseMs = () =>
-    document.hidden ? HIDDEN_REFRESH_MS : Math.max(REFRESH_MS - tookMs, tookMs * (1 / SHARE - 1));
-  return repeat(refresh, pauseMs, signal);
+  const readInView = async () => {
+    await inParallel(pagesInView(), async (index) => {
+      const page = await listPage(tokens[index] ?? "", signal);
+      absorb(page.workspaces, index);
+    });
+    await readTasks(tasksInView(), signal);
+  };
+  const pauseMs = () => Math.max(REFRESH_MS - tookMs, tookMs * (1 / SHARE - 1));
+  await Promise.all([
+    repeat(readAll, () => (document.hidden ? HIDDEN_REFRESH_MS : pauseMs()), signal),
+    repeat(readInView, () => (document.hidden ? HIDDEN_REFRESH_MS : IN_VIEW_MS), signal),
+  ]);
 }
 
 async function readWorkspaces(signal: AbortSignal): Promise<void> {
-  const pages: Workspace[][] = [];
+  const gone = new Set(known.keys());
   let chainIsBroken = tokens.length === 1;
   const readPage = async (index: number) => {
     const page = await listPage(tokens[index] ?? "", signal);
-    pages[index] = page.workspaces;
+    absorb(page.workspaces, index);
+    for (const workspace of page.workspaces) gone.delete(workspace.id);
     // Workspaces were created, so that all pages begin elsewhere.
     if (page.next !== (tokens[index + 1] ?? "")) chainIsBroken = true;
     return page.next;
   };
   if (!chainIsBroken) await inParallel(tokens.keys(), readPage);
-  if (chainIsBroken) {
-    const walked = [""];
-    for (let index = 0; index < walked.length; index += 1) {
-      tokens = [...walked, ...tokens.slice(walked.length)];
-      const next = await readPage(index);
-      if (next) walked.push(next);
-      if (!isComplete.peek()) publish(pages.slice(0, index + 1).flat());
-    }
-    tokens = walked;
-    pages.length = walked.length;
-  }
-  publish(pages.flat());
+  if (chainIsBroken) await walk(readPage);
+  for (const id of gone) known.delete(id);
+  if (rows.peek().length !== known.size) publishSoon();
   isComplete.value = true;
+}
+
+// Reads the pages one after another, and keeps their tokens.
+async function walk(readPage: (index: number) => Promise<string>): Promise<void> {
+  const walked = [""];
+  for (let index = 0; index < walked.length; index += 1) {
+    tokens = [...walked, ...tokens.slice(walked.length)];
+    const next = await readPage(index);
+    if (next) walked.push(next);
+  }
+  tokens = walked;
+}
+
+// The pages with most of the workspaces in view; the first one if there are none.
+function pagesInView(): number[] {
+  const counts = new Map<number, number>();
+  for (const id of inView) {
+    const page = known.get(id)?.page;
+    if (page !== undefined) counts.set(page, (counts.get(page) ?? 0) + 1);
+  }
+  const ordered = [...counts].sort(([, one], [, other]) => other - one);
+  return ordered.length ? ordered.map(([page]) => page).slice(0, PAGES_IN_VIEW) : [0];
 }
 
 async function listPage(token: string, signal: AbortSignal) {
@@ -99,19 +120,27 @@ async function listPage(token: string, signal: AbortSignal) {
   return { workspaces: page.workspaces, next: page.next_page_token };
 }
 
-// A row that has not changed stays the same object, so that it is not drawn again.
-function publish(workspaces: Workspace[]): void {
-  const next = new Map<string, Row>();
-  let isChanged = workspaces.length !== known.size;
+function absorb(workspaces: Workspace[], page: number): void {
+  let isChanged = false;
   for (const workspace of workspaces) {
     const before = known.get(workspace.id);
-    const row = before && isSame(before.workspace, workspace) ? before : merged(before, workspace);
-    isChanged ||= row !== before;
-    next.set(workspace.id, row);
+    if (before && before.page === page && isSame(before.workspace, workspace)) continue;
+    known.set(workspace.id, merged(before, workspace, page));
+    isChanged = true;
   }
-  if (!isChanged) return;
-  known = next;
-  rows.value = [...next.values()];
+  if (isChanged) publishSoon();
+}
+
+// Draws at most once for each frame.
+function publishSoon(): void {
+  if (isDue) return;
+  isDue = true;
+  // A hidden page has no frames.
+  const later = document.hidden ? setTimeout : requestAnimationFrame;
+  later(() => {
+    isDue = false;
+    rows.value = [...known.values()];
+  });
 }
 
 function isSame(one: Workspace, other: Workspace): boolean {
@@ -123,24 +152,33 @@ function isSame(one: Workspace, other: Workspace): boolean {
   );
 }
 
-function merged(before: Row | undefined, workspace: Workspace): Row {
+function merged(before: Row | undefined, workspace: Workspace, page: number): Row {
   const keepsTask = before?.task?.id === workspace.current_task_id;
   return keepsTask && before
-    ? { ...before, workspace }
-    : { workspace, task: null, readAt: 0 };
+    ? { ...before, workspace, page }
+    : { workspace, page, task: null, readAt: 0 };
 }
 
-async function readTasks(signal: AbortSignal): Promise<void> {
-  const due = [...known.values()].filter((row) => row.workspace.current_task_id);
-  const rank = (row: Row) => (inView.has(row.workspace.id) ? -1 : row.readAt);
-  due.sort((one, other) => rank(one) - rank(other));
-  const chosen = due.slice(0, TASKS_PER_REFRESH);
-  if (!chosen.length) return;
+function tasksInView(): Row[] {
+  const found = [...inView].map((id) => known.get(id));
+  return found.filter((row) => row !== undefined).filter(hasTask).slice(0, TASKS_IN_VIEW);
+}
+
+// Those that were read the longest ago.
+function otherTasks(): Row[] {
+  const others = [...known.values()].filter((row) => !inView.has(row.workspace.id) && hasTask(row));
+  return others.sort((one, other) => one.readAt - other.readAt).slice(0, OTHER_TASKS);
+}
+
+function hasTask({ workspace }: Row): boolean {
+  return Boolean(workspace.current_task_id);
+}
+
+async function readTasks(chosen: Row[], signal: AbortSignal): Promise<void> {
   await inParallel(chosen.keys(), async (index) => {
     const row = chosen[index];
     if (row) await readTask(row.workspace, signal);
   });
-  rows.value = [...known.values()];
 }
 
 async function readTask(workspace: Workspace, signal: AbortSignal): Promise<void> {
@@ -149,9 +187,12 @@ async function readTask(workspace: Workspace, signal: AbortSignal): Promise<void
     api.GET("/v1/workspaces/{workspace_id}/tasks/{task_id}", { params: { path }, signal }),
   );
   const row = known.get(workspace.id);
-  if (row?.workspace.current_task_id === task.id) {
-    known.set(workspace.id, { ...row, task, readAt: Date.now() });
-  }
+  if (row?.workspace.current_task_id !== task.id) return;
+  row.readAt = Date.now();
+  // A row that has not changed stays the same object, so that it is not drawn again.
+  if (JSON.stringify(row.task) === JSON.stringify(task)) return;
+  known.set(workspace.id, { ...row, task });
+  publishSoon();
 }
 
 async function inParallel(

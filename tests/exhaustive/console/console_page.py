@@ -65,12 +65,13 @@ class Console:
         self.page.locator(".rows .row").click()
         expect(self.page).to_have_url(f"{self.origin}/console#/workspaces/{workspace_id}")
 
-    def cancel(self, reason: str = "", force_after: str = "") -> None:
+    def cancel(self, reason: str = "", force_after: str = "", wait: str = "") -> None:
         """Cancels the task of the open workspace."""
         self.page.get_by_role("button", name="Cancel…").click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_label("Reason").fill(reason)
         dialog.get_by_label("Break the iteration off after").fill(force_after)
+        dialog.get_by_label("Wait for the end").fill(wait)
         dialog.get_by_role("button", name="Cancel the task").click()
         expect(dialog).to_be_hidden()
 

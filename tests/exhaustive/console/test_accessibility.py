@@ -58,6 +58,12 @@ def test_axe_finds_nothing_serious(
     assert violations(page) == []
     assert not is_wider_than_its_window(page)
 
+    page.get_by_role("link", name="Stop everything").click()
+    expect(page.get_by_label(re.compile("Type the number"))).to_be_visible()
+    assert violations(page) == []
+    assert not is_wider_than_its_window(page)
+    page.get_by_role("link", name="All workspaces").click()
+
     console.open(workspace.id)
     expect(page.locator(".timeline")).to_contain_text("Iteration 1 completed")
     assert violations(page) == []

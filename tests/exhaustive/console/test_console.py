@@ -1,8 +1,10 @@
 """The console at /console in a real browser: a list that is live, and a button that cancels."""
 
 import hashlib
+import os
 import re
 import secrets
+import signal
 
 from playwright.sync_api import expect
 
@@ -11,6 +13,8 @@ from tests.support.stack import Gate, Stack, Workspace
 
 # How long a cancellation of a frozen agent may take to be answered.
 UNREACHABLE_MS = 5_000
+# From when on the console offers to break an iteration off, and a margin.
+LONG_MS = 20_000
 
 
 def key_that_expires(stack: Stack, seconds: int) -> str:
@@ -87,6 +91,62 @@ def test_a_person_breaks_an_iteration_off(
     expect(console.step("Cancelled, broken off")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
     console.check()
+
+
+def test_a_person_breaks_off_an_iteration_that_takes_long(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel()
+    expect(console.cancellation).to_contain_text("The iteration still runs", timeout=LONG_MS)
+    console.page.get_by_role("button", name="Break it off now").click()
+    expect(console.step("Cancelled, broken off")).to_be_visible()
+    assert workspace.await_end(task_id)["forced"]
+
+
+def test_the_service_breaks_off_what_an_unreachable_agent_does_not(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    os.kill(stack.agent_pid(workspace.id), signal.SIGSTOP)
+    console.cancel(force_after="0")
+    note = console.cancellation.get_by_role("alert")
+    expect(note).to_contain_text("The agent does not answer.", timeout=UNREACHABLE_MS)
+    expect(console.cancellation).to_contain_text("The end is late.")
+    expect(console.step("Cancelled, broken off")).to_be_visible(timeout=LONG_MS)
+    assert workspace.await_end(task_id)["forced"]
+
+
+def test_the_call_waits_for_the_end(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel(wait="30")
+    # The log says more than the answer, which comes with the end.
+    expect(console.step("Accepted")).not_to_contain_text("answered in")
+    gate.open()
+    expect(console.step("Cancelled")).to_be_visible()
+    expect(console.step("Accepted")).to_contain_text("answered in")
+
+
+def test_nothing_is_left_after_sign_out(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.page.get_by_role("button", name="Sign out").click()
+    expect(console.page.get_by_label("API key or session token")).to_have_value("")
+    assert workspace.id not in console.page.url
+    assert workspace.id not in console.page.content()
 
 
 def test_a_rejected_token_is_explained(console: Console, stack: Stack) -> None:
