@@ -12,7 +12,15 @@ const options = { keepCase: true, enums: String, defaults: true };
 const protos = loadFileDescriptorSetFromBuffer(readFileSync(process.argv[2]), options);
 const { AgentService, RuntimeService } = grpc.loadPackageDefinition(protos).evershell.agent.v1;
 const addresses = spec.runtime_addresses;
-const workers = addresses.map((address) => new RuntimeService(address, grpc.credentials.createInsecure()));
+const [trusted, key, certificate] = [spec.tls_trusted, spec.tls_key, spec.tls_certificate].map(Buffer.from);
+const isTls = certificate.length > 0;
+// Each side trusts one authority, and checks the name in the certificate of the other one.
+const channel = isTls ? grpc.credentials.createSsl(trusted, key, certificate) : grpc.credentials.createInsecure();
+const listener = isTls
+  ? grpc.ServerCredentials.createSsl(trusted, [{ private_key: key, cert_chain: certificate }], true)
+  : grpc.ServerCredentials.createInsecure();
+const named = isTls ? { "grpc.ssl_target_name_override": "control-plane.evershell.internal" } : {};
+const workers = addresses.map((address) => new RuntimeService(address, channel, named));
 const cancelled = new Map(); // by task id: when to interrupt its iteration, in ms; Infinity: never
 let offset = 0, leaseUntil = Infinity, leaseLength = 1000, child = null;
 let current = null, startedAt = 0, finished = new Set();
@@ -103,7 +111,7 @@ server.addService(AgentService.service, {
   CancelTask: serve(({ task_id, cancellation }) => (cancel(task_id, cancellation ?? {}), { known: task_id === current })),
   GetSession: serve(() => ({ epoch: spec.epoch, task_id: current ?? "" })),
 });
-server.bindAsync(`${spec.listen_host}:0`, grpc.ServerCredentials.createInsecure(), async (error, port) => {
+server.bindAsync(`${spec.listen_host}:0`, listener, async (error, port) => {
   if (error) throw error;
   process.on("SIGTERM", end);
   setInterval(() => Date.now() > leaseUntil && end(), 100);

@@ -9,13 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.exhaustive.clients.tools import (
-    RUN_SECONDS,
-    generate_python_client,
-    node,
-    npm_tool,
-    program_folder,
-)
+from tests.exhaustive.clients.tools import PROGRAMS, generate_python_client
+from tests.support.npm import RUN_SECONDS, node, npm_tool, program_folder
 from tests.support.openapi import PATH
 from tests.support.stack import Stack
 
@@ -51,7 +46,7 @@ def check_walk(output: str) -> None:
 
 def test_a_python_client_walks_and_reads_every_error(stack: Stack, tmp_path: Path) -> None:
     generate_python_client(PATH, tmp_path / "generated")
-    folder = program_folder(tmp_path, "walk.py")
+    folder = program_folder(tmp_path, PROGRAMS / "walk.py")
     check = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "mypy")]
     for command in ([*check, "walk.py"], [sys.executable, "walk.py", *arguments(stack)]):
         done = subprocess.run(
@@ -67,7 +62,7 @@ def test_a_python_client_walks_and_reads_every_error(stack: Stack, tmp_path: Pat
 
 
 def test_a_typescript_client_walks_and_reads_every_error(stack: Stack, tmp_path: Path) -> None:
-    folder = program_folder(tmp_path, "walk.ts", "tsconfig.json")
+    folder = program_folder(tmp_path, PROGRAMS / "walk.ts", PROGRAMS / "tsconfig.json")
     npm_tool("openapi-typescript/bin/cli.js", PATH, "-o", "schema.d.ts", folder=folder)
     (folder / "node.d.ts").write_text("declare const process: { argv: string[] };\n")
     npm_tool("typescript/bin/tsc", "--project", ".", folder=folder)

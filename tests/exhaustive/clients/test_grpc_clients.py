@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from evershell.server.stack.envoy.files import edge_file
-from tests.exhaustive.clients.tools import cache_folder, node, program_folder
+from tests.exhaustive.clients.tools import PROGRAMS
 from tests.support.documents import blocks
+from tests.support.npm import cache_folder, node, program_folder
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 
 DOCUMENT = ROOT / "docs" / "grpc.md"
@@ -36,7 +37,7 @@ def sample(language: str) -> str:
 def test_connects_client_for_browsers_works_as_it_is(
     stack: Stack, workspace: Workspace, tmp_path: Path
 ) -> None:
-    folder = program_folder(tmp_path, "connect.js")
+    folder = program_folder(tmp_path, PROGRAMS / "connect.js")
     arguments = [DESCRIPTOR_SET, stack.ready["rest_url"], stack.tokens["full_access"]]
     done = node(folder / "connect.js", *arguments, workspace.id, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exhaustive.clients.tools import node, node_modules, npm_tool
+from tests.support.npm import node, node_modules, npm_tool
 from tests.support.openapi import PATH
 
 RULES = Path(__file__).with_name("spectral.yaml")

