@@ -9,6 +9,7 @@ with Client("https://acme.evershell.ai", "sk_…") as client:
 
 from evershell.client._async_workspaces import AsyncClient
 from evershell.client._workspaces import Client
+from evershell.client.answers import Answer
 from evershell.client.errors import (
     AgentUnreachableError,
     CallError,
@@ -78,6 +79,7 @@ from evershell.client.types import (
 
 __all__ = [
     "AgentUnreachableError",
+    "Answer",
     "AsyncClient",
     "AsyncPages",
     "AuditEntry",

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +11,14 @@ from typing import Any, Self, TypeVar
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 
-from evershell.client._base import BaseClient, log_answer, log_failure
+from evershell.client._base import BaseClient, log_failure
 from evershell.client._calls import Call, Seconds
 from evershell.client._credential import AsyncCredential
 from evershell.client._endpoint import Endpoint, channel_options
-from evershell.client._failures import from_rpc_error, request_id_of
+from evershell.client._failures import from_rpc_error, metadata_of
+from evershell.client._options import Options
 from evershell.client._watch import IDLE_SECONDS, Watch
+from evershell.client.answers import OnAnswer
 from evershell.client.errors import (
     CallError,
     ClientClosedError,
@@ -38,7 +40,10 @@ class AsyncCaller(BaseClient):
         *,
         insecure: bool = False,
         timeout: Seconds = 10.0,
+        timeouts: Mapping[str, Seconds] | None = None,
         max_retries: int = 3,
+        metadata: Mapping[str, str] | None = None,
+        on_answer: OnAnswer | None = None,
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
@@ -52,8 +57,9 @@ class AsyncCaller(BaseClient):
             url,
             credential,
             insecure=insecure,
-            timeout=timeout,
-            max_retries=max_retries,
+            options=Options().changed(
+                timeout, timeouts, max_retries, metadata=metadata, on_answer=on_answer
+            ),
             ca_file=ca_file,
             cert_file=cert_file,
             key_file=key_file,
@@ -68,22 +74,34 @@ class AsyncCaller(BaseClient):
         *,
         credential: AsyncCredential | None = None,
         timeout: Seconds | None = None,
+        timeouts: Mapping[str, Seconds] | None = None,
         max_retries: int | None = None,
         traceparent: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> Self:
         """A client with other options. It shares the connection, and ends with it.
 
         Args:
             credential: The credential of its calls.
-            timeout: The limit of each call with its retries, in seconds or as a timedelta.
+            timeout: The limit of each call with its retries, in seconds or as a timedelta. It
+                replaces `timeouts` of the client, too.
+            timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
             max_retries: How often a call that may be repeated is repeated; 0 for never.
             traceparent: The W3C trace context of its calls. Without it, a call belongs to the
                 current span of OpenTelemetry, if the program uses that.
+            metadata: Headers that are added to its calls and to those of the client, for example
+                for a proxy. The service ignores names that it does not know.
+            on_answer: Called with the Answer to each attempt of a call, also a failed one, except
+                of `watch`: its request id and its metadata. It must not block or raise.
 
         Raises:
             ConfigurationError: An option is not valid.
         """
-        return self._with_options(credential, timeout, max_retries, traceparent)
+        options = self._options.changed(
+            timeout, timeouts, max_retries, traceparent, metadata, on_answer
+        )
+        return self._with_options(credential, options)
 
     async def close(self) -> None:
         """Closes the connection, which ends the calls that are in flight."""
@@ -133,12 +151,12 @@ class AsyncCaller(BaseClient):
         try:
             made = getattr(self._stub, call.rpc)(call.request, timeout=timeout, metadata=headers)
             response = await made
-            request_id = request_id_of(
-                await made.trailing_metadata(), await made.initial_metadata()
-            )
+            metadata = (await made.initial_metadata(), await made.trailing_metadata())
         except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
-            raise self._failure(error) from error
-        log_answer(call.rpc, request_id, began, self._monotonic())
+            failure = self._failure(error)
+            self._answered(call.rpc, began, metadata_of(error), failure)
+            raise failure from error
+        request_id = self._answered(call.rpc, began, metadata)
         return call.decode(response, request_id)
 
     def _failure(self, error: BaseException) -> BaseException:

@@ -2,39 +2,24 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-from evershell.client._calls import Repeat
+from evershell.client._calls import Call, Repeat
+from evershell.client._options import Options
 from evershell.client.errors import CallError, RateLimitedError, UnavailableError
 
 FIRST_BACKOFF_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `with_options` changes."""
-
-    # For each call, with its retries.
-    timeout: float = 10.0
-    max_retries: int = 3
-    traceparent: str | None = None
-
-
 class Attempts:
     """The attempts of one call."""
 
-    def __init__(
-        self,
-        repeat: Repeat,
-        options: Options,
-        monotonic: Callable[[], float],
-        extra_seconds: float = 0.0,
-    ) -> None:
-        self._repeat = repeat
+    def __init__(self, call: Call[Any], options: Options, monotonic: Callable[[], float]) -> None:
+        self._repeat = call.repeat
         self._max_retries = options.max_retries
         self._monotonic = monotonic
-        self._deadline = monotonic() + options.timeout + extra_seconds
+        self._deadline = monotonic() + options.timeout_of(call.rpc) + call.extra_seconds
         self._failures = 0
 
     def remaining_seconds(self) -> float:

@@ -2,19 +2,22 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
-from evershell.client._attempts import Attempts, Options
+from evershell.client._attempts import Attempts
 from evershell.client._calls import Call, Seconds, seconds
 from evershell.client._credential import AsyncCredential, check, find_credential
 from evershell.client._endpoint import Endpoint, channel_credentials, find_endpoint
+from evershell.client._failures import request_id_of
+from evershell.client._options import Options
 from evershell.client._trace import trace_headers
 from evershell.client._watch import Watch
+from evershell.client.answers import Answer
 from evershell.client.errors import CallError, ConfigurationError
 
 _log = logging.getLogger("evershell.client")
@@ -38,14 +41,13 @@ class BaseClient:
         credential: AsyncCredential | None,
         *,
         insecure: bool,
-        timeout: Seconds,
-        max_retries: int,
+        options: Options,
         ca_file: str | Path | None,
         cert_file: str | Path | None,
         key_file: str | Path | None,
         channel: Any,
     ) -> None:
-        self._options = _checked(Options(seconds(timeout), max_retries))
+        self._options = options
         self._credential = find_credential(credential)
         self._monotonic: Callable[[], float] = time.monotonic
         files = (ca_file, cert_file, key_file)
@@ -76,32 +78,34 @@ class BaseClient:
     def _open_channel(self, endpoint: Endpoint, tls: grpc.ChannelCredentials | None) -> Any:
         raise NotImplementedError
 
-    def _with_options(
-        self,
-        credential: AsyncCredential | None,
-        timeout: Seconds | None,
-        max_retries: int | None,
-        traceparent: str | None,
-    ) -> Self:
-        old = self._options
-        options = Options(
-            old.timeout if timeout is None else seconds(timeout),
-            old.max_retries if max_retries is None else max_retries,
-            old.traceparent if traceparent is None else traceparent,
-        )
+    def _with_options(self, credential: AsyncCredential | None, options: Options) -> Self:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._options = _checked(options)
+        other._options = options
         if credential is not None:
             other._credential = find_credential(credential)
         return other
 
     def _attempts(self, call: Call[Any]) -> Attempts:
-        return Attempts(call.repeat, self._options, self._monotonic, call.extra_seconds)
+        return Attempts(call, self._options, self._monotonic)
 
     def _metadata(self, token: str, more: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         headers = trace_headers(self._options.traceparent)
-        return [("authorization", f"Bearer {check(token)}"), *headers, *more]
+        own = self._options.metadata.items()
+        return [("authorization", f"Bearer {check(token)}"), *headers, *own, *more]
+
+    def _answered(
+        self, rpc: str, began: float, metadata: Iterable[Any], error: BaseException | None = None
+    ) -> str:
+        """Reports the answer to an attempt. Returns its request id."""
+        pairs = [pair for each in metadata for pair in each or ()]
+        request_id, elapsed = request_id_of(pairs), self._monotonic() - began
+        if error is None:
+            _log.debug("%s answered in %.0f ms, request %s", rpc, elapsed * 1000, request_id)
+        if self._options.on_answer is not None and (error is None or isinstance(error, CallError)):
+            known = request_id or (error.request_id if error is not None else "")
+            self._options.on_answer(Answer(rpc, known, dict(pairs), elapsed, error))
+        return request_id
 
     def _watch(
         self,
@@ -115,17 +119,12 @@ class BaseClient:
             workspace_id,
             after,
             task_id,
-            connect_seconds=self._options.timeout,
+            connect_seconds=self._options.timeout_of("WatchEvents"),
             reconnect_seconds=seconds(reconnect_for),
             timeout=None if timeout is None else seconds(timeout),
             renews_credential=callable(self._credential),
             monotonic=self._monotonic,
         )
-
-
-def log_answer(rpc: str, request_id: str, began: float, now: float) -> None:
-    """Logs that a call was answered."""
-    _log.debug("%s answered in %.0f ms, request %s", rpc, (now - began) * 1000, request_id)
 
 
 def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
@@ -137,11 +136,3 @@ def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
         error.request_id or "-",
         pause_seconds,
     )
-
-
-def _checked(options: Options) -> Options:
-    if options.timeout <= 0:
-        raise ConfigurationError("timeout must be more than 0 s.")
-    if options.max_retries < 0:
-        raise ConfigurationError("max_retries must not be negative.")
-    return options

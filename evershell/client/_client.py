@@ -1,7 +1,7 @@
 """The synchronous client: how it makes calls. `_tasks.py` and `_workspaces.py` say which."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -9,13 +9,15 @@ from typing import Any, Self, TypeVar
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 
-from evershell.client._base import BaseClient, log_answer, log_failure
+from evershell.client._base import BaseClient, log_failure
 from evershell.client._calls import Call, Seconds
 from evershell.client._credential import Credential
 from evershell.client._endpoint import Endpoint, channel_options
-from evershell.client._failures import from_rpc_error, request_id_of
+from evershell.client._failures import from_rpc_error, metadata_of
 from evershell.client._idle import IdleLimit
+from evershell.client._options import Options
 from evershell.client._watch import IDLE_SECONDS, Watch
+from evershell.client.answers import OnAnswer
 from evershell.client.errors import CallError, ClientClosedError, UnavailableError
 from evershell.client.events import Event
 
@@ -32,7 +34,10 @@ class Caller(BaseClient):
         *,
         insecure: bool = False,
         timeout: Seconds = 10.0,
+        timeouts: Mapping[str, Seconds] | None = None,
         max_retries: int = 3,
+        metadata: Mapping[str, str] | None = None,
+        on_answer: OnAnswer | None = None,
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
@@ -44,8 +49,9 @@ class Caller(BaseClient):
             url,
             credential,
             insecure=insecure,
-            timeout=timeout,
-            max_retries=max_retries,
+            options=Options().changed(
+                timeout, timeouts, max_retries, metadata=metadata, on_answer=on_answer
+            ),
             ca_file=ca_file,
             cert_file=cert_file,
             key_file=key_file,
@@ -61,22 +67,34 @@ class Caller(BaseClient):
         *,
         credential: Credential | None = None,
         timeout: Seconds | None = None,
+        timeouts: Mapping[str, Seconds] | None = None,
         max_retries: int | None = None,
         traceparent: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> Self:
         """A client with other options. It shares the connection, and ends with it.
 
         Args:
             credential: The credential of its calls.
-            timeout: The limit of each call with its retries, in seconds or as a timedelta.
+            timeout: The limit of each call with its retries, in seconds or as a timedelta. It
+                replaces `timeouts` of the client, too.
+            timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
             max_retries: How often a call that may be repeated is repeated; 0 for never.
             traceparent: The W3C trace context of its calls. Without it, a call belongs to the
                 current span of OpenTelemetry, if the program uses that.
+            metadata: Headers that are added to its calls and to those of the client, for example
+                for a proxy. The service ignores names that it does not know.
+            on_answer: Called with the Answer to each attempt of a call, also a failed one, except
+                of `watch`: its request id and its metadata. It must not block or raise.
 
         Raises:
             ConfigurationError: An option is not valid.
         """
-        return self._with_options(credential, timeout, max_retries, traceparent)
+        options = self._options.changed(
+            timeout, timeouts, max_retries, traceparent, metadata, on_answer
+        )
+        return self._with_options(credential, options)
 
     def close(self) -> None:
         """Closes the connection, which ends the calls that are in flight."""
@@ -124,9 +142,11 @@ class Caller(BaseClient):
                 call.request, timeout=timeout, metadata=headers
             )
         except (grpc.RpcError, ValueError) as error:
-            raise self._failure(error) from error
-        request_id = request_id_of(done.trailing_metadata(), done.initial_metadata())
-        log_answer(call.rpc, request_id, began, self._monotonic())
+            failure = self._failure(error)
+            self._answered(call.rpc, began, metadata_of(error), failure)
+            raise failure from error
+        metadata = (done.initial_metadata(), done.trailing_metadata())
+        request_id = self._answered(call.rpc, began, metadata)
         return call.decode(response, request_id)
 
     def _failure(self, error: grpc.RpcError | ValueError) -> Exception:

@@ -39,6 +39,13 @@ def from_stream_error(error: error_pb2.Error) -> CallError:
     )
 
 
+def metadata_of(error: BaseException) -> tuple[Any, ...]:
+    """The metadata of a call that failed; empty if there was none."""
+    if isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return error.initial_metadata(), error.trailing_metadata()
+    return ()
+
+
 def request_id_of(*metadata: Any) -> str:
     """The request id in the metadata of an answer; empty if it has none."""
     for each in metadata:

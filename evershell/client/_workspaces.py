@@ -28,7 +28,12 @@ class Client(TaskCalls, EmergencyCalls):
             each call. Default: the variable EVERSHELL_API_KEY.
         insecure: Plain text also without `http://`, to any host.
         timeout: The limit of each call with its retries, in seconds or as a timedelta.
+        timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
         max_retries: How often a call that may be repeated is repeated; 0 for never.
+        metadata: Headers that are added to each call. The service ignores names that it does not
+            know.
+        on_answer: Called with the Answer to each attempt of a call, also a failed one, except of
+            `watch`: its request id and its metadata. It must not block or raise.
         ca_file: A PEM file with the authorities to trust instead of the system's.
         cert_file: A PEM file with a client certificate, for a service that asks for one.
         key_file: The PEM file with its key.

@@ -16,6 +16,7 @@ from evershell.workspace.v1 import (
 
 from evershell.client import (
     AgentUnreachableError,
+    Answer,
     AsyncClient,
     CancelOutcome,
     ClientClosedError,
@@ -42,13 +43,15 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self.script: list[Any] = []
         self.seen: list[Any] = []
         self.tokens: list[str] = []
+        self.metadata: dict[str, str] = {}
         self.started = asyncio.Event()
         # A stream was ended by its caller.
         self.ended = asyncio.Event()
 
     async def _answer(self, request: Any, context: Any) -> Any:
         self.seen.append(request)
-        self.tokens.append(dict(context.invocation_metadata())["authorization"])
+        self.metadata = dict(context.invocation_metadata())
+        self.tokens.append(self.metadata["authorization"])
         self.started.set()
         answer = self.script.pop(0)
         if isinstance(answer, Failure):
@@ -279,3 +282,23 @@ async def test_a_caller_can_cancel_its_own_call(client: AsyncClient, scripted: S
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def test_each_attempt_is_answered_with_its_metadata(service: tuple[Scripted, str]) -> None:
+    scripted, address = service
+    answers: list[Answer] = []
+    scripted.script = [errors.unavailable(), workspace_pb2.Workspace(id="ws_1")]
+    async with AsyncClient(address, "sk_secret", on_answer=answers.append) as client:
+        client._sleep = _no_sleep
+        other = client.with_options(metadata={"x-team": "blue"})
+        assert (await other.get_workspace("ws_1")).id == "ws_1"
+    assert scripted.metadata["x-team"] == "blue"
+    assert [(answer.rpc, answer.request_id) for answer in answers] == [
+        ("GetWorkspace", "request_1")
+    ] * 2
+    assert isinstance(answers[0].error, UnavailableError) and answers[1].error is None
+    assert all(answer.metadata["x-request-id"] == "request_1" for answer in answers)
+
+
+async def _no_sleep(_: float) -> None:
+    pass

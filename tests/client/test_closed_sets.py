@@ -147,7 +147,13 @@ def test_the_documentation_names_each_argument(name: str) -> None:
 
 
 def test_every_public_name_is_exported() -> None:
-    modules = (types, events, evershell.client.errors, evershell.client.pages)
+    modules = (
+        types,
+        events,
+        evershell.client.answers,
+        evershell.client.errors,
+        evershell.client.pages,
+    )
     public = {
         name
         for module in modules

@@ -1,0 +1,82 @@
+"""The options of calls, which `with_options` changes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from evershell.workspace.v1 import workspace_service_pb2
+
+from evershell.client._calls import Seconds, seconds
+from evershell.client.answers import OnAnswer
+from evershell.client.errors import ConfigurationError
+
+_RPCS = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
+_NAME = re.compile(r"[a-z0-9_.-]+")
+# Headers that the client sets itself, or that gRPC and the edge keep for themselves.
+_RESERVED = re.compile(
+    r"authorization|traceparent|tracestate|idempotency-key|x-request-id|user-agent|te|content-type"
+    r"|(grpc-|x-evershell-|x-envoy-).*|.*-bin"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of calls."""
+
+    # For each call, with its retries.
+    timeout: float = 10.0
+    # The same, for single methods.
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+    max_retries: int = 3
+    traceparent: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    on_answer: OnAnswer | None = None
+
+    def changed(
+        self,
+        timeout: Seconds | None = None,
+        timeouts: Mapping[str, Seconds] | None = None,
+        max_retries: int | None = None,
+        traceparent: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        on_answer: OnAnswer | None = None,
+    ) -> Self:
+        """The options with these changes; None for no change. Raises ConfigurationError.
+
+        A timeout replaces those of single methods, too.
+        """
+        kept = self.timeouts if timeout is None else {}
+        own = {rpc: seconds(limit) for rpc, limit in (timeouts or {}).items()}
+        changed = replace(
+            self,
+            timeout=self.timeout if timeout is None else seconds(timeout),
+            timeouts={**kept, **own},
+            max_retries=self.max_retries if max_retries is None else max_retries,
+            traceparent=self.traceparent if traceparent is None else traceparent,
+            metadata={**self.metadata, **(metadata or {})},
+            on_answer=on_answer or self.on_answer,
+        )
+        _check(changed)
+        return changed
+
+    def timeout_of(self, rpc: str) -> float:
+        """The timeout of a method, in seconds."""
+        return self.timeouts.get(rpc, self.timeout)
+
+
+def _check(options: Options) -> None:
+    """Raises ConfigurationError."""
+    unknown = options.timeouts.keys() - _RPCS.keys()
+    if unknown:
+        raise ConfigurationError(f"There is no method {min(unknown)}. They are {', '.join(_RPCS)}.")
+    if min([options.timeout, *options.timeouts.values()]) <= 0:
+        raise ConfigurationError("timeout must be more than 0 s.")
+    if options.max_retries < 0:
+        raise ConfigurationError("max_retries must not be negative.")
+    for name, value in options.metadata.items():
+        if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+            raise ConfigurationError(f"Metadata cannot have the name {name!r}.")
+        # The value may be a secret.
+        if not value.isascii() or not value.isprintable() or value != value.strip():
+            raise ConfigurationError(f"The value of the metadata {name!r} is not printable ASCII.")
