@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ _BLOCK = re.compile(
 _MARK = "\x1e"
 # What `demo.env` exports. A page has to read it itself.
 _DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
-# A reader needs some seconds from one block to the next. By then, the agent has begun a new task.
+# A reader needs some seconds from one block to the next. By then, the agent is in an iteration of a
+# new task.
 _PAUSE = """
 pause() {
+  tasks="$REST_URL/v1/workspaces/$WORKSPACE_ID/tasks?page_size=1"
+  not_yet='"status":"(submitted|delivered|running","phase":"phase_unspecified)"'
   for _ in $(seq 200); do
-    curl -s "$REST_URL/v1/workspaces/$WORKSPACE_ID/tasks?page_size=1" \
-      -H "authorization: Bearer $TOKEN" | grep -Eq '"status":"(submitted|delivered)"' || return 0
+    curl -s "$tasks" -H "authorization: Bearer $TOKEN" | grep -Eq "$not_yet" || return 0
     sleep 0.05
   done
 }
@@ -143,15 +145,14 @@ def _environment() -> dict[str, str]:
     return kept | {"PATH": os.pathsep.join(programs)}
 
 
-def is_expected(step: Step, printed: str, ignored: Iterable[Any] = ()) -> bool:
+def is_expected(step: Step, printed: str) -> bool:
     """Whether a step has printed what the document shows.
 
     JSON is compared by its names and types, a stream of events by the types and shapes of the
-    events that the document shows, and other text by `text_pattern`. `ignored` has the
-    events of others.
+    events that the document shows, and other text by `text_pattern`.
     """
     if step.expected.startswith("event: "):
-        seen = [event_shape(message) for message in events(printed) if message not in ignored]
+        seen = [event_shape(message) for message in events(printed)]
         return all(event_shape(message) in seen for message in events(step.expected))
     if is_object(step.expected):
         return is_object(printed) and shape(json.loads(printed)) == shape(json.loads(step.expected))
