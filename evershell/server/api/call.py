@@ -44,8 +44,8 @@ class Call:
     # Whether a stream has sent a message. An error then has to be sent as a message too.
     has_streamed: bool = False
     caller: Caller | None = None
-    # Makes the call's entry in the audit log, with this outcome; None for a method without one.
-    audit: Callable[[str], AuditEntry] | None = None
+    # Makes the entry of this call in the audit log, with an outcome; None for a method without one.
+    audit: Callable[["Call", str], AuditEntry] | None = None
     agent: AgentIdentity | None = None
 
 
@@ -103,7 +103,7 @@ def agent() -> AgentIdentity:
 def origin() -> Origin:
     """The current call as the origin of the events that it causes."""
     call = current()
-    return Origin(call.request_id, call.trace_id, call.audit and call.audit(OK))
+    return Origin(call.request_id, call.trace_id, call.audit and call.audit(call, OK))
 
 
 async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:

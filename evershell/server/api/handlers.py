@@ -76,8 +76,15 @@ def _composed(
     for interceptor in reversed(interceptors):
         handler = interceptor.wrap(method, handler)
 
-    async def answer(_messages: object, context: Context) -> Any:
-        return await handler(calls.begin(context))
+    async def answer(messages: object, context: Context) -> Any:
+        try:
+            return await handler(calls.begin(context))
+        except grpc.aio.AbortError as error:
+            # gRPC stores the error in the call. If its traceback referred to the call, the call and
+            # all that belongs to it would exist until the next garbage collection.
+            del messages, context
+            error.__context__ = None
+            raise error.with_traceback(None)  # noqa: B904 - its context is what has to go
 
     if is_stream:
         return grpc.stream_stream_rpc_method_handler(answer, response_serializer=serialize)

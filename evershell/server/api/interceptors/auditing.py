@@ -5,6 +5,7 @@ records all other entries. The entry of a call has the same id in both places, s
 """
 
 from datetime import datetime
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -70,7 +71,9 @@ class Auditing(Interceptor):
         async def audited(call: Call) -> Any:
             now = self._clock()
             entry_id = new_audit_id(now)
-            call.audit = lambda outcome: _entry(entry_id, now, rpc, call, outcome)
+            # Does not contain the call: a cycle would keep everything of the call, also in gRPC,
+            # until the next garbage collection.
+            call.audit = audit = partial(_entry, entry_id, now, rpc)
             outcome = "caller_gone"
             try:
                 response = await proceed(call)
@@ -81,7 +84,7 @@ class Auditing(Interceptor):
                 raise
             finally:
                 if outcome != OK and outcome not in stored:
-                    self._record(call, call.audit(outcome))
+                    self._record(call, audit(call, outcome))
 
         return audited
 
