@@ -5,11 +5,13 @@ import sys
 import click
 
 from evershell.cli import show
+from evershell.cli.cancel_all import cancel_all
 from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.progress import shown_progress
 from evershell.cli.service import Call, service_options
+from evershell.cli.task_filter import HELP, parse_filter
 from evershell.cli.terminal import printable, say_lines
 from evershell.cli.waiting import await_cancellation
 from evershell.client import (
@@ -18,17 +20,27 @@ from evershell.client import (
     CancelOutcome,
     CancelResult,
     DeadlineExceededError,
+    TaskFilter,
     UnavailableError,
 )
 
 _HELP = f"""Cancel the task that runs in WORKSPACE. Its agent finishes the current iteration and
 starts no other.
 
+With --all, cancel every task of your organization that matches the filters; without a filter, all
+of them. The command asks for the number of tasks first.
+
 {TABLE}"""
 
 
 @click.command(help=_HELP)
-@click.argument("workspace", shell_complete=complete_workspace)
+@click.argument("workspace", required=False, shell_complete=complete_workspace)
+@click.option("--all", "everything", is_flag=True, help="Cancel every task that matches --filter.")
+@click.option(
+    "--filter", "wanted", multiple=True, metavar="NAME=VALUE", callback=parse_filter, help=HELP
+)
+@click.option("--dry-run", is_flag=True, help="With --all: show the tasks and cancel none.")
+@click.option("--yes", is_flag=True, help="With --all: do not ask for the number of tasks.")
 @click.option(
     "--task",
     metavar="ID",
@@ -56,13 +68,25 @@ starts no other.
 @service_options
 def cancel(
     call: Call,
-    workspace: str,
+    workspace: str | None,
+    everything: bool,
+    wanted: TaskFilter | None,
+    dry_run: bool,
+    yes: bool,
     task: str | None,
     reason: str,
     wait: float | None,
     force_after: float | None,
 ) -> None:
     """Makes the call, prints its result, and exits with an ExitCode."""
+    if everything:
+        if workspace or task or wait is not None:
+            raise click.UsageError("--all takes no WORKSPACE, --task or --wait.")
+        cancel_all(call, wanted, reason, force_after, dry_run=dry_run, yes=yes)
+    if wanted is not None or dry_run or yes:
+        raise click.UsageError("--filter, --dry-run and --yes need --all.")
+    if not workspace:
+        raise click.UsageError("Missing argument 'WORKSPACE'. --all cancels every task.")
     try:
         result = call.client.cancel(workspace, task, reason=reason, force_after=force_after)
     except CallError as error:

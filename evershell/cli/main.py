@@ -30,6 +30,8 @@ class Command:
 # In the order of use.
 _CALLS = {
     "cancel": Command("Cancel the task that runs in a workspace."),
+    "hold": Command("Refuse new tasks and agents in your organization."),
+    "release": Command("End the hold of your organization."),
     "submit": Command("Submit a task to the agent of a workspace."),
     "tasks": Command("List the tasks of a workspace."),
     "task": Command("Show one task."),

@@ -1,6 +1,7 @@
 """The command `submit`."""
 
 import sys
+from datetime import timedelta
 
 import click
 
@@ -12,7 +13,7 @@ from evershell.cli.progress import shown_progress
 from evershell.cli.service import Call, service_options
 from evershell.cli.terminal import say_lines
 from evershell.cli.waiting import await_task
-from evershell.client import Task
+from evershell.client import Task, TaskLimits
 
 _HELP = f"""Submit a task to the agent of WORKSPACE.
 
@@ -47,6 +48,24 @@ def _metadata(
     help="End the task failed after so many. Default: 100.",
 )
 @click.option(
+    "--max-duration",
+    type=DURATION,
+    metavar="DURATION",
+    help="Cancel the task so long after its start: 10m, 2h; at most 30 d.",
+)
+@click.option(
+    "--max-total-tokens",
+    type=int,
+    metavar="N",
+    help="Cancel the task after the iteration that reaches so many tokens.",
+)
+@click.option(
+    "--force-after",
+    type=DURATION,
+    metavar="DURATION",
+    help="Interrupt an iteration that still runs this long after a limit was reached.",
+)
+@click.option(
     "--idempotency-key",
     metavar="KEY",
     help="A repeated command with the same key submits nothing and prints the first answer.",
@@ -64,6 +83,9 @@ def submit(
     description: str,
     metadata: dict[str, str],
     max_iterations: int | None,
+    max_duration: float | None,
+    max_total_tokens: int | None,
+    force_after: float | None,
     idempotency_key: str | None,
     wait: float | None,
 ) -> None:
@@ -75,6 +97,7 @@ def submit(
         description,
         metadata=metadata,
         max_iterations=max_iterations,
+        limits=_limits(max_duration, max_total_tokens, force_after),
         idempotency_key=idempotency_key,
     )
     if wait is None:
@@ -97,6 +120,18 @@ def submit(
     if task is None or not task.has_ended:
         sys.exit(ExitCode.NOT_ENDED)
     sys.exit(show.code_of_end(task.status))
+
+
+def _limits(
+    max_duration: float | None, max_total_tokens: int | None, force_after: float | None
+) -> TaskLimits | None:
+    if max_duration is None and max_total_tokens is None and force_after is None:
+        return None
+    return TaskLimits(
+        max_duration=None if max_duration is None else timedelta(seconds=max_duration),
+        max_total_tokens=max_total_tokens,
+        force_after=None if force_after is None else timedelta(seconds=force_after),
+    )
 
 
 def _print_end(task: Task) -> None:

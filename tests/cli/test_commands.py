@@ -41,7 +41,12 @@ def test_submit_prints_the_id_alone_to_standard_output(monkeypatch: pytest.Monke
     )  # fmt: skip
     assert (result.exit_code, result.stdout) == (0, "task_1\n")
     assert "evershell watch ws_1 --task task_1" in result.stderr
-    named = {"metadata": {"a": "b=c"}, "max_iterations": 3, "idempotency_key": "nightly"}
+    named = {
+        "metadata": {"a": "b=c"},
+        "max_iterations": 3,
+        "limits": None,
+        "idempotency_key": "nightly",
+    }
     assert fake.calls == [("submit_task", "ws_1", "sleep 1\n", named)]
     as_json = run(monkeypatch, fake, "submit", "ws_1", "true", "--json")
     assert json.loads(as_json.stdout)["status"] == "delivered"

@@ -1,0 +1,89 @@
+"""Cancels many tasks: `cancel --all`, and what `hold --cancel-running` asks first."""
+
+import sys
+
+import click
+
+from evershell.cli import show
+from evershell.cli.exit_codes import ExitCode
+from evershell.cli.service import Call
+from evershell.cli.terminal import printable, say_lines
+from evershell.client import CancelTasksResult, TaskFilter
+
+
+def cancel_all(
+    call: Call,
+    wanted: TaskFilter | None,
+    reason: str,
+    force_after: float | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Cancels every task that matches, prints the counts, and exits with an ExitCode."""
+    found = None
+    if dry_run or not yes:
+        found = call.client.cancel_tasks(
+            filter=wanted, reason=reason, force_after=force_after, dry_run=True
+        )
+    if dry_run:
+        assert found is not None
+        _print_dry_run(call, found)
+        sys.exit(ExitCode.DONE if found.matched else ExitCode.NOTHING_TO_CANCEL)
+    if found is not None and found.matched:
+        confirm(call, found.matched)
+    results = list(
+        call.client.cancel_all_tasks(filter=wanted, reason=reason, force_after=force_after)
+    )
+    accepted = sum(result.accepted for result in results)
+    first, last = results[0], results[-1]
+    if call.as_json:
+        counts = {
+            "matched": accepted + first.already_requested + last.remaining,
+            "accepted": accepted,
+            "already_requested": first.already_requested,
+            "remaining": last.remaining,
+        }
+        show.json_value(counts | {"calls": [result.to_dict() for result in results]})
+    else:
+        print_counts(accepted, first.already_requested, last.remaining)
+    sys.exit(ExitCode.DONE if first.matched else ExitCode.NOTHING_TO_CANCEL)
+
+
+def confirm(call: Call, count: int) -> None:
+    """Asks for the number of tasks, and exits if another answer is given."""
+    if call.as_json:
+        raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
+    noun = "task" if count == 1 else "tasks"
+    answer = click.prompt(
+        f"This cancels {count} {noun} of your organization. Type the number of tasks to go on",
+        err=True,
+    )
+    if answer.strip() != str(count):
+        say_lines("Not confirmed. Nothing was cancelled.", error=True)
+        sys.exit(ExitCode.REFUSED)
+
+
+def print_counts(accepted: int, already_requested: int, remaining: int) -> None:
+    """Prints how many tasks were cancelled."""
+    if not accepted and not already_requested and not remaining:
+        say_lines("Nothing runs that matches, so there is nothing to cancel.")
+        return
+    noun = "cancellation" if accepted == 1 else "cancellations"
+    say_lines(f"{show.status('accepted')}: {accepted} {noun} recorded.")
+    if already_requested:
+        show.line("before", f"{already_requested} had been requested before")
+    if remaining:
+        show.line("remaining", f"{remaining}; run the command again")
+    show.line("next", "Each agent finishes its current iteration; the task then ends cancelled.")
+
+
+def _print_dry_run(call: Call, found: CancelTasksResult) -> None:
+    if call.as_json:
+        show.json_value(found.to_dict())
+        return
+    pending = found.matched - found.already_requested
+    rows = [(each.task_id, each.workspace_id, str(each.outcome)) for each in found.results]
+    show.table(("TASK", "WORKSPACE", "OUTCOME"), rows, "No task matches.")
+    text = f"{pending} would be cancelled, {found.already_requested} had been requested before"
+    show.line("matched", printable(text), error=True)

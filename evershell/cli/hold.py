@@ -1,0 +1,59 @@
+"""The command `hold`."""
+
+import click
+
+from evershell.cli import show
+from evershell.cli.cancel_all import confirm, print_counts
+from evershell.cli.exit_codes import TABLE
+from evershell.cli.service import Call, service_options
+from evershell.cli.terminal import printable, say_lines
+from evershell.client import Hold
+
+_HELP = f"""Put your organization on hold: it gets no new task and no new agent until
+`evershell release`. Tasks that run go on, unless they are to be cancelled.
+
+Needs the scope org:hold, which no API key has: use a session token.
+
+{TABLE}"""
+
+
+@click.command(help=_HELP)
+@click.option(
+    "--reason",
+    default="",
+    metavar="TEXT",
+    help="The refused calls show it; at most 500 characters.",
+)
+@click.option("--cancel-running", is_flag=True, help="Also cancel every task that has not ended.")
+@click.option("--show", "only_show", is_flag=True, help="Only show whether there is a hold.")
+@click.option("--yes", is_flag=True, help="Do not ask before tasks are cancelled.")
+@service_options
+def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bool) -> None:
+    """Makes the call and prints the hold in force."""
+    if only_show:
+        print_hold(call, call.client.get_hold())
+        return
+    if cancel_running and not yes:
+        found = call.client.cancel_tasks(dry_run=True)
+        if found.matched:
+            confirm(call, found.matched)
+    result = call.client.hold(reason=reason, cancel_running=cancel_running)
+    if call.as_json:
+        show.json_value(result.to_dict())
+        return
+    print_hold(call, result.hold)
+    if cancel_running:
+        print_counts(result.accepted, result.already_requested, result.remaining)
+
+
+def print_hold(call: Call, found: Hold) -> None:
+    """Prints whether the organization is on hold."""
+    if call.as_json:
+        show.json_value(found.to_dict())
+    elif not found.on_hold:
+        say_lines(f"Organization {printable(found.org_id)} is not on hold.")
+    else:
+        say_lines(f"Organization {printable(found.org_id)} is on hold.")
+        show.line("since", f"{show.time(found.held_since)} by {found.held_by}")
+        if found.reason:
+            show.line("reason", found.reason)

@@ -1,0 +1,170 @@
+"""The commands `cancel --all`, `hold` and `release`, with a fake of the client."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from evershell.client import (
+    CancelledTask,
+    CancelTasksResult,
+    Hold,
+    HoldResult,
+    PermissionDeniedError,
+    SubmittedTask,
+    TaskFilter,
+    TaskLimits,
+    TaskOutcome,
+)
+from tests.support.fake_client import AT, FakeClient, error_of, run
+
+FOUND = CancelTasksResult(
+    matched=3,
+    already_requested=1,
+    remaining=2,
+    results=(
+        CancelledTask("ws_1", "task_1", TaskOutcome.MATCHED),
+        CancelledTask("ws_2", "task_\x1b[2J", TaskOutcome.ALREADY_REQUESTED),
+    ),
+)
+NOTHING = CancelTasksResult()
+CALLS = [
+    CancelTasksResult(matched=3, accepted=1, already_requested=1, remaining=1),
+    CancelTasksResult(matched=3, accepted=1, already_requested=2, remaining=0),
+]
+HELD = Hold("org_1", on_hold=True, held_by="user_1", held_since=AT, reason="gone \x1b[2J wrong")
+
+
+def fake(found: CancelTasksResult = FOUND, **more: Any) -> FakeClient:
+    return FakeClient(cancel_tasks=[found], cancel_all_tasks=[iter(CALLS)], **more)
+
+
+def test_all_tasks_are_cancelled_after_their_number_was_typed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = fake()
+    result = run(monkeypatch, client, "cancel", "--all", "--reason", "enough", input="3\n")
+    assert result.exit_code == 0
+    assert "cancels 3 tasks" in result.stderr
+    assert "accepted: 2 cancellations recorded." in result.stdout
+    assert "1 had been requested before" in result.stdout
+    assert [call[0] for call in client.calls] == ["cancel_tasks", "cancel_all_tasks"]
+    assert client.calls[0][-1]["dry_run"] is True
+    assert client.calls[1][-1] == {"filter": None, "reason": "enough", "force_after": None}
+
+
+@pytest.mark.parametrize("answer", ["2\n", "yes\n", "33\n"])
+def test_another_answer_cancels_nothing(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    client = fake()
+    result = run(monkeypatch, client, "cancel", "--all", input=answer)
+    assert (result.exit_code, [call[0] for call in client.calls]) == (5, ["cancel_tasks"])
+    assert "Nothing was cancelled" in result.stderr
+
+
+def test_yes_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = fake()
+    result = run(monkeypatch, client, "cancel", "--all", "--yes", "--force-after", "5s", "--json")
+    assert result.exit_code == 0
+    shown = json.loads(result.stdout)
+    counts = {name: shown[name] for name in ("matched", "accepted", "remaining")}
+    assert counts == {"matched": 3, "accepted": 2, "remaining": 0}
+    assert [call[0] for call in client.calls] == ["cancel_all_tasks"]
+    assert client.calls[0][-1]["force_after"] == 5.0
+
+
+def test_a_dry_run_shows_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = fake()
+    result = run(monkeypatch, client, "cancel", "--all", "--dry-run")
+    assert (result.exit_code, [call[0] for call in client.calls]) == (0, ["cancel_tasks"])
+    assert "task_1" in result.stdout and "\x1b[2J" not in result.stdout
+    assert "2 would be cancelled, 1 had been requested before" in result.stderr
+    as_json = run(monkeypatch, fake(), "cancel", "--all", "--dry-run", "--json")
+    assert json.loads(as_json.stdout) == FOUND.to_dict()
+
+
+def test_nothing_to_cancel_has_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = FakeClient(cancel_tasks=[NOTHING], cancel_all_tasks=[iter([NOTHING])])
+    assert run(monkeypatch, empty, "cancel", "--all").exit_code == 3
+    assert run(monkeypatch, fake(NOTHING), "cancel", "--all", "--dry-run").exit_code == 3
+
+
+def test_filters_select_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = (
+        "workspace=ws_1",
+        "workspace=ws_2",
+        "created-by=user_1",
+        "submitted-by=key_1",
+        "submitted-before=2026-01-02T03:04:05Z",
+        "metadata.team=a=b",
+    )
+    client = fake()
+    arguments = [part for pair in pairs for part in ("--filter", pair)]
+    assert run(monkeypatch, client, "cancel", "--all", "--yes", *arguments).exit_code == 0
+    assert client.calls[0][-1]["filter"] == TaskFilter(
+        workspace_ids=("ws_1", "ws_2"),
+        created_by_user_id="user_1",
+        submitted_by="key_1",
+        submitted_before=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        metadata={"team": "a=b"},
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cancel",),
+        ("cancel", "ws_1", "--all"),
+        ("cancel", "--all", "--task", "task_1"),
+        ("cancel", "ws_1", "--yes"),
+        ("cancel", "ws_1", "--filter", "workspace=ws_1"),
+        ("cancel", "--all", "--filter", "workspace"),
+        ("cancel", "--all", "--filter", "team=a"),
+        ("cancel", "--all", "--filter", "created-by=a", "--filter", "created-by=b"),
+        ("cancel", "--all", "--filter", "submitted-before=yesterday"),
+        ("cancel", "--all", "--json"),
+    ],
+)
+def test_a_wrong_command_line_calls_nothing(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    client = fake()
+    assert run(monkeypatch, client, *arguments).exit_code == 2
+    assert "cancel_all_tasks" not in [call[0] for call in client.calls]
+
+
+def test_a_hold_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient(hold=[HoldResult(HELD)], get_hold=[HELD], release=[Hold("org_1")])
+    result = run(monkeypatch, client, "hold", "--reason", "gone wrong")
+    assert result.exit_code == 0
+    assert "is on hold" in result.stdout and "user_1" in result.stdout
+    assert "\x1b[2J" not in result.stdout
+    assert client.calls == [("hold", {"reason": "gone wrong", "cancel_running": False})]
+    assert "is on hold" in run(monkeypatch, client, "hold", "--show").stdout
+    assert "is not on hold" in run(monkeypatch, client, "release").stdout
+
+
+def test_a_hold_that_cancels_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"cancel_tasks": [FOUND], "hold": [HoldResult(HELD, 2, 1, 0)]}
+    refused = FakeClient(**answers)  # type: ignore[arg-type]
+    assert run(monkeypatch, refused, "hold", "--cancel-running", input="1\n").exit_code == 5
+    assert [call[0] for call in refused.calls] == ["cancel_tasks"]
+    client = FakeClient(cancel_tasks=[FOUND], hold=[HoldResult(HELD, 2, 1, 0)])
+    result = run(monkeypatch, client, "hold", "--cancel-running", input="3\n")
+    assert result.exit_code == 0 and "2 cancellations recorded" in result.stdout
+    assert client.calls[-1] == ("hold", {"reason": "", "cancel_running": True})
+
+
+def test_a_hold_without_the_scope_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = error_of(PermissionDeniedError, required=["org:hold"])
+    result = run(monkeypatch, FakeClient(hold=[error]), "hold")
+    assert result.exit_code == 5 and "org:hold" in result.stderr
+
+
+def test_a_submission_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient(submit_task=[SubmittedTask("task_1", "ws_1")])
+    limits = ("--max-duration", "10m", "--max-total-tokens", "9", "--force-after", "5s")
+    assert run(monkeypatch, client, "submit", "ws_1", "true", *limits).exit_code == 0
+    assert client.calls[0][-1]["limits"] == TaskLimits(
+        max_duration=timedelta(minutes=10), max_total_tokens=9, force_after=timedelta(seconds=5)
+    )
