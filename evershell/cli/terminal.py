@@ -1,5 +1,6 @@
 """Prints untrusted text so that it cannot control the terminal."""
 
+import sys
 import unicodedata
 from typing import Any
 
@@ -33,7 +34,9 @@ def say(text: str, *, error: bool = False) -> None:
 def say_lines(text: str, *, error: bool = False) -> None:
     """Prints a text that is printable already. Raises OutputError."""
     try:
-        click.echo(text, err=error)
+        # While progress is shown, rich prints above it. click would write to the terminal directly.
+        above = None if error else getattr(sys.stdout, "rich_proxied_file", None) and sys.stdout
+        click.echo(text, file=above, err=error)
     except BrokenPipeError:
         # The reader has gone, which click treats as an end without a message.
         raise
