@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from evershell.server.agent.shutdown import ExitCode
+from evershell.server.pod.spec import PodSpec
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
@@ -26,6 +28,14 @@ async def test_an_agent_gets_its_secrets_and_works(
     await control_plane.start_task(stub, control_plane.submit("t1", "echo done"))
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.iterations("t1")[0].tool_call.result.output == "done\n"
+
+
+def test_an_agent_ignores_what_a_newer_control_plane_tells_it() -> None:
+    own: dict[str, Any] = {"workspace_id": "ws_1", "epoch": 1, "runtime_addresses": []}
+    own |= NO_SECRETS
+    assert PodSpec.read({**own, "of_the_future": True}) == PodSpec(**own)
+    with pytest.raises(TypeError, match="epoch"):
+        PodSpec.read({"workspace_id": "ws_1"})
 
 
 async def test_an_agent_whose_bootstrap_token_was_spent_exits(

@@ -31,7 +31,7 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
     try:
-        spec = PodSpec(**json.load(sys.stdin))
+        spec = PodSpec.read(json.load(sys.stdin))
     except (ValueError, TypeError) as error:
         sys.stderr.write(f"The spec on standard input is not valid: {error}.\n")
         return ExitCode.BAD_SPEC

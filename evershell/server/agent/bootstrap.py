@@ -60,7 +60,7 @@ async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> B
 
 def _merged(own: PodSpec, given: Mapping[str, Any]) -> PodSpec:
     """The given spec with what only the agent's own one knows: where it listens and works."""
-    whole = PodSpec(**given)
+    whole = PodSpec.read(given)
     return replace(
         whole,
         runtime_addresses=own.runtime_addresses,

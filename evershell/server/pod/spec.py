@@ -1,6 +1,8 @@
 """What the controller tells an agent at its start."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +48,13 @@ class PodSpec:
     export_spans: bool = False
     # For tests: the folder that arms crash points (crash_points.py). Empty: no crash points.
     crash_points_dir: str = ""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "PodSpec":
+        """The spec of a JSON object. Ignores fields that this version does not know.
+
+        The control plane may be newer than the image of the agent. Raises TypeError if a field is
+        missing.
+        """
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if name in known})

@@ -12,10 +12,14 @@ _TRACING = "OTEL_"
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
-    """The environment of a worker, which calls no model."""
+    """The environment of a worker, which calls no model.
+
+    On Kubernetes, agents get the key of their model from a worker.
+    """
     own = _service_environment(settings) | _metrics_port(settings, index)
     own["RUNTIME_PORT"] = str(settings.runtime_port + index)
-    own.pop("OPENAI_API_KEY", None)
+    if settings.pod_backend == "local":
+        own.pop("OPENAI_API_KEY", None)
     return own
 
 

@@ -1,0 +1,105 @@
+"""Tasks in pods of a real node: they run, are cancelled through Envoy, and end with the truth."""
+
+import json
+
+import grpc
+import pytest
+from evershell.agent.v1.runtime_service_pb2 import BootstrapRequest
+from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
+
+from tests.exhaustive.node.conftest import delete_from_outside, pod, pods
+from tests.support.stack import Stack, Workspace
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def workspace(stack: Stack) -> Workspace:
+    return Workspace(stack)
+
+
+def test_a_cancelled_task_finishes_its_iteration_and_the_pod_takes_the_next(
+    workspace: Workspace,
+) -> None:
+    before = pod(workspace.id)["metadata"]["uid"]
+    cancelled = workspace.submit("sleep 2; echo finished", "echo never")
+    workspace.await_phase(cancelled, "tool_call")
+    assert workspace.cancel(reason="enough")["outcome"] == "accepted"
+    end = workspace.await_end(cancelled)
+    assert (end["status"], end["iterations"]) == ("cancelled", 1)
+    following = workspace.submit("echo $((6 * 7)) > kept; cat kept")
+    assert workspace.await_end(following)["status"] == "completed"
+    assert pod(workspace.id)["metadata"]["uid"] == before
+
+
+def test_a_forced_cancellation_interrupts_the_tool(workspace: Workspace) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    workspace.cancel(force_after="0.5s")
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"]) == ("cancelled", True)
+
+
+def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: Workspace) -> None:
+    """The bootstrap token is in a file; it is spent. The agent's own memory and environment are
+    closed to processes of its user.
+    """
+    task_id = workspace.submit(
+        "cat /run/evershell/spec.json",
+        "cat /proc/1/environ; cat /proc/1/mem; ls /var/run/secrets; id -u; touch /usr/x; kill -9 1",
+    )
+    workspace.await_end(task_id)
+    outputs = [
+        event["tool_call"]["result"]["output"]
+        for event in workspace.log()
+        if event["type"] == "iteration_completed"
+    ]
+    assert outputs[1].count("Permission denied") >= 2, outputs[1]
+    assert "Read-only file system" in outputs[1]
+    assert "\n10001\n" in outputs[1]
+    assert workspace.get()["status"] == "idle"
+    spec = json.loads(outputs[0])
+    assert (spec["runtime_secret"], spec["signal_secret"], spec["openai_api_key"]) == ("", "", "")
+    with grpc.insecure_channel(stack.worker_addresses()[0]) as channel:
+        bearer = (("authorization", f"Bearer {spec['bootstrap_token']}"),)
+        with pytest.raises(grpc.RpcError) as raised:
+            RuntimeServiceStub(channel).Bootstrap(BootstrapRequest(), metadata=bearer, timeout=5)
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
+    stack: Stack, workspace: Workspace
+) -> None:
+    written = workspace.submit("echo kept > file; (setsid sleep 900 &)")
+    workspace.await_end(written)
+    stack.rest().call("POST", f"{workspace.path}/stop")
+    workspace.await_status("stopped")
+    assert pods(workspace.id) == []
+    stack.rest().call("POST", f"{workspace.path}/resume")
+    workspace.await_status("idle")
+    assert pod(workspace.id)["metadata"]["name"].endswith("-2")
+    read = workspace.submit("cat file")
+    assert workspace.await_end(read)["status"] == "completed"
+    (output,) = [
+        event["tool_call"]["result"]["output"]
+        for event in workspace.log()
+        if event["type"] == "iteration_completed" and event["task_id"] == read
+    ]
+    assert output == "kept\n"
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
+    workspace: Workspace, is_cancelled: bool
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    if is_cancelled:
+        workspace.cancel()
+    delete_from_outside(pod(workspace.id)["metadata"]["name"])
+    end = workspace.await_end(task_id)
+    assert end["status"] == ("cancelled" if is_cancelled else "failed")
+    assert end["work_stopped"] == "yes"
+    failed = workspace.await_status("failed")
+    assert "its pod" in failed["status_reason"], failed
+    assert pods(workspace.id) == []
