@@ -9,6 +9,7 @@ from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 
 from tests.exhaustive.node.conftest import delete_from_outside, pod, pods
 from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -97,6 +98,8 @@ def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
     if is_cancelled:
         workspace.cancel()
     delete_from_outside(pod(workspace.id)["metadata"]["name"])
+    # The kubelet takes seconds to confirm the end, more on a loaded machine.
+    eventually(lambda: workspace.task(task_id)["status"] in ("cancelled", "failed"), 60)
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")
     assert end["work_stopped"] == "yes"
