@@ -153,6 +153,20 @@ def partitions(owner: "Connection[tuple[object, ...]]") -> list[str]:
     return [str(name) for (name,) in found]
 
 
+def unusable_tables(owner: "Connection[tuple[object, ...]]") -> list[object]:
+    """The tables, other than those of the audit log and of yoyo, that the service may not use."""
+    found = owner.execute(
+        "SELECT relname FROM pg_class "
+        "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') "
+        "AND relname !~ '^audit_entries|yoyo' AND NOT ("
+        "has_table_privilege('evershell_service', oid, 'SELECT') "
+        "AND has_table_privilege('evershell_service', oid, 'INSERT') "
+        "AND has_table_privilege('evershell_service', oid, 'UPDATE') "
+        "AND has_table_privilege('evershell_service', oid, 'DELETE'))"
+    )
+    return [name for (name,) in found]
+
+
 def count(owner: "Connection[tuple[object, ...]]", table: str) -> object:
     found = owner.execute(f"SELECT count(*) FROM {table}").fetchone()
     assert found is not None
@@ -217,6 +231,7 @@ async def test_the_role_of_the_service_only_adds_and_reads_entries(
             assert found.recorded
             await store_audit_entries(pool, [audit_entry()])
             assert len(await listed(pool)) == 2
+        assert unusable_tables(owner) == []
         month = f"audit_entries_{datetime.now(UTC):%Y_%m}"
         with psycopg.connect(service_url, autocommit=True) as service:
             for statement in (

@@ -116,7 +116,7 @@ HEADS = [
         "HEAD of 20 MB",
         Request("HEAD", f"{TASKS}?page_size=200"),
         200,
-        headers={"content-length": "20048032"},
+        headers={"content-length": "20051632"},
         reaches_service=True,
         clients=MIXED[:1],
     ),
