@@ -112,7 +112,8 @@ def _describe(event: Event) -> str:
         case IterationCompleted():
             return _describe_iteration(event.payload)
         case TaskCompleted(status=status, forced=forced, iterations=count, reason=reason):
-            ended = f"{status}{', forced' if forced else ''} after {count} iterations"
+            word = "iteration" if count == 1 else "iterations"
+            ended = f"{status}{', forced' if forced else ''} after {count} {word}"
             return f"{ended}: {show.first_line(reason)}" if reason else ended
         case None:
             return ""

@@ -50,11 +50,11 @@ HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 MAX_PRIVATE_KIB = 22 * 1024
 
 
-@pytest.fixture
+@pytest.fixture(params=[False, True], ids=["plain", "spans"])
 async def agent(
-    control_plane: ControlPlane, tmp_path: Path
+    control_plane: ControlPlane, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process with the scripted model, which has registered."""
+    """A process with the scripted model, which has registered. It may export spans."""
     # Several heartbeats a second.
     control_plane.lease_ms = 1_500
     spec = {
@@ -62,6 +62,7 @@ async def agent(
         "epoch": EPOCH,
         "runtime_addresses": [await control_plane.serve()],
         **control_plane.secrets,
+        "export_spans": request.param,
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-c", PROGRAM),
