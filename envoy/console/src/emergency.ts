@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { api, type Failure, read, type Schemas } from "./api";
 import { announce } from "./announcer";
-import { asFailure, backoffMs, pause, repeat } from "./connection";
+import { asFailure, backoffMs, pause } from "./connection";
 import { count } from "./text";
 
 // How often a call is repeated that the service could not answer.
@@ -42,11 +42,15 @@ export const hold = signal<Hold | null>(null);
 // The last stop that this tab has begun.
 export const stop = signal<Stop | null>(null);
 
-export function followHold(signal: AbortSignal): Promise<void> {
-  const readHold = async () => {
-    hold.value = await read(api.GET("/v1/hold", { signal }));
-  };
-  return repeat(readHold, () => HOLD_MS, signal);
+export async function followHold(signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      hold.value = await read(api.GET("/v1/hold", { signal }));
+    } catch {
+      // The list and the page of a workspace say that the service does not answer.
+    }
+    await pause(HOLD_MS, signal);
+  }
 }
 
 export async function release(): Promise<void> {

@@ -8,6 +8,8 @@ import { announcement } from "./events";
 
 const REFRESH_MS = 1_000;
 const HIDDEN_REFRESH_MS = 10_000;
+// The least time between two readings, however fast events come.
+const LEAST_MS = 250;
 // A log may have any number of events. The oldest are dropped.
 const KEPT_EVENTS = 2_000;
 
@@ -19,6 +21,7 @@ export class OpenWorkspace {
   readonly dropped = signal(0);
   readonly streamTrouble = signal<Failure | null>(null);
   private waiting: WorkspaceEvent[] = [];
+  private refreshedAt = 0;
   private refreshNow = () => {};
 
   constructor(readonly id: string) {}
@@ -34,10 +37,15 @@ export class OpenWorkspace {
       onTrouble: (failure: Failure | null) => (this.streamTrouble.value = failure),
     };
     void followEvents(this.id, follower, signal);
-    this.refreshNow = () => void this.refresh(signal).catch(() => {});
+    this.refreshNow = () => {
+      if (performance.now() - this.refreshedAt < LEAST_MS) return;
+      // The next regular reading reports a failure.
+      void this.refresh(signal).catch(() => {});
+    };
   }
 
   private async refresh(signal: AbortSignal): Promise<void> {
+    this.refreshedAt = performance.now();
     const path = { workspace_id: this.id };
     const workspace = await read(
       api.GET("/v1/workspaces/{workspace_id}", { params: { path }, signal }),

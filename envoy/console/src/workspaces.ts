@@ -17,8 +17,8 @@ const IN_VIEW_MS = 500;
 const PAGES_IN_VIEW = 4;
 // While the page is hidden.
 const HIDDEN_REFRESH_MS = 10_000;
-// A credential may make 100 reads a second. 5,000 workspaces need 25 for the pages, and what is in
-// view at most 60.
+// A credential may make 100 reads a second. 5,000 workspaces need 25 for the pages, 10 for other
+// tasks, and what is in view at most 34.
 const TASKS_IN_VIEW = 26;
 const OTHER_TASKS = 10;
 // The list takes at most this share of the time for its own calls.
@@ -160,8 +160,13 @@ function merged(before: Row | undefined, workspace: Workspace, page: number): Ro
 }
 
 function tasksInView(): Row[] {
-  const found = [...inView].map((id) => known.get(id));
-  return found.filter((row) => row !== undefined).filter(hasTask).slice(0, TASKS_IN_VIEW);
+  const found = [...inView].map((id) => known.get(id)).filter((row) => row !== undefined);
+  return found.filter((row) => hasTask(row) && isDueForReading(row)).slice(0, TASKS_IN_VIEW);
+}
+
+// A new task is read at once, and then every second.
+function isDueForReading({ readAt }: Row): boolean {
+  return Date.now() - readAt >= REFRESH_MS - IN_VIEW_MS / 2;
 }
 
 // Those that were read the longest ago.
