@@ -87,6 +87,15 @@ def test_a_limit_that_is_reached_decides_the_end(wanted: TaskLimits) -> None:
     assert (change.task.status, change.task.result) == (TaskStatus.CANCELLED, "done")
 
 
+@pytest.mark.parametrize("age", [59, 60])
+def test_a_limit_that_is_reached_decides_the_end_of_a_lost_task(age: float) -> None:
+    locked = busy(MINUTE, age=age)
+    change = task_lifecycle.end_open_task(locked, "its agent died", NOW, work_stopped=True)
+    assert change.task is not None
+    assert change.task.status == ("cancelled" if age == 60 else "failed")
+    assert types(change)[-1] == "task_completed"
+
+
 def test_a_commit_without_events_applies_the_limits() -> None:
     assert types(commit(busy(MINUTE, age=60))) == ["task_cancel_requested"]
 

@@ -31,6 +31,7 @@ async def _repair(world: World) -> None:
     world.wire.network = Network.GOOD
     world.pods.are_in_reach = True
     world.lead()
+    await world.release()
     for agent in world.agents:
         agent.thaw()
         agent.set_link(Link.GOOD)

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from evershell.server.agent.shutdown import ExitCode
 from evershell.server.core.event import Event, EventType, cancel_requested_payload
-from evershell.server.core.task import CancelIntent, Task, TaskStatus
+from evershell.server.core.limits import REQUESTER
+from evershell.server.core.task import CancelIntent, Task, TaskLimits, TaskStatus
 from evershell.server.core.workspace import WorkspaceStatus
 from tests.invariants.record import Iteration
 from tests.invariants.trouble import Fault, Link
@@ -162,7 +163,8 @@ def invariant_5_no_leak(view: View) -> None:
                 for request_id, task_id in view.record.stops.items()
                 if task_id == task.id
             }
-            assert task.cancel.request_id in asked, (task, asked)
+            by_limit = task.cancel.requested_by == REQUESTER and task.limits != TaskLimits()
+            assert by_limit or task.cancel.request_id in asked, (task, asked)
 
 
 def invariant_6_the_pod_lives(view: View) -> None:
@@ -353,8 +355,9 @@ def _check_deadline(view: View, task: Task) -> None:
     if (
         any(call.answer in ("unavailable", "internal") for call in calls)
         or task.id in view.record.stops.values()
+        or task.limits.force_after_seconds is not None
     ):
-        # The effect of these calls is unknown.
+        # The effect of these calls is unknown, and a limit may force too.
         return
     asked = [
         call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
@@ -370,6 +373,20 @@ def _check_deadline(view: View, task: Task) -> None:
     elif task.cancel is not None:
         firsts = {call.by.actor_id for call in asked if call.force_at == earliest.force_at}
         assert kept[0] == earliest.force_at and kept[1] in firsts, (task, asked)
+
+
+def limits_decide_the_end(view: View) -> None:
+    """A task that has reached a limit is cancelled, and never ends in another way."""
+    for task in view.tasks.values():
+        tokens, limits = task.usage.input_tokens + task.usage.output_tokens, task.limits
+        is_used = limits.max_total_tokens is not None and tokens >= limits.max_total_tokens
+        assert not is_used or task.cancel is not None, task
+        if None in (limits.max_duration_seconds, task.started_at, task.completed_at):
+            continue
+        assert limits.max_duration_seconds and task.started_at and task.completed_at
+        lasted_seconds = (task.completed_at - task.started_at).total_seconds()
+        is_late = lasted_seconds >= limits.max_duration_seconds
+        assert not is_late or task.status is TaskStatus.CANCELLED, task
 
 
 def invariant_12_visible(view: View) -> None:
@@ -413,6 +430,7 @@ INVARIANTS = (
     invariant_10_bounded,
     invariant_11_force_is_asked_for,
     invariant_12_visible,
+    limits_decide_the_end,
     answers_are_those_of_the_contract,
     nothing_unexpected_is_raised,
 )

@@ -6,6 +6,7 @@ from datetime import timedelta
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from evershell.server.core.task import TaskLimits
 from evershell.server.core.workspace import WorkspaceStatus
 from tests.invariants.agent import Agent
 from tests.invariants.ending import end_all
@@ -20,6 +21,16 @@ from tests.invariants.world import CALLERS, STEP_SECONDS, OpenStores, World
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
 # An index into the live agents, mostly that of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
+
+
+# An iteration has five tokens.
+LIMITS = [
+    TaskLimits(),
+    TaskLimits(),
+    TaskLimits(max_total_tokens=8),
+    TaskLimits(max_duration_seconds=4.0),
+    TaskLimits(max_duration_seconds=2.0, max_total_tokens=5, force_after_seconds=1.0),
+]
 
 
 # At most one fault, and at most one advance of the clock, in so many steps: a run with more faults
@@ -50,10 +61,12 @@ class CancellationMachine(RuleBasedStateMachine):
         comes_up=st.sampled_from([True, True, True, False]),
         is_heard=st.sampled_from([True, True, False]),
         network=NETWORKS,
+        limits=st.sampled_from(LIMITS),
     )
-    def begin(self, comes_up: bool, is_heard: bool, network: Network) -> None:
+    def begin(self, comes_up: bool, is_heard: bool, network: Network, limits: TaskLimits) -> None:
         """Submits a task. The workspace may be down, and the agent's requests may be lost."""
-        self.world.run(self._begin(comes_up=comes_up, is_heard=is_heard, network=network))
+        begun = self._begin(comes_up=comes_up, is_heard=is_heard, network=network, limits=limits)
+        self.world.run(begun)
 
     @precondition(lambda self: self.has_open_task)
     @rule(
@@ -87,6 +100,29 @@ class CancellationMachine(RuleBasedStateMachine):
             times=times,
         )
         self.world.run(call)
+
+    @precondition(lambda self: self.has_open_task or self.may_be_trouble)
+    @rule(
+        by=st.sampled_from(sorted(CALLERS)),
+        holds=st.sampled_from([False, False, True]),
+        force_after_seconds=st.sampled_from([None, None, 2.0]),
+        hiccup=st.sampled_from([None, None, None, None, *Hiccup]),
+    )
+    def cancel_all(
+        self, by: str, holds: bool, force_after_seconds: float | None, hiccup: Hiccup | None
+    ) -> None:
+        """A caller cancels all tasks, and may put the organization on hold for that."""
+        if hiccup is not None:
+            self.world.store.hiccups.appendleft(hiccup)
+        call = self.world.cancel_all(
+            CALLERS[by], holds=holds, force_after_seconds=force_after_seconds
+        )
+        self.world.run(call)
+
+    @precondition(lambda self: self.world.may_be_held)
+    @rule()
+    def release(self) -> None:
+        self.world.run(self.world.release())
 
     @precondition(lambda self: self.is_deadline_ahead)
     @rule(by=st.sampled_from(sorted(CALLERS)), network=NETWORKS)
@@ -304,7 +340,12 @@ class CancellationMachine(RuleBasedStateMachine):
         await self._scan()
 
     async def _begin(
-        self, *, comes_up: bool = True, is_heard: bool = True, network: Network = Network.GOOD
+        self,
+        *,
+        comes_up: bool = True,
+        is_heard: bool = True,
+        network: Network = Network.GOOD,
+        limits: TaskLimits | None = None,
     ) -> None:
         if comes_up:
             await self._come_up()
@@ -312,7 +353,7 @@ class CancellationMachine(RuleBasedStateMachine):
             for agent in self.awake():
                 agent.set_link(Link.REQUESTS_LOST)
         self.world.wire.network = network
-        await self.world.submit()
+        await self.world.submit(limits)
 
     async def _scan(self) -> None:
         self.world.lead()

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 from evershell.server.core import tasks, workspaces
 from evershell.server.core.bounds import Bounds
 from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.cancel_task import CancelResult, CancelTask, cancel_task
+from evershell.server.core.cancel_task import CancelResult, CancelTask, Outcome, cancel_task
+from evershell.server.core.cancel_tasks import CancelTasks, cancel_tasks
 from evershell.server.core.errors import AgentUnreachableError, Failure, UnavailableError
 from evershell.server.core.event import Event, Origin
-from evershell.server.core.ports import Store
+from evershell.server.core.holds import HoldOrg, hold_org, release_org
+from evershell.server.core.ports import UNSIGNALLED, Store
 from evershell.server.core.runtime import Runtime
-from evershell.server.core.task import Task
+from evershell.server.core.task import Task, TaskLimits
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.fleet.controller import Controller
 from evershell.server.store.announce import Announce
@@ -38,7 +40,7 @@ BOUNDS = Bounds(
 )
 # So short that no step contains two heartbeats.
 STEP_SECONDS = 0.5
-_SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write"})
+_SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write", "org:hold"})
 CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
 CALLERS = {"user": CALLER, "program": Caller("org_a", "key_1", CredentialKind.API_KEY, _SCOPES)}
 _STATE_SLUGS = {
@@ -63,6 +65,8 @@ class World:
         self.wakeups = FakeWakeups()
         self.agents: list[Agent] = []
         self.workspace_id = ""
+        # Whether a hold is known to be in force, and whether there may be one.
+        self.is_held = self.may_be_held = False
         self._request_numbers = count(1)
         self._run_numbers = count(1)
         self._background: set[asyncio.Task[None]] = set()
@@ -82,7 +86,7 @@ class World:
     async def _open(self, open_stores: OpenStores) -> None:
         store, observer = await open_stores(
             self._resources,
-            lambda workspace_id, *, watched, reconcile: self.wakeups.announce(workspace_id),
+            self._announce,
             self.clock,
         )
         self.observer = SpyStore(observer, self.record, self.clock)
@@ -99,6 +103,11 @@ class World:
             await workspaces.create_workspace(CALLER, "", Origin(), self.store, self.clock)
         ).id
         self.lead()
+
+    def _announce(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        self.wakeups.announce(workspace_id)
+        if workspace_id == UNSIGNALLED and self._leading is not None:
+            self.changes.announce(workspace_id)
 
     def close(self) -> None:
         """Ends every call, agent and controller, and closes the stores."""
@@ -151,7 +160,7 @@ class World:
 
     # What callers do.
 
-    async def submit(self) -> None:
+    async def submit(self, limits: TaskLimits | None = None) -> None:
         """Submits a task. Records a failure if an idle and healthy agent had to accept it."""
         before = await self.workspace()
         is_free = (
@@ -159,15 +168,26 @@ class World:
             and self.wire.network is Network.GOOD
             and self._agent_is_free(before)
         )
-        due = is_free and self.wire.reaches(before) and not self.store.hiccups
+        due = (
+            is_free
+            and self.wire.reaches(before)
+            and not self.store.hiccups
+            and not self.may_be_held
+        )
         number = next(self._request_numbers)
         request = tasks.SubmitTask(
-            workspace_id=before.id, description=f"task {number}", origin=Origin(f"submit_{number}")
+            workspace_id=before.id,
+            description=f"task {number}",
+            limits=limits or TaskLimits(),
+            origin=Origin(f"submit_{number}"),
         )
 
         async def call() -> None:
+            is_held = self.is_held
             try:
-                await tasks.submit_task(CALLER, request, self.store, self.wire, self.clock)
+                task = await tasks.submit_task(CALLER, request, self.store, self.wire, self.clock)
+                if is_held:
+                    self.record.defects.append(AssertionError(f"submitted during a hold: {task}"))
             except (Failure, UnavailableError) as failure:
                 if due:
                     self.record.refused_submits.append(f"{request.origin.request_id}: {failure}")
@@ -273,6 +293,71 @@ class World:
             call.answer, call.returned_task = str(result.outcome), result.task
         call.answered_at = self.clock()
         call.seen_task = await self.task(call.target_id)
+
+    async def cancel_all(
+        self, by: Caller, *, holds: bool, force_after_seconds: float | None
+    ) -> None:
+        """Cancels every task of the organization, by CancelTasks or with a hold."""
+        at = await self.workspace()
+        target = await self.task(at.current_task_id)
+        now, request_id = self.clock(), f"all_{next(self._request_numbers)}"
+        outcomes = {"already_requested"}
+        if target is None:
+            outcomes = {"no_active_task"}
+        elif target.cancel is None:
+            outcomes.add("accepted")
+        if holds:
+            self.may_be_held = True
+            force_after_seconds = None
+        call = Call(
+            request_id=request_id,
+            by=by,
+            asked_at=now,
+            target_id=target.id if target is not None else None,
+            wait_seconds=None,
+            signal_seconds=0.0,
+            force_at=None
+            if force_after_seconds is None
+            else now + timedelta(seconds=force_after_seconds),
+            expected=None if self.store.hiccups else frozenset(outcomes),
+            drains_before=self.record.drains,
+            runner=asyncio.create_task(
+                self._cancel_all(by, request_id, target, force_after_seconds, holds=holds)
+            ),
+        )
+        self.record.calls.append(call)
+        self._start(self._note_answer(call))
+
+    async def _cancel_all(
+        self,
+        by: Caller,
+        request_id: str,
+        target: Task | None,
+        force_after_seconds: float | None,
+        *,
+        holds: bool,
+    ) -> CancelResult:
+        """The answer as if CancelTask had given it."""
+        origin = Origin(request_id)
+        if holds:
+            request = HoldOrg(cancel_running=True, origin=origin)
+            _, result = await hold_org(by, request, self.store, self.clock)
+            self.is_held = True
+        else:
+            batch = CancelTasks(force_after_seconds=force_after_seconds, origin=origin)
+            result = await cancel_tasks(by, batch, self.store, self.clock)
+        assert not result.remaining, result
+        if not result.matched:
+            return CancelResult(self.workspace_id, Outcome.NO_ACTIVE_TASK, None)
+        assert target is not None, result
+        outcome = Outcome.ACCEPTED if result.accepted else Outcome.ALREADY_REQUESTED
+        return CancelResult(self.workspace_id, outcome, None)
+
+    async def release(self) -> None:
+        """Ends the hold."""
+        self.is_held = False
+        await self._try(release_org(CALLER, Origin(), self.store))
+        self.may_be_held = await self.observer.get_hold(CALLER.org_id) is not None
 
     async def stop(self) -> None:
         at = await self.workspace()

@@ -175,9 +175,11 @@ def _count_iteration(task: Task, payload: Mapping[str, Any]) -> Task:
 def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: bool) -> Change:
     """Ends the current task, if there is one, because its pod has ended.
 
-    The end is forced if the `force_at` of its cancellation has passed.
+    The end is forced if the `force_at` of its cancellation has passed. A limit that was reached
+    before applies.
     """
-    task = locked.task
+    limited = apply_limits(locked, now)
+    task = limited.task
     if task is None:
         return unchanged(locked)
     force_at = task.cancel.force_at if task.cancel is not None else None
@@ -185,7 +187,7 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
     ended = TaskEnded(
         status=TaskStatus.FAILED, reason=reason, forced=forced, work_stopped=work_stopped
     )
-    return _end(locked, task, ended, now)
+    return _followed_by(limited, _end(Locked(limited.workspace, task), task, ended, now))
 
 
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
