@@ -9,13 +9,18 @@ from tests.support import documents
 from tests.support.ports import free_ports
 from tests.support.stack import ROOT, Stack
 
-PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if documents.steps(page.read_text())]
+# The last one restarts the stack.
+PAGES = sorted(
+    (page for page in (ROOT / "docs").glob("*.md") if documents.steps(page.read_text())),
+    key=lambda page: (page.name == "operating.md", page.name),
+)
 
 
-@pytest.fixture
-def fresh_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A stack of its own for each page, so that the logs are as short as the page shows them."""
-    stack = Stack(tmp_path / "state", METRICS_PORT=str(free_ports(3, in_a_row=3)[0]))
+@pytest.fixture(scope="module")
+def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose demo workspace only these pages use. Each page ends its tasks."""
+    folder = tmp_path_factory.mktemp("pages")
+    stack = Stack(folder / "state", METRICS_PORT=str(free_ports(3, in_a_row=3)[0]))
     try:
         stack.start()
         yield stack
@@ -25,12 +30,12 @@ def fresh_stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_prints_what_it_shows(page: Path, fresh_stack: Stack, tmp_path: Path) -> None:
+def test_a_page_prints_what_it_shows(page: Path, demo_stack: Stack, tmp_path: Path) -> None:
     folder, home = tmp_path / "folder", tmp_path / "home"
     folder.mkdir()
     home.mkdir()
-    environment = {"HOME": str(home), "METRICS_PORT": str(fresh_stack.metrics_port)}
-    walked = documents.run(page.read_text(), fresh_stack, folder, **environment)
+    environment = {"HOME": str(home), "METRICS_PORT": str(demo_stack.metrics_port)}
+    walked = documents.run(page.read_text(), demo_stack, folder, **environment)
     wrong = [
         f"{step.block.text}-- has printed:\n{printed}"
         for step, printed in walked
