@@ -74,10 +74,10 @@ def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
     written = workspace.submit("echo kept > file; (setsid sleep 900 &)")
     workspace.await_end(written)
     stack.rest().call("POST", f"{workspace.path}/stop")
-    workspace.await_status("stopped")
+    eventually(lambda: workspace.get()["status"] == "stopped", 60)
     assert pods(workspace.id) == []
     stack.rest().call("POST", f"{workspace.path}/resume")
-    workspace.await_status("idle")
+    eventually(lambda: workspace.get()["status"] == "idle", 60)
     assert pod(workspace.id)["metadata"]["name"].endswith("-2")
     read = workspace.submit("cat file")
     assert workspace.await_end(read)["status"] == "completed"
@@ -103,6 +103,7 @@ def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")
     assert end["work_stopped"] == "yes"
-    failed = workspace.await_status("failed")
+    eventually(lambda: workspace.get()["status"] == "failed", 60)
+    failed = workspace.get()
     assert "its pod" in failed["status_reason"], failed
     assert pods(workspace.id) == []
