@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs a command beside a Kubernetes API server without nodes, with KUBECONFIG set:
 #   .ci/with_api_server.sh FOLDER COMMAND...
-# FOLDER has the programs etcd and kube-apiserver. Everything listens on loopback.
+# FOLDER has the programs etcd and kube-apiserver. Everything listens on loopback. Needs the environment .venv.
 set -euo pipefail
 programs=$1
+python=$(dirname "$0")/../.venv/bin/python
 shift
 state=$(mktemp -d)
 pids=()
@@ -15,13 +16,20 @@ stop() {
 trap stop EXIT
 
 # Three free ports: two for etcd, one for the API server.
-read -r client peer port < <(python3 - <<'P'
+read -r client peer port < <("$python" - <<'P'
 import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(each.getsockname()[1] for each in sockets))
 P
 )
-openssl genrsa -out "$state/account.key" 2048 2>/dev/null
+"$python" - "$state/account.key" <<'P'
+import sys
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+key = rsa.generate_private_key(65537, 2048)
+encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
+open(sys.argv[1], "wb").write(key.private_bytes(encoding, form, serialization.NoEncryption()))
+P
 echo 'test,admin,admin,"system:masters"' >"$state/tokens.csv"
 cat >"$state/kubeconfig" <<C
 {"apiVersion": "v1", "kind": "Config", "current-context": "test",
@@ -43,8 +51,18 @@ pids+=($!)
   --token-auth-file "$state/tokens.csv" --authorization-mode RBAC --service-cluster-ip-range 10.96.0.0/24 \
   --endpoint-reconciler-type none --allow-privileged=false >"$state/api-server.log" 2>&1 &
 pids+=($!)
+is_ready() {
+  "$python" - "https://127.0.0.1:$port/readyz" <<'P'
+import ssl, sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"authorization": "Bearer test"})
+try:
+    urllib.request.urlopen(request, timeout=2, context=ssl._create_unverified_context())
+except OSError:
+    sys.exit(1)
+P
+}
 for _ in $(seq 300); do
-  if curl -sk -H 'authorization: Bearer test' "https://127.0.0.1:$port/readyz" | grep -qx ok; then
+  if is_ready; then
     "$@"
     exit
   fi
