@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def is_cancel(self) -> bool:
-        return self.rpc == "CancelTask"
+        return self.rpc in ("CancelTask", "CancelTasks")
 
     @property
     def outcome(self) -> str:

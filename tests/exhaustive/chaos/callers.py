@@ -34,6 +34,7 @@ _ROUTES = {
     "ListTasks": ("GET", "/v1/workspaces/{workspace_id}/tasks"),
     "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}"),
     "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/task/cancel"),
+    "CancelTasks": ("POST", "/v1/tasks/cancel"),
 }
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"

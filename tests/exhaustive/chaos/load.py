@@ -136,7 +136,7 @@ class Load:
             async with asyncio.timeout(cancel.hangs_up_seconds):
                 await self._call(
                     cancel.wire,
-                    "CancelTask",
+                    "CancelTasks" if cancel.is_batch else "CancelTask",
                     workspace_id,
                     named,
                     cancel.wait_seconds or 0,
@@ -158,12 +158,14 @@ class Load:
     ) -> Answer:
         """Makes a call and records its answer, even if the caller hangs up."""
         call = f"call {next(self._numbers)}"
-        request: Mapping[str, Any] = {
-            "workspace_id": workspace_id,
-            **({"task_id": task_id} if task_id else {}),
-            **({"reason": call} if rpc == "CancelTask" else {}),
-            **fields,
-        }
+        named = {"filter": {"workspace_ids": [workspace_id]}, "reason": call}
+        if rpc != "CancelTasks":
+            named = {
+                "workspace_id": workspace_id,
+                **({"task_id": task_id} if task_id else {}),
+                **({"reason": call} if rpc == "CancelTask" else {}),
+            }
+        request: Mapping[str, Any] = {**named, **fields}
         sent, reply = time.time(), Reply("", HUNG_UP, {})
         try:
             reply = await self._callers.call(wire, rpc, ANSWER_SECONDS + wait_seconds, request)
@@ -180,12 +182,23 @@ class Load:
                 answered=time.time(),
                 status=reply.status,
                 slug=reply.slug,
-                body=reply.body,
+                body=_of_one_task(reply) if rpc == "CancelTasks" else reply.body,
                 problem=reply.problem,
                 request_id=reply.request_id,
             )
             self.answers.append(answer)
         return answer
+
+
+def _of_one_task(reply: Reply) -> Mapping[str, Any]:
+    """The answer of CancelTasks for one workspace, in the form of CancelTask's."""
+    if reply.slug:
+        return reply.body
+    results: list[Mapping[str, Any]] = reply.body["results"]
+    if results:
+        return results[0]
+    # A task whose workspace stayed locked remains.
+    return {} if reply.body["remaining"] else {"outcome": "no_active_task", "task_id": ""}
 
 
 def _commands(each: Round) -> list[str]:

@@ -111,9 +111,12 @@ class Fault:
     index: int
 
 
+_BATCH_WIRES = (Wire.REST, Wire.WORKER_1)
+
+
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """One call of CancelTask."""
+    """One call of CancelTask, or of CancelTasks for the tasks of one workspace."""
 
     # Counted from the answer to the submission.
     after_seconds: float
@@ -124,6 +127,11 @@ class Cancel:
     force_after_seconds: float | None
     # When the caller hangs up if it has no answer, counted from the call. None for never.
     hangs_up_seconds: float | None
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the call is CancelTasks: if it names no task, does not wait, and by its wire."""
+        return not self.names_task and self.wait_seconds is None and self.wire in _BATCH_WIRES
 
 
 @dataclass(frozen=True, slots=True)
