@@ -52,9 +52,9 @@ class CancellationMachine(RuleBasedStateMachine):
         self._troubles = 0
         self._passings = 0
 
-    @initialize()
-    def begin_first(self) -> None:
-        self.world.run(self._begin())
+    @initialize(limits=st.sampled_from(LIMITS))
+    def begin_first(self, limits: TaskLimits) -> None:
+        self.world.run(self._begin(limits=limits))
 
     @precondition(lambda self: not self.has_open_task or self.may_be_trouble)
     @rule(
