@@ -87,13 +87,13 @@ class Settings(BaseSettings):
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
     rate_limit_per_second: int = Field(100, ge=1)
-    """The limit of each credential for all calls except CancelTask."""
+    """The limit of each credential for all calls that `CANCEL_LIMIT_PER_SECOND` does not count."""
     rate_limit_burst: int = Field(200, ge=1)
     """How many of these calls may arrive at once."""
     cancel_limit_per_second: int = Field(50, ge=1)
-    """The limit of each credential for CancelTask."""
+    """The limit of each credential for CancelTask, CancelTasks, HoldOrg and ReleaseOrg together."""
     cancel_limit_burst: int = Field(100, ge=1)
-    """How many calls of CancelTask may arrive at once."""
+    """How many of these calls may arrive at once."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
