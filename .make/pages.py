@@ -35,9 +35,9 @@ CONFIGURATION = """\
 
 <!-- Written by `make gen` from evershell/server/config.py. Do not edit. -->
 
-All settings of the service are environment variables. `evershell up`, `evershell serve` and
-`evershell fleet` read them once, when they start. A value that is not valid stops the program with
-a message that names the variable. Restart the stack to apply a change.
+All settings of the service are environment variables. The commands `up`, `serve`, `fleet`, `edge`
+and `migrate` of `evershell` read them once, when they start. A value that is not valid stops the
+program with a message that names the variable. Restart the program to apply a change.
 
 <!-- not run: starts a stack, which runs until Ctrl-C -->
 ```sh
