@@ -1,4 +1,4 @@
-"""The backends of the pods, and what they tell an agent at its start. Part of bootstrap.py."""
+"""Connects the parts of each backend of pods, and makes the spec of an agent."""
 
 import asyncio
 import shlex
@@ -101,7 +101,7 @@ def spec_for(
     certificates: AgentCertificates | None,
     bwrap: str = "",
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """What an agent is told at its start."""
+    """Makes the spec of an agent."""
 
     def whole(agent: AgentIdentity) -> PodSpec:
         tls = certificates.agent(agent) if certificates is not None else None
@@ -138,7 +138,7 @@ def _first_spec_for(
     files_dir: str,
     listen_port: int,
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """What the tools of an agent may read as well: its other secrets come from Bootstrap."""
+    """Makes the spec that the tools of an agent can read too. Bootstrap returns its secrets."""
 
     def first(agent: AgentIdentity) -> PodSpec:
         tls = certificates.agent(agent) if certificates is not None else None

@@ -30,7 +30,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     """The internal service. runtime_service.proto has the contract of each method."""
 
     runtime: Runtime
-    # What an agent is told at its start.
+    # Makes the spec of an agent.
     spec_for: Callable[[AgentIdentity], PodSpec]
     export_spans: ExportSpans = discard_spans
 

@@ -118,7 +118,7 @@ class Store(Protocol):
         Returns the tasks whose cancellation is recorded now, and whether this call recorded it.
         Leaves out tasks that have ended, and tasks whose workspace is not up, is not covered or is
         locked by another transaction. With `wait`, for one task only, waits for that transaction.
-        Announces the workspaces, and UNSIGNALLED, for the fleet controller signals the agents.
+        Announces the workspaces, and UNSIGNALLED, because the fleet controller signals the agents.
         """
 
     async def transition(

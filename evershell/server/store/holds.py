@@ -1,7 +1,7 @@
 """The holds of organizations: how they are stored, and the lock that orders them.
 
 The lock of an organization is an advisory lock of PostgreSQL, because an organization may have no
-row. A transaction takes it first, before any row, and has it until it is committed. So it cannot
+row. A transaction takes it first, before any row, and keeps it until it is committed. So it cannot
 take part in a deadlock. Organizations whose ids have the same hash share a lock, which is harmless.
 """
 

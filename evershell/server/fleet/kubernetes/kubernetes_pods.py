@@ -54,9 +54,9 @@ class KubernetesPods:
     ) -> None:
         """`open` calls this.
 
-        `spec_for` is what an agent is told at its start, without secrets that last. `start_seconds`
-        is how long a start waits for an API server that does not answer, and `end_seconds` how long
-        an end waits beyond its grace for the cluster's confirmation.
+        `spec_for` makes the spec of an agent, without secrets that last. `start_seconds` is how
+        long a start waits for an API server that does not answer, and `end_seconds` how long an end
+        waits beyond its grace for the cluster's confirmation.
         """
         self._api = api
         self._template = template
