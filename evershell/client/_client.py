@@ -1,4 +1,6 @@
-"""The synchronous client: how it makes calls. `_tasks.py` and `_workspaces.py` say which."""
+"""The synchronous client: how it makes calls. `_tasks.py`, `_workspaces.py` and `_emergency.py` say
+which.
+"""
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
