@@ -51,13 +51,13 @@ def _metadata(
     "--max-duration",
     type=DURATION,
     metavar="DURATION",
-    help="Cancel the task so long after its start: 10m, 2h; at most 30 d.",
+    help="Cancel the task this long after its start: 10m, 2h; at most 30 d.",
 )
 @click.option(
     "--max-total-tokens",
     type=int,
     metavar="N",
-    help="Cancel the task after the iteration that reaches so many tokens.",
+    help="Cancel the task after the iteration with which it has used this many tokens.",
 )
 @click.option(
     "--force-after",

@@ -259,7 +259,7 @@ class AuditEntry(Result):
     """As the caller named it, so it need not exist."""
     task_id: str | None = None
     outcome: str = ""
-    """The outcome of CancelTask, `ok`, the slug of the error, or `caller_gone`."""
+    """The outcome of CancelTask, `dry_run`, `ok`, the slug of the error, or `caller_gone`."""
     reason: str = ""
     """The reason that the caller gave."""
     request_id: str = ""

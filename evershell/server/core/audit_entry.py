@@ -38,7 +38,7 @@ class AuditEntry:
     # As the caller named it. It need not exist.
     workspace_id: str
     task_id: str
-    # The outcome of CancelTask, `ok`, or the slug of the error.
+    # The outcome of CancelTask, `dry_run` of CancelTasks, `ok`, or the slug of the error.
     outcome: str
     reason: str
     request_id: str

@@ -1,9 +1,9 @@
 """Use case: cancel every task of the organization that matches.
 
-Each task is cancelled as by CancelTask, with the same promise: the intent is committed first, and
-decides the end of the task. The intents of a call are committed in several transactions, all of
-them before the answer. The agents are signalled by the fleet controller, which the store wakes, so
-the call does not wait for them.
+Each task is cancelled as CancelTask does it, with the same promise: the intent is committed first,
+and decides the end of the task. The intents of a call are committed in several transactions, all of
+them before the answer. The fleet controller, which the store wakes, signals the agents, so the call
+does not wait for them.
 """
 
 import asyncio

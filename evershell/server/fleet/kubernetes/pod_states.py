@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from evershell.server.fleet.kubernetes.api import Object
 
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
-# Reasons of a waiting container that only another pod can mend.
+# Reasons for which a waiting container never starts; only a new pod helps.
 _HOPELESS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 # Reasons of a waiting container that are no problem.
 _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
