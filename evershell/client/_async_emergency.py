@@ -1,4 +1,4 @@
-"""The asynchronous calls of an emergency: cancel all tasks, hold the organization."""
+"""The asynchronous calls of an emergency: cancel all tasks, put the organization on hold."""
 
 from collections.abc import AsyncIterator
 
@@ -27,7 +27,7 @@ class AsyncEmergencyCalls(AsyncCaller):
 
         Args:
             filter: Which tasks. None cancels all of them.
-            reason: For people; at most 500 characters. The tasks and their events hold it.
+            reason: For people; at most 500 characters. Recorded in the tasks and their events.
             force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
                 seconds. None interrupts no iteration.
             dry_run: Counts the tasks and cancels none.

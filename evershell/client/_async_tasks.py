@@ -32,7 +32,7 @@ class AsyncTaskCalls(AsyncCaller):
         Args:
             workspace_id: The workspace.
             task_id: Cancels only this task. None cancels the task that runs.
-            reason: For people; at most 500 characters. The task and its events hold it.
+            reason: For people; at most 500 characters. Recorded in the task and its events.
             wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. It is
                 added to the client's timeout. If the time is over, the result has the task as it is
                 then; `cancel_and_wait` has no such limit.

@@ -15,13 +15,13 @@ Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.
 In another terminal:
 
   . {state_dir}/demo.env
-  # give the agent 15 minutes of work, in steps of 5 minutes
+  # give the agent 15 minutes of work, in iterations of 5 minutes
   {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/tasks \\
     -H "Authorization: Bearer $TOKEN" -d '{{"description": "sleep 300\\nsleep 300\\nsleep 300"}}'
-  # cancel it: the current step may finish
+  # cancel it: the current iteration may finish
   {curl} -sw '\\n' -X POST {rest_url}/v1/workspaces/{workspace_id}/task/cancel \\
     -H "Authorization: Bearer $TOKEN"
-  # the same over gRPC, and interrupt the step after 1 s
+  # the same over gRPC, and interrupt the iteration after 1 s
   {grpcurl} -H "authorization: Bearer $TOKEN" \\
     -d '{{"workspace_id": "{workspace_id}", "force_after": "1s"}}' \\
     {grpc_addr} evershell.workspace.v1.WorkspaceService/CancelTask
