@@ -4,7 +4,9 @@ from evershell.agent.v1 import runtime_service_pb2
 
 from tests.api.access_rules import METHODS, RULES, TEMPLATES, Principal, Target, refusal
 
-ALL_SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write", "audit:read"})
+ALL_SCOPES = frozenset(
+    {"workspace:read", "workspace:write", "tasks:write", "audit:read", "org:hold"}
+)
 _OWN_SCOPES = frozenset({"workspace:read:own", "workspace:write:own", "tasks:write:own"})
 # The callers that are refused something, as the demo has them.
 CALLERS: dict[str, Principal | None] = {
@@ -48,7 +50,7 @@ def expected(method: str, by: str) -> str:
 
 
 # Each method by each of these callers, unless it is allowed. Those of another organization may list
-# what is their own.
+# and hold what is their own.
 BEYOND_RIGHTS = [
     f"{method} by {by}"
     for method in METHODS

@@ -85,7 +85,8 @@ def snapshot(stack: Stack) -> Any:
     with stack.database() as connection:
         return connection.execute(
             "SELECT (SELECT jsonb_agg(to_jsonb(w) - 'lease_expires_at' ORDER BY id) "
-            "FROM workspaces w), (SELECT count(*) FROM tasks), (SELECT count(*) FROM events)"
+            "FROM workspaces w), (SELECT count(*) FROM tasks), (SELECT count(*) FROM events), "
+            "(SELECT count(*) FROM org_holds WHERE org_id = 'org_demo')"
         ).fetchone()
 
 
@@ -138,6 +139,7 @@ def test_a_call_beyond_the_callers_rights_is_refused(
     slug, before = expected(method, by), snapshot(stack)
     if not slug:
         assert_only_own(method, wire, headers, owned)
+        assert snapshot(stack) == before
         return
     for answer in wire.send(method, headers, **fields_of(method, *owned)):
         assert slug_of(answer) == slug, answer
@@ -147,10 +149,12 @@ def test_a_call_beyond_the_callers_rights_is_refused(
 
 
 def assert_only_own(method: str, wire: Wire, headers: Headers, owned: tuple[str, str]) -> None:
-    """A list shows nothing of another organization."""
+    """A call for the caller's organization shows nothing of another one."""
     for answer in wire.send(method, headers):
         assert slug_of(answer) == ""
         assert owned[0] not in text_of(answer) and "org_demo" not in text_of(answer)
+    if method == "HoldOrg":
+        wire.send("ReleaseOrg", headers)
 
 
 def assert_same_words(method: str, wire: Wire, headers: Headers, owned: tuple[str, str]) -> None:
