@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import evershell.server.store.migrate
-from evershell.server.store import postgres_store, queries, rows
+from evershell.server.store import postgres_store, queries, rows, writes
 
 _FILE = Path(__file__).with_suffix(".sql")
 _MIGRATIONS = Path(evershell.server.store.migrate.__file__).parent / "migrations"
@@ -39,10 +39,10 @@ def _current_statements() -> dict[str, str]:
         ("tasks", rows.TASK_COLUMNS),
         ("events", rows.EVENT_COLUMNS),
     ):
-        statements[f"insert_{table}"] = postgres_store._insert(table, columns)
+        statements[f"insert_{table}"] = writes.insert(table, columns)
         if columns[0] == "id":
             # Events are never updated. A worker updates only some of these columns at a time.
-            statements[f"update_{table}"] = postgres_store._update(table, columns[1:])
+            statements[f"update_{table}"] = writes.update(table, columns[1:])
     return statements
 
 

@@ -15,7 +15,7 @@ from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.fleet.controller import Controller
 from evershell.server.fleet.due import SCAN_SECONDS
-from evershell.server.telemetry.metrics import Backlog
+from evershell.server.telemetry.backlog import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 

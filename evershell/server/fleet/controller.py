@@ -28,7 +28,7 @@ from evershell.server.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
 from evershell.server.fleet.limits import DurationLimits
 from evershell.server.fleet.pods import Pods
 from evershell.server.fleet.redelivery import Redelivery
-from evershell.server.telemetry.metrics import Backlog
+from evershell.server.telemetry.backlog import Backlog
 
 log = structlog.get_logger()
 

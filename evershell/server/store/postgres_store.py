@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
 
 from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.caller import Permission
@@ -23,21 +22,17 @@ from evershell.server.store.cancellations import Cancellations
 from evershell.server.store.fleet_reads import FleetReads
 from evershell.server.store.holds import Holds
 from evershell.server.store.leases import Leases
-from evershell.server.store.pool import Connection, Pool, connected
+from evershell.server.store.pool import Pool, connected
 from evershell.server.store.rows import (
-    EVENT_COLUMNS,
     TASK_COLUMNS,
     WORKSPACE_COLUMNS,
-    Row,
     event_of,
-    event_values,
-    json_value,
     task_of,
-    task_values,
     workspace_of,
     workspace_values,
 )
 from evershell.server.store.shared_reads import SharedReads
+from evershell.server.store.writes import insert, write_change
 
 # Queries name their columns, so that a later migration which adds a column does not break prepared
 # statements.
@@ -56,17 +51,6 @@ _CURRENT_TASK = (
 
 # Sorts after every id, because no id contains a tilde.
 _AFTER_ALL_IDS = "~"
-
-
-@cache
-def _insert(table: str, columns: tuple[str, ...]) -> str:
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"
-
-
-@cache
-def _update(table: str, columns: tuple[str, ...]) -> str:
-    assignments = ", ".join(f"{column} = %s" for column in columns)
-    return f"UPDATE {table} SET {assignments} WHERE id = %s"
 
 
 class PostgresStore(FleetReads, Holds):
@@ -156,7 +140,7 @@ class PostgresStore(FleetReads, Holds):
                     None if held is None else holds.hold_of(await held.fetchone()),
                 )
                 change = decide(locked)
-                change = await _write(connection, locked, change)
+                change = await write_change(connection, locked, change)
                 if change.lease_seconds is not None:
                     leased = await self._leases.extend(
                         connection, change.workspace, change.lease_seconds
@@ -196,7 +180,7 @@ class PostgresStore(FleetReads, Holds):
             if held is not None:
                 raise held.refusal()
             await connection.execute(
-                _insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
+                insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
             if audit is not None:
                 await connection.execute(INSERT, audit_values(audit), prepare=True)
@@ -259,53 +243,3 @@ class PostgresStore(FleetReads, Holds):
     ) -> Sequence[AuditEntry]:
         query, parameters = audit_query(permission, wanted, before_id or _AFTER_ALL_IDS, limit)
         return [audit_entry_of(row) for row in await self._all(query, parameters)]
-
-
-async def _write(connection: Connection, locked: Locked, change: Change) -> Change:
-    """Writes the rows that have changed. Returns the change with its `last_seq`."""
-    workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
-    change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
-    await _write_row(
-        connection,
-        "workspaces",
-        WORKSPACE_COLUMNS,
-        workspace_values(locked.workspace),
-        workspace_values(change.workspace),
-    )
-    if change.task is not None:
-        before = (
-            locked.task if locked.task is not None and locked.task.id == change.task.id else None
-        )
-        old = None if before is None else task_values(before)
-        await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
-    for number, event in enumerate(change.events, seq + 1):
-        await connection.execute(
-            _insert("events", EVENT_COLUMNS),
-            event_values(workspace_id, number, event),
-            prepare=True,
-        )
-    if change.audit is not None:
-        await connection.execute(INSERT, audit_values(change.audit), prepare=True)
-    if change.first_call is not None:
-        await idempotency_keys.store_key(connection, change.first_call)
-    return change
-
-
-async def _write_row(
-    connection: Connection, table: str, columns: tuple[str, ...], old: Row | None, new: Row
-) -> None:
-    """Inserts the row, or updates the columns that differ, if any."""
-    if old is None:
-        query, parameters = _insert(table, columns), list(new)
-    else:
-        differing = [
-            (column, after)
-            for column, before, after in zip(columns, old, new, strict=True)
-            if before != after
-        ]
-        if not differing:
-            return
-        changed = tuple(column for column, _ in differing)
-        query, parameters = _update(table, changed), [value for _, value in differing] + [new[0]]
-    wrapped = [json_value(value) if isinstance(value, dict) else value for value in parameters]
-    await connection.execute(query, wrapped)
