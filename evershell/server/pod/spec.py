@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +49,13 @@ class PodSpec:
     crash_points_dir: str = ""
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> "PodSpec":
+    def read(cls, given: object) -> "PodSpec":
         """The spec of a JSON object. Ignores fields that this version does not know.
 
         The control plane may be newer than the image of the agent. Raises TypeError if a field is
-        missing.
+        missing, or if it is no object.
         """
+        if not isinstance(given, Mapping):
+            raise TypeError("it is not an object")
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in given.items() if name in known})

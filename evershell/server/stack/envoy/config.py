@@ -23,6 +23,17 @@ MAX_CONNECTIONS = 10_000
 # Open files that Envoy needs besides the connections of callers.
 _OTHER_FILES = 100
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
+# How Envoy finds the workers: at fixed addresses, or at all addresses of names.
+_STATIC = {"name": "envoy.cluster.static"}
+_BY_NAME = {
+    "name": "envoy.clusters.dns",
+    "typed_config": {
+        "@type": f"{_EXTENSIONS}.clusters.dns.v3.DnsCluster",
+        "dns_refresh_rate": "2s",
+        # The workers listen on 0.0.0.0.
+        "dns_lookup_family": "V4_PREFERRED",
+    },
+}
 
 
 class EdgeConfigurationError(Exception):
@@ -92,7 +103,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "rest_port": edge.rest_port,
         "grpc_port": edge.grpc_port,
         "admin_socket": str(edge.admin_socket),
-        "workers_type": "STRICT_DNS" if any(map(_has_name, edge.workers)) else "STATIC",
+        "workers_cluster_type": _BY_NAME if any(map(_has_name, edge.workers)) else _STATIC,
         "workers": [_endpoint(address) for address in edge.workers],
         "descriptor_set": str(edge_file("workspace.binpb")),
         "envelope_lua": str(edge_file("envelope.lua")),
