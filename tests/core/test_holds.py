@@ -79,7 +79,7 @@ async def test_a_hold_refuses_new_tasks_and_new_agents(
         assert failure.details == {
             "org_id": ORG,
             "held_by": USER,
-            "held_since": NOW.isoformat(),
+            "held_since": NOW.isoformat().replace("+00:00", "Z"),
             "hold_reason": "gone wrong",
         }
         assert USER in failure.message and "gone wrong" in failure.message

@@ -1,7 +1,7 @@
 """A hold: until it is released, an organization gets no new task and no new agent."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from evershell.server.core.errors import Failure
 
@@ -19,9 +19,10 @@ class Hold:
     def refusal(self) -> Failure:
         """The error of a call that the hold refuses."""
         because = f": {self.reason}" if self.reason else ""
+        since = self.held_since.astimezone(UTC).replace(tzinfo=None)
         message = (
-            f"{self.held_by} has put your organization on hold at "
-            f"{self.held_since.isoformat(timespec='seconds')}{because}. New tasks and agents are "
+            f"{self.held_by} put your organization on hold at "
+            f"{since.isoformat(timespec='seconds')}Z{because}. New tasks and agents are "
             "refused until ReleaseOrg. Cancelling, stopping and reading work."
         )
         return Failure(
@@ -29,6 +30,6 @@ class Hold:
             message,
             org_id=self.org_id,
             held_by=self.held_by,
-            held_since=self.held_since.isoformat(),
+            held_since=f"{since.isoformat()}Z",
             hold_reason=self.reason,
         )

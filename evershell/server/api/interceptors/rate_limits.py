@@ -18,9 +18,7 @@ from evershell.server.core import errors
 
 _SERVICE = "/evershell.workspace.v1.WorkspaceService/"
 # The methods that share the buckets for cancellations.
-_CANCELS = frozenset(
-    _SERVICE + name for name in ("CancelTask", "CancelTasks", "HoldOrg", "ReleaseOrg")
-)
+_CANCELS = ("CancelTask", "CancelTasks", "HoldOrg", "ReleaseOrg")
 # The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
 # which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
 # bytes.
@@ -73,8 +71,8 @@ class RateLimits(Interceptor):
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         buckets, subject = self._calls, "Your credential has called"
-        if method.path in _CANCELS:
-            buckets, subject = self._cancels, "Your credential has called CancelTask"
+        if method.path.removeprefix(_SERVICE) in _CANCELS:
+            buckets, subject = self._cancels, f"{subject} {', '.join(_CANCELS)} together"
 
         async def limited(call: Call) -> Any:
             if call.caller is not None:

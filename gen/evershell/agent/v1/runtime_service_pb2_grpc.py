@@ -30,8 +30,9 @@ class RuntimeServiceStub:
     is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
     secret that it gets at its start.
 
-    Every reply except that of ExportSpans carries a Directive, which is the authoritative state. After
-    an error the agent does not know whether the call had an effect, and repeats it.
+    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
+    state. After an error the agent does not know whether the call had an effect, and repeats it; it
+    does not repeat ExportSpans.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
     internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
@@ -78,8 +79,9 @@ class RuntimeServiceServicer:
     is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
     secret that it gets at its start.
 
-    Every reply except that of ExportSpans carries a Directive, which is the authoritative state. After
-    an error the agent does not know whether the call had an effect, and repeats it.
+    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
+    state. After an error the agent does not know whether the call had an effect, and repeats it; it
+    does not repeat ExportSpans.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
     internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
@@ -89,10 +91,11 @@ class RuntimeServiceServicer:
     """
 
     def Bootstrap(self, request, context):
-        """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+        """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+        secrets.
 
         The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-        token, so that a tool which finds it later cannot use it.
+        token, so a tool that finds it later cannot use it.
         Effect: none.
         Idempotency: the answer is the same until the agent registers, except for a certificate.
         Errors: unauthenticated also if the token was spent or its epoch is over.
@@ -189,8 +192,9 @@ class RuntimeService:
     is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
     secret that it gets at its start.
 
-    Every reply except that of ExportSpans carries a Directive, which is the authoritative state. After
-    an error the agent does not know whether the call had an effect, and repeats it.
+    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
+    state. After an error the agent does not know whether the call had an effect, and repeats it; it
+    does not repeat ExportSpans.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
     internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is

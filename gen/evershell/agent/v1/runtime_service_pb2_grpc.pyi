@@ -31,8 +31,9 @@ class RuntimeServiceStub:
     is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
     secret that it gets at its start.
 
-    Every reply except that of ExportSpans carries a Directive, which is the authoritative state. After
-    an error the agent does not know whether the call had an effect, and repeats it.
+    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
+    state. After an error the agent does not know whether the call had an effect, and repeats it; it
+    does not repeat ExportSpans.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
     internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
@@ -46,10 +47,11 @@ class RuntimeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RuntimeServiceAsyncStub: ...
     Bootstrap: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.BootstrapRequest, _runtime_service_pb2.BootstrapResponse]
-    """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+    """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+    secrets.
 
     The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-    token, so that a tool which finds it later cannot use it.
+    token, so a tool that finds it later cannot use it.
     Effect: none.
     Idempotency: the answer is the same until the agent registers, except for a certificate.
     Errors: unauthenticated also if the token was spent or its epoch is over.
@@ -92,8 +94,9 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
     secret that it gets at its start.
 
-    Every reply except that of ExportSpans carries a Directive, which is the authoritative state. After
-    an error the agent does not know whether the call had an effect, and repeats it.
+    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
+    state. After an error the agent does not know whether the call had an effect, and repeats it; it
+    does not repeat ExportSpans.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
     internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
@@ -104,10 +107,11 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Bootstrap: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.BootstrapRequest, _runtime_service_pb2.BootstrapResponse]  # type: ignore[assignment]
-    """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+    """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+    secrets.
 
     The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-    token, so that a tool which finds it later cannot use it.
+    token, so a tool that finds it later cannot use it.
     Effect: none.
     Idempotency: the answer is the same until the agent registers, except for a certificate.
     Errors: unauthenticated also if the token was spent or its epoch is over.
@@ -149,8 +153,9 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     is valid only for these, and only for a few minutes. The agent makes the tokens itself, from a
     secret that it gets at its start.
 
-    Every reply except that of ExportSpans carries a Directive, which is the authoritative state. After
-    an error the agent does not know whether the call had an effect, and repeats it.
+    The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
+    state. After an error the agent does not know whether the call had an effect, and repeats it; it
+    does not repeat ExportSpans.
 
     Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
     internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
@@ -165,10 +170,11 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.BootstrapRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.BootstrapResponse, _abc.Awaitable[_runtime_service_pb2.BootstrapResponse]]:
-        """Returns what the agent is told at its start, for an agent whose spec has a `bootstrap_token`.
+        """Returns the whole spec of an agent that was started with a `bootstrap_token` in place of its
+        secrets.
 
         The call has the bootstrap token in place of a runtime token. Register spends the bootstrap
-        token, so that a tool which finds it later cannot use it.
+        token, so a tool that finds it later cannot use it.
         Effect: none.
         Idempotency: the answer is the same until the agent registers, except for a certificate.
         Errors: unauthenticated also if the token was spent or its epoch is over.

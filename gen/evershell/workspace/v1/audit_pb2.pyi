@@ -53,8 +53,8 @@ class AuditEntry(_message.Message):
     task_id: _builtins.str
     """The task that the call named or changed; may be empty."""
     outcome: _builtins.str
-    """The outcome of CancelTask, `ok`, or the slug of the error. `caller_gone` if the caller went
-    away before the answer. An allowed call whose agent could not be reached has the outcome that
+    """The outcome of CancelTask, `dry_run` of CancelTasks, `ok`, or the slug of the error.
+    `caller_gone` if the caller went away before the answer. An allowed call whose agent could not be reached has the outcome that
     was committed.
     """
     reason: _builtins.str

@@ -117,7 +117,7 @@ class CancelTaskRequest(_message.Message):
     task_id: _builtins.str
     """Cancels only this task. If empty, cancels the task that runs."""
     reason: _builtins.str
-    """For people. The task and its events hold it."""
+    """For people. It is recorded in the task and its events."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """Delays the answer until the task has ended, but no longer than this."""
@@ -864,7 +864,7 @@ class CancelTasksRequest(_message.Message):
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """For people. The tasks and their events hold it."""
+    """For people. It is recorded in the tasks and their events."""
     dry_run: _builtins.bool
     """Counts the tasks and cancels none. Unknown fields of a JSON body are ignored, and a filter with
     a typo matches all tasks: a dry run shows which.
