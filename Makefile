@@ -40,7 +40,7 @@ check: $(READY) ## check format, lint, types, imports, protos, gen/ and Envoy's 
 	$(BIN)/python .make/pages.py --check
 	$(BIN)/python -m tests.edge.validate
 
-test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in about 5 minutes
+test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in about 4 minutes
 	@exec $(BIN)/python -m pytest --ignore=tests/exhaustive $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds

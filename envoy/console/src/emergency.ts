@@ -125,6 +125,8 @@ async function eachBatch(
     const answer = await insistently(() => read(api.POST("/v1/tasks/cancel", { body })));
     onAnswer(answer);
     remaining = answer.remaining;
+    // Other transactions have locked what remains.
+    if (remaining > 0 && answer.accepted === 0) await pause(FOLLOW_MS, new AbortController().signal);
   }
 }
 
