@@ -1,6 +1,8 @@
 """The manifests of deploy/: their schemas, their restrictions, and what a real API server says."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import httpx2
 import pytest
 import yaml
 
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.config import Settings
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.fleet.kubernetes import objects
@@ -119,6 +122,42 @@ def test_the_settings_are_valid(
     settings = Settings.read()
     assert settings.runtime_addresses == ["workers:50051"]
     assert settings.state_dir == Path("/etc/evershell")
+
+
+async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
+    """The overlay `local` reads its keys from the file that issue.py makes."""
+    overlay = tools.render("local")
+    (found,) = [o["data"] for o in overlay if o["kind"] == "ConfigMap"]
+    spec = dict(pod_specs(overlay))["workers"]
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "keys"]
+    (volume,) = [v for v in spec["volumes"] if v["name"] == "keys"]
+    assert volume["secret"]["secretName"] == "control-plane-key"
+    assert found["JWKS"] == f"{mount['mountPath']}/jwks.json"
+
+    def issue(*arguments: str) -> str:
+        command = [sys.executable, str(tools.DEPLOY / "overlays/local/issue.py"), *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert issue() == ""
+    published = (tmp_path / "jwks.json").read_text()
+    token = issue("org_1", "alice", "org:hold")
+    assert (tmp_path / "jwks.json").read_text() == published
+    assert (tmp_path / "provider.jwk").stat().st_mode & 0o077 == 0
+    sessions = SessionTokens(
+        JwkSet(str(tmp_path / "jwks.json")), found["JWT_ISSUER"], Settings().jwt_audience
+    )
+    caller = await sessions.authenticate(token)
+    assert (caller.org_id, caller.user_id) == ("org_1", "alice")
+
+
+def test_workers_reach_an_identity_provider_that_is_outside() -> None:
+    overlay = tools.render("production")
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
+    workers = {"matchLabels": {"app.kubernetes.io/name": "workers"}}
+    assert policies["provider"]["podSelector"] == workers
+    assert policies["provider"]["egress"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
 
 
 def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
