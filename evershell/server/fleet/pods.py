@@ -58,5 +58,6 @@ class Pods(Protocol):
         Asks the agent to end, and kills what is left after the grace; 0 kills as soon as the
         backend can. Leaves pods of later epochs alone. Returns whether everything is known to have
         ended: it may be unknown in a pod that another controller started, if the pod that ran was
-        of another epoch, or if its machine does not answer.
+        of another epoch, or if its machine does not answer. An earlier pod whose end was unknown
+        no longer counts once a later one has run.
         """

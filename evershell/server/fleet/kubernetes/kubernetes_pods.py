@@ -68,15 +68,16 @@ class KubernetesPods:
         self._pods = Cache(
             api,
             _PODS,
-            changed=self._wake,
+            changed=self._note_change,
             removed=self._note_removal,
             refreshed=self._wake_all,
         )
         self._claims = Cache(api, _CLAIMS, changed=self._wake, refreshed=self._wake_all)
         # Set at the next change of a workspace's objects, by workspace id.
         self._changes: dict[str, asyncio.Event] = {}
-        # Pods that disappeared before the kubelet confirmed their end, by workspace id and epoch.
-        self._unconfirmed: set[tuple[str, int]] = set()
+        # The epochs of pods that disappeared before the kubelet confirmed their end, by workspace
+        # id. Those before the epoch of a living pod are forgotten.
+        self._unconfirmed: dict[str, set[int]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -187,16 +188,13 @@ class KubernetesPods:
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         # The pod of this epoch is named also if it is not known here.
-        names = {objects.pod_name(workspace.id, workspace.epoch)}
-        for epoch in self._pods_of(workspace.id):
-            if epoch <= workspace.epoch:
-                names.add(objects.pod_name(workspace.id, epoch))
+        epochs = {workspace.epoch}
+        epochs |= {epoch for epoch in self._pods_of(workspace.id) if epoch < workspace.epoch}
+        names = (objects.pod_name(workspace.id, epoch) for epoch in epochs)
         ended = await asyncio.gather(
             *(self._end_pod(workspace.id, name, grace_seconds) for name in names)
         )
-        return all(ended) and not any(
-            id_ == workspace.id and epoch <= workspace.epoch for id_, epoch in self._unconfirmed
-        )
+        return all(ended) and epochs.isdisjoint(self._unconfirmed.get(workspace.id, ()))
 
     async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
         """Deletes the pod. Returns whether it is gone."""
@@ -265,10 +263,20 @@ class KubernetesPods:
         while self._changes:
             self._changes.popitem()[1].set()
 
+    def _note_change(self, pod: Object) -> None:
+        workspace_id, epoch = _key(pod)
+        if workspace_id in self._unconfirmed and pod_states.is_alive(pod):
+            # Nobody asks for the end of an epoch once a later one has begun.
+            later = {each for each in self._unconfirmed.pop(workspace_id) if each >= epoch}
+            if later:
+                self._unconfirmed[workspace_id] = later
+        self._wake(pod)
+
     def _note_removal(self, last: Object) -> None:
         if not pod_states.has_ended(last):
             log.warning("pod_disappeared", pod=last["metadata"]["name"])
-            self._unconfirmed.add(_key(last))
+            workspace_id, epoch = _key(last)
+            self._unconfirmed.setdefault(workspace_id, set()).add(epoch)
 
 
 def _key(found: Object) -> tuple[str, int]:
