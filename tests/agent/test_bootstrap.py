@@ -10,6 +10,7 @@ from evershell.server.agent.shutdown import ExitCode
 from evershell.server.pod.spec import PodSpec
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.support.agent_tls import certificates, fields
 
 NO_SECRETS = {"runtime_secret": "", "signal_secret": ""}
 
@@ -28,6 +29,20 @@ async def test_an_agent_gets_its_secrets_and_works(
     await control_plane.start_task(stub, control_plane.submit("t1", "echo done"))
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.iterations("t1")[0].tool_call.result.output == "done\n"
+
+
+async def test_an_agent_gets_its_secrets_over_tls(
+    control_plane: ControlPlane, start: Start
+) -> None:
+    """It calls with the certificate of its first spec, and works with that of the answer."""
+    of = certificates()
+    control_plane.tls = of.control_plane
+    control_plane.secrets |= fields(of.agent(WORKSPACE_ID, EPOCH))
+    first = fields(of.agent(WORKSPACE_ID, EPOCH))
+    await started(control_plane, start, bootstrap_token=token(control_plane), **NO_SECRETS | first)
+    stub = control_plane.agent()
+    await control_plane.start_task(stub, control_plane.submit("t1", "echo done"))
+    await control_plane.until(lambda: control_plane.end("t1"))
 
 
 def test_an_agent_ignores_what_a_newer_control_plane_tells_it() -> None:

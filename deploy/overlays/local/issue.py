@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from joserfc import jwt
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, KeyParameters
 
 ISSUER = "https://provider.trial.internal"
 _AUDIENCE = "evershell"
 _SECONDS = 24 * 3600
-_PARAMETERS = {"kid": "trial", "use": "sig", "alg": "ES256"}
+_PARAMETERS: KeyParameters = {"kid": "trial", "use": "sig", "alg": "ES256"}
 
 
 def provider_key() -> ECKey:

@@ -27,6 +27,8 @@ from tests.support.small_agent import spec_for
 OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
 # What the Pod Security Standard `restricted` allows.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+# Where workers take agents, and nobody else.
+RUNTIME_PORT = 50151
 # What the programs of the manifests are started with, besides the settings of the base.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
 
@@ -108,7 +110,23 @@ def test_every_pod_has_a_network_policy_and_the_rest_is_denied(
     selected = agents["podSelector"]["matchLabels"]
     assert selected.items() <= labels.items()
     assert agents["ingress"][0]["ports"] == [{"protocol": "TCP", "port": objects.AGENT_PORT}]
-    assert [rule["ports"][0]["port"] for rule in agents["egress"]] == [50051]
+    assert [rule["ports"][0]["port"] for rule in agents["egress"]] == [RUNTIME_PORT]
+
+
+def test_only_the_edge_reaches_the_port_of_callers(overlay: list[dict[str, Any]]) -> None:
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
+    name = "app.kubernetes.io/name"
+    assert policies["workers"]["ingress"] == [
+        {"from": [{"podSelector": {"matchLabels": {name: each}}}], "ports": [port]}
+        for each, port in (
+            ("edge", {"protocol": "TCP", "port": 50051}),
+            ("evershell-agent", {"protocol": "TCP", "port": RUNTIME_PORT}),
+        )
+    ]
+    (service,) = [
+        o["spec"] for o in overlay if o["kind"] == "Service" and o["metadata"]["name"] == "workers"
+    ]
+    assert {port["port"] for port in service["ports"]} == {50051, RUNTIME_PORT}
 
 
 def test_the_settings_are_valid(
@@ -120,7 +138,9 @@ def test_the_settings_are_valid(
     for name, value in (found | SECRETS).items():
         monkeypatch.setenv(name, value)
     settings = Settings.read()
-    assert settings.runtime_addresses == ["workers:50051"]
+    assert settings.agent_tls
+    assert settings.runtime_port == RUNTIME_PORT
+    assert settings.runtime_addresses == [f"workers:{RUNTIME_PORT}"]
     assert settings.state_dir == Path("/etc/evershell")
 
 

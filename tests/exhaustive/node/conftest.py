@@ -22,13 +22,13 @@ _VOLUMES = 8
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack with POD_BACKEND=kubernetes."""
+    """A stack with POD_BACKEND=kubernetes, and TLS to its agents as in `deploy/base`."""
     image, host = os.environ.get("NODE_IMAGE"), os.environ.get("NODE_HOST")
     if not (os.environ.get("KUBECONFIG") and image and host):
         pytest.skip("KUBECONFIG, NODE_IMAGE and NODE_HOST are not all set: no node")
     folder = tmp_path_factory.mktemp("node")
     _create_volumes(folder)
-    first = free_ports(2)[0]
+    first, _, runtime, _ = free_ports(4)
     running = Stack(
         folder / "state",
         POD_BACKEND="kubernetes",
@@ -42,7 +42,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         AGENT_COMMAND="/usr/bin/python3 -P -m evershell.server.agent",
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
         SERVER_PORT=str(first),
-        RUNTIME_SERVICE=f"{host}:{first},{host}:{first + 1}",
+        AGENT_TLS="on",
+        RUNTIME_PORT=str(runtime),
+        RUNTIME_SERVICE=f"{host}:{runtime},{host}:{runtime + 1}",
     )
     try:
         running.start()

@@ -6,7 +6,10 @@ import grpc
 import pytest
 from evershell.agent.v1.runtime_service_pb2 import BootstrapRequest
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
+from evershell.workspace.v1.workspace_service_pb2 import ListWorkspacesRequest
+from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
+from evershell.server.pod.tls import CONTROL_PLANE
 from tests.exhaustive.node.conftest import delete_from_outside, pod, pods
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -61,11 +64,39 @@ def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: Worksp
     assert workspace.get()["status"] == "idle"
     spec = json.loads(outputs[0])
     assert (spec["runtime_secret"], spec["signal_secret"], spec["openai_api_key"]) == ("", "", "")
-    with grpc.insecure_channel(stack.worker_addresses()[0]) as channel:
+    with runtime_channel(stack, spec) as channel:
         bearer = (("authorization", f"Bearer {spec['bootstrap_token']}"),)
-        with pytest.raises(grpc.RpcError) as raised:
+        with pytest.raises(grpc.RpcError, match="was spent"):
             RuntimeServiceStub(channel).Bootstrap(BootstrapRequest(), metadata=bearer, timeout=5)
-    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: Workspace) -> None:
+    """It has the certificate of its agent and the key of a caller, and would pass the edge by."""
+    task_id = workspace.submit("cat /run/evershell/spec.json")
+    workspace.await_end(task_id)
+    (output,) = [
+        event["tool_call"]["result"]["output"]
+        for event in workspace.log()
+        if event["type"] == "iteration_completed"
+    ]
+    refused = {
+        runtime_channel(stack, json.loads(output)): "only for RuntimeService",
+        grpc.insecure_channel(stack.runtime_addresses()[0]): "UNAVAILABLE",
+    }
+    key = (("authorization", f"Bearer {stack.tokens['full_access']}"),)
+    for channel, answer in refused.items():
+        with channel, pytest.raises(grpc.RpcError, match=answer):
+            WorkspaceServiceStub(channel).ListWorkspaces(
+                ListWorkspacesRequest(), metadata=key, timeout=5
+            )
+
+
+def runtime_channel(stack: Stack, spec: dict[str, str]) -> grpc.Channel:
+    """The port of agents, with the certificate in the spec."""
+    identity = (spec["tls_trusted"], spec["tls_key"], spec["tls_certificate"])
+    credentials = grpc.ssl_channel_credentials(*(each.encode() for each in identity))
+    options = [("grpc.ssl_target_name_override", CONTROL_PLANE)]
+    return grpc.secure_channel(stack.runtime_addresses()[0], credentials, options=options)
 
 
 def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
