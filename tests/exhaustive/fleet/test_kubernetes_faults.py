@@ -214,6 +214,20 @@ async def test_a_pod_that_was_removed_by_force_may_still_run(
     assert await case.pods.end(workspace, 0) is False
 
 
+async def test_the_pod_after_one_that_was_removed_by_force_ends_for_certain(
+    case: KubernetesCase, workspace: Workspace
+) -> None:
+    await case.start(workspace)
+    case.node.is_silent = True
+    await case.api.delete("pods", name_of(workspace), 0, LIMIT_SECONDS)
+    await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
+    assert await case.pods.end(workspace, 0) is False
+    case.node.is_silent = False
+    following = replace(workspace, epoch=workspace.epoch + 1)
+    await case.start(following)
+    assert await case.pods.end(following, 0) is True
+
+
 async def test_an_end_never_removes_a_pod_without_its_kubelet(
     case: KubernetesCase, workspace: Workspace
 ) -> None:
