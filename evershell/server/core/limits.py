@@ -12,6 +12,8 @@ from evershell.server.core.task import CancelIntent, Task
 # `requested_by` and `credential_kind` of the intent.
 REQUESTER = "system:limit"
 CREDENTIAL_KIND = "system"
+# The limits. The reason of the intent begins with one of these names.
+NAMES = ("max_duration", "max_total_tokens")
 
 
 def reached(task: Task, now: datetime) -> CancelIntent | None:

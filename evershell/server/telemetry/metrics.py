@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from evershell.server.core.change import Change
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.event import EventType
-from evershell.server.core.limits import CREDENTIAL_KIND
+from evershell.server.core.limits import CREDENTIAL_KIND, NAMES
 from evershell.server.core.ports import Agents, Clock
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
@@ -98,6 +98,9 @@ class Metrics:
             ["limit"],
             registry=self.registry,
         )
+        # Prometheus sees no increase in a series that starts at 1.
+        for limit in NAMES:
+            self._limits_reached.labels(limit)
         self._batch_cancellations = Counter(
             "evershell_batch_cancellations",
             "Tasks that CancelTasks and HoldOrg have cancelled.",
