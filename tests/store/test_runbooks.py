@@ -1,0 +1,21 @@
+"""The queries of the runbooks run on the schema of today."""
+
+import re
+
+import psycopg
+import pytest
+
+from tests.support.stack import ROOT
+
+PAGE = (ROOT / "docs" / "runbooks.md").read_text()
+QUERIES = re.findall(r'psql "\$DATABASE_URL" -c "([^"]+)"', PAGE)
+
+
+def test_the_queries_are_found() -> None:
+    assert len(QUERIES) == PAGE.count("psql ") > 0
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: " ".join(query.split())[:40])
+def test_a_query_runs(query: str, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(query.encode()).fetchall()

@@ -1,0 +1,84 @@
+"""The alerts of deploy/monitoring, and promtool, which evaluates them."""
+
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.stack import ROOT
+
+_FOLDER = ROOT / "deploy" / "monitoring"
+# What Prometheus reads as a file of rules.
+SPEC: dict[str, Any] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["spec"]
+ALERTS: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule for group in SPEC["groups"] for rule in group["rules"]
+}
+DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text())
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+SCRAPE_INTERVAL = "15s"
+_LIMIT_SECONDS = 60
+
+# Samples of each series, in promtool's notation.
+Series = dict[str, str]
+
+
+def promtool(*arguments: str) -> str:
+    """Runs promtool and returns what it prints. Skips the test if there is none."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install promtool)")
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, check=False, timeout=_LIMIT_SECONDS
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
+    """The rules as a file for Prometheus."""
+    path = folder / "rules.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def with_bound(seconds: int) -> dict[str, Any]:
+    """The rules, with another bound of a cancellation."""
+    spec = copy.deepcopy(SPEC)
+    for rule in spec["groups"][0]["rules"]:
+        if rule["alert"] == "CancellationOverdue":
+            rule["expr"] = rule["expr"].replace("780", str(seconds))
+    return spec
+
+
+def assert_firing(
+    folder: Path,
+    series: Series,
+    at: str,
+    firing: set[str],
+    spec: dict[str, Any] = SPEC,
+    interval: str = SCRAPE_INTERVAL,
+) -> None:
+    """Fails unless exactly these alerts fire at this time."""
+    expression = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
+    test = {
+        "rule_files": [rules_file(folder, spec).name],
+        "evaluation_interval": SCRAPE_INTERVAL,
+        "tests": [
+            {
+                "interval": interval,
+                "input_series": [{"series": s, "values": v} for s, v in series.items()],
+                "promql_expr_test": [
+                    {"expr": expression, "eval_time": at, "exp_samples": expected}
+                ],
+            }
+        ],
+    }
+    path = folder / "test.yaml"
+    path.write_text(yaml.safe_dump(test))
+    promtool("test", "rules", str(path))
