@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.alerts import ALERTS, Series, assert_firing, promtool, rules_file
+from tests.support.alerts import ALERTS, PANELS, Series, assert_firing, promtool, rules_file
 
 # A leading controller without cancellations, and a worker that answers, scraped for 30 minutes.
 CALLS = 'evershell_rpc_seconds_count{instance="a",rpc="CancelTask",outcome="%s"}'
@@ -112,6 +112,17 @@ CASES = {
 def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
     said = promtool("check", "rules", str(rules_file(tmp_path)))
     assert f"{len(ALERTS)} rules found" in said
+
+
+def test_promtool_accepts_the_expressions_of_the_dashboard(tmp_path: Path) -> None:
+    expressions = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    rules = [
+        {"record": f"panel:{number}", "expr": each.replace("$__rate_interval", "1m")}
+        for number, each in enumerate(expressions)
+    ]
+    spec = {"groups": [{"name": "dashboard", "rules": rules}]}
+    said = promtool("check", "rules", str(rules_file(tmp_path, spec)))
+    assert f"{len(expressions)} rules found" in said
 
 
 def test_nothing_fires_if_all_is_well(tmp_path: Path) -> None:

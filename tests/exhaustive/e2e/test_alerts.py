@@ -1,0 +1,125 @@
+"""The alerts fire for a real stack: promtool evaluates them over what its programs have exported.
+
+The stack is scraped about every second. promtool reads that as a scrape every 15 s, and the bound
+of a cancellation is smaller.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.alerts import Series, assert_firing, promtool, with_bound
+from tests.support.metrics import Samples, scrape
+from tests.support.ports import free_ports
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+WORKER, FLEET = 0, 1
+OLDEST = ("evershell_cancellations_oldest_seconds", frozenset[tuple[str, str]]())
+BOUND_SECONDS = 10
+# Organizations on hold are counted every 60 s.
+OPEN_SECONDS = 63
+SCRAPE_INTERVAL_SECONDS = SCRAPE_LIMIT_SECONDS = 1.0
+
+
+class Recorder:
+    """Scrapes a stack as Prometheus does."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._scrapes: list[dict[str, float]] = []
+
+    def scrape(self) -> None:
+        found: dict[str, float] = {}
+        for index in (WORKER, FLEET):
+            try:
+                samples = scrape(self._stack, index, SCRAPE_LIMIT_SECONDS)
+            except httpx.TimeoutException:
+                continue
+            found |= _by_series(samples, index)
+        self._scrapes.append(found)
+
+    def firing(self, folder: Path, names: set[str]) -> None:
+        """Fails unless exactly these alerts fire at the last scrape."""
+        at = f"{15 * (len(self._scrapes) - 1)}s"
+        assert_firing(folder, self._series(), at, names, with_bound(BOUND_SECONDS))
+
+    def _series(self) -> Series:
+        """A series that is missing from a scrape has ended, as for Prometheus."""
+        names = {name for found in self._scrapes for name in found}
+        return {
+            name: " ".join(str(found.get(name, "stale")) for found in self._scrapes)
+            for name in names
+        }
+
+
+def _by_series(samples: Samples, index: int) -> dict[str, float]:
+    return {
+        f"{name}{{{_text(labels | {('instance', str(index))})}}}": value
+        for (name, labels), value in samples.items()
+        if name.startswith("evershell_") and not name.endswith(("_bucket", "_sum", "_created"))
+    }
+
+
+def _text(labels: frozenset[tuple[str, str]]) -> str:
+    return ",".join(f'{name}="{value}"' for name, value in sorted(labels))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The lease is so long that the fleet controller does not end the frozen agent."""
+    promtool("--version")
+    port = str(free_ports(2, in_a_row=2)[0])
+    own = Stack(
+        tmp_path_factory.mktemp("alerts") / "state",
+        METRICS_PORT=port,
+        WORKERS="1",
+        LEASE_SECONDS="600",
+    )
+    try:
+        own.start()
+        yield own
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()
+
+
+def test_a_frozen_agent_an_open_cancellation_and_a_hold_fire_their_alerts(
+    stack: Stack, tmp_path: Path
+) -> None:
+    workspace, recorder = Workspace(stack), Recorder(stack)
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    recorder.scrape()
+    recorder.scrape()
+    recorder.firing(tmp_path, set())
+
+    stack.rest("owner").post("/v1/hold", {"reason": "gone wrong"}, 200)
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
+        workspace.cancel(503)
+        age = 0.0
+        while age < OPEN_SECONDS:
+            time.sleep(SCRAPE_INTERVAL_SECONDS)
+            recorder.scrape()
+            age = scrape(stack, FLEET)[OLDEST]
+        recorder.firing(tmp_path, {"AgentsUnreachable", "CancellationOverdue", "HoldInForce"})
+
+    stack.rest("owner").post("/v1/hold/release", status=200)
+    workspace.rest.post(f"{workspace.path}/tasks/{task_id}/cancel", {"force_after": "0s"}, 202)
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    eventually(lambda: scrape(stack, FLEET)[OLDEST] == 0)
+    after = Recorder(stack)
+    after.scrape()
+    # Holds are counted later.
+    after.firing(tmp_path, {"HoldInForce"})
+
+
+def test_a_frozen_fleet_controller_fires_its_alert(stack: Stack, tmp_path: Path) -> None:
+    recorder = Recorder(stack)
+    with stack.frozen("fleet"):
+        for _ in range(6):
+            recorder.scrape()
+        recorder.firing(tmp_path, {"NoLeadingController"})
