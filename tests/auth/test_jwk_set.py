@@ -82,6 +82,19 @@ async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:
     assert keys.reads == 1
 
 
+async def test_a_caller_that_goes_away_does_not_end_the_read(keys: CountedSet) -> None:
+    """Otherwise every session token is refused until the next read is allowed."""
+    verifier = sessions(keys)
+    keys.may_read.clear()
+    leaving = asyncio.create_task(verifier.authenticate(token()))
+    await eventually_async(lambda: keys.reads)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    keys.may_read.set()
+    await verifier.authenticate(token(sub="user_2"))
+    assert keys.reads == 1
+
+
 async def test_a_token_with_a_new_key_refreshes_the_set(
     keys: CountedSet, path: Path, clock: FakeTime
 ) -> None:

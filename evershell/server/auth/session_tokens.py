@@ -55,7 +55,8 @@ class JwkSet:
         self._keys: KeySet | None = None
         self._kids: frozenset[str] = frozenset()
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        # The read in progress. A caller that goes away does not end it.
+        self._reading: asyncio.Task[None] | None = None
 
     async def get(self, kid: str | None) -> KeySet:
         """The set. Reads it again if it is old or lacks this key.
@@ -64,10 +65,9 @@ class JwkSet:
         """
         # While another call reads the set, a known key is used without waiting. An unknown key
         # waits for the result.
-        if self._is_stale(kid) and not (self._knows(kid) and self._reading.locked()):
-            async with self._reading:
-                if self._is_stale(kid):
-                    await self._read()
+        if self._is_stale(kid) and not (self._knows(kid) and self._reading):
+            self._reading = self._reading or asyncio.create_task(self._read())
+            await asyncio.shield(self._reading)
         if self._keys is None:
             raise errors.UnavailableError("the JWK set cannot be read")
         return self._keys
@@ -87,6 +87,7 @@ class JwkSet:
             return
         finally:
             self._read_at = time.monotonic()
+            self._reading = None
         self._keys = KeySet(keys)
         self._kids = frozenset(key.kid for key in keys if key.kid is not None)
 

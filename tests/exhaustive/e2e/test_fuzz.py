@@ -24,7 +24,15 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 # These operations run generated commands or start agents. The test sends them only for workspaces
 # that do not exist, or with tokens that lack permission.
-HARMFUL = {"CreateWorkspace", "SubmitTask", "StopWorkspace", "ResumeWorkspace"}
+HARMFUL = {
+    "CreateWorkspace",
+    "SubmitTask",
+    "StopWorkspace",
+    "ResumeWorkspace",
+    "CancelTasks",
+    "HoldOrg",
+    "ReleaseOrg",
+}
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 
 
@@ -90,6 +98,7 @@ def test_the_operations_that_do_harm_are_known() -> None:
     harmless = {
         "CancelTask",
         "CancelTaskByTaskId",
+        "GetHold",
         "GetTask",
         "ListTasks",
         "GetWorkspace",
