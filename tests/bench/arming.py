@@ -112,6 +112,9 @@ def check(database: psycopg.Connection[Any], armed: Armed, accepted: int) -> Non
 def remove(database: psycopg.Connection[Any]) -> None:
     """Removes the workspaces of all windows, so that a controller that leads does not find them."""
     with database.transaction():
+        # Waits for a controller that is ending one of them. It would add events to a log that this
+        # transaction has already removed.
+        database.execute("LOCK TABLE workspaces IN EXCLUSIVE MODE")
         for table, column in (("events", "workspace_id"), ("tasks", "workspace_id")):
             database.execute(f"DELETE FROM {table} WHERE {column} LIKE 'ws\\_b%\\_%'")
         database.execute("DELETE FROM workspaces WHERE id LIKE 'ws\\_b%\\_%'")

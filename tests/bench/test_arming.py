@@ -1,6 +1,7 @@
 """What the bench counts in the database, against the floor's own way to record a cancellation."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from psycopg.types.json import Jsonb
 from tests.bench import arming
 from tests.bench.arming import Armed, WrongOutcomeError
 from tests.bench.servers.floor import RECORD
+from tests.support.waiting import eventually
 
 Database = psycopg.Connection[Any]
 
@@ -98,6 +100,31 @@ def test_only_the_workspaces_of_the_bench_are_removed(database: Database, armed:
     assert database.execute("SELECT id FROM workspaces").fetchall() == [("ws_bench",)]
     for table in ("tasks", "events"):
         assert database.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() == (0,)
+
+
+def test_removing_waits_for_a_controller_that_ends_a_task(
+    database: Database, armed: Armed, database_url: str
+) -> None:
+    """Otherwise its event stays, and belongs to the next workspace of this name."""
+    ended = armed.workspace_ids[0]
+    with (
+        psycopg.connect(database_url) as controller,
+        psycopg.connect(database_url, autocommit=True) as removing,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        controller.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (ended,))
+        removal = pool.submit(arming.remove, removing)
+        waits = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
+        eventually(lambda: database.execute(waits, (removing.info.backend_pid,)).fetchone())
+        controller.execute(
+            "INSERT INTO events (workspace_id, seq, type, time, payload) "
+            "VALUES (%s, 4, 'workspace_failed', now(), '{}')",
+            (ended,),
+        )
+        controller.commit()
+        removal.result()
+    left = "SELECT count(*) FROM events WHERE workspace_id = %s"
+    assert database.execute(left, (ended,)).fetchone() == (0,)
 
 
 def test_a_long_log_has_no_gap(database: Database) -> None:
