@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,16 @@ def test_looking_for_the_run_does_not_keep_another_from_starting(tmp_path: Path)
     finally:
         has_ended.set()
         looking.join()
+
+
+def test_a_copy_of_the_open_file_does_not_keep_the_folder(tmp_path: Path) -> None:
+    """A child that was forked at the end of a run has one."""
+    with ExitStack() as copies:
+        with run_lock.exclusive(tmp_path):
+            lock = (tmp_path / "lock").stat()
+            for entry in list(Path("/proc/self/fd").iterdir()):
+                with suppress(OSError):
+                    if os.path.samestat(entry.stat(), lock):
+                        copies.callback(os.close, os.dup(int(entry.name)))
+        with run_lock.exclusive(tmp_path):
+            pass

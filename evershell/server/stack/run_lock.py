@@ -29,6 +29,8 @@ def exclusive(state_dir: Path) -> Iterator[None]:
             yield
         finally:
             (state_dir / _PID).unlink(missing_ok=True)
+            # A child that has just been forked has the file open too, until it runs its program.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def write_pid(state_dir: Path) -> None:
