@@ -60,6 +60,8 @@ _STARTUP = (
 )
 # A thread in one of these waits, and uses no processor time.
 _WAITS = re.compile(r"^(epoll_p?wait|ppoll|poll|select|nanosleep|pthread_cond_\w*wait|sem_\w*wait)")
+# py-spy names a file from the highest folder with an `__init__.py` on, and `evershell` has none.
+_PARTS_OF_EVERSHELL = ("server/", "cli/", "workspace/v1/", "agent/v1/")
 _FRAME = re.compile(r"^(?P<name>.*) \((?P<file>[^()]*?)(:\d+)?\)$")
 _UVLOOP_SOURCES = ("loop.c", "core.c", "linux.c", "stream.c", "queue.h", "loop-watcher.c")
 
@@ -100,6 +102,8 @@ def _parsed(frame: str) -> tuple[str, str]:
     if found is None:
         return frame, ""
     name, file = found["name"], found["file"]
+    if file.startswith(_PARTS_OF_EVERSHELL):
+        file = f"evershell/{file}"
     if file in _UVLOOP_SOURCES or file.startswith("uvloop/loop."):
         return "", "uvloop"
     if file == "_asynciomodule.c" or file.startswith("_asyncio."):

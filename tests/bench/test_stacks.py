@@ -30,6 +30,9 @@ def only(*frames: str) -> stacks.Stack:
         ([CALL, "Context.read (grpc/aio/_server.py:3)", CORE], stacks.ENGINE),
         ([LOOP, CORE, LOG, "Context.read (grpc/aio/_server.py:3)", CORE], stacks.ENGINE),
         ([CALL], stacks.INTERCEPTORS),
+        # As py-spy names files of a namespace package.
+        ([CALL, USE_CASE.replace("evershell/", "")], stacks.USE_CASE),
+        ([CALL.replace("evershell/", ""), "encode (workspace/v1/task_pb2.py:1)"], stacks.CODEC),
         ([CALL, USE_CASE], stacks.USE_CASE),
         # The request log is around the whole call, and only has what no inner frame has.
         ([LOOP, CORE, LOG, "JSONEncoder.encode (json/encoder.py:200)"], stacks.LOG),
