@@ -32,7 +32,7 @@ def only(*frames: str) -> stacks.Stack:
         ([CALL], stacks.INTERCEPTORS),
         # As py-spy names files of a namespace package.
         ([CALL, USE_CASE.replace("evershell/", "")], stacks.USE_CASE),
-        ([CALL.replace("evershell/", ""), "encode (workspace/v1/task_pb2.py:1)"], stacks.CODEC),
+        ([LOOP, "encode (workspace/v1/task_pb2.py:1)"], stacks.CODEC),
         ([CALL, USE_CASE], stacks.USE_CASE),
         # The request log is around the whole call, and only has what no inner frame has.
         ([LOOP, CORE, LOG, "JSONEncoder.encode (json/encoder.py:200)"], stacks.LOG),
