@@ -1,4 +1,4 @@
-"""Every block of code in the pages of docs/, run on a stack as its reader has it."""
+"""Runs the code blocks of the pages in docs/ on a real stack, and compares their output."""
 
 from collections.abc import Iterator
 from pathlib import Path
