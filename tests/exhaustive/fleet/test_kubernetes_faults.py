@@ -203,6 +203,18 @@ async def test_an_end_on_a_silent_node_is_unknown_until_the_node_answers(
     assert not case.runs(workspace.id)
 
 
+async def test_an_end_does_not_wait_for_volumes(case: KubernetesCase, workspace: Workspace) -> None:
+    """A kubelet reports the end of the containers, and the object stays until it is done."""
+    await case.start(workspace)
+    case.node.is_silent = True
+    ending = asyncio.create_task(case.pods.end(workspace, 0))
+    await case.observed(name_of(workspace), lambda pod: "deletionTimestamp" in pod["metadata"])
+    assert not ending.done()
+    await case.node.report_end(name_of(workspace), "Error", 137)
+    assert await ending is True
+    assert await case.api.get("pods", name_of(workspace), LIMIT_SECONDS)
+
+
 async def test_a_pod_that_was_removed_by_force_may_still_run(
     case: KubernetesCase, workspace: Workspace
 ) -> None:

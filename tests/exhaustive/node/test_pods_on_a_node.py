@@ -106,7 +106,7 @@ def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
     workspace.await_end(written)
     stack.rest().call("POST", f"{workspace.path}/stop")
     eventually(lambda: workspace.get()["status"] == "stopped", 60)
-    assert pods(workspace.id) == []
+    eventually(lambda: pods(workspace.id) == [], 60)
     stack.rest().call("POST", f"{workspace.path}/resume")
     eventually(lambda: workspace.get()["status"] == "idle", 60)
     assert pod(workspace.id)["metadata"]["name"].endswith("-2")
@@ -129,7 +129,7 @@ def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
     if is_cancelled:
         workspace.cancel()
     delete_from_outside(pod(workspace.id)["metadata"]["name"])
-    # The kubelet takes seconds to confirm the end, more on a loaded machine.
+    # The kubelet takes seconds to report the end, more on a loaded machine.
     eventually(lambda: workspace.task(task_id)["status"] in ("cancelled", "failed"), 60)
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")
@@ -137,4 +137,4 @@ def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
     eventually(lambda: workspace.get()["status"] == "failed", 60)
     failed = workspace.get()
     assert "its pod" in failed["status_reason"], failed
-    assert pods(workspace.id) == []
+    eventually(lambda: pods(workspace.id) == [], 60)

@@ -140,3 +140,13 @@ def test_a_pod_whose_end_was_reported_or_that_never_started_has_ended() -> None:
     unscheduled = pod(1, phase="Pending")
     del unscheduled["spec"]["nodeName"]
     assert pod_states.has_ended(unscheduled)
+
+
+def test_the_end_of_a_pod_is_reported_by_all_its_containers() -> None:
+    assert pod_states.end_is_reported(pod(1, **terminated("Error")))
+    assert not pod_states.end_is_reported(pod(1, **RUNNING))
+    assert not pod_states.end_is_reported(pod(1, **waiting("ErrImagePull")))
+    # An evicted pod is `Failed` before its containers have ended.
+    assert not pod_states.end_is_reported(pod(1, phase="Failed", reason="Evicted"))
+    both = terminated("Error")["containerStatuses"] + RUNNING["containerStatuses"]
+    assert not pod_states.end_is_reported(pod(1, containerStatuses=both))

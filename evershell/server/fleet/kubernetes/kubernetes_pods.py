@@ -197,7 +197,7 @@ class KubernetesPods:
         return all(ended) and epochs.isdisjoint(self._unconfirmed.get(workspace.id, ()))
 
     async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
-        """Deletes the pod. Returns whether it is gone."""
+        """Deletes the pod. Returns whether nothing of it runs any more."""
         grace = max(_SHORTEST_GRACE_SECONDS, math.ceil(grace_seconds))
         try:
             async with asyncio.timeout(grace + self._end_seconds):
@@ -208,10 +208,10 @@ class KubernetesPods:
                         log.warning("pod_not_deleted", pod=name, problem=str(error))
                         return False
                 # If it is gone, the watch may be behind.
-                while self._pods.get(name) is not None:
+                while (pod := self._pods.get(name)) and not pod_states.end_is_reported(pod):
                     await self._next_change(workspace_id)
         except (TimeoutError, UnreachableError) as error:
-            log.warning("pod_end_unconfirmed", pod=name, problem=str(error) or "it still exists")
+            log.warning("pod_end_unconfirmed", pod=name, problem=str(error) or "it may still run")
             return False
         return True
 

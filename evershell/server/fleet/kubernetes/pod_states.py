@@ -42,6 +42,15 @@ def has_ended(last: Object) -> bool:
     return not any("running" in state for state in states)
 
 
+def end_is_reported(pod: Object) -> bool:
+    """Whether the kubelet has reported the end of all containers of a pod that still exists.
+
+    The object stays until the kubelet has also released the volumes, which can take long.
+    """
+    states = list(_states(pod))
+    return bool(states) and all("terminated" in state for state in states)
+
+
 def last_line(pod: Object) -> str:
     """The last line of the agent's log; empty if it is not known."""
     messages = [ended.get("message") or "" for ended in _terminated(pod)]
