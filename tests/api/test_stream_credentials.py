@@ -1,17 +1,24 @@
 """A stream ends when its credential is revoked or expires."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
+from evershell.server.api.call import Call
+from evershell.server.api.interceptors.authentication import Authentication
+from evershell.server.api.interceptors.interceptor import Method
 from evershell.server.auth.api_keys import ApiKeys, fingerprint
 from evershell.server.auth.authenticator import Authenticator
+from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.api_key import ApiKey
 from evershell.server.core.errors import UnavailableError
@@ -172,3 +179,45 @@ async def test_the_stream_of_a_watcher_that_does_not_read_ends_too(
             count += 1
     assert count < 402
     assert Failed.of(raised.value).slug == "unauthenticated"
+
+
+@pytest.mark.parametrize("caller_leaves", [False, True])
+async def test_a_caller_that_leaves_when_its_credential_ends(
+    caller_leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the check's own cancellation becomes an error; a caller's remains one."""
+    monkeypatch.setattr("evershell.server.api.interceptors.authentication.RECHECK_SECONDS", 0.0)
+    authenticator = EndingCredential()
+    handling: asyncio.Future[Any]
+
+    async def proceed(_: Call) -> None:
+        authenticator.is_valid = False
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if caller_leaves:
+                handling.cancel()
+
+    authentication = Authentication(
+        cast(Authenticator, authenticator), pod_tokens=cast(PodTokens, None), host_binding=None
+    )
+    method = Method("evershell.workspace.v1.WorkspaceService", "WatchEvents", bytes, is_stream=True)
+    call = cast(Call, SimpleNamespace(metadata={}))
+    handling = asyncio.ensure_future(authentication.wrap(method, proceed)(call))
+    with pytest.raises(asyncio.CancelledError if caller_leaves else CredentialEndedError):
+        await handling
+    assert handling.cancelling() == (1 if caller_leaves else 0)
+
+
+class CredentialEndedError(Exception):
+    pass
+
+
+class EndingCredential:
+    """Authenticates until the credential ends."""
+
+    is_valid = True
+
+    async def authenticate(self, _: str | None) -> None:
+        if not self.is_valid:
+            raise CredentialEndedError
