@@ -61,10 +61,14 @@ async def control_plane(
     signing_key = _signing_key(settings)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
-            open_pool(settings.database_url, max_size=settings.pool_size)
+            open_pool(
+                settings.database_url,
+                max_size=settings.pool_size,
+                behind_pooler=bool(settings.database_session_url),
+            )
         )
         metrics.watch_pool(pool.get_stats)
-        wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.database_url))
+        wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.session_url))
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
         postgres_store = PostgresStore(
@@ -138,8 +142,12 @@ async def fleet(
     backlog = metrics.backlog(clock) if settings.metrics_port else None
     async with (
         pods_of(settings, pod_tokens, certificates) as (pods, run_id),
-        open_pool(settings.database_url, max_size=settings.pool_size) as pool,
-        PostgresFleetWakeups(pool, settings.database_url) as wakeups,
+        open_pool(
+            settings.database_url,
+            max_size=settings.pool_size,
+            behind_pooler=bool(settings.database_session_url),
+        ) as pool,
+        PostgresFleetWakeups(pool, settings.session_url) as wakeups,
         aclosing(
             AgentClient(pod_tokens, certificates.control_plane() if certificates else None)
         ) as agent_client,
@@ -151,7 +159,7 @@ async def fleet(
         def new_controller() -> Controller:
             return Controller(store, pods, agents, bounds, run_id, clock, clock(), backlog)
 
-        leadership = Leadership(settings.database_url)
+        leadership = Leadership(settings.session_url)
         yield lambda: lead(leadership, wakeups, new_controller)
 
 

@@ -40,10 +40,14 @@ class Settings(BaseSettings):
     """`postgresql://…`, PostgreSQL 14 or newer, over TCP or a socket. If empty, the embedded
     PostgreSQL. Each stack needs a database of its own, which is empty at first; a database with
     tables of another application is refused."""
+    database_session_url: str = ""
+    """If `DATABASE_URL` leads to a [pooler](database.md#a-pooler), the URL of the same database at
+    PostgreSQL itself, with the same role. Each program uses it for one connection or two. If empty,
+    `DATABASE_URL`."""
     migration_database_url: str = ""
     """The URL of the same database with the role that owns the tables, for migrations and `audit
     prune`. The role of `DATABASE_URL` then cannot change or remove entries of the audit log. If
-    empty, `DATABASE_URL`, whose role then owns the tables."""
+    empty, `DATABASE_SESSION_URL` or `DATABASE_URL`, whose role then owns the tables."""
     audit_retention_days: int = Field(400, ge=0, le=36_500)
     """Months of the audit log that ended longer ago are removed at each start of the stack and by
     `audit prune`. 0 keeps everything."""
@@ -232,6 +236,16 @@ class Settings(BaseSettings):
     def rest_url(self) -> str:
         """The edge's URL for REST."""
         return f"{'https' if self.tls_cert_file else 'http'}://{self.listen_host}:{self.rest_port}"
+
+    @property
+    def session_url(self) -> str:
+        """The URL of the database for connections that need a session of their own."""
+        return self.database_session_url or self.database_url
+
+    @property
+    def owner_url(self) -> str:
+        """The URL of the database for migrations."""
+        return self.migration_database_url or self.session_url
 
     @property
     def worker_addresses(self) -> list[str]:

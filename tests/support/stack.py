@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Stack:
 
     # A working copy of the repository whose .venv is set up. May be set before the start.
     checkout: Path = ROOT
+    # A command that runs `up` as its arguments. May be set before the start.
+    runner: Sequence[str] = ()
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
         self.state_dir = state_dir
@@ -59,7 +61,7 @@ class Stack:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
             return subprocess.Popen(
-                [self.python, "-m", self.module, "up"],
+                [*self.runner, self.python, "-m", self.module, "up"],
                 cwd=self.checkout,
                 env=self._environment,
                 stdout=output,

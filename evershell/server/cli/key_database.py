@@ -21,7 +21,7 @@ def with_keys(work: Callable[[PostgresKeys], Awaitable[Answer]]) -> Answer:
     Raises click.ClickException.
     """
     settings = read_settings()
-    database_url = settings.database_url
+    database_url = settings.session_url
     if not database_url and (ready := read_ready(settings.state_dir)):
         database_url = ready.database_url
     if not database_url:

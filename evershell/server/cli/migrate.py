@@ -8,6 +8,7 @@ from evershell.server.cli.environment import read_settings
 from evershell.server.core.errors import UnavailableError
 from evershell.server.stack.database import prepare_database
 from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
+from evershell.server.store.owner_session import PoolerError
 
 
 @click.command(
@@ -18,7 +19,7 @@ from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseE
 def migrate() -> None:
     """Returns when the schema is current."""
     settings = read_settings()
-    if not (settings.migration_database_url or settings.database_url):
+    if not settings.owner_url:
         raise click.ClickException("There is no database. Set DATABASE_URL.")
     try:
         prepare_database(settings)
@@ -26,6 +27,7 @@ def migrate() -> None:
         UnavailableError,
         ForeignTablesError,
         ReadOnlyDatabaseError,
+        PoolerError,
         psycopg.Error,
     ) as error:
         raise click.ClickException(str(error)) from error

@@ -11,9 +11,9 @@ from evershell.server.cli.environment import read_ready, read_settings
 from evershell.server.programs import now
 from evershell.server.store.audit_partitions import add_partitions
 from evershell.server.store.audit_partitions import prune as remove_months
+from evershell.server.store.owner_session import PoolerError, connect_as_owner
 
 _DAY_SECONDS = 86_400
-_CONNECT_SECONDS = 10
 
 
 @click.command(
@@ -31,7 +31,7 @@ _CONNECT_SECONDS = 10
 def prune(seconds: float | None) -> None:
     """Prints how many months were removed."""
     settings = read_settings()
-    database_url = settings.migration_database_url or settings.database_url
+    database_url = settings.owner_url
     if not database_url and (ready := read_ready(settings.state_dir)):
         database_url = ready.database_url
     if not database_url:
@@ -43,11 +43,11 @@ def prune(seconds: float | None) -> None:
         if not seconds:
             raise click.UsageError("AUDIT_RETENTION_DAYS is 0, so --older-than is required.")
     try:
-        with psycopg.connect(
-            database_url, autocommit=True, connect_timeout=_CONNECT_SECONDS
-        ) as connection:
+        with connect_as_owner(database_url) as connection:
             add_partitions(connection, now())
             count = remove_months(connection, now() - timedelta(seconds=seconds))
+    except PoolerError as error:
+        raise click.ClickException(str(error)) from error
     except psycopg.Error as error:
         problem = str(error).strip() if error.sqlstate else "the database does not answer"
         raise click.ClickException(f"The audit log was not pruned: {problem}.") from None

@@ -9,19 +9,24 @@ from evershell.server.config import Settings
 from evershell.server.programs import now
 from evershell.server.store.audit_partitions import prune
 from evershell.server.store.migrate import migrate
+from evershell.server.store.owner_session import connect_as_owner
+from evershell.server.store.session_settings import store_as_defaults
 
 
 def prepare_database(settings: Settings) -> None:
     """Migrates, and removes what is older than the retention of the audit log. Blocks.
 
+    If a pooler is used, also stores the settings of its sessions.
+
     Raises what migrate raises, and psycopg.Error.
     """
-    database_url = settings.migration_database_url or settings.database_url
-    migrate(database_url, settings.database_url)
+    migrate(settings.owner_url, settings.session_url)
+    if settings.database_session_url:
+        store_as_defaults(settings.database_session_url)
     if settings.audit_retention_days:
         # A role that may only use the tables does not prune; `audit prune` does, with another role.
         with (
             suppress(psycopg.errors.InsufficientPrivilege),
-            psycopg.connect(database_url, autocommit=True) as connection,
+            connect_as_owner(settings.owner_url) as connection,
         ):
             prune(connection, now() - timedelta(days=settings.audit_retention_days))

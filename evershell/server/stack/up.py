@@ -43,6 +43,7 @@ from evershell.server.stack.seed import seed
 from evershell.server.stack.supervisor import Program, Supervisor
 from evershell.server.store.keys import PostgresKeys
 from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
+from evershell.server.store.owner_session import PoolerError
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.telemetry.logs import Sink
@@ -125,7 +126,7 @@ async def _start(
         await asyncio.to_thread(prepare_database, settings)
     except UnavailableError as error:
         raise CannotStartError(f"{error} Check DATABASE_URL.") from error
-    except (ForeignTablesError, ReadOnlyDatabaseError) as error:
+    except (ForeignTablesError, ReadOnlyDatabaseError, PoolerError) as error:
         raise CannotStartError(str(error)) from error
     except psycopg.Error as error:
         # The error about an invalid URL would contain its password.
@@ -137,7 +138,7 @@ async def _start(
     if not settings.signing_key_path.exists():
         write_private(settings.signing_key_path, new_key())
     try:
-        async with open_pool(settings.database_url, max_size=2) as pool:
+        async with open_pool(settings.session_url, max_size=2) as pool:
             demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
     except UnavailableError as error:
         raise CannotStartError(f"The database cannot be used: {error}.") from error
@@ -280,7 +281,7 @@ def _announce(settings: Settings, demo: Demo) -> None:
         rest_url=settings.rest_url,
         grpc_addr=f"{settings.listen_host}:{settings.grpc_port}",
         server_addr=settings.worker_addresses[0],
-        database_url=settings.database_url,
+        database_url=settings.session_url,
         tls_cert_file=str(settings.tls_cert_file.absolute()) if settings.tls_cert_file else None,
         demo=demo,
     )

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import structlog
 from psycopg import AsyncConnection
 
-from evershell.server.store.pool import answered_within, conninfo
+from evershell.server.store.hang_up import answered_within
+from evershell.server.store.pool import conninfo
+from evershell.server.store.primary import POOLER, PrimaryConnection, connect_to_session
 
 # An arbitrary number, the same in every process that competes.
 _LOCK_KEY = 0x6576_6C64
@@ -52,14 +54,17 @@ class Leadership:
             # Ending the session releases the lock.
             await connection.close()
 
-    async def _acquire(self) -> AsyncConnection[Any]:
+    async def _acquire(self) -> PrimaryConnection:
         while True:
-            with suppress(psycopg.OperationalError):
+            try:
                 return await self._connect_and_lock()
+            except psycopg.OperationalError as error:
+                if str(error) == POOLER:
+                    _log.error("leadership_impossible", error=POOLER)
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _connect_and_lock(self) -> AsyncConnection[Any]:
-        connection = await AsyncConnection.connect(self._conninfo, autocommit=True)
+    async def _connect_and_lock(self) -> PrimaryConnection:
+        connection = await connect_to_session(self._conninfo)
         try:
             while True:
                 if await _try_lock(connection, self._key):
@@ -76,10 +81,10 @@ async def _try_lock(connection: AsyncConnection[Any], key: int) -> bool:
     return row is not None and bool(row[0])
 
 
-async def _watch(connection: AsyncConnection[Any], lost: asyncio.Event) -> None:
+async def _watch(connection: PrimaryConnection, lost: asyncio.Event) -> None:
     try:
         while True:
-            if not await _answers_in_time(connection):
+            if connection.is_superseded or not await _answers_in_time(connection):
                 break
             await asyncio.sleep(_CHECK_SECONDS)
         _log.warning("leadership_lost")

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from evershell.server.core.errors import UnavailableError
 from evershell.server.store.audit_partitions import add_partitions
+from evershell.server.store.owner_session import primary_conninfo
 from evershell.server.store.service_role import grant
 
 # An arbitrary number, the same in every process that migrates.
@@ -53,16 +54,17 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
     `database_url` is a libpq connection URI. If `service_database_url` names another role, that
     role may use the tables, and may only insert into and read the audit log. Raises
     UnavailableError if the database cannot be reached, ForeignTablesError if the schema has tables
-    and this service has never migrated it, and ReadOnlyDatabaseError.
+    and this service has never migrated it, ReadOnlyDatabaseError, and PoolerError.
     """
     try:
         # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
         # advisory lock with the session, so the process that holds it may remove such a row.
-        with psycopg.connect(database_url, autocommit=True, connect_timeout=10) as guard:
+        server = primary_conninfo(database_url)
+        with psycopg.connect(server, autocommit=True) as guard:
             _check_writable(guard)
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
-            _apply(database_url)
+            _apply(server)
             _replace_functions(guard)
             # Without the privilege, the default partition takes the entries of further months.
             with suppress(psycopg.errors.InsufficientPrivilege):

@@ -13,15 +13,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import structlog
-from psycopg import AsyncConnection
 
 from evershell.server.core.errors import UnavailableError
-from evershell.server.store.pool import Pool, answered_within, connected, conninfo
+from evershell.server.store.hang_up import answered_within
+from evershell.server.store.pool import Pool, connected, conninfo
+from evershell.server.store.primary import PrimaryConnection, connect_to_session
 
 
 class Channel(StrEnum):
@@ -105,9 +105,7 @@ class Notifications:
     async def _listen(self) -> None:
         while True:
             try:
-                async with await AsyncConnection.connect(
-                    self._conninfo, autocommit=True
-                ) as connection:
+                async with await connect_to_session(self._conninfo) as connection:
                     with answered_within(connection, _LISTENER_ANSWER_SECONDS):
                         await connection.execute(f"LISTEN {self._channel}")
                     self._disconnected.clear()
@@ -120,8 +118,8 @@ class Notifications:
             self._disconnected.set()
             await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _receive_all(self, connection: AsyncConnection[Any]) -> None:
-        while True:
+    async def _receive_all(self, connection: PrimaryConnection) -> None:
+        while not connection.is_superseded:
             async for notification in connection.notifies(timeout=_LISTENER_CHECK_SECONDS):
                 origin, *ids = notification.payload.split("\n")
                 if origin != self._origin:

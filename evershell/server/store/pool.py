@@ -1,35 +1,23 @@
 """Opens connections to PostgreSQL, and translates its failures into UnavailableError."""
 
 import asyncio
-import os
 import select
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from evershell.server.core import deadline
 from evershell.server.core.errors import UnavailableError
+from evershell.server.store import session_settings
+from evershell.server.store.hang_up import hang_up_after
+from evershell.server.store.primary import PrimaryConnection
 
-Connection = AsyncConnection[TupleRow]
+Connection = PrimaryConnection
 Pool = AsyncConnectionPool[Connection]
 
-# The locking of the store requires this isolation level. With UTC, times are read as they were
-# written. A session that hangs in a transaction holds the lock of a workspace, so the server ends
-# it.
-_SESSION_OPTIONS = (
-    r"-c TimeZone=UTC -c default_transaction_isolation=read\ committed "
-    "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s "
-    # The server notices that a client has closed its connection (answered_within) also while the
-    # session waits for a lock, and ends the session.
-    "-c client_connection_check_interval=500ms"
-)
 # How long one attempt to connect may take.
 _CONNECT_TIMEOUT_SECONDS = 5
 # How long sent data may stay unacknowledged before the kernel closes the connection.
@@ -61,8 +49,8 @@ _UNAVAILABLE = (
 )
 
 
-def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
-    """The connection string for the database, with the settings of this service's sessions.
+def conninfo(database_url: str, session_options: str = session_settings.OPTIONS) -> str:
+    """The connection string for the database, with these options of its session.
 
     Network settings of the URL take precedence.
     """
@@ -74,10 +62,10 @@ def conninfo(database_url: str, session_options: str = _SESSION_OPTIONS) -> str:
         "keepalives_interval": 2,
         "keepalives_count": 2,
         "application_name": "evershell",
-        **url_parameters,
-        "options": f"{url_parameters.get('options') or ''} {session_options}".strip(),
+        **{name: value for name, value in url_parameters.items() if name != "options"},
     }
-    return make_conninfo("", **parameters)
+    options = f"{url_parameters.get('options') or ''} {session_options}".strip()
+    return make_conninfo("", **parameters, **({"options": options} if options else {}))
 
 
 @asynccontextmanager
@@ -87,15 +75,19 @@ async def open_pool(
     min_size: int = 2,
     max_size: int = 10,
     acquire_timeout_seconds: float = ACQUIRE_TIMEOUT_SECONDS,
+    behind_pooler: bool = False,
 ) -> AsyncIterator[Pool]:
     """A pool of connections, closed when the context is left.
 
     The pool opens even if the database cannot be reached, and connects when it can. A call that
-    gets no connection within `acquire_timeout_seconds` raises UnavailableError.
+    gets no connection within `acquire_timeout_seconds` raises UnavailableError. `behind_pooler`
+    says that the URL leads to a pooler in transaction mode.
     """
     pool: Pool = AsyncConnectionPool(
-        conninfo(database_url),
+        conninfo(database_url, "" if behind_pooler else session_settings.OPTIONS),
+        connection_class=PrimaryConnection,
         kwargs={"autocommit": True},
+        configure=session_settings.warn_if_missing if behind_pooler else None,
         min_size=min_size,
         max_size=max_size,
         timeout=acquire_timeout_seconds,
@@ -128,14 +120,14 @@ class connected:  # noqa: N801 - used like a function
         try:
             while True:
                 connection = await pool.getconn(deadline.bounded(pool.timeout))
-                if not _has_ended(connection):
+                if not (connection.is_superseded or _has_ended(connection)):
                     break
                 # The pool replaces a closed connection.
                 await _close(pool, connection)
         except _UNAVAILABLE as error:
             raise UnavailableError(str(error)) from error
         self._connection = connection
-        self._hang_up = _hang_up_after(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS))
+        self._hang_up = hang_up_after(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS))
         return connection
 
     async def __aexit__(
@@ -162,31 +154,6 @@ async def _close(pool: Pool, connection: Connection) -> None:
         await connection.close()
     finally:
         await pool.putconn(connection)
-
-
-@contextmanager
-def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> Iterator[None]:
-    """Shuts the connection down if the block takes longer than the limit.
-
-    A wait for the server within the block then raises psycopg.OperationalError. A frozen server
-    does not enforce its own limits, and cancelling the wait does not help, because psycopg then
-    sends a cancel request and waits for the server's answer.
-    """
-    timer = _hang_up_after(connection, limit_seconds)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _hang_up_after(connection: AsyncConnection[Any], seconds: float) -> asyncio.TimerHandle:
-    return asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
-
-
-def _hang_up(connection: AsyncConnection[Any]) -> None:
-    # A duplicate, because psycopg closes its own descriptor.
-    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.shutdown(socket.SHUT_RDWR)
 
 
 def _has_ended(connection: Connection) -> bool:

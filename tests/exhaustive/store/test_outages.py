@@ -19,7 +19,8 @@ from evershell.server.core import deadline, task_lifecycle
 from evershell.server.core.change import unchanged
 from evershell.server.core.errors import UnavailableError
 from evershell.server.core.task_lifecycle import TaskStarted
-from evershell.server.store.pool import Pool, answered_within, connected, open_pool
+from evershell.server.store.hang_up import answered_within
+from evershell.server.store.pool import Pool, connected, open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
     NOW,

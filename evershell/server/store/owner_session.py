@@ -1,0 +1,36 @@
+"""Sessions for work on the tables themselves, such as migrations, without the limits of calls."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+
+from evershell.server.store.pool import conninfo
+from evershell.server.store.primary import POOLER, has_standbys, primary_of
+from evershell.server.store.session_settings import UNLIMITED
+
+_CONNECT_SECONDS = 10
+
+
+class PoolerError(Exception):
+    """The URL leads to a pooler, which cannot run migrations. The message is for the operator."""
+
+
+def primary_conninfo(database_url: str) -> str:
+    """The connection string of the primary, for such a session. Blocks.
+
+    Raises psycopg.Error, and PoolerError.
+    """
+    server = asyncio.run(primary_of(database_url)) if has_standbys(database_url) else database_url
+    # A pooler refuses the options, so they are added afterwards.
+    with psycopg.connect(server, autocommit=True, connect_timeout=_CONNECT_SECONDS) as connection:
+        if connection.execute("SELECT pg_backend_pid()").fetchone() != (
+            connection.info.backend_pid,
+        ):
+            raise PoolerError(POOLER)
+    return conninfo(server, UNLIMITED)
+
+
+def connect_as_owner(database_url: str) -> psycopg.Connection[Any]:
+    """Such a session, which commits each statement. Raises what `primary_conninfo` raises."""
+    return psycopg.connect(primary_conninfo(database_url), autocommit=True)

@@ -1,0 +1,152 @@
+"""Connects to the server that accepts writes.
+
+A URL may name several hosts: a primary and its standbys. A standby that is promoted begins a new
+timeline. If several servers accept writes, the one with the highest timeline is the primary, and
+the others are former primaries that came back. They are not used.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Self, TypeAlias
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from evershell.server.store.hang_up import answered_within
+
+# For operators.
+POOLER = (
+    "The URL leads to a pooler. Set DATABASE_SESSION_URL to the URL of the same database at "
+    "PostgreSQL itself."
+)
+# How long the other servers may take to answer after the first one that accepts writes.
+_OTHERS_SECONDS = 0.5
+_ANSWER_SECONDS = 1.5
+# The first 8 of the 24 hexadecimal digits of a WAL file are the timeline.
+_TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+
+# The host and the port of each server.
+_Servers: TypeAlias = tuple[tuple[str, str], ...]
+
+# The highest timeline that this process has seen of these servers.
+_highest: dict[_Servers, int] = {}
+
+
+class PrimaryConnection(AsyncConnection[TupleRow]):
+    """A connection to the primary among the hosts of its URL."""
+
+    # Empty if the URL names one host, which is then the primary.
+    _servers: _Servers = ()
+    _timeline = 0
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Raises psycopg.OperationalError if no server is the primary."""
+        servers = _servers_of(conninfo)
+        if len(servers) == 1:
+            return await super().connect(conninfo, **kwargs)
+        opening = [
+            asyncio.create_task(cls._open(servers, _only(conninfo, *each), kwargs))
+            for each in servers
+        ]
+        try:
+            await _until_decided(opening)
+            opened = [task.result() for task in opening if _has_succeeded(task)]
+        except BaseException:
+            await _close_all(opening)
+            raise
+        if not opened:
+            raise opening[0].exception() or AssertionError
+        primary = max(opened, key=lambda connection: connection._timeline)
+        await _close_all(opening, but=primary)
+        _highest[servers] = max(primary._timeline, _highest.get(servers, 0))
+        if primary.is_superseded:
+            await primary.close()
+            raise psycopg.OperationalError("only a former primary accepts writes")
+        return primary
+
+    @classmethod
+    async def _open(cls, servers: _Servers, conninfo: str, kwargs: dict[str, Any]) -> Self:
+        connection = await super().connect(conninfo, **kwargs)
+        try:
+            with answered_within(connection, _ANSWER_SECONDS):
+                row = await (await connection.execute(_TIMELINE)).fetchone()
+            assert row is not None
+            connection._servers, connection._timeline = servers, int(row[0], 16)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether this process has learned since that another server was promoted."""
+        return self._timeline < _highest.get(self._servers, 0)
+
+
+async def connect_to_session(conninfo: str) -> PrimaryConnection:
+    """A connection with a session of its own, for LISTEN and for advisory locks.
+
+    Raises psycopg.OperationalError, also if a pooler answers: it may run each transaction in
+    another session.
+    """
+    connection = await PrimaryConnection.connect(conninfo, autocommit=True)
+    try:
+        with answered_within(connection, _ANSWER_SECONDS):
+            row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+        if row != (connection.info.backend_pid,):
+            raise psycopg.OperationalError(POOLER)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def has_standbys(conninfo: str) -> bool:
+    """Whether the URL names several hosts."""
+    return len(_servers_of(conninfo)) > 1
+
+
+async def primary_of(conninfo: str) -> str:
+    """The connection string of the primary alone. Raises psycopg.OperationalError."""
+    async with await PrimaryConnection.connect(conninfo, autocommit=True) as connection:
+        return make_conninfo(conninfo, host=connection.info.host, port=connection.info.port)
+
+
+def _servers_of(conninfo: str) -> _Servers:
+    parameters = conninfo_to_dict(conninfo)
+    hosts = str(parameters.get("host") or "").split(",")
+    ports = str(parameters.get("port") or "").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    return tuple(zip(hosts, ports, strict=False))
+
+
+def _only(conninfo: str, host: str, port: str) -> str:
+    """The connection string of one server, which is used only if it accepts writes."""
+    return make_conninfo(conninfo, host=host, port=port, target_session_attrs="read-write")
+
+
+async def _until_decided(opening: "Sequence[asyncio.Task[Any]]") -> None:
+    """Returns when all servers have answered, or some time after the first that accepts writes."""
+    pending = set(opening)
+    while pending and not any(map(_has_succeeded, opening)):
+        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    if pending:
+        await asyncio.wait(pending, timeout=_OTHERS_SECONDS)
+
+
+def _has_succeeded(task: "asyncio.Task[Any]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+async def _close_all(
+    opening: "Sequence[asyncio.Task[PrimaryConnection]]", but: PrimaryConnection | None = None
+) -> None:
+    for task in opening:
+        task.cancel()
+    for connection in await asyncio.gather(*opening, return_exceptions=True):
+        if isinstance(connection, PrimaryConnection) and connection is not but:
+            await connection.close()

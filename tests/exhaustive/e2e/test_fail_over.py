@@ -1,0 +1,171 @@
+"""A stack whose database fails over from a primary to its synchronous standby."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support import faults
+from tests.support.replication import Replication, Server
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+WORKSPACES = 6
+CALLERS = 3
+# After the promotion. A worker reconnects within 2 s, and the edge calls it then.
+RECOVER_SECONDS = 15.0
+ANSWER_SECONDS = 5.0
+ANSWERED = ("accepted", "already_requested")
+
+
+@pytest.fixture
+def replication(tmp_path: Path) -> Iterator[Replication]:
+    # Paths of sockets are limited to 107 bytes.
+    pair = Replication(tmp_path)
+    try:
+        pair.start()
+        yield pair
+    finally:
+        pair.stop()
+
+
+@pytest.fixture
+def replicated_stack(replication: Replication, tmp_path: Path) -> Iterator[Stack]:
+    running = Stack(tmp_path / "state", DATABASE_URL=replication.url)
+    try:
+        running.start()
+        yield running
+        assert running.stop() == 0
+    finally:
+        running.kill_if_running()
+
+
+class Story:
+    """A workspace whose task runs until the end of the test, and what its callers were told."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.workspace = Workspace(stack)
+        self.gate = Gate(self.workspace)
+        self.task_id = self.workspace.submit(self.gate.command, "echo never")
+        self.workspace.await_phase(self.task_id, "tool_call")
+        self.agent = stack.agent_pid(self.workspace.id)
+        self.answers: list[str] = []
+
+    def cancel(self) -> str:
+        """Makes one call and keeps its outcome."""
+        self.answers.append(faults.cancel(self.workspace, "grpc"))
+        return self.answers[-1]
+
+    @property
+    def is_answered(self) -> bool:
+        return any(answer in ANSWERED for answer in self.answers)
+
+
+def test_no_accepted_cancellation_is_lost(
+    replication: Replication, replicated_stack: Stack
+) -> None:
+    stack = replicated_stack
+    stories = [Story(stack) for _ in range(WORKSPACES)]
+    programs = {name: stack.pids(name) for name in ("serve", "fleet")}
+    assert_nothing_is_accepted_without_the_standby(replication, stories[0])
+
+    killed = threading.Event()
+
+    def call(mine: list[Story]) -> None:
+        """Cancels one task before the end of the primary, and the others when it comes."""
+        mine[0].cancel()
+        barrier.wait()
+        while not all(story.is_answered for story in mine):
+            for story in mine:
+                story.cancel()
+            # Callers keep to Retry-After.
+            killed.wait(0.1)
+
+    barrier = threading.Barrier(CALLERS + 1)
+    with ThreadPoolExecutor(CALLERS) as threads:
+        calling = [threads.submit(call, stories[first::CALLERS]) for first in range(CALLERS)]
+        barrier.wait(RECOVER_SECONDS)
+        replication.primary.kill()
+        began = time.monotonic()
+        assert faults.cancel(stories[-1].workspace, "rest") == "unavailable"
+        assert time.monotonic() - began < ANSWER_SECONDS
+        use(stack, replication.standby)
+        accepted = [story for story in stories if story.is_answered]
+        assert accepted
+        replication.promote()
+        assert [faults.intent_of(each.workspace, each.task_id) for each in accepted] == [
+            "whole"
+        ] * len(accepted)
+        for each in calling:
+            each.result(RECOVER_SECONDS)
+
+    assert {"unavailable"} <= {answer for story in stories for answer in story.answers}
+    for story in stories:
+        assert faults.intent_of(story.workspace, story.task_id) == "whole"
+        story.gate.open()
+        faults.await_terminal(story.workspace, story.task_id)
+        faults.assert_story(story.workspace, story.task_id, status="cancelled", intent=True)
+        assert stack.agent_pid(story.workspace.id) == story.agent
+    assert programs == {name: stack.pids(name) for name in ("serve", "fleet")}
+    assert_listeners_and_leader_are_back(stack, replication.standby, stories[0])
+    assert_a_former_primary_is_not_used(replication, stack)
+
+
+def use(stack: Stack, server: Server) -> None:
+    """Makes the checks of the test read this server."""
+    stack.ready["database_url"] = server.url
+
+
+def assert_nothing_is_accepted_without_the_standby(replication: Replication, story: Story) -> None:
+    """The primary waits for its standby, and the service does not answer before."""
+    use(story.workspace.stack, replication.primary)
+    with replication.standby.frozen():
+        began = time.monotonic()
+        assert story.cancel() == "unavailable"
+        assert time.monotonic() - began < ANSWER_SECONDS
+        assert faults.intent_of(story.workspace, story.task_id) == "absent"
+    eventually(lambda: faults.intent_of(story.workspace, story.task_id) == "whole")
+    assert story.cancel() == "already_requested"
+
+
+def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: Story) -> None:
+    listeners = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^(LISTEN|SELECT 1$)'"
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    eventually(lambda: server.value(locks) == 1)
+    eventually(lambda: server.value(listeners) >= len(stack.worker_addresses()) + 2)
+    for address in stack.worker_addresses():
+        eventually(lambda: faults.health_of(address) == "SERVING")
+    # Only a leader acts on the end of an agent.
+    stack.kill(story.agent)
+    faults.resume(story.workspace)
+    faults.assert_next_task_works(story.workspace)
+
+
+def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) -> None:
+    """It accepts writes, its host is the first of the URL, and every connection is made anew."""
+    former, current = replication.primary, replication.standby
+    replication.start_primary()
+    # A transaction that writes takes the next number.
+    next_transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
+    expected = former.value(next_transaction)
+    current.value(
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
+        "WHERE application_name = 'evershell'"
+    )
+    # A worker that starts knows nothing of the promotion.
+    (first, *_) = stack.pids("serve")
+    stack.kill(first)
+    eventually(lambda: len(stack.pids("serve")) == 2 and first not in stack.pids("serve"))
+    for address in stack.worker_addresses():
+        eventually(lambda: faults.health_of(address) == "SERVING")
+    story = Story(stack)
+    for address in stack.worker_addresses():
+        answer = stack.grpc(address=address).call("CancelTask", workspace_id=story.workspace.id)
+        assert answer["outcome"] in ANSWERED
+    story.gate.open()
+    faults.await_terminal(story.workspace, story.task_id)
+    faults.assert_story(story.workspace, story.task_id, status="cancelled", intent=True)
+    assert former.value(next_transaction) == expected

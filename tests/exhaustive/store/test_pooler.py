@@ -1,0 +1,139 @@
+"""The store on PgBouncer in transaction mode, and what a pooler cannot be used for."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from structlog.testing import capture_logs
+
+from evershell.server.cli.migrate import migrate as migrate_command
+from evershell.server.core.ports import RecordedCancellation
+from evershell.server.store.leadership import Leadership
+from evershell.server.store.migrate import migrate
+from evershell.server.store.pool import connected, open_pool
+from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.primary import POOLER
+from evershell.server.store.session_settings import SETTINGS
+from evershell.server.store.wakeups import PostgresWakeups
+from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
+from tests.support.store.examples import intent, permission, with_task
+from tests.support.waiting import eventually_async
+
+pytestmark = needs_pgbouncer
+
+WORKSPACES = 40
+
+
+@pytest.fixture
+def session_url(empty_database_url: str) -> str:
+    migrate(empty_database_url)
+    return empty_database_url
+
+
+@pytest.fixture
+def pgbouncer(session_url: str, tmp_path: Path) -> Iterator[PgBouncer]:
+    running = PgBouncer(session_url, tmp_path)
+    running.start()
+    yield running
+    running.stop()
+
+
+async def test_the_calls_of_two_programs_share_a_few_sessions(
+    pgbouncer: PgBouncer, session_url: str
+) -> None:
+    async with (
+        open_pool(pgbouncer.url, behind_pooler=True) as one,
+        open_pool(pgbouncer.url, behind_pooler=True) as other,
+    ):
+        stores = [PostgresStore(one), PostgresStore(other)]
+
+        async def cancel(number: int) -> list[RecordedCancellation]:
+            workspace, task = await with_task(stores[number % 2])
+            return await asyncio.gather(
+                *(
+                    store.record_cancellation(permission(), workspace.id, task.id, intent())
+                    for store in stores
+                )
+            )
+
+        found = await asyncio.gather(*map(cancel, range(WORKSPACES)))
+        sessions = await asyncio.to_thread(_count, session_url, "pg_stat_activity", "state <> ''")
+    assert all(sorted(each.recorded for each in pair) == [False, True] for pair in found)
+    assert _count(session_url, "events", "type = 'task_cancel_requested'") == WORKSPACES
+    # With the one that counts.
+    assert sessions <= SERVER_CONNECTIONS + 1
+
+
+def _count(url: str, table: str, condition: str) -> int:
+    of_database = "datname = current_database() AND " if table.startswith("pg_") else ""
+    with psycopg.connect(url) as connection:
+        query = f"SELECT count(*) FROM {table} WHERE {of_database}{condition}".encode()
+        row = connection.execute(query).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+async def test_migrate_stores_the_settings_that_a_pooler_does_not_pass_on(
+    pgbouncer: PgBouncer, session_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_pool(pgbouncer.url, min_size=0, behind_pooler=True) as pool:
+        with capture_logs() as logs:
+            async with connected(pool) as connection:
+                await connection.execute("SELECT 1")
+        assert [each["event"] for each in logs] == ["session_settings_missing"]
+        assert set(logs[0]["found"]) == set(SETTINGS) - {"default_transaction_isolation"}
+
+    monkeypatch.setenv("DATABASE_URL", pgbouncer.url)
+    monkeypatch.setenv("DATABASE_SESSION_URL", session_url)
+    monkeypatch.delenv("MIGRATION_DATABASE_URL", raising=False)
+    for _ in range(2):
+        result = await asyncio.to_thread(CliRunner().invoke, migrate_command)
+        assert (result.exit_code, result.output) == (0, "The schema is current.\n")
+    # Sessions that are older than the settings do not have them.
+    await asyncio.to_thread(pgbouncer.admin, "RECONNECT")
+
+    async with open_pool(pgbouncer.url, min_size=0, behind_pooler=True) as pool:
+        with capture_logs() as logs:
+            async with connected(pool) as connection:
+                cursor = await connection.execute("SHOW statement_timeout")
+                assert await cursor.fetchone() == ("5s",)
+        assert logs == []
+
+
+@pytest.mark.parametrize("ignored", ["", "options"])
+async def test_a_pooler_is_not_used_where_a_session_is_needed(
+    session_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    """Two controllers that ask for the lock through one session would both get it."""
+    pgbouncer = PgBouncer(session_url, tmp_path, ignored=ignored)
+    pgbouncer.start()
+    try:
+        monkeypatch.setenv("DATABASE_URL", pgbouncer.url)
+        monkeypatch.delenv("MIGRATION_DATABASE_URL", raising=False)
+        refused = await asyncio.to_thread(CliRunner().invoke, migrate_command)
+        assert (refused.exit_code, refused.output) == (1, f"Error: {POOLER}\n")
+        if not ignored:
+            # The pooler refuses the settings of a session.
+            return
+        with capture_logs() as logs:
+            async with open_pool(session_url) as pool, PostgresWakeups(pool, pgbouncer.url):
+                leading = asyncio.create_task(_lead(pgbouncer.url))
+                await eventually_async(
+                    lambda: (
+                        {"leadership_impossible", "notifications_listener_lost"}
+                        <= {each["event"] for each in logs if each.get("error") == POOLER}
+                    )
+                )
+                assert not leading.done()
+                leading.cancel()
+                await asyncio.gather(leading, return_exceptions=True)
+    finally:
+        pgbouncer.stop()
+
+
+async def _lead(url: str) -> None:
+    async with Leadership(url).acquired():
+        pass

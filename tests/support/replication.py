@@ -1,0 +1,117 @@
+"""A primary and its standby, with streaming replication, on this machine."""
+
+import asyncio
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+
+from evershell.server.stack import postgres
+from tests.support.waiting import eventually
+
+START_SECONDS = 20.0
+PROMOTE_SECONDS = 10.0
+
+
+class Server:
+    """One PostgreSQL server. It keeps its folder and its address."""
+
+    def __init__(self, state_dir: Path) -> None:
+        state_dir.mkdir()
+        self.places = postgres.places(state_dir)
+        self.url = postgres.database_url(self.places.socket_dir)
+        self._log = state_dir.with_suffix(".log")
+        self._process: psutil.Popen | None = None
+
+    def start(self, **settings: str) -> None:
+        """Returns when it answers."""
+        command = postgres.command(self.places.data_dir, self.places.socket_dir)
+        options = [each for pair in settings.items() for each in ("-c", "=".join(pair))]
+        with self._log.open("ab") as log:
+            self._process = psutil.Popen([*command, *options], stderr=log)
+        asyncio.run(postgres.wait_ready(self.url, START_SECONDS))
+
+    def connect(self) -> "psycopg.Connection[Any]":
+        return psycopg.connect(self.url, autocommit=True)
+
+    def value(self, query: str) -> Any:
+        """The first value of the first row."""
+        with self.connect() as connection:
+            row = connection.execute(query.encode()).fetchone()
+            assert row is not None
+            return row[0]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stops all of its processes (SIGSTOP) inside the block."""
+        with ExitStack() as frozen:
+            for process in self._family():
+                process.suspend()
+                frozen.callback(process.resume)
+            yield
+
+    def kill(self) -> None:
+        """Ends all of its processes at once, as the loss of its machine does."""
+        family = self._family()
+        # Frozen first, so that none acts on the end of another one.
+        for process in family:
+            process.suspend()
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, START_SECONDS)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.is_running():
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(START_SECONDS)
+
+    def _family(self) -> list[psutil.Process]:
+        assert self._process is not None
+        return [self._process, *self._process.children(recursive=True)]
+
+
+class Replication:
+    """A primary that commits only what its standby has, and the standby."""
+
+    def __init__(self, folder: Path) -> None:
+        self.primary, self.standby = Server(folder / "first"), Server(folder / "second")
+        hosts = [each.places.socket_dir for each in (self.primary, self.standby)]
+        # Of both, for clients.
+        self.url = (
+            f"postgresql:///{postgres.DATABASE}?host={hosts[0]},{hosts[1]}&user={postgres.USER}"
+        )
+
+    def start(self) -> None:
+        """Returns when the replication is synchronous."""
+        postgres.initialise(self.primary.places.data_dir)
+        self.start_primary()
+        subprocess.run(
+            [
+                *postgres._argv("pg_basebackup"),
+                *("--host", str(self.primary.places.socket_dir), "--username", postgres.USER),
+                *("--pgdata", str(self.standby.places.data_dir), "--write-recovery-conf"),
+                *("--checkpoint", "fast", "--no-sync"),
+            ],
+            check=True,
+            cwd="/",
+        )
+        self.standby.start()
+        state = "SELECT coalesce(min(sync_state), '') FROM pg_stat_replication"
+        eventually(lambda: self.primary.value(state) == "sync", START_SECONDS)
+
+    def start_primary(self) -> None:
+        """Starts the first server, also after its end."""
+        self.primary.start(synchronous_standby_names="*", autovacuum="off")
+
+    def promote(self) -> None:
+        """Returns when the standby accepts writes."""
+        assert self.standby.value(f"SELECT pg_promote(true, {PROMOTE_SECONDS:.0f})")
+
+    def stop(self) -> None:
+        for server in (self.standby, self.primary):
+            server.stop()
