@@ -11,6 +11,11 @@ from evershell.server.core.event import Event, EventType, cancel_requested_paylo
 from evershell.server.core.limits import REQUESTER
 from evershell.server.core.task import CancelIntent, Task, TaskLimits, TaskStatus
 from evershell.server.core.workspace import WorkspaceStatus
+from tests.invariants.limits import (
+    limits_are_named,
+    limits_are_recorded_in_time,
+    limits_decide_the_end,
+)
 from tests.invariants.record import Iteration
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
@@ -375,20 +380,6 @@ def _check_deadline(view: View, task: Task) -> None:
         assert kept[0] == earliest.force_at and kept[1] in firsts, (task, asked)
 
 
-def limits_decide_the_end(view: View) -> None:
-    """A task that has reached a limit is cancelled, and never ends in another way."""
-    for task in view.tasks.values():
-        tokens, limits = task.usage.input_tokens + task.usage.output_tokens, task.limits
-        is_used = limits.max_total_tokens is not None and tokens >= limits.max_total_tokens
-        assert not is_used or task.cancel is not None, task
-        if None in (limits.max_duration_seconds, task.started_at, task.completed_at):
-            continue
-        assert limits.max_duration_seconds and task.started_at and task.completed_at
-        lasted_seconds = (task.completed_at - task.started_at).total_seconds()
-        is_late = lasted_seconds >= limits.max_duration_seconds
-        assert not is_late or task.status is TaskStatus.CANCELLED, task
-
-
 def invariant_12_visible(view: View) -> None:
     """Between request and end, the task shows its intent and the phase of its agent."""
     for task in view.tasks.values():
@@ -431,6 +422,8 @@ INVARIANTS = (
     invariant_11_force_is_asked_for,
     invariant_12_visible,
     limits_decide_the_end,
+    limits_are_named,
+    limits_are_recorded_in_time,
     answers_are_those_of_the_contract,
     nothing_unexpected_is_raised,
 )

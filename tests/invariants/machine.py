@@ -1,7 +1,7 @@
 """The rules of the state machine: calls, replies, faults and passing time, in any order."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,6 +11,7 @@ from evershell.server.core.workspace import WorkspaceStatus
 from tests.invariants.agent import Agent
 from tests.invariants.ending import end_all
 from tests.invariants.invariants import INVARIANTS
+from tests.invariants.limits import duration_ends_at
 from tests.invariants.spy_store import Hiccup
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
@@ -23,13 +24,13 @@ NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LA
 WHICH = st.sampled_from([-1, -1, -1, -2])
 
 
-# An iteration has five tokens.
+# An iteration has five tokens. The durations end between two scans of the controller.
 LIMITS = [
     TaskLimits(),
     TaskLimits(),
     TaskLimits(max_total_tokens=8),
-    TaskLimits(max_duration_seconds=4.0),
-    TaskLimits(max_duration_seconds=2.0, max_total_tokens=5, force_after_seconds=1.0),
+    TaskLimits(max_duration_seconds=3.75),
+    TaskLimits(max_duration_seconds=1.75, max_total_tokens=5, force_after_seconds=1.0),
 ]
 
 
@@ -213,6 +214,17 @@ class CancellationMachine(RuleBasedStateMachine):
                 )
             )
 
+    @precondition(lambda self: self.limit_ahead is not None and self.may_be_trouble)
+    @rule(what=st.sampled_from(["crash", "crash out of reach", "no controller"]))
+    def limit_is_reached_unseen(self, what: str) -> None:
+        """The duration of the task ends when its agent has just died, or no controller leads."""
+        self._troubles += 1
+        if what == "no controller":
+            self.world.run(self._reach_limit_without_controller())
+        else:
+            self.world.pods.are_in_reach &= what == "crash"
+            self.world.run(self._die_at_limit())
+
     @precondition(lambda self: self.there() and self.may_be_trouble)
     @rule(fault=st.sampled_from(Fault), which=WHICH)
     def agent_is_defective(self, fault: Fault, which: int) -> None:
@@ -334,6 +346,28 @@ class CancellationMachine(RuleBasedStateMachine):
         intent = self.world.store.intent(self.world.task_ids[-1]) if self.has_open_task else None
         soon = self.world.clock() + timedelta(seconds=STEP_SECONDS)
         return intent is not None and intent.force_at is not None and intent.force_at > soon
+
+    @property
+    def limit_ahead(self) -> datetime | None:
+        """When the open task reaches the limit of its duration, if that is not over."""
+        task = self.world.store.tasks[self.world.task_ids[-1]] if self.has_open_task else None
+        due = duration_ends_at(task) if task is not None and task.cancel is None else None
+        return due if due is not None and due > self.world.clock() else None
+
+    async def _die_at_limit(self) -> None:
+        due = self.limit_ahead
+        assert due is not None
+        await self.world.advance_to(due)
+        for agent in self.there():
+            await agent.crash()
+
+    async def _reach_limit_without_controller(self) -> None:
+        due = self.limit_ahead
+        assert due is not None
+        await self.world.stop_leading()
+        await self.world.advance_to(due + timedelta(seconds=STEP_SECONDS))
+        self.world.lead()
+        await self.world.advance(2.0)
 
     async def _come_up(self) -> None:
         await self.world.resume()

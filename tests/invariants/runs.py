@@ -24,10 +24,15 @@ _SETTINGS = settings(
 )
 
 
-def run_in_memory(examples: int, *, is_random: bool = False) -> None:
+def run_in_memory(examples: int, *, is_random: bool = False, is_shrunk: bool = True) -> None:
     run_state_machine_as_test(
         _machine(_in_memory),
-        settings=settings(_SETTINGS, max_examples=examples, derandomize=not is_random),
+        settings=settings(
+            _SETTINGS,
+            max_examples=examples,
+            phases=_SETTINGS.phases if is_shrunk else [Phase.generate],
+            derandomize=not is_random,
+        ),
     )
 
 

@@ -6,7 +6,7 @@ The rules control its network and the failures of its database.
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from typing import Any, TypeVar
 
@@ -71,6 +71,8 @@ class World:
         self._run_numbers = count(1)
         self._background: set[asyncio.Task[None]] = set()
         self._leading: asyncio.Task[None] | None = None
+        # Since when the controller leads; None if none does.
+        self.leading_since: datetime | None = None
         self._resources = AsyncExitStack()
         self._stage = Stage(self.clock)
         self._stage.open(self._open(open_stores))
@@ -392,13 +394,14 @@ class World:
                 self.store, self.pods, self.wire, BOUNDS, self.run_id, self.clock, self.clock()
             )
             self._leading = asyncio.create_task(controller.run(self.changes))
+            self.leading_since = self.clock()
 
     async def stop_leading(self) -> None:
         """Ends the leading controller. Pods keep running."""
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.wait({self._leading})
-            self._leading = None
+            self._leading = self.leading_since = None
 
     async def restart_stack(self) -> None:
         """Ends every pod that can be reached, and starts a controller of a new run."""
@@ -415,6 +418,10 @@ class World:
 
     async def advance(self, seconds: float) -> None:
         """Advances the clock in steps, so that timers fire in order."""
-        for _ in range(round(seconds / STEP_SECONDS)):
-            self.clock.advance(STEP_SECONDS)
+        await self.advance_to(self.clock() + timedelta(seconds=seconds))
+
+    async def advance_to(self, moment: datetime) -> None:
+        """Does the same, until this time."""
+        while (left_seconds := (moment - self.clock()).total_seconds()) > 0:
+            self.clock.advance(min(left_seconds, STEP_SECONDS))
             await self.settle()

@@ -1,6 +1,6 @@
 """Calls and their answers, in one form for REST and gRPC."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,11 +39,14 @@ class Answer:
     call: str
     rpc: str
     wire: str
+    # Empty for a call about the whole organization.
     workspace_id: str
     # The task that the call names. Empty for the current task.
     task_id: str = ""
     waits: bool = False
     forces: bool = False
+    # HoldOrg: whether it cancels what runs.
+    cancels: bool = False
     # Seconds since 1970.
     sent: float
     answered: float
@@ -66,17 +69,41 @@ class Answer:
         return str(self.body.get("outcome", "")) if self.is_cancel and not self.slug else ""
 
     @property
-    def promised_task_id(self) -> str:
-        """The task that must end `cancelled` after this answer, or empty."""
+    def may_cancel(self) -> bool:
+        """Whether a cancellation may name the call as its reason."""
+        return self.is_cancel or self.cancels
+
+    @property
+    def accepted_task_ids(self) -> tuple[str, ...]:
+        """The tasks whose cancellation this call recorded, as far as the answer names them."""
+        return tuple(id_ for id_, outcome in self._outcomes if outcome == "accepted")
+
+    @property
+    def promised_task_ids(self) -> tuple[str, ...]:
+        """The tasks that must end `cancelled` after this answer."""
         recorded = (
             self.is_cancel
             and self.slug == "agent_unreachable"
             and str(self.body.get("intent_recorded")).lower() == "true"
         )
-        return (
-            str(self.body["task_id"])
-            if recorded or self.outcome in ("accepted", "already_requested")
-            else ""
+        if recorded:
+            return (str(self.body["task_id"]),)
+        promises = ("accepted", "already_requested")
+        return tuple(id_ for id_, outcome in self._outcomes if outcome in promises)
+
+    @property
+    def is_complete_stop(self) -> bool:
+        """Whether the call says that it left no task of the organization uncancelled."""
+        is_stop = self.rpc == "CancelTasks" or (self.rpc == "HoldOrg" and self.cancels)
+        return is_stop and not (self.workspace_id or self.slug) and not self.body["remaining"]
+
+    @property
+    def _outcomes(self) -> Iterator[tuple[str, str]]:
+        if self.slug or not self.is_cancel:
+            return
+        results = [self.body] if self.workspace_id else self.body["results"]
+        yield from (
+            (str(each["task_id"]), str(each["outcome"])) for each in results if each.get("outcome")
         )
 
     @property

@@ -15,6 +15,10 @@ class TaskRow(TaskRecord):
 
     iteration_seconds: float = 0.0
     cancel_reason: str | None = None
+    started_at: float | None = None
+    # The limit of its duration, and whether it is forced at the limit.
+    limit_seconds: float | None = None
+    is_forced_at_limit: bool = False
     submitted_at: float = 0.0
     agent_stopped: str = Stopped.NEVER
 
@@ -24,6 +28,14 @@ class TaskRow(TaskRecord):
         if self.cancel_requested_at is None or self.completed_at is None:
             return None
         return max(0.0, self.completed_at - self.cancel_requested_at - self.iteration_seconds)
+
+    @property
+    def limit_reached_at(self) -> float | None:
+        """When it reached the limit of its duration. None if it ended before, or has no limit."""
+        if self.started_at is None or self.limit_seconds is None:
+            return None
+        due = self.started_at + self.limit_seconds
+        return due if self.completed_at is None or due <= self.completed_at else None
 
     @property
     def overdue_seconds(self) -> float | None:
@@ -50,14 +62,13 @@ class Evidence:
     @property
     def history(self) -> History:
         """The input of the promises."""
-        answers = ((answer.promised_task_id, answer) for answer in self.answers)
         return History(
             tasks=self.tasks,
             events=self.events,
             last_seqs=self.last_seqs,
             promised=[
                 (task_id, f"{answer.outcome or answer.slug} was answered to {answer}")
-                for task_id, answer in answers
-                if task_id
+                for answer in self.answers
+                for task_id in answer.promised_task_ids
             ],
         )

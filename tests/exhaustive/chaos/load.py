@@ -15,6 +15,8 @@ from tests.exhaustive.chaos.plan import Cancel, Plan, Round, Stopped, Wire
 # then. The wait of a cancellation is added to it.
 ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
+# Not shorter than a round.
+_ON_HOLD_PAUSE_SECONDS = 0.25
 
 
 class Load:
@@ -115,7 +117,10 @@ class Load:
             workspace_id,
             description="\n".join(_commands(each)),
             metadata=_metadata(each),
+            limits=_limits(each),
         )
+        if submitted.slug == "org_on_hold":
+            await asyncio.sleep(_ON_HOLD_PAUSE_SECONDS)
         # The details of agent_unreachable name the task too, and those of workspace_busy name the
         # current task. After other failures it is unknown.
         task_id = str(submitted.body.get("task_id", ""))
@@ -189,6 +194,30 @@ class Load:
             self.answers.append(answer)
         return answer
 
+    async def call_for_org(self, wire: Wire, rpc: str, token: str, *, cancels: bool) -> Answer:
+        """Makes a call about the whole organization, and records its answer."""
+        call, sent = f"call {next(self._numbers)}", time.time()
+        request: dict[str, Any] = {} if rpc == "ReleaseOrg" else {"reason": call}
+        if rpc == "HoldOrg":
+            request["cancel_running"] = cancels
+        reply = await self._callers.call(wire, rpc, ANSWER_SECONDS, request, token)
+        answer = Answer(
+            call=call,
+            rpc=rpc,
+            wire=wire,
+            workspace_id="",
+            cancels=cancels,
+            sent=sent,
+            answered=time.time(),
+            status=reply.status,
+            slug=reply.slug,
+            body=reply.body,
+            problem=reply.problem,
+            request_id=reply.request_id,
+        )
+        self.answers.append(answer)
+        return answer
+
 
 def _of_one_task(reply: Reply) -> Mapping[str, Any]:
     """The answer of CancelTasks for one workspace, in the form of CancelTask's."""
@@ -210,6 +239,11 @@ def _commands(each: Round) -> list[str]:
         case Stopped.FOR_GOOD:
             commands[0] = f"kill -STOP $PPID; {commands[0]}"
     return commands
+
+
+def _limits(each: Round) -> dict[str, str]:
+    limits = {"max_duration": each.limit_seconds, "force_after": each.limit_force_after_seconds}
+    return {name: f"{seconds}s" for name, seconds in limits.items() if seconds is not None}
 
 
 def _metadata(each: Round) -> dict[str, str]:

@@ -91,6 +91,14 @@ _STOPPED_SECONDS = (0.3, 3.0)
 # The share of the tasks with an agent that stays stopped that are cancelled with force. The others
 # last until the lease expires.
 _FORCED_SHARE = 0.8
+# The share of the tasks with a limit of their duration. Half of these are forced at the limit, and
+# have a single iteration that takes longer than any limit.
+_LIMITED_SHARE = 0.15
+_LIMIT_SECONDS = (0.3, 2.0)
+_LIMITED_ITERATION_SECONDS = 20.0
+# The time between two emergencies, and how long the organization is on hold.
+_EMERGENCY_SECONDS = (1.0, 5.0)
+_HOLD_SECONDS = (0.3, 1.5)
 # Rounds are drawn for this much longer, for the last faults and the recovery before each.
 _SECONDS_BEYOND = 30.0
 # No round is shorter, so a workspace never runs out of rounds.
@@ -144,10 +152,26 @@ class Round:
     # Whether the first tool stops its agent. `stopped_seconds` is used for FOR_A_WHILE only.
     agent_stopped: Stopped
     stopped_seconds: float
+    # The limit of its duration, and its `force_after`. None for none.
+    limit_seconds: float | None
+    limit_force_after_seconds: float | None
     cancels: tuple[Cancel, ...]
     # When the workspace is stopped in this round. It is resumed for the next one.
     stop_after_seconds: float | None
     control_wire: Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Emergency:
+    """A call of CancelTasks for the whole organization, or a hold of it."""
+
+    at_seconds: float
+    wire: Wire
+    # How long the organization is on hold. None: CancelTasks without a hold.
+    hold_seconds: float | None
+    # Whether HoldOrg cancels what runs.
+    cancels: bool
+    release_wire: Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +185,8 @@ class Plan:
     last_faults: tuple[Fault, ...]
     # The rounds of each workspace. Those that are left when the time is over are not played.
     rounds: tuple[tuple[Round, ...], ...]
+    # Played one after another.
+    emergencies: tuple[Emergency, ...]
 
 
 def draw(seed: int, seconds: float, workspaces: int, *, logs_alone_seconds: float = 4.0) -> Plan:
@@ -176,7 +202,8 @@ def draw(seed: int, seconds: float, workspaces: int, *, logs_alone_seconds: floa
     )
     count = int((seconds + _SECONDS_BEYOND) / _SHORTEST_ROUND_SECONDS)
     rounds = tuple(tuple(_round(chance) for _ in range(count)) for _ in range(workspaces))
-    return Plan(seed, seconds, faults, last, rounds)
+    emergencies = tuple(_emergencies(chance, seconds))
+    return Plan(seed, seconds, faults, last, rounds, emergencies)
 
 
 def _faults(chance: random.Random, seconds: float, workspaces: int) -> Iterator[Fault]:
@@ -223,10 +250,18 @@ def _round(chance: random.Random) -> Round:
     (stopped,) = chance.choices(list(Stopped), _STOPPED_WEIGHTS)
     if stopped is Stopped.FOR_GOOD and chance.random() < _FORCED_SHARE:
         cancels.append(_forced(chance))
+    limit_seconds, limit_force_after_seconds = None, None
+    if stopped is Stopped.NEVER and chance.random() < _LIMITED_SHARE:
+        limit_seconds = round(chance.uniform(*_LIMIT_SECONDS), 3)
+        if chance.random() < 0.5:
+            limit_force_after_seconds = round(chance.uniform(0, 0.3), 3)
+            iterations, iteration_seconds = 1, _LIMITED_ITERATION_SECONDS
     return Round(
         submit_wire=chance.choice(wires),
         iterations=iterations,
         iteration_seconds=iteration_seconds,
+        limit_seconds=limit_seconds,
+        limit_force_after_seconds=limit_force_after_seconds,
         agent_stopped=stopped,
         stopped_seconds=round(chance.uniform(*_STOPPED_SECONDS), 2)
         if stopped is Stopped.FOR_A_WHILE
@@ -237,6 +272,21 @@ def _round(chance: random.Random) -> Round:
         else None,
         control_wire=chance.choice(wires),
     )
+
+
+def _emergencies(chance: random.Random, seconds: float) -> Iterator[Emergency]:
+    wires, at = list(Wire), 0.0
+    while (at := at + chance.uniform(*_EMERGENCY_SECONDS)) < seconds:
+        holds = chance.random() < 0.6
+        hold_seconds = round(chance.uniform(*_HOLD_SECONDS), 3) if holds else None
+        yield Emergency(
+            at_seconds=round(at, 3),
+            wire=chance.choice(wires),
+            hold_seconds=hold_seconds,
+            cancels=holds and chance.random() < 0.5,
+            release_wire=chance.choice(wires),
+        )
+        at += hold_seconds or 0.0
 
 
 def _forced(chance: random.Random) -> Cancel:

@@ -53,6 +53,12 @@ def lines(outcome: Outcome) -> Iterator[str]:
         f"{count} {status}" for status, count in sorted(ended.items())
     )
     yield f"events: {len(evidence.events)}"
+    calls = Counter(answer.rpc for answer in evidence.answers if not answer.workspace_id)
+    limits = [task for task in evidence.tasks.values() if task.limit_reached_at is not None]
+    yield (
+        f"for the whole organization: {calls['CancelTasks']} CancelTasks, {calls['HoldOrg']} "
+        f"HoldOrg; tasks that reached their limit: {len(limits)}"
+    )
     yield (
         f"quiet {outcome.settled_seconds:.1f} s after the last fault and call; "
         f"the stack stopped in {outcome.stop_seconds:.1f} s"
@@ -132,8 +138,8 @@ def _cancels(outcome: Outcome) -> Iterator[str]:
             for answer in outcome.evidence.answers
             if answer.is_cancel and wire in (None, answer.wire)
         ]
-        accepted = [answer.body["task_id"] for answer in sent if answer.outcome == "accepted"]
-        promised = {answer.promised_task_id for answer in sent} - {""}
+        accepted = [task_id for answer in sent for task_id in answer.accepted_task_ids]
+        promised = {task_id for answer in sent for task_id in answer.promised_task_ids}
         yield (
             f"{wire or 'all':24} {len(sent):6} {len(accepted):9} "
             f"{_cancelled(tasks, accepted):16} {len(promised):17} {_cancelled(tasks, promised):16}"

@@ -12,13 +12,14 @@ from tests.exhaustive.chaos.answers import Answer
 from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
 from tests.exhaustive.chaos.callers import Callers
 from tests.exhaustive.chaos.disks import Disks, disks
+from tests.exhaustive.chaos.emergencies import Emergencies
 from tests.exhaustive.chaos.evidence import Evidence
 from tests.exhaustive.chaos.faults import Faults, Hit
 from tests.exhaustive.chaos.load import Load
 from tests.exhaustive.chaos.plan import Plan
 from tests.exhaustive.chaos.sightings import Figures
 from tests.exhaustive.chaos.verdict import violations
-from tests.support.stack import Stack, Workspace, processes_of
+from tests.support.stack import ROOT, Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
 WORKERS = 2
@@ -41,8 +42,8 @@ class Outcome:
     violations: list[str]
 
 
-def run(plan: Plan, state_dir: Path) -> Outcome:
-    """Starts a stack, plays the plan and stops the stack."""
+def run(plan: Plan, state_dir: Path, checkout: Path = ROOT) -> Outcome:
+    """Starts a stack of a working copy, plays the plan and stops the stack."""
     # The load exceeds the rate limits, which this run does not test.
     stack = Stack(
         state_dir,
@@ -52,6 +53,7 @@ def run(plan: Plan, state_dir: Path) -> Outcome:
         # In a sandbox, no tool can stop its agent.
         POD_ISOLATION="none" if plan.seed % 2 else "auto",
     )
+    stack.checkout = checkout
     with disks(state_dir, plan.seconds) as mounted:
         try:
             stack.start()
@@ -112,6 +114,7 @@ class _Played:
 async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> _Played:
     callers = Callers(stack)
     load, faults = Load(callers, workspace_ids), Faults(stack, workspace_ids, mounted)
+    emergencies = Emergencies(load, stack.tokens["owner"])
     try:
         seen = [
             f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)
@@ -119,7 +122,11 @@ async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[st
         before = await asyncio.to_thread(sightings.figures, stack, workspace_ids)
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(plan))
-            await asyncio.gather(faults.run(plan.faults), asyncio.sleep(plan.seconds))
+            await asyncio.gather(
+                faults.run(plan.faults),
+                emergencies.run(plan.emergencies),
+                asyncio.sleep(plan.seconds),
+            )
             for last in plan.last_faults:
                 await asyncio.sleep(RECOVERED_SECONDS)
                 await faults.run([last])

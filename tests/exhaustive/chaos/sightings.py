@@ -123,7 +123,9 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
     with stack.database() as connection:
         rows = connection.execute(
             "SELECT id, coalesce(metadata ->> 'iteration_seconds', '0')::float, cancel_reason, "
-            "extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped' FROM tasks"
+            "extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped', "
+            "extract(epoch FROM started_at)::float, max_duration_seconds, "
+            "limit_force_after_seconds IS NOT NULL FROM tasks"
         ).fetchall()
     return {
         id_: TaskRow(
@@ -132,6 +134,18 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
             cancel_reason=reason,
             submitted_at=submitted_at,
             agent_stopped=agent_stopped or Stopped.NEVER,
+            started_at=started_at,
+            limit_seconds=limit_seconds,
+            is_forced_at_limit=is_forced_at_limit,
         )
-        for id_, iteration_seconds, reason, submitted_at, agent_stopped in rows
+        for (
+            id_,
+            iteration_seconds,
+            reason,
+            submitted_at,
+            agent_stopped,
+            started_at,
+            limit_seconds,
+            is_forced_at_limit,
+        ) in rows
     }

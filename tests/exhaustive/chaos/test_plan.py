@@ -49,6 +49,24 @@ def test_rounds_are_of_every_kind_and_outlast_the_run() -> None:
     )
 
 
+def test_some_tasks_have_limits_below_their_duration() -> None:
+    rounds = [each for of_workspace in draw(1, 60, 20).rounds for each in of_workspace]
+    limited = [each for each in rounds if each.limit_seconds is not None]
+    assert len(rounds) * 0.1 < len(limited) < len(rounds) * 0.2
+    forced = [each for each in limited if each.limit_force_after_seconds is not None]
+    assert len(limited) * 0.4 < len(forced) < len(limited) * 0.6
+    assert all(each.iterations == 1 and each.iteration_seconds == 20 for each in forced)
+    assert all(each.limit_force_after_seconds is None for each in rounds if each not in limited)
+
+
+def test_emergencies_are_of_every_kind_and_follow_one_another() -> None:
+    emergencies = [each for seed in range(9) for each in draw(seed, 60, 2).emergencies]
+    kinds = {(each.hold_seconds is not None, each.cancels) for each in emergencies}
+    assert kinds == {(False, False), (True, False), (True, True)}
+    for one, other in pairwise(draw(1, 60, 2).emergencies):
+        assert one.at_seconds + (one.hold_seconds or 0) < other.at_seconds < 60
+
+
 def test_most_tasks_with_an_agent_that_stays_stopped_are_forced() -> None:
     rounds = [each for of_workspace in draw(1, 60, 20).rounds for each in of_workspace]
     stopped = [each for each in rounds if each.agent_stopped is Stopped.FOR_GOOD]

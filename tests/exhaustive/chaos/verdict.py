@@ -17,6 +17,13 @@ from tests.exhaustive.chaos.bounds import (
 from tests.exhaustive.chaos.evidence import Evidence
 from tests.exhaustive.chaos.faults import Hit
 from tests.exhaustive.chaos.plan import Kind, Target, Wire
+from tests.exhaustive.chaos.stops import (
+    limit_reason,
+    limits_are_enforced,
+    nothing_begins_during_a_hold,
+    refusals_have_a_hold,
+    stops_reach_every_task,
+)
 from tests.promises.history import TERMINAL, History
 from tests.promises.promises import PROMISES
 
@@ -30,6 +37,7 @@ ALLOWED_SLUGS = frozenset(
         "workspace_failed",
         "workspace_provisioning",
         "workspace_busy",
+        "org_on_hold",
         "invalid_state",
         "agent_unreachable",
         "unavailable",
@@ -54,7 +62,7 @@ def all_ended(evidence: Evidence) -> Iterator[str]:
 
 def accepted_once(evidence: Evidence) -> Iterator[str]:
     accepted = Counter(
-        answer.body["task_id"] for answer in evidence.answers if answer.outcome == "accepted"
+        task_id for answer in evidence.answers for task_id in answer.accepted_task_ids
     )
     yield from (
         f"{task_id} was answered accepted {count} times"
@@ -64,14 +72,19 @@ def accepted_once(evidence: Evidence) -> Iterator[str]:
 
 
 def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
-    """A call cancels one task of its workspace, and the task names the call that was accepted."""
-    calls = {answer.call: answer for answer in evidence.answers if answer.is_cancel}
+    """A call cancels one task of its workspace, or those of the organization.
+
+    The task names the call that was accepted, or the limit that it has reached.
+    """
+    calls = {answer.call: answer for answer in evidence.answers if answer.may_cancel}
     used: dict[str, str] = {}
     for task in evidence.tasks.values():
         reason = task.cancel_reason
-        if reason is None or reason == STOP_REASON:
+        if reason is None or reason in (STOP_REASON, limit_reason(task)):
             continue
         call = calls.get(reason)
+        if call is not None and not call.workspace_id:
+            continue
         if (
             call is None
             or call.workspace_id != task.workspace_id
@@ -82,14 +95,13 @@ def intents_are_of_their_calls(evidence: Evidence) -> Iterator[str]:
             yield f"{reason} cancelled both {used[reason]} and {task.id}"
         used[reason] = task.id
     for answer in calls.values():
-        accepted = (
-            evidence.tasks.get(answer.body["task_id"]) if answer.outcome == "accepted" else None
-        )
-        if accepted is not None and accepted.cancel_reason != answer.call:
-            yield (
-                f"{accepted.id}: accepted was answered to {answer}, "
-                f"but the task names {accepted.cancel_reason!r}"
-            )
+        for task_id in answer.accepted_task_ids:
+            accepted = evidence.tasks.get(task_id)
+            if accepted is not None and accepted.cancel_reason != answer.call:
+                yield (
+                    f"{accepted.id}: accepted was answered to {answer}, "
+                    f"but the task names {accepted.cancel_reason!r}"
+                )
 
 
 def answers_told_the_truth(evidence: Evidence) -> Iterator[str]:
@@ -180,12 +192,16 @@ def _may_show(answer: Answer, hit: Hit) -> bool:
 
 
 def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
-    """A forced end has a forcing cancellation that may concern the task, or a StopWorkspace."""
+    """A forced end has a forcing cancellation that may concern the task, or a StopWorkspace.
+
+    Or the task is forced at its limit.
+    """
     for task in evidence.tasks.values():
         calls = [answer for answer in evidence.answers if answer.workspace_id == task.workspace_id]
         forcing = [answer for answer in calls if answer.forces and answer.task_id in ("", task.id)]
         if (
             task.forced
+            and not task.is_forced_at_limit
             and not forcing
             and not any(answer.rpc == "StopWorkspace" for answer in calls)
         ):
@@ -227,6 +243,10 @@ CHECKS = (
     trouble_has_a_cause,
     answers_are_in_form,
     force_was_asked_for,
+    stops_reach_every_task,
+    nothing_begins_during_a_hold,
+    refusals_have_a_hold,
+    limits_are_enforced,
     all_came_back,
     nothing_was_seen,
 )

@@ -1,0 +1,28 @@
+"""The machine of tests/invariants finds each mutation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.exhaustive.mutations.mutations import MACHINE
+from tests.exhaustive.mutations.play_machine import FOUND
+from tests.support.stack import ROOT
+
+
+@pytest.mark.parametrize("name", MACHINE)
+def test_the_machine_finds_a_mutation(name: str, tmp_path: Path) -> None:
+    mutation = MACHINE[name]
+    path = os.pathsep.join((str(mutation.checkout(tmp_path)), str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.exhaustive.mutations.play_machine"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    found = "\n".join(done.stdout.splitlines()[-2:])
+    assert (done.returncode, mutation.found in found) == (FOUND, True), (found, done.stderr)
