@@ -54,6 +54,7 @@ _OPERATIONS = {
     "fleet": Command("Run one fleet controller, which leads or stands by.", "server"),
     "edge": Command("Run Envoy in front of the workers of EDGE_WORKERS.", "local"),
     "migrate": Command("Bring the database to the schema of this version.", "server"),
+    "fence": Command("Fence all agents after a restore of the database.", "server"),
 }
 COMMANDS = _CALLS | _OPERATIONS
 _HELP = f"""The cancel button of an agent platform.

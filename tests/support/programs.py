@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 
-def run(program: str, state_dir: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(
+    program: str, state_dir: Path, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     given = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     return subprocess.run(
-        [sys.executable, "-m", "evershell.server", program],
+        [sys.executable, "-m", "evershell.server", program, *arguments],
         env={**given, "STATE_DIR": str(state_dir), **environment},
         capture_output=True,
         text=True,

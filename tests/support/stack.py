@@ -92,19 +92,38 @@ class Stack:
         assert process.poll() is None, self.output.read_text()
         self.ready = json.loads(path.read_text())
 
+    def set(self, **environment: str) -> None:
+        """Changes the environment of the next start."""
+        self._environment |= environment
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stops the stack and returns its exit code."""
         assert self._process is not None
+        self._disconnect()
+        self._process.send_signal(number)
+        code = self._process.wait(STOP_SECONDS)
+        secrets.search(self.ready, self.state_dir)
+        return code
+
+    def lose(self) -> None:
+        """Kills all programs at once. Agents continue to run."""
+        assert self._process is not None
+        self._disconnect()
+        programs = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
+        # The first one would restart the others.
+        for process in programs:
+            process.kill()
+        self._process.wait(STOP_SECONDS)
+        psutil.wait_procs(programs, STOP_SECONDS)
+        (self.state_dir / "ready.json").unlink()
+
+    def _disconnect(self) -> None:
         for rest in self._rest.values():
             rest.close()
         for rpc in self._grpc.values():
             rpc.close()
         self._rest.clear()
         self._grpc.clear()
-        self._process.send_signal(number)
-        code = self._process.wait(STOP_SECONDS)
-        secrets.search(self.ready, self.state_dir)
-        return code
 
     def kill_if_running(self) -> None:
         """Stops the stack after a failed test."""
@@ -213,12 +232,19 @@ class Stack:
 class Workspace:
     """A workspace that one test creates."""
 
+    # The credential with which it is called.
+    _token = "full_access"
+
     def __init__(self, stack: Stack, token: str = "full_access", name: str = "test") -> None:
         self.stack = stack
-        self.rest = stack.rest(token)
+        self._token = token
         self.id: str = self.rest.post("/v1/workspaces", {"name": name}, status=201)["id"]
         self.path = f"/v1/workspaces/{self.id}"
         self.await_event("workspace_provisioned")
+
+    @property
+    def rest(self) -> "Rest":
+        return self.stack.rest(self._token)
 
     def submit(self, *lines: str, **fields: Any) -> str:
         """Submits a task with these commands and returns its id."""

@@ -70,6 +70,5 @@ class _DemoWorkspace(Workspace):
 
     def __init__(self, side: Side) -> None:
         self.stack = side.stack
-        self.rest = side.stack.rest()
         self.id = side.stack.ready["demo"]["workspace_id"]
         self.path = f"/v1/workspaces/{self.id}"

@@ -64,7 +64,6 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack
     try:
         assert own_stack.ready["demo"]["workspace_id"] == demo["workspace_id"]
         assert own_stack.tokens["full_access"] == demo["tokens"]["full_access"]
-        workspace.rest = running.rest = own_stack.rest()
         for each in (workspace, running):
             each.await_event("workspace_resumed")
             assert each.await_status("idle")["epoch"] == "2"

@@ -1,0 +1,32 @@
+"""The command `fence`. It uses the database directly."""
+
+import click
+import psycopg
+
+from evershell.cli.terminal import say
+from evershell.server.cli.environment import read_settings
+from evershell.server.store.fence import ProgramsConnectedError
+from evershell.server.store.fence import fence as fence_agents
+
+
+@click.command(
+    help="Fence all agents, after the database of DATABASE_URL was restored from a backup and "
+    "before any worker or controller uses it. Every workspace moves to an epoch that no agent has "
+    "had. Its open task ends when the controller starts: `cancelled` if a cancellation is "
+    "recorded, otherwise `failed`."
+)
+def fence() -> None:
+    """Fails if a worker or a controller is connected."""
+    settings = read_settings()
+    if not settings.session_url:
+        raise click.ClickException("There is no database. Set DATABASE_URL.")
+    try:
+        count = fence_agents(settings.session_url)
+    except ProgramsConnectedError as error:
+        raise click.ClickException(str(error)) from error
+    except psycopg.Error as error:
+        # The error about an invalid URL would contain its password.
+        is_about_url = isinstance(error, psycopg.ProgrammingError) and not error.sqlstate
+        problem = "DATABASE_URL is not a valid URL" if is_about_url else str(error).strip()
+        raise click.ClickException(f"The database cannot be used: {problem}.") from None
+    say(f"All agents are fenced. Number of workspaces: {count}.")

@@ -1,0 +1,46 @@
+"""Fences the agents of a lost part of the database's history, after a restore."""
+
+from typing import Any
+
+import psycopg
+
+# Epochs that were handed out after the backup are unknown, and would be handed out again. The time
+# in seconds is beyond all of them: a workspace gets less than one epoch a second. It is also beyond
+# those that an earlier restore of the same backup has led to.
+#
+# A pod that was placed becomes one of another run, so the fleet controller ends its task and starts
+# another agent.
+_FENCE = """
+    UPDATE workspaces
+    SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
+        host = CASE WHEN host IS NOT NULL THEN 'fenced' END
+"""
+_PROGRAMS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'evershell'
+"""
+
+
+class ProgramsConnectedError(Exception):
+    """Workers or controllers use the database. The message is for the operator."""
+
+
+def fence(database_url: str) -> int:
+    """Moves each workspace to an epoch that no agent has had. Blocks.
+
+    Returns the number of workspaces. Raises ProgramsConnectedError and psycopg.Error.
+    """
+    with psycopg.connect(database_url, connect_timeout=10) as connection:
+        programs = _count(connection)
+        if programs:
+            raise ProgramsConnectedError(
+                f"Programs of this service have {programs} connections to the database. Stop all "
+                "workers and controllers first. Nothing was changed."
+            )
+        return connection.execute(_FENCE).rowcount
+
+
+def _count(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute(_PROGRAMS).fetchone()
+    assert row is not None
+    return int(row[0])

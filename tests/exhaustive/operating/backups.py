@@ -1,0 +1,39 @@
+"""Backs up and restores databases with PostgreSQL's own programs, those of the wheel."""
+
+import subprocess
+from pathlib import Path
+
+from evershell.server.stack import postgres
+
+_SECONDS = 60.0
+
+
+def dump(database_url: str, path: Path) -> None:
+    _run("pg_dump", "--format=custom", f"--file={path}", f"--dbname={database_url}")
+
+
+def restore(path: Path, database_url: str) -> None:
+    """Restores the dump into an empty database."""
+    _run("pg_restore", "--exit-on-error", "--no-owner", f"--dbname={database_url}", str(path))
+
+
+def copy_cluster(socket_dir: Path, path: Path) -> None:
+    """Copies the files of a server that runs."""
+    _run(
+        "pg_basebackup",
+        f"--host={socket_dir}",
+        f"--username={postgres.USER}",
+        f"--pgdata={path}",
+        "--checkpoint=fast",
+    )
+
+
+def _run(program: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [postgres._installation() / "bin" / program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,193 @@
+"""A backup of a living stack is restored, while agents of the time after the backup still run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from evershell.server.stack import postgres
+from tests.conftest import drop_database, new_database
+from tests.exhaustive.e2e.load import Load, RestCaller
+from tests.exhaustive.e2e.test_rolling_restart import SHORT, Canceller
+from tests.exhaustive.operating import backups
+from tests.promises.database import read_history
+from tests.promises.promises import violations
+from tests.support.faults import assert_next_task_works, await_workspace
+from tests.support.programs import run
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+# Both longer than the pause between the loss of the stack and the start on the restored database.
+LEASE_SECONDS = 60.0
+FENCED_SECONDS = 30.0
+
+_OPEN = """
+    SELECT id, cancel_requested_at IS NOT NULL FROM tasks WHERE completed_at IS NULL
+"""
+_ENDS = "SELECT id, status FROM tasks WHERE id = ANY(%s)"
+_CANCELLED = "SELECT id FROM tasks WHERE cancel_requested_at IS NOT NULL"
+_REGISTERED = """
+    SELECT workspace_id, (payload ->> 'epoch')::bigint FROM events
+    WHERE type IN ('workspace_provisioned', 'workspace_resumed')
+"""
+
+
+def read(database_url: str, query: str, *parameters: Any) -> list[Any]:
+    with psycopg.connect(database_url) as connection:
+        return connection.execute(query.encode(), parameters).fetchall()
+
+
+class Pods:
+    """The agents that were seen running."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._seen: list[psutil.Process] = []
+
+    def note(self, workspace: Workspace) -> psutil.Process:
+        agent = psutil.Process(self._stack.agent_pid(workspace.id))
+        self._seen.append(agent)
+        return agent
+
+    def running(self) -> list[psutil.Process]:
+        return [
+            each
+            for each in self._seen
+            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+        ]
+
+
+@pytest.fixture
+def living(server_url: str, tmp_path: Path) -> Iterator[Stack]:
+    """A stack on a database of its own."""
+    database_url = new_database(server_url)
+    stack = Stack(
+        tmp_path / "state", DATABASE_URL=database_url, LEASE_SECONDS=str(int(LEASE_SECONDS))
+    )
+    try:
+        stack.start()
+        yield stack
+        assert stack.stop() == 0
+    finally:
+        stack.kill_if_running()
+        drop_database(server_url, database_url)
+
+
+@pytest.fixture
+def fresh_url(server_url: str) -> Iterator[str]:
+    url = new_database(server_url)
+    yield url
+    drop_database(server_url, url)
+
+
+def test_agents_and_cancellations_after_a_restore(
+    living: Stack, fresh_url: str, tmp_path: Path
+) -> None:
+    pods, load, backup = Pods(living), Load(pause_seconds=0.05), tmp_path / "backup"
+    cancellers = [
+        Canceller(load, f"canceller {number}", RestCaller(living), Workspace(living), SHORT)
+        for number in range(2)
+    ]
+    cancelled, running, resumed = (Workspace(living) for _ in range(3))
+    gates = {each: Gate(each) for each in (cancelled, running, resumed)}
+    in_backup = cancelled.submit(gates[cancelled].command, "echo never")
+    lost = running.submit(gates[running].command, "echo never")
+    for workspace, task_id in ((cancelled, in_backup), (running, lost)):
+        workspace.await_phase(task_id, "tool_call")
+    assert cancelled.cancel(reason="before the backup")["outcome"] == "accepted"
+
+    eventually(lambda: all(each.ended > 1 for each in cancellers))
+    before = [each.ended for each in cancellers]
+    backups.dump(living.ready["database_url"], backup)
+    eventually(
+        lambda: all(each.ended > ended for each, ended in zip(cancellers, before, strict=True))
+    )
+    load.stop()
+    assert load.outcomes.failures == []
+
+    # What happens after the backup: an accepted cancellation, an agent of a later epoch, and a
+    # workspace that the backup does not know. One agent has stopped and cannot end itself.
+    assert running.cancel(reason="after the backup")["outcome"] == "accepted"
+    resumed.rest.post(f"{resumed.path}/stop", {"reason": "a new agent"})
+    resumed.await_status("stopped")
+    resumed.rest.post(f"{resumed.path}/resume", {})
+    resumed.await_status("idle")
+    assert resumed.get()["epoch"] == "2"
+    unknown = Workspace(living)
+    everything = [cancelled, running, resumed, unknown, *(each.workspace for each in cancellers)]
+    agents = {workspace.id: pods.note(workspace) for workspace in everything}
+    later = resumed.submit(gates[resumed].command, "echo never")
+    resumed.await_phase(later, "tool_call")
+    agents[resumed.id].suspend()
+
+    lost_url = living.ready["database_url"]
+    living.lose()
+    assert len(pods.running()) == len(everything)
+    backups.restore(backup, fresh_url)
+    still_open = dict(read(fresh_url, _OPEN))
+    assert (still_open[in_backup], still_open[lost]) == (True, False)
+    promised = [(task_id, "recorded in the backup") for (task_id,) in read(fresh_url, _CANCELLED)]
+    in_the_backup = set(read(fresh_url, _REGISTERED))
+    handed_out = set(read(lost_url, _REGISTERED))
+    assert (resumed.id, 2) in handed_out - in_the_backup
+
+    done = run("fence", living.state_dir, DATABASE_URL=fresh_url)
+    assert done.returncode == 0, done.stderr
+    living.set(DATABASE_URL=fresh_url)
+    living.start()
+
+    eventually(lambda: not pods.running(), FENCED_SECONDS)
+    known = [each for each in everything if each is not unknown]
+    for workspace in known:
+        await_workspace(workspace, "idle")
+        assert_next_task_works(workspace)
+    assert dict(read(fresh_url, _ENDS, [*still_open])) == {
+        id_: "cancelled" if is_cancelled else "failed" for id_, is_cancelled in still_open.items()
+    }
+    registered = set(read(fresh_url, _REGISTERED)) - in_the_backup
+    assert {workspace_id for workspace_id, _ in registered} >= {each.id for each in known}
+    assert not registered & handed_out, "two agents have had the same epoch"
+    with psycopg.connect(fresh_url) as connection:
+        assert violations(read_history(connection, promised=promised)) == []
+    assert living.rest().call("GET", unknown.path).status_code == 404
+
+
+def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
+    """No agent outlives the stack, so nothing has to be fenced."""
+    stack = Stack(tmp_path / "state")
+    try:
+        stack.start()
+        places = postgres.places(stack.state_dir)
+        cancelled, running = Workspace(stack), Workspace(stack)
+        gates = [Gate(cancelled), Gate(running)]
+        tasks = {
+            workspace: workspace.submit(gate.command, "echo never")
+            for workspace, gate in zip((cancelled, running), gates, strict=True)
+        }
+        for workspace, task_id in tasks.items():
+            workspace.await_phase(task_id, "tool_call")
+        assert cancelled.cancel()["outcome"] == "accepted"
+        backups.copy_cluster(places.socket_dir, tmp_path / "copy")
+        for gate in gates:
+            gate.open()
+        cancelled.await_end(tasks[cancelled])
+        assert running.cancel()["outcome"] == "accepted"
+        assert stack.stop() == 0
+
+        places.data_dir.rename(tmp_path / "lost")
+        (tmp_path / "copy").rename(places.data_dir)
+        stack.start()
+        for workspace in tasks:
+            await_workspace(workspace, "idle")
+            assert_next_task_works(workspace)
+        with stack.database() as connection:
+            ends = dict(connection.execute("SELECT id, status FROM tasks").fetchall())
+            promised = [(tasks[cancelled], "recorded in the backup")]
+            assert violations(read_history(connection, promised=promised)) == []
+        assert (ends[tasks[cancelled]], ends[tasks[running]]) == ("cancelled", "failed")
+        assert stack.stop() == 0
+    finally:
+        stack.kill_if_running()

@@ -1,0 +1,101 @@
+"""The fence after a restore."""
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from evershell.server.cli.fence import fence as command
+from evershell.server.store.fence import ProgramsConnectedError, fence
+from evershell.server.store.pool import Pool, conninfo
+
+_WORKSPACE = """
+    INSERT INTO workspaces (
+        id, org_id, name, status, status_reason, created_at, updated_at, epoch, last_seq, host
+    ) VALUES (%s, 'org_1', '', %s, '', now(), now(), %s, 0, %s)
+"""
+
+
+def epochs(url: str) -> dict[str, int]:
+    with psycopg.connect(url) as connection:
+        return dict(connection.execute("SELECT id, epoch FROM workspaces").fetchall())
+
+
+def hosts(url: str) -> dict[str, str | None]:
+    with psycopg.connect(url) as connection:
+        return dict(connection.execute("SELECT id, host FROM workspaces").fetchall())
+
+
+def add(url: str, *workspaces: tuple[str, str, int, str | None]) -> None:
+    with psycopg.connect(url) as connection:
+        for workspace in workspaces:
+            connection.execute(_WORKSPACE, workspace)
+
+
+def test_epochs_are_beyond_those_of_a_history_that_was_lost(database_url: str) -> None:
+    add(database_url, ("ws_1", "idle", 3, "run"), ("ws_2", "stopped", 8, None))
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT extract(epoch FROM now())::bigint").fetchone()
+    assert row is not None
+    assert fence(database_url) == 2
+    assert all(row[0] <= epoch <= row[0] + 60 for epoch in epochs(database_url).values())
+
+
+def test_each_fence_moves_each_epoch(database_url: str) -> None:
+    """Also twice within a second, and if the clock was set back."""
+    far = 2**40
+    add(database_url, ("ws_1", "idle", 1, "run"), ("ws_2", "idle", far, "run"))
+    seen = [epochs(database_url)]
+    for _ in range(3):
+        fence(database_url)
+        seen.append(epochs(database_url))
+    for name in ("ws_1", "ws_2"):
+        assert len({each[name] for each in seen}) == len(seen)
+    assert seen[-1]["ws_2"] == far + 3
+
+
+def test_only_a_pod_that_was_placed_belongs_to_another_run(database_url: str) -> None:
+    add(
+        database_url,
+        ("ws_1", "busy", 1, "run"),
+        ("ws_2", "provisioning", 1, None),
+        ("ws_3", "failed", 1, None),
+    )
+    fence(database_url)
+    assert hosts(database_url) == {"ws_1": "fenced", "ws_2": None, "ws_3": None}
+
+
+async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> None:
+    add(database_url, ("ws_1", "idle", 3, "run"))
+    async with pool.connection() as connection:
+        await connection.execute("SELECT 1")
+        with pytest.raises(ProgramsConnectedError):
+            fence(database_url)
+    assert epochs(database_url) == {"ws_1": 3}
+
+
+def test_the_command_says_what_it_did(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(database_url, ("ws_1", "idle", 3, "run"))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    done = CliRunner().invoke(command)
+    assert (done.exit_code, done.output) == (0, "All agents are fenced. Number of workspaces: 1.\n")
+    with psycopg.connect(conninfo(database_url)):
+        refused = CliRunner().invoke(command)
+    assert refused.exit_code == 1
+    assert "Stop all workers and controllers first." in refused.output
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "There is no database. Set DATABASE_URL."),
+        ("postgresql://user:pass word@host", "DATABASE_URL is not a valid URL"),
+    ],
+)
+def test_the_command_without_a_database(
+    url: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    done = CliRunner().invoke(command)
+    assert done.exit_code == 1
+    assert problem in done.output
+    assert "pass word" not in done.output
