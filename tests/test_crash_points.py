@@ -13,7 +13,7 @@ import structlog
 from evershell.server import bootstrap
 from evershell.server.agent import program
 from evershell.server.api.server import Server
-from evershell.server.auth.pod_tokens import new_key
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.config import Settings
 from evershell.server.core.task import TaskStatus
 from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted

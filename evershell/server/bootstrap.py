@@ -24,6 +24,7 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.key_use import KeyUse
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.auth.signing_keys import private_keys
 from evershell.server.config import NotSetUpError as NotSetUpError
 from evershell.server.config import Settings
 from evershell.server.core.bounds import Bounds
@@ -58,7 +59,7 @@ async def control_plane(
     settings: Settings, metrics: Metrics, clock: Clock
 ) -> AsyncIterator[Server]:
     """A worker that does not listen yet. Raises NotSetUpError."""
-    signing_key = _signing_key(settings)
+    signing_keys = _signing_keys(settings)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
             open_pool(
@@ -77,10 +78,10 @@ async def control_plane(
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
-        keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_key)
+        keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys)
         key_use = KeyUse(keys.record_use)
         await stack.enter_async_context(running(key_use.run(), "key-use"))
-        certificates = AgentCertificates(signing_key) if settings.agent_tls else None
+        certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
         tls = certificates.control_plane() if certificates else None
         agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens, tls)))
         agents: Agents = MeasuredAgents(agent_client, metrics)
@@ -130,9 +131,9 @@ async def fleet(
 
     Raises NotSetUpError and IsolationError.
     """
-    signing_key = _signing_key(settings)
-    pod_tokens = PodTokens(signing_key)
-    certificates = AgentCertificates(signing_key) if settings.agent_tls else None
+    signing_keys = _signing_keys(settings)
+    pod_tokens = PodTokens(signing_keys)
+    certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
     bounds = Bounds(
         start_seconds=settings.pod_start_seconds,
         model_timeout_seconds=settings.model_timeout_seconds,
@@ -173,20 +174,25 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
         yield PostgresKeys(pool)
 
 
-def _signing_key(settings: Settings) -> str:
-    """The control plane's key. Raises NotSetUpError if there is no key or no database."""
+def _signing_keys(settings: Settings) -> str:
+    """The content of the file of the signing keys.
+
+    Raises NotSetUpError if there is no valid one, or no database.
+    """
     if not settings.database_url:
         raise NotSetUpError(
             "DATABASE_URL is not set. `evershell up` starts everything, a database included."
         )
+    path = settings.signing_key_path
     try:
-        return settings.signing_key_path.read_text()
+        text = path.read_text()
+        private_keys(text)
     except OSError as error:
-        message = (
-            f"{settings.signing_key_path} cannot be read ({error.strerror}). "
-            "`evershell up` creates it."
-        )
+        message = f"{path} cannot be read ({error.strerror}). `evershell up` creates it."
         raise NotSetUpError(message) from error
+    except ValueError as error:
+        raise NotSetUpError(f"{path} is not valid: {error}.") from None
+    return text
 
 
 def _authentication(

@@ -109,8 +109,12 @@ def spec_for(
             workspace_id=agent.workspace_id,
             epoch=agent.epoch,
             runtime_addresses=settings.runtime_addresses,
-            runtime_secret=pod_tokens.runtime_secret(agent.workspace_id, agent.epoch).hex(),
-            signal_secret=pod_tokens.signal_secret(agent.workspace_id, agent.epoch).hex(),
+            runtime_secret=pod_tokens.runtime_secret(
+                agent.workspace_id, agent.epoch, agent.signing_key
+            ).hex(),
+            signal_secret=pod_tokens.signal_secret(
+                agent.workspace_id, agent.epoch, agent.signing_key
+            ).hex(),
             tls_certificate=tls.certificate if tls else "",
             tls_key=tls.private_key if tls else "",
             tls_trusted=tls.trusted if tls else "",

@@ -35,7 +35,8 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
     add_RuntimeServiceServicer_to_server,
 )
 
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.errors import Failure
 from evershell.server.pod.tls import Connector, TlsIdentity, agent_name, listen
 from evershell.server.pod.tokens import TIME_TRAILER

@@ -16,7 +16,8 @@ from evershell.server.agent.lease import Lease
 from evershell.server.agent.runtime_client import RuntimeClient, RuntimeStub
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core import workspace_lifecycle
 from evershell.server.core.task import Phase
 from evershell.server.core.workspace import WorkspaceStatus

@@ -18,7 +18,8 @@ from evershell.server.agent.service import AgentService
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import ExitCode, Shutdown
 from evershell.server.agent.token_verifier import TokenVerifier
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.errors import Failure
 from tests.agent.conftest import Start
 from tests.support.runtime_tokens import runtime_token

@@ -20,8 +20,9 @@ from evershell.server.api.server import AgentListener, Server
 from evershell.server.api.workspace_servicer import WorkspaceServicer
 from evershell.server.auth.api_keys import ApiKeys, fingerprint
 from evershell.server.auth.authenticator import Authenticator, HostBinding
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.api_key import ApiKey, KeyTemplate
 from evershell.server.core.caller import Caller
 from evershell.server.core.runtime import Runtime

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from evershell.server.auth import agent_certificates
 from evershell.server.auth.agent_certificates import AgentCertificates
-from evershell.server.auth.pod_tokens import new_key
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
 

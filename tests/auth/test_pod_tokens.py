@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from joserfc.jwk import OKPKey
 
 from evershell.server.auth import pod_tokens
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tokens import signal_token

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import psycopg
 
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.stack import postgres
 from tests.bench import processes
 from tests.bench.figures import Row, Summary, at_most

@@ -18,7 +18,8 @@ from evershell.server.agent.service import AgentService
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import Shutdown
 from evershell.server.agent.token_verifier import TokenVerifier
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.ports import Agents
 from evershell.server.core.task import Task
 from evershell.server.core.task_lifecycle import TaskEnded

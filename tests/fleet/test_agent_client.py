@@ -14,7 +14,8 @@ import pytest
 from evershell.agent.v1 import agent_service_pb2 as messages
 from evershell.agent.v1 import agent_service_pb2_grpc
 
-from evershell.server.auth.pod_tokens import PodTokens, new_key
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key, with_new_key
 from evershell.server.core import deadline, trace
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.trace import TraceContext
@@ -189,6 +190,29 @@ async def test_a_call_ends_before_the_deadline_of_its_caller(
     agent.before = never
     deadline.begin(1.0)
     assert await unreachable(client, agent.address) < 1.0
+
+
+async def test_an_agent_of_the_previous_signing_key_is_called_with_its_tokens(
+    agent: FakeAgent,
+) -> None:
+    previous = new_key()
+    tokens = PodTokens(with_new_key(previous), lambda: 1_000.0)
+    workspace = workspace_at(agent.address)
+    ((_, accepted),) = PodTokens(previous, lambda: 1_000.0).signal_metadata(workspace.id, 3)
+
+    async def verify(attempt: int, context: Context) -> None:
+        if agent.authorizations[-1] != accepted:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "another key")
+
+    agent.before = verify
+    client = AgentClient(tokens)
+    assert TASK is not None
+    assert await client.cancel_task(workspace, TASK) is True
+    assert len(agent.requests) == 2
+    # The client remembers the key of this agent.
+    assert await client.cancel_task(workspace, TASK) is True
+    assert len(agent.requests) == 3
+    await client.aclose()
 
 
 async def test_an_agent_that_has_not_registered_is_not_called(client: AgentClient) -> None:

@@ -6,6 +6,7 @@ import grpc
 import pytest
 from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
 
+from evershell.server.auth.signing_keys import new_key, with_first_key, with_new_key
 from evershell.server.core import deadline
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.fleet.agent_channels import AgentChannels
@@ -14,6 +15,9 @@ from tests.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
 from tests.support.agent_tls import Certificates, certificates
 
 EPOCH = 3
+OLD = new_key()
+BOTH = with_new_key(OLD)
+NEW = with_first_key(BOTH)
 
 
 @pytest.fixture
@@ -80,4 +84,33 @@ async def test_the_next_agent_on_an_address_is_reached(
     await agent.stop()
     await agent.listen(agent.address, tls=of.agent(second, EPOCH))
     assert await cancel(client, workspace_at(agent.address, second)) is True
+    await agent.stop()
+
+
+@pytest.mark.parametrize(
+    ("client_keys", "agent_keys", "is_reached"),
+    [
+        # Before the rotation, during it, and after it.
+        (BOTH, OLD, True),
+        (BOTH, BOTH, True),
+        (NEW, BOTH, True),
+        # Controllers start such agents, so they are restarted after the workers.
+        (OLD, BOTH, False),
+        (NEW, OLD, False),
+    ],
+    ids=["old agent", "new agent", "finished", "begun in another order", "finished too early"],
+)
+async def test_agents_are_signalled_during_a_rotation_of_the_signing_key(
+    client_keys: str, agent_keys: str, is_reached: bool
+) -> None:
+    workspace, agent = workspace_at(None), FakeAgent()
+    client = AgentClient(TOKENS, certificates(client_keys).control_plane)
+    await agent.listen(tls=certificates(agent_keys).agent(workspace.id, EPOCH))
+    workspace = workspace_at(agent.address, workspace.id)
+    if is_reached:
+        assert await cancel(client, workspace) is True
+    else:
+        with pytest.raises(AgentUnreachableError):
+            await cancel(client, workspace)
+    await client.aclose()
     await agent.stop()

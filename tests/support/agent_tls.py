@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from evershell.server.auth.agent_certificates import AgentCertificates
-from evershell.server.auth.pod_tokens import new_key
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tls import TlsIdentity
 

@@ -1,14 +1,13 @@
 """Derives the secrets of agents, and verifies their tokens. pod/tokens.py has the format."""
 
 import hmac
-import json
 import time
-from base64 import urlsafe_b64decode
 from collections.abc import Callable
 from functools import lru_cache
 
-from joserfc.jwk import OKPKey
+from cachetools import LRUCache
 
+from evershell.server.auth.signing_keys import private_keys
 from evershell.server.core import errors
 from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
@@ -26,41 +25,49 @@ from evershell.server.pod.tokens import (
 _MAX_SIGNAL_TOKENS = 10_000
 
 
-def new_key() -> str:
-    """A new private key, as a JWK in JSON."""
-    return json.dumps(OKPKey.generate_key("Ed25519").as_dict(private=True))
-
-
-def private_bytes(private_jwk: str) -> bytes:
-    """The 32 secret bytes of a private key: `d` of its JWK (RFC 8037)."""
-    encoded: str = json.loads(private_jwk)["d"]
-    return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
-
-
 class PodTokens:
-    """The control plane's side of the tokens. It derives all secrets from the private key.
+    """The control plane's side of the tokens. It derives all secrets from the signing keys.
 
-    Nothing is stored, so every worker has the same secrets. Another key gives other secrets.
+    Nothing is stored, so every worker has the same secrets. Another key gives other secrets. In
+    every method, `key` is the position of a key among the signing keys.
     """
 
-    def __init__(self, private_jwk: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, signing_keys: str, clock: Callable[[], float] = time.time) -> None:
+        """`signing_keys` is the content of their file. Raises ValueError."""
         self._clock = clock
-        # The pseudorandom key of HKDF (RFC 5869), extracted from the private key.
-        self._secrets_key = hmac.digest(b"", private_bytes(private_jwk), "sha256")
+        # The pseudorandom keys of HKDF (RFC 5869), extracted from the private keys.
+        self._secrets_keys = [
+            hmac.digest(b"", each, "sha256") for each in private_keys(signing_keys)
+        ]
         # Minting takes 5 µs, and many calls to an agent take place in the same minute.
         self._signal_metadata = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_metadata)
+        # The key of agents that have refused the first one, by workspace id and epoch.
+        self._signal_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
 
-    def runtime_secret(self, workspace_id: str, epoch: int) -> bytes:
+    def runtime_secret(self, workspace_id: str, epoch: int, key: int = 0) -> bytes:
         """The secret with which this agent makes its runtime tokens."""
-        return self._secret("runtime", workspace_id, epoch)
+        return self._secret("runtime", workspace_id, epoch, key)
 
-    def signal_secret(self, workspace_id: str, epoch: int) -> bytes:
+    def signal_secret(self, workspace_id: str, epoch: int, key: int = 0) -> bytes:
         """The secret that authenticates the control plane to this agent."""
-        return self._secret("signal", workspace_id, epoch)
+        return self._secret("signal", workspace_id, epoch, key)
 
-    def signal_metadata(self, workspace_id: str, epoch: int) -> tuple[tuple[str, str], ...]:
+    def signal_metadata(
+        self, workspace_id: str, epoch: int, key: int = 0
+    ) -> tuple[tuple[str, str], ...]:
         """The metadata of a call to this agent: a signal token of the current minute."""
-        return self._signal_metadata(workspace_id, epoch, minute_of(self._clock()))
+        return self._signal_metadata(workspace_id, epoch, key, minute_of(self._clock()))
+
+    def signal_key(self, workspace_id: str, epoch: int) -> int:
+        """The key of the tokens for this agent, as far as it is known."""
+        if len(self._secrets_keys) == 1:
+            return 0
+        return self._signal_keys.get((workspace_id, epoch), 0)
+
+    def note_refusal(self, workspace_id: str, epoch: int, key: int) -> None:
+        """Chooses the next key for this agent, which has refused a token of this one."""
+        if len(self._secrets_keys) > 1 and key == self.signal_key(workspace_id, epoch):
+            self._signal_keys[workspace_id, epoch] = (key + 1) % len(self._secrets_keys)
 
     def identify(self, token: str) -> AgentIdentity:
         """The agent that the runtime token belongs to. Raises Failure unauthenticated.
@@ -72,18 +79,21 @@ class PodTokens:
         if named is None:
             raise errors.unauthenticated("The token is not a runtime token.")
         workspace_id, epoch, minute = named
-        secret = self.runtime_secret(workspace_id, epoch)
-        if not hmac.compare_digest(token, runtime_token(workspace_id, epoch, secret, minute)):
+        for key in range(len(self._secrets_keys)):
+            secret = self.runtime_secret(workspace_id, epoch, key)
+            if hmac.compare_digest(token, runtime_token(workspace_id, epoch, secret, minute)):
+                break
+        else:
             raise errors.unauthenticated("The runtime token is not authentic.")
         now = self._clock()
         if minute not in accepted_minutes(now):
             message = "The runtime token is of another time. Make one of the current minute."
             raise Failure("unauthenticated", message, unix_seconds=int(now))
-        return AgentIdentity(workspace_id, epoch)
+        return AgentIdentity(workspace_id, epoch, key)
 
-    def bootstrap_token(self, workspace_id: str, epoch: int) -> str:
+    def bootstrap_token(self, workspace_id: str, epoch: int, key: int = 0) -> str:
         """The token with which this agent gets its secrets."""
-        secret = self._secret("bootstrap", workspace_id, epoch)
+        secret = self._secret("bootstrap", workspace_id, epoch, key)
         return bootstrap_token(workspace_id, epoch, secret)
 
     def identify_bootstrapping(self, token: str) -> AgentIdentity:
@@ -94,18 +104,19 @@ class PodTokens:
         named = parse_bootstrap_token(token)
         if named is None:
             raise errors.unauthenticated("The token is not a bootstrap token.")
-        if not hmac.compare_digest(token, self.bootstrap_token(*named)):
-            raise errors.unauthenticated("The bootstrap token is not authentic.")
-        return AgentIdentity(*named)
+        for key in range(len(self._secrets_keys)):
+            if hmac.compare_digest(token, self.bootstrap_token(*named, key)):
+                return AgentIdentity(*named, key)
+        raise errors.unauthenticated("The bootstrap token is not authentic.")
 
-    def _secret(self, purpose: str, workspace_id: str, epoch: int) -> bytes:
+    def _secret(self, purpose: str, workspace_id: str, epoch: int, key: int) -> bytes:
         # The expansion of HKDF, for a single block. The epoch is a number and comes last, so no two
         # agents have the same `info`.
         info = f"evershell {purpose} {workspace_id} {epoch}\x01"
-        return hmac.digest(self._secrets_key, info.encode(), "sha256")
+        return hmac.digest(self._secrets_keys[key], info.encode(), "sha256")
 
     def _mint_signal_metadata(
-        self, workspace_id: str, epoch: int, minute: int
+        self, workspace_id: str, epoch: int, key: int, minute: int
     ) -> tuple[tuple[str, str], ...]:
-        token = signal_token(self.signal_secret(workspace_id, epoch), minute)
+        token = signal_token(self.signal_secret(workspace_id, epoch, key), minute)
         return (("authorization", f"Bearer {token}"),)

@@ -1,7 +1,7 @@
 """Use cases of agents: register, heartbeat, commit events. Every reply carries a directive."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evershell.server.core import task_lifecycle, workspace_lifecycle
 from evershell.server.core.change import Change, Locked
@@ -19,6 +19,8 @@ class AgentIdentity:
 
     workspace_id: str
     epoch: int
+    # Which of the control plane's signing keys its secrets are derived from.
+    signing_key: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ is frozen or is slow.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import grpc.aio
 import structlog
@@ -86,17 +85,30 @@ class AgentClient:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
         key = self._channels.key(address, workspace.id, workspace.epoch)
         until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
-        metadata = self._pod_tokens.signal_metadata(workspace.id, workspace.epoch)
+        try:
+            # Nearly every call succeeds at once, so the retries are set up only after a failure.
+            return await self._attempt(workspace, key, attempt, until)
+        except grpc.aio.AioRpcError:
+            return await self._retry(workspace, key, attempt, until)
+
+    async def _attempt(
+        self, workspace: Workspace, key: Key, attempt: Attempt, until: float
+    ) -> object:
+        signing_key = self._pod_tokens.signal_key(workspace.id, workspace.epoch)
+        metadata = self._pod_tokens.signal_metadata(workspace.id, workspace.epoch, signing_key)
         if (context := trace.current()) is not None:
             metadata = (*metadata, (trace.HEADER, context.traceparent))
         try:
-            # Nearly every call succeeds at once, so the retries are set up only after a failure.
             with self._channels.channel(key) as stub:
                 return await attempt(stub, timeout=_attempt_seconds(until), metadata=metadata)
-        except grpc.aio.AioRpcError:
-            return await self._retry(key, attempt, until, metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self._pod_tokens.note_refusal(workspace.id, workspace.epoch, signing_key)
+            raise
 
-    async def _retry(self, key: Key, attempt: Attempt, until: float, metadata: Any) -> object:
+    async def _retry(
+        self, workspace: Workspace, key: Key, attempt: Attempt, until: float
+    ) -> object:
         address, _ = key
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(grpc.aio.AioRpcError),
@@ -105,8 +117,8 @@ class AgentClient:
         )
         try:
             async for again in retrying:
-                with again, self._channels.channel(key) as stub:
-                    return await attempt(stub, timeout=_attempt_seconds(until), metadata=metadata)
+                with again:
+                    return await self._attempt(workspace, key, attempt, until)
         except RetryError as error:
             log.warning("agent_unreachable", address=address, error=repr(error.__cause__ or error))
             # The workspace's next agent has another address.

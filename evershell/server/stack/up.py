@@ -16,7 +16,7 @@ import psycopg
 from ulid import ULID
 
 from evershell.cli.terminal import printable
-from evershell.server.auth.pod_tokens import new_key
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.config import Settings
 from evershell.server.core.errors import UnavailableError
 from evershell.server.fleet import isolation, processes

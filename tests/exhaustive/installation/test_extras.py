@@ -9,7 +9,7 @@ import pytest
 from evershell.cli.main import COMMANDS
 from evershell.server import bootstrap
 from evershell.server.agent.program import UnknownModelError, create_model
-from evershell.server.auth.pod_tokens import new_key
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.config import Settings
 from evershell.server.programs import now
 from evershell.server.stack import postgres

@@ -1,0 +1,52 @@
+"""The signing keys of the control plane, as the file control-plane.jwk has them.
+
+The file has a JWK or, while the key is rotated, a JWK set (RFC 7517). What a new agent gets is made
+from the first key. What the others have made is accepted.
+"""
+
+import json
+from base64 import urlsafe_b64decode
+from collections.abc import Sequence
+
+from joserfc.jwk import OKPKey
+
+
+def new_key() -> str:
+    """A new private key, as a JWK in JSON."""
+    return json.dumps(OKPKey.generate_key("Ed25519").as_dict(private=True))
+
+
+def private_keys(text: str) -> Sequence[bytes]:
+    """The 32 secret bytes of each key: `d` of its JWK (RFC 8037).
+
+    Raises ValueError if the text has no key.
+    """
+    return [_private_bytes(each) for each in _jwks(text)]
+
+
+def with_new_key(text: str) -> str:
+    """The keys of the text behind a new one. Raises ValueError."""
+    return json.dumps({"keys": [json.loads(new_key()), *_jwks(text)]})
+
+
+def with_first_key(text: str) -> str:
+    """The first key of the text alone. Raises ValueError."""
+    return json.dumps(_jwks(text)[0])
+
+
+def _jwks(text: str) -> list[dict[str, str]]:
+    try:
+        found = json.loads(text)
+        keys = found.get("keys", [found])
+        for each in keys:
+            _private_bytes(each)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError("it is neither a private JWK nor a set of them") from error
+    if not keys:
+        raise ValueError("the set has no key")
+    return list(keys)
+
+
+def _private_bytes(jwk: dict[str, str]) -> bytes:
+    encoded = jwk["d"]
+    return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))

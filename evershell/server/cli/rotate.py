@@ -1,0 +1,59 @@
+"""The commands `rotate begin` and `rotate finish`. They change a file; no stack has to run."""
+
+from collections.abc import Callable
+
+import click
+
+from evershell.cli.terminal import Commands, say
+from evershell.server.auth.signing_keys import private_keys, with_first_key, with_new_key
+from evershell.server.cli.environment import read_settings
+from evershell.server.stack.private_file import write_private
+
+
+@click.group(
+    cls=Commands,
+    help="Replace the signing key of the control plane, from which the secrets and certificates of "
+    "agents are derived. The file is control-plane.jwk in STATE_DIR.",
+)
+def rotate() -> None:
+    """Has no options."""
+
+
+@rotate.command(
+    help="Put a new key in front of the current one. Restart the workers first, and then the "
+    "controllers: agents that start afterwards use the new key, and the others keep theirs."
+)
+def begin() -> None:
+    """Fails if a rotation is in progress."""
+    _change(with_new_key, expected=1, problem="A rotation is in progress. Finish it first.")
+    say(
+        "The new signing key is the first one. Restart the workers, then the controllers: "
+        "`evershell restart` on one machine."
+    )
+
+
+@rotate.command(
+    help="Remove the previous key, once every agent that was started with it has ended. Then "
+    "restart the workers and the controllers. Agents that still have it end, and their tasks fail."
+)
+def finish() -> None:
+    """Fails if no rotation is in progress."""
+    _change(with_first_key, expected=2, problem="There is one key. Begin a rotation first.")
+    say(
+        "The previous signing key is removed. Restart the workers, then the controllers: "
+        "`evershell restart` on one machine."
+    )
+
+
+def _change(change: Callable[[str], str], *, expected: int, problem: str) -> None:
+    """Replaces the file, if it has the expected number of keys. Raises click.ClickException."""
+    path = read_settings().signing_key_path
+    try:
+        text = path.read_text()
+        if len(private_keys(text)) != expected:
+            raise click.ClickException(problem)
+        write_private(path, change(text))
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be changed: {error.strerror}.") from error
+    except ValueError as error:
+        raise click.ClickException(f"{path} is not valid: {error}.") from None

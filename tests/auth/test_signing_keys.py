@@ -1,0 +1,122 @@
+"""Several signing keys: what the first and the others are used for."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from evershell.server.auth.agent_certificates import AgentCertificates
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import (
+    new_key,
+    private_keys,
+    with_first_key,
+    with_new_key,
+)
+from evershell.server.cli.rotate import rotate
+from evershell.server.core.errors import Failure
+from evershell.server.core.runtime import AgentIdentity
+from tests.support.runtime_tokens import runtime_token
+
+OLD = new_key()
+BOTH = with_new_key(OLD)
+NEW = with_first_key(BOTH)
+WORKSPACE = "ws_1"
+
+
+def test_a_new_key_comes_first() -> None:
+    (old,), (new,) = private_keys(OLD), private_keys(NEW)
+    assert private_keys(BOTH) == [new, old]
+    assert new != old
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "1", "{}", '{"keys": []}', '{"keys": [{}]}', '{"keys": 1}', '{"d": 1}'],
+)
+def test_a_file_without_a_key(text: str) -> None:
+    with pytest.raises(ValueError):
+        private_keys(text)
+
+
+@pytest.mark.parametrize(("made_with", "key"), [(NEW, 0), (OLD, 1)])
+def test_tokens_of_both_keys_are_accepted(made_with: str, key: int) -> None:
+    made, both = PodTokens(made_with), PodTokens(BOTH)
+    for agent in (
+        both.identify(runtime_token(made, WORKSPACE, 3)),
+        both.identify_bootstrapping(made.bootstrap_token(WORKSPACE, 3)),
+    ):
+        assert (agent.workspace_id, agent.epoch, agent.signing_key) == (WORKSPACE, 3, key)
+        # An agent that has bootstrapped gets the secrets of the key of its token, so every worker
+        # that accepted the token accepts the agent.
+        assert both.runtime_secret(WORKSPACE, 3, key) == made.runtime_secret(WORKSPACE, 3)
+        assert both.signal_secret(WORKSPACE, 3, key) == made.signal_secret(WORKSPACE, 3)
+
+
+def test_a_removed_key_is_refused() -> None:
+    old, new = PodTokens(OLD), PodTokens(NEW)
+    with pytest.raises(Failure):
+        new.identify(runtime_token(old, WORKSPACE, 3))
+    with pytest.raises(Failure):
+        new.identify_bootstrapping(old.bootstrap_token(WORKSPACE, 3))
+
+
+def test_new_agents_get_secrets_of_the_first_key() -> None:
+    both, new = PodTokens(BOTH), PodTokens(NEW)
+    assert both.runtime_secret(WORKSPACE, 3) == new.runtime_secret(WORKSPACE, 3)
+    assert both.bootstrap_token(WORKSPACE, 3) == new.bootstrap_token(WORKSPACE, 3)
+
+
+def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
+    both = PodTokens(BOTH)
+    both.note_refusal(WORKSPACE, 3, 0)
+    # A call that was sent at the same time is refused too.
+    both.note_refusal(WORKSPACE, 3, 0)
+    assert (both.signal_key(WORKSPACE, 3), both.signal_key(WORKSPACE, 4)) == (1, 0)
+    both.note_refusal(WORKSPACE, 3, 1)
+    assert both.signal_key(WORKSPACE, 3) == 0
+    one = PodTokens(OLD)
+    one.note_refusal(WORKSPACE, 3, 0)
+    assert one.signal_key(WORKSPACE, 3) == 0
+
+
+def test_both_sides_trust_the_certificates_of_both_keys() -> None:
+    """The control plane presents the last key's, which agents of earlier times trust."""
+    old, both = AgentCertificates(OLD), AgentCertificates(BOTH)
+    agent = AgentIdentity(WORKSPACE, 3)
+    old_authority = old.agent(agent).trusted
+    assert both.control_plane().trusted.count("BEGIN CERTIFICATE") == 2
+    assert both.agent(agent).trusted.count("BEGIN CERTIFICATE") == 2
+    assert old_authority.count("BEGIN CERTIFICATE") == 1
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    return tmp_path / "control-plane.jwk"
+
+
+def command(name: str) -> Result:
+    return CliRunner().invoke(rotate, [name])
+
+
+def test_a_rotation(state: Path) -> None:
+    state.write_text(OLD)
+    assert command("finish").output == "Error: There is one key. Begin a rotation first.\n"
+    assert command("begin").exit_code == 0
+    assert len(private_keys(state.read_text())) == 2
+    assert state.stat().st_mode & 0o777 == 0o600
+    assert "in progress" in command("begin").output
+    new, old = private_keys(state.read_text())
+    assert command("finish").exit_code == 0
+    assert private_keys(state.read_text()) == [new] != [old]
+    assert "keys" not in json.loads(state.read_text())
+
+
+def test_a_rotation_without_a_key(state: Path) -> None:
+    assert "cannot be changed: No such file" in command("begin").output
+    state.write_text("{}")
+    refused = command("begin")
+    assert (refused.exit_code, state.read_text()) == (1, "{}")
+    assert "is not valid: it is neither a private JWK nor a set of them" in refused.output
