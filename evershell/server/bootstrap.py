@@ -42,8 +42,9 @@ from evershell.server.store.background import running
 from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
 from evershell.server.store.keys import PostgresKeys
 from evershell.server.store.leadership import Leadership
-from evershell.server.store.pool import open_pool
+from evershell.server.store.pool import Pool, open_pool
 from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.schema import await_schema
 from evershell.server.store.wakeups import PostgresWakeups
 from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
 from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
@@ -115,7 +116,9 @@ async def control_plane(
             wakeups.drain,
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
         )
-        following = asyncio.create_task(_follow_database(server, wakeups), name="follow-database")
+        following = asyncio.create_task(
+            _follow_database(server, wakeups, pool), name="follow-database"
+        )
         stack.callback(following.cancel)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(END_WAITS, wakeups.end_waits)
@@ -161,7 +164,12 @@ async def fleet(
             return Controller(store, pods, agents, bounds, run_id, clock, clock(), backlog)
 
         leadership = Leadership(settings.session_url)
-        yield lambda: lead(leadership, wakeups, new_controller)
+
+        async def run() -> None:
+            await await_schema(pool)
+            await lead(leadership, wakeups, new_controller)
+
+        yield run
 
 
 @asynccontextmanager
@@ -248,13 +256,14 @@ def _with_crash_points(
     )
 
 
-async def _follow_database(server: Server, wakeups: PostgresWakeups) -> None:
-    """Reports the worker as healthy while it reaches its database.
+async def _follow_database(server: Server, wakeups: PostgresWakeups, pool: Pool) -> None:
+    """Reports the worker as healthy while it reaches its database, and the schema is current.
 
     Load balancers send no calls to a worker that is not healthy.
     """
     while True:
         await wakeups.listening()
+        await await_schema(pool)
         await server.set_serving(serving=True)
         await wakeups.disconnected()
         await server.set_serving(serving=False)

@@ -12,6 +12,8 @@ _GRANTS: tuple[LiteralString, ...] = (
     # Nobody changes or removes an entry of the audit log through the service.
     "REVOKE ALL ON audit_entries FROM {role}",
     "GRANT SELECT, INSERT ON audit_entries TO {role}",
+    # Programs wait until the schema is current.
+    "GRANT SELECT ON _yoyo_migration TO {role}",
 )
 
 

@@ -70,7 +70,7 @@ def living(server_url: str, tmp_path: Path) -> Iterator[Stack]:
     try:
         stack.start()
         yield stack
-        assert stack.stop() == 0
+        assert stack.stop() == 0, stack.output.read_text()
     finally:
         stack.kill_if_running()
         drop_database(server_url, database_url)

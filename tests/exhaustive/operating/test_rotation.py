@@ -66,7 +66,7 @@ def stack(
     try:
         running.start()
         yield running
-        assert running.stop() == 0
+        assert running.stop() == 0, running.output.read_text()
     finally:
         running.kill_if_running()
 

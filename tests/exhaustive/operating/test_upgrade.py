@@ -1,0 +1,103 @@
+"""Programs and a schema of different versions."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import psycopg
+import pytest
+import yoyo
+
+from evershell.server.auth.signing_keys import new_key
+from evershell.server.store import migrate as migration
+from evershell.server.store.migrate import migrate
+from tests.support.faults import health_of
+from tests.support.ports import free_ports
+from tests.support.waiting import eventually
+
+
+@contextmanager
+def programs(state_dir: Path, database_url: str) -> Iterator[str]:
+    """A worker and a controller. Yields the address of the worker."""
+    (state_dir / "control-plane.jwk").write_text(new_key())
+    (port,) = free_ports(1)
+    environment = os.environ | {
+        "STATE_DIR": str(state_dir),
+        "DATABASE_URL": database_url,
+        "POD_ISOLATION": "none",
+    }
+    with (state_dir / "log").open("wb") as log:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "evershell.server", *arguments],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+            for arguments in (("serve", "--port", str(port)), ("fleet",))
+        ]
+    try:
+        yield f"127.0.0.1:{port}"
+        assert [process.poll() for process in started] == [None, None]
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(15)
+
+
+def migrate_without_the_last(database_url: str) -> None:
+    """As the previous version would have left the database."""
+    source = resources.files(migration.__package__ or "") / "migrations"
+    with (
+        resources.as_file(source) as folder,
+        yoyo.get_backend(migration._yoyo_url(database_url)) as backend,
+    ):
+        earlier = yoyo.read_migrations(str(folder))[:-1]
+        backend.apply_migrations(backend.to_apply(earlier))
+
+
+def leads(database_url: str) -> bool:
+    """Whether a controller has the lock of the leader."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        ).fetchone()
+    return row is not None and row[0] > 0
+
+
+@pytest.mark.parametrize("before", ["empty", "one migration behind"])
+def test_programs_wait_for_their_schema(
+    before: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    if before != "empty":
+        migrate_without_the_last(empty_database_url)
+    with programs(tmp_path, empty_database_url) as worker:
+        log = tmp_path / "log"
+        eventually(lambda: log.read_text().count("schema_outdated") == 2)
+        assert health_of(worker) == "NOT_SERVING"
+        assert not leads(empty_database_url)
+        migrate(empty_database_url)
+        eventually(lambda: health_of(worker) == "SERVING")
+        eventually(lambda: leads(empty_database_url))
+
+
+def test_programs_serve_on_the_schema_of_the_next_version(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    migrate(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("ALTER TABLE workspaces ADD COLUMN of_the_next_version text")
+        connection.execute(
+            "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) "
+            "VALUES ('next', '9999_next', now())"
+        )
+    with programs(tmp_path, empty_database_url) as worker:
+        eventually(lambda: health_of(worker) == "SERVING")
+        eventually(lambda: leads(empty_database_url))
+        assert "schema_outdated" not in (tmp_path / "log").read_text()

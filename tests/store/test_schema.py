@@ -1,0 +1,53 @@
+"""Programs wait until the schema is current."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from evershell.server.store import schema
+from evershell.server.store.migrate import migrate
+from evershell.server.store.pool import Pool, open_pool
+from evershell.server.store.schema import await_schema
+
+LIMIT_SECONDS = 10.0
+
+
+@pytest.fixture
+async def role_url(empty_database_url: str) -> AsyncIterator[str]:
+    """The database as a role that owns no table."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE schema_reader LOGIN")
+    yield make_conninfo(empty_database_url, user="schema_reader")
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("DROP OWNED BY schema_reader")
+        connection.execute("DROP ROLE schema_reader")
+
+
+async def test_the_service_role_sees_that_the_schema_becomes_current(
+    empty_database_url: str, role_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_RETRY_SECONDS", 0.01)
+    looked: asyncio.Queue[set[str]] = asyncio.Queue()
+    look = schema._applied
+
+    async def look_and_record(pool: Pool) -> set[str]:
+        found = await look(pool)
+        looked.put_nowait(found)
+        return found
+
+    monkeypatch.setattr(schema, "_applied", look_and_record)
+    async with open_pool(role_url, min_size=1, max_size=1) as pool:
+        waiting = asyncio.create_task(await_schema(pool))
+        assert await looked.get() == set()
+        await asyncio.to_thread(migrate, empty_database_url)
+        while not looked.empty():
+            looked.get_nowait()
+        # The migrations did not name this role.
+        assert await looked.get() == set()
+        assert not waiting.done()
+        await asyncio.to_thread(migrate, empty_database_url, role_url)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await waiting
