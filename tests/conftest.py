@@ -22,9 +22,11 @@ from evershell.server.store.pool import Pool, open_pool
 
 pytest_plugins = [
     "tests.support.browser",
+    "tests.support.commands",
     "tests.support.edge.fixtures",
     "tests.support.leaks",
     "tests.support.leftovers",
+    "tests.support.others",
     "tests.support.stack_fixtures",
 ]
 

@@ -28,6 +28,8 @@ def _print(found: Task) -> None:
     show.line("workspace", found.workspace_id)
     show.line("does", show.first_line(found.description, 200))
     show.line("progress", f"{show.progress(found)}, at most {found.max_iterations}")
+    if limits := _limits(found):
+        show.line("limits", limits)
     show.line("created", show.time(found.created_at))
     if found.started_at is not None:
         show.line("started", show.time(found.started_at))
@@ -53,3 +55,17 @@ def _print(found: Task) -> None:
     )
     for name, value in found.metadata.items():
         show.line("metadata", f"{name}={value}")
+
+
+def _limits(found: Task) -> str:
+    """The limits that cancel the task. Empty without any."""
+    limits, clauses = found.limits, []
+    if limits is None:
+        return ""
+    if limits.max_duration is not None:
+        clauses.append(f"{limits.max_duration.total_seconds():.12g} s")
+    if limits.max_total_tokens is not None:
+        clauses.append(f"{limits.max_total_tokens} tokens")
+    if limits.force_after is not None:
+        clauses.append(f"interrupted {limits.force_after.total_seconds():.12g} s after a limit")
+    return ", ".join(clauses)

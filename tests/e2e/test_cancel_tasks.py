@@ -1,38 +1,14 @@
 """CancelTasks through the edge, over REST and gRPC, with the tasks of the other organization."""
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-import pytest
-
 from evershell.client import Client, TaskFilter
-from tests.support.stack import Gate, Stack, Workspace
+from tests.support.others import OTHER_ORG, begin
+from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-CALLER = "other_org"
 PATH = "/v1/tasks/cancel"
-
-
-@pytest.fixture
-def others(stack: Stack) -> Iterator[list[Workspace]]:
-    """Two workspaces of the other organization."""
-    workspaces = [Workspace(stack, CALLER) for _ in range(2)]
-    yield workspaces
-    workspaces[0].rest.post("/v1/hold/release", status=200)
-    for workspace in workspaces:
-        workspace.rest.post(f"{workspace.path}/stop")
-
-
-def begin(workspaces: list[Workspace], **fields: Any) -> list[tuple[Gate, str]]:
-    """Each workspace's task, and the gate that ends its iteration."""
-    begun = []
-    for workspace in workspaces:
-        gate = Gate(workspace)
-        begun.append((gate, workspace.submit(gate.command, "touch never", **fields)))
-    for workspace, (_, task_id) in zip(workspaces, begun, strict=True):
-        workspace.await_phase(task_id, "tool_call")
-    return begun
 
 
 def counts(answer: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -57,7 +33,7 @@ def test_a_batch_keeps_the_promises_of_a_cancellation(
     assert [(each["task_id"], each["outcome"]) for each in answer["results"]] == [
         (task_id, "accepted") for _, task_id in begun
     ]
-    again = stack.grpc(CALLER).call("CancelTasks", filter={"metadata": {"team": "a"}})
+    again = stack.grpc(OTHER_ORG).call("CancelTasks", filter={"metadata": {"team": "a"}})
     assert counts(again) == (2, 0, 2, 0)
     for other, (gate, task_id) in zip(others, begun, strict=True):
         # The iteration ends normally, and no other begins.
@@ -125,7 +101,7 @@ def test_a_wrong_filter_is_refused(others: list[Workspace]) -> None:
 
 def test_the_client_cancels_until_nothing_remains(stack: Stack, others: list[Workspace]) -> None:
     begun = begin(others)
-    with Client(f"http://{stack.ready['grpc_addr']}", stack.tokens[CALLER]) as client:
+    with Client(f"http://{stack.ready['grpc_addr']}", stack.tokens[OTHER_ORG]) as client:
         wanted = TaskFilter(workspace_ids=tuple(other.id for other in others))
         assert client.cancel_tasks(filter=wanted, dry_run=True).matched == 2
         (result,) = client.cancel_all_tasks(filter=wanted, reason="from Python")

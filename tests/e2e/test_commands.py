@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,62 +14,16 @@ import grpc
 import httpx
 import psutil
 import pytest
-from click.testing import CliRunner
 
-from evershell.cli.main import main
 from evershell.client import Client, UnauthenticatedError
 from evershell.server.core.errors import UnavailableError
 from evershell.server.store.keys import PostgresKeys
+from tests.support.commands import NO_PROFILES, OVERRIDES, Run
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 # From the contract: after this time no replica accepts a revoked key.
 REVOKED_SECONDS = 10.0
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-# These variables take precedence over STATE_DIR, so the tests remove them.
-OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABASE_URL")
-# The profiles of whoever runs the tests do not matter.
-NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
-
-
-@pytest.fixture
-def run(stack: Stack) -> Run:
-    """Runs a command in a process of its own. It finds the stack by STATE_DIR alone."""
-    kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
-
-    def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "evershell.server", *arguments],
-            cwd=ROOT,
-            env={**kept, **NO_PROFILES, "STATE_DIR": str(stack.state_dir), **environment},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-
-    return run
-
-
-@pytest.fixture
-def call(stack: Stack) -> Run:
-    """Runs a command in this process, which saves the start of an interpreter."""
-    absent: dict[str, str | None] = dict.fromkeys(OVERRIDES)
-
-    def call(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        variables = {
-            **absent,
-            **NO_PROFILES,
-            "STATE_DIR": str(stack.state_dir),
-            **environment,
-        }
-        done = CliRunner().invoke(main, arguments, env=variables)
-        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
-
-    return call
 
 
 def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, gate: Gate) -> None:
