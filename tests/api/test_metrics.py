@@ -12,11 +12,11 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from grpc_health.v1 import health_pb2
 
 from evershell.server.api.status import RULES
-from evershell.server.core import task_lifecycle
+from evershell.server.core import task_lifecycle, workspace_lifecycle
 from evershell.server.core.change import Change, unchanged
 from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.server.core.task import TaskLimits, TaskStatus, Usage
+from evershell.server.core.task_lifecycle import AgentEvent, TaskEnded
 from evershell.server.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
 from tests.api.running import (
     INTERNAL,
@@ -30,7 +30,16 @@ from tests.api.running import (
 )
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async
-from tests.support.world import NOW, FakeAgents, World, intent, locked_busy, task, workspace
+from tests.support.world import (
+    NOW,
+    FakeAgents,
+    World,
+    intent,
+    iteration,
+    locked_busy,
+    task,
+    workspace,
+)
 
 
 @pytest.fixture
@@ -171,6 +180,36 @@ def test_the_end_of_a_cancelled_task_measures_the_time_since_the_request(
     assert read("evershell_cancel_to_end_seconds_count", {"forced": "true"}) == 1
     assert read("evershell_cancel_to_end_seconds_sum", {"forced": "true"}) == 4
     assert read("evershell_cancel_to_end_seconds_count", {"forced": "false"}) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [
+        (TaskLimits(max_duration_seconds=1), "max_duration"),
+        (TaskLimits(max_total_tokens=5), "max_total_tokens"),
+    ],
+)
+def test_a_limit_is_counted_once_by_its_name(
+    metrics: Metrics, limits: TaskLimits, limit: str
+) -> None:
+    locked = locked_busy()
+    assert locked.task is not None
+    task = replace(locked.task, limits=limits, started_at=NOW - timedelta(seconds=1))
+    locked = replace(locked, task=task)
+    events: list[AgentEvent] = [iteration(1), TaskEnded(status=TaskStatus.COMPLETED)]
+    metrics.committed(task_lifecycle.commit(locked, 1, task.id, events, NOW))
+    # A caller has cancelled it before, so the limit cancels nothing.
+    cancelled = replace(locked, task=replace(task, cancel=intent()))
+    metrics.committed(task_lifecycle.commit(cancelled, 1, task.id, events, NOW))
+    lost = replace(locked, task=replace(task, usage=Usage(input_tokens=5)))
+    metrics.committed(workspace_lifecycle.lose_agent(lost, 1, "it died", NOW, work_stopped=True))
+    found = {
+        name: metrics.registry.get_sample_value(
+            "evershell_task_limits_reached_total", {"limit": name}
+        )
+        for name in ("max_duration", "max_total_tokens")
+    }
+    assert found == {"max_duration": 0, "max_total_tokens": 0, limit: 2}
 
 
 def test_the_pool_metrics_are_read_when_they_are_collected(metrics: Metrics) -> None:

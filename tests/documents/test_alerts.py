@@ -8,7 +8,7 @@ import pytest
 from evershell.server.api.status import RULES
 from evershell.server.config import Settings
 from evershell.server.core.bounds import CANCEL_MARGIN
-from evershell.server.core.limits import NAMES
+from evershell.server.core.task import Limit
 from evershell.server.telemetry.metrics import Metrics
 from tests.support.alerts import ALERTS, PANELS
 from tests.support.stack import ROOT
@@ -93,7 +93,7 @@ def test_the_bound_of_a_cancellation_is_that_of_the_default_settings() -> None:
 
 def test_each_limit_is_counted_from_0() -> None:
     """Prometheus would not see the first one otherwise."""
-    for name in NAMES:
+    for name in Limit:
         found = Metrics().registry.get_sample_value(
             "evershell_task_limits_reached_total", {"limit": name}
         )

@@ -15,7 +15,7 @@ from evershell.server.core.audit_entry import AuditEntry
 from evershell.server.core.event import NewEvent, Origin
 from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
-from evershell.server.core.task import Task
+from evershell.server.core.task import Limit, Task
 from evershell.server.core.workspace import Workspace
 
 
@@ -47,6 +47,8 @@ class Change:
     task: Task | None
     events: tuple[NewEvent, ...] = ()
     lease_seconds: float | None = None
+    # The limit at which the change cancels the task.
+    limit: Limit | None = None
     # The audit log's entry of the call, also if nothing else has changed.
     audit: AuditEntry | None = None
     # The call, if it has an idempotency key, which is stored.

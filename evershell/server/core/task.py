@@ -65,6 +65,13 @@ class TaskLimits:
     force_after_seconds: float | None = None
 
 
+class Limit(StrEnum):
+    """The limits that cancel a task, by the names of their fields in TaskLimits."""
+
+    MAX_DURATION = "max_duration"
+    MAX_TOTAL_TOKENS = "max_total_tokens"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelIntent:
     """A recorded cancellation. It belongs to the task, never to the workspace."""

@@ -95,8 +95,12 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
     task = locked.task
     if task is None or task.status.is_terminal:
         return unchanged(locked)
-    intent = limits.reached(task, now)
-    return unchanged(locked) if intent is None else request_cancel(locked, intent)
+    reached = limits.reached(task, now)
+    if reached is None:
+        return unchanged(locked)
+    change = request_cancel(locked, reached.intent)
+    # If a caller has cancelled the task before, the limit only changes the deadline.
+    return replace(change, limit=reached.limit) if change.events else change
 
 
 def commit(
@@ -132,7 +136,8 @@ def _is_current(change: Change, epoch: int, task_id: str) -> bool:
 
 
 def _followed_by(first: Change, second: Change) -> Change:
-    return Change(second.workspace, second.task, first.events + second.events)
+    events, limit = first.events + second.events, first.limit or second.limit
+    return Change(second.workspace, second.task, events, limit=limit)
 
 
 def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: datetime) -> Change:

@@ -63,11 +63,8 @@ def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stoppe
     if workspace.status is WorkspaceStatus.STOPPING:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, _RUN_ENDED, now, work_stopped=work_stopped)
-    return Change(
-        replace(_new_epoch(change.workspace, _RUN_ENDED, now), run_id=run_id),
-        change.task,
-        change.events,
-    )
+    placed = replace(_new_epoch(change.workspace, _RUN_ENDED, now), run_id=run_id)
+    return replace(change, workspace=placed)
 
 
 def register(
@@ -134,7 +131,7 @@ def _without_agent(
     change: Change, status: WorkspaceStatus, reason: str, now: datetime, added: NewEvent
 ) -> Change:
     workspace = _clear_agent(change.workspace, status, reason, now)
-    return Change(workspace, change.task, (*change.events, added))
+    return replace(change, workspace=workspace, events=(*change.events, added))
 
 
 def _new_epoch(workspace: Workspace, reason: str, now: datetime) -> Workspace:

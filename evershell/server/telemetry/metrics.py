@@ -26,9 +26,8 @@ from prometheus_client.registry import Collector
 from evershell.server.core.change import Change
 from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.core.event import EventType
-from evershell.server.core.limits import CREDENTIAL_KIND, NAMES
 from evershell.server.core.ports import Agents, Clock
-from evershell.server.core.task import Task
+from evershell.server.core.task import Limit, Task
 from evershell.server.core.workspace import Workspace
 from evershell.server.telemetry.backlog import Backlog
 
@@ -99,7 +98,7 @@ class Metrics:
             registry=self.registry,
         )
         # Prometheus sees no increase in a series that starts at 1.
-        for limit in NAMES:
+        for limit in Limit:
             self._limits_reached.labels(limit)
         self._batch_cancellations = Counter(
             "evershell_batch_cancellations",
@@ -132,8 +131,9 @@ class Metrics:
         self._audit_entries_lost.inc(count)
 
     def committed(self, change: Change) -> None:
-        """Measures a committed change if it ends a cancelled task."""
-        self._count_limits(change)
+        """Measures a committed change if it ends a cancelled task, or cancels one at a limit."""
+        if change.limit is not None:
+            self._limits_reached.labels(change.limit).inc()
         task = change.task
         ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
         if not ended or task is None or task.cancel is None or task.completed_at is None:
@@ -141,14 +141,6 @@ class Metrics:
         # The times may be from two machines, whose clocks may differ.
         seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
         self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
-
-    def _count_limits(self, change: Change) -> None:
-        for event in change.events:
-            if event.type is EventType.TASK_CANCEL_REQUESTED:
-                cancel = event.payload["cancel"]
-                if cancel["credential_kind"] == CREDENTIAL_KIND:
-                    # The reason begins with the name of the limit.
-                    self._limits_reached.labels(cancel["reason"].partition(" ")[0]).inc()
 
     def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Exports the statistics of the database pool, which are read at each scrape."""
