@@ -11,7 +11,7 @@ from typing import Any
 import grpc_web
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
 from replies import grpc_errors, grpc_local_replies, header, local_replies
-from source import SERVICE, Binding, Protos
+from source import PACKAGE, SERVICE, Binding, Protos
 
 # Routes that the edge answers itself skip the filters that read bodies. These filters would reject
 # some requests before the route is reached.
@@ -46,6 +46,10 @@ SMALL_CONTENT = r".*\|\d{1,4}"
 # All requests of a method with at most this size limit count as small. For other methods the
 # content length decides.
 SMALL_METHOD_MAX_BYTES = 16_384
+
+# Refuses unknown fields. Off for all other routes.
+KNOWN_FIELDS = "evershell.known_fields"
+TURNED_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
 SIZE_LIMIT = "envoy.filters.http.filter_chain"
 FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
@@ -294,7 +298,24 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
     metadata: dict[str, Any] = {
         "evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}
     }
+    if binding.edge.refuses_unknown_fields:
+        for_lua["fields"] = _known_fields(binding.rpc.input_type)
+        route["typed_per_filter_config"] |= {KNOWN_FIELDS: TURNED_ON}
     if for_lua:
         metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}
     return route
+
+
+def _known_fields(message: Any) -> dict[str, Any]:
+    """The names of a message's fields in JSON, in both spellings, with those of its messages.
+
+    True for a value in which no names are checked.
+    """
+    found: dict[str, Any] = {}
+    for field in message.fields:
+        has_names = field.message_type is not None and field.message_type.file.package == PACKAGE
+        is_map = has_names and field.message_type.GetOptions().map_entry
+        fields = _known_fields(field.message_type) if has_names and not is_map else True
+        found |= {field.name: fields, field.json_name: fields}
+    return found

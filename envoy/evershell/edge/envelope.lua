@@ -73,6 +73,24 @@ local function explain_invalid_value(handle)
   end
 end
 
+-- Names the field that known_fields.lua has refused. Returns whether there was one.
+local function name_unknown_field(handle)
+  local metadata = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
+  local field = metadata ~= nil and metadata["unknown_field"]
+  local body = field and handle:body()
+  if not body then
+    return false
+  end
+  local before, after =
+    body:getBytes(0, body:length()):match('^(.-"message":").*(","request_id":"[^"]*")}}%s*$')
+  if before ~= nil then
+    local text = "There is no field of the name %s in this request. Nothing was done."
+    local details = ',"details":{"fields":{"%s":"is no field of this request"}}}}\n'
+    body:setBytes(before .. text:format(field) .. after .. details:format(field))
+  end
+  return true
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local grpc_status = headers:get("grpc-status")
@@ -86,7 +104,9 @@ function envoy_on_response(handle)
         headers:replace(":status", status)
       end
     elseif headers:get(":status") == "400" and not is_head(handle) then
-      explain_invalid_value(handle)
+      if not name_unknown_field(handle) then
+        explain_invalid_value(handle)
+      end
     end
     if is_head(handle) then
       -- Drops the body and keeps the headers, including the content length.

@@ -146,9 +146,11 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTasks(
         self, request: Any, context: Any
     ) -> workspace_service_pb2.CancelTasksResponse:
+        self.seen.append((request, {}))
         return workspace_service_pb2.CancelTasksResponse()
 
     async def HoldOrg(self, request: Any, context: Any) -> workspace_service_pb2.HoldOrgResponse:
+        self.seen.append((request, {}))
         return workspace_service_pb2.HoldOrgResponse()
 
     async def ReleaseOrg(self, request: Any, context: Any) -> hold_pb2.Hold:

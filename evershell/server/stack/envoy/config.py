@@ -107,6 +107,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "workers": [_endpoint(address) for address in edge.workers],
         "descriptor_set": str(edge_file("workspace.binpb")),
         "envelope_lua": str(edge_file("envelope.lua")),
+        "known_fields_lua": str(edge_file("known_fields.lua")),
         "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
         "routes": collector.traced(routes) if collector else routes,

@@ -41,6 +41,7 @@ class EdgeRule(_message.Message):
     EXAMPLE_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
+    REFUSES_UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
@@ -53,6 +54,8 @@ class EdgeRule(_message.Message):
     """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
     stream_message: _builtins.str
     """The full name of the message in the `data` fields of a stream of Server-Sent Events."""
+    refuses_unknown_fields: _builtins.bool
+    """Whether a JSON body with an unknown field is refused. Otherwise the field is dropped."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """The errors of this RPC, in addition to the errors of every call."""
@@ -66,10 +69,11 @@ class EdgeRule(_message.Message):
         example: _builtins.str = ...,
         max_request_bytes: _builtins.int = ...,
         stream_message: _builtins.str = ...,
+        refuses_unknown_fields: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "refuses_unknown_fields", b"refuses_unknown_fields", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -866,9 +870,7 @@ class CancelTasksRequest(_message.Message):
     reason: _builtins.str
     """For people. It is recorded in the tasks and their events."""
     dry_run: _builtins.bool
-    """Counts the tasks and cancels none. Unknown fields of a JSON body are ignored, and a filter with
-    a typo matches all tasks: a dry run shows which.
-    """
+    """Counts the tasks and cancels none."""
     @_builtins.property
     def filter(self) -> Global___TaskFilter:
         """If absent, all tasks match."""
