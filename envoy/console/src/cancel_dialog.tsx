@@ -21,7 +21,7 @@ export function CancelDialog({ isRepeated, onCancel, onClose }: Props) {
     <Dialog title="Cancel the task" onClose={onClose}>
       <p>
         {isRepeated
-          ? "The cancellation is already recorded. This signals the agent again, and can set an earlier break-off."
+          ? "The cancellation is already recorded. This signals the agent again, and can interrupt the iteration earlier."
           : "The agent finishes the iteration that runs, and starts no other. The workspace stays up."}
       </p>
       <form onSubmit={submit}>
@@ -39,11 +39,11 @@ export function CancelDialog({ isRepeated, onCancel, onClose }: Props) {
         )}
         <SecondsField
           id="force-after"
-          label="Break the iteration off after"
+          label="Interrupt the iteration after"
           max={86_400}
           value={forceAfter}
           onInput={setForceAfter}
-          help="If the iteration still runs then, it is interrupted. Empty: never."
+          help="Only if the iteration still runs then. Empty: never."
         />
         <SecondsField
           id="wait"

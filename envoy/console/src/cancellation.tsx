@@ -9,9 +9,9 @@ import { describe, type Progress, progressOf } from "./progress";
 import { between, elapsed, milliseconds, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
-// The service itself ends the work of an agent that is this late with a break-off.
+// The service itself ends the work of an agent that interrupts this late.
 const FORCE_MARGIN_MS = 2_000;
-// From then on the page offers to break the iteration off.
+// From then on the page offers to interrupt the iteration.
 const LONG_MS = 10_000;
 
 export function Cancellation({ open }: { open: OpenWorkspace }) {
@@ -147,26 +147,26 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
   if (forceAt) {
     const lateMs = since(forceAt);
     if (lateMs < 0) {
-      return <p class="note">The iteration is broken off in {elapsed(-lateMs + 999)}.</p>;
+      return <p class="note">The iteration is interrupted in {elapsed(-lateMs + 999)}.</p>;
     }
-    if (lateMs < FORCE_MARGIN_MS) return <p class="note">The iteration is being broken off.</p>;
+    if (lateMs < FORCE_MARGIN_MS) return <p class="note">The iteration is being interrupted.</p>;
     return (
       <div class="note warning">
-        <strong>The end is late.</strong> The agent should have broken the iteration off{" "}
+        <strong>The end is late.</strong> The agent should have interrupted the iteration{" "}
         {elapsed(lateMs)} ago. The service ends the agent's work itself; nothing has to be done.
       </div>
     );
   }
   if (since(requestedAt) < LONG_MS) return null;
-  const breakOff = () =>
+  const interrupt = () =>
     void cancelTask(open.id, taskId, { reason: "", wait: null, forceAfter: 0 });
   return (
     <div class="note warning">
       <strong>The iteration still runs</strong>, {elapsed(since(requestedAt))} after the request. It
-      is not broken off unless you ask for it: it ends by itself or at its time limits.
+      is not interrupted unless you ask for it: it ends by itself or at its time limits.
       <div class="buttons">
-        <button type="button" class="danger" onClick={breakOff}>
-          Break it off now
+        <button type="button" class="danger" onClick={interrupt}>
+          Interrupt it now
         </button>
       </div>
     </div>

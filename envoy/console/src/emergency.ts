@@ -90,7 +90,7 @@ export async function stopEverything(wishes: Wishes): Promise<void> {
 }
 
 // Interrupts the iterations that still run.
-export async function breakOffAll(): Promise<void> {
+export async function interruptAll(): Promise<void> {
   const reason = stop.peek()?.wishes.reason ?? "";
   try {
     await eachBatch({ reason, force_after: "0s" }, () => {});

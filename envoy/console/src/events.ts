@@ -50,7 +50,7 @@ export function intentFacts(cancel: Schemas["CancelIntent"]): string[] {
   const kind = cancel.credential_kind === "api_key" ? "API key " : "";
   const clauses = [`by ${kind}${cancel.requested_by}`];
   clauses.push(cancel.reason ? `reason: ${cancel.reason}` : "no reason given");
-  if (cancel.force_at) clauses.push(`break-off by ${cancel.force_requested_by}`);
+  if (cancel.force_at) clauses.push(`interruption by ${cancel.force_requested_by}`);
   return clauses;
 }
 

@@ -6,7 +6,7 @@ export interface Progress {
   // When the cancellation was recorded; null if none was.
   requestedAt: string | null;
   cancel: Schemas["CancelIntent"] | null;
-  // When the iteration is broken off; null if it is not.
+  // When the iteration is interrupted; null if it is not.
   forceAt: string | null;
   // The iteration that was in flight, once it has ended.
   iteration: WorkspaceEvent | null;
@@ -39,7 +39,7 @@ export function describe({ end }: Progress): string {
   if (!end) return "Ended";
   const status = words(end.status);
   const title = status.charAt(0).toUpperCase() + status.slice(1);
-  return end.forced ? `${title}, broken off` : title;
+  return end.forced ? `${title}, interrupted` : title;
 }
 
 function isIterationAfter(event: WorkspaceEvent, request: WorkspaceEvent): boolean {

@@ -69,11 +69,11 @@ function StopForm() {
       />
       <SecondsField
         id="force-after"
-        label="Break the iterations off after"
+        label="Interrupt the iterations after"
         max={86_400}
         value={forceAfter}
         onInput={setForceAfter}
-        help="Iterations that still run then are interrupted. Empty: never."
+        help="Only the iterations that still run then. Empty: never."
       />
       <label for="confirmation">Type the number of tasks ({tasks}) to confirm</label>
       <input

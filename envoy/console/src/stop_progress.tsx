@@ -1,6 +1,6 @@
 // What becomes of a stop: held, all cancellations recorded, all tasks ended.
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { breakOffAll, type Stop, stop, stopEverything } from "./emergency";
+import { interruptAll, type Stop, stop, stopEverything } from "./emergency";
 import { FailureNote } from "./failure";
 import { count, milliseconds } from "./text";
 
@@ -41,7 +41,7 @@ function Problem({ state }: { state: Stop }) {
     hold: "The organization is not on hold, and nothing was cancelled.",
     cancel: "Not all tasks are cancelled.",
     follow: "It is not known whether all tasks have ended.",
-    done: "Not every iteration was broken off.",
+    done: "Not every iteration was interrupted.",
   };
   return (
     <>
@@ -111,8 +111,8 @@ function Unfinished({ state }: { state: Stop }) {
         An iteration ends by itself or at its time limits. Cancellations that an agent has not
         received are delivered as soon as it can be reached.
       </p>
-      <button type="button" class="danger" onClick={() => void breakOffAll()}>
-        Break them all off now
+      <button type="button" class="danger" onClick={() => void interruptAll()}>
+        Interrupt them all now
       </button>
       <ul>
         {state.results.slice(0, LISTED).map((each) => (

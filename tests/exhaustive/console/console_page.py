@@ -70,7 +70,7 @@ class Console:
         self.page.get_by_role("button", name="Cancel…").click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_label("Reason").fill(reason)
-        dialog.get_by_label("Break the iteration off after").fill(force_after)
+        dialog.get_by_label("Interrupt the iteration after").fill(force_after)
         dialog.get_by_label("Wait for the end").fill(wait)
         dialog.get_by_role("button", name="Cancel the task").click()
         expect(dialog).to_be_hidden()

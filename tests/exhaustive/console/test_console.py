@@ -13,7 +13,7 @@ from tests.support.stack import Gate, Stack, Workspace
 
 # How long a cancellation of a frozen agent may take to be answered.
 UNREACHABLE_MS = 5_000
-# From when on the console offers to break an iteration off, and a margin.
+# From when on the console offers to interrupt an iteration, and a margin.
 LONG_MS = 20_000
 
 
@@ -79,7 +79,7 @@ def test_a_person_learns_that_the_agent_does_not_answer(
     console.check()
 
 
-def test_a_person_breaks_an_iteration_off(
+def test_a_person_interrupts_an_iteration(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
     task_id = workspace.submit("sleep 600")
@@ -88,12 +88,12 @@ def test_a_person_breaks_an_iteration_off(
     console.open(workspace.id)
     console.cancel(force_after="0.5")
     expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
-    expect(console.step("Cancelled, broken off")).to_be_visible()
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
     console.check()
 
 
-def test_a_person_breaks_off_an_iteration_that_takes_long(
+def test_a_person_interrupts_an_iteration_that_takes_long(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
     task_id = workspace.submit("sleep 600")
@@ -102,12 +102,12 @@ def test_a_person_breaks_off_an_iteration_that_takes_long(
     console.open(workspace.id)
     console.cancel()
     expect(console.cancellation).to_contain_text("The iteration still runs", timeout=LONG_MS)
-    console.page.get_by_role("button", name="Break it off now").click()
-    expect(console.step("Cancelled, broken off")).to_be_visible()
+    console.page.get_by_role("button", name="Interrupt it now").click()
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
 
 
-def test_the_service_breaks_off_what_an_unreachable_agent_does_not(
+def test_the_service_interrupts_what_an_unreachable_agent_does_not(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
     task_id = workspace.submit("sleep 600")
@@ -119,7 +119,7 @@ def test_the_service_breaks_off_what_an_unreachable_agent_does_not(
     note = console.cancellation.get_by_role("alert")
     expect(note).to_contain_text("The agent does not answer.", timeout=UNREACHABLE_MS)
     expect(console.cancellation).to_contain_text("The end is late.")
-    expect(console.step("Cancelled, broken off")).to_be_visible(timeout=LONG_MS)
+    expect(console.step("Cancelled, interrupted")).to_be_visible(timeout=LONG_MS)
     assert workspace.await_end(task_id)["forced"]
 
 

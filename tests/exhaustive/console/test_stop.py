@@ -84,7 +84,7 @@ def test_a_person_stops_everything(
     console.check()
 
 
-def test_a_person_breaks_everything_off(
+def test_a_person_interrupts_everything(
     console: Console, stack: Stack, running: dict[str, Workspace]
 ) -> None:
     page = console.page
@@ -93,7 +93,7 @@ def test_a_person_breaks_everything_off(
     page.get_by_label("Also hold the organization").uncheck()
     confirm(console, str(tasks))
     page.get_by_role("button", name="Stop everything").click()
-    page.get_by_role("button", name="Break them all off now").click()
+    page.get_by_role("button", name="Interrupt them all now").click()
     expect(page.locator(".step.done").filter(has_text="All ended")).to_be_visible(timeout=10_000)
     assert all(each.await_end(task_id)["forced"] for task_id, each in running.items())
     assert not stack.rest().get("/v1/hold")["on_hold"]
