@@ -1,5 +1,6 @@
 // What an event means, in words.
 import type { Schemas, WorkspaceEvent } from "./api";
+import { isByLimit } from "./limits";
 import { count, milliseconds, number, words } from "./text";
 
 export function title(event: WorkspaceEvent): string {
@@ -48,7 +49,7 @@ export function announcement(event: WorkspaceEvent): string {
 
 export function intentFacts(cancel: Schemas["CancelIntent"]): string[] {
   const kind = cancel.credential_kind === "api_key" ? "API key " : "";
-  const clauses = [`by ${kind}${cancel.requested_by}`];
+  const clauses = [isByLimit(cancel) ? "by a limit of the task" : `by ${kind}${cancel.requested_by}`];
   clauses.push(cancel.reason ? `reason: ${cancel.reason}` : "no reason given");
   if (cancel.force_at) clauses.push(`interruption by ${cancel.force_requested_by}`);
   return clauses;

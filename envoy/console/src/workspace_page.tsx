@@ -7,6 +7,7 @@ import { Cancellation } from "./cancellation";
 import { trouble } from "./connection";
 import { ConnectionNote } from "./connection_note";
 import { FailureNote } from "./failure";
+import { limitsOf } from "./limits";
 import { tokensUsed } from "./selection";
 import { elapsed, firstLine, fullTime, now, number, words } from "./text";
 import { Timeline } from "./timeline";
@@ -122,6 +123,7 @@ function TaskFacts({ task }: { task: Task }) {
           : `${fullTime(began)}, ${elapsed(now.value - Date.parse(began))}`}
       </Fact>
       <Fact name="Tokens">{number(tokensUsed(task))}</Fact>
+      {task.limits && <Fact name="Limits">{limitsOf(task).join(", ")}</Fact>}
       <Fact name="Task id">
         <code class="id">{task.id}</code>
       </Fact>

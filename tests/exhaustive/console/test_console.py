@@ -123,6 +123,37 @@ def test_the_service_interrupts_what_an_unreachable_agent_does_not(
     assert workspace.await_end(task_id)["forced"]
 
 
+def test_a_person_sees_the_limits_of_a_task(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    limits = {"max_duration": "3600s", "max_total_tokens": "200000"}
+    task_id = workspace.submit(gate.command, limits=limits)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    shown = console.page.get_by_role("region", name="Task").locator("dl")
+    expect(shown).to_contain_text("cancelled after 1 h 00 min, cancelled at 200,000 tokens")
+    gate.open()
+    workspace.await_end(task_id)
+
+
+def test_a_person_sees_that_a_limit_has_ended_a_task(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    limits = {"max_duration": "1.5s", "force_after": "0s"}
+    task_id = workspace.submit("sleep 600", limits=limits)
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    expect(console.step("Cancelled, interrupted")).to_be_visible(timeout=LONG_MS)
+    assert workspace.await_end(task_id)["cancel"]["requested_by"] == "system:limit"
+    expect(console.step("Accepted")).to_contain_text("by a limit of the task")
+    expect(console.step("Accepted")).to_contain_text("max_duration reached: 1.5 s")
+    shown = console.page.get_by_role("region", name="Last task").locator("dl")
+    expect(shown).to_contain_text("cancelled after 1.5 s, its iteration is interrupted 0 s later")
+    expect(shown).to_contain_text("a limit was reached and cancelled the task")
+    console.check()
+
+
 def test_the_call_waits_for_the_end(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:

@@ -1,0 +1,30 @@
+// The limits of a task, and whether one has cancelled it.
+import type { Schemas, Task } from "./api";
+import { count, elapsed, number } from "./text";
+
+// Each a short clause.
+export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
+  if (!limits) return [];
+  const clauses: string[] = [];
+  if (limits.max_duration) clauses.push(`cancelled after ${duration(limits.max_duration)}`);
+  if (limits.max_total_tokens) {
+    clauses.push(`cancelled at ${count(Number(limits.max_total_tokens), "token")}`);
+  }
+  if (limits.force_after) {
+    clauses.push(`its iteration is interrupted ${duration(limits.force_after)} later`);
+  }
+  if (cancel_requested_by === REQUESTER) clauses.push("a limit was reached and cancelled the task");
+  return clauses;
+}
+
+export function isByLimit(cancel: Schemas["CancelIntent"]): boolean {
+  return cancel.requested_by === REQUESTER;
+}
+
+const REQUESTER = "system:limit";
+
+// A duration in JSON is a number of seconds that ends in s.
+function duration(text: string): string {
+  const seconds = Number.parseFloat(text);
+  return seconds < 60 ? `${number(seconds)} s` : elapsed(seconds * 1_000);
+}
