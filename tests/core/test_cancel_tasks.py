@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from evershell.server.core import cancel_tasks as use_case
+from evershell.server.core import workspace_lifecycle
 from evershell.server.core.caller import Caller, CredentialKind
 from evershell.server.core.cancel_tasks import (
     MAX_BATCH,
@@ -233,6 +234,27 @@ async def test_a_task_that_ends_meanwhile_no_longer_matches(world: World) -> Non
     assert [each.task_id for each in result.results] == [other.id]
     assert locked.waited == [ending.id]
     assert (await world.task(busy.id, ending.id)).status is TaskStatus.COMPLETED
+
+
+async def test_a_task_whose_workspace_stops_meanwhile_is_cancelled_by_that(world: World) -> None:
+    busy, stopping = await world.add_busy()
+    Locked(world, [stopping.id])
+    unlocked = world.store.cancel_tasks
+
+    async def stop_first(*arguments: Any, wait: bool = False) -> Mapping[str, bool]:
+        if wait:
+            reason = intent(reason="workspace stopped")
+            await world.store.transition(
+                busy.id, lambda locked: workspace_lifecycle.request_stop(locked, reason)
+            )
+        return await unlocked(*arguments, wait=wait)
+
+    world.store.cancel_tasks = stop_first  # type: ignore[assignment]
+    result = await cancel(world)
+    assert counts(result) == (1, 0, 1, 0)
+    assert [(each.task_id, each.outcome) for each in result.results] == [
+        (stopping.id, "already_requested")
+    ]
 
 
 @pytest.mark.parametrize(

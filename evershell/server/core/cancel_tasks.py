@@ -139,6 +139,9 @@ async def cancel_matching(
     left_out = [each.task_id for each in pending if each.task_id not in outcomes]
     if left_out:
         outcomes |= await _one_by_one(permission, left_out, intent, origin, store)
+    ended = [each for each in pending if outcomes.get(each.task_id, "") is None]
+    if ended:
+        outcomes |= await _in_stopping_workspaces(permission, ended, intent, store)
     return _summary(found.matched, found.pending, found.tasks, outcomes)
 
 
@@ -147,8 +150,8 @@ async def _one_by_one(
 ) -> dict[str, TaskOutcome | None]:
     """Cancels tasks whose workspaces other transactions had locked. Waits for each of these.
 
-    The outcome of a task that has ended is None. A task whose lock was not released in time has no
-    outcome.
+    The outcome of a task that has ended, or whose workspace is no longer up, is None. A task whose
+    lock was not released in time has no outcome.
     """
 
     async def cancel(task_id: str) -> dict[str, TaskOutcome | None]:
@@ -164,6 +167,20 @@ async def _one_by_one(
     for found in await asyncio.gather(*map(cancel, task_ids)):
         outcomes |= found
     return outcomes
+
+
+async def _in_stopping_workspaces(
+    permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
+) -> dict[str, TaskOutcome | None]:
+    """The tasks among these that have not ended: a StopWorkspace has recorded its intent."""
+    workspace_ids = tuple(each.workspace_id for each in tasks)
+    found = await store.match_tasks(
+        permission, TaskFilter(workspace_ids=workspace_ids), intent.force_at, len(tasks)
+    )
+    open_ids = {each.task_id for each in found.tasks if not each.is_pending}
+    return {
+        each.task_id: TaskOutcome.ALREADY_REQUESTED for each in tasks if each.task_id in open_ids
+    }
 
 
 def _summary(
