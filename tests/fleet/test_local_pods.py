@@ -19,6 +19,7 @@ from evershell.server.core.workspace import Workspace
 from evershell.server.fleet import local_pods, pod_files, processes
 from evershell.server.fleet.local_pods import LocalPods
 from evershell.server.fleet.processes import Pod
+from evershell.server.pod.process import wait_exit
 from tests.support.small_agent import spec_for, wait_start
 from tests.support.waiting import settle
 
@@ -51,6 +52,20 @@ async def test_the_process_id_of_the_agent_is_on_disk(
     await pods.start(workspace)
     pid = int((tmp_path / "pods" / workspace.id / "pid").read_text())
     assert [process.pid for process in processes.find(Pod(workspace.id))] == [pid]
+
+
+@pytest.mark.parametrize("term", ["the same", "a new one"])
+async def test_an_agent_that_ended_unwatched_leaves_no_zombie(
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, term: str
+) -> None:
+    """Nobody waits for its exit while no controller, or another one, leads."""
+    await pods.start(workspace)
+    (agent,) = processes.find(Pod(workspace.id))
+    agent.kill()
+    await wait_exit(agent.pid)
+    assert agent.status() == psutil.STATUS_ZOMBIE
+    await (pods.sync() if term == "a new one" else pods.end(workspace, grace_seconds=0))
+    assert not psutil.pid_exists(agent.pid)
 
 
 async def test_the_files_of_an_ended_pod_are_kept(

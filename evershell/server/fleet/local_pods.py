@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,6 +73,8 @@ class LocalPods:
 
     async def sync(self) -> None:
         """Implements Pods. The other methods read the records, which are always current."""
+        # Nobody has waited for agents that ended while another controller led.
+        self._reap(self._started)
 
     def was_started(self, workspace: Workspace) -> bool:
         record = self._record(workspace.id)
@@ -192,10 +194,18 @@ class LocalPods:
         if not is_known:
             is_known = self._has_ended_with_its_init(workspace)
         if stopped:
+            self._reap(own)
             for key in own:
                 self._started.pop(key, None)
             self._records.note_end(workspace.id, workspace.epoch)
         return stopped and is_known
+
+    def _reap(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Reaps the processes of these pods that have ended."""
+        # Another call of `end` may have forgotten some of them.
+        known = (self._started[key] for key in keys if key in self._started)
+        for pid in {pid for started in known for pid in started.pids}:
+            processes.reap(pid)
 
     def _is_known(self, workspace: Workspace) -> bool:
         """Whether everything that runs in the pod can be found.

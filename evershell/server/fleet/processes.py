@@ -192,5 +192,10 @@ async def _wait_exits(processes: Iterable[psutil.Process], timeout_seconds: floa
 async def wait_exit_and_reap(pid: int) -> None:
     """Returns when the process has ended, at once if no such process exists. Reaps a child."""
     await wait_exit(pid)
+    reap(pid)
+
+
+def reap(pid: int) -> None:
+    """Reaps the process if it is a child that has ended."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - WNOHANG does not wait
+        os.waitpid(pid, os.WNOHANG)
