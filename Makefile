@@ -65,7 +65,7 @@ flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs
 scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.md
 	@exec $(BIN)/python -m tests.bench.scale
 
-chaos: $(READY) ## cancel tasks while programs and disks fail at random (SECONDS=60 SEED=n)
+chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
 
 soak: $(READY) ## make many calls; fail if a program of the stack has grown (CALLS=20000 SEED=n)

@@ -99,7 +99,7 @@ class Stack:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stops the stack and returns its exit code."""
         assert self._process is not None
-        self._disconnect()
+        self.close_callers()
         self._process.send_signal(number)
         code = self._process.wait(STOP_SECONDS)
         secrets.search(self.ready, self.state_dir)
@@ -108,7 +108,7 @@ class Stack:
     def lose(self) -> None:
         """Kills all programs at once. Agents continue to run."""
         assert self._process is not None
-        self._disconnect()
+        self.close_callers()
         programs = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
         # The first one would restart the others.
         for process in programs:
@@ -117,7 +117,8 @@ class Stack:
         psutil.wait_procs(programs, STOP_SECONDS)
         (self.state_dir / "ready.json").unlink()
 
-    def _disconnect(self) -> None:
+    def close_callers(self) -> None:
+        """Closes the connections of `rest` and `grpc`."""
         for rest in self._rest.values():
             rest.close()
         for rpc in self._grpc.values():
@@ -211,6 +212,10 @@ class Stack:
                 if child.cmdline()[1:4] == ["-m", self.module, program]:
                     found.append(child.pid)
         return found
+
+    def standby_pids(self) -> list[int]:
+        """The process ids of fleet controllers that stand by."""
+        return []
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)

@@ -15,6 +15,15 @@ import grpc.aio
 CONTROL_PLANE = "control-plane.evershell.internal"
 
 Options = Sequence[tuple[str, int]]
+# Closes a connection on which sent data stays unacknowledged for this long: with keepalive, gRPC
+# sets TCP_USER_TIMEOUT to this (tcp(7)). Otherwise the kernel repeats the data ever more seldom, so
+# that after a partition the calls on the connection would fail for as long as it has lasted.
+_UNACKNOWLEDGED_MILLISECONDS = 2_000
+_LIVENESS: Options = (
+    ("grpc.keepalive_timeout_ms", _UNACKNOWLEDGED_MILLISECONDS),
+    # Turns keepalive on. No shorter than what servers tolerate by default.
+    ("grpc.keepalive_time_ms", 600_000),
+)
 
 
 def agent_name(workspace_id: str, epoch: int) -> str:
@@ -65,6 +74,7 @@ class Connector:
 
         With TLS, it accepts only a certificate of the trusted authority for this name.
         """
+        options = [*_LIVENESS, *options]
         if not self.has_tls:
             return grpc.aio.insecure_channel(address, options=options)
         named = [*options, ("grpc.ssl_target_name_override", name)]

@@ -25,9 +25,18 @@ SETTINGS = {
     # session waits for a lock, and ends the session.
     "client_connection_check_interval": "500ms",
 }
+# The server notices within 9 s that the host of a client cannot be reached. By default it takes two
+# hours, and each partition would use up connections. A pooler has settings of its own for this.
+_NETWORK_SETTINGS = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "5000",
+}
 # As the parameter `options` of a connection.
 OPTIONS = " ".join(
-    "-c {}={}".format(name, value.replace(" ", r"\ ")) for name, value in SETTINGS.items()
+    "-c {}={}".format(name, value.replace(" ", r"\ "))
+    for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
 )
 # Migrations may take longer, also if the limits are defaults of their role.
 UNLIMITED = "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0"

@@ -23,8 +23,16 @@ FORCE_MARGIN_SECONDS = 2.0
 # grace) and commits. The longest time measured was 5.2 s, on a machine with six times as much work
 # as it can do, while ten other pods were ending.
 FORCE_SLACK_SECONDS = 6.0
-# The controller cannot do that during a fault of one of these.
-_FORCING = (Target.FLEET, Target.DATABASE, Target.BACKEND)
+# The controller cannot do that during a fault of one of these. An agent that is cut off commits
+# nothing, and no iteration of it ends.
+_FORCING = (
+    Target.FLEET,
+    Target.DATABASE,
+    Target.BACKEND,
+    Target.CONTROLLERS_DATABASE,
+    Target.WORKERS_DATABASE,
+    Target.WORKERS_AGENTS,
+)
 # How long after such a fault it may take to find an overdue task again: 1.5 s for the next scan of
 # all workspaces, and the 3 s that agents have to commit what they could not commit during an outage
 # of the database.

@@ -21,6 +21,10 @@ class TaskRow(TaskRecord):
     is_forced_at_limit: bool = False
     submitted_at: float = 0.0
     agent_stopped: str = Stopped.NEVER
+    # What its end says about the work: `yes` or `unknown`. None before the end.
+    work_stopped: str | None = None
+    # When one of its tools was last seen at work. None if no tool shows it.
+    last_worked_at: float | None = None
 
     @property
     def late_seconds(self) -> float | None:

@@ -17,13 +17,20 @@ ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
 # Not shorter than a round.
 _ON_HOLD_PAUSE_SECONDS = 0.25
+# How often a tool that marks its work does so.
+_MARK_SECONDS = 0.1
 
 
 class Load:
     """Makes the calls of a plan, and keeps all answers."""
 
-    def __init__(self, callers: Callers, workspace_ids: list[str]) -> None:
+    def __init__(
+        self, callers: Callers, workspace_ids: list[str], *, marks_work: bool = False
+    ) -> None:
+        """With `marks_work`, tools write to a file of their task for as long as they run."""
         self._callers = callers
+        self._marks_work = marks_work
+        self._marks = count(1)
         self._workspace_ids = workspace_ids
         self.answers: list[Answer] = []
         self._over = asyncio.Event()
@@ -111,12 +118,13 @@ class Load:
         return False
 
     async def _play(self, workspace_id: str, each: Round) -> None:
+        mark = f"mark-{next(self._marks)}" if self._marks_work else ""
         submitted = await self._call(
             each.submit_wire,
             "SubmitTask",
             workspace_id,
-            description="\n".join(_commands(each)),
-            metadata=_metadata(each),
+            description="\n".join(_commands(each, mark)),
+            metadata=_metadata(each, mark),
             limits=_limits(each),
         )
         if submitted.slug == "org_on_hold":
@@ -230,9 +238,10 @@ def _of_one_task(reply: Reply) -> Mapping[str, Any]:
     return {} if reply.body["remaining"] else {"outcome": "no_active_task", "task_id": ""}
 
 
-def _commands(each: Round) -> list[str]:
+def _commands(each: Round, mark: str) -> list[str]:
     """Returns one command for each iteration. The parent of a tool's shell is its agent."""
-    commands = [f"sleep {each.iteration_seconds}"] * each.iterations
+    work = _marking(each.iteration_seconds, mark) if mark else f"sleep {each.iteration_seconds}"
+    commands = [work] * each.iterations
     match each.agent_stopped:
         case Stopped.FOR_A_WHILE:
             commands[0] = f"kill -STOP $PPID; sleep {each.stopped_seconds}; kill -CONT $PPID"
@@ -246,7 +255,15 @@ def _limits(each: Round) -> dict[str, str]:
     return {name: f"{seconds}s" for name, seconds in limits.items() if seconds is not None}
 
 
-def _metadata(each: Round) -> dict[str, str]:
+def _marking(seconds: float, mark: str) -> str:
+    """A command that takes so long, and writes to the file `mark` meanwhile."""
+    times = max(1, round(seconds / _MARK_SECONDS))
+    repeat = f"for i in {' '.join(map(str, range(times)))}"
+    return f"{repeat}; do true > {mark}; sleep {seconds / times:.3f}; done"
+
+
+def _metadata(each: Round, mark: str) -> dict[str, str]:
     """Returns what the verdict needs to know about the task."""
     longest_seconds = max(each.iteration_seconds, each.stopped_seconds)
-    return {"iteration_seconds": str(longest_seconds), "agent_stopped": each.agent_stopped}
+    known = {"iteration_seconds": str(longest_seconds), "agent_stopped": each.agent_stopped}
+    return {**known, "mark": mark} if mark else known

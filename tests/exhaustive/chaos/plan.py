@@ -19,7 +19,7 @@ class Wire(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a fault does to a process or a disk."""
+    """What a fault does to a process, a disk or a network."""
 
     FREEZE = "freeze"
     KILL = "kill"
@@ -27,6 +27,11 @@ class Kind(StrEnum):
     RESTART = "restart"
     # The disk has no free space for a while.
     FILL = "fill"
+    # The network loses everything between two groups of hosts for a while, or everything from the
+    # first group to the second, or from the second to the first.
+    CUT = "cut"
+    CUT_THERE = "cut there"
+    CUT_BACK = "cut back"
 
 
 class Target(StrEnum):
@@ -46,6 +51,12 @@ class Target(StrEnum):
     PODS = "pods"
     # The disk of the logs of all programs except agents.
     LOGS = "logs"
+    # The network between two groups of hosts (tests/exhaustive/hosts).
+    EDGE_WORKERS = "edge-workers"
+    WORKERS_DATABASE = "workers-database"
+    CONTROLLERS_DATABASE = "controllers-database"
+    WORKERS_AGENTS = "workers-agents"
+    CONTROLLERS_AGENTS = "controllers-agents"
 
 
 class Stopped(StrEnum):
@@ -112,10 +123,10 @@ class Fault:
     at_seconds: float
     kind: Kind
     target: Target
-    # How long a freeze or a full disk lasts.
+    # How long a freeze, a full disk or a cut lasts.
     seconds: float
-    # Selects one of several agents or backends. For the disk of the database, an odd index means
-    # that the database also has to begin the next file of its write-ahead log.
+    # Selects one of several agents, backends or hosts. For the disk of the database, an odd index
+    # means that the database also has to begin the next file of its write-ahead log.
     index: int
 
 
@@ -200,10 +211,16 @@ def draw(seed: int, seconds: float, workspaces: int, *, logs_alone_seconds: floa
     last = (
         (Fault(0.0, Kind.FILL, Target.LOGS, logs_alone_seconds, 0),) if logs_alone_seconds else ()
     )
+    rounds = draw_rounds(chance, seconds, workspaces)
+    return Plan(seed, seconds, faults, last, rounds, tuple(draw_emergencies(chance, seconds)))
+
+
+def draw_rounds(
+    chance: random.Random, seconds: float, workspaces: int
+) -> tuple[tuple[Round, ...], ...]:
+    """Draws the rounds of each workspace."""
     count = int((seconds + _SECONDS_BEYOND) / _SHORTEST_ROUND_SECONDS)
-    rounds = tuple(tuple(_round(chance) for _ in range(count)) for _ in range(workspaces))
-    emergencies = tuple(_emergencies(chance, seconds))
-    return Plan(seed, seconds, faults, last, rounds, emergencies)
+    return tuple(tuple(_round(chance) for _ in range(count)) for _ in range(workspaces))
 
 
 def _faults(chance: random.Random, seconds: float, workspaces: int) -> Iterator[Fault]:
@@ -274,7 +291,8 @@ def _round(chance: random.Random) -> Round:
     )
 
 
-def _emergencies(chance: random.Random, seconds: float) -> Iterator[Emergency]:
+def draw_emergencies(chance: random.Random, seconds: float) -> Iterator[Emergency]:
+    """Draws the stops of the organization."""
     wires, at = list(Wire), 0.0
     while (at := at + chance.uniform(*_EMERGENCY_SECONDS)) < seconds:
         holds = chance.random() < 0.6

@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from tests.exhaustive.chaos.answers import Answer
 from tests.exhaustive.chaos.bounds import away_seconds
 from tests.exhaustive.chaos.evidence import Evidence, TaskRow
-from tests.exhaustive.chaos.plan import Plan, Stopped, Wire
-from tests.exhaustive.chaos.run import WORKERS, Outcome
-from tests.exhaustive.chaos.sightings import allowed_connections
+from tests.exhaustive.chaos.plan import Kind, Plan, Stopped, Wire
+from tests.exhaustive.chaos.run import Outcome
 from tests.support import small_disk
 
 _MAX_LINES_PER_KIND = 3
@@ -35,7 +34,8 @@ def lines(outcome: Outcome) -> Iterator[str]:
     yield ""
     hits = Counter((f"{hit.fault.kind} {hit.fault.target}", hit.missed) for hit in evidence.hits)
     yield f"{'fault':24}    hit  missed"
-    if reason := small_disk.refusal():
+    fills = any(fault.kind is Kind.FILL for fault in outcome.plan.faults)
+    if fills and (reason := small_disk.refusal()):
         yield f"no disk was filled: {reason}"
     for name in sorted({name for name, _ in hits}):
         yield f"{name:24} {hits[name, False]:6} {hits[name, True]:7}"
@@ -71,6 +71,8 @@ def lines(outcome: Outcome) -> Iterator[str]:
             f"agents stopped {how} by a tool: {stopped[how, True]} in tasks with a force deadline, "
             f"{stopped[how, False]} others"
         )
+    unknown = sum(task.work_stopped == "unknown" for task in evidence.tasks.values())
+    yield f"ends of which it is unknown whether the work has stopped: {unknown}"
     overdue = _longest_wait(evidence, lambda task: (task.force_at, task.overdue_seconds))
     yield f"longest from a force deadline to the end, {overdue}"
     late = _longest_wait(evidence, lambda task: (task.cancel_requested_at, task.late_seconds))
@@ -158,10 +160,9 @@ def _holdings(outcome: Outcome) -> Iterator[str]:
     before, after = outcome.before, outcome.after
     if after is None:
         return
-    allowed = allowed_connections(WORKERS)
     yield (
         f"connections to the database: {before.connections} before, {after.connections} after, "
-        f"{allowed} allowed"
+        f"{outcome.allowed_connections} allowed"
     )
     yield f"processes: {before.processes} before, {after.processes} after"
     open_files = ", ".join(

@@ -3,21 +3,22 @@
 import asyncio
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tests.exhaustive.chaos import sightings
 from tests.exhaustive.chaos.answers import Answer
 from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
 from tests.exhaustive.chaos.callers import Callers
-from tests.exhaustive.chaos.disks import Disks, disks
+from tests.exhaustive.chaos.disks import disks
 from tests.exhaustive.chaos.emergencies import Emergencies
 from tests.exhaustive.chaos.evidence import Evidence
 from tests.exhaustive.chaos.faults import Faults, Hit
 from tests.exhaustive.chaos.load import Load
-from tests.exhaustive.chaos.plan import Plan
-from tests.exhaustive.chaos.sightings import Figures
+from tests.exhaustive.chaos.plan import Fault, Plan
+from tests.exhaustive.chaos.sightings import Figures, allowed_connections
 from tests.exhaustive.chaos.verdict import violations
 from tests.support.stack import ROOT, Stack, Workspace, processes_of
 from tests.support.waiting import eventually
@@ -37,6 +38,8 @@ class Outcome:
     evidence: Evidence
     before: Figures
     after: Figures | None
+    # To the database, at the end.
+    allowed_connections: int
     settled_seconds: float
     stop_seconds: float
     violations: list[str]
@@ -58,19 +61,41 @@ def run(plan: Plan, state_dir: Path, checkout: Path = ROOT) -> Outcome:
         try:
             stack.start()
             workspace_ids = [Workspace(stack).id for _ in plan.rounds]
-            return _judged(stack, mounted, plan, workspace_ids)
+            faults = Faults(stack, workspace_ids, mounted)
+            return judged(stack, faults, plan, workspace_ids, allowed_connections(WORKERS))
         finally:
             stack.kill_if_running()
 
 
-def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> Outcome:
-    played = asyncio.run(_play(stack, mounted, plan, workspace_ids))
+class Inflictor(Protocol):
+    """Inflicts faults, and keeps a record of each."""
+
+    hits: list[Hit]
+
+    async def run(self, faults: Sequence[Fault]) -> None:
+        """Inflicts each fault at its time, and returns when the last one is over."""
+
+
+def judged(
+    stack: Stack,
+    faults: Inflictor,
+    plan: Plan,
+    workspace_ids: list[str],
+    connections: int,
+    *,
+    marks_work: bool = False,
+) -> Outcome:
+    """Plays a plan on a running stack, and stops it.
+
+    The stack may hold that many connections to the database at the end.
+    """
+    played = asyncio.run(_play(stack, faults, plan, workspace_ids, marks_work=marks_work))
     seen = list(played.seen)
     after = None
     try:
         eventually(lambda: not list(sightings.strays(stack, workspace_ids)), _CLEARED_SECONDS)
         after = sightings.figures(stack, workspace_ids)
-        seen += sightings.leaks(played.before, after, WORKERS, len(workspace_ids))
+        seen += sightings.leaks(played.before, after, connections, len(workspace_ids))
     except (OSError, ValueError) as error:
         seen += (
             [*sightings.strays(stack, workspace_ids)]
@@ -96,6 +121,7 @@ def _judged(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) 
         evidence,
         played.before,
         after,
+        connections,
         played.settled_seconds,
         stop_seconds,
         violations(evidence),
@@ -111,9 +137,16 @@ class _Played:
     seen: list[str]
 
 
-async def _play(stack: Stack, mounted: Disks, plan: Plan, workspace_ids: list[str]) -> _Played:
+async def _play(
+    stack: Stack,
+    faults: Inflictor,
+    plan: Plan,
+    workspace_ids: list[str],
+    *,
+    marks_work: bool,
+) -> _Played:
     callers = Callers(stack)
-    load, faults = Load(callers, workspace_ids), Faults(stack, workspace_ids, mounted)
+    load = Load(callers, workspace_ids, marks_work=marks_work)
     emergencies = Emergencies(load, stack.tokens["owner"])
     try:
         seen = [

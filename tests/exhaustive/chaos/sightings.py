@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 
@@ -58,11 +59,15 @@ def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
     return Figures(int(row[0]), descriptors, len(children))
 
 
-def leaks(before: Figures, after: Figures, workers: int, workspaces: int) -> Iterator[str]:
+def leaks(
+    before: Figures, after: Figures, allowed_connections: int, workspaces: int
+) -> Iterator[str]:
     """Yields the resources of which the stack holds too many at the end."""
-    allowed = allowed_connections(workers)
-    if after.connections > allowed:
-        yield f"{after.connections} connections to the database, where the pools allow {allowed}"
+    if after.connections > allowed_connections:
+        yield (
+            f"{after.connections} connections to the database, "
+            f"where the pools allow {allowed_connections}"
+        )
     for program, descriptors in after.descriptors.items():
         if descriptors > before.descriptors[program] + workspaces + _DESCRIPTORS:
             yield (
@@ -71,9 +76,9 @@ def leaks(before: Figures, after: Figures, workers: int, workspaces: int) -> Ite
             )
 
 
-def allowed_connections(workers: int) -> int:
-    """How many connections the workers and the fleet controller may hold."""
-    return (workers + 1) * (_POOL_SIZE + _LISTENER) + _LEADERSHIP
+def allowed_connections(workers: int, controllers: int = 1) -> int:
+    """How many connections the workers and the fleet controllers may hold."""
+    return (workers + controllers) * (_POOL_SIZE + _LISTENER) + controllers * _LEADERSHIP
 
 
 def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
@@ -82,9 +87,11 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
         agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
         if found != [agent]:
             yield (f"the idle pod of {workspace_id} runs {found} instead of only its agent {agent}")
+    # A controller that stands by reaps the agents that another one has ended once it leads again.
+    standby_pids = stack.standby_pids()
     for child in psutil.Process(stack.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if child.status() == psutil.STATUS_ZOMBIE:
+            if child.status() == psutil.STATUS_ZOMBIE and child.ppid() not in standby_pids:
                 yield f"process {child.pid} has ended and is not reaped"
 
 
@@ -125,7 +132,9 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
             "SELECT id, coalesce(metadata ->> 'iteration_seconds', '0')::float, cancel_reason, "
             "extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped', "
             "extract(epoch FROM started_at)::float, max_duration_seconds, "
-            "limit_force_after_seconds IS NOT NULL FROM tasks"
+            "limit_force_after_seconds IS NOT NULL, metadata ->> 'mark', "
+            "(SELECT payload ->> 'work_stopped' FROM events WHERE "
+            "(events.task_id, type) = (tasks.id, 'task_completed')) FROM tasks"
         ).fetchall()
     return {
         id_: TaskRow(
@@ -137,6 +146,8 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
             started_at=started_at,
             limit_seconds=limit_seconds,
             is_forced_at_limit=is_forced_at_limit,
+            work_stopped=work_stopped,
+            last_worked_at=_marked_at(stack.files(history.tasks[id_].workspace_id), mark),
         )
         for (
             id_,
@@ -147,5 +158,14 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
             started_at,
             limit_seconds,
             is_forced_at_limit,
+            mark,
+            work_stopped,
         ) in rows
     }
+
+
+def _marked_at(files: Path, mark: str | None) -> float | None:
+    """When a tool last wrote its mark, in seconds since 1970. None if it wrote none."""
+    with suppress(OSError):
+        return (files / mark).stat().st_mtime if mark else None
+    return None

@@ -44,6 +44,10 @@ def test_sound_stops_have_no_violations(what: str) -> None:
 
 
 BROKEN: dict[str, tuple[Evidence, str]] = {
+    "a tool that works after its end": (
+        with_task(CANCELLED, work_stopped="yes", last_worked_at=(CANCELLED.completed_at or 0) + 1),
+        "a tool was at work 1.00 s later",
+    ),
     "a task that still runs": (
         with_task(COMPLETED, status="running", completed_at=None),
         "task_2 of ws_1 has not ended",

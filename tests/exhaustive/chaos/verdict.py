@@ -174,6 +174,8 @@ def _between(wire: str) -> tuple[Target, ...]:
             Target.WORKER_1,
             Target.DATABASE,
             Target.BACKEND,
+            Target.EDGE_WORKERS,
+            Target.WORKERS_DATABASE,
         ),
         Wire.WORKER_0: (Target.WORKER_0,),
         Wire.WORKER_1: (Target.WORKER_1,),
@@ -206,6 +208,17 @@ def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
             and not any(answer.rpc == "StopWorkspace" for answer in calls)
         ):
             yield f"{task.id} of {task.workspace_id} was interrupted, but no caller asked for that"
+
+
+def stopped_work_has_stopped(evidence: Evidence) -> Iterator[str]:
+    """No tool works after an end that says that the work has stopped."""
+    for task in evidence.tasks.values():
+        late = (task.last_worked_at or 0.0) - (task.completed_at or 0.0)
+        if task.work_stopped == "yes" and late > 0:
+            yield (
+                f"{task.id} of {task.workspace_id} ended, and its work stopped; "
+                f"a tool was at work {late:.2f} s later"
+            )
 
 
 def all_came_back(evidence: Evidence) -> Iterator[str]:
@@ -247,6 +260,7 @@ CHECKS = (
     nothing_begins_during_a_hold,
     refusals_have_a_hold,
     limits_are_enforced,
+    stopped_work_has_stopped,
     all_came_back,
     nothing_was_seen,
 )
