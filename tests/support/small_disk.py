@@ -43,8 +43,11 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[None]:
         _unmount(path)
 
 
-def fill(path: Path) -> None:
-    """Fills the free space of the disk. Repeat it to fill space that was freed since."""
+def fill(path: Path, spare_bytes: int = 0) -> None:
+    """Fills the free space of the disk, except for `spare_bytes`.
+
+    Repeat it to fill space that was freed since.
+    """
     descriptor = os.open(path / _BALLAST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         for size in _CHUNKS:
@@ -53,6 +56,7 @@ def fill(path: Path) -> None:
             with suppress(OSError):
                 while True:
                     os.write(descriptor, block)
+        os.truncate(descriptor, max(0, os.fstat(descriptor).st_size - spare_bytes))
     finally:
         os.close(descriptor)
 

@@ -10,23 +10,29 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from evershell.server.core.errors import UnavailableError
+from evershell.server.core.event import EventType
+from evershell.server.core.hold import Hold
+from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
 from evershell.server.stack import postgres
 from evershell.server.store.migrate import migrate
 from evershell.server.store.pool import connected, open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.small_disk import fill, free, small_disk
-from tests.support.store.examples import intent, permission, with_task, workspace
+from tests.support.store.examples import NOW, USER, intent, permission, with_task, workspace
 from tests.support.waiting import eventually_async
 
 # PostgreSQL's own files take 42 MB, and each WAL segment takes 16 MB.
 _DISK_BYTES = 96 * 1024 * 1024
+# Space for some of the batches of a test.
+_SPARE_BYTES = 64 * 1024
 _MAX_FILE_BYTES = 17 * 1024 * 1024
 
 
@@ -126,6 +132,47 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
                 await store.record_cancellation(permission(), at.id, task.id, intent())
             ).recorded
         await with_task(store)
+
+
+async def test_a_batch_and_a_hold_on_a_full_disk_are_complete_or_absent(
+    server: Server, disk: Path
+) -> None:
+    async with open_pool(server.url) as pool:
+        store, calls = PostgresStore(pool), Calls()
+        asked = intent("because " * 9)
+        batches = [[await with_task(store) for _ in range(6)] for _ in range(30)]
+        holds = [
+            Hold(org_id=f"org_{number}", held_by=USER, held_since=NOW, reason="because " * 60)
+            for number in range(len(batches))
+        ]
+        fill(disk, _SPARE_BYTES)
+
+        async def cancel(batch: list[tuple[Workspace, Task]]) -> None:
+            ids = [task.id for _, task in batch]
+            assert await store.cancel_tasks(permission(), ids, asked) == dict.fromkeys(ids, True)
+
+        # The first calls have space. Then one of the batches has space for a part of it only.
+        for number, (batch, hold) in enumerate(zip(batches, holds, strict=True)):
+            await calls.make(f"batch {number}", partial(cancel, batch))
+            await calls.make(hold.org_id, partial(store.hold_org, hold))
+        assert {"batch 0", holds[0].org_id} <= set(calls.succeeded)
+        assert {f"batch {len(batches) - 1}", holds[-1].org_id} <= set(calls.unavailable)
+        for number, batch in enumerate(batches):
+            is_done = f"batch {number}" in calls.succeeded
+            for at, task in batch:
+                left = await store.get_task(at.id, task.id)
+                assert left is not None and (left.cancel is not None) == is_done
+                log = await store.list_events(at.id, 0, 9)
+                assert (EventType.TASK_CANCEL_REQUESTED in [each.type for each in log]) == is_done
+        for hold in holds:
+            held = await store.get_hold(hold.org_id)
+            assert (held is not None) == (hold.org_id in calls.succeeded)
+        free(disk)
+        for number, batch in enumerate(batches):
+            if f"batch {number}" in calls.unavailable:
+                await cancel(batch)
+        for hold in holds:
+            assert await store.hold_org(hold) == hold
 
 
 async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_back(
