@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     """The base URL of the endpoint: the part before `/chat/completions`. If empty, OpenAI's own."""
     openai_api_key: SecretStr = SecretStr("")
     """The key for the endpoint. May be empty if the endpoint asks for none."""
+    openai_api_key_file: Path | None = None
+    """A file with that key, which then replaces `OPENAI_API_KEY`. It is read whenever an agent
+    starts, so the key can be [rotated](operating.md#rotate-secrets) without a restart."""
     model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
     """The time limit of one model call. It makes sure that every accepted cancellation ends in
     bounded time."""
@@ -213,7 +216,13 @@ class Settings(BaseSettings):
                     raise ValueError(f"POD_BACKEND=kubernetes needs {name.upper()}")
         return self
 
-    @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file", mode="before")
+    @field_validator(
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        "openai_api_key_file",
+        mode="before",
+    )
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
         return value or None
@@ -260,6 +269,12 @@ class Settings(BaseSettings):
         if not self.agent_tls:
             return self.worker_addresses
         return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]
+
+    def read_model_key(self) -> str:
+        """The key of the model. Raises OSError if its file cannot be read."""
+        if self.openai_api_key_file is None:
+            return self.openai_api_key.get_secret_value()
+        return self.openai_api_key_file.read_text().strip()
 
     @property
     def logs_dir(self) -> Path:

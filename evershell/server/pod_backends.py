@@ -101,7 +101,7 @@ def spec_for(
     certificates: AgentCertificates | None,
     bwrap: str = "",
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """Makes the spec of an agent."""
+    """Makes the spec of an agent. It raises OSError if the key of the model cannot be read."""
 
     def whole(agent: AgentIdentity) -> PodSpec:
         tls = certificates.agent(agent) if certificates is not None else None
@@ -120,7 +120,7 @@ def spec_for(
             tls_trusted=tls.trusted if tls else "",
             model=settings.model,
             openai_base_url=settings.openai_base_url,
-            openai_api_key=settings.openai_api_key.get_secret_value(),
+            openai_api_key=settings.read_model_key(),
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             crash_points_dir=str(settings.crash_points_dir or ""),

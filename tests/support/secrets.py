@@ -85,7 +85,8 @@ def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
     found = [Secret(f"demo {name}", token) for name, token in tokens.items()]
     with suppress(FileNotFoundError):
         key = json.loads((state_dir / "control-plane.jwk").read_text())
-        found.append(Secret("the signing key", key["d"]))
+        # While the key is rotated, there are two.
+        found += [Secret("the signing key", each["d"]) for each in key.get("keys", [key])]
         kept = json.loads((state_dir / "demo.json").read_text())
         found.append(Secret("the key of the demo's sessions", kept["session key"]["d"]))
     return found

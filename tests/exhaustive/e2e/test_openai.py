@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,10 +31,22 @@ def server() -> Iterator[ModelServer]:
 
 
 @pytest.fixture(scope="module")
-def stack(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("key") / "key"
+    path.write_text(f"{KEY}\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def stack(
+    server: ModelServer, key_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     state_dir = tmp_path_factory.mktemp("openai") / "state"
     running = Stack(
-        state_dir, MODEL="openai:test", OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=KEY
+        state_dir,
+        MODEL="openai:test",
+        OPENAI_BASE_URL=server.base_url,
+        OPENAI_API_KEY_FILE=str(key_file),
     )
     try:
         running.start()
@@ -93,6 +106,30 @@ def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(
     assert len(logs) > 2
     for log in logs:
         assert KEY not in log.read_text()
+
+
+def test_the_key_is_rotated_without_a_restart(
+    workspace: Workspace, server: ModelServer, key_file: Path
+) -> None:
+    """An agent keeps the key that it was started with."""
+
+    def used() -> str:
+        server.script.append(says("done"))
+        end = workspace.await_end(workspace.submit("say done"))
+        assert end["status"] == "completed"
+        return server.headers[-1]["authorization"].removeprefix("Bearer ")
+
+    assert used() == KEY
+    key_file.write_text("the-next-key")
+    try:
+        assert used() == KEY
+        workspace.rest.post(f"{workspace.path}/stop", {"reason": "a new key"})
+        workspace.await_status("stopped")
+        workspace.rest.post(f"{workspace.path}/resume", {})
+        workspace.await_status("idle")
+        assert used() == "the-next-key"
+    finally:
+        key_file.write_text(KEY)
 
 
 def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(
