@@ -3,10 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from yoyo.backends.base import DatabaseBackend
 
 from evershell.server.config import Settings
 from evershell.server.core.errors import UnavailableError
@@ -92,6 +94,37 @@ def test_the_lock_of_a_killed_migration_is_ignored(empty_database_url: str) -> N
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("INSERT INTO yoyo_lock (locked, pid) VALUES (1, 1)")
     migrate(empty_database_url)
+
+
+@pytest.mark.parametrize("interrupted", [MIGRATIONS[0], MIGRATIONS[-1]])
+def test_a_migration_that_is_interrupted_is_applied_later(
+    empty_database_url: str, interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = DatabaseBackend.mark_one
+
+    def interrupt(backend: Any, found: Any, log: bool = True) -> None:
+        if found.id == interrupted:
+            raise InterruptedError
+        mark(backend, found, log=log)
+
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(DatabaseBackend, "mark_one", interrupt)
+        migrate(empty_database_url)
+    migrate(empty_database_url)
+    assert applied(empty_database_url) == MIGRATIONS
+
+
+def test_a_user_without_a_name_can_migrate(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, whose user is only a number."""
+
+    def unknown() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    migrate(empty_database_url)
+    assert applied(empty_database_url) == MIGRATIONS
 
 
 def test_a_url_may_have_an_encoded_host_and_password(empty_database_url: str) -> None:

@@ -116,7 +116,13 @@ def _apply(database_url: str) -> None:
     with resources.as_file(source) as folder, yoyo.get_backend(_yoyo_url(database_url)) as backend:
         backend.break_lock()
         with backend.lock():
-            backend.apply_migrations(backend.to_apply(yoyo.read_migrations(str(folder))))
+            for migration in backend.to_apply(yoyo.read_migrations(str(folder))):
+                # yoyo's own way takes several transactions: a process that is killed between them
+                # leaves a migration that nothing can continue. It also asks for the name of the
+                # system's user, who has none in a container.
+                with backend.transaction():
+                    migration.process_steps(backend, "apply")
+                    backend.mark_one(migration, log=False)
 
 
 def _replace_functions(connection: psycopg.Connection[Any]) -> None:
