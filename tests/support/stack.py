@@ -8,24 +8,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
-import psycopg
 
 from evershell.server.fleet import processes
 from evershell.server.fleet.processes import Pod
 from tests.support import secrets
 from tests.support.ports import free_ports
+from tests.support.service import Service, ServiceWorkspace
 from tests.support.waiting import eventually
-from tests.support.wires import Grpc, Rest
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 10.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Stack:
+class Stack(Service):
     """A stack under test: starts and stops it, calls it, and signals its processes."""
 
     # A working copy of the repository whose .venv is set up. May be set before the start.
@@ -34,6 +32,7 @@ class Stack:
     runner: Sequence[str] = ()
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
+        super().__init__()
         self.state_dir = state_dir
         workers = int(environment.get("WORKERS", "2"))
         ports = free_ports(2 + workers, in_a_row=workers)
@@ -53,9 +52,6 @@ class Stack:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self.ready: dict[str, Any] = {}
-        self._rest: dict[str, Rest] = {}
-        self._grpc: dict[tuple[str, str], Grpc] = {}
         self.output = state_dir.with_name(state_dir.name + ".output")
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
@@ -117,15 +113,6 @@ class Stack:
         psutil.wait_procs(programs, STOP_SECONDS)
         (self.state_dir / "ready.json").unlink()
 
-    def close_callers(self) -> None:
-        """Closes the connections of `rest` and `grpc`."""
-        for rest in self._rest.values():
-            rest.close()
-        for rpc in self._grpc.values():
-            rpc.close()
-        self._rest.clear()
-        self._grpc.clear()
-
     def kill_if_running(self) -> None:
         """Stops the stack after a failed test."""
         if self._process is not None and self._process.poll() is None:
@@ -137,24 +124,6 @@ class Stack:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
-
-    @property
-    def tokens(self) -> dict[str, str]:
-        tokens: dict[str, str] = self.ready["demo"]["tokens"]
-        return tokens
-
-    def rest(self, token: str = "full_access") -> "Rest":
-        """A REST caller with this demo credential or bearer token. Empty: no credential."""
-        if token not in self._rest:
-            self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
-        return self._rest[token]
-
-    def grpc(self, token: str = "full_access", address: str | None = None) -> "Grpc":
-        """A gRPC caller. It calls through Envoy unless `address` names a worker."""
-        key = (token, address or self.ready["grpc_addr"])
-        if key not in self._grpc:
-            self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
-        return self._grpc[key]
 
     @property
     def metrics_port(self) -> int:
@@ -171,9 +140,6 @@ class Stack:
     def _addresses_of_workers(self, first_port: int) -> list[str]:
         workers = int(self._environment["WORKERS"])
         return [f"127.0.0.1:{first_port + index}" for index in range(workers)]
-
-    def database(self) -> "psycopg.Connection[Any]":
-        return psycopg.connect(self.ready["database_url"], autocommit=True)
 
     def agent_pid(self, workspace_id: str) -> int:
         return int((self.state_dir / "pods" / workspace_id / "pid").read_text())
@@ -234,77 +200,12 @@ class Stack:
         return self.state_dir / "pods" / workspace_id / "files"
 
 
-class Workspace:
-    """A workspace that one test creates."""
-
-    # The credential with which it is called.
-    _token = "full_access"
+class Workspace(ServiceWorkspace):
+    """A workspace of a stack that one test creates."""
 
     def __init__(self, stack: Stack, token: str = "full_access", name: str = "test") -> None:
+        super().__init__(stack, token, name)
         self.stack = stack
-        self._token = token
-        self.id: str = self.rest.post("/v1/workspaces", {"name": name}, status=201)["id"]
-        self.path = f"/v1/workspaces/{self.id}"
-        self.await_event("workspace_provisioned")
-
-    @property
-    def rest(self) -> "Rest":
-        return self.stack.rest(self._token)
-
-    def submit(self, *lines: str, **fields: Any) -> str:
-        """Submits a task with these commands and returns its id."""
-        task_id: str = self.rest.post(
-            f"{self.path}/tasks", {"description": "\n".join(lines), **fields}
-        )["task_id"]
-        return task_id
-
-    def cancel(self, status: int = 202, **fields: Any) -> dict[str, Any]:
-        return self.rest.post(f"{self.path}/task/cancel", fields or None, status)
-
-    def task(self, task_id: str) -> dict[str, Any]:
-        return self.rest.get(f"{self.path}/tasks/{task_id}")
-
-    def get(self) -> dict[str, Any]:
-        return self.rest.get(self.path)
-
-    def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
-        """Follows the log until this event, and returns it.
-
-        Fails at the first heartbeat, which the stream sends after 15 s without an event.
-        """
-        for message in self.rest.events(self.id, after):
-            if "event" not in message:
-                break
-            event: dict[str, Any] = message["event"]
-            if event["type"] == type_ and (not task_id or event["task_id"] == task_id):
-                return event
-        raise AssertionError(f"no {type_}: {self.get()} {self.log()}")
-
-    def await_end(self, task_id: str) -> dict[str, Any]:
-        """Waits until the task has ended. Returns the payload of `task_completed`."""
-        payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
-        return payload
-
-    def await_phase(self, task_id: str, phase: str) -> None:
-        """Waits until the task is in this phase of its iteration."""
-        eventually(lambda: self.task(task_id)["phase"] == phase)
-
-    def await_status(self, status: str) -> dict[str, Any]:
-        eventually(lambda: self.get()["status"] == status)
-        return self.get()
-
-    def log(self) -> list[dict[str, Any]]:
-        """Reads the whole log from the database."""
-        with self.stack.database() as connection:
-            rows = connection.execute(
-                "SELECT seq, type, task_id, payload FROM events "
-                "WHERE workspace_id = %s ORDER BY seq",
-                (self.id,),
-            ).fetchall()
-        return [
-            {"seq": seq, "type": type_, "task_id": task_id, **payload}
-            for seq, type_, task_id, payload in rows
-        ]
 
 
 class Gate:

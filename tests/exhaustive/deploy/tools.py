@@ -57,10 +57,23 @@ def _run(*arguments: str, given: str = "") -> str:
     return done.stdout
 
 
-def _started(*arguments: str, given: str) -> "subprocess.CompletedProcess[str]":
+def kubectl_command(*arguments: str) -> list[str]:
+    """The command that runs kubectl."""
+    return _command(*_KUBECTL, *arguments)
+
+
+def _command(*arguments: str) -> list[str]:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent))
     assert uv is not None
-    command = [uv, "tool", "run", "--quiet", *arguments]
+    return [uv, "tool", "run", "--quiet", *arguments]
+
+
+def _started(*arguments: str, given: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command, input=given, capture_output=True, text=True, check=False, timeout=_LIMIT_SECONDS
+        _command(*arguments),
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_LIMIT_SECONDS,
     )

@@ -16,7 +16,7 @@ import httpx
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from tests.support.stack import Stack, Workspace
+from tests.support.service import Service, ServiceWorkspace
 
 _CALL_SECONDS = 20.0
 _JOIN_SECONDS = 30.0
@@ -77,21 +77,21 @@ class RestCaller:
 
     def __init__(
         self,
-        stack: Stack,
+        service: Service,
         *,
         token: str = "full_access",
         http2: bool = False,
         keeps_connection: bool = True,
     ) -> None:
-        self._stack = stack
+        self._service = service
         self._token = token
         self._http2 = http2
         self._keeps_connection = keeps_connection
         self._client = self._connected()
 
     def _connected(self) -> httpx.Client:
-        headers = {"authorization": f"Bearer {self._stack.tokens[self._token]}"}
-        url = self._stack.ready["rest_url"]
+        headers = {"authorization": f"Bearer {self._service.tokens[self._token]}"}
+        url = self._service.ready["rest_url"]
         return httpx.Client(
             base_url=url,
             headers=headers,
@@ -153,17 +153,17 @@ class GrpcCaller:
     """Makes calls over gRPC."""
 
     def __init__(
-        self, stack: Stack, *, token: str = "full_access", keeps_connection: bool = True
+        self, service: Service, *, token: str = "full_access", keeps_connection: bool = True
     ) -> None:
-        self._stack = stack
+        self._service = service
         self._keeps_connection = keeps_connection
-        self._metadata = (("authorization", f"Bearer {stack.tokens[token]}"),)
+        self._metadata = (("authorization", f"Bearer {service.tokens[token]}"),)
         self._connect()
 
     def _connect(self) -> None:
         # gRPC shares a connection between the channels of a process unless this option is set.
         self._channel = grpc.insecure_channel(
-            self._stack.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)]
+            self._service.ready["grpc_addr"], options=[("grpc.use_local_subchannel_pool", 1)]
         )
         self._stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
 
@@ -208,7 +208,7 @@ class Load:
         """Repeats the step in a thread. An exception in a step is recorded as a failure."""
         self._start(what, lambda: self._repeat(what, step))
 
-    def watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
+    def watch(self, what: str, caller: Caller, workspace: ServiceWorkspace) -> None:
         """Reads the event log in a thread and opens a new stream when one ends.
 
         After `stop` is called, the thread reads to the end of the log and exits.
@@ -254,7 +254,7 @@ class Load:
             except Exception:  # noqa: BLE001 - any exception is a failed call
                 self.outcomes.failures.append(f"{time.time():.3f} {what}: {traceback.format_exc()}")
 
-    def _watch(self, what: str, caller: Caller, workspace: Workspace) -> None:
+    def _watch(self, what: str, caller: Caller, workspace: ServiceWorkspace) -> None:
         seq = 0
 
         def is_over() -> bool:

@@ -1,23 +1,29 @@
-"""A stack whose pods run on a real node.
+"""The programs in a cluster with a real node, and a stack beside it whose pods run there.
 
-The tests need KUBECONFIG, the image of an agent on the node (NODE_IMAGE), and the address at which
-pods reach this machine (NODE_HOST).
+All tests need KUBECONFIG and the images of `.ci/node_image.sh` on the node. docs/kubernetes.md
+describes the other variables.
 """
 
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.exhaustive.deploy.tools import kubectl
+from tests.exhaustive.node.deployment import Deployment
 from tests.support.ports import free_ports
 from tests.support.stack import Stack
 
-_CLASS = "test-node"
-_VOLUMES = 8
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The programs of `deploy/overlays/local` in the cluster."""
+    if not (os.environ.get("KUBECONFIG") and os.environ.get("NODE_IMAGE")):
+        pytest.skip("KUBECONFIG and NODE_IMAGE are not both set: no node")
+    with Deployment.applied(tmp_path_factory.mktemp("deployment")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +33,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if not (os.environ.get("KUBECONFIG") and image and host):
         pytest.skip("KUBECONFIG, NODE_IMAGE and NODE_HOST are not all set: no node")
     folder = tmp_path_factory.mktemp("node")
-    _create_volumes(folder)
     first, _, runtime, _ = free_ports(4)
     running = Stack(
         folder / "state",
         POD_BACKEND="kubernetes",
         POD_IMAGE=image,
         POD_STORAGE="1Mi",
-        POD_STORAGE_CLASS=_CLASS,
         POD_MEMORY_REQUEST="32Mi",
         POD_CPU_REQUEST="10m",
         POD_MEMORY_LIMIT="128Mi",
         POD_END_SECONDS="15",
-        AGENT_COMMAND="/usr/bin/python3 -P -m evershell.server.agent",
+        AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.server.agent",
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
         SERVER_PORT=str(first),
         AGENT_TLS="on",
@@ -52,31 +56,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert running.stop() == 0
     finally:
         running.kill_if_running()
-
-
-def _create_volumes(folder: Path) -> None:
-    """A cluster without a provisioner takes volumes that exist."""
-    volumes = []
-    for number in range(_VOLUMES):
-        path = folder / f"volume-{number}"
-        path.mkdir()
-        path.chmod(0o777)
-        volumes.append(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": f"{_CLASS}-{number}"},
-                "spec": {
-                    "capacity": {"storage": "1Gi"},
-                    "accessModes": ["ReadWriteOnce"],
-                    "storageClassName": _CLASS,
-                    "hostPath": {"path": str(path)},
-                },
-            }
-        )
-    kubectl(
-        "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": volumes})
-    )
 
 
 def pod(workspace_id: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Grpc(GrpcCaller):
 
     def _connect(self) -> None:
         self._channel = grpc.secure_channel(
-            self._stack.ready["grpc_addr"],
+            self._service.ready["grpc_addr"],
             grpc.ssl_channel_credentials(self._roots),
             options=[("grpc.use_local_subchannel_pool", 1)],
         )

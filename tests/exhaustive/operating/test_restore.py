@@ -10,8 +10,8 @@ import pytest
 
 from evershell.server.stack import postgres
 from tests.conftest import drop_database, new_database
+from tests.exhaustive.e2e.canceller import SHORT, Canceller
 from tests.exhaustive.e2e.load import Load, RestCaller
-from tests.exhaustive.e2e.test_rolling_restart import SHORT, Canceller
 from tests.exhaustive.operating import backups
 from tests.promises.database import read_history
 from tests.promises.promises import violations

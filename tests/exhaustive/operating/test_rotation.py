@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from evershell.server.auth.signing_keys import private_keys
+from tests.exhaustive.e2e.canceller import SHORT, Canceller
 from tests.exhaustive.e2e.load import Load
-from tests.exhaustive.e2e.test_rolling_restart import SHORT, Canceller, restarts
+from tests.exhaustive.e2e.test_rolling_restart import restarts
 from tests.exhaustive.operating.credentials import ISSUER, Credential, Grpc, Issuer, Rest
 from tests.exhaustive.operating.password_server import PasswordServer, password_server
 from tests.support.edge.certificates import Authority
@@ -96,7 +97,7 @@ def serial_number(stack: Stack) -> bytes:
     return ssl.get_server_certificate((host, int(port))).encode()
 
 
-def progress(cancellers: list[Canceller]) -> None:
+def progress(cancellers: list[Canceller[Workspace]]) -> None:
     """Waits until each has cancelled another task, in a whole step that began after now."""
     before = [each.ended for each in cancellers]
     eventually(
@@ -119,7 +120,7 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     key_id, secret = new_key(stack)
     api_key, session = Credential(secret), Credential(issuer.token("first", org_id))
 
-    def callers(on: Load) -> list[Canceller]:
+    def callers(on: Load) -> list[Canceller[Workspace]]:
         return [
             Canceller(on, "REST, API key", Rest(stack, api_key), Workspace(stack), SHORT),
             Canceller(on, "REST, session", Rest(stack, session), Workspace(stack), SHORT),

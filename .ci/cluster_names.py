@@ -1,0 +1,88 @@
+"""Writes the names of Services for dnsmasq, as the DNS of a cluster has them.
+
+    cluster_names.py FILE PID CACHE_SECONDS
+
+A Service without an address of its own stands for its ready pods. A new name appears at once. A
+change appears CACHE_SECONDS later, because the DNS of many clusters keeps answers for that long.
+PID is dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the API server, with a token.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx
+
+_POLL_SECONDS = 0.5
+_DOMAIN = "svc.cluster.local"
+
+# The addresses of each name.
+Names: TypeAlias = dict[str, list[str]]
+
+
+def connect() -> httpx.Client:
+    """A client of the API server, which listens on loopback."""
+    config = json.loads(Path(os.environ["KUBECONFIG"]).read_text())
+    return httpx.Client(
+        base_url=config["clusters"][0]["cluster"]["server"] + "/api/v1/",
+        headers={"authorization": f"Bearer {config['users'][0]['user']['token']}"},
+        timeout=30,
+        verify=False,  # noqa: S501 - the certificate is its own
+    )
+
+
+def read(api: httpx.Client) -> Names:
+    """What the names stand for now. Raises httpx.HTTPError."""
+
+    def items(kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = api.get(kind).raise_for_status().json()["items"]
+        return found
+
+    ready = {_name(each): sorted(_ready(each)) for each in items("endpoints")}
+    names = {
+        _name(each): ready.get(_name(each), []) if ip == "None" else [ip]
+        for each in items("services")
+        if (ip := each["spec"]["clusterIP"])
+    }
+    return {name: ips for name, ips in names.items() if ips}
+
+
+def _name(found: dict[str, Any]) -> str:
+    return f"{found['metadata']['name']}.{found['metadata']['namespace']}.{_DOMAIN}"
+
+
+def _ready(endpoints: dict[str, Any]) -> list[str]:
+    return [
+        address["ip"]
+        for subset in endpoints.get("subsets") or ()
+        for address in subset.get("addresses") or ()
+    ]
+
+
+def main(path: Path, pid: int, cache_seconds: float) -> None:
+    """Runs until it is killed."""
+    published: Names = {}
+    # What was read, oldest first, with its time. The first is what a cache may still answer.
+    history: list[tuple[float, Names]] = []
+    with connect() as api:
+        while True:
+            now = time.monotonic()
+            history.append((now, read(api)))
+            while len(history) > 1 and history[1][0] <= now - cache_seconds:
+                del history[0]
+            cached, new = history[0][1], history[-1][1]
+            names = {name: cached.get(name, published.get(name, new[name])) for name in new}
+            if names != published:
+                lines = [f"{ip} {name}\n" for name, ips in names.items() for ip in ips]
+                path.write_text("".join(lines))
+                os.kill(pid, signal.SIGHUP)
+                published = names
+            time.sleep(_POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

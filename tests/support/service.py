@@ -1,0 +1,121 @@
+"""A service under test, wherever it runs, and what tests do with it."""
+
+from typing import Any
+
+import psycopg
+
+from tests.support.waiting import eventually
+from tests.support.wires import Grpc, Rest
+
+
+class Service:
+    """A running service: where it listens, and its callers."""
+
+    def __init__(self) -> None:
+        # The contents of ready.json, or those that a test has use for.
+        self.ready: dict[str, Any] = {}
+        self._rest: dict[str, Rest] = {}
+        self._grpc: dict[tuple[str, str], Grpc] = {}
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        tokens: dict[str, str] = self.ready["demo"]["tokens"]
+        return tokens
+
+    def rest(self, token: str = "full_access") -> Rest:
+        """A REST caller with this demo credential or bearer token. Empty: no credential."""
+        if token not in self._rest:
+            self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
+        return self._rest[token]
+
+    def grpc(self, token: str = "full_access", address: str | None = None) -> Grpc:
+        """A gRPC caller. It calls through Envoy unless `address` names a worker."""
+        key = (token, address or self.ready["grpc_addr"])
+        if key not in self._grpc:
+            self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
+        return self._grpc[key]
+
+    def close_callers(self) -> None:
+        """Closes the connections of all callers."""
+        for rest in self._rest.values():
+            rest.close()
+        for rpc in self._grpc.values():
+            rpc.close()
+        self._rest.clear()
+        self._grpc.clear()
+
+    def database(self) -> "psycopg.Connection[Any]":
+        return psycopg.connect(self.ready["database_url"], autocommit=True)
+
+
+class ServiceWorkspace:
+    """A workspace that one test creates."""
+
+    # The credential with which it is called.
+    _token = "full_access"
+
+    def __init__(self, service: Service, token: str = "full_access", name: str = "test") -> None:
+        self.service = service
+        self._token = token
+        self.id: str = self.rest.post("/v1/workspaces", {"name": name}, status=201)["id"]
+        self.path = f"/v1/workspaces/{self.id}"
+        self.await_event("workspace_provisioned")
+
+    @property
+    def rest(self) -> Rest:
+        return self.service.rest(self._token)
+
+    def submit(self, *lines: str, **fields: Any) -> str:
+        """Submits a task with these commands and returns its id."""
+        task_id: str = self.rest.post(
+            f"{self.path}/tasks", {"description": "\n".join(lines), **fields}
+        )["task_id"]
+        return task_id
+
+    def cancel(self, status: int = 202, **fields: Any) -> dict[str, Any]:
+        return self.rest.post(f"{self.path}/task/cancel", fields or None, status)
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        return self.rest.get(f"{self.path}/tasks/{task_id}")
+
+    def get(self) -> dict[str, Any]:
+        return self.rest.get(self.path)
+
+    def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
+        """Follows the log until this event, and returns it.
+
+        Fails at the first heartbeat, which the stream sends after 15 s without an event.
+        """
+        for message in self.rest.events(self.id, after):
+            if "event" not in message:
+                break
+            event: dict[str, Any] = message["event"]
+            if event["type"] == type_ and (not task_id or event["task_id"] == task_id):
+                return event
+        raise AssertionError(f"no {type_}: {self.get()} {self.log()}")
+
+    def await_end(self, task_id: str) -> dict[str, Any]:
+        """Waits until the task has ended. Returns the payload of `task_completed`."""
+        payload: dict[str, Any] = self.await_event("task_completed", task_id)["task_completed"]
+        return payload
+
+    def await_phase(self, task_id: str, phase: str) -> None:
+        """Waits until the task is in this phase of its iteration."""
+        eventually(lambda: self.task(task_id)["phase"] == phase)
+
+    def await_status(self, status: str) -> dict[str, Any]:
+        eventually(lambda: self.get()["status"] == status)
+        return self.get()
+
+    def log(self) -> list[dict[str, Any]]:
+        """Reads the whole log from the database."""
+        with self.service.database() as connection:
+            rows = connection.execute(
+                "SELECT seq, type, task_id, payload FROM events "
+                "WHERE workspace_id = %s ORDER BY seq",
+                (self.id,),
+            ).fetchall()
+        return [
+            {"seq": seq, "type": type_, "task_id": task_id, **payload}
+            for seq, type_, task_id, payload in rows
+        ]
