@@ -7,6 +7,7 @@ from evershell.cli.terminal import say
 from evershell.server.cli.environment import read_settings
 from evershell.server.store.fence import ProgramsConnectedError
 from evershell.server.store.fence import fence as fence_agents
+from evershell.server.store.owner_session import PoolerError
 
 
 @click.command(
@@ -22,7 +23,7 @@ def fence() -> None:
         raise click.ClickException("There is no database. Set DATABASE_URL.")
     try:
         count = fence_agents(settings.session_url)
-    except ProgramsConnectedError as error:
+    except (ProgramsConnectedError, PoolerError) as error:
         raise click.ClickException(str(error)) from error
     except psycopg.Error as error:
         # The error about an invalid URL would contain its password.

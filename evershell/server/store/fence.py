@@ -4,6 +4,8 @@ from typing import Any
 
 import psycopg
 
+from evershell.server.store.owner_session import connect_as_owner
+
 # Epochs that were handed out after the backup are unknown, and would be handed out again. The time
 # in seconds is beyond all of them: a workspace gets less than one epoch a second. It is also beyond
 # those that an earlier restore of the same backup has led to.
@@ -18,6 +20,7 @@ _FENCE = """
 _PROGRAMS = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'evershell'
+      AND pid <> pg_backend_pid()
 """
 
 
@@ -28,9 +31,9 @@ class ProgramsConnectedError(Exception):
 def fence(database_url: str) -> int:
     """Moves each workspace to an epoch that no agent has had. Blocks.
 
-    Returns the number of workspaces. Raises ProgramsConnectedError and psycopg.Error.
+    Returns the number of workspaces. Raises ProgramsConnectedError, PoolerError and psycopg.Error.
     """
-    with psycopg.connect(database_url, connect_timeout=10) as connection:
+    with connect_as_owner(database_url) as connection:
         programs = _count(connection)
         if programs:
             raise ProgramsConnectedError(

@@ -1,0 +1,45 @@
+"""The spec of an agent: which signing key it comes from, and which key of the model it has."""
+
+from pathlib import Path
+
+import pytest
+
+from evershell.server.auth.agent_certificates import AgentCertificates
+from evershell.server.auth.pod_tokens import PodTokens
+from evershell.server.auth.signing_keys import new_key, with_first_key, with_new_key
+from evershell.server.config import Settings
+from evershell.server.core.runtime import AgentIdentity
+from evershell.server.pod_backends import spec_for
+from tests.auth.test_agent_certificates import is_issued_by
+
+OLD = new_key()
+BOTH = with_new_key(OLD)
+NEW = with_first_key(BOTH)
+
+
+@pytest.mark.parametrize(("signing_key", "text"), [(0, NEW), (1, OLD)])
+def test_a_spec_is_made_with_the_signing_key_of_the_agent(signing_key: int, text: str) -> None:
+    """Bootstrap makes it with the key of the agent's token."""
+    made = spec_for(Settings(), PodTokens(BOTH), AgentCertificates(BOTH))
+    spec = made(AgentIdentity("ws_1", 3, signing_key))
+    alone, certificates = PodTokens(text), AgentCertificates(text)
+    assert spec.runtime_secret == alone.runtime_secret("ws_1", 3).hex()
+    assert spec.signal_secret == alone.signal_secret("ws_1", 3).hex()
+    assert is_issued_by(spec.tls_certificate, certificates.control_plane().trusted)
+
+
+def test_the_file_of_the_models_key_is_read_for_each_agent(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    settings = Settings.model_validate(
+        {"openai_api_key": "from the environment", "openai_api_key_file": path}
+    )
+    made = spec_for(settings, PodTokens(NEW), None)
+    for key in ("first", "second"):
+        path.write_text(f"{key}\n")
+        assert made(AgentIdentity("ws_1", 3)).openai_api_key == key
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        made(AgentIdentity("ws_1", 3))
+    without_file = settings.model_copy(update={"openai_api_key_file": None})
+    key = spec_for(without_file, PodTokens(NEW), None)(AgentIdentity("ws_1", 3)).openai_api_key
+    assert key == "from the environment"
