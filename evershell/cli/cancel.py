@@ -120,7 +120,7 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
         return result
     with show.reported():
         if not call.as_json:
-            _print_end(result, wait_seconds)
+            _print_wait(result, wait_seconds)
     return result
 
 
@@ -157,6 +157,7 @@ def _print_answer(result: CancelResult) -> None:
     if result.request_id:
         show.line("request", result.request_id)
     if task.has_ended:
+        _print_end(result)
         return
     show.line(
         "next",
@@ -168,12 +169,18 @@ def _print_answer(result: CancelResult) -> None:
         show.line("force", f"An iteration that still runs at {at} is interrupted.")
 
 
-def _print_end(result: CancelResult, wait_seconds: float) -> None:
+def _print_wait(result: CancelResult, wait_seconds: float) -> None:
     task = result.task
-    if task is None or not task.has_ended:
-        state = "" if task is None else f" ({task.status}, {show.progress(task)})"
-        show.line("waited", f"{wait_seconds:g} s; the task has not ended yet{state}.")
+    if task is not None and task.has_ended:
+        _print_end(result)
         return
+    state = "" if task is None else f" ({task.status}, {show.progress(task)})"
+    show.line("waited", f"{wait_seconds:g} s; the task has not ended yet{state}.")
+
+
+def _print_end(result: CancelResult) -> None:
+    task = result.task
+    assert task is not None
     forced = ", forced" if task.forced else ""
     took = show.took(task, result.requested_at)
     show.line(

@@ -106,6 +106,20 @@ def test_the_end_is_waited_for_and_printed(monkeypatch: pytest.MonkeyPatch) -> N
     assert json.loads(as_json.stdout)["task"]["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("wait", [[], ["--wait", "20s"]])
+def test_an_end_that_comes_with_the_answer_is_printed(
+    monkeypatch: pytest.MonkeyPatch, wait: list[str]
+) -> None:
+    answer = cancelled(CancelOutcome.ACCEPTED, TaskStatus.CANCELLED, completed_at=AT)
+    result = cancel(monkeypatch, answer, *wait)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("accepted: the cancellation of task task_1 ")
+    assert result.stdout.splitlines()[-1] == (
+        "  ended      cancelled at 2023-11-14T22:13:20Z, 0.0 s after the request, "
+        "0 iterations completed. The workspace takes its next task."
+    )
+
+
 def test_a_task_that_does_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     accepted = cancelled(CancelOutcome.ACCEPTED)
     result = cancel(monkeypatch, accepted, "--wait", "0s", get_task=[RUNNING])
