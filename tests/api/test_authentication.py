@@ -185,8 +185,17 @@ async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> N
     assert (seen.code, seen.slug) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")
 
 
-@pytest.mark.parametrize("service", ["", "evershell.workspace.v1.WorkspaceService"])
-async def test_health_needs_no_credential(server: Running, service: str) -> None:
+@pytest.mark.parametrize(
+    ("service", "without_database"),
+    [
+        ("", health_pb2.HealthCheckResponse.NOT_SERVING),
+        ("evershell.workspace.v1.WorkspaceService", health_pb2.HealthCheckResponse.NOT_SERVING),
+        ("liveness", health_pb2.HealthCheckResponse.SERVING),
+    ],
+)
+async def test_health_needs_no_credential(
+    server: Running, service: str, without_database: int
+) -> None:
     request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
 
     async def check() -> int:
@@ -196,7 +205,7 @@ async def test_health_needs_no_credential(server: Running, service: str) -> None
 
     assert await check() == health_pb2.HealthCheckResponse.SERVING
     await server.server.set_serving(serving=False)
-    assert await check() == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert await check() == without_database
 
 
 @pytest.mark.parametrize("service", ["evershell.agent.v1.RuntimeService", "Nope"])

@@ -57,6 +57,14 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Workers behind a name may all be replaced within a lease. By default, gRPC asks for the
+    # addresses again after 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # Behind a name, all calls go to one worker. If it is frozen or unreachable, a ping during a
+    # call notices it, and the agent connects to another one. With the default lease, heartbeats
+    # are so frequent that a worker that answers gets no ping.
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
 )
 

@@ -74,7 +74,8 @@ class Connector:
 
         With TLS, it accepts only a certificate of the trusted authority for this name.
         """
-        options = [*_LIVENESS, *options]
+        # Of an option that is there twice, gRPC takes the first one.
+        options = [*options, *_LIVENESS]
         if not self.has_tls:
             return grpc.aio.insecure_channel(address, options=options)
         named = [*options, ("grpc.ssl_target_name_override", name)]

@@ -17,6 +17,7 @@ from evershell.server.core.runtime import AgentIdentity
 from evershell.server.fleet.kubernetes import objects
 from evershell.server.fleet.kubernetes.api import ApiError
 from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from evershell.server.programs import DRAIN_SECONDS
 from tests.contracts.kubernetes_case import TEMPLATE, KubernetesCase
 from tests.exhaustive.deploy import tools
 from tests.support import world
@@ -29,6 +30,9 @@ OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 # Where workers take agents, and nobody else.
 RUNTIME_PORT = 50151
+# How long the DNS of a cluster keeps an answer (by kubeadm), and how often the edge asks it.
+DNS_SECONDS = 30
+REFRESH_SECONDS = 2
 # What the programs of the manifests are started with, besides the settings of the base.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
 
@@ -129,6 +133,19 @@ def test_only_the_edge_reaches_the_port_of_callers(overlay: list[dict[str, Any]]
     assert {port["port"] for port in service["ports"]} == {50051, RUNTIME_PORT}
 
 
+def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None:
+    found = tools.render("production")
+    (workers,) = [
+        o["spec"] for o in found if o["kind"] == "Deployment" and o["metadata"]["name"] == "workers"
+    ]
+    assert workers["minReadySeconds"] >= DNS_SECONDS + REFRESH_SECONDS
+    assert workers["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    spec = workers["template"]["spec"]
+    (container,) = spec["containers"]
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert spec["terminationGracePeriodSeconds"] >= pause + DRAIN_SECONDS + REFRESH_SECONDS
+
+
 def test_the_settings_are_valid(
     overlay: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,9 +208,10 @@ def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if "autoscaling/v2" not in names:
         for _, spec in pod_specs(found):
             for container in spec["containers"]:
-                probe = container.get("readinessProbe", {})
-                if probe.pop("grpc", None):
-                    probe["tcpSocket"] = {"port": "grpc"}
+                for name in ("readinessProbe", "livenessProbe"):
+                    probe = container.get(name, {})
+                    if probe.pop("grpc", None):
+                        probe["tcpSocket"] = {"port": "grpc"}
     return found
 
 
