@@ -8,14 +8,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc.aio
 import httpx
 import psutil
 import pytest
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls
 from evershell.server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
 from evershell.server.stack.supervisor import Program, Supervisor
-from tests.support.edge.certificates import Authority
+from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.ports import free_ports
@@ -193,3 +195,45 @@ async def test_the_next_process_uses_the_new_certificates_unless_they_are_refuse
         await edge.replace()
         assert await is_trusted(edge, new_authority)
         assert not await is_trusted(edge, old_authority)
+
+
+async def test_callers_of_two_authorities_are_accepted_while_their_certificates_are_rotated(
+    worker: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    authority, old, new = (Authority(tmp_path, name) for name in ("edge", "old", "new"))
+    own, bundle = authority.issue("own"), tmp_path / "callers.pem"
+    callers = {"old": old.issue("old caller"), "new": new.issue("new caller")}
+    bundle.write_text(old.ca_file.read_text())
+
+    async def accepted(edge: Supervised) -> set[str]:
+        return {name for name, each in callers.items() if await _is_accepted(edge, each)}
+
+    async def _is_accepted(edge: Supervised, caller: Certificate) -> bool:
+        credentials = grpc.ssl_channel_credentials(
+            authority.ca_file.read_bytes(),
+            caller.key_file.read_bytes(),
+            caller.cert_file.read_bytes(),
+        )
+        address = f"127.0.0.1:{edge.process.settings.grpc_port}"
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+            try:
+                await stub.CancelTask(
+                    workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10
+                )
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                return False
+        return True
+
+    tls = Tls(own.cert_file, own.key_file, bundle)
+    async with supervised(short_directory(tmp_path_factory), worker[1], tls) as edge:
+        assert await accepted(edge) == {"old"}
+        bundle.write_text(old.ca_file.read_text() + new.ca_file.read_text())
+        edge.process.configure()
+        await edge.replace()
+        assert await accepted(edge) == {"old", "new"}
+        bundle.write_text(new.ca_file.read_text())
+        edge.process.configure()
+        await edge.replace()
+        assert await accepted(edge) == {"new"}
