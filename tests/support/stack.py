@@ -88,6 +88,12 @@ class Stack(Service):
         assert process.poll() is None, self.output.read_text()
         self.ready = json.loads(path.read_text())
 
+    def restarts(self) -> int:
+        """The number of rolling restarts that have completed."""
+        said = self.output.read_text()
+        assert "given up" not in said, said
+        return said.count("rolling_restart_completed")
+
     def set(self, **environment: str) -> None:
         """Changes the environment of the next start."""
         self._environment |= environment

@@ -21,13 +21,6 @@ ROUND_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
 
 
-def restarts(stack: Stack) -> int:
-    """The number of restarts that have completed."""
-    said = stack.output.read_text()
-    assert "given up" not in said, said
-    return said.count("rolling_restart_completed")
-
-
 def programs(stack: Stack) -> set[int]:
     """The processes that a restart replaces."""
     envoys = [
@@ -67,7 +60,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
         "quiet stream over HTTP/1.1": RestCaller(stack),
         "quiet stream over gRPC": GrpcCaller(stack),
     }
-    done, before = restarts(stack), programs(stack)
+    done, before = stack.restarts(), programs(stack)
     with ThreadPoolExecutor() as pool:
         quiet, *workspaces = pool.map(lambda _: Workspace(stack), range(1 + len(short) + len(long)))
     cancellers = [
@@ -90,7 +83,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
             lambda: stack.output.read_text().count("rolling_restart_started") == done + number + 1,
             ROUND_SECONDS,
         )
-    eventually(lambda: restarts(stack) == done + ROUNDS, ROUND_SECONDS)
+    eventually(lambda: stack.restarts() == done + ROUNDS, ROUND_SECONDS)
 
     calls, seconds = load.outcomes.calls.total() - calls, time.monotonic() - began
     load.stop()

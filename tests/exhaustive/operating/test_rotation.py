@@ -11,7 +11,6 @@ import pytest
 from evershell.server.auth.signing_keys import private_keys
 from tests.exhaustive.e2e.canceller import SHORT, Canceller
 from tests.exhaustive.e2e.load import Load
-from tests.exhaustive.e2e.test_rolling_restart import restarts
 from tests.exhaustive.operating.credentials import ISSUER, Credential, Grpc, Issuer, Rest
 from tests.exhaustive.operating.password_server import PasswordServer, password_server
 from tests.support.edge.certificates import Authority
@@ -73,9 +72,9 @@ def stack(
 
 
 def restart(stack: Stack) -> None:
-    done = restarts(stack)
+    done = stack.restarts()
     assert run("restart", stack.state_dir).returncode == 0
-    eventually(lambda: restarts(stack) == done + 1, RESTART_SECONDS)
+    eventually(lambda: stack.restarts() == done + 1, RESTART_SECONDS)
 
 
 def rotate(stack: Stack, step: str) -> None:
