@@ -64,6 +64,15 @@ async def test_it_lists_once_and_then_watches(followed: Followed) -> None:
     assert [call[2].get("resourceVersion") for call in script.calls] == [None, "5", "7"]
 
 
+async def test_it_keeps_no_managed_fields(followed: Followed) -> None:
+    """They take more memory than the rest of an object."""
+    managed = pod(3)
+    managed["metadata"]["managedFields"] = [{"manager": "kubelet"}]
+    async with followed.running(Script(listed(5, managed), forever)) as cache:
+        await eventually_async(lambda: cache.get(NAME) is not None)
+        assert "managedFields" not in (cache.get(NAME) or {})["metadata"]
+
+
 async def test_a_bookmark_moves_the_version_without_a_change(followed: Followed) -> None:
     script = Script(listed(5, pod(3)), watched(("BOOKMARK", pod(90, "bookmark"))), forever)
     async with followed.running(script) as cache:

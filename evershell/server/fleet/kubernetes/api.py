@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version as version_of
 from typing import Any, TypeAlias, cast
 
 import httpx2
@@ -205,6 +206,8 @@ async def connect(
         )
     except (ConfigError, OSError, KeyError, AssertionError) as error:
         raise NotConfiguredError(_text(error)) from error
+    # The audit log of the cluster names it.
+    http.headers["user-agent"] = f"evershell/{version_of('evershell')}"
     async with http:
         yield Api(http, namespace or config.namespace, labels)
 

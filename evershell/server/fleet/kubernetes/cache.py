@@ -109,6 +109,8 @@ class Cache:
         self._changed(last)
 
     def _put(self, new: Object) -> None:
+        # Nobody reads it here, and it takes more memory than all the rest.
+        new["metadata"].pop("managedFields", None)
         known = self._objects.get(_name(new))
         if known is not None and _uid(known) == _uid(new) and _version(known) >= _version(new):
             return

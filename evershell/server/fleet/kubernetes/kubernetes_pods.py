@@ -73,6 +73,8 @@ class KubernetesPods:
             refreshed=self._wake_all,
         )
         self._claims = Cache(api, _CLAIMS, changed=self._wake, refreshed=self._wake_all)
+        # The names of the pods that are known, by workspace id.
+        self._names: dict[str, set[str]] = {}
         # Set at the next change of a workspace's objects, by workspace id.
         self._changes: dict[str, asyncio.Event] = {}
         # The epochs of pods that disappeared before the kubelet confirmed their end, by workspace
@@ -248,8 +250,8 @@ class KubernetesPods:
 
     def _pods_of(self, workspace_id: str) -> dict[int, Object]:
         """The pods of the workspace, by epoch."""
-        keys = ((_key(pod), pod) for pod in self._pods.values())
-        return {epoch: pod for (id_, epoch), pod in keys if id_ == workspace_id}
+        found = (self._pods.get(name) for name in self._names.get(workspace_id, ()))
+        return {_key(pod)[1]: pod for pod in found if pod is not None}
 
     async def _next_change(self, workspace_id: str) -> None:
         await self._changes.setdefault(workspace_id, asyncio.Event()).wait()
@@ -265,12 +267,22 @@ class KubernetesPods:
 
     def _note_change(self, pod: Object) -> None:
         workspace_id, epoch = _key(pod)
+        self._note_name(workspace_id, pod["metadata"]["name"])
         if workspace_id in self._unconfirmed and pod_states.is_alive(pod):
             # Nobody asks for the end of an epoch once a later one has begun.
             later = {each for each in self._unconfirmed.pop(workspace_id) if each >= epoch}
             if later:
                 self._unconfirmed[workspace_id] = later
         self._wake(pod)
+
+    def _note_name(self, workspace_id: str, name: str) -> None:
+        names = self._names.setdefault(workspace_id, set())
+        if self._pods.get(name) is not None:
+            names.add(name)
+            return
+        names.discard(name)
+        if not names:
+            del self._names[workspace_id]
 
     def _note_removal(self, last: Object) -> None:
         if not pod_states.has_ended(last):
