@@ -2,7 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,6 +49,7 @@ from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
 from evershell.server.store.keys import PostgresKeys
 from evershell.server.store.leadership import Leadership
 from evershell.server.store.pool import Pool, open_pool
+from evershell.server.store.pooler_watch import pooler_watched
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.store.schema import await_schema
 from evershell.server.store.wakeups import PostgresWakeups
@@ -117,7 +124,7 @@ async def control_plane(
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
         )
         following = asyncio.create_task(
-            _follow_database(server, wakeups, pool), name="follow-database"
+            _follow_database(server, wakeups, pool, settings), name="follow-database"
         )
         stack.callback(following.cancel)
         loop = asyncio.get_running_loop()
@@ -256,14 +263,28 @@ def _with_crash_points(
     )
 
 
-async def _follow_database(server: Server, wakeups: PostgresWakeups, pool: Pool) -> None:
+async def _follow_database(
+    server: Server, wakeups: PostgresWakeups, pool: Pool, settings: Settings
+) -> None:
     """Reports the worker as healthy while it reaches its database, and the schema is current.
 
     Load balancers send no calls to a worker that is not healthy.
     """
     while True:
         await wakeups.listening()
-        await await_schema(pool)
-        await server.set_serving(serving=True)
-        await wakeups.disconnected()
-        await server.set_serving(serving=False)
+        async with _pooler(settings) as pooler_lost:
+            await await_schema(pool)
+            await server.set_serving(serving=True)
+            waits = [asyncio.ensure_future(wakeups.disconnected()), pooler_lost]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waits[0].cancel()
+            await server.set_serving(serving=False)
+
+
+def _pooler(settings: Settings) -> AbstractAsyncContextManager["asyncio.Future[None]"]:
+    """Watches the pooler. Without one, the future is never done."""
+    if settings.database_session_url:
+        return pooler_watched(settings.database_url)
+    return nullcontext(asyncio.get_running_loop().create_future())

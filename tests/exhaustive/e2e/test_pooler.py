@@ -100,7 +100,9 @@ def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: P
     pgbouncer.stop()
     assert faults.cancel(workspace, "rest") == "unavailable"
     assert faults.cancel(workspace, "grpc") == "unavailable"
+    await_health(pooled_stack, "NOT_SERVING")
     pgbouncer.start()
+    await_health(pooled_stack, "SERVING")
     eventually(lambda: faults.cancel(workspace, "rest") != "unavailable")
     assert faults.intent_of(workspace, task_id) == "whole"
     gate.open()
@@ -111,6 +113,11 @@ def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: P
     pooled_stack.kill(agent)
     faults.resume(workspace)
     faults.assert_next_task_works(workspace)
+
+
+def await_health(stack: Stack, status: str) -> None:
+    for address in stack.worker_addresses():
+        eventually(lambda: faults.health_of(address) == status)
 
 
 def test_few_connections_reach_postgresql(pooled_stack: Stack) -> None:
