@@ -22,6 +22,10 @@ from tests.support.waiting import eventually
 
 RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
+# The default, and some time to spare.
+LEASE_SECONDS = 45.0
+# How long two steps of each caller may take on a busy machine.
+PROGRESS_SECONDS = 60.0
 # How long a worker does not read the set of keys again for an unknown one, and some time to spare.
 PUBLISHED_SECONDS = 11.0
 
@@ -101,7 +105,7 @@ def progress(cancellers: list[Canceller[Workspace]]) -> None:
     before = [each.ended for each in cancellers]
     eventually(
         lambda: all(each.ended > ended + 1 for each, ended in zip(cancellers, before, strict=True)),
-        30,
+        PROGRESS_SECONDS,
     )
 
 
@@ -180,8 +184,9 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     load.stop()
     assert load.outcomes.failures == []
 
-    # The agent that was left behind has ended with its key. Its cancellation is not lost.
-    await_terminal(left, task_id)
+    # The agent that was left behind trusts no worker any more, so it ends with its lease. Its
+    # cancellation is not lost.
+    await_terminal(left, task_id, LEASE_SECONDS)
     assert_story(left, task_id, status="cancelled", intent=True)
     await_workspace(left, "failed")
     for canceller in (*old_agents, *new_agents):
