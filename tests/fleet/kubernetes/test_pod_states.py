@@ -8,8 +8,8 @@ from evershell.server.fleet.kubernetes import pod_states
 from tests.fleet.kubernetes.scripted import pod, running_status
 
 
-def terminated(reason: str, message: str = "") -> dict[str, Any]:
-    state = {"terminated": {"reason": reason, "message": message}}
+def terminated(reason: str, message: str = "", **more: int) -> dict[str, Any]:
+    state = {"terminated": {"reason": reason, "message": message, **more}}
     return {"phase": "Failed", "containerStatuses": [{"state": state}]}
 
 
@@ -31,6 +31,14 @@ CASES: list[tuple[dict[str, Any], str, bool]] = [
     (terminated("Error"), "", False),
     (terminated("Completed"), "", False),
     (terminated("OOMKilled"), "its agent ran out of memory (its limit is 64Mi)", False),
+    (
+        terminated("OOMKilled", exitCode=137),
+        "its agent ran out of memory (its limit is 64Mi)",
+        False,
+    ),
+    (terminated("OOMKilled", exitCode=5), "", False),
+    (terminated("Error", exitCode=137), "its agent was killed by SIGKILL", False),
+    (terminated("Error", exitCode=255), "", False),
     (
         terminated("StartError", 'exec: "agent": not found'),
         'its container could not be started: exec: "agent": not found',

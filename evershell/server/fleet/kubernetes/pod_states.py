@@ -1,5 +1,6 @@
 """What the status of a pod says: whether its agent runs, and if not, why, for operators."""
 
+import signal
 from collections.abc import Iterator
 
 from evershell.server.fleet.kubernetes.api import Object
@@ -13,6 +14,9 @@ _IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
 )
 _MAX_MESSAGE = 300
+# The exit code of a process that a signal ended, without the number of the signal.
+_SIGNALLED = 128
+_KILLED = _SIGNALLED + signal.SIGKILL
 
 
 def is_alive(pod: Object) -> bool:
@@ -66,6 +70,7 @@ def explain(pod: Object) -> str:
         or _explain_wait(pod)
         or _explain_placement(pod)
         or _explain_deletion(pod)
+        or _explain_signal(pod)
     )
 
 
@@ -99,7 +104,8 @@ def _explain_disruption(pod: Object) -> str:
 
 def _explain_end(pod: Object) -> str:
     for ended in _terminated(pod):
-        if ended.get("reason") == "OOMKilled":
+        # After a tool was out of memory, containerd says OOMKilled of any later end of the agent.
+        if ended.get("reason") == "OOMKilled" and ended.get("exitCode", _KILLED) == _KILLED:
             return f"its agent ran out of memory{_memory_limit(pod)}"
         if ended.get("reason") in ("ContainerCannotRun", "StartError"):
             return f"its container could not be started: {_message(ended)}"
@@ -138,6 +144,14 @@ def _explain_placement(pod: Object) -> str:
 def _explain_deletion(pod: Object) -> str:
     if "deletionTimestamp" in pod["metadata"]:
         return "its pod was deleted from outside, as in the drain of a node"
+    return ""
+
+
+def _explain_signal(pod: Object) -> str:
+    for ended in _terminated(pod):
+        number = ended.get("exitCode", 0) - _SIGNALLED
+        if number in set(signal.Signals):
+            return f"its agent was killed by {signal.Signals(number).name}"
     return ""
 
 
