@@ -98,7 +98,7 @@ class NamedWorkers:
         eventually(lambda: self.stack.pids("serve") not in ([], [pid]))
 
     def await_found(self, address: str) -> None:
-        """Waits until the edge calls the worker, as minReadySeconds does in a cluster."""
+        """Waits until the edge calls the worker, as the pause of preStop does in a cluster."""
         rest = self.stack.rest()
 
         def is_called() -> bool:

@@ -138,11 +138,11 @@ def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None
     (workers,) = [
         o["spec"] for o in found if o["kind"] == "Deployment" and o["metadata"]["name"] == "workers"
     ]
-    assert workers["minReadySeconds"] >= DNS_SECONDS + REFRESH_SECONDS
     assert workers["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     spec = workers["template"]["spec"]
     (container,) = spec["containers"]
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pause >= DNS_SECONDS + REFRESH_SECONDS
     assert spec["terminationGracePeriodSeconds"] >= pause + DRAIN_SECONDS + REFRESH_SECONDS
 
 

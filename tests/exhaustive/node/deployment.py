@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,36 @@ class Deployment(Service):
             "demo": {"tokens": {"full_access": _create_api_key()}},
         }
 
+    def scale(self, name: str, replicas: int) -> None:
+        """Changes the number of pods of a program."""
+        kubectl("scale", f"deployment/{name}", f"--replicas={replicas}")
+        kubectl("rollout", "status", f"deployment/{name}", _READY)
+
+    @contextmanager
+    def environment(self, name: str, **variables: str) -> Iterator[None]:
+        """Changes the environment of a program inside the block."""
+        changed = [f"{key}={value}" for key, value in variables.items()]
+        self._replace("set", "env", f"deployment/{name}", *changed, names=[name])
+        try:
+            yield
+        finally:
+            removed = [f"{key}-" for key in variables]
+            self._replace("set", "env", f"deployment/{name}", *removed, names=[name])
+
+    def restart(self, *names: str) -> None:
+        """Replaces all pods of these programs."""
+        deployments = [f"deployment/{name}" for name in names]
+        self._replace("rollout", "restart", *deployments, names=names)
+
+    def _replace(self, *command: str, names: Sequence[str]) -> None:
+        """Runs kubectl, and waits until these programs have new pods alone."""
+        selector = f"app.kubernetes.io/name in ({','.join(names)})"
+        old = kubectl("get", "pods", "--selector", selector, "-o", "name").split()
+        kubectl(*command)
+        for name in names:
+            kubectl("rollout", "status", f"deployment/{name}", _READY)
+        kubectl("wait", "--for=delete", *old, _READY)
+
     def pods(self, workspace_id: str) -> list[dict[str, Any]]:
         """The pods of the workspace."""
         label = f"evershell.ai/workspace={workspace_id}"
@@ -69,7 +99,7 @@ def _delete() -> None:
     """Deletes the namespace, without the pauses in which programs wait for their callers."""
     kubectl("delete", "deployments,replicasets,jobs", "--all", "--cascade=orphan")
     kubectl("delete", "pods", "--all", "--grace-period=1", _READY)
-    kubectl("delete", "namespace", NAMESPACE, _READY)
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def _overlay() -> Path:

@@ -1,11 +1,23 @@
 """The manifests of deploy/ on a real node: the programs serve, and tasks are cancelled."""
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from tests.exhaustive.e2e.canceller import LONG, SHORT, Canceller
+from tests.exhaustive.e2e.load import Caller, GrpcCaller, Load, RestCaller
 from tests.exhaustive.node.deployment import Deployment
 from tests.support.service import ServiceWorkspace
+from tests.support.waiting import eventually
+
+log = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.timeout(240)
+
+LIMIT_SECONDS = 60.0
+# The pause of each caller between two calls.
+PAUSE_SECONDS = 0.2
 
 
 @pytest.fixture
@@ -43,3 +55,49 @@ def test_cancelled_tasks_finish_their_iteration_and_the_pod_takes_the_next(
     (after,) = deployment.pods(workspace.id)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert after["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+def test_an_image_that_cannot_be_pulled(deployment: Deployment) -> None:
+    rest = deployment.rest()
+    with deployment.environment("controller", POD_IMAGE="localhost/none:1", POD_START_SECONDS="8"):
+        path = f"/v1/workspaces/{rest.post('/v1/workspaces', {'name': 'test'}, 201)['id']}"
+        eventually(lambda: rest.get(path)["status"] == "failed", LIMIT_SECONDS)
+        reason = rest.get(path)["status_reason"]
+        assert reason.startswith(
+            "its agent did not register within 8 s: its image cannot be pulled"
+        )
+        assert "localhost/none:1" in reason
+    rest.post(f"{path}/resume")
+    eventually(lambda: rest.get(path)["status"] == "idle", LIMIT_SECONDS)
+
+
+def test_a_rolling_update_loses_no_call(deployment: Deployment) -> None:
+    deployment.scale("workers", 2)
+    load = Load(PAUSE_SECONDS)
+    callers: dict[str, tuple[Caller, dict[str, str]]] = {
+        "REST": (RestCaller(deployment), {}),
+        "REST, always a new connection": (RestCaller(deployment, keeps_connection=False), {}),
+        "gRPC": (GrpcCaller(deployment), {}),
+        "gRPC, waits": (GrpcCaller(deployment), {"wait": "10s"}),
+    }
+    with ThreadPoolExecutor() as pool:
+        workspaces = list(pool.map(lambda _: ServiceWorkspace(deployment), callers))
+    cancellers = [
+        Canceller(load, what, caller, workspace, LONG if fields else SHORT, **fields)
+        for workspace, (what, (caller, fields)) in zip(workspaces, callers.items(), strict=True)
+    ]
+    load.watch("stream", RestCaller(deployment), workspaces[0])
+    eventually(lambda: all(each.ended for each in cancellers))
+    agents = [pod["metadata"]["uid"] for each in workspaces for pod in deployment.pods(each.id)]
+    ended = [each.ended for each in cancellers]
+
+    deployment.restart("workers", "controller")
+
+    eventually(lambda: all(each.ended > 1 + n for each, n in zip(cancellers, ended, strict=True)))
+    load.stop()
+    log.info("%s", load.outcomes)
+    assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
+    for canceller in cancellers:
+        canceller.assert_cancelled()
+    after = [pod["metadata"]["uid"] for each in workspaces for pod in deployment.pods(each.id)]
+    assert after == agents
