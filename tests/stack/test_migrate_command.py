@@ -20,10 +20,16 @@ def test_it_brings_an_empty_database_to_the_schema_and_may_be_repeated(
 
 
 @pytest.mark.parametrize(
-    ("url", "said"), [("", "There is no database"), ("postgresql://127.0.0.1:1/x", "Error: ")]
+    ("url", "said"),
+    [
+        ("", "There is no database"),
+        ("postgresql://127.0.0.1:1/x", "Error: "),
+        ("postgresql://user:pass word@host", "DATABASE_URL is not a valid URL"),
+    ],
 )
 def test_it_says_why_it_cannot(url: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
     result = CliRunner().invoke(migrate)
     assert result.exit_code == 1
     assert said in result.output
+    assert "pass word" not in result.output

@@ -7,7 +7,8 @@ from evershell.cli.terminal import say
 from evershell.server.cli.environment import read_settings
 from evershell.server.store.fence import ProgramsConnectedError
 from evershell.server.store.fence import fence as fence_agents
-from evershell.server.store.owner_session import PoolerError
+from evershell.server.store.primary import PoolerError
+from evershell.server.store.problem import problem_of
 
 
 @click.command(
@@ -26,8 +27,6 @@ def fence() -> None:
     except (ProgramsConnectedError, PoolerError) as error:
         raise click.ClickException(str(error)) from error
     except psycopg.Error as error:
-        # The error about an invalid URL would contain its password.
-        is_about_url = isinstance(error, psycopg.ProgrammingError) and not error.sqlstate
-        problem = "DATABASE_URL is not a valid URL" if is_about_url else str(error).strip()
-        raise click.ClickException(f"The database cannot be used: {problem}.") from None
+        message = f"The database cannot be used: {problem_of(error)}."
+        raise click.ClickException(message) from None
     say(f"All agents are fenced. Number of workspaces: {count}.")

@@ -11,6 +11,7 @@ from evershell.server.bootstrap import open_keys
 from evershell.server.cli.environment import read_ready, read_settings
 from evershell.server.core.errors import UnavailableError
 from evershell.server.store.keys import PostgresKeys
+from evershell.server.store.problem import problem_of
 
 Answer = TypeVar("Answer")
 
@@ -39,6 +40,5 @@ def with_keys(work: Callable[[PostgresKeys], Awaitable[Answer]]) -> Answer:
     except UnavailableError as error:
         raise click.ClickException(f"The database does not answer: {error}.") from error
     except psycopg.Error as error:
-        # The error about an invalid URL would contain its password.
-        problem = str(error) if error.sqlstate else "DATABASE_URL is not a valid URL"
-        raise click.ClickException(f"The database cannot be used: {problem}.") from error
+        message = f"The database cannot be used: {problem_of(error)}."
+        raise click.ClickException(message) from None

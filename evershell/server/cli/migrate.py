@@ -8,7 +8,8 @@ from evershell.server.cli.environment import read_settings
 from evershell.server.core.errors import UnavailableError
 from evershell.server.stack.database import prepare_database
 from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
-from evershell.server.store.owner_session import PoolerError
+from evershell.server.store.primary import PoolerError
+from evershell.server.store.problem import problem_of
 
 
 @click.command(
@@ -23,12 +24,9 @@ def migrate() -> None:
         raise click.ClickException("There is no database. Set DATABASE_URL.")
     try:
         prepare_database(settings)
-    except (
-        UnavailableError,
-        ForeignTablesError,
-        ReadOnlyDatabaseError,
-        PoolerError,
-        psycopg.Error,
-    ) as error:
+    except (UnavailableError, ForeignTablesError, ReadOnlyDatabaseError, PoolerError) as error:
         raise click.ClickException(str(error)) from error
+    except psycopg.Error as error:
+        message = f"The database cannot be used: {problem_of(error)}."
+        raise click.ClickException(message) from None
     say("The schema is current.")

@@ -11,7 +11,9 @@ from evershell.server.cli.environment import read_ready, read_settings
 from evershell.server.programs import now
 from evershell.server.store.audit_partitions import add_partitions
 from evershell.server.store.audit_partitions import prune as remove_months
-from evershell.server.store.owner_session import PoolerError, connect_as_owner
+from evershell.server.store.owner_session import connect_as_owner
+from evershell.server.store.primary import PoolerError
+from evershell.server.store.problem import problem_of
 
 _DAY_SECONDS = 86_400
 
@@ -49,6 +51,6 @@ def prune(seconds: float | None) -> None:
     except PoolerError as error:
         raise click.ClickException(str(error)) from error
     except psycopg.Error as error:
-        problem = str(error).strip() if error.sqlstate else "the database does not answer"
-        raise click.ClickException(f"The audit log was not pruned: {problem}.") from None
+        message = f"The audit log was not pruned: {problem_of(error)}."
+        raise click.ClickException(message) from None
     say(f"Removed {count} months of the audit log.")

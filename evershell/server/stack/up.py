@@ -43,9 +43,10 @@ from evershell.server.stack.seed import seed
 from evershell.server.stack.supervisor import Program, Supervisor
 from evershell.server.store.keys import PostgresKeys
 from evershell.server.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
-from evershell.server.store.owner_session import PoolerError
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.primary import PoolerError
+from evershell.server.store.problem import problem_of
 from evershell.server.telemetry.logs import Sink
 
 # How long the stack may take to get ready.
@@ -129,12 +130,7 @@ async def _start(
     except (ForeignTablesError, ReadOnlyDatabaseError, PoolerError) as error:
         raise CannotStartError(str(error)) from error
     except psycopg.Error as error:
-        # The error about an invalid URL would contain its password.
-        is_about_url = isinstance(error, psycopg.ProgrammingError) and not error.sqlstate
-        problem = (
-            "DATABASE_URL is not a valid URL of PostgreSQL" if is_about_url else str(error).strip()
-        )
-        raise CannotStartError(f"The database cannot be used: {problem}.") from None
+        raise CannotStartError(f"The database cannot be used: {problem_of(error)}.") from None
     if not settings.signing_key_path.exists():
         write_private(settings.signing_key_path, new_key())
     try:

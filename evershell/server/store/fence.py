@@ -31,7 +31,8 @@ class ProgramsConnectedError(Exception):
 def fence(database_url: str) -> int:
     """Moves each workspace to an epoch that no agent has had. Blocks.
 
-    Returns the number of workspaces. Raises ProgramsConnectedError, PoolerError and psycopg.Error.
+    Returns the number of workspaces. Raises ProgramsConnectedError, and what connect_as_owner
+    raises.
     """
     with connect_as_owner(database_url) as connection:
         programs = _count(connection)

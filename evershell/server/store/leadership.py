@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from evershell.server.store.hang_up import answered_within
 from evershell.server.store.pool import conninfo
-from evershell.server.store.primary import POOLER, PrimaryConnection, connect_to_session
+from evershell.server.store.primary import PoolerError, PrimaryConnection, connect_to_session
 
 # An arbitrary number, the same in every process that competes.
 _LOCK_KEY = 0x6576_6C64
@@ -58,9 +58,10 @@ class Leadership:
         while True:
             try:
                 return await self._connect_and_lock()
-            except psycopg.OperationalError as error:
-                if str(error) == POOLER:
-                    _log.error("leadership_impossible", error=POOLER)
+            except PoolerError as error:
+                _log.error("leadership_impossible", error=str(error))
+            except psycopg.OperationalError:
+                pass
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _connect_and_lock(self) -> PrimaryConnection:

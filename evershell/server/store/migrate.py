@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from evershell.server.core.errors import UnavailableError
 from evershell.server.store.audit_partitions import add_partitions
 from evershell.server.store.owner_session import primary_conninfo
+from evershell.server.store.primary import PoolerError
 from evershell.server.store.service_role import grant
 
 # An arbitrary number, the same in every process that migrates.
@@ -70,6 +71,8 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             with suppress(psycopg.errors.InsufficientPrivilege):
                 add_partitions(guard, datetime.now(UTC))
             grant(guard, service_database_url or database_url)
+    except PoolerError:
+        raise
     except psycopg.OperationalError as error:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error
 

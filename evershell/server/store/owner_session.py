@@ -6,20 +6,16 @@ from typing import Any
 import psycopg
 
 from evershell.server.store.pool import conninfo
-from evershell.server.store.primary import POOLER, has_standbys, primary_of
+from evershell.server.store.primary import PoolerError, has_standbys, primary_of
 from evershell.server.store.session_settings import UNLIMITED
 
 _CONNECT_SECONDS = 10
 
 
-class PoolerError(Exception):
-    """The URL leads to a pooler, which cannot run migrations. The message is for the operator."""
-
-
 def primary_conninfo(database_url: str) -> str:
     """The connection string of the primary, for such a session. Blocks.
 
-    Raises psycopg.Error, and PoolerError.
+    Raises psycopg.Error, which is a PoolerError if the URL leads to a pooler.
     """
     server = asyncio.run(primary_of(database_url)) if has_standbys(database_url) else database_url
     # A pooler refuses the options, so they are added afterwards.
@@ -27,7 +23,7 @@ def primary_conninfo(database_url: str) -> str:
         if connection.execute("SELECT pg_backend_pid()").fetchone() != (
             connection.info.backend_pid,
         ):
-            raise PoolerError(POOLER)
+            raise PoolerError
     return conninfo(server, UNLIMITED)
 
 

@@ -16,11 +16,6 @@ from psycopg.rows import TupleRow
 
 from evershell.server.store.hang_up import answered_within
 
-# For operators.
-POOLER = (
-    "The URL leads to a pooler. Set DATABASE_SESSION_URL to the URL of the same database at "
-    "PostgreSQL itself."
-)
 # How long the other servers may take to answer after the first one that accepts writes.
 _OTHERS_SECONDS = 0.5
 _ANSWER_SECONDS = 1.5
@@ -32,6 +27,16 @@ _Servers: TypeAlias = tuple[tuple[str, str], ...]
 
 # The highest timeline that this process has seen of these servers.
 _highest: dict[_Servers, int] = {}
+
+
+class PoolerError(psycopg.OperationalError):
+    """The URL leads to a pooler where a session is needed. The message is for the operator."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The URL leads to a pooler. Set DATABASE_SESSION_URL to the URL of the same database "
+            "at PostgreSQL itself."
+        )
 
 
 class PrimaryConnection(AsyncConnection[TupleRow]):
@@ -89,15 +94,15 @@ class PrimaryConnection(AsyncConnection[TupleRow]):
 async def connect_to_session(conninfo: str) -> PrimaryConnection:
     """A connection with a session of its own, for LISTEN and for advisory locks.
 
-    Raises psycopg.OperationalError, also if a pooler answers: it may run each transaction in
-    another session.
+    Raises psycopg.OperationalError. It is a PoolerError if a pooler answers, which may run each
+    transaction in another session.
     """
     connection = await PrimaryConnection.connect(conninfo, autocommit=True)
     try:
         with answered_within(connection, _ANSWER_SECONDS):
             row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
         if row != (connection.info.backend_pid,):
-            raise psycopg.OperationalError(POOLER)
+            raise PoolerError
     except BaseException:
         await connection.close()
         raise

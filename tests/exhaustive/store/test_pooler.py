@@ -15,7 +15,7 @@ from evershell.server.store.leadership import Leadership
 from evershell.server.store.migrate import migrate
 from evershell.server.store.pool import connected, open_pool
 from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.primary import POOLER
+from evershell.server.store.primary import PoolerError
 from evershell.server.store.session_settings import SETTINGS
 from evershell.server.store.wakeups import PostgresWakeups
 from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
@@ -114,17 +114,18 @@ async def test_a_pooler_is_not_used_where_a_session_is_needed(
         monkeypatch.setenv("DATABASE_URL", pgbouncer.url)
         monkeypatch.delenv("MIGRATION_DATABASE_URL", raising=False)
         refused = await asyncio.to_thread(CliRunner().invoke, migrate_command)
-        assert (refused.exit_code, refused.output) == (1, f"Error: {POOLER}\n")
+        assert (refused.exit_code, refused.output) == (1, f"Error: {PoolerError()}\n")
         if not ignored:
             # The pooler refuses the settings of a session.
             return
+        reason = str(PoolerError())
         with capture_logs() as logs:
             async with open_pool(session_url) as pool, PostgresWakeups(pool, pgbouncer.url):
                 leading = asyncio.create_task(_lead(pgbouncer.url))
                 await eventually_async(
                     lambda: (
                         {"leadership_impossible", "notifications_listener_lost"}
-                        <= {each["event"] for each in logs if each.get("error") == POOLER}
+                        <= {each["event"] for each in logs if each.get("error") == reason}
                     )
                 )
                 assert not leading.done()
