@@ -10,7 +10,7 @@ from evershell.server.auth.signing_keys import new_key, with_first_key, with_new
 from evershell.server.config import Settings
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod_backends import spec_for
-from tests.auth.test_agent_certificates import is_issued_by
+from tests.support.agent_tls import is_issued_by
 
 OLD = new_key()
 BOTH = with_new_key(OLD)

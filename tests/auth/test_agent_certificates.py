@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from evershell.server.auth import agent_certificates
@@ -11,27 +10,16 @@ from evershell.server.auth.agent_certificates import AgentCertificates
 from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.runtime import AgentIdentity
 from evershell.server.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
+from tests.support.agent_tls import is_issued_by, parsed
 
 KEY = new_key()
 AGENT = AgentIdentity("ws_01M87BM0PP0WA7E1PDVM5FMDFS", 3)
-
-
-def parsed(pem: str) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(pem.encode())
 
 
 def names(identity: TlsIdentity) -> list[str]:
     extensions = parsed(identity.certificate).extensions
     found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return found.get_values_for_type(x509.DNSName)
-
-
-def is_issued_by(certificate: str, authority: str) -> bool:
-    try:
-        parsed(certificate).verify_directly_issued_by(parsed(authority))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def test_each_certificate_has_one_name() -> None:

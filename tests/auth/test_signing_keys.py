@@ -17,6 +17,7 @@ from evershell.server.auth.signing_keys import (
 from evershell.server.cli.rotate import rotate
 from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
+from tests.support.agent_tls import is_issued_by
 from tests.support.runtime_tokens import runtime_token
 
 OLD = new_key()
@@ -82,13 +83,13 @@ def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
 
 
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:
-    """The control plane presents the last key's, which agents of earlier times trust."""
-    old, both = AgentCertificates(OLD), AgentCertificates(BOTH)
+    """The control plane's is of the last key: agents that started earlier trust no other."""
+    old, both, new = (AgentCertificates(text) for text in (OLD, BOTH, NEW))
     agent = AgentIdentity(WORKSPACE, 3)
-    old_authority = old.agent(agent).trusted
-    assert both.control_plane().trusted.count("BEGIN CERTIFICATE") == 2
-    assert both.agent(agent).trusted.count("BEGIN CERTIFICATE") == 2
-    assert old_authority.count("BEGIN CERTIFICATE") == 1
+    for identity in (both.control_plane(), both.agent(agent)):
+        assert identity.trusted.count("BEGIN CERTIFICATE") == 2
+    assert is_issued_by(both.control_plane().certificate, old.agent(agent).trusted)
+    assert is_issued_by(both.agent(agent).certificate, new.control_plane().trusted)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
     run: Run, call: Run, owner: dict[str, str], others: list[Workspace]
 ) -> None:
     begun = begin(others, metadata={"team": "night"})
-    (ours, theirs), task_ids = others, [task_id for _, task_id in begun]
+    (first, second), task_ids = others, [task_id for _, task_id in begun]
     wanted = ("cancel", "--all", "--filter", "metadata.team=night")
 
     dry = run(*wanted, "--dry-run", **owner)
@@ -32,7 +32,7 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
     assert dry.returncode == 0, dry.stderr
     titles, *rows = [line.split() for line in dry.stdout.splitlines()]
     assert titles == ["TASK", "WORKSPACE", "OUTCOME"]
-    assert rows == [[task_ids[0], ours.id, "matched"], [task_ids[1], theirs.id, "matched"]]
+    assert rows == [[task_ids[0], first.id, "matched"], [task_ids[1], second.id, "matched"]]
     assert "2 would be cancelled, 0 had been requested before" in dry.stderr
     shown = json.loads(call(*wanted, "--dry-run", "--json", **owner).stdout)
     assert (shown["matched"], shown["accepted"], shown["remaining"]) == (2, 0, 2)
@@ -43,12 +43,12 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
     mistyped = run(*wanted, typed="3\n", **owner)
     assert (mistyped.returncode, mistyped.stdout) == (5, "")
     assert mistyped.stderr.endswith("Not confirmed. Nothing was cancelled.\n")
-    assert "cancel_requested_at" not in ours.task(task_ids[0])
+    assert "cancel_requested_at" not in first.task(task_ids[0])
 
-    one = call(*wanted, "--filter", f"workspace={theirs.id}", "--yes", "--json", **owner)
+    one = call(*wanted, "--filter", f"workspace={second.id}", "--yes", "--json", **owner)
     assert one.returncode == 0, one.stderr
     assert json.loads(one.stdout)["accepted"] == 1
-    assert "cancel_requested_at" not in ours.task(task_ids[0])
+    assert "cancel_requested_at" not in first.task(task_ids[0])
 
     done = run(*wanted, "--reason", "gone wrong", typed="2\n", **owner)
 
@@ -59,7 +59,7 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
     for other, (gate, task_id) in zip(others, begun, strict=True):
         gate.open()
         assert other.await_end(task_id)["status"] == "cancelled"
-    assert ours.task(task_ids[0])["cancel_reason"] == "gone wrong"
+    assert first.task(task_ids[0])["cancel_reason"] == "gone wrong"
     for late in (call(*wanted, **owner), call(*wanted, "--dry-run", **owner)):
         assert late.returncode == 3
     assert call(*wanted, **owner).stdout.startswith("Nothing runs that matches")
@@ -81,7 +81,7 @@ def test_hold_and_release(
     run: Run, call: Run, owner: dict[str, str], others: list[Workspace]
 ) -> None:
     begun = begin(others)
-    (ours, _), (_, task_id) = others, begun[0]
+    first, (_, task_id) = others[0], begun[0]
 
     held = run("hold", "--reason", "gone wrong", **owner)
 
@@ -96,10 +96,10 @@ def test_hold_and_release(
     assert again["hold"] == shown
     assert (shown["on_hold"], shown["reason"]) == (True, "gone wrong")
 
-    refused = call("submit", ours.id, "true", **owner)
+    refused = call("submit", first.id, "true", **owner)
     assert (refused.returncode, refused.stdout) == (5, "")
     assert refused.stderr.startswith(f"org_on_hold: {shown['held_by']} put your organization on ")
-    as_json = call("submit", ours.id, "true", "--json", **owner)
+    as_json = call("submit", first.id, "true", "--json", **owner)
     error = json.loads(as_json.stdout)["error"]
     assert (as_json.returncode, error["code"]) == (5, "org_on_hold")
     assert error["details"]["hold_reason"] == "gone wrong"
@@ -108,7 +108,7 @@ def test_hold_and_release(
     assert cancelled.returncode == 0, cancelled.stderr
     assert "accepted: 2 cancellations recorded.\n" in cancelled.stdout
     assert "  reason     gone wrong\n" in cancelled.stdout
-    assert ours.task(task_id)["cancel_reason"] == "later"
+    assert first.task(task_id)["cancel_reason"] == "later"
     for other, (gate, other_task_id) in zip(others, begun, strict=True):
         gate.open()
         assert other.await_end(other_task_id)["status"] == "cancelled"
@@ -117,8 +117,8 @@ def test_hold_and_release(
     assert (released.returncode, released.stderr) == (0, "")
     assert re.fullmatch(r"Organization org_\w+ is not on hold\.\n", released.stdout)
     assert json.loads(call("release", "--json", **owner).stdout)["on_hold"] is False
-    eventually(lambda: ours.get()["status"] == "idle")
-    done = call("submit", ours.id, "true", "--wait", "20s", **owner)
+    eventually(lambda: first.get()["status"] == "idle")
+    done = call("submit", first.id, "true", "--wait", "20s", **owner)
     assert done.returncode == 0, done.stderr
 
 

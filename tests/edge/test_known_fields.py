@@ -9,8 +9,7 @@ import pytest
 from evershell.workspace.v1.workspace_service_pb2 import CancelTasksRequest
 from google.protobuf.json_format import Parse
 
-from tests.edge.test_wire import as_answer
-from tests.support.edge.answers import check
+from tests.support.edge.answers import as_answer, check
 from tests.support.edge.stub import Stub
 
 PATH = "/v1/tasks/cancel"

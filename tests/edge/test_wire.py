@@ -15,15 +15,11 @@ import httpx
 import pytest
 
 from evershell.server.stack.envoy.files import edge_file
-from tests.support.edge.answers import Answer, check
+from tests.support.edge.answers import as_answer, check
 from tests.support.edge.cases import CANCEL
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import RunningEdge, Stub, running_edge
 from tests.support.waiting import eventually
-
-
-def as_answer(answer: httpx.Response) -> Answer:
-    return Answer(answer.status_code, answer.headers.multi_items(), answer.content)
 
 
 def test_http2_answers_have_no_internal_headers_or_trailers(edge: RunningEdge, stub: Stub) -> None:

@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
 from evershell.server.auth.agent_certificates import AgentCertificates
 from evershell.server.auth.signing_keys import new_key
 from evershell.server.core.runtime import AgentIdentity
@@ -36,6 +39,20 @@ def certificates(key: str = "") -> Certificates:
     """Those of a new stack, or of the stack with this key."""
     made = AgentCertificates(key or new_key())
     return Certificates(made, made.control_plane())
+
+
+def parsed(pem: str) -> x509.Certificate:
+    """The first certificate."""
+    return x509.load_pem_x509_certificate(pem.encode())
+
+
+def is_issued_by(certificate: str, authority: str) -> bool:
+    """Whether the first authority has signed the certificate."""
+    try:
+        parsed(certificate).verify_directly_issued_by(parsed(authority))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def fields(identity: TlsIdentity) -> dict[str, str]:

@@ -25,6 +25,7 @@ TEST = "test"
 # For benchmarks of networks (RFC 2544), so no real host has such an address.
 _PREFIX = "198.18"
 _NO_HOST = "02:00:00:00:ff:ff"
+_LIMIT_SECONDS = 10.0
 _HOLDER = ("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity")
 
 
@@ -213,6 +214,7 @@ def _ip(namespace: Path, *lines: str) -> None:
         input="\n".join(lines),
         capture_output=True,
         text=True,
+        timeout=_LIMIT_SECONDS,
         check=False,
     )
     if done.returncode:

@@ -99,6 +99,7 @@ class Replication:
             ],
             check=True,
             cwd="/",
+            timeout=START_SECONDS,
         )
         self.standby.start()
         state = "SELECT coalesce(min(sync_state), '') FROM pg_stat_replication"

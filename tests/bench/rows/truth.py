@@ -69,6 +69,6 @@ class _DemoWorkspace(Workspace):
     """The demo workspace, whose agent has run since the start of the stack."""
 
     def __init__(self, side: Side) -> None:
-        self.stack = side.stack
+        self.service = self.stack = side.stack
         self.id = side.stack.ready["demo"]["workspace_id"]
         self.path = f"/v1/workspaces/{self.id}"

@@ -194,10 +194,7 @@ def _may_show(answer: Answer, hit: Hit) -> bool:
 
 
 def force_was_asked_for(evidence: Evidence) -> Iterator[str]:
-    """A forced end has a forcing cancellation that may concern the task, or a StopWorkspace.
-
-    Or the task is forced at its limit.
-    """
+    """A forced end has a forcing cancellation, a StopWorkspace or a forcing limit as its cause."""
     for task in evidence.tasks.values():
         calls = [answer for answer in evidence.answers if answer.workspace_id == task.workspace_id]
         forcing = [answer for answer in calls if answer.forces and answer.task_id in ("", task.id)]

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -72,20 +73,22 @@ def test_no_accepted_cancellation_is_lost(
     programs = {name: stack.pids(name) for name in ("serve", "fleet")}
     assert_nothing_is_accepted_without_the_standby(replication, stories[0])
 
-    killed = threading.Event()
+    over = threading.Event()
 
     def call(mine: list[Story]) -> None:
         """Cancels one task before the end of the primary, and the others when it comes."""
         mine[0].cancel()
         barrier.wait()
-        while not all(story.is_answered for story in mine):
+        while not (over.is_set() or all(story.is_answered for story in mine)):
             for story in mine:
                 story.cancel()
             # Callers keep to Retry-After.
-            killed.wait(0.1)
+            over.wait(0.1)
 
     barrier = threading.Barrier(CALLERS + 1)
-    with ThreadPoolExecutor(CALLERS) as threads:
+    with ThreadPoolExecutor(CALLERS) as threads, ExitStack() as ending:
+        # Also after a failure.
+        ending.callback(over.set)
         calling = [threads.submit(call, stories[first::CALLERS]) for first in range(CALLERS)]
         barrier.wait(RECOVER_SECONDS)
         replication.primary.kill()

@@ -44,7 +44,7 @@ async def beats(stub: RuntimeStub) -> bool:
 
 
 async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
-    """The kernel repeats lost data ever more seldom: here after 6.3 s, and then after 12.7 s."""
+    """The kernel alone would retransmit 6.3 s after the loss, and then only after 12.7 s."""
     require()
     with network(["worker"]) as hosts, worker(hosts) as address:
         channels, stubs = connect([address], None)

@@ -99,7 +99,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
 def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) -> None:
     """The caller learns that the agent is unreachable, and the agent of the cancellation later."""
     running, agents = Running(workspace), [hosts.host_of(workspace.id)]
-    epoch = workspace.get()["updated_at"], hosts.agent_pid(workspace.id)
+    agent_pid = hosts.agent_pid(workspace.id)
     ways = {
         "both": both_ways(WORKERS, agents),
         "there": one_way(WORKERS, agents),
@@ -114,7 +114,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
             assert error["code"] == "agent_unreachable", error
             assert error["details"]["intent_recorded"] in (True, "true"), error
     running.ends_cancelled()
-    assert hosts.agent_pid(workspace.id) == epoch[1]
+    assert hosts.agent_pid(workspace.id) == agent_pid
     next_id = workspace.submit("true")
     assert workspace.await_end(next_id)["status"] == "completed"
 

@@ -1,6 +1,6 @@
 """The programs in a cluster with a real node, and a stack beside it whose pods run there.
 
-All tests need KUBECONFIG and the images of `.ci/node_image.sh` on the node. docs/kubernetes.md
+All tests need KUBECONFIG and the images of `.ci/node_image.sh` on the node. deploy/README.md
 describes the other variables.
 """
 

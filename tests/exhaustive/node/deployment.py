@@ -124,7 +124,7 @@ def _await_ready() -> None:
 def _create_keys(folder: Path) -> None:
     (folder / "control-plane.jwk").write_text(new_key())
     issue = tools.DEPLOY / "overlays" / "local" / "issue.py"
-    subprocess.run([sys.executable, str(issue)], cwd=folder, check=True)
+    subprocess.run([sys.executable, str(issue)], cwd=folder, check=True, timeout=30)
     files = (f"--from-file={folder / name}" for name in ("control-plane.jwk", "jwks.json"))
     kubectl("create", "secret", "generic", "control-plane-key", *files)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from evershell.workspace.v1 import error_pb2
 
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
@@ -45,6 +46,11 @@ class Answer:
         values = [value for known, value in self.headers if known == name]
         assert len(values) <= 1, (name, values)
         return values[0] if values else None
+
+
+def as_answer(response: httpx.Response) -> Answer:
+    """The answer that httpx received. It returns no trailers."""
+    return Answer(response.status_code, response.headers.multi_items(), response.content)
 
 
 def check(answer: Answer, *, to_head: bool = False) -> dict[str, Any] | None:
