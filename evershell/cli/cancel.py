@@ -20,6 +20,7 @@ from evershell.client import (
     CancelOutcome,
     CancelResult,
     DeadlineExceededError,
+    Task,
     TaskFilter,
     UnavailableError,
 )
@@ -157,7 +158,7 @@ def _print_answer(result: CancelResult) -> None:
     if result.request_id:
         show.line("request", result.request_id)
     if task.has_ended:
-        _print_end(result)
+        _print_end(task, result)
         return
     show.line(
         "next",
@@ -172,15 +173,13 @@ def _print_answer(result: CancelResult) -> None:
 def _print_wait(result: CancelResult, wait_seconds: float) -> None:
     task = result.task
     if task is not None and task.has_ended:
-        _print_end(result)
+        _print_end(task, result)
         return
     state = "" if task is None else f" ({task.status}, {show.progress(task)})"
     show.line("waited", f"{wait_seconds:g} s; the task has not ended yet{state}.")
 
 
-def _print_end(result: CancelResult) -> None:
-    task = result.task
-    assert task is not None
+def _print_end(task: Task, result: CancelResult) -> None:
     forced = ", forced" if task.forced else ""
     took = show.took(task, result.requested_at)
     show.line(

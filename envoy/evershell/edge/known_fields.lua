@@ -5,8 +5,8 @@
 -- as nested tables; true stands for a value in which no names are checked.
 --
 -- Reads the body as it passes and never holds it back: the worker gets the headers at once, and can
--- refuse a bad credential. From a name that is not known on, the body is replaced by something that
--- is no JSON, which the transcoder answers with 400. envelope.lua then names the field.
+-- refuse a bad credential. An unknown name and everything after it is replaced by something that is
+-- no JSON, which the transcoder answers with 400. envelope.lua then names the field.
 
 local NAMESPACE = "evershell.edge"
 -- Longer than any field's name. Longer names are cut off.
@@ -20,7 +20,11 @@ Scan.__index = Scan
 function Scan.new(fields)
   -- `open` has the objects and arrays around the current place, with the fields of each object.
   -- `next` has those of the value that follows.
-  return setmetatable({open = {}, next = fields, awaits_name = false, quote = nil}, Scan)
+  -- `quote` is the quote of the current string. `is_escaped` says that its next byte is escaped.
+  return setmetatable(
+    {open = {}, next = fields, awaits_name = false, quote = nil, is_escaped = false},
+    Scan
+  )
 end
 
 -- Takes a name. Returns it if the object does not have such a field.

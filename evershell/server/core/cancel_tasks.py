@@ -139,9 +139,11 @@ async def cancel_matching(
     left_out = [each.task_id for each in pending if each.task_id not in outcomes]
     if left_out:
         outcomes |= await _one_by_one(permission, left_out, intent, origin, store)
-    ended = [each for each in pending if outcomes.get(each.task_id, "") is None]
-    if ended:
-        outcomes |= await _in_stopping_workspaces(permission, ended, intent, store)
+    not_cancelled = [
+        each for each in pending if each.task_id in outcomes and outcomes[each.task_id] is None
+    ]
+    if not_cancelled:
+        outcomes |= await _in_stopping_workspaces(permission, not_cancelled, intent, store)
     return _summary(found.matched, found.pending, found.tasks, outcomes)
 
 

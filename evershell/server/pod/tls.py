@@ -16,8 +16,8 @@ CONTROL_PLANE = "control-plane.evershell.internal"
 
 Options = Sequence[tuple[str, int]]
 # Closes a connection on which sent data stays unacknowledged for this long: with keepalive, gRPC
-# sets TCP_USER_TIMEOUT to this (tcp(7)). Otherwise the kernel repeats the data ever more seldom, so
-# that after a partition the calls on the connection would fail for as long as it has lasted.
+# sets TCP_USER_TIMEOUT to this (tcp(7)). Otherwise the kernel retransmits at ever longer intervals,
+# and after a partition the calls on the connection fail for as long as the partition has lasted.
 _UNACKNOWLEDGED_MILLISECONDS = 2_000
 _LIVENESS: Options = (
     ("grpc.keepalive_timeout_ms", _UNACKNOWLEDGED_MILLISECONDS),
