@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     prune`. The role of `DATABASE_URL` then cannot change or remove entries of the audit log. If
     empty, `DATABASE_SESSION_URL` or `DATABASE_URL`, whose role then owns the tables."""
     audit_retention_days: int = Field(400, ge=0, le=36_500)
-    """Months of the audit log that ended longer ago are removed at each start of the stack and by
-    `audit prune`. 0 keeps everything."""
+    """Months of the audit log that ended longer ago are removed at each start of the stack, by
+    `migrate` and by `audit prune`. 0 keeps everything."""
 
     rest_port: int = Field(8080, ge=1, le=65535)
     """The port for REST, through Envoy."""
@@ -107,8 +107,8 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr = SecretStr("")
     """The key for the endpoint. May be empty if the endpoint asks for none."""
     openai_api_key_file: Path | None = None
-    """A file with that key, which then replaces `OPENAI_API_KEY`. It is read whenever an agent
-    starts, so the key can be [rotated](operating.md#rotate-secrets) without a restart."""
+    """A file with the key for the endpoint, which replaces `OPENAI_API_KEY`. It is read whenever an
+    agent starts, so the key can be [rotated](operating.md#rotate-secrets) without a restart."""
     model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
     """The time limit of one model call. It makes sure that every accepted cancellation ends in
     bounded time."""
