@@ -22,7 +22,7 @@ NAME = "workers.evershell.test"
 # terminationGracePeriodSeconds of the workers, without the pause of preStop.
 END_SECONDS = 15.0
 # Until the edge has asked for the addresses, and for the health of a new one.
-FOUND_SECONDS = 10.0
+FOUND_SECONDS = 20.0
 
 
 class NamedWorkers:

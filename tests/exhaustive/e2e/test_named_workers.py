@@ -56,8 +56,7 @@ class Caller:
                 self._call("POST", "/tasks", {"description": "true"})
                 self._call("POST", "/task/cancel", {"wait": "5s"})
                 # A wait on a worker that drains returns early.
-                while not stopping.is_set() and self._call("GET", "").get("status") == "busy":
-                    pass
+                eventually(lambda: self._call("GET", "").get("status") != "busy")
 
     def _call(self, method: str, path: str, body: object = None) -> dict[str, object]:
         self.calls += 1
