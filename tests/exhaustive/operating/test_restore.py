@@ -20,6 +20,9 @@ from tests.support.programs import run
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
+# Much of it waits for programs, which take longer on a busy machine.
+pytestmark = pytest.mark.timeout(240)
+
 # Both longer than the pause between the loss of the stack and the start on the restored database.
 LEASE_SECONDS = 60.0
 FENCED_SECONDS = 30.0
