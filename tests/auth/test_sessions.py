@@ -317,11 +317,12 @@ async def test_the_claims_are_checked_before_the_signature(
 async def test_a_wrong_signature_is_cached_for_10_seconds(
     verifier: SessionTokens, signatures: CountedSignatures, timer: FakeTimer
 ) -> None:
+    wrong = forged()
     for _ in range(3):
-        await refused(verifier, forged())
+        await refused(verifier, wrong)
     assert signatures.count == 1
     timer.now = 10
-    await refused(verifier, forged())
+    await refused(verifier, wrong)
     assert signatures.count == 2
 
 
