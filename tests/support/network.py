@@ -158,7 +158,8 @@ def _holder() -> Iterator[int]:
         own = _namespace(os.getpid()).readlink()
 
         def has_namespace() -> bool:
-            assert process.poll() is None, "unshare(1) made no network namespace"
+            if process.poll() is not None:
+                raise RuntimeError("unshare(1) made no network namespace")
             return _namespace(process.pid).readlink() != own
 
         eventually(has_namespace)

@@ -13,7 +13,7 @@ from tests.support import network
 
 def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
     network.require()
-    outcome = run(draw(seed=7, seconds=25, workspaces=4), tmp_path / "state")
+    outcome = run(draw(seed=18, seconds=20, workspaces=4), tmp_path / "state")
     table = "\n".join([*report.lines(outcome), *report.hit_lines(outcome)])
     assert outcome.violations == [], table
     # The run made calls and cut hosts off.
