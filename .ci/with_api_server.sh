@@ -2,6 +2,7 @@
 # Runs a command beside a Kubernetes API server without nodes, with KUBECONFIG set:
 #   .ci/with_api_server.sh FOLDER COMMAND...
 # FOLDER has the programs etcd and kube-apiserver. Everything listens on loopback. Needs the environment .venv.
+# With API_AUDIT_LOG, the API server writes a line for each call to that file.
 set -euo pipefail
 programs=$1
 python=$(dirname "$0")/../.venv/bin/python
@@ -39,6 +40,12 @@ cat >"$state/kubeconfig" <<C
 C
 export KUBECONFIG=$state/kubeconfig
 
+audit=()
+if [[ -n ${API_AUDIT_LOG:-} ]]; then
+  echo '{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}],
+    "omitStages": ["RequestReceived", "ResponseStarted"]}' >"$state/audit.json"
+  audit=(--audit-policy-file "$state/audit.json" --audit-log-path "$API_AUDIT_LOG" --audit-log-maxsize 0)
+fi
 "$programs/etcd" --data-dir "$state/etcd" --unsafe-no-fsync --log-level error \
   --listen-client-urls "http://127.0.0.1:$client" --advertise-client-urls "http://127.0.0.1:$client" \
   --listen-peer-urls "http://127.0.0.1:$peer" --initial-advertise-peer-urls "http://127.0.0.1:$peer" \
@@ -49,7 +56,7 @@ pids+=($!)
   --service-account-issuer https://kubernetes.default.svc \
   --service-account-signing-key-file "$state/account.key" --service-account-key-file "$state/account.key" \
   --token-auth-file "$state/tokens.csv" --authorization-mode RBAC --service-cluster-ip-range 10.96.0.0/24 \
-  --endpoint-reconciler-type none --allow-privileged=false >"$state/api-server.log" 2>&1 &
+  --endpoint-reconciler-type none --allow-privileged=false "${audit[@]}" >"$state/api-server.log" 2>&1 &
 pids+=($!)
 is_ready() {
   "$python" - "https://127.0.0.1:$port/readyz" <<'P'

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.bench import size
+from tests.bench import cluster_scale, size
 from tests.bench.idle_fleet import WORKSPACES
 
 # The medians of the bench by the name of the row, with the smallest and the largest value.
@@ -79,6 +79,10 @@ class Picture:
 
 def _rows(template: str, names: Mapping[str, str]) -> dict[str, list[str]]:
     return {x: [template.format(name)] for x, name in names.items()}
+
+
+def _at_sizes(template: str) -> dict[str, list[str]]:
+    return {f"{count:,}": [template.format(count)] for count in cluster_scale.WORKSPACES}
 
 
 _WORKER, _POSTGRES = (
@@ -176,6 +180,38 @@ PICTURES = (
                 label="private memory of an agent",
                 unit="MB",
                 points={"100": ["private memory of an idle agent"]},
+            ),
+        ],
+    ),
+    Picture(
+        name="cluster",
+        title="Workspaces on Kubernetes",
+        axis="workspaces with a pod on simulated nodes",
+        curves=[
+            Curve(
+                label="until a workspace is ready, 200 at once",
+                unit="s",
+                points=_at_sizes(cluster_scale.READY),
+            ),
+            Curve(
+                label="calls to the API server for a start",
+                unit="calls",
+                points=_at_sizes(cluster_scale.CALLS_FOR_START),
+            ),
+            Curve(
+                label="calls to the API server at rest",
+                unit="calls/min",
+                points=_at_sizes(cluster_scale.CALLS_AT_REST),
+            ),
+            Curve(
+                label="memory of the controller",
+                unit="MB",
+                points=_at_sizes(cluster_scale.MEMORY),
+            ),
+            Curve(
+                label="CPU of the controller at rest",
+                unit="core/1000",
+                points=_at_sizes(cluster_scale.CPU_AT_REST),
             ),
         ],
     ),

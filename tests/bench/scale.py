@@ -3,8 +3,9 @@
     python -m tests.bench.scale
 
 The rows for idle agents come from docs/scale/idle_fleet.jsonl, the output of
-`python -m tests.bench.idle_fleet`, if it has them. A picture is drawn from the rows that there are;
-the document and the output of the script name those that are missing.
+`python -m tests.bench.idle_fleet`, if it has them, and those for Kubernetes from
+docs/scale/cluster.jsonl, the output of `python -m tests.bench.cluster_scale`. A picture is drawn
+from the rows that there are; the document and the output of the script name those that are missing.
 """
 
 import json
@@ -21,6 +22,7 @@ DOCUMENT = ROOT / "docs" / "scale.md"
 _FOLDER = ROOT / "docs" / "scale"
 BENCH_JSON = ROOT / "bench.json"
 IDLE_FLEET = _FOLDER / "idle_fleet.jsonl"
+CLUSTER = _FOLDER / "cluster.jsonl"
 _BEGIN = "<!-- Written by `make scale`. Do not edit up to the end mark. -->\n"
 _END = "<!-- The end of what `make scale` writes. -->"
 
@@ -29,13 +31,13 @@ class UnusableDocumentError(Exception):
     """The document has no place for the tables."""
 
 
-def read(bench: Path, idle_fleet: Path) -> tuple[Measured, Mapping[str, Any]]:
-    """The rows of both files, and the environment of bench.json. A missing file has no rows.
+def read(bench: Path, *others: Path) -> tuple[Measured, Mapping[str, Any]]:
+    """The rows of all files, and the environment of bench.json. A missing file has no rows.
 
-    A row that both files have is taken from `idle_fleet`, so that a curve is from one run.
+    A row that several files have is taken from the last one, so that a curve is from one run.
     """
     document = json.loads(bench.read_text()) if bench.exists() else {}
-    lines = idle_fleet.read_text().splitlines() if idle_fleet.exists() else []
+    lines = [line for other in others if other.exists() for line in other.read_text().splitlines()]
     rows = [*document.get("rows", []), *map(json.loads, lines)]
     measured = {row["name"]: (row["median"], row["min"], row["max"]) for row in rows}
     return measured, document.get("environment", {})
@@ -98,7 +100,7 @@ def main() -> int:
     # Only `make scale` needs the package that draws.
     from tests.bench import pictures
 
-    measured, environment = read(BENCH_JSON, IDLE_FLEET)
+    measured, environment = read(BENCH_JSON, IDLE_FLEET, CLUSTER)
     DOCUMENT.write_text(replaced(DOCUMENT.read_text(), block(measured, environment)))
     for picture in PICTURES:
         file = _FOLDER / f"{picture.name}.svg"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import scale
+from tests.bench import cluster_scale, scale
 from tests.bench.curves import PICTURES, Measured
 from tests.bench.idle_fleet import WORKSPACES, summary
 from tests.bench.rows import all_blocks
@@ -42,7 +42,8 @@ def section(content: str, title: str) -> str:
 def test_the_document_shows_the_rows_that_there_are() -> None:
     assert (
         scale.replaced(
-            scale.DOCUMENT.read_text(), scale.block(*scale.read(scale.BENCH_JSON, scale.IDLE_FLEET))
+            scale.DOCUMENT.read_text(),
+            scale.block(*scale.read(scale.BENCH_JSON, scale.IDLE_FLEET, scale.CLUSTER)),
         )
         == scale.DOCUMENT.read_text()
     ), "docs/scale.md is out of date: run `make scale`"
@@ -51,8 +52,11 @@ def test_the_document_shows_the_rows_that_there_are() -> None:
 def test_every_point_is_a_row_that_the_bench_measures() -> None:
     rows = {row.name for each in all_blocks(quick=False) for row in each.rows}
     idle = {str(summary(count, [({}, {}, 0.0)])["name"]) for count in WORKSPACES}
+    cluster = {
+        row.format(count) for row in cluster_scale.ROWS for count in cluster_scale.WORKSPACES
+    }
     for picture in PICTURES:
-        assert set(picture.missing({})) <= rows | idle, picture.name
+        assert set(picture.missing({})) <= rows | idle | cluster, picture.name
 
 
 def test_rows_come_from_both_files_and_those_of_the_idle_fleet_win(tmp_path: Path) -> None:
