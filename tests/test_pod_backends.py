@@ -38,7 +38,7 @@ def test_the_file_of_the_models_key_is_read_for_each_agent(tmp_path: Path) -> No
         path.write_text(f"{key}\n")
         assert made(AgentIdentity("ws_1", 3)).openai_api_key == key
     path.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="OPENAI_API_KEY_FILE cannot be read"):
         made(AgentIdentity("ws_1", 3))
     without_file = settings.model_copy(update={"openai_api_key_file": None})
     key = spec_for(without_file, PodTokens(NEW), None)(AgentIdentity("ws_1", 3)).openai_api_key
