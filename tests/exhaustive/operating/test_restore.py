@@ -23,8 +23,10 @@ from tests.support.waiting import eventually
 # Much of it waits for programs, which take longer on a busy machine.
 pytestmark = pytest.mark.timeout(240)
 
-# Both longer than the pause between the loss of the stack and the start on the restored database.
+# Longer than the time from the loss of the stack to its start on the restored database, so that no
+# agent ends by its own clock.
 LEASE_SECONDS = 60.0
+# How long agents may take to end after the start.
 FENCED_SECONDS = 30.0
 
 _OPEN = """
