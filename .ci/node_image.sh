@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 export PODMAN_IGNORE_CGROUPSV1_WARNING=1
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+# Nothing of what a build that was interrupted has mounted.
+trap 'rm -rf --one-file-system "$work"' EXIT
 images() {
   podman --root "$work/images" --runroot "$work/run" --storage-driver overlay --cgroup-manager cgroupfs "$@"
 }
