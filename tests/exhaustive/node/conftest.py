@@ -15,6 +15,10 @@ from tests.exhaustive.deploy.tools import kubectl
 from tests.exhaustive.node.deployment import Deployment
 from tests.support.ports import free_ports
 from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+# The kubelet of a loaded machine is late.
+_REPORT_SECONDS = 60.0
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +68,19 @@ def pod(workspace_id: str) -> dict[str, Any]:
     label = f"evershell.ai/workspace={workspace_id}"
     (found,) = json.loads(kubectl("get", "pods", "-l", label, "-o", "json"))["items"]
     return dict(found)
+
+
+def running_pod(workspace_id: str) -> dict[str, Any]:
+    """The same, once the kubelet has reported its container. The agent may have begun before."""
+
+    def reported() -> dict[str, Any] | None:
+        found = pod(workspace_id)
+        statuses = found["status"].get("containerStatuses", ())
+        return found if any("containerID" in each for each in statuses) else None
+
+    found = eventually(reported, _REPORT_SECONDS)
+    assert found is not None
+    return found
 
 
 def pods(workspace_id: str) -> list[dict[str, Any]]:
