@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from evershell.client import Client, TaskFilter
-from tests.support.others import OTHER_ORG, begin
+from tests.support.other_org import OTHER_ORG, begin
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 

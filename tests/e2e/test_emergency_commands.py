@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.support.commands import Run
-from tests.support.others import OTHER_ORG, begin
+from tests.support.other_org import OTHER_ORG, begin
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 

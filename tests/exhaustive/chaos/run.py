@@ -62,7 +62,7 @@ def run(plan: Plan, state_dir: Path, checkout: Path = ROOT) -> Outcome:
             stack.start()
             workspace_ids = [Workspace(stack).id for _ in plan.rounds]
             faults = Faults(stack, workspace_ids, mounted)
-            return judged(stack, faults, plan, workspace_ids, allowed_connections(WORKERS))
+            return play_and_judge(stack, faults, plan, workspace_ids, allowed_connections(WORKERS))
         finally:
             stack.kill_if_running()
 
@@ -76,7 +76,7 @@ class Inflictor(Protocol):
         """Inflicts each fault at its time, and returns when the last one is over."""
 
 
-def judged(
+def play_and_judge(
     stack: Stack,
     faults: Inflictor,
     plan: Plan,

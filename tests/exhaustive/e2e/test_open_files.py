@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.others import begin
+from tests.support.other_org import begin
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.exhaustive.chaos.plan import Plan
-from tests.exhaustive.chaos.run import Outcome, judged
+from tests.exhaustive.chaos.run import Outcome, play_and_judge
 from tests.exhaustive.chaos.sightings import allowed_connections
 from tests.exhaustive.hosts.many_hosts import CONTROLLERS, HOSTS, WORKERS, ManyHosts
 from tests.exhaustive.hosts.partitions import Partitions
@@ -19,7 +19,7 @@ def run(plan: Plan, state_dir: Path) -> Outcome:
             stack.start()
             workspace_ids = [Workspace(stack).id for _ in plan.rounds]
             connections = allowed_connections(len(WORKERS), len(CONTROLLERS))
-            return judged(
+            return play_and_judge(
                 stack, Partitions(stack), plan, workspace_ids, connections, marks_work=True
             )
         finally:

@@ -97,7 +97,7 @@ def new_key(stack: Stack) -> tuple[str, str]:
     return done.stderr.partition("Created key ")[2].split()[0], done.stdout.strip()
 
 
-def serial_number(stack: Stack) -> bytes:
+def presented_certificate(stack: Stack) -> bytes:
     """The certificate that the edge presents on a new connection."""
     host, _, port = stack.ready["rest_url"].removeprefix("https://").rpartition(":")
     return ssl.get_server_certificate((host, int(port))).encode()
@@ -150,13 +150,13 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     published = time.monotonic()
     new_key_id, api_key.token = new_key(stack)
     database.set_password("second")
-    before, renewed = serial_number(stack), authority.issue("renewed")
+    before, renewed = presented_certificate(stack), authority.issue("renewed")
     shutil.copy(renewed.cert_file, tmp_path / "edge.pem")
     shutil.copy(renewed.key_file, tmp_path / "edge.key")
     rotate(stack, "begin")
     restart(stack)
 
-    assert serial_number(stack) != before
+    assert presented_certificate(stack) != before
     assert (database.accepts("first"), database.accepts("second")) == (False, True)
     new_agents = callers(load)
     eventually(lambda: time.monotonic() - published > PUBLISHED_SECONDS)
