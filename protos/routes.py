@@ -11,7 +11,7 @@ from typing import Any
 import grpc_web
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
 from replies import grpc_errors, grpc_local_replies, header, local_replies
-from source import PACKAGE, SERVICE, Binding, Protos
+from source import SERVICE, Binding, Protos
 
 # Routes that the edge answers itself skip the filters that read bodies. These filters would reject
 # some requests before the route is reached.
@@ -314,7 +314,8 @@ def _known_fields(message: Any) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for field in message.fields:
-        has_names = field.message_type is not None and field.message_type.file.package == PACKAGE
+        # The transcoder also accepts durations and times as objects.
+        has_names = field.message_type is not None
         is_map = has_names and field.message_type.GetOptions().map_entry
         fields = _known_fields(field.message_type) if has_names and not is_map else True
         found |= {field.name: fields, field.json_name: fields}

@@ -41,6 +41,14 @@ def test_a_file_without_a_key(text: str) -> None:
         private_keys(text)
 
 
+@pytest.mark.parametrize("secret", ["", "!" * 43, "A" * 42, "A" * 44, "A" * 42 + "\n"])
+def test_a_file_with_a_damaged_key(secret: str) -> None:
+    damaged = json.dumps({**json.loads(NEW), "d": secret})
+    for text in (damaged, json.dumps({"keys": [json.loads(OLD), json.loads(damaged)]})):
+        with pytest.raises(ValueError):
+            private_keys(text)
+
+
 @pytest.mark.parametrize(("made_with", "key"), [(NEW, 0), (OLD, 1)])
 def test_tokens_of_both_keys_are_accepted(made_with: str, key: int) -> None:
     made, both = PodTokens(made_with), PodTokens(BOTH)

@@ -28,6 +28,8 @@ UNKNOWN = {
     '{"filter": {"workspaceids": ["ws_1"]}}': "workspaceids",
     '{"filter": {"metadata": {"a": "b"}, "team": "a"}}': "team",
     '{"filter": {}, "metadata": {"team": "a"}}': "metadata",
+    '{"force_after": {"secs": 30}}': "secs",
+    '{"filter": {"submittedBefore": {"secs": 30}}}': "secs",
     '{"filter ": {}}': "filter?",
     '{"Filter": {}}': "Filter",
     '{"": {}}': "",
@@ -61,6 +63,13 @@ def test_known_fields_pass_unchanged(rest: httpx.Client, stub: Stub, parts: int)
 def test_a_body_without_names_passes(rest: httpx.Client, stub: Stub, body: str) -> None:
     expected = rest.post("/v1/workspaces/ws_1/task/cancel", content=body).status_code
     assert rest.post(PATH, content=body).status_code == expected
+
+
+def test_durations_and_times_pass_as_objects(rest: httpx.Client, stub: Stub) -> None:
+    body = {"forceAfter": {"seconds": 3}, "filter": {"submitted_before": {"nanos": 4}}}
+    assert rest.post(PATH, json=body).status_code == 202
+    request = stub.seen[-1][0]
+    assert (request.force_after.seconds, request.filter.submitted_before.nanos) == (3, 4)
 
 
 def test_a_large_filter_passes(rest: httpx.Client, stub: Stub) -> None:

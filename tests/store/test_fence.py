@@ -3,6 +3,7 @@
 import psycopg
 import pytest
 from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
 
 from evershell.server.cli.fence import fence as command
 from evershell.server.store.fence import ProgramsConnectedError, fence
@@ -70,6 +71,14 @@ async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> No
         await connection.execute("SELECT 1")
         with pytest.raises(ProgramsConnectedError):
             fence(database_url)
+    assert epochs(database_url) == {"ws_1": 3}
+
+
+def test_programs_whose_url_names_them_are_found_too(database_url: str) -> None:
+    add(database_url, ("ws_1", "idle", 3, "run"))
+    url = make_conninfo(database_url, application_name="platform")
+    with psycopg.connect(conninfo(url)), pytest.raises(ProgramsConnectedError):
+        fence(url)
     assert epochs(database_url) == {"ws_1": 3}
 
 

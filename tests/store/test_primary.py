@@ -9,6 +9,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from evershell.server.store import primary
 from evershell.server.store.migrate import migrate
+from evershell.server.store.owner_session import primary_conninfo
 from evershell.server.store.pool import connected, open_pool
 from evershell.server.store.primary import PrimaryConnection, primary_of
 
@@ -41,6 +42,13 @@ async def test_without_a_primary_it_says_why(empty_database_url: str) -> None:
     url = make_conninfo(empty_database_url, host=f"{NOBODY},{NOBODY}")
     with pytest.raises(psycopg.OperationalError, match="No such file"):
         await PrimaryConnection.connect(url)
+
+
+def test_a_host_without_a_port_is_not_left_out(empty_database_url: str, host: str) -> None:
+    """It could be the one that is promoted."""
+    url = make_conninfo(empty_database_url, host=f"{host},{host},{host}", port="1,2")
+    with pytest.raises(psycopg.OperationalError, match="2 ports for 3 hosts"):
+        primary_conninfo(url)
 
 
 async def test_no_standby_is_taken(empty_database_url: str, host: str) -> None:

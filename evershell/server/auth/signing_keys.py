@@ -5,10 +5,13 @@ from the first key. What the others have made is accepted.
 """
 
 import json
-from base64 import urlsafe_b64decode
+from base64 import b64decode
 from collections.abc import Sequence
 
 from joserfc.jwk import OKPKey
+
+# RFC 8032.
+_KEY_BYTES = 32
 
 
 def new_key() -> str:
@@ -49,4 +52,8 @@ def _jwks(text: str) -> list[dict[str, str]]:
 
 def _private_bytes(jwk: dict[str, str]) -> bytes:
     encoded = jwk["d"]
-    return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    found = b64decode(encoded + "=" * (-len(encoded) % 4), altchars="-_", validate=True)
+    # Everyone could derive the secrets of agents from an empty key.
+    if len(found) != _KEY_BYTES:
+        raise ValueError(f"a private key has {_KEY_BYTES} bytes")
+    return found

@@ -17,10 +17,11 @@ _FENCE = """
     SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
         host = CASE WHEN host IS NOT NULL THEN 'fenced' END
 """
+# The URL may give the programs, and this session, another name.
 _PROGRAMS = """
     SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'evershell'
-      AND pid <> pg_backend_pid()
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+      AND application_name IN ('evershell', current_setting('application_name'))
 """
 
 

@@ -48,7 +48,7 @@ class PrimaryConnection(AsyncConnection[TupleRow]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Raises psycopg.OperationalError if no server is the primary."""
+        """Raises psycopg.OperationalError, also if no server is the primary."""
         servers = _servers_of(conninfo)
         if len(servers) == 1:
             return await super().connect(conninfo, **kwargs)
@@ -110,7 +110,7 @@ async def connect_to_session(conninfo: str) -> PrimaryConnection:
 
 
 def has_standbys(conninfo: str) -> bool:
-    """Whether the URL names several hosts."""
+    """Whether the URL names several hosts. Raises psycopg.OperationalError."""
     return len(_servers_of(conninfo)) > 1
 
 
@@ -126,7 +126,10 @@ def _servers_of(conninfo: str) -> _Servers:
     ports = str(parameters.get("port") or "").split(",")
     if len(ports) == 1:
         ports *= len(hosts)
-    return tuple(zip(hosts, ports, strict=False))
+    if len(ports) != len(hosts):
+        # libpq refuses them too.
+        raise psycopg.OperationalError(f"the URL has {len(ports)} ports for {len(hosts)} hosts")
+    return tuple(zip(hosts, ports, strict=True))
 
 
 def _only(conninfo: str, host: str, port: str) -> str:
