@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from evershell.cli.main import main
+from evershell.server.auth.signing_keys import new_key
 from evershell.server.config import Settings
 from tests.support.programs import run
 
@@ -23,6 +24,18 @@ def test_a_program_without_its_key_or_its_database_fails_with_a_message(
     without_key = run(program, tmp_path, DATABASE_URL="postgresql:///nowhere")
     assert without_key.returncode == 1
     assert without_key.stderr.startswith(f"Error: {tmp_path / 'control-plane.jwk'} cannot be read")
+
+
+@pytest.mark.parametrize("program", ["serve", "fleet"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_SESSION_URL"])
+def test_an_invalid_url_of_the_database_is_not_printed(
+    program: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "control-plane.jwk").write_text(new_key())
+    urls = {"DATABASE_URL": "postgresql:///nowhere", name: "postgresql://user:pass word@host"}
+    failed = run(program, tmp_path, **urls)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == f"Error: {name} is not a valid URL of PostgreSQL.\n"
 
 
 @pytest.mark.parametrize(

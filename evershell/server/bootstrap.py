@@ -13,7 +13,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
 import structlog
+from psycopg.conninfo import conninfo_to_dict
 
 from evershell.server.api import chain
 from evershell.server.api.interceptors.auditing import Auditing
@@ -192,12 +194,19 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 def _signing_keys(settings: Settings) -> str:
     """The content of the file of the signing keys.
 
-    Raises NotSetUpError if there is no valid one, or no database.
+    Raises NotSetUpError if there is no valid one, or no valid URL of the database.
     """
     if not settings.database_url:
         raise NotSetUpError(
             "DATABASE_URL is not set. `evershell up` starts everything, a database included."
         )
+    for name in ("database_url", "database_session_url"):
+        try:
+            conninfo_to_dict(getattr(settings, name))
+        except psycopg.ProgrammingError:
+            # The error can contain the password.
+            message = f"{name.upper()} is not a valid URL of PostgreSQL."
+            raise NotSetUpError(message) from None
     path = settings.signing_key_path
     try:
         text = path.read_text()
