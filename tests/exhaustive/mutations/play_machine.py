@@ -5,7 +5,7 @@ import traceback
 
 from tests.invariants.runs import run_in_memory
 
-_EXAMPLES = 150
+_EXAMPLES = 400
 FOUND = 3
 
 
