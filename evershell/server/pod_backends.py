@@ -47,7 +47,11 @@ async def pods_of(
         pod_isolation,
         shlex.split(settings.agent_command),
     )
-    yield pods, settings.run_id
+    reaping = asyncio.create_task(pods.reap(), name="reap-agents")
+    try:
+        yield pods, settings.run_id
+    finally:
+        reaping.cancel()
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from evershell.server.fleet.local_pods import LocalPods
 from evershell.server.fleet.processes import Pod
 from evershell.server.pod.process import wait_exit
 from tests.support.small_agent import spec_for, wait_start
-from tests.support.waiting import settle
+from tests.support.waiting import eventually_async, settle
 
 
 async def test_an_agent_receives_its_secrets_on_standard_input_only(
@@ -54,9 +54,9 @@ async def test_the_process_id_of_the_agent_is_on_disk(
     assert [process.pid for process in processes.find(Pod(workspace.id))] == [pid]
 
 
-@pytest.mark.parametrize("term", ["the same", "a new one"])
+@pytest.mark.parametrize("is_ended", [True, False])
 async def test_an_agent_that_ended_unwatched_leaves_no_zombie(
-    pods: LocalPods, workspace: Workspace, tmp_path: Path, term: str
+    pods: LocalPods, workspace: Workspace, is_ended: bool
 ) -> None:
     """Nobody waits for its exit while no controller, or another one, leads."""
     await pods.start(workspace)
@@ -64,8 +64,13 @@ async def test_an_agent_that_ended_unwatched_leaves_no_zombie(
     agent.kill()
     await wait_exit(agent.pid)
     assert agent.status() == psutil.STATUS_ZOMBIE
-    await (pods.sync() if term == "a new one" else pods.end(workspace, grace_seconds=0))
-    assert not psutil.pid_exists(agent.pid)
+    if is_ended:
+        await pods.end(workspace, grace_seconds=0)
+        assert not psutil.pid_exists(agent.pid)
+        return
+    reaping = asyncio.create_task(pods.reap())
+    await eventually_async(lambda: not psutil.pid_exists(agent.pid))
+    reaping.cancel()
 
 
 async def test_the_files_of_an_ended_pod_are_kept(

@@ -32,6 +32,9 @@ from evershell.server.pod.spec import PodSpec
 # How often it is checked that the files of a pod are in place. One check takes 60 µs.
 _FILES_CHECK_SECONDS = 3.0
 
+# How often agents that have ended are reaped. One agent takes a microsecond.
+_REAP_SECONDS = 2.0
+
 # How long bwrap may take until it runs the agent's program. It takes a few milliseconds.
 _PROGRAM_SECONDS = 5.0
 _PROGRAM_POLL_SECONDS = 0.002
@@ -73,8 +76,15 @@ class LocalPods:
 
     async def sync(self) -> None:
         """Implements Pods. The other methods read the records, which are always current."""
-        # Nobody has waited for agents that ended while another controller led.
-        self._reap(self._started)
+
+    async def reap(self) -> None:
+        """Reaps agents that have ended, until it is cancelled.
+
+        Nobody waits for those that end while another controller leads, or that it has replaced.
+        """
+        while True:
+            self._reap(self._started)
+            await asyncio.sleep(_REAP_SECONDS)
 
     def was_started(self, workspace: Workspace) -> bool:
         record = self._record(workspace.id)
