@@ -46,7 +46,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         POD_MEMORY_REQUEST="32Mi",
         POD_CPU_REQUEST="10m",
         POD_MEMORY_LIMIT="128Mi",
-        POD_END_SECONDS="15",
+        # A kubelet whose report has failed repeats it after 10 s.
+        POD_END_SECONDS="40",
         LEASE_SECONDS="15",
         AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.server.agent",
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers

@@ -17,7 +17,7 @@ NAMESPACE = "evershell"
 # The first version with gRPC probes, which the overlay needs.
 _GRPC_PROBES = (1, 24)
 _OLD = Path(__file__).parent / "overlay"
-_READY = "--timeout=100s"
+_READY = "--timeout=200s"
 _DATABASE_PASSWORD = "evershell"
 
 

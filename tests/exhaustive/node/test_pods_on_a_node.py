@@ -14,7 +14,7 @@ from tests.exhaustive.node.conftest import delete_from_outside, pod, pods
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
@@ -129,8 +129,8 @@ def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
     if is_cancelled:
         workspace.cancel()
     delete_from_outside(pod(workspace.id)["metadata"]["name"])
-    # The kubelet takes seconds to report the end, more on a loaded machine.
-    eventually(lambda: workspace.task(task_id)["status"] in ("cancelled", "failed"), 60)
+    # The kubelet takes seconds to report the end, or many if its first report fails.
+    eventually(lambda: workspace.task(task_id)["status"] in ("cancelled", "failed"), 120)
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")
     assert end["work_stopped"] == "yes"
