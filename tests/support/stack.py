@@ -185,10 +185,6 @@ class Stack(Service):
                     found.append(child.pid)
         return found
 
-    def standby_pids(self) -> list[int]:
-        """The process ids of fleet controllers that stand by."""
-        return []
-
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 

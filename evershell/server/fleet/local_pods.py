@@ -32,7 +32,7 @@ from evershell.server.pod.spec import PodSpec
 # How often it is checked that the files of a pod are in place. One check takes 60 µs.
 _FILES_CHECK_SECONDS = 3.0
 
-# How often agents that have ended are reaped. One agent takes a microsecond.
+# How often children that have ended are reaped.
 _REAP_SECONDS = 2.0
 
 # How long bwrap may take until it runs the agent's program. It takes a few milliseconds.
@@ -78,12 +78,13 @@ class LocalPods:
         """Implements Pods. The other methods read the records, which are always current."""
 
     async def reap(self) -> None:
-        """Reaps agents that have ended, until it is cancelled.
+        """Reaps children that have ended, until it is cancelled.
 
-        Nobody waits for those that end while another controller leads, or that it has replaced.
+        Nobody waits for agents that end while another controller leads, or that it has replaced,
+        nor for what they leave behind.
         """
         while True:
-            self._reap(self._started)
+            processes.reap_all()
             await asyncio.sleep(_REAP_SECONDS)
 
     def was_started(self, workspace: Workspace) -> bool:

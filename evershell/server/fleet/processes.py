@@ -195,6 +195,13 @@ async def wait_exit_and_reap(pid: int) -> None:
     reap(pid)
 
 
+def reap_all() -> None:
+    """Reaps all children that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def reap(pid: int) -> None:
     """Reaps the process if it is a child that has ended."""
     with contextlib.suppress(ChildProcessError):

@@ -87,11 +87,9 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
         agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
         if found != [agent]:
             yield (f"the idle pod of {workspace_id} runs {found} instead of only its agent {agent}")
-    # A controller that stands by reaps the agents that another one has ended once it leads again.
-    standby_pids = stack.standby_pids()
     for child in psutil.Process(stack.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if child.status() == psutil.STATUS_ZOMBIE and child.ppid() not in standby_pids:
+            if child.status() == psutil.STATUS_ZOMBIE:
                 yield f"process {child.pid} has ended and is not reaped"
 
 

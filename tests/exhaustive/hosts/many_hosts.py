@@ -66,11 +66,6 @@ class ManyHosts(Stack):
         hosts = {"serve": WORKERS, "fleet": CONTROLLERS}[program]
         return [self._programs[host].pid for host in hosts]
 
-    def standby_pids(self) -> list[int]:
-        """The process ids of fleet controllers that stand by."""
-        leader = self.leader()
-        return [self._programs[host].pid for host in CONTROLLERS if host != leader]
-
     def worker_addresses(self) -> list[str]:
         return [self._at(host, "SERVER_PORT") for host in WORKERS]
 
