@@ -16,7 +16,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # These variables take precedence over STATE_DIR, so the tests remove them.
 OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABASE_URL")
-# The profiles of whoever runs the tests do not matter.
+# The tests ignore the profiles of the user who runs them.
 NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
 
 
