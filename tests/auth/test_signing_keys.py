@@ -49,18 +49,18 @@ def test_a_file_with_a_damaged_key(secret: str) -> None:
             private_keys(text)
 
 
-@pytest.mark.parametrize(("made_with", "key"), [(NEW, 0), (OLD, 1)])
-def test_tokens_of_both_keys_are_accepted(made_with: str, key: int) -> None:
+@pytest.mark.parametrize(("made_with", "signing_key"), [(NEW, 0), (OLD, 1)])
+def test_tokens_of_both_keys_are_accepted(made_with: str, signing_key: int) -> None:
     made, both = PodTokens(made_with), PodTokens(BOTH)
     for agent in (
         both.identify(runtime_token(made, WORKSPACE, 3)),
         both.identify_bootstrapping(made.bootstrap_token(WORKSPACE, 3)),
     ):
-        assert (agent.workspace_id, agent.epoch, agent.signing_key) == (WORKSPACE, 3, key)
+        assert (agent.workspace_id, agent.epoch, agent.signing_key) == (WORKSPACE, 3, signing_key)
         # An agent that has bootstrapped gets the secrets of the key of its token, so every worker
         # that accepted the token accepts the agent.
-        assert both.runtime_secret(WORKSPACE, 3, key) == made.runtime_secret(WORKSPACE, 3)
-        assert both.signal_secret(WORKSPACE, 3, key) == made.signal_secret(WORKSPACE, 3)
+        assert both.runtime_secret(WORKSPACE, 3, signing_key) == made.runtime_secret(WORKSPACE, 3)
+        assert both.signal_secret(WORKSPACE, 3, signing_key) == made.signal_secret(WORKSPACE, 3)
 
 
 def test_a_removed_key_is_refused() -> None:
@@ -82,12 +82,12 @@ def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
     both.note_refusal(WORKSPACE, 3, 0)
     # A call that was sent at the same time is refused too.
     both.note_refusal(WORKSPACE, 3, 0)
-    assert (both.signal_key(WORKSPACE, 3), both.signal_key(WORKSPACE, 4)) == (1, 0)
+    assert (both.signing_key(WORKSPACE, 3), both.signing_key(WORKSPACE, 4)) == (1, 0)
     both.note_refusal(WORKSPACE, 3, 1)
-    assert both.signal_key(WORKSPACE, 3) == 0
+    assert both.signing_key(WORKSPACE, 3) == 0
     one = PodTokens(OLD)
     one.note_refusal(WORKSPACE, 3, 0)
-    assert one.signal_key(WORKSPACE, 3) == 0
+    assert one.signing_key(WORKSPACE, 3) == 0
 
 
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:

@@ -29,7 +29,7 @@ class PodTokens:
     """The control plane's side of the tokens. It derives all secrets from the signing keys.
 
     Nothing is stored, so every worker has the same secrets. Another key gives other secrets. In
-    every method, `key` is the position of a key among the signing keys.
+    every method, `signing_key` is the position of a key among the signing keys.
     """
 
     def __init__(self, signing_keys: str, clock: Callable[[], float] = time.time) -> None:
@@ -41,33 +41,33 @@ class PodTokens:
         ]
         # Minting takes 5 µs, and many calls to an agent take place in the same minute.
         self._signal_metadata = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_metadata)
-        # The key of agents that have refused the first one, by workspace id and epoch.
-        self._signal_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
+        # The signing key of agents that have refused the first one, by workspace id and epoch.
+        self._signing_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
 
-    def runtime_secret(self, workspace_id: str, epoch: int, key: int = 0) -> bytes:
+    def runtime_secret(self, workspace_id: str, epoch: int, signing_key: int = 0) -> bytes:
         """The secret with which this agent makes its runtime tokens."""
-        return self._secret("runtime", workspace_id, epoch, key)
+        return self._secret("runtime", workspace_id, epoch, signing_key)
 
-    def signal_secret(self, workspace_id: str, epoch: int, key: int = 0) -> bytes:
+    def signal_secret(self, workspace_id: str, epoch: int, signing_key: int = 0) -> bytes:
         """The secret that authenticates the control plane to this agent."""
-        return self._secret("signal", workspace_id, epoch, key)
+        return self._secret("signal", workspace_id, epoch, signing_key)
 
     def signal_metadata(
-        self, workspace_id: str, epoch: int, key: int = 0
+        self, workspace_id: str, epoch: int, signing_key: int = 0
     ) -> tuple[tuple[str, str], ...]:
         """The metadata of a call to this agent: a signal token of the current minute."""
-        return self._signal_metadata(workspace_id, epoch, key, minute_of(self._clock()))
+        return self._signal_metadata(workspace_id, epoch, signing_key, minute_of(self._clock()))
 
-    def signal_key(self, workspace_id: str, epoch: int) -> int:
-        """The key of the tokens for this agent, as far as it is known."""
+    def signing_key(self, workspace_id: str, epoch: int) -> int:
+        """The signing key whose tokens this agent accepts, as far as it is known."""
         if len(self._secrets_keys) == 1:
             return 0
-        return self._signal_keys.get((workspace_id, epoch), 0)
+        return self._signing_keys.get((workspace_id, epoch), 0)
 
-    def note_refusal(self, workspace_id: str, epoch: int, key: int) -> None:
+    def note_refusal(self, workspace_id: str, epoch: int, signing_key: int) -> None:
         """Chooses the next key for this agent, which has refused a token of this one."""
-        if len(self._secrets_keys) > 1 and key == self.signal_key(workspace_id, epoch):
-            self._signal_keys[workspace_id, epoch] = (key + 1) % len(self._secrets_keys)
+        if len(self._secrets_keys) > 1 and signing_key == self.signing_key(workspace_id, epoch):
+            self._signing_keys[workspace_id, epoch] = (signing_key + 1) % len(self._secrets_keys)
 
     def identify(self, token: str) -> AgentIdentity:
         """The agent that the runtime token belongs to. Raises Failure unauthenticated.
@@ -79,8 +79,8 @@ class PodTokens:
         if named is None:
             raise errors.unauthenticated("The token is not a runtime token.")
         workspace_id, epoch, minute = named
-        for key in range(len(self._secrets_keys)):
-            secret = self.runtime_secret(workspace_id, epoch, key)
+        for signing_key in range(len(self._secrets_keys)):
+            secret = self.runtime_secret(workspace_id, epoch, signing_key)
             if hmac.compare_digest(token, runtime_token(workspace_id, epoch, secret, minute)):
                 break
         else:
@@ -89,11 +89,11 @@ class PodTokens:
         if minute not in accepted_minutes(now):
             message = "The runtime token is of another time. Make one of the current minute."
             raise Failure("unauthenticated", message, unix_seconds=int(now))
-        return AgentIdentity(workspace_id, epoch, key)
+        return AgentIdentity(workspace_id, epoch, signing_key)
 
-    def bootstrap_token(self, workspace_id: str, epoch: int, key: int = 0) -> str:
+    def bootstrap_token(self, workspace_id: str, epoch: int, signing_key: int = 0) -> str:
         """The token with which this agent gets its secrets."""
-        secret = self._secret("bootstrap", workspace_id, epoch, key)
+        secret = self._secret("bootstrap", workspace_id, epoch, signing_key)
         return bootstrap_token(workspace_id, epoch, secret)
 
     def identify_bootstrapping(self, token: str) -> AgentIdentity:
@@ -104,19 +104,19 @@ class PodTokens:
         named = parse_bootstrap_token(token)
         if named is None:
             raise errors.unauthenticated("The token is not a bootstrap token.")
-        for key in range(len(self._secrets_keys)):
-            if hmac.compare_digest(token, self.bootstrap_token(*named, key)):
-                return AgentIdentity(*named, key)
+        for signing_key in range(len(self._secrets_keys)):
+            if hmac.compare_digest(token, self.bootstrap_token(*named, signing_key)):
+                return AgentIdentity(*named, signing_key)
         raise errors.unauthenticated("The bootstrap token is not authentic.")
 
-    def _secret(self, purpose: str, workspace_id: str, epoch: int, key: int) -> bytes:
+    def _secret(self, purpose: str, workspace_id: str, epoch: int, signing_key: int) -> bytes:
         # The expansion of HKDF, for a single block. The epoch is a number and comes last, so no two
         # agents have the same `info`.
         info = f"evershell {purpose} {workspace_id} {epoch}\x01"
-        return hmac.digest(self._secrets_keys[key], info.encode(), "sha256")
+        return hmac.digest(self._secrets_keys[signing_key], info.encode(), "sha256")
 
     def _mint_signal_metadata(
-        self, workspace_id: str, epoch: int, key: int, minute: int
+        self, workspace_id: str, epoch: int, signing_key: int, minute: int
     ) -> tuple[tuple[str, str], ...]:
-        token = signal_token(self.signal_secret(workspace_id, epoch, key), minute)
+        token = signal_token(self.signal_secret(workspace_id, epoch, signing_key), minute)
         return (("authorization", f"Bearer {token}"),)

@@ -94,7 +94,7 @@ class AgentClient:
     async def _attempt(
         self, workspace: Workspace, key: Key, attempt: Attempt, until: float
     ) -> object:
-        signing_key = self._pod_tokens.signal_key(workspace.id, workspace.epoch)
+        signing_key = self._pod_tokens.signing_key(workspace.id, workspace.epoch)
         metadata = self._pod_tokens.signal_metadata(workspace.id, workspace.epoch, signing_key)
         if (context := trace.current()) is not None:
             metadata = (*metadata, (trace.HEADER, context.traceparent))
