@@ -26,6 +26,21 @@ def test_a_program_without_its_key_or_its_database_fails_with_a_message(
     assert without_key.stderr.startswith(f"Error: {tmp_path / 'control-plane.jwk'} cannot be read")
 
 
+@pytest.mark.parametrize("program", ["serve", "fleet", "up"])
+def test_signing_keys_that_are_not_valid_are_refused_in_one_line(
+    program: str, tmp_path: Path
+) -> None:
+    """tests/auth/test_signing_keys.py has other contents, and the command `rotate`."""
+    path = tmp_path / "control-plane.jwk"
+    # Deeper than the parser of JSON recurses.
+    path.write_text("[" * 100_000)
+    refused = run(program, tmp_path, DATABASE_URL="postgresql:///nowhere")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"Error: {path} is not valid: it is neither a private JWK nor a set of them.\n"
+    )
+
+
 @pytest.mark.parametrize("program", ["serve", "fleet"])
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_SESSION_URL"])
 def test_an_invalid_url_of_the_database_is_not_printed(

@@ -32,7 +32,7 @@ from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.key_use import KeyUse
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.auth.signing_keys import private_keys
+from evershell.server.auth.signing_keys import SigningKeysError, read_signing_keys
 from evershell.server.config import NotSetUpError as NotSetUpError
 from evershell.server.config import Settings
 from evershell.server.core.bounds import Bounds
@@ -207,16 +207,10 @@ def _signing_keys(settings: Settings) -> str:
             # The error can contain the password.
             message = f"{name.upper()} is not a valid URL of PostgreSQL."
             raise NotSetUpError(message) from None
-    path = settings.signing_key_path
     try:
-        text = path.read_text()
-        private_keys(text)
-    except OSError as error:
-        message = f"{path} cannot be read ({error.strerror}). `evershell up` creates it."
-        raise NotSetUpError(message) from error
-    except ValueError as error:
-        raise NotSetUpError(f"{path} is not valid: {error}.") from None
-    return text
+        return read_signing_keys(settings.signing_key_path)
+    except SigningKeysError as error:
+        raise NotSetUpError(str(error)) from error
 
 
 def _authentication(

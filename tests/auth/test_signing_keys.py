@@ -9,8 +9,10 @@ from click.testing import CliRunner, Result
 from evershell.server.auth.agent_certificates import AgentCertificates
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.signing_keys import (
+    SigningKeysError,
     new_key,
     private_keys,
+    read_signing_keys,
     with_first_key,
     with_new_key,
 )
@@ -47,6 +49,34 @@ def test_a_file_with_a_damaged_key(secret: str) -> None:
     for text in (damaged, json.dumps({"keys": [json.loads(OLD), json.loads(damaged)]})):
         with pytest.raises(ValueError):
             private_keys(text)
+
+
+# Deeper than the parser of JSON recurses.
+NESTED = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not valid: it is neither a private JWK nor a set of them."),
+        (NESTED, "is not valid: it is neither a private JWK nor a set of them."),
+        (b'{"keys": []}', "is not valid: the set has no key."),
+        (b"\xff\xfe", "is not valid: it is not a text."),
+        (None, "cannot be read (Is a directory)."),
+    ],
+    ids=["empty", "nested", "no key", "binary", "directory"],
+)
+def test_a_file_that_is_not_valid_is_refused_in_one_line(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    path = tmp_path / "control-plane.jwk"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SigningKeysError) as refused:
+        read_signing_keys(path)
+    assert str(refused.value) == f"{path} {problem}"
 
 
 @pytest.mark.parametrize(("made_with", "signing_key"), [(NEW, 0), (OLD, 1)])
@@ -123,9 +153,11 @@ def test_a_rotation(state: Path) -> None:
     assert "keys" not in json.loads(state.read_text())
 
 
-def test_a_rotation_without_a_key(state: Path) -> None:
-    assert "cannot be changed: No such file" in command("begin").output
-    state.write_text("{}")
-    refused = command("begin")
-    assert (refused.exit_code, state.read_text()) == (1, "{}")
+@pytest.mark.parametrize("step", ["begin", "finish"])
+def test_a_rotation_without_a_key(state: Path, step: str) -> None:
+    assert "cannot be read (No such file" in command(step).output
+    state.write_bytes(NESTED)
+    refused = command(step)
+    assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
     assert "is not valid: it is neither a private JWK nor a set of them" in refused.output
+    assert state.read_bytes() == NESTED

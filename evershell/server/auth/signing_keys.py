@@ -7,11 +7,34 @@ from the first key. What the others have made is accepted.
 import json
 from base64 import b64decode
 from collections.abc import Sequence
+from pathlib import Path
 
 from joserfc.jwk import OKPKey
 
 # RFC 8032.
 _KEY_BYTES = 32
+
+
+class SigningKeysError(Exception):
+    """The file has no signing keys, or cannot be read. The message is for the operator."""
+
+
+def read_signing_keys(path: Path) -> str:
+    """The content of the file, in which each key is valid. Raises SigningKeysError."""
+    try:
+        text = path.read_text("utf-8")
+        private_keys(text)
+    except FileNotFoundError as error:
+        message = f"{path} cannot be read ({error.strerror}). `evershell up` creates it."
+        raise SigningKeysError(message) from error
+    except OSError as error:
+        raise SigningKeysError(f"{path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError:
+        # The error contains a part of the file.
+        raise SigningKeysError(f"{path} is not valid: it is not a text.") from None
+    except ValueError as error:
+        raise SigningKeysError(f"{path} is not valid: {error}.") from None
+    return text
 
 
 def new_key() -> str:
@@ -43,7 +66,7 @@ def _jwks(text: str) -> list[dict[str, str]]:
         keys = found.get("keys", [found])
         for each in keys:
             _private_bytes(each)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError("it is neither a private JWK nor a set of them") from error
     if not keys:
         raise ValueError("the set has no key")

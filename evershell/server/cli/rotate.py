@@ -5,7 +5,13 @@ from collections.abc import Callable
 import click
 
 from evershell.cli.terminal import Commands, say
-from evershell.server.auth.signing_keys import private_keys, with_first_key, with_new_key
+from evershell.server.auth.signing_keys import (
+    SigningKeysError,
+    private_keys,
+    read_signing_keys,
+    with_first_key,
+    with_new_key,
+)
 from evershell.server.cli.environment import read_settings
 from evershell.server.stack.private_file import write_private
 
@@ -49,11 +55,11 @@ def _change(change: Callable[[str], str], *, expected: int, problem: str) -> Non
     """Replaces the file, if it has the expected number of keys. Raises click.ClickException."""
     path = read_settings().signing_key_path
     try:
-        text = path.read_text()
+        text = read_signing_keys(path)
         if len(private_keys(text)) != expected:
             raise click.ClickException(problem)
         write_private(path, change(text))
+    except SigningKeysError as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{path} cannot be changed: {error.strerror}.") from error
-    except ValueError as error:
-        raise click.ClickException(f"{path} is not valid: {error}.") from None

@@ -16,7 +16,7 @@ import psycopg
 from ulid import ULID
 
 from evershell.cli.terminal import printable
-from evershell.server.auth.signing_keys import new_key
+from evershell.server.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
 from evershell.server.config import Settings
 from evershell.server.core.errors import UnavailableError
 from evershell.server.fleet import isolation, processes
@@ -70,6 +70,7 @@ async def up(settings: Settings) -> None:
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _exclusive_lock(settings.state_dir):
+        _ensure_signing_key(settings.signing_key_path)
         try:
             check_ports(settings)
         except PortError as error:
@@ -97,6 +98,16 @@ async def up(settings: Settings) -> None:
             await asyncio.gather(starting, restarting, rotating, return_exceptions=True)
             ready.clear(settings.state_dir)
             await _stop(settings, supervisor, edge)
+
+
+def _ensure_signing_key(path: Path) -> None:
+    """Creates the file at the first start. Raises CannotStartError if it is not valid."""
+    if not path.exists():
+        write_private(path, new_key())
+    try:
+        read_signing_keys(path)
+    except SigningKeysError as error:
+        raise CannotStartError(str(error)) from error
 
 
 async def _start(
@@ -131,8 +142,6 @@ async def _start(
         raise CannotStartError(str(error)) from error
     except psycopg.Error as error:
         raise CannotStartError(f"The database cannot be used: {problem_of(error)}.") from None
-    if not settings.signing_key_path.exists():
-        write_private(settings.signing_key_path, new_key())
     try:
         async with open_pool(settings.session_url, max_size=2) as pool:
             demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
