@@ -142,15 +142,38 @@ def command(name: str) -> Result:
 
 def test_a_rotation(state: Path) -> None:
     state.write_text(OLD)
-    assert command("finish").output == "Error: There is one key. Begin a rotation first.\n"
     assert command("begin").exit_code == 0
-    assert len(private_keys(state.read_text())) == 2
     assert state.stat().st_mode & 0o777 == 0o600
-    assert "in progress" in command("begin").output
     new, old = private_keys(state.read_text())
-    assert command("finish").exit_code == 0
-    assert private_keys(state.read_text()) == [new] != [old]
+    assert [old] == private_keys(OLD)
+    finished = command("finish")
+    assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
+    assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
+
+
+@pytest.mark.parametrize(
+    ("step", "content", "problem"),
+    [
+        ("begin", BOTH, "A rotation is in progress. Finish it first."),
+        ("finish", OLD, "No rotation is in progress. Begin one first."),
+    ],
+)
+def test_a_step_out_of_order_changes_nothing(
+    state: Path, step: str, content: str, problem: str
+) -> None:
+    state.write_text(content)
+    refused = command(step)
+    assert (refused.exit_code, state.read_text()) == (1, content)
+    assert refused.output == f"Error: {problem} {state} was not changed.\n"
+
+
+def test_a_set_of_more_keys_can_be_finished(state: Path) -> None:
+    three = with_new_key(BOTH)
+    state.write_text(three)
+    assert "in progress" in command("begin").output
+    assert command("finish").exit_code == 0
+    assert private_keys(state.read_text()) == private_keys(three)[:1]
 
 
 @pytest.mark.parametrize("step", ["begin", "finish"])

@@ -31,10 +31,11 @@ def rotate() -> None:
 )
 def begin() -> None:
     """Fails if a rotation is in progress."""
-    _change(with_new_key, expected=1, problem="A rotation is in progress. Finish it first.")
-    say(
-        "The new signing key is the first one. Restart the workers, then the controllers: "
-        "`evershell restart` on one machine."
+    _change(
+        with_new_key,
+        in_rotation=False,
+        refusal="A rotation is in progress. Finish it first.",
+        done="The new signing key is the first one.",
     )
 
 
@@ -44,22 +45,25 @@ def begin() -> None:
 )
 def finish() -> None:
     """Fails if no rotation is in progress."""
-    _change(with_first_key, expected=2, problem="There is one key. Begin a rotation first.")
-    say(
-        "The previous signing key is removed. Restart the workers, then the controllers: "
-        "`evershell restart` on one machine."
+    _change(
+        with_first_key,
+        in_rotation=True,
+        refusal="No rotation is in progress. Begin one first.",
+        done="The previous signing key is removed. Agents that still have it end after the "
+        "restart, and their tasks fail.",
     )
 
 
-def _change(change: Callable[[str], str], *, expected: int, problem: str) -> None:
-    """Replaces the file, if it has the expected number of keys. Raises click.ClickException."""
+def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, done: str) -> None:
+    """Replaces the file if a rotation is in progress or not. Raises click.ClickException."""
     path = read_settings().signing_key_path
     try:
         text = read_signing_keys(path)
-        if len(private_keys(text)) != expected:
-            raise click.ClickException(problem)
+        if (len(private_keys(text)) > 1) != in_rotation:
+            raise click.ClickException(f"{refusal} {path} was not changed.")
         write_private(path, change(text))
     except SigningKeysError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{path} cannot be changed: {error.strerror}.") from error
+    say(f"{done} Restart the workers, then the controllers: `evershell restart` on one machine.")
