@@ -55,11 +55,14 @@ class Leadership:
             await connection.close()
 
     async def _acquire(self) -> PrimaryConnection:
+        is_logged = False
         while True:
             try:
                 return await self._connect_and_lock()
             except PoolerError as error:
-                _log.error("leadership_impossible", error=str(error))
+                if not is_logged:
+                    _log.error("leadership_impossible", error=str(error))
+                    is_logged = True
             except psycopg.OperationalError:
                 pass
             await asyncio.sleep(_POLL_SECONDS)

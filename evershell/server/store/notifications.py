@@ -103,17 +103,23 @@ class Notifications:
         self._queued.set()
 
     async def _listen(self) -> None:
+        # Those of this outage. With a pooler it lasts until the program ends.
+        logged: set[str] = set()
         while True:
             try:
                 async with await connect_to_session(self._conninfo) as connection:
                     with answered_within(connection, _LISTENER_ANSWER_SECONDS):
                         await connection.execute(f"LISTEN {self._channel}")
+                    logged.clear()
                     self._disconnected.clear()
                     self._listening.set()
                     self._listener_connected()
                     await self._receive_all(connection)
             except psycopg.Error as error:
-                _log.warning("notifications_listener_lost", error=str(error).strip())
+                problem = str(error).strip()
+                if problem not in logged:
+                    _log.warning("notifications_listener_lost", error=problem)
+                    logged.add(problem)
             self._listening.clear()
             self._disconnected.set()
             await asyncio.sleep(_RETRY_SECONDS)
