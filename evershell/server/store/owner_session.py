@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 
 from evershell.server.store.pool import conninfo
-from evershell.server.store.primary import PoolerError, has_standbys, primary_of
+from evershell.server.store.primary import SESSION_PID, has_standbys, primary_of, refuse_pooler
 from evershell.server.store.session_settings import UNLIMITED
 
 _CONNECT_SECONDS = 10
@@ -17,13 +17,12 @@ def primary_conninfo(database_url: str) -> str:
 
     Raises psycopg.Error, which is a PoolerError if the URL leads to a pooler.
     """
-    server = asyncio.run(primary_of(database_url)) if has_standbys(database_url) else database_url
+    server = database_url
+    if has_standbys(server):
+        server = asyncio.run(primary_of(server))
     # A pooler refuses the options, so they are added afterwards.
     with psycopg.connect(server, autocommit=True, connect_timeout=_CONNECT_SECONDS) as connection:
-        if connection.execute("SELECT pg_backend_pid()").fetchone() != (
-            connection.info.backend_pid,
-        ):
-            raise PoolerError
+        refuse_pooler(connection, connection.execute(SESSION_PID).fetchone())
     return conninfo(server, UNLIMITED)
 
 

@@ -19,6 +19,8 @@ from evershell.server.store.hang_up import answered_within
 # How long the other servers may take to answer after the first one that accepts writes.
 _OTHERS_SECONDS = 0.5
 _ANSWER_SECONDS = 1.5
+# A pooler tells its clients another process id than that of the session that answers.
+SESSION_PID = "SELECT pg_backend_pid()"
 # The first 8 of the 24 hexadecimal digits of a WAL file are the timeline.
 _TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 
@@ -91,6 +93,12 @@ class PrimaryConnection(AsyncConnection[TupleRow]):
         return self._timeline < _highest.get(self._servers, 0)
 
 
+def refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
+    """Raises PoolerError unless the row of SESSION_PID is of the session that has answered."""
+    if row != (connection.info.backend_pid,):
+        raise PoolerError
+
+
 async def connect_to_session(conninfo: str) -> PrimaryConnection:
     """A connection with a session of its own, for LISTEN and for advisory locks.
 
@@ -100,9 +108,8 @@ async def connect_to_session(conninfo: str) -> PrimaryConnection:
     connection = await PrimaryConnection.connect(conninfo, autocommit=True)
     try:
         with answered_within(connection, _ANSWER_SECONDS):
-            row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
-        if row != (connection.info.backend_pid,):
-            raise PoolerError
+            row = await (await connection.execute(SESSION_PID)).fetchone()
+        refuse_pooler(connection, row)
     except BaseException:
         await connection.close()
         raise
