@@ -1,4 +1,9 @@
-"""The fence after a restore."""
+"""The fence after a restore: epochs, refusals, and what the command says.
+
+test_fence_states.py has each state of a workspace, test_fence_races.py has other programs.
+"""
+
+from importlib import resources
 
 import psycopg
 import pytest
@@ -6,7 +11,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 
 from evershell.server.cli.fence import fence as command
-from evershell.server.store.fence import ProgramsConnectedError, fence
+from evershell.server.store.fence import FenceRefusedError, fence
 from evershell.server.store.pool import Pool, conninfo
 
 _WORKSPACE = """
@@ -69,7 +74,7 @@ async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> No
     add(database_url, ("ws_1", "idle", 3, "run"))
     async with pool.connection() as connection:
         await connection.execute("SELECT 1")
-        with pytest.raises(ProgramsConnectedError):
+        with pytest.raises(FenceRefusedError):
             fence(database_url)
     assert epochs(database_url) == {"ws_1": 3}
 
@@ -77,7 +82,7 @@ async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> No
 def test_programs_whose_url_names_them_are_found_too(database_url: str) -> None:
     add(database_url, ("ws_1", "idle", 3, "run"))
     url = make_conninfo(database_url, application_name="platform")
-    with psycopg.connect(conninfo(url)), pytest.raises(ProgramsConnectedError):
+    with psycopg.connect(conninfo(url)), pytest.raises(FenceRefusedError):
         fence(url)
     assert epochs(database_url) == {"ws_1": 3}
 
@@ -93,18 +98,67 @@ def test_the_command_says_what_it_did(database_url: str, monkeypatch: pytest.Mon
     assert "Stop all workers and controllers first." in refused.output
 
 
+@pytest.mark.parametrize("name", ["evershell", "platform"])
+def test_the_sessions_of_commands_that_are_ending_do_not_count(
+    database_url: str, name: str
+) -> None:
+    """They end a little later than their command."""
+    url = make_conninfo(database_url, application_name=name)
+    add(database_url, ("ws_1", "idle", 3, "run"))
+    for _ in range(20):
+        assert fence(url) == 1
+
+
+def test_a_schema_of_an_earlier_version(empty_database_url: str) -> None:
+    """Its agents are fenced, whether it is migrated before or after."""
+    first = resources.files("evershell.server.store") / "migrations" / "0001_schema.sql"
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute(first.read_text().encode())
+    add(empty_database_url, ("ws_1", "idle", 3, "run"))
+    assert fence(empty_database_url) == 1
+    assert epochs(empty_database_url)["ws_1"] > 3
+
+
+def refusal(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The output of the command, which has to fail."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    done = CliRunner().invoke(command)
+    assert done.exit_code == 1
+    return done.output
+
+
+@pytest.mark.parametrize("table", ["", "CREATE TABLE workspaces (id text)"])
+def test_a_database_without_the_schema(
+    table: str, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute(table.encode())
+    assert refusal(empty_database_url, monkeypatch) == (
+        "Error: The database does not have the schema of this service. Check DATABASE_URL, or "
+        "run `evershell migrate` first. Nothing was changed.\n"
+    )
+
+
+def test_a_database_that_accepts_no_writes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(database_url, ("ws_1", "idle", 3, "run"))
+    url = make_conninfo(database_url, options="-c default_transaction_read_only=on")
+    assert "is read-only: it is a standby, or has" in refusal(url, monkeypatch)
+    assert epochs(database_url) == {"ws_1": 3}
+
+
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
         ("", "There is no database. Set DATABASE_URL."),
         ("postgresql://user:pass word@host", "DATABASE_URL is not a valid URL"),
+        ("postgresql:///nowhere?host=/nonexistent", "The database cannot be used: connection"),
     ],
 )
 def test_the_command_without_a_database(
     url: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", url)
-    done = CliRunner().invoke(command)
-    assert done.exit_code == 1
-    assert problem in done.output
-    assert "pass word" not in done.output
+    output = refusal(url, monkeypatch)
+    assert problem in output
+    assert "pass word" not in output

@@ -5,8 +5,9 @@ import psycopg
 
 from evershell.cli.terminal import say
 from evershell.server.cli.environment import read_settings
-from evershell.server.store.fence import ProgramsConnectedError
+from evershell.server.store.fence import FenceRefusedError
 from evershell.server.store.fence import fence as fence_agents
+from evershell.server.store.migrate import ReadOnlyDatabaseError
 from evershell.server.store.primary import PoolerError
 from evershell.server.store.problem import problem_of
 
@@ -18,13 +19,13 @@ from evershell.server.store.problem import problem_of
     "recorded, otherwise `failed`."
 )
 def fence() -> None:
-    """Fails if a worker or a controller is connected."""
+    """Fails if a worker or a controller is connected, or if a controller leads."""
     settings = read_settings()
     if not settings.session_url:
         raise click.ClickException("There is no database. Set DATABASE_URL.")
     try:
         count = fence_agents(settings.session_url)
-    except (ProgramsConnectedError, PoolerError) as error:
+    except (FenceRefusedError, ReadOnlyDatabaseError, PoolerError) as error:
         raise click.ClickException(str(error)) from error
     except psycopg.Error as error:
         message = f"The database cannot be used: {problem_of(error)}."

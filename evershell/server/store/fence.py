@@ -1,9 +1,10 @@
 """Fences the agents of a lost part of the database's history, after a restore."""
 
-from typing import Any
-
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
+from evershell.server.store.leadership import LOCK_KEY
+from evershell.server.store.migrate import check_writable
 from evershell.server.store.owner_session import connect_as_owner
 
 # Epochs that were handed out after the backup are unknown, and would be handed out again. The time
@@ -12,40 +13,54 @@ from evershell.server.store.owner_session import connect_as_owner
 #
 # A pod that was placed becomes one of another run, so the fleet controller ends its task and starts
 # another agent.
+#
+# The parameter is the name that the URL gives to sessions of the programs.
 _FENCE = """
-    UPDATE workspaces
-    SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
-        host = CASE WHEN host IS NOT NULL THEN 'fenced' END
-"""
-# The URL may give the programs, and this session, another name.
-_PROGRAMS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-      AND application_name IN ('evershell', current_setting('application_name'))
+    WITH programs AS (
+        SELECT count(*) AS number FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name IN ('evershell', %s)
+    ), fenced AS (
+        UPDATE workspaces
+        SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
+            host = CASE WHEN host IS NOT NULL THEN 'fenced' END
+        WHERE (SELECT number FROM programs) = 0
+        RETURNING id
+    )
+    SELECT (SELECT number FROM programs), (SELECT count(*) FROM fenced)
 """
 
 
-class ProgramsConnectedError(Exception):
-    """Workers or controllers use the database. The message is for the operator."""
+class FenceRefusedError(Exception):
+    """Nothing was changed. The message is for the operator."""
 
 
 def fence(database_url: str) -> int:
-    """Moves each workspace to an epoch that no agent has had. Blocks.
+    """Moves each workspace to an epoch that no agent has had, in one statement. Blocks.
 
-    Returns the number of workspaces. Raises ProgramsConnectedError, and what connect_as_owner
-    raises.
+    No controller leads meanwhile, and none begins to. Returns the number of workspaces. Raises
+    FenceRefusedError, ReadOnlyDatabaseError, and what connect_as_owner raises.
     """
-    with connect_as_owner(database_url) as connection:
-        programs = _count(connection)
-        if programs:
-            raise ProgramsConnectedError(
-                f"Programs of this service have {programs} connections to the database. Stop all "
-                "workers and controllers first. Nothing was changed."
+    name = conninfo_to_dict(database_url).get("application_name")
+    with connect_as_owner(database_url) as connection, connection.transaction():
+        check_writable(connection)
+        lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LOCK_KEY,))
+        if lock.fetchone() != (True,):
+            raise FenceRefusedError(
+                "A controller leads, or another fence is in progress. Stop all workers and "
+                "controllers first. Nothing was changed."
             )
-        return connection.execute(_FENCE).rowcount
-
-
-def _count(connection: psycopg.Connection[Any]) -> int:
-    row = connection.execute(_PROGRAMS).fetchone()
+        try:
+            row = connection.execute(_FENCE, (name,)).fetchone()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            raise FenceRefusedError(
+                "The database does not have the schema of this service. Check DATABASE_URL, or "
+                "run `evershell migrate` first. Nothing was changed."
+            ) from error
     assert row is not None
-    return int(row[0])
+    programs, workspaces = row
+    if programs:
+        raise FenceRefusedError(
+            f"Programs of this service are connected to the database (connections: {programs}). "
+            "Stop all workers and controllers first. Nothing was changed."
+        )
+    return int(workspaces)

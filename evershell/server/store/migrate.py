@@ -62,7 +62,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
         # advisory lock with the session, so the process that holds it may remove such a row.
         server = primary_conninfo(database_url)
         with psycopg.connect(server, autocommit=True) as guard:
-            _check_writable(guard)
+            check_writable(guard)
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
             _apply(server)
@@ -77,7 +77,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
         raise UnavailableError(f"The database cannot be migrated: {error}") from error
 
 
-def _check_writable(connection: psycopg.Connection[Any]) -> None:
+def check_writable(connection: psycopg.Connection[Any]) -> None:
     """Raises ReadOnlyDatabaseError if the database is a standby, or read-only by its settings."""
     if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
         raise ReadOnlyDatabaseError(

@@ -4,11 +4,15 @@ import asyncio
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from evershell.server.store.pool import conninfo
 from evershell.server.store.primary import SESSION_PID, has_standbys, primary_of, refuse_pooler
 from evershell.server.store.session_settings import UNLIMITED
 
+# The name of these sessions. PostgreSQL ends them a little later than the command ends, and a fence
+# does not take them for sessions of a worker or a controller.
+COMMAND_NAME = "evershell command"
 _CONNECT_SECONDS = 10
 
 
@@ -17,7 +21,7 @@ def primary_conninfo(database_url: str) -> str:
 
     Raises psycopg.Error, which is a PoolerError if the URL leads to a pooler.
     """
-    server = database_url
+    server = make_conninfo(database_url, application_name=COMMAND_NAME)
     if has_standbys(server):
         server = asyncio.run(primary_of(server))
     # A pooler refuses the options, so they are added afterwards.

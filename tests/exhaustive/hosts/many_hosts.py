@@ -28,7 +28,7 @@ from evershell.server.stack.private_file import write_private
 from evershell.server.stack.ready import Demo
 from evershell.server.stack.seed import seed
 from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.leadership import _LOCK_KEY
+from evershell.server.store.leadership import LOCK_KEY
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.exhaustive.hosts import agent_on_host
@@ -79,7 +79,7 @@ class ManyHosts(Stack):
             row = connection.execute(
                 "SELECT host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid) "
                 "WHERE locktype = 'advisory' AND objid = %s AND granted",
-                (_LOCK_KEY,),
+                (LOCK_KEY,),
             ).fetchone()
         return next((host for host in CONTROLLERS if row == (self.network.address(host),)), None)
 
