@@ -1,9 +1,13 @@
 """A fence at the same time as other programs, in orders that a lock forces."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
@@ -13,6 +17,7 @@ from evershell.server.core.runtime import AgentIdentity, Runtime
 from evershell.server.core.workspace import WorkspaceStatus
 from evershell.server.store.fence import FenceRefusedError, fence
 from evershell.server.store.leadership import Leadership
+from evershell.server.store.owner_session import COMMAND_NAME
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
@@ -24,9 +29,18 @@ from tests.support.store.examples import (
     workspace,
 )
 from tests.support.store.locks import held
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
 RUN_ID = "run_1"
+_ADD = """
+    INSERT INTO workspaces (
+        id, org_id, name, status, status_reason, created_at, updated_at, epoch, last_seq
+    ) VALUES (%s, 'org_1', '', 'idle', '', now(), now(), 3, 0)
+"""
+_SESSIONS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = %s
+"""
 LIMIT_SECONDS = 10
 
 
@@ -183,3 +197,29 @@ async def test_a_controller_that_places_a_workspace_meanwhile_does_not_share_its
     _, change = await one_after_the_other(database_url, idle.id, fencing, placing)
     assert change.workspace.run_id is None
     assert await epoch_of(store, idle.id) > 1
+
+
+def test_a_fence_that_is_killed_changes_nothing(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for name in ("ws_1", "ws_2"):
+            connection.execute(_ADD, (name,))
+
+        def sessions(condition: str) -> int:
+            row = connection.execute(f"{_SESSIONS} AND {condition}".encode(), (COMMAND_NAME,))
+            return int((row.fetchone() or (0,))[0])
+
+        with psycopg.connect(database_url) as holder:
+            holder.execute("SELECT FROM workspaces WHERE id = 'ws_2' FOR UPDATE")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "evershell.server", "fence"],
+                env={**os.environ, "DATABASE_URL": database_url},
+            )
+            try:
+                eventually(lambda: sessions("wait_event_type = 'Lock'"))
+            finally:
+                process.kill()
+                process.wait(LIMIT_SECONDS)
+            # The server notices it although the lock is still held.
+            eventually(lambda: not sessions("true"))
+        assert connection.execute("SELECT DISTINCT epoch FROM workspaces").fetchall() == [(3,)]
+    assert fence(database_url) == 2

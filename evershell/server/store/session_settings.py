@@ -38,8 +38,12 @@ OPTIONS = " ".join(
     "-c {}={}".format(name, value.replace(" ", r"\ "))
     for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
 )
-# Migrations may take longer, also if the limits are defaults of their role.
-UNLIMITED = "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+# Migrations may take longer, also if the limits are defaults of their role. The server ends the
+# session of a command that was killed, also while it waits for a lock.
+UNLIMITED = (
+    "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 "
+    f"-c client_connection_check_interval={SETTINGS['client_connection_check_interval']}"
+)
 
 # How long a pooler may take to answer.
 _ANSWER_SECONDS = 1.5
