@@ -131,6 +131,10 @@ class Stack(Service):
         assert self._process is not None
         return self._process.pid
 
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the stack except its first, `up`."""
+        return psutil.Process(self.pid).children(recursive=True)
+
     @property
     def metrics_port(self) -> int:
         """The metrics port of the first worker. 0 if metrics are off."""

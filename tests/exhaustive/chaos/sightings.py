@@ -38,12 +38,12 @@ class Figures:
 
 def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
     """Returns the resources that the stack holds now."""
-    children = psutil.Process(stack.pid).children(recursive=True)
+    processes = stack.processes()
     pids = {
         "up": [stack.pid],
         "serve": stack.pids("serve"),
         "fleet": stack.pids("fleet"),
-        "envoy": [child.pid for child in children if child.name() == "envoy"],
+        "envoy": [each.pid for each in processes if each.name() == "envoy"],
         "agent": [stack.agent_pid(workspace_id) for workspace_id in workspace_ids],
     }
     descriptors = {
@@ -56,7 +56,7 @@ def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
             "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         ).fetchone()
     assert row is not None
-    return Figures(int(row[0]), descriptors, len(children))
+    return Figures(int(row[0]), descriptors, len(processes))
 
 
 def leaks(
@@ -87,10 +87,10 @@ def strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
         agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
         if found != [agent]:
             yield (f"the idle pod of {workspace_id} runs {found} instead of only its agent {agent}")
-    for child in psutil.Process(stack.pid).children(recursive=True):
+    for process in stack.processes():
         with suppress(psutil.Error):
-            if child.status() == psutil.STATUS_ZOMBIE:
-                yield f"process {child.pid} has ended and is not reaped"
+            if process.status() == psutil.STATUS_ZOMBIE:
+                yield f"process {process.pid} has ended, and {process.parent()} does not reap it"
 
 
 def defects(stack: Stack) -> Iterator[str]:

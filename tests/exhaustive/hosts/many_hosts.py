@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -65,6 +66,11 @@ class ManyHosts(Stack):
         """The process ids of a program, `serve` or `fleet`."""
         hosts = {"serve": WORKERS, "fleet": CONTROLLERS}[program]
         return [self._programs[host].pid for host in hosts]
+
+    def processes(self) -> list[psutil.Process]:
+        """The programs and their descendants. This process has other children too."""
+        programs = [psutil.Process(program.pid) for program in self._programs.values()]
+        return [*programs, *(each for program in programs for each in program.children(True))]
 
     def worker_addresses(self) -> list[str]:
         return [self._at(host, "SERVER_PORT") for host in WORKERS]
