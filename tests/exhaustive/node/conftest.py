@@ -1,17 +1,19 @@
 """The programs in a cluster with a real node, and a stack beside it whose pods run there.
 
-All tests need KUBECONFIG and the images of `.ci/node_image.sh` on the node. deploy/README.md
-describes the other variables.
+All tests need KUBECONFIG, and the image evershell:1 on the nodes. deploy/README.md describes the
+other variables.
 """
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.exhaustive.deploy.tools import kubectl
+from tests.exhaustive.node import node
 from tests.exhaustive.node.deployment import Deployment
 from tests.support.ports import free_ports
 from tests.support.stack import Stack
@@ -24,8 +26,7 @@ _REPORT_SECONDS = 60.0
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The programs of `deploy/overlays/local` in the cluster."""
-    if not (os.environ.get("KUBECONFIG") and os.environ.get("NODE_IMAGE")):
-        pytest.skip("KUBECONFIG and NODE_IMAGE are not both set: no node")
+    node.require()
     with Deployment.applied(tmp_path_factory.mktemp("deployment")) as running:
         yield running
 
@@ -33,15 +34,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with POD_BACKEND=kubernetes, and TLS to its agents as in `deploy/base`."""
-    image, host = os.environ.get("NODE_IMAGE"), os.environ.get("NODE_HOST")
-    if not (os.environ.get("KUBECONFIG") and image and host):
-        pytest.skip("KUBECONFIG, NODE_IMAGE and NODE_HOST are not all set: no node")
+    node.require()
+    host = os.environ.get("NODE_HOST") or _own_address()
     folder = tmp_path_factory.mktemp("node")
     first, _, runtime, _ = free_ports(4)
     running = Stack(
         folder / "state",
         POD_BACKEND="kubernetes",
-        POD_IMAGE=image,
+        POD_IMAGE="evershell:1",
         POD_STORAGE="1Mi",
         POD_MEMORY_REQUEST="32Mi",
         POD_CPU_REQUEST="10m",
@@ -62,6 +62,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert running.stop() == 0
     finally:
         running.kill_if_running()
+
+
+def _own_address() -> str:
+    """The address of this machine for other hosts, such as the nodes of kind."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
+        # Chooses a route, and sends nothing. 192.0.2.1 belongs to nobody (RFC 5737).
+        unconnected.connect(("192.0.2.1", 1))
+        return str(unconnected.getsockname()[0])
 
 
 def pod(workspace_id: str) -> dict[str, Any]:

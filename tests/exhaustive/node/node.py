@@ -1,14 +1,19 @@
-"""The node of the cluster, on which NODE_SHELL runs a command: `sh -c`, if it is this machine."""
+"""The node of the cluster, and commands on it."""
 
+import json
 import os
 import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
 
+from tests.exhaustive.deploy.tools import kubectl
+
+_KIND = "kind://docker/"
 _LIMIT_SECONDS = 30
 # A file, or systemd, knows the process of the kubelet.
 _KUBELET = (
@@ -17,9 +22,33 @@ _KUBELET = (
 
 
 def require() -> None:
+    """Skips the test if there is no node."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set: no node")
+    if not nodes():
+        pytest.skip("the cluster of KUBECONFIG has no node")
+
+
+def require_shell() -> None:
     """Skips the test if it cannot run commands on the node."""
-    if not os.environ.get("NODE_SHELL"):
-        pytest.skip("NODE_SHELL is not set: no commands on the node")
+    require()
+    if not shell(nodes()):
+        pytest.skip("NODE_SHELL is not set, and the cluster is not of kind: no commands on a node")
+
+
+@cache
+def nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster."""
+    return list(json.loads(kubectl("get", "nodes", "-o", "json"))["items"])
+
+
+def shell(nodes: list[dict[str, Any]]) -> list[str]:
+    """Runs its last argument on the only node: NODE_SHELL, or docker for a node of kind."""
+    if given := os.environ.get("NODE_SHELL"):
+        return shlex.split(given)
+    if len(nodes) == 1 and nodes[0]["spec"].get("providerID", "").startswith(_KIND):
+        return ["docker", "exec", nodes[0]["metadata"]["name"], "sh", "-c"]
+    return []
 
 
 def kill_agent(pod: dict[str, Any]) -> None:
@@ -55,7 +84,7 @@ def _container(pod: dict[str, Any]) -> str:
 
 
 def _run(script: str) -> None:
-    command = [*shlex.split(os.environ["NODE_SHELL"]), script]
+    command = [*shell(nodes()), script]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
     )

@@ -49,7 +49,7 @@ def assert_truth(workspace: Workspace, task_id: str, reason: str, work_stopped: 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_an_agent_that_is_killed(workspace: Workspace, is_cancelled: bool) -> None:
-    node.require()
+    node.require_shell()
     task_id = busy(workspace, is_cancelled=is_cancelled)
     node.kill_agent(running_pod(workspace.id))
     assert_truth(workspace, task_id, "its agent was killed by SIGKILL", "yes")
@@ -108,7 +108,7 @@ def test_a_tool_that_is_out_of_memory(workspace: Workspace) -> None:
 
 def test_a_silent_node(stack: Stack) -> None:
     """Nobody knows what still runs there. What agents report themselves is known."""
-    node.require()
+    node.require_shell()
     failed, cancelled, forced, stopped = (Workspace(stack) for _ in range(4))
     tasks = {each.id: busy(each, is_cancelled=False) for each in (failed, cancelled, forced)}
     cancelled.cancel(reason="enough")
