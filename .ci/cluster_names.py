@@ -4,7 +4,8 @@
 
 A Service without an address of its own stands for its ready pods. A new name appears at once. A
 change appears CACHE_SECONDS later, because the DNS of many clusters keeps answers for that long.
-PID is dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the API server, with a token.
+PID is dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the API server, with a token. While
+it does not answer, the names stay. The program ends with dnsmasq or with its parent.
 """
 
 import json
@@ -12,12 +13,15 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
 
 _POLL_SECONDS = 0.5
+# The time limit of a call to the API server.
+_CALL_SECONDS = 5.0
 _DOMAIN = "svc.cluster.local"
 
 # The addresses of each name.
@@ -30,7 +34,7 @@ def connect() -> httpx.Client:
     return httpx.Client(
         base_url=config["clusters"][0]["cluster"]["server"] + "/api/v1/",
         headers={"authorization": f"Bearer {config['users'][0]['user']['token']}"},
-        timeout=30,
+        timeout=_CALL_SECONDS,
         verify=False,  # noqa: S501 - the certificate is its own
     )
 
@@ -64,24 +68,36 @@ def _ready(endpoints: dict[str, Any]) -> list[str]:
 
 
 def main(path: Path, pid: int, cache_seconds: float) -> None:
-    """Runs until it is killed."""
+    """Runs until dnsmasq or the parent of this process has ended."""
     published: Names = {}
     # What was read, oldest first, with its time. The first is what a cache may still answer.
     history: list[tuple[float, Names]] = []
+    parent = os.getppid()
     with connect() as api:
-        while True:
+        while os.getppid() == parent and _runs(pid):
             now = time.monotonic()
-            history.append((now, read(api)))
+            # The API server may be restarting.
+            with suppress(httpx.HTTPError):
+                history.append((now, read(api)))
             while len(history) > 1 and history[1][0] <= now - cache_seconds:
                 del history[0]
-            cached, new = history[0][1], history[-1][1]
+            cached, new = (history[0][1], history[-1][1]) if history else ({}, {})
             names = {name: cached.get(name, published.get(name, new[name])) for name in new}
             if names != published:
                 lines = [f"{ip} {name}\n" for name, ips in names.items() for ip in ips]
                 path.write_text("".join(lines))
-                os.kill(pid, signal.SIGHUP)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGHUP)
                 published = names
             time.sleep(_POLL_SECONDS)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -22,6 +22,16 @@ start() {
   "$@" >"$state/${1##*/}.log" 2>&1 &
   pids+=($!)
 }
+ended() { [[ ! -e /proc/$1/exe ]]; }
+# Waits until a command succeeds; after a minute, prints the problem and fails.
+limited() {
+  local problem=$1 deadline=$((SECONDS + 60))
+  shift
+  until "$@"; do
+    ((SECONDS < deadline)) || { echo "$problem" >&2; return 1; }
+    sleep 0.1
+  done
+}
 
 # Pods get a route to more than their own bridge. containerd reads the file again when it is written.
 cat >"$state/cni/10-test.conflist" <<C
@@ -56,7 +66,7 @@ sed -i 's/^address: .*/address: 0.0.0.0/' "$state/kubelet.yaml"
 printf 'clusterDNS: [%s]\nclusterDomain: cluster.local\n' "$address" >>"$state/kubelet.yaml"
 mapfile -d '' -t kubelet <"/proc/$P_kubelet/cmdline"
 kill "$P_kubelet"
-while [[ -e /proc/$P_kubelet/exe ]]; do sleep 0.1; done
+limited "The kubelet has not ended." ended "$P_kubelet"
 start "${kubelet[@]/127.0.0.2/$address}"
 echo $! >/run/kubelet.pid
 
@@ -69,8 +79,6 @@ for number in $(seq 60); do
 C
 done | kubectl apply -f - >/dev/null
 
-until curl -sf http://127.0.0.1:10248/healthz >/dev/null; do
-  kill -0 "${pids[-1]}" || { tail -5 "$state/kubelet.log"; exit 1; }
-  sleep 0.1
-done
+limited "The kubelet does not serve." curl -sf --max-time 2 -o /dev/null http://127.0.0.1:10248/healthz ||
+  { tail -5 "$state/kubelet.log"; exit 1; }
 "$@"
