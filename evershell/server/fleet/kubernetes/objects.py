@@ -4,6 +4,7 @@ secret.
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -14,6 +15,7 @@ from evershell.server.pod.spec import PodSpec
 MANAGED_BY = "app.kubernetes.io/managed-by=evershell"
 WORKSPACE_LABEL, EPOCH_LABEL = "evershell.ai/workspace", "evershell.ai/epoch"
 _ORG_LABEL = "evershell.ai/org"
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 # On the claim, the epoch and the run of the pod that was started last; on a pod, its own.
 STARTED_ANNOTATION = "evershell.ai/started"
 CONTAINER = "agent"
@@ -183,12 +185,15 @@ def _container(template: PodTemplate) -> Object:
 
 def _labels(workspace: Workspace) -> dict[str, str]:
     key, _, value = MANAGED_BY.partition("=")
-    return {
+    found = {
         key: value,
         "app.kubernetes.io/name": "evershell-agent",
         WORKSPACE_LABEL: workspace.id,
-        _ORG_LABEL: workspace.org_id,
     }
+    # The id of an organization is any text of its identity provider.
+    if _LABEL_VALUE.fullmatch(workspace.org_id):
+        found[_ORG_LABEL] = workspace.org_id
+    return found
 
 
 def _slug(workspace_id: str) -> str:

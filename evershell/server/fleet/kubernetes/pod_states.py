@@ -7,9 +7,9 @@ from evershell.server.fleet.kubernetes.api import Object
 
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 # Reasons for which a waiting container never starts; only a new pod helps.
-_HOPELESS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-# Reasons of a waiting container that are no problem.
-_PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
+_NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+# Reasons of a waiting container that is about to start.
+_STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 _IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
 )
@@ -26,7 +26,7 @@ def is_alive(pod: Object) -> bool:
         status.get("phase") in _ENDED_PHASES
         or "deletionTimestamp" in pod["metadata"]
         or any("terminated" in state for state in _states(pod))
-        or any(waiting.get("reason") in _HOPELESS for waiting in _waiting(pod))
+        or any(waiting.get("reason") in _NEVER_STARTS for waiting in _waiting(pod))
     )
 
 
@@ -121,7 +121,7 @@ def _explain_wait(pod: Object) -> str:
         reason = waiting.get("reason", "")
         if reason in _IMAGE_PROBLEMS:
             return f"its image cannot be pulled: {_message(waiting)}"
-        if reason and reason not in _PATIENT:
+        if reason and reason not in _STARTING:
             return f"its container does not start: {_message(waiting)}"
     return ""
 
