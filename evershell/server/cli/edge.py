@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import click
+import httpx
 
+from evershell.cli.duration import DURATION
 from evershell.server.cli.environment import read_settings
 from evershell.server.stack.environments import edge_environment
 from evershell.server.stack.envoy import config as envoy
@@ -13,10 +16,51 @@ from evershell.server.stack.envoy.collector import Collector
 
 # Envoy's own share of the memory of its container.
 _HEAP_SHARE = 0.8
+_ADMIN_SECONDS = 5.0
+# During a drain, every answer closes its connection. By default, few do at first.
+_OPTIONS = ("--disable-hot-restart", "--drain-strategy", "immediate")
 
 
-@click.command(help="Run Envoy in front of the workers that EDGE_WORKERS names, until SIGTERM.")
-def edge() -> None:
+@click.command(
+    help="Run Envoy in front of the workers that EDGE_WORKERS names, until SIGTERM, at which it "
+    "ends at once. Before that, --drain moves its callers to other edges."
+)
+@click.option(
+    "--admin-socket",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The Unix socket of Envoy's admin interface. Default: one in a temporary folder.",
+)
+@click.option(
+    "--drain",
+    "drain_seconds",
+    type=DURATION,
+    metavar="DURATION",
+    help="Ask the Envoy of --admin-socket, which runs already, to close each connection with its "
+    "next answer, and return after this time.",
+)
+def edge(admin_socket: Path | None, drain_seconds: float | None) -> None:
+    """Becomes Envoy, or drains one that runs."""
+    if drain_seconds is None:
+        _run(admin_socket)
+    elif admin_socket is None:
+        raise click.UsageError("--drain needs --admin-socket.")
+    else:
+        _drain(admin_socket, drain_seconds)
+
+
+def _drain(admin_socket: Path, seconds: float) -> None:
+    """Starts the drain, and waits. New connections are still served meanwhile."""
+    transport = httpx.HTTPTransport(uds=str(admin_socket))
+    try:
+        with httpx.Client(transport=transport, timeout=_ADMIN_SECONDS) as client:
+            client.post("http://admin/drain_listeners?graceful&skip_exit").raise_for_status()
+    except httpx.HTTPError as error:
+        raise click.ClickException(f"Envoy does not answer at {admin_socket}: {error}.") from error
+    time.sleep(seconds)
+
+
+def _run(admin_socket: Path | None) -> None:
     """Writes the configuration, and becomes Envoy."""
     settings = read_settings()
     workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
@@ -32,7 +76,7 @@ def edge() -> None:
             rest_port=settings.rest_port,
             grpc_port=settings.grpc_port,
             workers=workers,
-            admin_socket=folder / "admin.sock",
+            admin_socket=admin_socket or folder / "admin.sock",
             host=settings.listen_host,
             tls=tls,
             max_heap_bytes=int(settings.program_memory_mb * 2**20 * _HEAP_SHARE),
@@ -40,7 +84,7 @@ def edge() -> None:
         )
         envoy.render(wanted, folder / "envoy.yaml")
         envoy.validate(folder / "envoy.yaml")
-        command = envoy.command(folder / "envoy.yaml")
+        command = envoy.command(folder / "envoy.yaml", *_OPTIONS)
     except envoy.EdgeConfigurationError as error:
         raise click.ClickException(str(error)) from error
     # Becomes Envoy, which gets the signals.

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.otlp import Receiver
 from tests.support.ports import free_ports
@@ -14,9 +16,9 @@ from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 
-def edge(folder: Path, **environment: str) -> "subprocess.Popen[str]":
+def edge(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "evershell.server", "edge"],
+        [sys.executable, "-m", "evershell.server", "edge", *options],
         env={**os.environ, "TMPDIR": str(folder), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,6 +56,56 @@ def test_it_serves_in_front_of_the_workers_behind_a_name(
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> None:
+    """It comes before SIGTERM, at which Envoy ends at once."""
+    rest_port, grpc_port, closed = free_ports(3)
+    options = ("--admin-socket", str(tmp_path / "admin.sock"))
+    process = edge(
+        tmp_path,
+        *options,
+        EDGE_WORKERS=f"127.0.0.1:{closed}",
+        REST_PORT=str(rest_port),
+        GRPC_PORT=str(grpc_port),
+    )
+    url = f"http://127.0.0.1:{rest_port}/healthz"
+    try:
+        with httpx.Client(trust_env=False) as client:
+
+            def answer() -> httpx.Response | None:
+                with suppress(httpx.TransportError):
+                    return client.get(url)
+                return None
+
+            eventually(lambda: answer() is not None)
+            assert "connection" not in client.get(url).headers
+            began = time.monotonic()
+            drain = edge(tmp_path, *options, "--drain", "2s")
+            eventually(lambda: client.get(url).headers.get("connection") == "close")
+        # It still answers on new connections.
+        assert httpx.get(url, trust_env=False).headers["connection"] == "close"
+        said, _ = drain.communicate(timeout=20)
+        assert (drain.returncode, said) == (0, "")
+        assert time.monotonic() - began > 2
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--drain", "1s"], "--drain needs --admin-socket."),
+        (["--admin-socket", "none.sock", "--drain", "1s"], "Envoy does not answer at none.sock"),
+    ],
+)
+def test_a_drain_without_an_envoy_fails(tmp_path: Path, options: list[str], problem: str) -> None:
+    process = edge(tmp_path, *options)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert problem in said
 
 
 def test_it_says_what_is_missing(tmp_path: Path) -> None:
