@@ -1,4 +1,4 @@
-"""Partitions: the plan of a run on many hosts, and what inflicts it."""
+"""Partitions: the plan of a run on many hosts, and what carries it out."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Each pair of hosts is cut while a task is cancelled: what callers hear, and how the task ends."""
+"""Each pair of hosts is cut while a task is cancelled: the answers, and how the task ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def cancel(workspace: Workspace, **fields: Any) -> httpx.Response:
 
 
 def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
-    """No call is accepted that cannot be recorded, and all is well soon after."""
+    """A call that cannot be recorded is not accepted. Afterwards, everything works soon."""
     running = Running(workspace)
     with hosts.network.parted(*both_ways(WORKERS, [DATABASE])):
         for _ in range(2):
@@ -99,7 +99,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("way", ["both", "there", "back"])
 def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) -> None:
-    """The caller learns that the agent is unreachable, and the agent of the cancellation later."""
+    """The caller is told that the agent is unreachable. The agent gets the cancellation later."""
     running, agents = Running(workspace), [hosts.host_of(workspace.id)]
     agent_pid = hosts.agent_pid(workspace.id)
     ways = {
@@ -122,7 +122,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
 
 
 def test_controllers_and_agents(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The signals of CancelTasks come from the controller. The next heartbeat is as good."""
+    """The controller cannot signal the agent, which learns of CancelTasks by its heartbeat."""
     running = Running(workspace)
     with hosts.network.parted(*both_ways(CONTROLLERS, AGENTS)):
         workspace.rest.post("/v1/tasks/cancel", {"filter": {"workspace_ids": [workspace.id]}})
@@ -143,7 +143,7 @@ def test_edge_and_one_worker(hosts: ManyHosts, workspace: Workspace) -> None:
 
 
 def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The edge answers by itself, and all is well soon after."""
+    """The edge answers itself. Afterwards, everything works soon."""
     running = Running(workspace)
     with hosts.network.parted(*both_ways([EDGE], WORKERS)):
         for _ in range(2):
@@ -188,7 +188,7 @@ def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace)
         assert hosts.pod_processes(workspace.id) == []
     log = (hosts.state_dir / "fleet" / workspace.id / "log").read_text()
     assert f'"exit_code": {int(ExitCode.LEASE_OVER)}' in log
-    # The workspace is up again on request, and the cancellation is of the past.
+    # The workspace can be resumed, and its next task is not cancelled.
     workspace.await_status("failed")
     workspace.rest.post(f"{workspace.path}/resume")
     eventually(lambda: workspace.get()["status"] in ("idle", "failed"), _START_SECONDS)

@@ -1,4 +1,4 @@
-"""Tasks in pods of a real node: they run, are cancelled through Envoy, and end with the truth."""
+"""Tasks in pods of a real node: they run, are cancelled through Envoy, and say how they ended."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: Worksp
 
 
 def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: Workspace) -> None:
-    """It has the certificate of its agent and the key of a caller, and would pass the edge by."""
+    """It has the certificate of its agent and the key of a caller, and tries to bypass the edge."""
     task_id = workspace.submit("cat /run/evershell/spec.json")
     workspace.await_end(task_id)
     (output,) = [
@@ -121,7 +121,7 @@ def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_a_pod_that_others_delete_ends_its_task_with_the_truth(
+def test_a_pod_that_others_delete_reports_how_its_task_ended(
     workspace: Workspace, is_cancelled: bool
 ) -> None:
     task_id = workspace.submit("sleep 600")
