@@ -1,13 +1,15 @@
 """The manifests of deploy/ on a real node: the programs serve, and tasks are cancelled."""
 
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from tests.exhaustive.e2e.canceller import LONG, SHORT, Canceller
 from tests.exhaustive.e2e.load import Caller, GrpcCaller, Load, RestCaller
-from tests.exhaustive.node.deployment import Deployment
+from tests.exhaustive.node.deployment import Deployment, kubectl
 from tests.support.service import ServiceWorkspace
 from tests.support.waiting import eventually
 
@@ -101,3 +103,12 @@ def test_a_rolling_update_loses_no_call(deployment: Deployment) -> None:
         canceller.assert_cancelled()
     after = [pod["metadata"]["uid"] for each in workspaces for pod in deployment.pods(each.id)]
     assert after == agents
+
+
+def test_the_command_that_ends_an_edge_runs_in_its_pod(deployment: Deployment) -> None:
+    """It is the last test: from now on, each answer of the edge closes its connection."""
+    path = "jsonpath={.spec.template.spec.containers[0].lifecycle.preStop.exec.command}"
+    command = json.loads(kubectl("get", "deployment/edge", "-o", path))
+    kubectl("exec", "deployment/edge", "--", *command[:-1], "0s")
+    with httpx.Client(base_url=deployment.ready["rest_url"], trust_env=False) as client:
+        assert client.get("/healthz").headers["connection"] == "close"
