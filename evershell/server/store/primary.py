@@ -21,6 +21,8 @@ _OTHERS_SECONDS = 0.5
 _ANSWER_SECONDS = 1.5
 # A pooler tells its clients another process id than that of the session that answers.
 SESSION_PID = "SELECT pg_backend_pid()"
+# The answer of PgBouncer to the settings of a session.
+_REFUSED_SETTING = "unsupported startup parameter"
 # The first 8 of the 24 hexadecimal digits of a WAL file are the timeline.
 _TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 
@@ -105,7 +107,12 @@ async def connect_to_session(conninfo: str) -> PrimaryConnection:
     Raises psycopg.OperationalError. It is a PoolerError if a pooler answers, which may run each
     transaction in another session.
     """
-    connection = await PrimaryConnection.connect(conninfo, autocommit=True)
+    try:
+        connection = await PrimaryConnection.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        if _REFUSED_SETTING in str(error):
+            raise PoolerError from error
+        raise
     try:
         with answered_within(connection, _ANSWER_SECONDS):
             row = await (await connection.execute(SESSION_PID)).fetchone()
