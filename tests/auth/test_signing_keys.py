@@ -1,6 +1,7 @@
 """Several signing keys: what the first and the others are used for."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,16 @@ def test_a_rotation(state: Path) -> None:
     assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
     assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
+def test_the_file_keeps_its_owner(state: Path) -> None:
+    """The programs may run as another user than the operator."""
+    state.write_text(OLD)
+    os.chown(state, 1234, 5678)
+    assert command("begin").exit_code == 0
+    kept = state.stat()
+    assert (kept.st_uid, kept.st_gid, kept.st_mode & 0o777) == (1234, 5678, 0o600)
 
 
 @pytest.mark.parametrize(
