@@ -3,6 +3,7 @@
 import shutil
 import socketserver
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,11 @@ class Dns:
         self.name = name
         self.addresses: Sequence[str] = ()
         self.port = 0
+        self.ttl_seconds = TTL_SECONDS
+        self._cache_seconds = 0.0
+        # When the addresses were cached, and which.
+        self._cached_at = 0.0
+        self._cached: Sequence[str] = ()
         # How many times the addresses were asked for.
         self.queries = 0
 
@@ -36,6 +42,19 @@ class Dns:
             thread.join()
             server.server_close()
 
+    def cache(self, seconds: float) -> None:
+        """Makes the server keep addresses for so long, from now on. 0 for no cache."""
+        self._cache_seconds = seconds
+        self._cached_at, self._cached = time.monotonic(), self.addresses
+
+    def answer(self) -> tuple[Sequence[str], int]:
+        """The addresses, and for how many seconds a client may keep them."""
+        age = time.monotonic() - self._cached_at
+        if age >= self._cache_seconds:
+            self.cache(self._cache_seconds)
+            age = 0.0
+        return self._cached, max(0, self.ttl_seconds - int(age))
+
     def _handler(self) -> type[socketserver.BaseRequestHandler]:
         dns = self
 
@@ -47,8 +66,9 @@ class Dns:
                 asked = str(question.q.qname).rstrip(".")
                 if asked == dns.name and QTYPE[question.q.qtype] == "A":
                     dns.queries += 1
-                    for address in dns.addresses:
-                        answer.add_answer(RR(dns.name, QTYPE.A, rdata=A(address), ttl=TTL_SECONDS))
+                    addresses, ttl = dns.answer()
+                    for address in addresses:
+                        answer.add_answer(RR(dns.name, QTYPE.A, rdata=A(address), ttl=ttl))
                 connection.sendto(answer.pack(), self.client_address)
 
         return Handler

@@ -33,17 +33,18 @@ class NamedWorkers:
         self._folder, self._resources = folder, resources
         self.dns = Dns(NAME)
         resources.enter_context(self.dns.running())
-        self._runner = resolving_by(self.dns, folder)
-        rest_port, grpc_port, self._port, self._metrics_port = free_ports(4)
+        # Runs a command that knows the name.
+        self.runner = resolving_by(self.dns, folder)
+        rest_port, grpc_port, self.port, self._metrics_port = free_ports(4)
         self.dns.addresses = ["127.0.0.1"]
         self.stack = Stack(
             folder / "state",
             WORKERS="1",
-            SERVER_PORT=str(self._port),
-            RUNTIME_SERVICE=f"{NAME}:{self._port}",
+            SERVER_PORT=str(self.port),
+            RUNTIME_SERVICE=f"{NAME}:{self.port}",
             **environment,
         )
-        self.stack.runner = self._runner
+        self.stack.runner = self.runner
         resources.callback(self.stack.kill_if_running)
         self.stack.start()
         self._environment = psutil.Process(self.stack.pids("serve")[0]).environ()
@@ -51,7 +52,7 @@ class NamedWorkers:
         self._new_addresses = (f"127.0.0.{number}" for number in range(2, 250))
         self._run(
             "edge",
-            EDGE_WORKERS=f"{NAME}:{self._port}",
+            EDGE_WORKERS=f"{NAME}:{self.port}",
             REST_PORT=str(rest_port),
             GRPC_PORT=str(grpc_port),
             TMPDIR=str(folder),
@@ -68,6 +69,12 @@ class NamedWorkers:
 
     def start_worker(self) -> str:
         """Starts a worker, which gets the name when it is ready. Returns its address."""
+        address = self.start_unnamed_worker()
+        self.add(address)
+        return address
+
+    def start_unnamed_worker(self) -> str:
+        """Starts a worker and waits until it is ready. Returns its address."""
         address = next(self._new_addresses)
         self.running[address] = self._run(
             "serve",
@@ -76,23 +83,30 @@ class NamedWorkers:
             METRICS_PORT=str(self._metrics_port),
         )
         eventually(lambda: self._health(address) == "SERVING")
-        self.dns.addresses = [*self.dns.addresses, address]
         return address
+
+    def add(self, address: str) -> None:
+        """Gives the name to a worker."""
+        self.dns.addresses = [*self.dns.addresses, address]
+
+    def remove(self, address: str) -> None:
+        """Takes the name from a worker."""
+        self.dns.addresses = [each for each in self.dns.addresses if each != address]
 
     def end_worker(self, address: str, *, unready_first: bool) -> None:
         """Ends a worker as a cluster does. It loses the name before or after it drains."""
         process = self.running.pop(address)
         if not unready_first:
-            self._remove(address)
+            self.remove(address)
         process.send_signal(signal.SIGTERM)
         if unready_first:
             eventually(lambda: self._health(address) != "SERVING")
-            self._remove(address)
+            self.remove(address)
         assert process.wait(END_SECONDS) == 0
 
     def end_first_worker(self) -> None:
         """Ends the worker of the stack, which starts again, but without the name."""
-        self._remove("127.0.0.1")
+        self.remove("127.0.0.1")
         (pid,) = self.stack.pids("serve")
         self.stack.terminate(pid)
         eventually(lambda: self.stack.pids("serve") not in ([], [pid]))
@@ -118,16 +132,13 @@ class NamedWorkers:
             if sample.name == "evershell_rpc_seconds_count" and sample.labels["rpc"] == rpc
         )
 
-    def _remove(self, address: str) -> None:
-        self.dns.addresses = [each for each in self.dns.addresses if each != address]
-
     def _health(self, address: str) -> str:
-        return faults.health_of(f"{address}:{self._port}")
+        return faults.health_of(f"{address}:{self.port}")
 
     def _run(self, *command: str, **environment: str) -> psutil.Popen:
         with (self._folder / f"{command[0]}.log").open("ab") as log:
             process = psutil.Popen(
-                [*self._runner, sys.executable, "-m", "evershell.server", *command],
+                [*self.runner, sys.executable, "-m", "evershell.server", *command],
                 cwd=ROOT,
                 env=self._environment | environment,
                 stdout=log,
