@@ -7,7 +7,6 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from evershell.server.store import primary
 from evershell.server.store.migrate import migrate
 from evershell.server.store.owner_session import primary_conninfo
 from evershell.server.store.pool import connected, open_pool
@@ -68,7 +67,7 @@ async def test_a_server_of_an_earlier_timeline_is_refused_also_by_open_connectio
     async with open_pool(url_of_two, min_size=1) as pool:
         async with connected(pool) as first:
             assert not first.is_superseded
-        monkeypatch.setitem(primary._highest, first._servers, first._timeline + 1)
+        monkeypatch.setitem(PrimaryConnection._highest, first._servers, first._timeline + 1)
         assert first.is_superseded
         with pytest.raises(psycopg.OperationalError, match="former primary"):
             await PrimaryConnection.connect(url_of_two)

@@ -7,7 +7,7 @@ the others are former primaries that came back. They are not used.
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
@@ -29,9 +29,6 @@ _TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 # The host and the port of each server.
 _Servers: TypeAlias = tuple[tuple[str, str], ...]
 
-# The highest timeline that this process has seen of these servers.
-_highest: dict[_Servers, int] = {}
-
 
 class PoolerError(psycopg.OperationalError):
     """The URL leads to a pooler where a session is needed. The message is for the operator."""
@@ -46,6 +43,8 @@ class PoolerError(psycopg.OperationalError):
 class PrimaryConnection(AsyncConnection[TupleRow]):
     """A connection to the primary among the hosts of its URL."""
 
+    # The highest timeline that this process has seen of the servers of each URL.
+    _highest: ClassVar[dict[_Servers, int]] = {}
     # Empty if the URL names one host, which is then the primary.
     _servers: _Servers = ()
     _timeline = 0
@@ -70,7 +69,7 @@ class PrimaryConnection(AsyncConnection[TupleRow]):
             raise opening[0].exception() or AssertionError
         primary = max(opened, key=lambda connection: connection._timeline)
         await _close_all(opening, but=primary)
-        _highest[servers] = max(primary._timeline, _highest.get(servers, 0))
+        cls._highest[servers] = max(primary._timeline, cls._highest.get(servers, 0))
         if primary.is_superseded:
             await primary.close()
             raise psycopg.OperationalError("only a former primary accepts writes")
@@ -92,7 +91,7 @@ class PrimaryConnection(AsyncConnection[TupleRow]):
     @property
     def is_superseded(self) -> bool:
         """Whether this process has learned since that another server was promoted."""
-        return self._timeline < _highest.get(self._servers, 0)
+        return self._timeline < self._highest.get(self._servers, 0)
 
 
 def refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
