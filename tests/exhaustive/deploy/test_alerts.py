@@ -59,6 +59,12 @@ CASES = {
         not_yet="5m",
         quiet={OPEN: "0x20 _x2 0x100", OLDEST: "0x20 _x2 0x100"},
     ),
+    "NoWorkers": Case(
+        fires={CALLS % "ok": "0+1000x20 _x100"},
+        at="12m",
+        not_yet="5m",
+        quiet={CALLS % "ok": "0+1000x20 _x2 22000+1000x97"},
+    ),
     "CallsFail": Case(
         fires={CALLS % "unavailable": "0x20 0+20x100"},
         at="15m",
