@@ -1,5 +1,6 @@
 """A backup of a living stack is restored, while agents of the time after the backup still run."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from evershell.server.stack import postgres
 from tests.conftest import drop_database, new_database
@@ -196,3 +199,40 @@ def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
         assert stack.stop() == 0
     finally:
         stack.kill_if_running()
+
+
+def test_a_database_with_two_roles(
+    empty_database_url: str, fresh_url: str, server_url: str, tmp_path: Path
+) -> None:
+    """The role of the service gets its rights, and the settings of its sessions, again."""
+    role = f"service_{os.getpid()}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+
+    def evershell(command: str, owner_url: str) -> None:
+        service_url = make_conninfo(owner_url, user=role)
+        done = run(
+            command,
+            tmp_path,
+            DATABASE_URL=service_url,
+            DATABASE_SESSION_URL=service_url,
+            MIGRATION_DATABASE_URL=owner_url,
+        )
+        assert done.returncode == 0, done.stderr
+
+    try:
+        evershell("migrate", empty_database_url)
+        backups.dump(empty_database_url, tmp_path / "backup")
+        backups.restore(tmp_path / "backup", fresh_url)
+        evershell("migrate", fresh_url)
+        evershell("fence", fresh_url)
+        with psycopg.connect(make_conninfo(fresh_url, user=role)) as connection:
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("5s",)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("DELETE FROM audit_entries")
+    finally:
+        for url in (fresh_url, empty_database_url, server_url):
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
