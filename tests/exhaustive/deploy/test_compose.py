@@ -1,7 +1,4 @@
-"""The Compose file: its schema, and a stack with its settings.
-
-No container is started, because there is no engine here.
-"""
+"""The Compose file: its schema, and a stack with its settings, without a container."""
 
 from pathlib import Path
 from typing import Any
