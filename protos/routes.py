@@ -49,6 +49,8 @@ SMALL_METHOD_MAX_BYTES = 16_384
 
 # Refuses unknown fields. Off for all other routes.
 KNOWN_FIELDS = "evershell.known_fields"
+# For known_fields.lua: stands for all other names.
+ALL_OTHERS = "*"
 TURNED_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 
 SIZE_LIMIT = "envoy.filters.http.filter_chain"
@@ -298,8 +300,10 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
     metadata: dict[str, Any] = {
         "evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}
     }
-    if binding.edge.refuses_unknown_fields:
+    if binding.edge.unknown_fields:
         for_lua["fields"] = _known_fields(binding.rpc.input_type)
+        if binding.unknown_fields == "refused_in_messages":
+            for_lua["fields"][ALL_OTHERS] = True
         route["typed_per_filter_config"] |= {KNOWN_FIELDS: TURNED_ON}
     if for_lua:
         metadata["envoy.filters.http.lua"] = for_lua

@@ -38,6 +38,12 @@ class Binding:
         """HTTP status of a success."""
         return int(self.edge.success_status)
 
+    @property
+    def unknown_fields(self) -> str:
+        """What happens to fields that the request does not have: a name of UnknownFields."""
+        values = self.edge.DESCRIPTOR.enum_types_by_name["UnknownFields"].values_by_number
+        return str(values[self.edge.unknown_fields].name)
+
 
 @dataclass(frozen=True)
 class Rule:

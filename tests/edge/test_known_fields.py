@@ -1,4 +1,4 @@
-"""CancelTasks and HoldOrg refuse a JSON body with an unknown field: it would be dropped."""
+"""A JSON body is refused if the transcoder would drop a field of it, with harm."""
 
 import json
 from collections.abc import Iterator
@@ -116,5 +116,32 @@ def test_a_hold_refuses_unknown_fields_too(rest: httpx.Client, stub: Stub) -> No
     }
 
 
-def test_other_methods_drop_unknown_fields(rest: httpx.Client, stub: Stub) -> None:
-    assert rest.post("/v1/workspaces/ws_1/task/cancel", json={"fliter": 1}).status_code == 202
+CANCEL, SUBMIT = "/v1/workspaces/ws_1/task/cancel", "/v1/workspaces/ws_1/tasks"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CANCEL, {"force_after": {"secs": 30}}),
+        (f"{SUBMIT}/task_1/cancel", {"unknown": {"secs": 1}, "wait": {"secs": 30}}),
+        (SUBMIT, {"description": "d", "limits": {"secs": "30s"}}),
+        (SUBMIT, {"description": "d", "limits": {"max_duration": {"secs": 30}}}),
+    ],
+)
+def test_a_cancellation_and_a_submission_refuse_unknown_fields_of_messages(
+    rest: httpx.Client, stub: Stub, path: str, body: dict[str, Any]
+) -> None:
+    answer = rest.post(path, json=body)
+    assert answer.status_code == 400 and not stub.seen, answer.text
+    assert answer.json()["error"]["details"]["fields"] == {"secs": "is no field of this request"}
+
+
+def test_a_cancellation_and_a_submission_drop_other_unknown_fields(
+    rest: httpx.Client, stub: Stub
+) -> None:
+    body = {"fliter": {"a": [{"b": 1}]}, "*": 1, "force_after": {"seconds": 30}, "wait": "2s"}
+    assert rest.post(CANCEL, json=body).status_code == 202
+    request = stub.seen[-1][0]
+    assert (request.force_after.seconds, request.wait.seconds) == (30, 2)
+    submitted = {"description": "d", "secs": 1, "metadata": {"secs": "1"}, "limits": {}}
+    assert rest.post(SUBMIT, json=submitted).status_code == 202

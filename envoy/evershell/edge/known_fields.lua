@@ -2,7 +2,8 @@
 --
 -- Only for the routes of methods for which a field that is dropped would do harm: without its
 -- filter, a cancellation of some tasks would be one of all. The metadata of the route has the fields,
--- as nested tables; true stands for a value in which no names are checked.
+-- as nested tables; true stands for a value in which no names are checked, and the name * for all
+-- other names.
 --
 -- Reads the body as it passes and never holds it back: the worker gets the headers at once, and can
 -- refuse a bad credential. An unknown name and everything after it is replaced by something that is
@@ -30,7 +31,8 @@ end
 -- Takes a name. Returns it if the object does not have such a field.
 function Scan:take_name(name)
   self.awaits_name = false
-  self.next = self.open[#self.open].fields[name]
+  local fields = self.open[#self.open].fields
+  self.next = fields[name] or fields["*"]
   if self.next == nil then
     return name
   end

@@ -35,13 +35,38 @@ class EdgeRule(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _UnknownFields:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _UnknownFieldsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EdgeRule._UnknownFields.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        unknown_fields_unspecified: EdgeRule._UnknownFields.ValueType  # 0
+        """Drops it."""
+        refused: EdgeRule._UnknownFields.ValueType  # 1
+        """Refuses the call."""
+        refused_in_messages: EdgeRule._UnknownFields.ValueType  # 2
+        """Refuses the call if the field is in a message of the request, such as a duration that is
+        written as an object. Drops other fields.
+        """
+
+    class UnknownFields(_UnknownFields, metaclass=_UnknownFieldsEnumTypeWrapper): ...
+    unknown_fields_unspecified: EdgeRule.UnknownFields.ValueType  # 0
+    """Drops it."""
+    refused: EdgeRule.UnknownFields.ValueType  # 1
+    """Refuses the call."""
+    refused_in_messages: EdgeRule.UnknownFields.ValueType  # 2
+    """Refuses the call if the field is in a message of the request, such as a duration that is
+    written as an object. Drops other fields.
+    """
+
     SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
     SUCCESS_STATUS_AFTER_WAIT_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     EXAMPLE_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
-    REFUSES_UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
@@ -54,8 +79,8 @@ class EdgeRule(_message.Message):
     """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
     stream_message: _builtins.str
     """The full name of the message in the `data` fields of a stream of Server-Sent Events."""
-    refuses_unknown_fields: _builtins.bool
-    """Whether a JSON body with an unknown field is refused. Otherwise the field is dropped."""
+    unknown_fields: Global___EdgeRule.UnknownFields.ValueType
+    """What the edge does with a field of a JSON body that the request does not have."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """The errors of this RPC, in addition to the errors of every call."""
@@ -69,11 +94,11 @@ class EdgeRule(_message.Message):
         example: _builtins.str = ...,
         max_request_bytes: _builtins.int = ...,
         stream_message: _builtins.str = ...,
-        refuses_unknown_fields: _builtins.bool = ...,
+        unknown_fields: Global___EdgeRule.UnknownFields.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "refuses_unknown_fields", b"refuses_unknown_fields", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "unknown_fields", b"unknown_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
