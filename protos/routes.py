@@ -49,7 +49,7 @@ SMALL_METHOD_MAX_BYTES = 16_384
 
 # Refuses unknown fields. Off for all other routes.
 KNOWN_FIELDS = "evershell.known_fields"
-# For known_fields.lua: stands for all other names.
+# The name by which known_fields.lua means all other names.
 ALL_OTHERS = "*"
 TURNED_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 

@@ -121,7 +121,8 @@ async def one_after_the_other(
         for number, call in enumerate(calls, 1):
             tasks.append(asyncio.create_task(call))
             await waiting(number)
-    return await asyncio.gather(*tasks)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        return await asyncio.gather(*tasks)
 
 
 def in_order(is_first: bool, fencing: Any, other: Any) -> tuple[Any, Any]:

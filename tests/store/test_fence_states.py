@@ -235,10 +235,8 @@ async def test_a_cancellation_between_fence_and_controller(restored: Restored) -
 
 async def test_an_organization_stays_on_hold(restored: Restored) -> None:
     """As after a restart, its workspaces get new agents, but no new task."""
-    busy, hold = (
-        await restored.add(*RUNNING),
-        Hold(org_id=ORG, held_by=USER, held_since=NOW, reason="stop"),
-    )
+    busy = await restored.add(*RUNNING)
+    hold = Hold(org_id=ORG, held_by=USER, held_since=NOW, reason="stop")
     await restored.store.hold_org(hold)
     await restored.fence()
     after = await restored.settled(busy, PROVISIONING)

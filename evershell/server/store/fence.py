@@ -1,4 +1,4 @@
-"""Fences the agents of a lost part of the database's history, after a restore."""
+"""Fences all agents after a restore of the database."""
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict

@@ -103,7 +103,7 @@ class Notifications:
         self._queued.set()
 
     async def _listen(self) -> None:
-        # Those of this outage. With a pooler it lasts until the program ends.
+        # The problems of this outage that are in the log. Each is logged once.
         logged: set[str] = set()
         while True:
             try:

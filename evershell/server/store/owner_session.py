@@ -10,8 +10,8 @@ from evershell.server.store.pool import conninfo
 from evershell.server.store.primary import SESSION_PID, has_standbys, primary_of, refuse_pooler
 from evershell.server.store.session_settings import UNLIMITED
 
-# The name of these sessions. PostgreSQL ends them a little later than the command ends, and a fence
-# does not take them for sessions of a worker or a controller.
+# The name of these sessions. They end a little later than their command, so a fence must not count
+# them as sessions of a worker or a controller.
 COMMAND_NAME = "evershell command"
 _CONNECT_SECONDS = 10
 

@@ -37,13 +37,13 @@ _CACHED = 30.0
 # As in deploy/base.
 _PRE_STOP = 35.0
 _SHORT_PRE_STOP = 5.0
-# A program that watches the cluster learns of a change, and tells Envoy.
+# From a change until a program that watches the cluster has told Envoy.
 _LAG = 2.0
 VARIANTS = (
     Variant("dns", _PRE_STOP, 0),
     Variant("dns-cached", _PRE_STOP, _CACHED),
     Variant("eds", 0, _CACHED, eds=True),
-    # What each part is good for.
+    # The effect of a late program, of the pause, and of the cache.
     Variant("eds-late", 0, _CACHED, eds=True, lag_seconds=_LAG),
     Variant("eds-late-short-pause", _SHORT_PRE_STOP, _CACHED, eds=True, lag_seconds=_LAG),
     Variant("dns-short-pause", _SHORT_PRE_STOP, 0),

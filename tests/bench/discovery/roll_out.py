@@ -45,7 +45,7 @@ class Variant:
 
 @dataclass(slots=True)
 class Times:
-    """When what happened, in Unix time. Workers are named by their addresses."""
+    """The moments of a roll-out, in Unix time; those of workers by their addresses."""
 
     began: float = 0.0
     announced: dict[str, float] = field(default_factory=dict)
