@@ -16,14 +16,13 @@ from evershell.server.stack.envoy.collector import Collector
 
 # Envoy's own share of the memory of its container.
 _HEAP_SHARE = 0.8
+# The time limit of a call to Envoy's admin interface.
 _ADMIN_SECONDS = 5.0
-# During a drain, every answer closes its connection. By default, few do at first.
-_OPTIONS = ("--disable-hot-restart", "--drain-strategy", "immediate")
 
 
 @click.command(
-    help="Run Envoy in front of the workers that EDGE_WORKERS names, until SIGTERM, at which it "
-    "ends at once. Before that, --drain moves its callers to other edges."
+    help="Run Envoy in front of the workers that EDGE_WORKERS names. It ends at once on SIGTERM; "
+    "to move its callers to other edges before that, run this command with --drain."
 )
 @click.option(
     "--admin-socket",
@@ -36,8 +35,8 @@ _OPTIONS = ("--disable-hot-restart", "--drain-strategy", "immediate")
     "drain_seconds",
     type=DURATION,
     metavar="DURATION",
-    help="Ask the Envoy of --admin-socket, which runs already, to close each connection with its "
-    "next answer, and return after this time.",
+    help="Do not run Envoy. Ask the one at --admin-socket to close each connection with its next "
+    "answer, and return after this time.",
 )
 def edge(admin_socket: Path | None, drain_seconds: float | None) -> None:
     """Becomes Envoy, or drains one that runs."""
@@ -54,9 +53,13 @@ def _drain(admin_socket: Path, seconds: float) -> None:
     transport = httpx.HTTPTransport(uds=str(admin_socket))
     try:
         with httpx.Client(transport=transport, timeout=_ADMIN_SECONDS) as client:
-            client.post("http://admin/drain_listeners?graceful&skip_exit").raise_for_status()
+            client.post(f"http://admin{envoy.START_DRAIN}").raise_for_status()
     except httpx.HTTPError as error:
-        raise click.ClickException(f"Envoy does not answer at {admin_socket}: {error}.") from error
+        message = (
+            f"Envoy does not answer at {admin_socket}: {error}. Run it with "
+            f"`evershell edge --admin-socket {admin_socket}`."
+        )
+        raise click.ClickException(message) from error
     time.sleep(seconds)
 
 
@@ -84,7 +87,8 @@ def _run(admin_socket: Path | None) -> None:
         )
         envoy.render(wanted, folder / "envoy.yaml")
         envoy.validate(folder / "envoy.yaml")
-        command = envoy.command(folder / "envoy.yaml", *_OPTIONS)
+        options = ("--disable-hot-restart", *envoy.DRAIN_AT_ONCE)
+        command = envoy.command(folder / "envoy.yaml", *options)
     except envoy.EdgeConfigurationError as error:
         raise click.ClickException(str(error)) from error
     # Becomes Envoy, which gets the signals.

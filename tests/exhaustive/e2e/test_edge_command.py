@@ -98,7 +98,10 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
     ("options", "problem"),
     [
         (["--drain", "1s"], "--drain needs --admin-socket."),
-        (["--admin-socket", "none.sock", "--drain", "1s"], "Envoy does not answer at none.sock"),
+        (
+            ["--admin-socket", "none.sock", "--drain", "1s"],
+            "Run it with `evershell edge --admin-socket none.sock`.",
+        ),
     ],
 )
 def test_a_drain_without_an_envoy_fails(tmp_path: Path, options: list[str], problem: str) -> None:

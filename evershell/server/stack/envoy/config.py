@@ -23,6 +23,10 @@ MAX_CONNECTIONS = 10_000
 # Open files that Envoy needs besides the connections of callers.
 _OTHER_FILES = 100
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
+# Posted to the admin interface, it makes Envoy close each connection after its next answer.
+START_DRAIN = "/drain_listeners?graceful&skip_exit"
+# Asks all clients at once to reconnect. The default spreads these requests over the drain time.
+DRAIN_AT_ONCE = ("--drain-strategy", "immediate")
 # How Envoy finds the workers: at fixed addresses, or at all addresses of names.
 _STATIC = {"name": "envoy.cluster.static"}
 _BY_NAME = {

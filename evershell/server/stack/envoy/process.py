@@ -106,7 +106,7 @@ class EdgeProcess:
         until = time.monotonic() + limit_seconds
         # Fails if Envoy does not run, and then there are no calls to wait for.
         with suppress(httpx.TransportError):
-            await self._ask("POST", "/drain_listeners?graceful&skip_exit")
+            await self._ask("POST", envoy.START_DRAIN)
             await self._ask("POST", "/drain_listeners")
             while time.monotonic() < until and await self._count_calls():
                 end_waits()
@@ -124,10 +124,8 @@ class EdgeProcess:
             return (await client.request(method, f"http://admin{path}")).text
 
     def _command(self) -> list[str]:
-        # With the strategy `immediate`, all clients are asked at once to reconnect. The default
-        # spreads these requests over the drain time.
         options = (
-            f"--base-id {self._base_id} --restart-epoch {self._epoch} --drain-strategy immediate"
+            f"--base-id {self._base_id} --restart-epoch {self._epoch}"
+            f" --drain-time-s {DRAIN_SECONDS} --parent-shutdown-time-s {DRAIN_SECONDS}"
         )
-        options += f" --drain-time-s {DRAIN_SECONDS} --parent-shutdown-time-s {DRAIN_SECONDS}"
-        return envoy.command(self._config_path, *options.split())
+        return envoy.command(self._config_path, *options.split(), *envoy.DRAIN_AT_ONCE)
