@@ -9,7 +9,7 @@ if [[ -z ${OWN_NAMESPACES:-} ]]; then
 fi
 export PATH=$PATH:/usr/sbin
 ip link set lo up
-# The engine would take the controllers of both versions of cgroups.
+# If both versions of cgroups are mounted, the engine would use the controllers of both.
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 mount -t tmpfs tmpfs /run
 export DOCKER_HOST=unix:///run/docker.sock
