@@ -15,9 +15,9 @@ from psycopg.conninfo import make_conninfo
 from evershell.server.core import workspace_lifecycle
 from evershell.server.core.runtime import AgentIdentity, Runtime
 from evershell.server.core.workspace import WorkspaceStatus
+from evershell.server.store.command_session import COMMAND_NAME
 from evershell.server.store.fence import FenceRefusedError, fence
 from evershell.server.store.leadership import Leadership
-from evershell.server.store.owner_session import COMMAND_NAME
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.examples import (

@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from evershell.server.store.command_session import connect_for_command
 from evershell.server.store.migrate import migrate
-from evershell.server.store.owner_session import connect_as_owner
 from evershell.server.store.session_settings import SETTINGS, store_as_defaults
 
 
@@ -30,6 +30,6 @@ def test_a_role_without_privileges_gets_the_settings(service_url: str) -> None:
 
 def test_migrations_have_no_limits_although_their_role_has(empty_database_url: str) -> None:
     store_as_defaults(empty_database_url)
-    with connect_as_owner(empty_database_url) as connection:
+    with connect_for_command(empty_database_url) as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
     migrate(empty_database_url)

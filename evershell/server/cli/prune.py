@@ -11,7 +11,7 @@ from evershell.server.cli.environment import read_ready, read_settings
 from evershell.server.programs import now
 from evershell.server.store.audit_partitions import add_partitions
 from evershell.server.store.audit_partitions import prune as remove_months
-from evershell.server.store.owner_session import connect_as_owner
+from evershell.server.store.command_session import connect_for_command
 from evershell.server.store.primary import PoolerError
 from evershell.server.store.problem import problem_of
 
@@ -45,7 +45,7 @@ def prune(seconds: float | None) -> None:
         if not seconds:
             raise click.UsageError("AUDIT_RETENTION_DAYS is 0, so --older-than is required.")
     try:
-        with connect_as_owner(database_url) as connection:
+        with connect_for_command(database_url) as connection:
             add_partitions(connection, now())
             count = remove_months(connection, now() - timedelta(seconds=seconds))
     except PoolerError as error:

@@ -8,8 +8,8 @@ import psycopg
 from evershell.server.config import Settings
 from evershell.server.programs import now
 from evershell.server.store.audit_partitions import prune
+from evershell.server.store.command_session import connect_for_command
 from evershell.server.store.migrate import migrate
-from evershell.server.store.owner_session import connect_as_owner
 from evershell.server.store.session_settings import store_as_defaults
 
 
@@ -27,6 +27,6 @@ def prepare_database(settings: Settings) -> None:
         # A role that may only use the tables does not prune; `audit prune` does, with another role.
         with (
             suppress(psycopg.errors.InsufficientPrivilege),
-            connect_as_owner(settings.owner_url) as connection,
+            connect_for_command(settings.owner_url) as connection,
         ):
             prune(connection, now() - timedelta(days=settings.audit_retention_days))

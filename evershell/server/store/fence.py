@@ -3,9 +3,9 @@
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from evershell.server.store.command_session import connect_for_command
 from evershell.server.store.leadership import LOCK_KEY
 from evershell.server.store.migrate import check_writable
-from evershell.server.store.owner_session import connect_as_owner
 
 # Epochs that were handed out after the backup are unknown, and would be handed out again. The time
 # in seconds is beyond all of them: a workspace gets less than one epoch a second. It is also beyond
@@ -38,10 +38,10 @@ def fence(database_url: str) -> int:
     """Moves each workspace to an epoch that no agent has had, in one statement. Blocks.
 
     No controller leads meanwhile, and none begins to. Returns the number of workspaces. Raises
-    FenceRefusedError, ReadOnlyDatabaseError, and what connect_as_owner raises.
+    FenceRefusedError, ReadOnlyDatabaseError, and what connect_for_command raises.
     """
     name = conninfo_to_dict(database_url).get("application_name")
-    with connect_as_owner(database_url) as connection, connection.transaction():
+    with connect_for_command(database_url) as connection, connection.transaction():
         check_writable(connection)
         lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LOCK_KEY,))
         if lock.fetchone() != (True,):

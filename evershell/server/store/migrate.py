@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from evershell.server.core.errors import UnavailableError
 from evershell.server.store.audit_partitions import add_partitions
-from evershell.server.store.owner_session import primary_conninfo
+from evershell.server.store.command_session import primary_conninfo
 from evershell.server.store.primary import PoolerError
 from evershell.server.store.service_role import grant
 

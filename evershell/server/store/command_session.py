@@ -1,4 +1,4 @@
-"""Sessions for work on the tables themselves, such as migrations, without the limits of calls."""
+"""Sessions of commands, such as `migrate` and `fence`, without the limits of calls."""
 
 import asyncio
 from typing import Any
@@ -30,6 +30,6 @@ def primary_conninfo(database_url: str) -> str:
     return conninfo(server, UNLIMITED)
 
 
-def connect_as_owner(database_url: str) -> psycopg.Connection[Any]:
+def connect_for_command(database_url: str) -> psycopg.Connection[Any]:
     """Such a session, which commits each statement. Raises what `primary_conninfo` raises."""
     return psycopg.connect(primary_conninfo(database_url), autocommit=True)
