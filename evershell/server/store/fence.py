@@ -4,7 +4,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.server.store.command_session import connect_for_command
-from evershell.server.store.leadership import LOCK_KEY
+from evershell.server.store.leadership import LEADER_LOCK_KEY
 from evershell.server.store.migrate import check_writable
 
 # Epochs that were handed out after the backup are unknown, and would be handed out again. The time
@@ -43,7 +43,7 @@ def fence(database_url: str) -> int:
     name = conninfo_to_dict(database_url).get("application_name")
     with connect_for_command(database_url) as connection, connection.transaction():
         check_writable(connection)
-        lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LOCK_KEY,))
+        lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LEADER_LOCK_KEY,))
         if lock.fetchone() != (True,):
             raise FenceRefusedError(
                 "A controller leads, or another fence is in progress. Stop all workers and "

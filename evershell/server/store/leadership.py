@@ -13,8 +13,8 @@ from evershell.server.store.hang_up import answered_within
 from evershell.server.store.pool import conninfo
 from evershell.server.store.primary import PoolerError, PrimaryConnection, connect_to_session
 
-# The lock of the leader. An arbitrary number, the same in every process that competes.
-LOCK_KEY = 0x6576_6C64
+# An arbitrary number, the same in every process that competes.
+LEADER_LOCK_KEY = 0x6576_6C64
 # If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
 # stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS.
 _SESSION_OPTIONS = (
@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 class Leadership:
     """Elects one leader at a time."""
 
-    def __init__(self, database_url: str, *, key: int = LOCK_KEY) -> None:
+    def __init__(self, database_url: str, *, key: int = LEADER_LOCK_KEY) -> None:
         """Processes with the same `key` on the same database compete."""
         self._conninfo = conninfo(database_url, _SESSION_OPTIONS)
         self._key = key

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from evershell.server.store.leadership import LOCK_KEY
+from evershell.server.store.leadership import LEADER_LOCK_KEY
 from tests.exhaustive.chaos.disks import Disks
 from tests.exhaustive.chaos.plan import Fault, Kind, Target
 from tests.support.stack import Stack
@@ -199,7 +199,7 @@ class Faults:
         with suppress(psycopg.OperationalError), self._database() as connection:
             found = connection.execute(
                 "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND granted",
-                (LOCK_KEY,),
+                (LEADER_LOCK_KEY,),
             )
             return found.fetchone() is not None
         return False

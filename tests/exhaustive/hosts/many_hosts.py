@@ -29,7 +29,7 @@ from evershell.server.stack.private_file import write_private
 from evershell.server.stack.ready import Demo
 from evershell.server.stack.seed import seed
 from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.leadership import LOCK_KEY
+from evershell.server.store.leadership import LEADER_LOCK_KEY
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.exhaustive.hosts import agent_on_host
@@ -85,7 +85,7 @@ class ManyHosts(Stack):
             row = connection.execute(
                 "SELECT host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid) "
                 "WHERE locktype = 'advisory' AND objid = %s AND granted",
-                (LOCK_KEY,),
+                (LEADER_LOCK_KEY,),
             ).fetchone()
         return next((host for host in CONTROLLERS if row == (self.network.address(host),)), None)
 
