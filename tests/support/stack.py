@@ -14,6 +14,7 @@ import psutil
 from evershell.server.fleet import processes
 from evershell.server.fleet.processes import Pod
 from tests.support import secrets
+from tests.support.edge.shared_memory import shared_memory
 from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
 from tests.support.waiting import eventually
@@ -108,15 +109,21 @@ class Stack(Service):
         return code
 
     def lose(self) -> None:
-        """Kills all programs at once. Agents continue to run."""
+        """Kills all programs at once, as if they had been on another machine.
+
+        Agents continue to run.
+        """
         assert self._process is not None
         self.close_callers()
         programs = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
+        segments = [shared_memory(each) for each in programs if each.name() == "envoy"]
         # The first one would restart the others.
         for process in programs:
             process.kill()
         self._process.wait(STOP_SECONDS)
         psutil.wait_procs(programs, STOP_SECONDS)
+        for path in segments:
+            path.unlink()
         (self.state_dir / "ready.json").unlink()
 
     def kill_if_running(self) -> None:

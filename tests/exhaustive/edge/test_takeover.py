@@ -19,6 +19,7 @@ from evershell.server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
 from evershell.server.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
+from tests.support.edge.shared_memory import shared_memory
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async
@@ -49,10 +50,8 @@ class Supervised:
         return old.pid
 
     def shared_memory(self) -> Path:
-        """The shared memory segment of the running process, which Envoy does not remove itself."""
-        command = psutil.Process(self.pid).cmdline()
-        base_id = command[command.index("--base-id") + 1]
-        return Path("/dev/shm") / f"envoy_shared_memory_{base_id}0"  # noqa: S108 - Envoy's choice
+        """The segment of the running process."""
+        return shared_memory(psutil.Process(self.pid))
 
 
 @asynccontextmanager
