@@ -12,6 +12,7 @@ import pytest
 from tests.support import faults, sandbox
 from tests.support.npm import NODE, copy_packages
 from tests.support.stack import ROOT, Gate, Stack, Workspace
+from tests.support.waiting import eventually
 
 SAMPLE = ROOT / "docs" / "agents" / "agent.mjs"
 DESCRIPTORS = ROOT / "gen" / "evershell" / "edge" / "workspace.binpb"
@@ -46,6 +47,18 @@ def stack_of(
             stack.kill_if_running()
 
 
+def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:
+    """Submits a task and waits until its first command runs. Returns the id.
+
+    The sample reports its phase only with its next heartbeat, seconds later.
+    """
+    started = workspace.stack.files(workspace.id) / "started"
+    started.unlink(missing_ok=True)
+    task_id = workspace.submit(f"touch {started.name}; {command}", *others)
+    eventually(started.exists)
+    return task_id
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -67,14 +80,12 @@ def test_the_sample_runs_is_cancelled_and_takes_the_next_task(
         agent = stack.agent_pid(workspace.id)
         done = workspace.await_end(workspace.submit("echo one", "echo two"))
         assert (done["status"], done["iterations"]) == ("completed", 2)
-        task_id = workspace.submit(gate.command, "echo never")
-        workspace.await_phase(task_id, "tool_call")
+        task_id = submit_and_await(workspace, gate.command, "echo never")
         assert workspace.cancel()["outcome"] == "accepted"
         gate.open()
         ended = workspace.await_end(task_id)
         assert (ended["status"], ended["iterations"], ended["forced"]) == ("cancelled", 1, False)
-        task_id = workspace.submit("sleep 300")
-        workspace.await_phase(task_id, "tool_call")
+        task_id = submit_and_await(workspace, "sleep 300")
         workspace.cancel(force_after="0.5s")
         ended = workspace.await_end(task_id)
         assert (ended["status"], ended["iterations"], ended["forced"]) == ("cancelled", 1, True)
@@ -90,8 +101,7 @@ def test_an_agent_that_ignores_force_is_ended(tmp_path: Path) -> None:
 
     with stack_of(tmp_path, {}, without_force) as stack:
         workspace = Workspace(stack)
-        task_id = workspace.submit("sleep 300")
-        workspace.await_phase(task_id, "tool_call")
+        task_id = submit_and_await(workspace, "sleep 300")
         workspace.cancel(force_after="0.5s")
         ended = faults.await_terminal(workspace, task_id)
         assert (ended["status"], ended["forced"]) == ("cancelled", True)
