@@ -39,7 +39,7 @@ class Variant:
     # For how long the DNS keeps an answer, as that of a cluster does.
     cache_seconds: float
     eds: bool = False
-    # With EDS: from a change until Envoy is told.
+    # With EDS: from a change until Envoy learns of it.
     lag_seconds: float = 0.0
 
 

@@ -24,8 +24,8 @@ from tests.support import world
 from tests.support.kubernetes import LIMIT_SECONDS, new_namespace
 from tests.support.small_agent import spec_for
 
-# Kinds of the Prometheus operator, which have no schema here.
-OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
+pytestmark = pytest.mark.usefixtures("kubernetes_tools")
+
 # What the Pod Security Standard `restricted` allows.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 # Where workers take agents, and nobody else.
@@ -35,16 +35,6 @@ DNS_SECONDS = 30
 REFRESH_SECONDS = 2
 # What the programs of the manifests are started with, besides the settings of the base.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tools() -> None:
-    tools.require()
-
-
-@pytest.fixture(scope="module", params=tools.OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return tools.render(request.param)
 
 
 def pod_specs(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,7 +57,7 @@ def agent_objects() -> list[dict[str, Any]]:
 
 def test_the_objects_fit_the_schemas(overlay: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "objects.yaml"
-    path.write_text(yaml.safe_dump_all(o for o in overlay if o["kind"] not in OPERATOR_KINDS))
+    path.write_text(yaml.safe_dump_all(o for o in overlay if o["kind"] not in tools.OPERATOR_KINDS))
     tools.validate(path)
 
 

@@ -14,21 +14,11 @@ from evershell.server.core.cancel_task import MAX_WAIT_SECONDS
 from tests.exhaustive.deploy import tools
 from tests.support.documents import blocks
 
+pytestmark = pytest.mark.usefixtures("kubernetes_tools")
+
 README = tools.DEPLOY / "README.md"
 # How long the command of a preStop may take to start.
 START_SECONDS = 5.0
-# What the API server of the operator has, and validators do not know.
-OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tools() -> None:
-    tools.require()
-
-
-@pytest.fixture(scope="module", params=tools.OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return tools.render(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +153,7 @@ def test_the_overlay_of_the_readme_fits_the_schemas(
     own: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     path = tmp_path / "objects.yaml"
-    path.write_text(yaml.safe_dump_all(o for o in own if o["kind"] not in OPERATOR_KINDS))
+    path.write_text(yaml.safe_dump_all(o for o in own if o["kind"] not in tools.OPERATOR_KINDS))
     tools.validate(path)
 
 

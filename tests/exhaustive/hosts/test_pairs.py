@@ -99,7 +99,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("way", ["both", "there", "back"])
 def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) -> None:
-    """The caller is told that the agent is unreachable. The agent gets the cancellation later."""
+    """The call answers `agent_unreachable`, and the agent gets the cancellation later."""
     running, agents = Running(workspace), [hosts.host_of(workspace.id)]
     agent_pid = hosts.agent_pid(workspace.id)
     ways = {
