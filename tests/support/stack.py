@@ -36,7 +36,7 @@ class Stack(Service):
         super().__init__()
         self.state_dir = state_dir
         workers = int(environment.get("WORKERS", "2"))
-        ports = free_ports(2 + workers, in_a_row=workers)
+        ports = free_ports(2 + 2 * workers, in_a_row=2 * workers)
         self._environment = {
             **{
                 name: value
@@ -47,6 +47,7 @@ class Stack(Service):
             "REST_PORT": str(ports[0]),
             "GRPC_PORT": str(ports[1]),
             "SERVER_PORT": str(ports[2]),
+            "RUNTIME_PORT": str(ports[2 + workers]),
             "WORKERS": "2",
             # Tests call faster than any customer does, and share their credentials.
             "RATE_LIMIT": "off",

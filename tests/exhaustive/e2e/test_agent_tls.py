@@ -17,7 +17,6 @@ from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
 from tests.api.running import bearer
 from tests.support.agent_tls import Certificates, certificates
-from tests.support.ports import free_ports
 from tests.support.programs import run
 from tests.support.runtime_tokens import runtime_token
 from tests.support.stack import Gate, Stack, Workspace
@@ -31,10 +30,7 @@ RESTART_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    runtime_port, _ = free_ports(2)
-    own = Stack(
-        tmp_path_factory.mktemp("tls") / "state", AGENT_TLS="on", RUNTIME_PORT=str(runtime_port)
-    )
+    own = Stack(tmp_path_factory.mktemp("tls") / "state", AGENT_TLS="on")
     try:
         own.start()
         yield own

@@ -15,7 +15,6 @@ from tests.exhaustive.operating.credentials import ISSUER, Credential, Grpc, Iss
 from tests.exhaustive.operating.password_server import PasswordServer, password_server
 from tests.support.edge.certificates import Authority
 from tests.support.faults import assert_story, await_terminal, await_workspace
-from tests.support.ports import free_ports
 from tests.support.programs import run
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
@@ -59,14 +58,12 @@ def stack(
     tmp_path: Path, database: PasswordServer, authority: Authority, issuer: Issuer
 ) -> Iterator[Stack]:
     edge = authority.issue("edge")
-    runtime_port, _ = free_ports(2, in_a_row=2)
     running = Stack(
         tmp_path / "state",
         DATABASE_URL=database.url,
         TLS_CERT_FILE=str(edge.cert_file),
         TLS_KEY_FILE=str(edge.key_file),
         AGENT_TLS="on",
-        RUNTIME_PORT=str(runtime_port),
         JWKS=str(tmp_path / "jwks.json"),
         JWT_ISSUER=ISSUER,
     )
