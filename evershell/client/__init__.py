@@ -57,10 +57,16 @@ from evershell.client.events import (
     WorkStopped,
 )
 from evershell.client.pages import AsyncPages, Page, Pages
+from evershell.client.states import (
+    CancelOutcome,
+    TaskOutcome,
+    TaskPhase,
+    TaskStatus,
+    WorkspaceStatus,
+)
 from evershell.client.types import (
     AuditEntry,
     CancelledTask,
-    CancelOutcome,
     CancelResult,
     CancelTasksResult,
     Hold,
@@ -69,12 +75,8 @@ from evershell.client.types import (
     Task,
     TaskFilter,
     TaskLimits,
-    TaskOutcome,
-    TaskPhase,
-    TaskStatus,
     Usage,
     Workspace,
-    WorkspaceStatus,
 )
 
 __all__ = [

@@ -12,7 +12,8 @@ from evershell.client.errors import (
     TaskNotEndedError,
     UnavailableError,
 )
-from evershell.client.types import CancelOutcome, CancelResult, CancelTasksResult, Task
+from evershell.client.states import CancelOutcome
+from evershell.client.types import CancelResult, CancelTasksResult, Task
 
 # The longest `wait` of CancelTask.
 MAX_WAIT_SECONDS = 30.0

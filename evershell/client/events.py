@@ -9,7 +9,8 @@ from evershell.workspace.v1 import event_pb2
 from google.protobuf.message import Message
 
 from evershell.client._messages import Result
-from evershell.client.types import TaskStatus, Usage
+from evershell.client.states import TaskStatus
+from evershell.client.types import Usage
 
 
 class EventType(StrEnum):

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evershell.client
-from evershell.client import AsyncClient, Client, events, types
+from evershell.client import AsyncClient, Client, events, states, types
 from evershell.client._messages import Result
 
 # The method of the client for each RPC.
@@ -149,6 +149,7 @@ def test_the_documentation_names_each_argument(name: str) -> None:
 def test_every_public_name_is_exported() -> None:
     modules = (
         types,
+        states,
         events,
         evershell.client.answers,
         evershell.client.errors,
@@ -217,7 +218,7 @@ def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
     task = types.Task._from_message(
         task_pb2.Task(id="task_1", status=99, phase=99)  # type: ignore[arg-type]
     )
-    assert (task.status, task.phase) == (types.TaskStatus.UNSPECIFIED, None)
+    assert (task.status, task.phase) == (states.TaskStatus.UNSPECIFIED, None)
     unknown = events.Event._from_message(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
     assert (unknown.type, unknown.payload) == (events.EventType.UNSPECIFIED, None)
 
