@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc_web
+import known_fields
+import size_limit
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
 from replies import grpc_errors, grpc_local_replies, header, local_replies
 from source import SERVICE, Binding, Protos
@@ -46,17 +48,6 @@ SMALL_CONTENT = r".*\|\d{1,4}"
 # All requests of a method with at most this size limit count as small. For other methods the
 # content length decides.
 SMALL_METHOD_MAX_BYTES = 16_384
-
-# Refuses unknown fields. Off for all other routes.
-KNOWN_FIELDS = "evershell.known_fields"
-# The name by which known_fields.lua means all other names.
-ALL_OTHERS = "*"
-TURNED_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
-
-SIZE_LIMIT = "envoy.filters.http.filter_chain"
-FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
-# Each gRPC message has a prefix: the compression flag and the length.
-GRPC_PREFIX_BYTES = 5
 
 # Methods for probes and tools. They need no credential, so they have a cluster that serves only a
 # few calls at a time. Its circuit breaker of priority DEFAULT limits streams that stay open, the
@@ -98,7 +89,7 @@ def edge_config(protos: Protos) -> dict[str, Any]:
                     f"/{SERVICE}/{method.name}",
                     CONTENT_HEADER,
                     _action(streams=method.server_streaming),
-                    _size_limit(protos.max_request_bytes(method) + GRPC_PREFIX_BYTES),
+                    size_limit.of_grpc(protos.max_request_bytes(method)),
                 )
                 for method in methods
             ),
@@ -151,30 +142,10 @@ def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
         {
             "match": {"path": path, "grpc": {}},
             "route": INTROSPECTION_METHODS.get(path, default),
-            "typed_per_filter_config": _size_limit(limit + GRPC_PREFIX_BYTES),
+            "typed_per_filter_config": size_limit.of_grpc(limit),
         }
         for path, limit in size_limits.items()
     ]
-
-
-def _size_limit(max_request_bytes: int) -> dict[str, Any]:
-    """The size limit of a route.
-
-    The filter that enforces it cannot be configured by route, so it is wrapped in a filter chain,
-    which can.
-    """
-    name = "envoy.filters.http.body_size_limit"
-    config = {
-        "@type": f"{FILTERS}.body_size_limit.v3.BodySizeLimit",
-        "max_request_bytes": max_request_bytes,
-    }
-    chain = {"filters": [{"name": name, "typed_config": config}]}
-    return {
-        SIZE_LIMIT: {
-            "@type": f"{FILTERS}.filter_chain.v3.FilterChainConfigPerRoute",
-            "filter_chain": chain,
-        }
-    }
 
 
 def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
@@ -290,7 +261,7 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
     route: dict[str, Any] = {
         "match": path | {"headers": [_method(binding), *headers]},
         "route": _action(streams=binding.streams),
-        "typed_per_filter_config": _size_limit(binding.max_request_bytes),
+        "typed_per_filter_config": size_limit.of(binding.max_request_bytes),
     }
     for_lua: dict[str, Any] = {}
     if binding.success_status != 200:
@@ -301,26 +272,9 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
         "evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}
     }
     if binding.edge.unknown_fields:
-        for_lua["fields"] = _known_fields(binding.rpc.input_type)
-        if binding.unknown_fields == "refused_in_messages":
-            for_lua["fields"][ALL_OTHERS] = True
-        route["typed_per_filter_config"] |= {KNOWN_FIELDS: TURNED_ON}
+        for_lua["fields"] = known_fields.names(binding)
+        route["typed_per_filter_config"] |= known_fields.FILTER
     if for_lua:
         metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}
     return route
-
-
-def _known_fields(message: Any) -> dict[str, Any]:
-    """The names of a message's fields in JSON, in both spellings, with those of its messages.
-
-    True for a value in which no names are checked.
-    """
-    found: dict[str, Any] = {}
-    for field in message.fields:
-        # The transcoder also accepts durations and times as objects.
-        has_names = field.message_type is not None
-        is_map = has_names and field.message_type.GetOptions().map_entry
-        fields = _known_fields(field.message_type) if has_names and not is_map else True
-        found |= {field.name: fields, field.json_name: fields}
-    return found
