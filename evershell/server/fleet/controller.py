@@ -25,6 +25,7 @@ from evershell.server.core.task import Task
 from evershell.server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.server.fleet.changes import Changes
 from evershell.server.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
+from evershell.server.fleet.exits import Exits
 from evershell.server.fleet.limits import DurationLimits
 from evershell.server.fleet.pods import Pods
 from evershell.server.fleet.redelivery import Redelivery
@@ -74,8 +75,7 @@ class Controller:
         self._again: set[str] = set()
         # The steps that run, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
-        # Tasks that wait for an agent to exit, by workspace id and epoch.
-        self._watched: dict[str, asyncio.Task[None]] = {}
+        self._exits = Exits(pods, self._reconcile_ids)
 
     async def run(self, changes: Changes) -> None:
         """Reconciles until it is cancelled. Pods continue to run."""
@@ -92,7 +92,8 @@ class Controller:
                     self._overdue.answering_since = self._clock()
         finally:
             self._redelivery.stop()
-            for task in (counting, *self._steps.values(), *self._watched.values()):
+            self._exits.stop()
+            for task in (counting, *self._steps.values()):
                 task.cancel()
             if self._backlog is not None:
                 self._backlog.clear()
@@ -216,7 +217,7 @@ class Controller:
             )
             return
         log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
-        self._watch(workspace)
+        self._exits.watch(workspace)
 
     async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
         """Fails the workspace if its agent has ended or is overdue."""
@@ -225,7 +226,7 @@ class Controller:
         elif is_overdue:
             await self._end_overdue(workspace)
         else:
-            self._watch(workspace)
+            self._exits.watch(workspace)
 
     async def _end_overdue(self, workspace: Workspace) -> None:
         """Fails the workspace of an overdue agent.
@@ -292,15 +293,3 @@ class Controller:
             workspace.id, lambda locked: decide(locked, self._clock())
         )
         return change.workspace if change is not None else workspace
-
-    def _watch(self, workspace: Workspace) -> None:
-        """Reconciles the workspace when its agent exits, without waiting for the next scan."""
-        key = f"{workspace.id}/{workspace.epoch}"
-        if key not in self._watched:
-            self._watched[key] = asyncio.create_task(self._await_exit(key, workspace))
-
-    async def _await_exit(self, key: str, workspace: Workspace) -> None:
-        await self._pods.wait_exit(workspace)
-        del self._watched[key]
-        with suppress(UnavailableError):
-            await self._reconcile_ids({workspace.id})

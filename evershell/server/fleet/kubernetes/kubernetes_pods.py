@@ -251,13 +251,13 @@ class KubernetesPods:
     def _pods_of(self, workspace_id: str) -> dict[int, Object]:
         """The pods of the workspace, by epoch."""
         found = (self._pods.get(name) for name in self._names.get(workspace_id, ()))
-        return {_key(pod)[1]: pod for pod in found if pod is not None}
+        return {objects.key_of(pod)[1]: pod for pod in found if pod is not None}
 
     async def _next_change(self, workspace_id: str) -> None:
         await self._changes.setdefault(workspace_id, asyncio.Event()).wait()
 
     def _wake(self, changed: Object) -> None:
-        event = self._changes.pop(_key(changed)[0], None)
+        event = self._changes.pop(objects.key_of(changed)[0], None)
         if event is not None:
             event.set()
 
@@ -266,7 +266,7 @@ class KubernetesPods:
             self._changes.popitem()[1].set()
 
     def _note_change(self, pod: Object) -> None:
-        workspace_id, epoch = _key(pod)
+        workspace_id, epoch = objects.key_of(pod)
         self._note_name(workspace_id, pod["metadata"]["name"])
         if workspace_id in self._unconfirmed and pod_states.is_alive(pod):
             # Nobody asks for the end of an epoch once a later one has begun.
@@ -287,15 +287,8 @@ class KubernetesPods:
     def _note_removal(self, last: Object) -> None:
         if not pod_states.has_ended(last):
             log.warning("pod_disappeared", pod=last["metadata"]["name"])
-            workspace_id, epoch = _key(last)
+            workspace_id, epoch = objects.key_of(last)
             self._unconfirmed.setdefault(workspace_id, set()).add(epoch)
-
-
-def _key(found: Object) -> tuple[str, int]:
-    """The workspace id and the epoch of an object; epoch 0 for a claim."""
-    labels = found["metadata"].get("labels") or {}
-    epoch = labels.get(objects.EPOCH_LABEL, "")
-    return labels.get(objects.WORKSPACE_LABEL, ""), int(epoch) if epoch.isdecimal() else 0
 
 
 def _raise_os_error(error: ApiError) -> NoReturn:

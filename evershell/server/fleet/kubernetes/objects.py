@@ -199,3 +199,10 @@ def _labels(workspace: Workspace) -> dict[str, str]:
 def _slug(workspace_id: str) -> str:
     # Ids are ULIDs, which do not differ in case alone.
     return workspace_id.lower().replace("_", "-")
+
+
+def key_of(found: Object) -> tuple[str, int]:
+    """The workspace id and the epoch of an object; epoch 0 for a claim."""
+    labels = found["metadata"].get("labels") or {}
+    epoch = labels.get(EPOCH_LABEL, "")
+    return labels.get(WORKSPACE_LABEL, ""), int(epoch) if epoch.isdecimal() else 0
