@@ -270,17 +270,6 @@ class Settings(BaseSettings):
             return self.worker_addresses
         return [f"{self.listen_host}:{self.runtime_port + index}" for index in range(self.workers)]
 
-    def read_model_key(self) -> str:
-        """The key of the model. Raises OSError if its file cannot be read."""
-        if self.openai_api_key_file is None:
-            return self.openai_api_key.get_secret_value()
-        try:
-            return self.openai_api_key_file.read_text().strip()
-        except OSError as error:
-            # The reason of a workspace that fails for this has no other name of the file.
-            problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
-            raise OSError(error.errno, problem) from error
-
     @property
     def logs_dir(self) -> Path:
         """The folder of the programs' log files."""

@@ -124,7 +124,7 @@ def spec_for(
             tls_trusted=tls.trusted if tls else "",
             model=settings.model,
             openai_base_url=settings.openai_base_url,
-            openai_api_key=settings.read_model_key(),
+            openai_api_key=_model_key(settings),
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             crash_points_dir=str(settings.crash_points_dir or ""),
@@ -166,3 +166,15 @@ def _first_spec_for(
         )
 
     return first
+
+
+def _model_key(settings: Settings) -> str:
+    """The key of the model. Raises OSError if its file cannot be read."""
+    if settings.openai_api_key_file is None:
+        return settings.openai_api_key.get_secret_value()
+    try:
+        return settings.openai_api_key_file.read_text().strip()
+    except OSError as error:
+        # The reason of a workspace that fails for this has no other name of the file.
+        problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
+        raise OSError(error.errno, problem) from error

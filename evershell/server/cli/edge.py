@@ -12,7 +12,7 @@ from evershell.cli.duration import DURATION
 from evershell.server.cli.environment import read_settings
 from evershell.server.stack.environments import edge_environment
 from evershell.server.stack.envoy import config as envoy
-from evershell.server.stack.envoy.collector import Collector
+from evershell.server.stack.envoy.settings import edge_of
 
 # Envoy's own share of the memory of its container.
 _HEAP_SHARE = 0.8
@@ -71,19 +71,12 @@ def _run(admin_socket: Path | None) -> None:
         raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
     # It ends with the process, and a container has its own temporary folder.
     folder = Path(tempfile.mkdtemp(prefix="edge-"))
-    tls = None
-    if settings.tls_cert_file and settings.tls_key_file:
-        tls = envoy.Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
     try:
-        wanted = envoy.Edge(
-            rest_port=settings.rest_port,
-            grpc_port=settings.grpc_port,
-            workers=workers,
+        wanted = edge_of(
+            settings,
+            workers,
             admin_socket=admin_socket or folder / "admin.sock",
-            host=settings.listen_host,
-            tls=tls,
-            max_heap_bytes=int(settings.program_memory_mb * 2**20 * _HEAP_SHARE),
-            collector=Collector.of(settings.otel_exporter_otlp_endpoint, os.environ),
+            heap_share=_HEAP_SHARE,
         )
         envoy.render(wanted, folder / "envoy.yaml")
         envoy.validate(folder / "envoy.yaml")

@@ -5,7 +5,6 @@ Envoy.
 """
 
 import asyncio
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +30,8 @@ from evershell.server.stack.environments import (
     foreign_environment,
     worker_environment,
 )
-from evershell.server.stack.envoy import config as envoy
-from evershell.server.stack.envoy.collector import Collector
 from evershell.server.stack.envoy.process import EdgeProcess
+from evershell.server.stack.envoy.settings import edge_of
 from evershell.server.stack.first_calls import first_calls, write_environment
 from evershell.server.stack.ports import PortError, check_ports
 from evershell.server.stack.private_file import write_private
@@ -57,6 +55,8 @@ _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
+# Envoy's share of a program's memory. It sheds load before the supervisor kills it.
+_HEAP_SHARE = 0.75
 
 
 class CannotStartError(Exception):
@@ -78,7 +78,13 @@ async def up(settings: Settings) -> None:
         ready.clear(settings.state_dir)
         stopping = asyncio.create_task(stop_signal())
         supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
-        edge = EdgeProcess(_edge(settings), settings.state_dir / "envoy.yaml")
+        wanted = edge_of(
+            settings,
+            settings.worker_addresses,
+            admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
+            heap_share=_HEAP_SHARE,
+        )
+        edge = EdgeProcess(wanted, settings.state_dir / "envoy.yaml")
         rolling = RollingRestart(supervisor, edge)
         run_lock.write_pid(settings.state_dir)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
@@ -161,23 +167,6 @@ async def _start(
     _print("Starting the demo workspace's agent …")
     await _wait_ready(settings, demo)
     return settings, demo
-
-
-def _edge(settings: Settings) -> envoy.Edge:
-    tls = None
-    if settings.tls_cert_file and settings.tls_key_file:
-        tls = envoy.Tls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-    return envoy.Edge(
-        rest_port=settings.rest_port,
-        grpc_port=settings.grpc_port,
-        workers=settings.worker_addresses,
-        admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
-        host=settings.listen_host,
-        tls=tls,
-        # Below the program's memory limit, so that Envoy sheds load before the supervisor kills it.
-        max_heap_bytes=settings.program_memory_mb * 2**20 * 3 // 4,
-        collector=Collector.of(settings.otel_exporter_otlp_endpoint, os.environ),
-    )
 
 
 async def _database(settings: Settings, supervisor: Supervisor) -> str:
