@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.loop import ActiveTask, Limits, run_task
+from evershell.server.agent.active_task import ActiveTask
+from evershell.server.agent.iteration import Limits
+from evershell.server.agent.loop import run_task
 from evershell.server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
 from evershell.server.agent.openai_model import OpenAIModel
 from evershell.server.agent.tools import ShellTool

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from evershell.server.agent.active_task import ActiveTask
 from evershell.server.agent.encoding import encode_event
-from evershell.server.agent.loop import ActiveTask, Limits, RejectedError, run_task
+from evershell.server.agent.iteration import Limits
+from evershell.server.agent.loop import RejectedError, run_task
 from evershell.server.agent.model import History, ModelFailure, ModelReply, PartialReply
 from evershell.server.agent.tools import ToolCall, ToolResult, ToolStatus
 from evershell.server.core.task import Phase, TaskStatus

@@ -12,8 +12,8 @@ import grpc.aio
 import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
+from evershell.server.agent.active_task import ActiveTask
 from evershell.server.agent.admission import Admission
-from evershell.server.agent.loop import ActiveTask
 from evershell.server.agent.service import AgentService
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import Shutdown

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from evershell.server.agent import agent as program
 from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
-from evershell.server.agent.loop import Limits
+from evershell.server.agent.iteration import Limits
 from evershell.server.agent.shutdown import ExitCode
 from evershell.server.core.runtime import AgentIdentity, Runtime
 from evershell.server.pod.tokens import SECRET_BYTES

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from evershell.server.agent.active_task import ActiveTask
 from evershell.server.agent.credential import RuntimeCredential
 from evershell.server.agent.heartbeat import Heartbeat
+from evershell.server.agent.iteration import Limits
 from evershell.server.agent.lease import Lease
-from evershell.server.agent.loop import ActiveTask, Limits, RejectedError, run_task
+from evershell.server.agent.loop import RejectedError, run_task
 from evershell.server.agent.model import Model
 from evershell.server.agent.runtime_client import RuntimeClient, RuntimeStub
 from evershell.server.agent.session import Session

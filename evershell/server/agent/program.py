@@ -15,7 +15,7 @@ from evershell.server.agent import bootstrap
 from evershell.server.agent.admission import Admission
 from evershell.server.agent.agent import Agent
 from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
-from evershell.server.agent.loop import Limits
+from evershell.server.agent.iteration import Limits
 from evershell.server.agent.model import Endpoint, Model
 from evershell.server.agent.runtime_client import connect
 from evershell.server.agent.scripted_model import ScriptedModel

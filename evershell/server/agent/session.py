@@ -11,8 +11,9 @@ from typing import Any
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 
+from evershell.server.agent.active_task import ActiveTask
 from evershell.server.agent.cancellation import CancelFlag
-from evershell.server.agent.loop import ActiveTask, RejectedError
+from evershell.server.agent.loop import RejectedError
 from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.server.core.agent_events import TaskEnded
 from evershell.server.core.task import Phase
