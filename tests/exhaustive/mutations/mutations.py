@@ -3,36 +3,23 @@
 A mutation replaces text in a copy of the server. A test fails if the text is not there any more.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.stack import ROOT
-
-_SERVER = Path("evershell/server")
+from tests.support.checkout import Edit, changed_checkout
 
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
     """Replaces texts in files of `evershell/server`."""
 
-    # The file, the text, and what replaces it.
-    edits: tuple[tuple[str, str, str], ...]
+    edits: tuple[Edit, ...]
     # A part of the report about what was found.
     found: str
 
     def checkout(self, folder: Path) -> Path:
-        """Makes a working copy with the mutation, which uses the environment of this one."""
-        shutil.copytree(
-            ROOT / _SERVER, folder / _SERVER, ignore=shutil.ignore_patterns("__pycache__")
-        )
-        for name, text, replacement in self.edits:
-            path = folder / _SERVER / name
-            source = path.read_text()
-            assert source.count(text) == 1, f"{name} has not exactly one {text!r}"
-            path.write_text(source.replace(text, replacement))
-        (folder / ".venv").symlink_to(ROOT / ".venv")
-        return folder
+        """Makes a working copy with the mutation."""
+        return changed_checkout(folder, *self.edits)
 
 
 # A controller enforces only the durations that end in its own term.
