@@ -1,7 +1,8 @@
 """Browsers and libraries resume a stream of events whose connection was cut.
 
-A proxy cuts the first connections at different bytes, also within an event. Each client then has
-every event once, in order.
+A proxy cuts the first connections of each client at different bytes, also within an event. The
+client then has every event once, in order. Clients wait for a second before they connect again, so
+all libraries read the same stream at once.
 """
 
 import json
@@ -10,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,23 +142,21 @@ def _seen(done: "subprocess.CompletedProcess[str]") -> Seen:
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-@pytest.fixture
 def edge(stack: Stack) -> tuple[str, int]:
     url = urlsplit(stack.ready["rest_url"])
     return str(url.hostname), int(url.port or 0)
 
 
-def work(workspace: Workspace, proxy: CuttingProxy) -> None:
-    """Makes events before and after each cut, then stops the workspace."""
+def work(workspace: Workspace, was_cut: Callable[[int], bool]) -> None:
+    """Makes events before and after each cut, then stops the workspace.
+
+    `was_cut` says whether every stream was cut so many times.
+    """
     for cuts, _ in enumerate(LIMITS, 1):
         workspace.await_end(workspace.submit("echo one", "echo two"))
-        eventually(partial(_has_cut, proxy, cuts), CLIENT_SECONDS)
+        eventually(partial(was_cut, cuts), CLIENT_SECONDS)
     workspace.await_end(workspace.submit("true"))
     workspace.rest.post(f"{workspace.path}/stop")
-
-
-def _has_cut(proxy: CuttingProxy, cuts: int) -> bool:
-    return proxy.cuts >= cuts
 
 
 def check(workspace: Workspace, proxy: CuttingProxy, seen: Seen) -> None:
@@ -168,28 +169,65 @@ def check(workspace: Workspace, proxy: CuttingProxy, seen: Seen) -> None:
     assert ids == sorted(ids) and ids[-1] > 0
 
 
-@pytest.mark.parametrize(
-    "client",
-    [
-        httpx_client,
-        node_client("eventsource.mjs"),
-        node_client("fetch_event_source.mjs"),
-        sample_client("JavaScript"),
-        sample_client("Python"),
-    ],
-    ids=["httpx-sse", "eventsource", "fetch-event-source", "sample-js", "sample-python"],
-)
-def test_a_library_loses_and_repeats_no_event(
-    stack: Stack, workspace: Workspace, edge: tuple[str, int], client: Client
-) -> None:
-    with cutting_proxy(edge, LIMITS) as proxy, ThreadPoolExecutor(1) as pool:
-        url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
-        seeing = pool.submit(client, url, stack.tokens["full_access"])
-        if client is not httpx_client:
-            # The test is skipped if the packages cannot be installed.
-            node_modules()
-        work(workspace, proxy)
-        check(workspace, proxy, seeing.result(CLIENT_SECONDS))
+LIBRARIES: dict[str, Client] = {
+    "httpx-sse": httpx_client,
+    "eventsource": node_client("eventsource.mjs"),
+    "fetch-event-source": node_client("fetch_event_source.mjs"),
+    "sample-js": sample_client("JavaScript"),
+    "sample-python": sample_client("Python"),
+}
+# They need the packages of npm.
+IN_NODE = ("eventsource", "fetch-event-source")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one library reads of the stream."""
+
+    proxy: CuttingProxy
+    seeing: Future[Seen]
+
+    def was_cut(self, times: int) -> bool:
+        """Whether it was cut so many times, or has failed."""
+        return self.proxy.cuts >= times or self.seeing.done()
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What all libraries read of the stream of one workspace."""
+
+    workspace: Workspace
+    of: dict[str, Reading]
+
+
+@pytest.fixture(scope="module")
+def readings(stack: Stack) -> Iterator[Readings]:
+    """Makes events while all libraries whose packages are there read them."""
+    libraries = dict(LIBRARIES)
+    try:
+        node_modules()
+    except pytest.skip.Exception:
+        for name in IN_NODE:
+            del libraries[name]
+    workspace, token = Workspace(stack), stack.tokens["full_access"]
+    with ExitStack() as resources:
+        pool = resources.enter_context(ThreadPoolExecutor(len(libraries)))
+        of = {}
+        for name, client in libraries.items():
+            proxy = resources.enter_context(cutting_proxy(edge(stack), LIMITS))
+            url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
+            of[name] = Reading(proxy, pool.submit(client, url, token))
+        work(workspace, lambda times: all(each.was_cut(times) for each in of.values()))
+        yield Readings(workspace, of)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_loses_and_repeats_no_event(readings: Readings, name: str) -> None:
+    if name not in readings.of:
+        # Skips the test, with the reason.
+        node_modules()
+    reading = readings.of[name]
+    check(readings.workspace, reading.proxy, reading.seeing.result(CLIENT_SECONDS))
 
 
 @pytest.fixture
@@ -215,13 +253,13 @@ SCRIPT = """
 
 
 def test_a_browser_loses_and_repeats_no_event(
-    stack: Stack, workspace: Workspace, edge: tuple[str, int], page: Any
+    stack: Stack, workspace: Workspace, page: Any
 ) -> None:
     """The EventSource of the browser itself. The proxy adds the token, which it cannot send."""
-    with cutting_proxy(edge, LIMITS, stack.tokens["full_access"]) as proxy:
+    with cutting_proxy(edge(stack), LIMITS, stack.tokens["full_access"]) as proxy:
         url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
         page.evaluate(SCRIPT, [url, TYPES])
-        work(workspace, proxy)
+        work(workspace, lambda times: proxy.cuts >= times)
         page.wait_for_function(
             "() => window.seen.some(([, type]) => type === 'workspace_stopped')",
             timeout=CLIENT_SECONDS * 1000,
