@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from evershell.server.auth.signing_keys import (
 from evershell.server.cli.rotate import rotate
 from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
+from evershell.server.stack.private_file import exclusive_change
 from tests.support.agent_tls import is_issued_by
 from tests.support.runtime_tokens import runtime_token
+from tests.support.waiting import eventually
 
 OLD = new_key()
 BOTH = with_new_key(OLD)
@@ -151,6 +154,26 @@ def test_a_rotation(state: Path) -> None:
     assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
     assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
+
+
+def test_two_rotations_that_begin_together_make_one_new_key(state: Path) -> None:
+    """The second one waits, and then finds that a rotation is in progress."""
+    state.write_text(OLD)
+    with ThreadPoolExecutor(1) as thread:
+        with exclusive_change(state):
+            second = thread.submit(command, "begin")
+            eventually(lambda: second.done() or waits_for_lock())
+            assert not second.done()
+            state.write_text(BOTH)
+        refused = second.result()
+    assert (refused.exit_code, state.read_text()) == (1, BOTH)
+    assert "A rotation is in progress." in refused.output
+
+
+def waits_for_lock() -> bool:
+    """Whether this process waits for the lock of a file: proc_locks(5)."""
+    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(line[1] == "->" and line[5] == str(os.getpid()) for line in waiting)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")

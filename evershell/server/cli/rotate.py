@@ -13,7 +13,7 @@ from evershell.server.auth.signing_keys import (
     with_new_key,
 )
 from evershell.server.cli.environment import read_settings
-from evershell.server.stack.private_file import write_private
+from evershell.server.stack.private_file import exclusive_change, write_private
 
 
 @click.group(
@@ -58,10 +58,11 @@ def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, do
     """Replaces the file if a rotation is in progress or not. Raises click.ClickException."""
     path = read_settings().signing_key_path
     try:
-        text = read_signing_keys(path)
-        if (len(private_keys(text)) > 1) != in_rotation:
-            raise click.ClickException(f"{refusal} {path} was not changed.")
-        write_private(path, change(text))
+        with exclusive_change(path):
+            text = read_signing_keys(path)
+            if (len(private_keys(text)) > 1) != in_rotation:
+                raise click.ClickException(f"{refusal} {path} was not changed.")
+            write_private(path, change(text))
     except SigningKeysError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:

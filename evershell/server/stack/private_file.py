@@ -1,6 +1,9 @@
 """Files that hold a secret."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,3 +18,13 @@ def write_private(path: Path, text: str) -> None:
             os.fchown(file.fileno(), kept.st_uid, kept.st_gid)
         file.write(text)
     unfinished.replace(path)
+
+
+@contextmanager
+def exclusive_change(path: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same file. Raises OSError."""
+    # Not the file itself, because `write_private` replaces it.
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        # Closing the file releases the lock.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
