@@ -1,41 +1,21 @@
-"""The provider's keys, from a file or over HTTP: rotation, broken sets and outages."""
+"""The provider's keys: rotation, broken sets, and reads that calls share."""
 
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from joserfc.jwk import ECKey, OKPKey
+from joserfc.jwk import ECKey
 
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core.errors import Failure, UnavailableError
-from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
+from evershell.server.auth.session_tokens import JwkSet
+from evershell.server.core.errors import UnavailableError
+from tests.auth.fake_keys import FakeTimer
+from tests.auth.verifying import MAX_AGE_SECONDS, REFRESH_SECONDS, refused, sessions
+from tests.support.identity_provider import EC, ED, RSA, jwk_set, token
 from tests.support.waiting import eventually_async, settle
 
 NEW = ECKey.generate_key("P-256", {"kid": "new"})
-# A token with an unknown key id triggers a refresh of the set, at most once in this time.
-REFRESH_SECONDS = 10.0
-MAX_AGE_SECONDS = 300.0
-
-
-class FakeTime:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
-    """The clock that measures the age of a set."""
-    clock = FakeTime()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
 
 
 class CountedSet(JwkSet):
@@ -65,16 +45,6 @@ def keys(path: Path) -> CountedSet:
     return CountedSet(str(path))
 
 
-def sessions(keys: JwkSet) -> SessionTokens:
-    return SessionTokens(keys, ISSUER, AUDIENCE)
-
-
-async def refused(verifier: SessionTokens, bad: str) -> None:
-    with pytest.raises(Failure) as raised:
-        await verifier.authenticate(bad)
-    assert raised.value.slug == "unauthenticated"
-
-
 async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:
     verifier = sessions(keys)
     for number in range(5):
@@ -96,7 +66,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_read(keys: CountedSet) -
 
 
 async def test_a_token_with_a_new_key_refreshes_the_set(
-    keys: CountedSet, path: Path, clock: FakeTime
+    keys: CountedSet, path: Path, clock: FakeTimer
 ) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
@@ -107,7 +77,7 @@ async def test_a_token_with_a_new_key_refreshes_the_set(
 
 
 async def test_unknown_keys_refresh_the_set_at_a_limited_rate(
-    keys: CountedSet, clock: FakeTime
+    keys: CountedSet, clock: FakeTimer
 ) -> None:
     verifier = sessions(keys)
     for number in range(20):
@@ -119,7 +89,7 @@ async def test_unknown_keys_refresh_the_set_at_a_limited_rate(
 
 
 async def test_an_old_set_is_refreshed_so_that_a_withdrawn_key_is_refused(
-    keys: CountedSet, path: Path, clock: FakeTime
+    keys: CountedSet, path: Path, clock: FakeTimer
 ) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token("ES256"))
@@ -146,7 +116,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_a_broken_set_does_not_replace_a_good_one(
-    keys: CountedSet, path: Path, clock: FakeTime, broken: str
+    keys: CountedSet, path: Path, clock: FakeTimer, broken: str
 ) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
@@ -158,7 +128,7 @@ async def test_a_broken_set_does_not_replace_a_good_one(
 
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_a_set_that_was_never_valid_is_unavailable(
-    keys: CountedSet, path: Path, clock: FakeTime, broken: str
+    keys: CountedSet, path: Path, clock: FakeTimer, broken: str
 ) -> None:
     good = path.read_text()
     path.write_text(broken)
@@ -171,7 +141,7 @@ async def test_a_set_that_was_never_valid_is_unavailable(
 
 
 async def test_a_deleted_file_leaves_the_known_keys(
-    keys: CountedSet, path: Path, clock: FakeTime
+    keys: CountedSet, path: Path, clock: FakeTimer
 ) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
@@ -181,7 +151,7 @@ async def test_a_deleted_file_leaves_the_known_keys(
 
 
 async def test_a_token_without_a_key_id_refreshes_an_unavailable_set(
-    path: Path, clock: FakeTime
+    path: Path, clock: FakeTimer
 ) -> None:
     path.unlink()
     verifier = sessions(JwkSet(str(path)))
@@ -232,7 +202,7 @@ async def _second_read(keys: CountedSet) -> None:
 
 
 async def test_concurrent_calls_with_a_new_key_share_one_refresh(
-    keys: CountedSet, path: Path, clock: FakeTime
+    keys: CountedSet, path: Path, clock: FakeTimer
 ) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
@@ -250,7 +220,7 @@ async def test_concurrent_calls_with_a_new_key_share_one_refresh(
     assert keys.reads == 2
 
 
-async def test_known_keys_work_during_a_refresh(keys: CountedSet, clock: FakeTime) -> None:
+async def test_known_keys_work_during_a_refresh(keys: CountedSet, clock: FakeTimer) -> None:
     verifier = sessions(keys)
     await verifier.authenticate(token())
     clock.now += MAX_AGE_SECONDS + 1
@@ -260,67 +230,3 @@ async def test_known_keys_work_during_a_refresh(keys: CountedSet, clock: FakeTim
     await asyncio.wait_for(verifier.authenticate(token(sub="user_3")), 5)
     keys.may_read.set()
     await reader
-
-
-class Provider(BaseHTTPRequestHandler):
-    """Answers with the raw bytes that the test sets."""
-
-    answer = b""
-
-    def do_GET(self) -> None:
-        self.wfile.write(self.answer)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
-def response(body: str, *, status: str = "200 OK", length: int | None = None) -> bytes:
-    declared = len(body) if length is None else length
-    return f"HTTP/1.1 {status}\r\nContent-Length: {declared}\r\n\r\n{body}".encode()
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Provider) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/jwks.json"
-        server.shutdown()
-        thread.join()
-
-
-async def test_a_set_is_read_over_http(url: str) -> None:
-    Provider.answer = response(jwk_set(OKPKey.import_key(ED.as_dict(private=True))))
-    await sessions(JwkSet(url)).authenticate(token("EdDSA"))
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"",
-        b"nonsense\r\n\r\n",
-        response("not yet", status="503 Service Unavailable"),
-        response('{"keys": []', length=5_000),
-        response("<html>", status="404 Not Found"),
-    ],
-)
-async def test_a_provider_with_an_invalid_answer_is_unavailable(
-    url: str, answer: bytes, clock: FakeTime
-) -> None:
-    Provider.answer = answer
-    verifier = sessions(JwkSet(url))
-    with pytest.raises(UnavailableError):
-        await verifier.authenticate(token())
-    Provider.answer = response(jwk_set(RSA))
-    clock.now += REFRESH_SECONDS + 1
-    await verifier.authenticate(token())
-    Provider.answer = answer
-    clock.now += MAX_AGE_SECONDS + 1
-    await verifier.authenticate(token(sub="user_2"))
-
-
-async def test_a_provider_that_is_down_is_unavailable() -> None:
-    with HTTPServer(("127.0.0.1", 0), Provider) as server:
-        port = server.server_port
-    with pytest.raises(UnavailableError):
-        await sessions(JwkSet(f"http://127.0.0.1:{port}/")).authenticate(token())

@@ -13,6 +13,7 @@ from evershell.server.core.event import EventType, Origin
 from evershell.server.core.task import TaskLimits, TaskStatus
 from evershell.server.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
 from evershell.server.core.tasks import SubmitTask
+from tests.core.committing import types
 from tests.support.world import NOW, World, caller, intent, iteration, locked_busy
 
 MINUTE = TaskLimits(max_duration_seconds=60)
@@ -30,10 +31,6 @@ def busy(wanted: TaskLimits, *, age: float = 0, **fields: Any) -> Locked:
 def commit(locked: Locked, *events: AgentEvent) -> Change:
     assert locked.task is not None
     return task_lifecycle.commit(locked, locked.workspace.epoch, locked.task.id, events, NOW)
-
-
-def types(change: Change) -> list[str]:
-    return [str(event.type) for event in change.events]
 
 
 @pytest.mark.parametrize(("age", "is_reached"), [(59.9, False), (60, True), (3600, True)])

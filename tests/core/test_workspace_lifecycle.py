@@ -11,6 +11,7 @@ from evershell.server.core.errors import Failure
 from evershell.server.core.task import Phase, TaskStatus
 from evershell.server.core.task_lifecycle import TaskEnded
 from evershell.server.core.workspace import WorkspaceStatus
+from tests.core.committing import types
 from tests.support.world import NOW, intent, locked_busy, workspace
 
 LATER = NOW + timedelta(minutes=1)
@@ -21,10 +22,6 @@ STOPPING, STOPPED, FAILED = (
     WorkspaceStatus.FAILED,
 )
 ENDED = (STOPPED, FAILED)
-
-
-def types(change: Change) -> list[str]:
-    return [str(event.type) for event in change.events]
 
 
 def stopping(locked: Locked) -> Locked:

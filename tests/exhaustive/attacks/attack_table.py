@@ -11,12 +11,7 @@ one protocol has.
 
 from dataclasses import dataclass
 
-from tests.exhaustive.attacks.caller_attacks import (
-    AGENT_METHODS,
-    BEYOND_RIGHTS,
-    MESSAGES,
-    SPOOFED,
-)
+from tests.exhaustive.attacks.caller_attacks import AGENT_METHODS, BEYOND_RIGHTS, MESSAGES, SPOOFED
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS
 from tests.support.edge.cases import BODIES
 from tests.support.forgeries import AT_WORKER, FORGED
@@ -35,6 +30,7 @@ class Row:
 
 
 SESSIONS = "auth/test_sessions.py::"
+WRONG_SIGNATURES = "auth/test_wrong_signatures.py::"
 KEYS = "auth/test_api_keys.py::"
 POD_TOKENS = "auth/test_pod_tokens.py::"
 RUNTIME_TOKENS = "agent/test_runtime_tokens.py::"
@@ -72,9 +68,10 @@ _WRITTEN = {
         "replay after its expiry": SESSIONS + "test_the_refusal_of_an_expired_token_says_expired",
         "a key that the issuer has withdrawn": "auth/test_jwk_set.py::"
         "test_an_old_set_is_refreshed_so_that_a_withdrawn_key_is_refused",
-        "a flood of wrong signatures": SESSIONS
+        "a flood of wrong signatures": WRONG_SIGNATURES
         + "test_wrong_signatures_are_limited_and_known_tokens_are_not",
-        "bad tokens that evict a good one": SESSIONS + "test_bad_tokens_do_not_evict_a_good_one",
+        "bad tokens that evict a good one": WRONG_SIGNATURES
+        + "test_bad_tokens_do_not_evict_a_good_one",
         "a flood of unknown kids": "auth/test_jwk_set.py::"
         "test_unknown_keys_refresh_the_set_at_a_limited_rate",
     },
