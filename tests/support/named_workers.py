@@ -30,7 +30,7 @@ class NamedWorkers:
 
     def __init__(self, folder: Path, resources: ExitStack, **environment: str) -> None:
         """Starts the stack with one worker, which has the name."""
-        self._folder, self._resources = folder, resources
+        self._folder = folder
         self.dns = Dns(NAME)
         resources.enter_context(self.dns.running())
         # Runs a command that knows the name.
@@ -49,6 +49,8 @@ class NamedWorkers:
         self.stack.start()
         self._environment = psutil.Process(self.stack.pids("serve")[0]).environ()
         self.running: dict[str, psutil.Popen] = {}
+        self._programs: list[psutil.Popen] = []
+        resources.callback(self._end_programs)
         self._new_addresses = (f"127.0.0.{number}" for number in range(2, 250))
         self._run(
             "edge",
@@ -144,11 +146,13 @@ class NamedWorkers:
                 stdout=log,
                 stderr=log,
             )
-        self._resources.callback(_end, process)
+        self._programs.append(process)
         return process
 
-
-def _end(process: psutil.Popen) -> None:
-    if process.is_running():
-        process.terminate()
-        process.wait(END_SECONDS)
+    def _end_programs(self) -> None:
+        """Ends all at once, because each takes seconds to drain."""
+        running = [process for process in self._programs if process.is_running()]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(END_SECONDS)
