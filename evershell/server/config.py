@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     workers: int = Field(2, ge=1, le=64)
     """The number of workers."""
     listen_host: str = "127.0.0.1"
-    """The address on which Envoy and the workers listen."""
+    """The IPv4 address on which Envoy and the workers listen. With `up` and local pods, the workers
+    listen on 127.0.0.1, because no other machine calls them."""
 
     tls_cert_file: Path | None = None
     """TLS on both ports of Envoy: the certificate with its chain, as a PEM file. If empty, plain
@@ -242,9 +243,14 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def edge_host(self) -> str:
+        """The address at which this machine reaches the edge."""
+        return "127.0.0.1" if self.listen_host == "0.0.0.0" else self.listen_host  # noqa: S104
+
+    @property
     def rest_url(self) -> str:
         """The edge's URL for REST."""
-        return f"{'https' if self.tls_cert_file else 'http'}://{self.listen_host}:{self.rest_port}"
+        return f"{'https' if self.tls_cert_file else 'http'}://{self.edge_host}:{self.rest_port}"
 
     @property
     def session_url(self) -> str:

@@ -11,6 +11,16 @@ from evershell.server.stack.envoy.config import Edge
 _TRACING = "OTEL_"
 
 
+def inside(settings: Settings) -> Settings:
+    """The settings of the workers and of the controller.
+
+    Other machines reach only the edge, unless pods on Kubernetes call the workers.
+    """
+    if settings.pod_backend == "kubernetes":
+        return settings
+    return settings.model_copy(update={"listen_host": "127.0.0.1"})
+
+
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
     """The environment of a worker, which calls no model.
 
@@ -49,7 +59,7 @@ def _service_environment(settings: Settings) -> dict[str, str]:
 
     Settings that are a SecretStr, which formats as asterisks, are inherited.
     """
-    values = settings.model_dump(exclude_none=True).items()
+    values = inside(settings).model_dump(exclude_none=True).items()
     own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
     # Only migrations use that role.
     return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}
