@@ -6,29 +6,17 @@ from datetime import datetime
 from evershell.server.core import task_lifecycle
 from evershell.server.core.audit_entry import AuditEntry
 from evershell.server.core.caller import Permission
-from evershell.server.core.change import Change, Locked
+from evershell.server.core.change import Locked
 from evershell.server.core.event import Origin
 from evershell.server.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
 from evershell.server.core.task import CancelIntent, Task
 from evershell.server.core.task_filter import TaskFilter
 from evershell.server.core.workspace import Workspace
-from evershell.server.store.announce import Announce
-from tests.support.audit import FakeAuditLog
+from tests.support.fake_rows import FakeRows
 
 
-class FakeBatches:
+class FakeBatches(FakeRows):
     """Implements Store.match_tasks and Store.cancel_tasks for FakeStore."""
-
-    announce: Announce
-    _workspaces: dict[str, Workspace]
-    _tasks: dict[str, Task]
-    _audit: FakeAuditLog
-
-    def _answer(self) -> None:
-        raise NotImplementedError
-
-    def _commit(self, locked: Locked, change: Change) -> Change:
-        raise NotImplementedError
 
     async def match_tasks(
         self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int

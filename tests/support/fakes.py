@@ -4,59 +4,33 @@ tests/contracts runs the same suites on them as on the real implementations.
 """
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from datetime import datetime
 
 from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
+from evershell.server.core.audit_entry import AuditEntry
 from evershell.server.core.caller import Permission
 from evershell.server.core.cancel_task import outcome_of
 from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.event import Event, NewEvent, Origin
+from evershell.server.core.errors import Failure
+from evershell.server.core.event import Origin
 from evershell.server.core.hold import Hold
-from evershell.server.core.idempotency_key import FirstCall, KeyTakenError
-from evershell.server.core.ports import RENEW_BELOW_SHARE, Clock, Leased, RecordedCancellation
-from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.store.announce import Announce, announce_to_nobody
-from tests.support.audit import FakeAuditLog
+from evershell.server.core.idempotency_key import FirstCall
+from evershell.server.core.ports import RENEW_BELOW_SHARE, Leased, RecordedCancellation
+from evershell.server.core.task import CancelIntent
+from evershell.server.core.workspace import Workspace
 from tests.support.fake_batches import FakeBatches
-
-_Listed = TypeVar("_Listed", Workspace, Task)
-_WANTED = (
-    WorkspaceStatus.PROVISIONING,
-    WorkspaceStatus.IDLE,
-    WorkspaceStatus.BUSY,
-    WorkspaceStatus.STOPPING,
-)
+from tests.support.fake_reads import FakeReads
 
 
-class FakeStore(FakeBatches):
+class FakeStore(FakeReads, FakeBatches):
     """Implements core.ports.Store in memory.
 
     While `unavailable` is true, every method raises UnavailableError.
     """
-
-    def __init__(
-        self,
-        announce: Announce = announce_to_nobody,
-        lease_clock: Clock = lambda: datetime.now(UTC),
-    ) -> None:
-        """`lease_clock` is the clock of the database."""
-        self.unavailable = False
-        self.lease_clock = lease_clock
-        self.announce = announce
-        self._workspaces: dict[str, Workspace] = {}
-        self._tasks: dict[str, Task] = {}
-        self._events: defaultdict[str, list[Event]] = defaultdict(list)
-        self._audit = FakeAuditLog()
-        self._first_calls: dict[tuple[str, str], FirstCall] = {}
-        self._holds: dict[str, Hold] = {}
 
     async def record_cancellation(
         self,
@@ -189,175 +163,6 @@ class FakeStore(FakeBatches):
             return answer
         self._first_calls[place] = replace(found, answer=found.answer or answer)
         return self._first_calls[place].answer
-
-    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        self._answer()
-        found = self._workspaces.get(workspace_id)
-        return None if found is None or org_id not in (None, found.org_id) else found
-
-    async def list_workspaces(
-        self, permission: Permission, before_id: str | None, limit: int
-    ) -> Sequence[Workspace]:
-        self._answer()
-        org_id = permission.caller.org_id
-        found = [
-            each
-            for each in self._workspaces.values()
-            if each.org_id == org_id and permission.covers(each)
-        ]
-        return _page(found, before_id, limit)
-
-    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        self._answer()
-        workspace = self._workspaces.get(workspace_id)
-        return None if workspace is None else self._task_of(workspace, task_id)
-
-    async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str, org_id: str | None = None
-    ) -> tuple[Workspace | None, Task | None]:
-        workspace = await self.get_workspace(workspace_id, org_id)
-        return workspace, None if workspace is None else self._task_of(workspace, task_id)
-
-    async def list_tasks(
-        self, workspace_id: str, before_id: str | None, limit: int
-    ) -> Sequence[Task]:
-        self._answer()
-        return _page(
-            [task for task in self._tasks.values() if task.workspace_id == workspace_id],
-            before_id,
-            limit,
-        )
-
-    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        self._answer()
-        return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
-
-    async def list_audit_entries(
-        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
-    ) -> Sequence[AuditEntry]:
-        self._answer()
-        return self._audit.list(self._workspaces, permission, wanted, before_id)[:limit]
-
-    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
-        self._answer()
-        return [each for each in self._wanted() if each.id > after_id][:limit]
-
-    async def list_unsettled(self) -> Sequence[Workspace]:
-        self._answer()
-        moving = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
-        return [
-            each
-            for each in sorted(self._workspaces.values(), key=lambda each: each.id)
-            if each.status in moving or each.task_unnamed_since is not None
-        ]
-
-    async def list_expired_leases(self) -> Sequence[Workspace]:
-        self._answer()
-        lefts = [(each, self._seconds_left(each)) for each in self._wanted()]
-        return [each for each, left in lefts if left is not None and left < 0]
-
-    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
-        self._answer()
-        if workspace_id is not None:
-            workspace = self._workspaces.get(workspace_id)
-            return None if workspace is None else self._seconds_left(workspace)
-        lefts = (self._seconds_left(each) for each in self._wanted())
-        return min((left for left in lefts if left is not None), default=None)
-
-    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        self._answer()
-        current = [
-            (each, self._task_of(each, each.current_task_id))
-            for each in sorted(self._workspaces.values(), key=lambda each: each.id)
-        ]
-        return [
-            (each, task) for each, task in current if task is not None and task.cancel is not None
-        ]
-
-    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        self._answer()
-        found = []
-        for each in self._workspaces.values():
-            locked = Locked(each, self._task_of(each, each.current_task_id))
-            task = locked.task
-            if task is None or task.started_at is None or task.limits.max_duration_seconds is None:
-                continue
-            reached_at = task.started_at + timedelta(seconds=task.limits.max_duration_seconds)
-            if reached_at <= now and task_lifecycle.apply_limits(locked, now).task != task:
-                found.append((reached_at, each.id))
-        return [workspace_id for _, workspace_id in sorted(found)][:limit]
-
-    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        self._answer()
-        return Counter(each.status for each in self._workspaces.values())
-
-    def _store_key(self, call: FirstCall | None) -> None:
-        if call is None:
-            return
-        stored = self._first_calls.get((call.org_id, call.key))
-        if stored is not None and stored.called_at > call.expires_before:
-            raise KeyTakenError
-        self._first_calls[call.org_id, call.key] = call
-
-    def _answer(self) -> None:
-        if self.unavailable:
-            raise UnavailableError("the fake database is down")
-
-    def _wanted(self) -> list[Workspace]:
-        wanted = (each for each in self._workspaces.values() if each.status in _WANTED)
-        return sorted(wanted, key=lambda each: each.id)
-
-    def _seconds_left(self, workspace: Workspace) -> float | None:
-        expires_at = workspace.lease_expires_at
-        return None if expires_at is None else (expires_at - self.lease_clock()).total_seconds()
-
-    def _extend(self, workspace: Workspace, lease_seconds: float) -> Workspace:
-        until = self.lease_clock() + timedelta(seconds=lease_seconds)
-        return replace(workspace, lease_expires_at=max(workspace.lease_expires_at or until, until))
-
-    def _task_of(self, workspace: Workspace, task_id: str | None) -> Task | None:
-        task = self._tasks.get(task_id or "")
-        return task if task is not None and task.workspace_id == workspace.id else None
-
-    def _commit(self, locked: Locked, change: Change) -> Change:
-        workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
-        change = replace(
-            change, workspace=replace(change.workspace, last_seq=seq + len(change.events))
-        )
-        if change.lease_seconds is not None:
-            leased = self._extend(change.workspace, change.lease_seconds)
-            change = replace(change, workspace=leased)
-        self._workspaces[workspace_id] = change.workspace
-        if change.task is not None:
-            self._tasks[change.task.id] = change.task
-        self._events[workspace_id] += [
-            _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
-        ]
-        if change.audit is not None:
-            self._audit.add(change.audit)
-        if change.events or change.workspace.status is not locked.workspace.status:
-            self._announce(change.workspace)
-        return change
-
-    def _announce(self, workspace: Workspace) -> None:
-        self.announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
-
-
-def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
-    return Event(
-        workspace_id=workspace_id,
-        seq=seq,
-        type=new.type,
-        time=new.time,
-        payload=new.payload,
-        task_id=new.task_id,
-        origin=new.origin,
-    )
-
-
-def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_Listed]:
-    newest_first = sorted(found, key=lambda each: each.id, reverse=True)
-    return [each for each in newest_first if before_id is None or each.id < before_id][:limit]
 
 
 class FakeWakeup:
