@@ -137,7 +137,8 @@ def print_error(error: CallError, url: str) -> None:
         line("needs", " or ".join(error.required), error=True)
     if error.retry_after is not None:
         line("again", f"after {error.retry_after:g} s", error=True)
-    if not error.request_id:
+    # With neither, the error is not from the service, and no argument is wrong.
+    if not error.request_id and not error.fields:
         line("called", url, error=True)
         if error.slug not in ("unavailable", "deadline_exceeded"):
             line("check", "that this is the port of gRPC, not that of REST", error=True)

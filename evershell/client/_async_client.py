@@ -11,11 +11,13 @@ from typing import Any, Self, TypeVar
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 
+from evershell.client._attempts import Attempts
 from evershell.client._base import BaseClient, log_failure
-from evershell.client._calls import Call, Seconds
+from evershell.client._calls import Call
 from evershell.client._credential import AsyncCredential
 from evershell.client._endpoint import Endpoint, channel_options
 from evershell.client._failures import from_rpc_error, metadata_of
+from evershell.client._fields import Seconds
 from evershell.client._options import Options
 from evershell.client._watch import IDLE_SECONDS, Watch
 from evershell.client.answers import OnAnswer
@@ -121,7 +123,7 @@ class AsyncCaller(BaseClient):
         await self.close()
 
     def _open_channel(self, endpoint: Endpoint, tls: grpc.ChannelCredentials | None) -> Any:
-        options, interceptors = channel_options(), list(self._interceptors)
+        options, interceptors = channel_options(endpoint), list(self._interceptors)
         if tls is None:
             return grpc.aio.insecure_channel(
                 endpoint.target, options=options, interceptors=interceptors
@@ -140,14 +142,16 @@ class AsyncCaller(BaseClient):
         attempts = self._attempts(call)
         while True:
             try:
-                return await self._attempt(call, attempts.remaining_seconds())
+                return await self._attempt(call, attempts)
             except CallError as error:
                 pause_seconds = attempts.pause_seconds(error)
                 log_failure(call.rpc, error, pause_seconds)
             await self._sleep(pause_seconds)
 
-    async def _attempt(self, call: Call[T], timeout: float) -> T:
+    async def _attempt(self, call: Call[T], attempts: Attempts) -> T:
+        # The time that the credential takes is a part of the timeout.
         began, headers = self._monotonic(), await self._headers(call.headers)
+        timeout = attempts.remaining_seconds()
         try:
             made = getattr(self._stub, call.rpc)(call.request, timeout=timeout, metadata=headers)
             response = await made
@@ -182,12 +186,10 @@ class AsyncCaller(BaseClient):
             await self._sleep(pause_seconds)
 
     async def _stream(self, watch: Watch) -> AsyncGenerator[Event, None]:
-        call = None
+        headers, call = await self._headers(), None
         try:
             call = self._stub.WatchEvents(
-                watch.request(),
-                timeout=watch.remaining_seconds(),
-                metadata=await self._headers(),
+                watch.request(), timeout=watch.remaining_seconds(), metadata=headers
             )
             while True:
                 async with asyncio.timeout(self._idle_seconds):

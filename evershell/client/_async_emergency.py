@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from evershell.client import _calls
 from evershell.client._async_client import AsyncCaller
-from evershell.client._calls import Seconds
+from evershell.client._fields import Seconds
 from evershell.client._waiting import RemainingPauses
 from evershell.client.types import CancelTasksResult, Hold, HoldResult, TaskFilter
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 from evershell.client import _calls
 from evershell.client._async_client import AsyncCaller
-from evershell.client._calls import Seconds
+from evershell.client._fields import Seconds
 from evershell.client._waiting import CancelWait, Limit, pause_before_look
 from evershell.client.errors import CallError
 from evershell.client.events import Event
@@ -31,7 +31,8 @@ class AsyncTaskCalls(AsyncCaller):
 
         Args:
             workspace_id: The workspace.
-            task_id: Cancels only this task. None cancels the task that runs.
+            task_id: Cancels only this task. None cancels the task that runs; an empty id is
+                refused.
             reason: For people; at most 500 characters. Recorded in the task and its events.
             wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. It is
                 added to the client's timeout. If the time is over, the result has the task as it is
@@ -68,7 +69,8 @@ class AsyncTaskCalls(AsyncCaller):
 
         Args:
             workspace_id: The workspace.
-            task_id: Cancels only this task. None cancels the task that runs.
+            task_id: Cancels only this task. None cancels the task that runs; an empty id is
+                refused.
             reason: For people; at most 500 characters.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.

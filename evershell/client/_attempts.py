@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from evershell.client._calls import Call, Repeat
+from evershell.client._fields import LONGEST_SECONDS
 from evershell.client._options import Options
 from evershell.client.errors import CallError, RateLimitedError, UnavailableError
 
@@ -24,7 +25,7 @@ class Attempts:
 
     def remaining_seconds(self) -> float:
         """The time that is left for the call."""
-        return max(self._deadline - self._monotonic(), 0.0)
+        return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
 
     def pause_seconds(self, error: CallError) -> float:
         """The time to wait before the next attempt. Raises the error if there is none."""

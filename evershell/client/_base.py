@@ -10,10 +10,11 @@ from typing import Any, Self
 import grpc
 
 from evershell.client._attempts import Attempts
-from evershell.client._calls import Call, Seconds, seconds
+from evershell.client._calls import Call
 from evershell.client._credential import AsyncCredential, check, find_credential
 from evershell.client._endpoint import Endpoint, channel_credentials, find_endpoint
 from evershell.client._failures import request_id_of
+from evershell.client._fields import Seconds, optional, seconds
 from evershell.client._options import Options
 from evershell.client._trace import trace_headers
 from evershell.client._watch import Watch
@@ -118,7 +119,7 @@ class BaseClient:
         return Watch(
             workspace_id,
             after,
-            task_id,
+            task_id if task_id is None else optional("task_id", task_id),
             connect_seconds=self._options.timeout_of("WatchEvents"),
             reconnect_seconds=seconds(reconnect_for),
             timeout=None if timeout is None else seconds(timeout),

@@ -6,15 +6,23 @@ Each function makes a Call from the arguments of a client's method. Both clients
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
 from evershell.workspace.v1 import workspace_service_pb2 as service
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from evershell.client._fields import (
+    Seconds,
+    duration,
+    invalid,
+    optional,
+    request,
+    seconds,
+    timestamp,
+    valid,
+)
 from evershell.client._messages import Result
 from evershell.client.pages import Page
 from evershell.client.types import (
@@ -32,8 +40,6 @@ from evershell.client.types import (
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
-
-Seconds = float | timedelta
 
 
 class Repeat(Enum):
@@ -69,15 +75,16 @@ def cancel(
     force_after: Seconds | None,
 ) -> Call[CancelResult]:
     """CancelTask."""
-    request = service.CancelTaskRequest(
+    made = request(
+        service.CancelTaskRequest,
         workspace_id=workspace_id,
-        task_id=task_id or "",
+        task_id=optional("task_id", task_id),
         reason=reason,
-        wait=_duration(wait),
-        force_after=_duration(force_after),
+        wait=duration("wait", wait),
+        force_after=duration("force_after", force_after),
     )
     repeat = Repeat.ALWAYS if task_id else Repeat.NEVER
-    return Call("CancelTask", request, _with_id(CancelResult), repeat, seconds(wait or 0.0))
+    return Call("CancelTask", made, _with_id(CancelResult), repeat, max(seconds(wait or 0.0), 0.0))
 
 
 def submit_task(
@@ -89,60 +96,64 @@ def submit_task(
     idempotency_key: str | None,
 ) -> Call[SubmittedTask]:
     """SubmitTask."""
-    request = service.SubmitTaskRequest(
+    made = request(
+        service.SubmitTaskRequest,
         workspace_id=workspace_id,
         description=description,
         metadata=metadata,
         max_iterations=max_iterations or 0,
-        limits=None if limits is None else limits._to_message(),
+        limits=None if limits is None else valid("limits", limits._to_message),
     )
     decode, headers = _with_id(SubmittedTask), _idempotent(idempotency_key)
-    return Call("SubmitTask", request, decode, Repeat.ALWAYS, headers=headers)
+    return Call("SubmitTask", made, decode, Repeat.ALWAYS, headers=headers)
 
 
 def get_task(workspace_id: str, task_id: str) -> Call[Task]:
     """GetTask."""
-    request = service.GetTaskRequest(workspace_id=workspace_id, task_id=task_id)
-    return Call("GetTask", request, _only(Task), Repeat.ALWAYS)
+    made = request(service.GetTaskRequest, workspace_id=workspace_id, task_id=task_id)
+    return Call("GetTask", made, _only(Task), Repeat.ALWAYS)
 
 
 def list_tasks(workspace_id: str, page_size: int, page_token: str) -> Call[Page[Task]]:
     """ListTasks."""
-    request = service.ListTasksRequest(
-        workspace_id=workspace_id, page_size=page_size, page_token=page_token
+    made = request(
+        service.ListTasksRequest,
+        workspace_id=workspace_id,
+        page_size=page_size,
+        page_token=page_token,
     )
-    return Call("ListTasks", request, _page("tasks", Task), Repeat.ALWAYS)
+    return Call("ListTasks", made, _page("tasks", Task), Repeat.ALWAYS)
 
 
 def create_workspace(name: str, idempotency_key: str | None) -> Call[Workspace]:
     """CreateWorkspace."""
-    request = service.CreateWorkspaceRequest(name=name)
+    made = request(service.CreateWorkspaceRequest, name=name)
     decode, headers = _only(Workspace), _idempotent(idempotency_key)
-    return Call("CreateWorkspace", request, decode, Repeat.ALWAYS, headers=headers)
+    return Call("CreateWorkspace", made, decode, Repeat.ALWAYS, headers=headers)
 
 
 def get_workspace(workspace_id: str) -> Call[Workspace]:
     """GetWorkspace."""
-    request = service.GetWorkspaceRequest(workspace_id=workspace_id)
-    return Call("GetWorkspace", request, _only(Workspace), Repeat.ALWAYS)
+    made = request(service.GetWorkspaceRequest, workspace_id=workspace_id)
+    return Call("GetWorkspace", made, _only(Workspace), Repeat.ALWAYS)
 
 
 def list_workspaces(page_size: int, page_token: str) -> Call[Page[Workspace]]:
     """ListWorkspaces."""
-    request = service.ListWorkspacesRequest(page_size=page_size, page_token=page_token)
-    return Call("ListWorkspaces", request, _page("workspaces", Workspace), Repeat.ALWAYS)
+    made = request(service.ListWorkspacesRequest, page_size=page_size, page_token=page_token)
+    return Call("ListWorkspaces", made, _page("workspaces", Workspace), Repeat.ALWAYS)
 
 
 def stop_workspace(workspace_id: str) -> Call[Workspace]:
     """StopWorkspace."""
-    request = service.StopWorkspaceRequest(workspace_id=workspace_id)
-    return Call("StopWorkspace", request, _only(Workspace), Repeat.WITHOUT_EFFECT)
+    made = request(service.StopWorkspaceRequest, workspace_id=workspace_id)
+    return Call("StopWorkspace", made, _only(Workspace), Repeat.WITHOUT_EFFECT)
 
 
 def resume_workspace(workspace_id: str) -> Call[Workspace]:
     """ResumeWorkspace."""
-    request = service.ResumeWorkspaceRequest(workspace_id=workspace_id)
-    return Call("ResumeWorkspace", request, _only(Workspace), Repeat.WITHOUT_EFFECT)
+    made = request(service.ResumeWorkspaceRequest, workspace_id=workspace_id)
+    return Call("ResumeWorkspace", made, _only(Workspace), Repeat.WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,47 +173,50 @@ def list_audit_entries(
     matching: AuditFilter, page_size: int, page_token: str
 ) -> Call[Page[AuditEntry]]:
     """ListAuditEntries."""
-    request = service.ListAuditEntriesRequest(
+    made = request(
+        service.ListAuditEntriesRequest,
         workspace_id=matching.workspace_id or "",
         task_id=matching.task_id or "",
         actor_id=matching.actor_id or "",
         rpc=matching.rpc or "",
         outcome=matching.outcome or "",
-        start_time=_timestamp(matching.start_time),
-        end_time=_timestamp(matching.end_time),
+        start_time=timestamp("start_time", matching.start_time),
+        end_time=timestamp("end_time", matching.end_time),
         page_size=page_size,
         page_token=page_token,
     )
-    return Call("ListAuditEntries", request, _page("entries", AuditEntry), Repeat.ALWAYS)
+    return Call("ListAuditEntries", made, _page("entries", AuditEntry), Repeat.ALWAYS)
 
 
 def cancel_tasks(
     wanted: TaskFilter | None, reason: str, force_after: Seconds | None, dry_run: bool
 ) -> Call[CancelTasksResult]:
     """CancelTasks."""
-    request = service.CancelTasksRequest(
+    made = request(
+        service.CancelTasksRequest,
         filter=None if wanted is None else _filter(wanted),
         reason=reason,
-        force_after=_duration(force_after),
+        force_after=duration("force_after", force_after),
         dry_run=dry_run,
     )
-    return Call("CancelTasks", request, _with_id(CancelTasksResult), Repeat.ALWAYS)
+    return Call("CancelTasks", made, _with_id(CancelTasksResult), Repeat.ALWAYS)
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
-    return service.TaskFilter(
+    return request(
+        service.TaskFilter,
         workspace_ids=wanted.workspace_ids,
-        created_by_user_id=wanted.created_by_user_id or "",
-        submitted_by=wanted.submitted_by or "",
-        submitted_before=_timestamp(wanted.submitted_before),
+        created_by_user_id=optional("created_by_user_id", wanted.created_by_user_id),
+        submitted_by=optional("submitted_by", wanted.submitted_by),
+        submitted_before=timestamp("submitted_before", wanted.submitted_before),
         metadata=wanted.metadata,
     )
 
 
 def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:
     """HoldOrg."""
-    request = service.HoldOrgRequest(reason=reason, cancel_running=cancel_running)
-    return Call("HoldOrg", request, _with_id(HoldResult), Repeat.ALWAYS)
+    made = request(service.HoldOrgRequest, reason=reason, cancel_running=cancel_running)
+    return Call("HoldOrg", made, _with_id(HoldResult), Repeat.ALWAYS)
 
 
 def release() -> Call[Hold]:
@@ -216,31 +230,11 @@ def get_hold() -> Call[Hold]:
     return Call("GetHold", service.GetHoldRequest(), _only(Hold), Repeat.ALWAYS)
 
 
-def seconds(time: Seconds) -> float:
-    """The duration in seconds."""
-    return time.total_seconds() if isinstance(time, timedelta) else float(time)
-
-
 def _idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
     """The header with which the service gives a repeated call the first answer."""
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise invalid("idempotency-key", "must have 1 to 255 printable characters")
     return (("idempotency-key", str(uuid.uuid4()) if key is None else key),)
-
-
-def _duration(time: Seconds | None) -> Duration | None:
-    if time is None:
-        return None
-    duration = Duration()
-    duration.FromMilliseconds(round(seconds(time) * 1000))
-    return duration
-
-
-def _timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    timestamp = Timestamp()
-    # A time without a zone is local time.
-    timestamp.FromDatetime(moment.astimezone())
-    return timestamp
 
 
 def _only(kind: type[R]) -> Callable[[Any, str], R]:

@@ -11,11 +11,13 @@ from typing import Any, Self, TypeVar
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 
+from evershell.client._attempts import Attempts
 from evershell.client._base import BaseClient, log_failure
-from evershell.client._calls import Call, Seconds
+from evershell.client._calls import Call
 from evershell.client._credential import Credential
 from evershell.client._endpoint import Endpoint, channel_options
 from evershell.client._failures import from_rpc_error, metadata_of
+from evershell.client._fields import Seconds
 from evershell.client._idle import IdleLimit
 from evershell.client._options import Options
 from evershell.client._watch import IDLE_SECONDS, Watch
@@ -118,7 +120,7 @@ class Caller(BaseClient):
     def _open_channel(
         self, endpoint: Endpoint, tls: grpc.ChannelCredentials | None
     ) -> grpc.Channel:
-        options = channel_options()
+        options = channel_options(endpoint)
         if tls is None:
             return grpc.insecure_channel(endpoint.target, options=options)
         return grpc.secure_channel(endpoint.target, tls, options=options)
@@ -131,14 +133,16 @@ class Caller(BaseClient):
         attempts = self._attempts(call)
         while True:
             try:
-                return self._attempt(call, attempts.remaining_seconds())
+                return self._attempt(call, attempts)
             except CallError as error:
                 pause_seconds = attempts.pause_seconds(error)
                 log_failure(call.rpc, error, pause_seconds)
             self._sleep(pause_seconds)
 
-    def _attempt(self, call: Call[T], timeout: float) -> T:
+    def _attempt(self, call: Call[T], attempts: Attempts) -> T:
+        # The time that the credential takes is a part of the timeout.
         began, headers = self._monotonic(), self._headers(call.headers)
+        timeout = attempts.remaining_seconds()
         try:
             response, done = getattr(self._stub, call.rpc).with_call(
                 call.request, timeout=timeout, metadata=headers

@@ -24,7 +24,8 @@ def find_credential(credential: AsyncCredential | None) -> AsyncCredential:
 
 def check(token: str) -> str:
     """Returns the token. Raises ConfigurationError, which does not contain it."""
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    is_text = isinstance(token, str) and bool(token)
+    if not is_text or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigurationError(
             "The credential is not valid: it is empty, or contains characters that no API key and "
             "no session token has."

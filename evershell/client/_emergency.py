@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from evershell.client import _calls
-from evershell.client._calls import Seconds
 from evershell.client._client import Caller
+from evershell.client._fields import Seconds
 from evershell.client._waiting import RemainingPauses
 from evershell.client.types import CancelTasksResult, Hold, HoldResult, TaskFilter
 

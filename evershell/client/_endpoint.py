@@ -3,6 +3,7 @@
 import importlib.metadata
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -13,6 +14,8 @@ from evershell.client.errors import ConfigurationError
 
 URL_VARIABLE = "EVERSHELL_URL"
 _PORTS = {"https": 443, "http": 80}
+# A name, or an address of IPv4 or IPv6.
+_HOST = re.compile(r"[a-z0-9._:%-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Endpoint:
 
     target: str
     is_tls: bool
+    is_loopback: bool
 
     @property
     def url(self) -> str:
@@ -30,7 +34,7 @@ class Endpoint:
 
 def find_endpoint(url: str | None, *, insecure: bool) -> Endpoint:
     """Reads the URL, or the one in EVERSHELL_URL. Raises ConfigurationError."""
-    text = url or os.environ.get(URL_VARIABLE, "")
+    text = (url or os.environ.get(URL_VARIABLE, "")).strip()
     if not text:
         raise ConfigurationError(
             f"There is no address to call. Pass `url`, or set {URL_VARIABLE}, for example to "
@@ -38,10 +42,16 @@ def find_endpoint(url: str | None, *, insecure: bool) -> Endpoint:
         )
     try:
         parts = urlsplit(text if "://" in text else f"//{text}")
-        port = parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError as error:
         raise ConfigurationError(f"{text!r} is not a valid address: {error}.") from None
-    if parts.scheme not in ("", "http", "https") or not parts.hostname or _has_more(parts):
+    if (
+        parts.scheme not in ("", "http", "https")
+        or not _HOST.fullmatch(host)
+        or port == 0
+        or _has_more(parts)
+        or any(map(str.isspace, text))
+    ):
         raise ConfigurationError(
             f"{text!r} is not a valid address. Write https://host:port, or http://host:port for "
             "plain text."
@@ -49,10 +59,13 @@ def find_endpoint(url: str | None, *, insecure: bool) -> Endpoint:
     if insecure and parts.scheme == "https":
         raise ConfigurationError(f"{text!r} asks for TLS, and insecure=True for plain text.")
     is_tls = parts.scheme == "https" or (
-        not parts.scheme and not insecure and not is_loopback(parts.hostname)
+        not parts.scheme and not insecure and not is_loopback(host)
     )
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return Endpoint(f"{host}:{port or _PORTS['https' if is_tls else 'http']}", is_tls)
+    if port is None:
+        port = _PORTS["https" if is_tls else "http"]
+    return Endpoint(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}", is_tls, is_loopback(host)
+    )
 
 
 def _has_more(parts: SplitResult) -> bool:
@@ -87,7 +100,7 @@ def _read(path: str | Path | None) -> bytes | None:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def channel_options() -> list[tuple[str, str | int]]:
+def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
     """The options of a channel."""
     try:
         version = importlib.metadata.version("evershell")
@@ -103,4 +116,6 @@ def channel_options() -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", 30_000),
         # Only the client repeats calls, by its own rules.
         ("grpc.service_config_disable_resolution", 1),
+        # No proxy of the environment reaches this machine.
+        ("grpc.enable_http_proxy", 0 if endpoint.is_loopback else 1),
     ]

@@ -7,7 +7,7 @@ from typing import Self
 
 from evershell.workspace.v1 import workspace_service_pb2
 
-from evershell.client._calls import Seconds, seconds
+from evershell.client._fields import Seconds, seconds
 from evershell.client.answers import OnAnswer
 from evershell.client.errors import ConfigurationError
 
@@ -74,9 +74,17 @@ def _check(options: Options) -> None:
         raise ConfigurationError("timeout must be more than 0 s.")
     if options.max_retries < 0:
         raise ConfigurationError("max_retries must not be negative.")
+    traceparent = options.traceparent or ""
+    if not traceparent.isascii() or not traceparent.isprintable():
+        raise ConfigurationError("traceparent is not printable ASCII.")
     for name, value in options.metadata.items():
         if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name):
             raise ConfigurationError(f"Metadata cannot have the name {name!r}.")
         # The value may be a secret.
-        if not value.isascii() or not value.isprintable() or value != value.strip():
+        if (
+            not isinstance(value, str)
+            or not value.isascii()
+            or not value.isprintable()
+            or value != value.strip()
+        ):
             raise ConfigurationError(f"The value of the metadata {name!r} is not printable ASCII.")

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from evershell.client import _calls
-from evershell.client._calls import Call, Seconds, seconds
+from evershell.client._calls import Call
+from evershell.client._fields import Seconds, seconds
 from evershell.client.errors import (
     AgentUnreachableError,
     CallError,
+    DeadlineExceededError,
     RateLimitedError,
     TaskNotEndedError,
     UnavailableError,
@@ -19,6 +21,8 @@ from evershell.client.types import CancelResult, CancelTasksResult, Task
 MAX_WAIT_SECONDS = 30.0
 # Between two calls of a wait.
 _PAUSE_SECONDS = 0.5
+# A connection that is lost without a sign exceeds the deadline.
+_OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 # How long a wait goes on while the service is unavailable.
 _OUTAGE_SECONDS = 300.0
 
@@ -100,7 +104,7 @@ class CancelWait:
                 request_id=error.request_id,
             )
             return
-        if self.result is None or not isinstance(error, UnavailableError | RateLimitedError):
+        if self.result is None or not isinstance(error, _OUTAGES):
             raise error
         now = self._limit.monotonic()
         self._failing_since = now if self._failing_since is None else self._failing_since

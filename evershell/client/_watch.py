@@ -7,6 +7,7 @@ from evershell.workspace.v1 import workspace_service_pb2
 
 from evershell.client._attempts import backoff_seconds
 from evershell.client._failures import from_stream_error
+from evershell.client._fields import LONGEST_SECONDS, request
 from evershell.client.errors import (
     CallError,
     DeadlineExceededError,
@@ -52,13 +53,17 @@ class Watch:
 
     def request(self) -> workspace_service_pb2.WatchEventsRequest:
         """The request of the next stream, which begins after the last event that was received."""
-        return workspace_service_pb2.WatchEventsRequest(
-            workspace_id=self._workspace_id, after=self._after
+        return request(
+            workspace_service_pb2.WatchEventsRequest,
+            workspace_id=self._workspace_id,
+            after=self._after,
         )
 
     def remaining_seconds(self) -> float | None:
         """The time that is left for the watch; None for no limit."""
-        return None if self._deadline is None else max(self._deadline - self._monotonic(), 0.0)
+        if self._deadline is None:
+            return None
+        return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
 
     def receive(self, message: Any) -> Event | None:
         """The event of the message; None if there is nothing to yield. Raises CallError."""

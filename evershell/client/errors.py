@@ -131,7 +131,10 @@ class CallError(EvershellError):
 
 
 class ValidationError(CallError):
-    """A field of the request is not valid; `fields` names it."""
+    """A field of the request is not valid; `fields` names it.
+
+    If no request can hold the field, the client itself raises it, and makes no call.
+    """
 
     slug = "validation_error"
 

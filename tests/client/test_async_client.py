@@ -242,6 +242,15 @@ async def test_a_callable_supplies_the_credential(
     assert scripted.tokens == [f"Bearer eyJ.{'later' if is_async else 'now'}"]
 
 
+async def test_a_failure_of_the_callable_is_not_one_of_the_service(client: AsyncClient) -> None:
+    async def late() -> str:
+        raise TimeoutError("The identity provider does not answer.")
+
+    watched = client.with_options(credential=late).watch("ws_1")
+    with pytest.raises(TimeoutError, match="identity provider"):
+        await anext(watched)
+
+
 async def test_a_call_of_a_closed_client(client: AsyncClient, scripted: Scripted) -> None:
     scripted.script = ["hang"]
     call = asyncio.create_task(client.get_workspace("ws_1"))

@@ -48,7 +48,18 @@ def test_insecure_asks_for_plain_text() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://host", "https://", "https://host/v1", "host:port", "https://me:pw@host", "a b://"],
+    [
+        "ftp://host",
+        "https://",
+        "https://host/v1",
+        "host:port",
+        "https://me:pw@host",
+        "a b://",
+        "http://a b:80",
+        "http://a\nb:80",
+        "http://host:0",
+        "http://a,b:80",
+    ],
 )
 def test_an_address_that_is_not_valid_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="is not a valid address"):
@@ -114,8 +125,15 @@ async def test_a_channel_of_asyncio_has_its_own_interceptors() -> None:
 
 
 def test_the_service_sees_which_client_calls() -> None:
-    options = dict(channel_options())
+    options = dict(channel_options(find_endpoint(HOST, insecure=False)))
     assert str(options["grpc.primary_user_agent"]).startswith("evershell-python/0.")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8081", "http://[::1]:8081", "localhost"])
+def test_this_machine_is_not_called_through_a_proxy(url: str) -> None:
+    assert dict(channel_options(find_endpoint(url, insecure=False)))["grpc.enable_http_proxy"] == 0
+    others = dict(channel_options(find_endpoint(HOST, insecure=False)))
+    assert others["grpc.enable_http_proxy"] == 1
 
 
 def test_the_client_loads_nothing_of_the_server() -> None:

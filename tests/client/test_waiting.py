@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import grpc
 import pytest
 from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 
@@ -87,6 +88,9 @@ def test_a_wait_survives_an_outage_and_gives_up_after_a_long_one(service: Servic
     answer(service, reply(Reply.accepted, Task.running))
     service.take("CancelTask")[1].fail(errors.unavailable())
     service.clock.sleep_for(200)
+    answer(service, reply(Reply.already_requested, Task.running))
+    # The connection was lost without a sign.
+    service.take("CancelTask")[1].fail_without_details(grpc.StatusCode.DEADLINE_EXCEEDED)
     answer(service, reply(Reply.already_requested, Task.running))
     service.take("CancelTask")[1].fail(errors.unavailable())
     taken = service.take("CancelTask")[1]
