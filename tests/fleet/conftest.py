@@ -9,13 +9,18 @@ from evershell.server.fleet import processes
 from evershell.server.fleet.local_pods import LocalPods
 from evershell.server.fleet.processes import Pod
 from tests.support import world
-from tests.support.fleet import RUN_ID
+from tests.support.fleet import RUN_ID, Fleet
 from tests.support.small_agent import AGENT, spec_for
 
 
 @pytest.fixture
 def workspace() -> Workspace:
     return world.workspace(epoch=3, run_id=RUN_ID)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
 
 
 @pytest.fixture

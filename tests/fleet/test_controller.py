@@ -1,33 +1,19 @@
 """The controller: which step it takes for each workspace, and what the step commits."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.task import Phase, Task, TaskStatus
+from evershell.server.core.task import TaskStatus
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.fleet.controller import END_GRACE_SECONDS
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
-from tests.support.world import NOW, intent
+from tests.support.world import NOW
 
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
-STOPPING, STOPPED, FAILED = (
-    WorkspaceStatus.STOPPING,
-    WorkspaceStatus.STOPPED,
-    WorkspaceStatus.FAILED,
-)
-
-
-@pytest.fixture
-def fleet() -> Fleet:
-    return Fleet()
+STOPPED, FAILED = WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
 
 
 async def test_a_new_workspace_is_placed_and_started(fleet: Fleet) -> None:
@@ -204,217 +190,6 @@ async def test_after_a_restart_work_that_may_still_run_is_not_reported_as_stoppe
         event for event in await fleet.world.events(busy.id) if event.type == "task_completed"
     ]
     assert end.payload["work_stopped"] == "unknown"
-
-
-async def test_after_a_restart_of_the_stack_a_stopping_workspace_is_stopped(fleet: Fleet) -> None:
-    stopping = await fleet.add(STOPPING, run_id="run_0")
-    await fleet.scan()
-    assert (await fleet.world.workspace(stopping.id)).status is STOPPED
-    assert "start 1" not in fleet.pods.calls
-
-
-async def stop(fleet: Fleet, workspace_id: str) -> None:
-    def request(locked: Locked) -> Change:
-        return workspace_lifecycle.request_stop(
-            locked, intent(requested_at=fleet.world.clock(), reason="workspace stopped")
-        )
-
-    await fleet.world.change(workspace_id, request)
-
-
-async def test_an_idle_workspace_stops_at_once(fleet: Fleet) -> None:
-    idle = await fleet.add(IDLE)
-    await stop(fleet, idle.id)
-    await fleet.scan()
-    stopped = await fleet.world.workspace(idle.id)
-    assert (stopped.status, stopped.run_id, stopped.agent_address) == (STOPPED, None, None)
-    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}"]
-    assert await fleet.world.event_types(idle.id) == ["workspace_stopped"]
-
-
-async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
-    await stop(fleet, made.id)
-    await fleet.scan()
-    assert (await fleet.world.workspace(made.id)).status is STOPPED
-    assert "start 1" not in fleet.pods.calls
-
-
-async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy()
-    await stop(fleet, busy.id)
-    fleet.world.clock.now = (
-        NOW + timedelta(seconds=workspace_lifecycle.STOP_GRACE_SECONDS) + FORCE_MARGIN
-    )
-    await fleet.scan()
-    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (STOPPING, [])
-    fleet.world.clock.advance(1)
-    await fleet.scan()
-    assert (await fleet.world.workspace(busy.id)).status is STOPPED
-    ended = await fleet.world.task(busy.id, running.id)
-    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
-
-
-async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy()
-    await fleet.world.cancel(busy.id, force_after_seconds=1)
-    fleet.world.clock.now = NOW + timedelta(seconds=1) + FORCE_MARGIN
-    await fleet.scan()
-    assert fleet.pods.calls == []
-    fleet.world.clock.advance(0.1)
-    await fleet.scan()
-    ended, failed = (
-        await fleet.world.task(busy.id, running.id),
-        await fleet.world.workspace(busy.id),
-    )
-    assert (ended.status, ended.forced, ended.reason) == (
-        TaskStatus.CANCELLED,
-        True,
-        "its agent did not interrupt the task in time",
-    )
-    assert (failed.status, fleet.pods.calls) == (FAILED, ["end 0"])
-
-
-async def test_after_an_outage_an_agent_has_time_to_commit(fleet: Fleet) -> None:
-    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
-    await fleet.world.cancel(busy.id, force_after_seconds=0)
-    fleet.world.clock.now = NOW + timedelta(seconds=7)
-    fleet.answering_since = fleet.world.clock.now - RECOVERY_MARGIN
-    await fleet.scan()
-    assert fleet.pods.calls == []
-    fleet.world.clock.advance(0.1)
-    await fleet.scan()
-    assert fleet.pods.calls == ["end 0"]
-
-
-async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
-    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
-    await fleet.world.cancel(busy.id, force_after_seconds=0)
-    fleet.world.clock.now = NOW + timedelta(seconds=7)
-    list_cancellations = fleet.world.store.list_cancellations
-
-    async def fail_once() -> Sequence[tuple[Workspace, Task]]:
-        fleet.world.store.list_cancellations = list_cancellations  # type: ignore[method-assign]
-        raise UnavailableError("frozen")
-
-    fleet.world.store.list_cancellations = fail_once  # type: ignore[method-assign]
-    async with fleet.running():
-        fleet.changes.queue.put_nowait(set())
-        await settle()
-    assert fleet.pods.calls == []
-
-
-async def test_repeated_outages_postpone_a_deadline_by_one_lease_at_most(fleet: Fleet) -> None:
-    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
-    await fleet.world.cancel(busy.id, force_after_seconds=0)
-    fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=BOUNDS.lease_seconds + 0.1)
-    fleet.answering_since = fleet.world.clock.now
-    await fleet.scan()
-    assert fleet.pods.calls == ["end 0"]
-
-
-async def test_a_cancelled_task_that_exceeds_an_iteration_ends_with_its_pod(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
-    await fleet.world.cancel(busy.id)
-    limits = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
-    fleet.world.clock.now = NOW + limits + CANCEL_MARGIN
-    await fleet.scan()
-    assert fleet.pods.calls == []
-    fleet.world.clock.advance(0.1)
-    await fleet.scan()
-    ended = await fleet.world.task(busy.id, running.id)
-    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
-    assert (
-        ended.reason == "its agent did not end the cancelled task within the limits of an iteration"
-    )
-
-
-@pytest.mark.parametrize(
-    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
-)
-async def test_a_task_that_its_heartbeats_do_not_name_ends_with_its_pod(
-    fleet: Fleet, cancelled: bool, status: TaskStatus
-) -> None:
-    busy, running = await fleet.add_busy(cancelled=cancelled)
-
-    async def beat(task_id: str) -> None:
-        await fleet.world.change(
-            busy.id,
-            lambda locked: workspace_lifecycle.heartbeat(
-                locked, 1, task_id, Phase.NONE, 60, fleet.world.clock()
-            ),
-        )
-
-    await beat("")
-    fleet.world.clock.advance(BOUNDS.lease_seconds - 1)
-    await beat(running.id)
-    await beat("task_other")
-    fleet.world.clock.advance(BOUNDS.lease_seconds)
-    await beat("")
-    await fleet.scan()
-    assert fleet.pods.calls == []
-    fleet.world.clock.advance(0.1)
-    await fleet.scan()
-    ended, failed = (
-        await fleet.world.task(busy.id, running.id),
-        await fleet.world.workspace(busy.id),
-    )
-    assert (ended.status, ended.reason) == (
-        status,
-        "its agent did not work on the task that it was given",
-    )
-    assert (failed.status, failed.task_unnamed_since) == (FAILED, None)
-
-
-async def test_a_pod_whose_task_ended_during_the_scan_is_not_ended(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy()
-    await fleet.world.cancel(busy.id, force_after_seconds=0)
-    fleet.world.clock.advance(3)
-    list_cancellations = fleet.world.store.list_cancellations
-
-    async def list_then_end() -> Sequence[tuple[Workspace, Task]]:
-        listed = await list_cancellations()
-        await fleet.world.end(busy.id, running.id)
-        return listed
-
-    fleet.world.store.list_cancellations = list_then_end  # type: ignore[method-assign]
-    await fleet.scan()
-    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (IDLE, [])
-
-
-async def test_a_pod_whose_lease_was_renewed_during_the_scan_is_not_ended(fleet: Fleet) -> None:
-    """A controller that was frozen continues with outdated rows."""
-    idle = await fleet.add(IDLE, lease_expires_at=NOW)
-    fleet.world.clock.advance(3)
-    list_expired = fleet.world.store.list_expired_leases
-
-    async def list_then_renew() -> Sequence[Workspace]:
-        listed = await list_expired()
-        await fleet.world.store.renew_lease(idle.id, 1, 60)
-        return listed
-
-    fleet.world.store.list_expired_leases = list_then_renew  # type: ignore[method-assign]
-    await fleet.scan()
-    assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.calls) == (IDLE, [])
-
-
-async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy()
-    await stop(fleet, busy.id)
-    await fleet.world.end(busy.id, running.id)
-    await fleet.scan()
-    assert (await fleet.world.workspace(busy.id)).status is STOPPED
-    ended = await fleet.world.task(busy.id, running.id)
-    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
-
-
-async def test_a_stopping_workspace_stops_as_soon_as_its_agent_has_died(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy()
-    await stop(fleet, busy.id)
-    fleet.pods.kill(busy)
-    await fleet.scan()
-    assert (await fleet.world.workspace(busy.id)).status is STOPPED
-    assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
 
 
 @pytest.mark.parametrize("status", [STOPPED, FAILED])

@@ -1,7 +1,5 @@
 """The controller cancels the tasks whose duration has reached its limit."""
 
-import pytest
-
 from evershell.server.core import task_lifecycle
 from evershell.server.core.task import Task, TaskLimits, TaskStatus
 from evershell.server.core.task_lifecycle import TaskStarted
@@ -9,11 +7,6 @@ from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle
 from tests.support.world import USER, task
-
-
-@pytest.fixture
-def fleet() -> Fleet:
-    return Fleet()
 
 
 async def limited(fleet: Fleet, **limits: float) -> tuple[Workspace, Task]:
