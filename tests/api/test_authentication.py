@@ -1,13 +1,11 @@
 """Which credential opens which service."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1 import workspace_service_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -15,6 +13,8 @@ from evershell.server.auth.api_keys import ApiKeys
 from evershell.server.auth.authenticator import Authenticator, HostBinding
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core.workspace import WorkspaceStatus
+from tests.api.access_rules import METHODS
+from tests.api.credentials import INTERNAL_METHODS, RUNTIME_METHODS, unauthenticated
 from tests.api.running import (
     HOLDER,
     INTERNAL,
@@ -31,16 +31,6 @@ from tests.api.running import (
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.world import ORG, World
 
-PUBLIC_METHODS = [
-    method.name
-    for method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods
-]
-INTERNAL_METHODS = [
-    method.name
-    for method in runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods
-]
-# The methods that take a runtime token. Bootstrap takes another one.
-RUNTIME_METHODS = [name for name in INTERNAL_METHODS if name != "Bootstrap"]
 BAD_CREDENTIALS: list[tuple[tuple[str, str], ...]] = [
     (),
     (("authorization", ""),),
@@ -53,13 +43,7 @@ BAD_CREDENTIALS: list[tuple[tuple[str, str], ...]] = [
 ]
 
 
-async def unauthenticated(server: Running, method: str, metadata: Any) -> Failed:
-    seen = await server.raw(method, metadata)
-    assert isinstance(seen, Failed)
-    return seen
-
-
-@pytest.mark.parametrize("method", PUBLIC_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 async def test_every_public_method_needs_a_credential(server: Running, method: str) -> None:
     seen = await unauthenticated(server, PUBLIC + method, ())
     assert (seen.code, seen.slug) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
@@ -113,7 +97,7 @@ async def test_a_users_credential_does_not_open_the_runtime_service(
         ).slug == "unauthenticated"
 
 
-@pytest.mark.parametrize("method", PUBLIC_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 async def test_an_agents_token_opens_no_public_method(server: Running, method: str) -> None:
     seen = await unauthenticated(server, PUBLIC + method, agent_bearer("ws_1"))
     assert seen.slug in ("unauthenticated", "unavailable")
@@ -147,7 +131,7 @@ async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World
     assert (await world.workspace(other.id)).agent_address is None
 
 
-@pytest.mark.parametrize("method", PUBLIC_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 async def test_a_credential_opens_every_public_method(server: Running, method: str) -> None:
     """A failure comes from the empty request, not from a method missing from the table."""
     seen = await server.raw(PUBLIC + method, bearer(HOLDER))
@@ -253,60 +237,3 @@ async def test_a_host_of_another_organization_is_denied(world: World) -> None:
 async def test_a_method_that_does_not_exist_is_unimplemented(server: Running) -> None:
     seen = await server.raw(PUBLIC + "Nope", bearer())
     assert isinstance(seen, Failed) and seen.code is grpc.StatusCode.UNIMPLEMENTED
-
-
-def bootstrap_bearer(workspace_id: str, epoch: int = 1) -> tuple[tuple[str, str], ...]:
-    return bearer(POD_TOKENS.bootstrap_token(workspace_id, epoch))
-
-
-async def test_a_bootstrap_token_opens_only_bootstrap(server: Running, world: World) -> None:
-    made = await world.add(WorkspaceStatus.PROVISIONING)
-    for method in RUNTIME_METHODS:
-        await unauthenticated(server, INTERNAL + method, bootstrap_bearer(made.id))
-    for method in PUBLIC_METHODS:
-        await unauthenticated(server, PUBLIC + method, bootstrap_bearer(made.id))
-    await unauthenticated(server, INTERNAL + "Bootstrap", agent_bearer(made.id))
-    await unauthenticated(
-        server, INTERNAL + "Bootstrap", POD_TOKENS.signal_metadata(made.id, made.epoch)
-    )
-
-
-async def test_a_bootstrap_token_is_spent_when_the_agent_registers(
-    server: Running, world: World
-) -> None:
-    made = await world.add(WorkspaceStatus.PROVISIONING)
-    # An answer may be lost, so the agent can ask again.
-    for _ in range(2):
-        seen = await server.raw(INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
-        assert isinstance(seen, bytes)
-        spec = json.loads(runtime_service_pb2.BootstrapResponse.FromString(seen).spec)
-        assert (spec["workspace_id"], spec["epoch"]) == (made.id, 1)
-    request = runtime_service_pb2.RegisterRequest(address="127.0.0.1:1").SerializeToString()
-    assert isinstance(
-        await server.raw(INTERNAL + "Register", agent_bearer(made.id), request), bytes
-    )
-    refused = await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
-    assert "was spent" in refused.message
-
-
-@pytest.mark.parametrize(
-    "status", [each for each in WorkspaceStatus if each is not WorkspaceStatus.PROVISIONING]
-)
-async def test_no_bootstrap_in_another_state(
-    server: Running, world: World, status: WorkspaceStatus
-) -> None:
-    made = await world.add(status)
-    await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
-
-
-async def test_a_bootstrap_token_is_bound_to_its_workspace_and_epoch(
-    server: Running, world: World
-) -> None:
-    made, other = (
-        await world.add(WorkspaceStatus.PROVISIONING),
-        await world.add(WorkspaceStatus.PROVISIONING),
-    )
-    await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer(made.id, 2))
-    await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer("ws_none"))
-    mixed = POD_TOKENS.bootstrap_token(made.id, 1).replace(made.id, other.id)
-    await unauthenticated(server, INTERNAL + "Bootstrap", bearer(mixed))

@@ -1,10 +1,9 @@
-"""The codec between protobuf messages and the core's objects loses no field."""
+"""The codec between the messages of callers and the core's objects loses no field."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.duration_pb2 import Duration
@@ -17,54 +16,12 @@ from evershell.server.core import event
 from evershell.server.core.cancel_task import CancelResult, Outcome
 from evershell.server.core.errors import Failure
 from evershell.server.core.event import Event, EventType, NewEvent, Origin
-from evershell.server.core.runtime import Directive
-from evershell.server.core.task import Phase, Task, TaskLimits, TaskStatus, Usage
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.server.core.task import Phase, Task, TaskStatus
 from evershell.server.core.watch_events import Heartbeat
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.pod.messages import timestamp
-from tests.support.world import NOW, intent
-
-USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
-INTENT = intent(force_at=NOW + timedelta(seconds=4), force_requested_by="user_8")
-TASK = Task(
-    id="task_1",
-    workspace_id="ws_1",
-    description="ls",
-    metadata={"k": "v"},
-    submitted_by="user_7",
-    limits=TaskLimits(max_duration_seconds=90.5, max_total_tokens=2**40, force_after_seconds=0),
-    max_iterations=7,
-    status=TaskStatus.RUNNING,
-    phase=Phase.TOOL_CALL,
-    iterations=5,
-    created_at=NOW,
-    started_at=NOW + timedelta(seconds=1),
-    completed_at=NOW + timedelta(seconds=2),
-    cancel=INTENT,
-    reason="why",
-    result="what",
-    forced=True,
-    usage=USAGE,
-)
-ITERATION = {
-    "number": 1,
-    "model_call": {
-        "model": "m",
-        "content": "c",
-        "input_tokens": "1099511627776",
-        "output_tokens": "2",
-        "duration_ms": "3",
-        "status": "interrupted",
-    },
-    "tool_call": {
-        "id": "call_1",
-        "name": "shell",
-        "arguments": "{}",
-        "result": {"status": "interrupted", "exit_code": -9, "output": "ü", "truncated_bytes": "4"},
-        "duration_ms": "5",
-    },
-}
+from tests.api.full_task import INTENT, ITERATION, TASK
+from tests.support.world import NOW
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -289,24 +246,6 @@ def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
     assert set(raised.value.details["fields"]) == {field}
 
 
-def test_an_iteration_is_the_same_in_the_log_and_from_the_agent() -> None:
-    reported = runtime_service_pb2.TaskEvent()
-    entry = Event(
-        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION
-    )
-    reported.iteration_completed.CopyFrom(codec.encode_event(entry).event.iteration_completed)
-    (decoded,) = codec.decode_agent_events([reported])
-    assert decoded == IterationCompleted(1, ITERATION)
-
-
-def test_an_iteration_without_a_tool_call_has_none() -> None:
-    reported = runtime_service_pb2.TaskEvent()
-    reported.iteration_completed.number = 1
-    reported.iteration_completed.model_call.content = "c"
-    (decoded,) = codec.decode_agent_events([reported])
-    assert isinstance(decoded, IterationCompleted) and "tool_call" not in decoded.payload
-
-
 def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
     earlier = {"number": 1, "model_call": {"model": "m", "content": "c"}}
     entry = Event(
@@ -314,49 +253,6 @@ def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
     )
     status = codec.encode_event(entry).event.iteration_completed.model_call.status
     assert status == event_pb2.ModelCall.Status.status_unspecified
-
-
-def test_a_start_and_each_end_are_decoded() -> None:
-    start = runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
-    assert codec.decode_agent_events([start]) == [TaskStarted()]
-    for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
-        ended = runtime_service_pb2.TaskEnded(
-            status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True
-        )
-        reported = runtime_service_pb2.TaskEvent(task_ended=ended)
-        assert codec.decode_agent_events([reported]) == [
-            TaskEnded(status=status, result="r", reason="w", forced=True)
-        ]
-
-
-@pytest.mark.parametrize(
-    "status", ["status_unspecified", "submitted", "delivered", "running", "delivery_failed"]
-)
-def test_a_status_that_is_no_end_is_refused(status: str) -> None:
-    ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
-    with pytest.raises(AssertionError):
-        codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
-
-
-def test_an_event_without_a_kind_is_refused() -> None:
-    with pytest.raises(AssertionError):
-        codec.decode_agent_events([runtime_service_pb2.TaskEvent()])
-
-
-def test_a_directive_has_the_task_and_its_intent() -> None:
-    seen = codec.encode_directive(Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5)
-    assert (seen.fenced, seen.lease_ms, seen.lease_length_ms) == (False, 1200, 1500)
-    assert (
-        seen.task.task_id,
-        seen.task.description,
-        seen.task.max_iterations,
-        seen.task.iterations,
-    ) == ("task_1", "ls", 7, 5)
-    assert (
-        seen.task.cancellation.reason,
-        seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo),
-    ) == ("enough", INTENT.force_at)
-    assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""A task with every field set, its intent, and an iteration."""
+
+from datetime import timedelta
+
+from evershell.server.core.task import Phase, Task, TaskLimits, TaskStatus, Usage
+from tests.support.world import NOW, intent
+
+USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
+INTENT = intent(force_at=NOW + timedelta(seconds=4), force_requested_by="user_8")
+TASK = Task(
+    id="task_1",
+    workspace_id="ws_1",
+    description="ls",
+    metadata={"k": "v"},
+    submitted_by="user_7",
+    limits=TaskLimits(max_duration_seconds=90.5, max_total_tokens=2**40, force_after_seconds=0),
+    max_iterations=7,
+    status=TaskStatus.RUNNING,
+    phase=Phase.TOOL_CALL,
+    iterations=5,
+    created_at=NOW,
+    started_at=NOW + timedelta(seconds=1),
+    completed_at=NOW + timedelta(seconds=2),
+    cancel=INTENT,
+    reason="why",
+    result="what",
+    forced=True,
+    usage=USAGE,
+)
+
+
+ITERATION = {
+    "number": 1,
+    "model_call": {
+        "model": "m",
+        "content": "c",
+        "input_tokens": "1099511627776",
+        "output_tokens": "2",
+        "duration_ms": "3",
+        "status": "interrupted",
+    },
+    "tool_call": {
+        "id": "call_1",
+        "name": "shell",
+        "arguments": "{}",
+        "result": {"status": "interrupted", "exit_code": -9, "output": "ü", "truncated_bytes": "4"},
+        "duration_ms": "5",
+    },
+}

@@ -1,0 +1,74 @@
+"""The codec between the messages of agents and the core's objects loses no field."""
+
+import pytest
+from evershell.agent.v1 import runtime_service_pb2
+from evershell.workspace.v1 import task_pb2
+
+from evershell.server.api import codec
+from evershell.server.core.event import Event, EventType
+from evershell.server.core.runtime import Directive
+from evershell.server.core.task import TaskStatus
+from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from tests.api.full_task import INTENT, ITERATION, TASK
+from tests.support.world import NOW
+
+
+def test_an_iteration_is_the_same_in_the_log_and_from_the_agent() -> None:
+    reported = runtime_service_pb2.TaskEvent()
+    entry = Event(
+        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION
+    )
+    reported.iteration_completed.CopyFrom(codec.encode_event(entry).event.iteration_completed)
+    (decoded,) = codec.decode_agent_events([reported])
+    assert decoded == IterationCompleted(1, ITERATION)
+
+
+def test_an_iteration_without_a_tool_call_has_none() -> None:
+    reported = runtime_service_pb2.TaskEvent()
+    reported.iteration_completed.number = 1
+    reported.iteration_completed.model_call.content = "c"
+    (decoded,) = codec.decode_agent_events([reported])
+    assert isinstance(decoded, IterationCompleted) and "tool_call" not in decoded.payload
+
+
+def test_a_start_and_each_end_are_decoded() -> None:
+    start = runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
+    assert codec.decode_agent_events([start]) == [TaskStarted()]
+    for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
+        ended = runtime_service_pb2.TaskEnded(
+            status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True
+        )
+        reported = runtime_service_pb2.TaskEvent(task_ended=ended)
+        assert codec.decode_agent_events([reported]) == [
+            TaskEnded(status=status, result="r", reason="w", forced=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    "status", ["status_unspecified", "submitted", "delivered", "running", "delivery_failed"]
+)
+def test_a_status_that_is_no_end_is_refused(status: str) -> None:
+    ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
+    with pytest.raises(AssertionError):
+        codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
+
+
+def test_an_event_without_a_kind_is_refused() -> None:
+    with pytest.raises(AssertionError):
+        codec.decode_agent_events([runtime_service_pb2.TaskEvent()])
+
+
+def test_a_directive_has_the_task_and_its_intent() -> None:
+    seen = codec.encode_directive(Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5)
+    assert (seen.fenced, seen.lease_ms, seen.lease_length_ms) == (False, 1200, 1500)
+    assert (
+        seen.task.task_id,
+        seen.task.description,
+        seen.task.max_iterations,
+        seen.task.iterations,
+    ) == ("task_1", "ls", 7, 5)
+    assert (
+        seen.task.cancellation.reason,
+        seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo),
+    ) == ("enough", INTENT.force_at)
+    assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")
