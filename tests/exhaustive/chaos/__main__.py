@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from tests.exhaustive.chaos import report
-from tests.exhaustive.chaos.plan import Plan, draw
+from tests.exhaustive.chaos.drawing import draw
+from tests.exhaustive.chaos.plan import Plan
 from tests.exhaustive.chaos.run import Outcome, run
 from tests.exhaustive.hosts import partitions
 from tests.exhaustive.hosts.run import run as run_on_hosts

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tests.exhaustive.chaos import report
-from tests.exhaustive.chaos.plan import Kind, Target, draw
+from tests.exhaustive.chaos.drawing import draw
+from tests.exhaustive.chaos.plan import Kind, Target
 from tests.exhaustive.chaos.run import run
 from tests.support import small_disk
 

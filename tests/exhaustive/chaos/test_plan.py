@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from tests.exhaustive.chaos.plan import _WEIGHTS, Fault, Kind, Plan, Stopped, Target, draw
+from tests.exhaustive.chaos.drawing import _WEIGHTS, draw
+from tests.exhaustive.chaos.plan import Fault, Kind, Plan, Stopped, Target
 
 
 def pairs(plan: Plan) -> set[tuple[str, str]]:

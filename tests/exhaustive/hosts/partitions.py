@@ -9,8 +9,9 @@ from contextlib import suppress
 import psycopg
 
 from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
+from tests.exhaustive.chaos.drawing import draw_emergencies, draw_rounds
 from tests.exhaustive.chaos.faults import BACK_SECONDS, Hit
-from tests.exhaustive.chaos.plan import Fault, Kind, Plan, Target, draw_emergencies, draw_rounds
+from tests.exhaustive.chaos.plan import Fault, Kind, Plan, Target
 from tests.exhaustive.hosts.many_hosts import (
     AGENTS,
     CONTROLLERS,

@@ -7,17 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.exhaustive.chaos import report
-from tests.exhaustive.chaos.plan import (
-    Emergency,
-    Fault,
-    Kind,
-    Plan,
-    Round,
-    Stopped,
-    Target,
-    Wire,
-    draw,
-)
+from tests.exhaustive.chaos.drawing import draw
+from tests.exhaustive.chaos.plan import Emergency, Fault, Kind, Plan, Round, Stopped, Target, Wire
 from tests.exhaustive.chaos.run import run
 from tests.exhaustive.mutations.mutations import CHAOS
 
