@@ -11,10 +11,10 @@ from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.contracts.agents import Fault
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
+from tests.invariants.product import LEASE_SECONDS
 from tests.invariants.record import Record
 from tests.invariants.spy_store import SpyStore
 from tests.invariants.wire import Network, Wire
-from tests.invariants.world import LEASE_SECONDS
 from tests.support import world
 from tests.support.fakes import FakeStore
 from tests.support.waiting import eventually_async, settle

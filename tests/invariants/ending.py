@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from evershell.server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
 from evershell.server.core.task import Task, TaskStatus
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from tests.invariants.product import BOUNDS, CALLER
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.wire import Network
-from tests.invariants.world import BOUNDS, CALLER, World
+from tests.invariants.world import World
 
 # Longer than a lease, than the controller's limits for an agent's start and stop, and than the
 # bounds of a cancellation.

@@ -1,22 +1,17 @@
 """The invariants of a cancellation, numbered as in the contract.
 
-Each function checks the observations so far, and raises AssertionError. Checks that need only rows
-and logs are in tests/promises.
+Each function checks the observations so far, and raises AssertionError. forcing.py, iterations.py
+and limits.py have some of them. Checks that need only rows and logs are in tests/promises.
 """
 
 from dataclasses import replace
 
 from evershell.server.agent.shutdown import ExitCode
-from evershell.server.core.event import Event, EventType, cancel_requested_payload
+from evershell.server.core.event import EventType, cancel_requested_payload
 from evershell.server.core.limits import REQUESTER
-from evershell.server.core.task import CancelIntent, Task, TaskLimits, TaskStatus
+from evershell.server.core.task import CancelIntent, TaskLimits, TaskStatus
 from evershell.server.core.workspace import WorkspaceStatus
-from tests.invariants.limits import (
-    limits_are_named,
-    limits_are_recorded_in_time,
-    limits_decide_the_end,
-)
-from tests.invariants.record import Iteration
+from tests.invariants import forcing, iterations, limits
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
 from tests.promises.promises import violations
@@ -101,60 +96,6 @@ def invariant_3_one_end(view: View) -> None:
     assert still_open == (
         [view.workspace.current_task_id] if view.workspace.current_task_id else []
     )
-
-
-def invariant_4_the_iteration_is_finished(view: View) -> None:
-    """After a cancellation, an agent begins no iteration; the one in flight is recorded.
-
-    The iteration in flight is recorded with its result, unless it was forced.
-    """
-    for begun in view.record.iterations:
-        assert not begun.was_cancelled, ("began after the agent received the cancellation", begun)
-        assert begun.may_interrupt, ("interrupted without permission", begun)
-    for task in view.tasks.values():
-        events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
-        begun_by_number = {begun.number: begun for begun in view.iterations_of(task.id)}
-        tool_calls = [
-            event.payload["tool_call"] for event in events if event.payload.get("tool_call")
-        ]
-        for event in events:
-            _check_iteration(event, begun_by_number[event.payload["number"]])
-        usage = (
-            task.usage.model_calls,
-            task.usage.tool_calls,
-            task.usage.input_tokens,
-            task.usage.output_tokens,
-        )
-        assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
-        if task.id in view.record.ended_by_agent:
-            to_record = [each for each in begun_by_number.values() if not each.failed]
-            assert len(events) == len(to_record), ("an iteration is not recorded", to_record)
-
-
-def _check_iteration(event: Event, begun: Iteration) -> None:
-    model_call, tool_call = event.payload["model_call"], event.payload.get("tool_call")
-    assert model_call["content"] == begun.content, (event, begun)
-    is_interrupted = begun.interrupted_call == "model_call"
-    assert model_call["status"] == ("interrupted" if is_interrupted else "completed"), (
-        event,
-        begun,
-    )
-    assert not is_interrupted or not tool_call, (
-        "a tool call after an interrupted model call",
-        event,
-        begun,
-    )
-    if begun.tool_output is not None:
-        assert tool_call is not None and begun.tool_output, (
-            "a tool call without its result",
-            event,
-            begun,
-        )
-        status = "interrupted" if begun.interrupted_call else "exited"
-        assert (tool_call["result"]["status"], tool_call["result"]["output"]) == (
-            status,
-            begun.tool_output,
-        ), (event, begun)
 
 
 def invariant_5_no_leak(view: View) -> None:
@@ -307,79 +248,6 @@ def invariant_10_bounded(view: View) -> None:
             )
 
 
-def invariant_11_force_is_asked_for(view: View) -> None:
-    """The earliest requested deadline holds; only the call open at that time is interrupted."""
-    for task in view.tasks.values():
-        _check_deadline(view, task)
-        # A task that was never delivered has no pod to end.
-        is_ended_with_its_pod = (
-            task.id not in view.record.ends_proposed
-            and task.reason != "the agent could not be reached"
-        )
-        if task.status is TaskStatus.CANCELLED and is_ended_with_its_pod:
-            assert task.forced == _was_force_due(task), (
-                "the control plane ended it, and forced is wrong",
-                task,
-            )
-        if task.id in view.record.ended_by_agent:
-            events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
-            interrupted = [each for each in events if _is_interrupted(each)]
-            interrupted_call = [
-                each for each in view.iterations_of(task.id) if each.interrupted_call
-            ]
-            assert task.forced == bool(interrupted), ("forced is wrong", task, interrupted)
-            assert len(interrupted) >= len(interrupted_call), (
-                "interrupted, but not recorded",
-                events,
-                interrupted_call,
-            )
-    for agent in view.world.agents:
-        force_at = agent.known_cancellations.get(agent.session.task_id)
-        if (
-            force_at is not None
-            and force_at <= view.world.clock.unix_seconds()
-            and not agent.is_gone
-        ):
-            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
-                "a call continues after its deadline"
-            )
-
-
-def _was_force_due(task: Task) -> bool:
-    force_at = task.cancel.force_at if task.cancel is not None else None
-    return force_at is not None and task.completed_at is not None and force_at <= task.completed_at
-
-
-def _is_interrupted(iteration: Event) -> bool:
-    model_call, tool_call = iteration.payload["model_call"], iteration.payload.get("tool_call")
-    return "interrupted" in (model_call["status"], tool_call and tool_call["result"]["status"])
-
-
-def _check_deadline(view: View, task: Task) -> None:
-    calls = view.calls_for(task.id)
-    if (
-        any(call.answer in ("unavailable", "internal") for call in calls)
-        or task.id in view.record.stops.values()
-        or task.limits.force_after_seconds is not None
-    ):
-        # The effect of these calls is unknown, and a limit may force too.
-        return
-    asked = [
-        call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
-    ]
-    earliest = min(asked, key=lambda call: str(call.force_at), default=None)
-    kept = (
-        (task.cancel.force_at, task.cancel.force_requested_by)
-        if task.cancel is not None
-        else (None, None)
-    )
-    if earliest is None:
-        assert kept == (None, None), (task, asked)
-    elif task.cancel is not None:
-        firsts = {call.by.actor_id for call in asked if call.force_at == earliest.force_at}
-        assert kept[0] == earliest.force_at and kept[1] in firsts, (task, asked)
-
-
 def invariant_12_visible(view: View) -> None:
     """Between request and end, the task shows its intent and the phase of its agent."""
     for task in view.tasks.values():
@@ -412,18 +280,18 @@ INVARIANTS = (
     invariant_1_durable_first,
     invariant_2_accepted_means_cancelled,
     invariant_3_one_end,
-    invariant_4_the_iteration_is_finished,
+    iterations.invariant_4_the_iteration_is_finished,
     invariant_5_no_leak,
     invariant_6_the_pod_lives,
     invariant_7_not_lost,
     invariant_8_idempotent,
     invariant_9_every_hop_checks,
     invariant_10_bounded,
-    invariant_11_force_is_asked_for,
+    forcing.invariant_11_force_is_asked_for,
     invariant_12_visible,
-    limits_decide_the_end,
-    limits_are_named,
-    limits_are_recorded_in_time,
+    limits.limits_decide_the_end,
+    limits.limits_are_named,
+    limits.limits_are_recorded_in_time,
     answers_are_those_of_the_contract,
     nothing_unexpected_is_raised,
 )

@@ -1,29 +1,22 @@
 """The rules of the state machine: calls, replies, faults and passing time, in any order."""
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
-
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from evershell.server.core.task import TaskLimits
-from evershell.server.core.workspace import WorkspaceStatus
-from tests.invariants.agent import Agent
 from tests.invariants.ending import end_all
 from tests.invariants.invariants import INVARIANTS
-from tests.invariants.limits import duration_ends_at
+from tests.invariants.product import CALLERS, STEP_SECONDS
 from tests.invariants.spy_store import Hiccup
+from tests.invariants.steps import Steps
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View
 from tests.invariants.wire import Network
-from tests.invariants.world import CALLERS, STEP_SECONDS, OpenStores, World
 
 # Weighted towards networks that let a run progress.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
 # An index into the live agents, mostly that of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
-
-
 # An iteration has five tokens. The durations end between two scans of the controller.
 LIMITS = [
     TaskLimits(),
@@ -35,24 +28,11 @@ LIMITS = [
 ]
 
 
-# At most one fault, and at most one advance of the clock, in so many steps: a run with more faults
-# does not progress.
-_STEPS_A_TROUBLE = 5
-_STEPS_A_PASSING = 4
-
-
-class CancellationMachine(RuleBasedStateMachine):
+class CancellationMachine(Steps):
     """One workspace with its agents and callers.
 
     After every rule, the machine waits until no task can run, and checks every invariant.
     """
-
-    def __init__(self, open_stores: OpenStores) -> None:
-        super().__init__()
-        self.world = World(open_stores)
-        self._steps = 0
-        self._troubles = 0
-        self._passings = 0
 
     @initialize(limits=st.sampled_from(LIMITS))
     def begin_first(self, limits: TaskLimits) -> None:
@@ -187,7 +167,7 @@ class CancellationMachine(RuleBasedStateMachine):
             ).gates.end_tool
         )
 
-    @precondition(lambda self: self._passings * _STEPS_A_PASSING < self._steps)
+    @precondition(lambda self: self.may_time_pass)
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 5.0, 15.0]))
     def time_passes(self, seconds: float) -> None:
         self._passings += 1
@@ -315,109 +295,3 @@ class CancellationMachine(RuleBasedStateMachine):
             self.all_invariants()
         finally:
             self.world.close()
-
-    def awake(self) -> list[Agent]:
-        """Returns the agents that run and are not frozen."""
-        return [agent for agent in self.world.agents if agent.is_up and not agent.is_frozen]
-
-    def _do(self, act: Callable[[], object]) -> None:
-        """Calls it within the event loop, and waits until everything is at rest."""
-
-        async def step() -> None:
-            act()
-
-        self.world.run(step())
-
-    def there(self) -> list[Agent]:
-        """Returns the agents whose process has not ended."""
-        return [agent for agent in self.world.agents if not agent.is_gone]
-
-    @property
-    def may_be_trouble(self) -> bool:
-        """Whether enough steps have passed since the last fault."""
-        return self._troubles * _STEPS_A_TROUBLE < self._steps
-
-    @property
-    def has_open_task(self) -> bool:
-        """Whether the last task is not known to have ended."""
-        return any(self.world.store.is_open(task_id) for task_id in self.world.task_ids[-1:])
-
-    @property
-    def is_deadline_ahead(self) -> bool:
-        """Whether the open task has a force deadline more than one step ahead."""
-        intent = self.world.store.intent(self.world.task_ids[-1]) if self.has_open_task else None
-        soon = self.world.clock() + timedelta(seconds=STEP_SECONDS)
-        return intent is not None and intent.force_at is not None and intent.force_at > soon
-
-    @property
-    def limit_ahead(self) -> datetime | None:
-        """When the open task reaches the limit of its duration, if that is not over."""
-        task = self.world.store.tasks[self.world.task_ids[-1]] if self.has_open_task else None
-        due = duration_ends_at(task) if task is not None and task.cancel is None else None
-        return due if due is not None and due > self.world.clock() else None
-
-    async def _die_at_limit(self) -> None:
-        due = self.limit_ahead
-        assert due is not None
-        await self.world.advance_to(due)
-        for agent in self.there():
-            await agent.crash()
-
-    async def _reach_limit_without_controller(self) -> None:
-        due = self.limit_ahead
-        assert due is not None
-        await self.world.stop_leading()
-        await self.world.advance_to(due + timedelta(seconds=STEP_SECONDS))
-        self.world.lead()
-        await self.world.advance(2.0)
-
-    async def _come_up(self) -> None:
-        await self.world.resume()
-        await self._scan()
-
-    async def _begin(
-        self,
-        *,
-        comes_up: bool = True,
-        is_heard: bool = True,
-        network: Network = Network.GOOD,
-        limits: TaskLimits | None = None,
-    ) -> None:
-        if comes_up:
-            await self._come_up()
-        if not is_heard:
-            for agent in self.awake():
-                agent.set_link(Link.REQUESTS_LOST)
-        self.world.wire.network = network
-        await self.world.submit(limits)
-
-    async def _scan(self) -> None:
-        self.world.lead()
-        self.world.changes.announce(self.world.workspace_id)
-        await self.world.settle()
-        if (await self.world.workspace()).status is WorkspaceStatus.PROVISIONING:
-            self.world.changes.announce(self.world.workspace_id)
-            await self.world.settle()
-
-    async def _redeliver(self) -> None:
-        self.world.lead()
-        await self.world.advance(3.0)
-
-    async def _fence(self) -> None:
-        """Begins another epoch while the agent of this one cannot be reached."""
-        self.world.pods.are_in_reach = False
-        await self.world.restart_stack()
-        await self._scan()
-
-    async def _cut_off(self) -> None:
-        """Cuts the agents off for longer than their lease, without a controller.
-
-        They must end by their own clock.
-        """
-        await self.world.stop_leading()
-        for agent in self.awake():
-            agent.set_link(Link.REQUESTS_LOST)
-        await self.world.advance(15.0)
-
-    def _one_of(self, agents: list[Agent], which: int) -> Agent:
-        return agents[max(which, -len(agents))]

@@ -10,7 +10,7 @@ from evershell.server.store.announce import Announce
 from evershell.server.store.pool import connected, open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.invariants.machine import CancellationMachine
-from tests.invariants.world import OpenStores
+from tests.invariants.product import OpenStores
 from tests.support.fakes import FakeStore
 
 _SETTINGS = settings(
