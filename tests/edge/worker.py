@@ -6,6 +6,7 @@ The command is `python -m tests.edge.worker`.
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,8 @@ from typing import IO
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.stack import ROOT
 
-GRACE_SECONDS = 10.0
-# Longer than Envoy takes to notice a frozen worker.
-SLOW_SECONDS = 4.5
+# Less than the stub may take to stop.
+GRACE_SECONDS = 14.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Worker:
 
     process: "subprocess.Popen[str]"
     address: str
+
+    def release(self) -> None:
+        """Lets the calls on the workspace `waits` end."""
+        self.process.send_signal(signal.SIGUSR1)
 
 
 @contextmanager
@@ -44,11 +48,19 @@ def worker() -> Iterator[Worker]:
 
 
 def main() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    with serving(Stub(SLOW_SECONDS), grace_seconds=GRACE_SECONDS) as address:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    stub = Stub()
+    # A thread, because the main thread does not wait for signals while the stub stops.
+    threading.Thread(target=_release_at_signal, args=(stub,), daemon=True).start()
+    with serving(stub, grace_seconds=GRACE_SECONDS) as address:
         sys.stdout.write(f"{address}\n")
         sys.stdout.flush()
         signal.sigwait({signal.SIGTERM})
+
+
+def _release_at_signal(stub: Stub) -> None:
+    signal.sigwait({signal.SIGUSR1})
+    stub.release.set()
 
 
 if __name__ == "__main__":

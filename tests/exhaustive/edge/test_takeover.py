@@ -4,7 +4,7 @@ import shutil
 import signal
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,20 @@ class Supervised:
         """Replaces the process by the next one, and returns the id of the old one."""
         old = await self.supervisor.replace("envoy", self.process.next(), START_SECONDS)
         await eventually_async(self.process.is_live)
+        # Both serve for the moment in which the old one is told that the other has taken over.
+        await eventually_async(lambda: not _listens(old.pid))
         return old.pid
 
     def shared_memory(self) -> Path:
         """The segment of the running process."""
         return shared_memory(psutil.Process(self.pid))
+
+
+def _listens(pid: int) -> bool:
+    with suppress(psutil.Error):
+        connections = psutil.Process(pid).net_connections("tcp")
+        return any(each.status == psutil.CONN_LISTEN for each in connections)
+    return False
 
 
 @asynccontextmanager

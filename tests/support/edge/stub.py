@@ -36,6 +36,7 @@ from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 START_SECONDS = 15
+SLOW_SECONDS = 10.0
 CODES = {status.value[0]: status for status in grpc.StatusCode}
 # A message with characters that need escaping in JSON, in headers or in Envoy's format strings.
 AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
@@ -45,13 +46,12 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     """A worker that acts on the id of the workspace.
 
     `error_<slug>` fails with that error, and `bare_<n>` with gRPC status n and no details. `raise`
-    raises an exception, `slow` answers after `slow_seconds`, and `waits` answers when `release` is
+    raises an exception, `slow` answers after SLOW_SECONDS, and `waits` answers when `release` is
     set. `ended` answers a cancellation with HTTP status 200, and `breaks` ends a stream with an
     error.
     """
 
-    def __init__(self, slow_seconds: float = 10.0) -> None:
-        self._slow_seconds = slow_seconds
+    def __init__(self) -> None:
         self.seen: list[tuple[Any, dict[str, str]]] = []
         self.release = threading.Event()
         self.health = health.aio.HealthServicer()
@@ -89,7 +89,7 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         if name == "raise":
             raise RuntimeError("a secret of the code")
         if name == "slow":
-            await asyncio.sleep(self._slow_seconds)
+            await asyncio.sleep(SLOW_SECONDS)
         if name == "waits":
             await asyncio.to_thread(self.release.wait, START_SECONDS)
 
