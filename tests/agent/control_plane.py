@@ -60,7 +60,10 @@ class ControlPlane(RuntimeServiceServicer):
             "runtime_secret": self.tokens.runtime_secret(WORKSPACE_ID, EPOCH).hex(),
             "signal_secret": self.tokens.signal_secret(WORKSPACE_ID, EPOCH).hex(),
         }
+        # Longer than any test, so that no stall of the machine ends an agent.
         self.lease_ms = 60_000
+        # Agents send a heartbeat each sixth of it. 0: not told, so it is `lease_ms`.
+        self.lease_length_ms = 0
         self.task: Assignment | None = None
         self.log: list[tuple[str, TaskEvent]] = []
         self.calls: list[str] = []
@@ -100,7 +103,7 @@ class ControlPlane(RuntimeServiceServicer):
         for server in self._servers:
             await server.stop(grace=None)
 
-    async def until(self, condition: Callable[[], object], timeout_seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], object], timeout_seconds: float = 30) -> None:
         """Waits until the condition is true. Checks it after every call of the agent."""
         async with asyncio.timeout(timeout_seconds):
             while not condition():
@@ -179,7 +182,12 @@ class ControlPlane(RuntimeServiceServicer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, refused.message, trailers)
 
     async def _reply(self, call: str) -> Directive:
-        directive = Directive(fenced=self.fenced, lease_ms=self.lease_ms, task=self.task)
+        directive = Directive(
+            fenced=self.fenced,
+            lease_ms=self.lease_ms,
+            lease_length_ms=self.lease_length_ms,
+            task=self.task,
+        )
         self._changed.set()
         if self.before_reply is not None:
             await self.before_reply(call)

@@ -225,10 +225,11 @@ async def test_an_answer_whose_connection_breaks_is_retried_from_the_start(
 
 
 async def test_an_answer_that_does_not_end_fails_at_the_timeout(server: ModelServer) -> None:
+    # Time for the answer to begin, on a busy machine too.
     reason = await failure(
-        server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=0.3
+        server, streams(event_of({"content": "hm"}), Gate()), timeout_seconds=2.5
     )
-    assert reason.endswith("did not finish its answer within 0.3 seconds.")
+    assert reason.endswith("did not finish its answer within 2.5 seconds.")
     assert await asyncio.to_thread(server.left.wait, 10)
 
 

@@ -19,7 +19,7 @@ from tests.support.waiting import eventually_async
 
 
 async def _exit_code(agent: "asyncio.Task[ExitCode]") -> ExitCode:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await agent
 
 
@@ -170,7 +170,7 @@ async def test_a_task_cancelled_before_it_arrives_runs_no_iteration(
 async def test_a_task_whose_start_was_lost_arrives_with_the_next_reply(
     control_plane: ControlPlane, start: Start
 ) -> None:
-    control_plane.lease_ms = 1_200
+    control_plane.lease_length_ms = 1_200
     await started(control_plane, start)
     control_plane.submit("t1", "echo here")
     await control_plane.until(lambda: control_plane.end("t1"))
@@ -231,7 +231,7 @@ async def test_the_next_worker_is_tried_when_one_does_not_answer(
 async def test_a_task_that_replies_no_longer_name_is_dropped(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    control_plane.lease_ms = 1_500
+    control_plane.lease_length_ms = 1_500
     await started(control_plane, start)
     agent = control_plane.agent()
     await control_plane.start_task(
@@ -255,7 +255,7 @@ async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
             await may_send.wait()
 
     control_plane.before_reply = hold
-    control_plane.lease_ms = 3_000
+    control_plane.lease_length_ms = 3_000
     await started(control_plane, start)
     await reply_made.wait()
     await control_plane.start_task(
@@ -274,7 +274,7 @@ async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
 async def test_a_fenced_agent_ends_its_tools_and_exits(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    control_plane.lease_ms = 1_500
+    control_plane.lease_length_ms = 1_500
     agent = await started(control_plane, start)
     await _start_long_task(control_plane, tmp_path)
     control_plane.fenced = True
@@ -293,26 +293,24 @@ async def test_an_agent_whose_token_is_refused_exits(
     assert await _exit_code(start([await control_plane.serve()])) is ExitCode.UNAUTHORIZED
 
 
-async def test_an_agent_that_cannot_renew_its_lease_exits_before_the_lease_ends(
+async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    control_plane.lease_ms = 2_000
+    """test_session.py tests that this is before the end of the lease."""
+    control_plane.lease_ms, control_plane.lease_length_ms = 4_000, 1_000
     agent = await started(control_plane, start)
     await _start_long_task(control_plane, tmp_path)
     control_plane.refusal = grpc.StatusCode.UNAVAILABLE
-    cut_off = time.monotonic()
     assert await _exit_code(agent) is ExitCode.LEASE_OVER
-    assert time.monotonic() - cut_off < 2.0
     assert not _is_alive(tmp_path / "begun")
 
 
 async def test_heartbeats_renew_the_lease(control_plane: ControlPlane, start: Start) -> None:
-    # The agent survives a stall of 0.3 s, as on a busy machine.
-    control_plane.lease_ms = 1_000
+    # The agent survives a stall of more than two seconds, as on a busy machine.
+    control_plane.lease_ms, control_plane.lease_length_ms = 3_000, 600
     agent = await started(control_plane, start)
-    began = time.monotonic()
-    await control_plane.until(lambda: len(control_plane.heartbeats) > 8)
-    assert time.monotonic() - began > 1.0
+    over_at = time.monotonic() + 3.0
+    await control_plane.until(lambda: time.monotonic() > over_at)
     assert not agent.done()
 
 

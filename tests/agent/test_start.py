@@ -56,7 +56,7 @@ async def agent(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process with the scripted model, which has registered. It may export spans."""
     # Several heartbeats a second.
-    control_plane.lease_ms = 1_500
+    control_plane.lease_length_ms = 1_500
     spec = {
         "workspace_id": WORKSPACE_ID,
         "epoch": EPOCH,
