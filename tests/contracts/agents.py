@@ -26,6 +26,7 @@ from evershell.server.core.task_lifecycle import TaskEnded
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet.agent_client import AgentClient
 from tests.support import world
+from tests.support.ports import free_ports
 from tests.support.world import FakeAgents, intent
 
 TOKENS = PodTokens(new_key())
@@ -102,7 +103,8 @@ class ClientCase:
     @asynccontextmanager
     async def open(cls) -> AsyncIterator["ClientCase"]:
         case = cls()
-        await case._listen("127.0.0.1:0")
+        # No connection takes this port while the agent does not run.
+        await case._listen(f"127.0.0.1:{free_ports(1)[0]}")
         try:
             yield case
         finally:

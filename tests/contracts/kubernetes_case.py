@@ -20,7 +20,10 @@ TEMPLATE = PodTemplate(
     limits={"memory": "64Mi"},
     storage="1Mi",
 )
-END_SECONDS = 2.0
+# Much longer than the test takes to play the node, on a busy machine too.
+START_SECONDS = END_SECONDS = 15.0
+# How long the end of a pod is waited for whose node does not answer.
+_SILENT_SECONDS = 1.0
 
 
 class KubernetesCase:
@@ -78,7 +81,11 @@ class KubernetesCase:
     async def lose_track(self, workspace: Workspace) -> Pods:
         """Its node does not answer."""
         self.node.is_silent = True
-        return self.pods
+        impatient = await self._stack.enter_async_context(
+            new_port(self.api, end_seconds=_SILENT_SECONDS)
+        )
+        await impatient.sync()
+        return impatient
 
     async def remove_files(self, workspace: Workspace) -> None:
         name = claim_name(workspace.id)
@@ -139,8 +146,14 @@ class KubernetesCase:
         return True
 
 
-def new_port(api: Api) -> AbstractAsyncContextManager[KubernetesPods]:
+def new_port(
+    api: Api, end_seconds: float = END_SECONDS
+) -> AbstractAsyncContextManager[KubernetesPods]:
     """The port of another controller for the pods of this namespace."""
     return KubernetesPods.open(
-        api.namespace, TEMPLATE, spec_for, start_seconds=5, end_seconds=END_SECONDS
+        api.namespace,
+        TEMPLATE,
+        spec_for,
+        start_seconds=START_SECONDS,
+        end_seconds=end_seconds,
     )

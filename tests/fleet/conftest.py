@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import processes
+from evershell.server.fleet import agent_client, processes
 from evershell.server.fleet.local_pods import LocalPods
 from evershell.server.fleet.processes import Pod
 from tests.support import world
@@ -33,3 +33,10 @@ async def pods(
     monkeypatch.setattr(sys, "executable", str(program))
     yield LocalPods(tmp_path, spec_for)
     await processes.end_all(Pod(workspace.id), grace_seconds=0)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempts of a signal do not time out, so a busy machine causes no retries."""
+    monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
+    monkeypatch.setattr(agent_client, "_ATTEMPT_SECONDS", 60.0)

@@ -89,6 +89,7 @@ async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
         assert channels.opened == LIMIT + 2
 
 
+@pytest.mark.usefixtures("patient")
 async def test_the_number_of_channels_is_bounded_under_load(
     client: AgentClient, channels: OpenChannels
 ) -> None:
@@ -109,6 +110,7 @@ async def test_the_number_of_channels_is_bounded_under_load(
         assert channels.most <= 2 * LIMIT
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_channel_with_a_call_in_flight_is_not_closed(
     client: AgentClient, channels: OpenChannels
 ) -> None:
@@ -125,6 +127,7 @@ async def test_a_channel_with_a_call_in_flight_is_not_closed(
         assert len(busy.requests) == 1
 
 
+@pytest.mark.usefixtures("patient")
 async def test_calls_beyond_the_limit_do_not_wait_and_their_channels_are_closed(
     client: AgentClient, channels: OpenChannels
 ) -> None:

@@ -4,7 +4,6 @@ tests/contracts tests what it promises to the core.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from evershell.server.core.trace import TraceContext
 from evershell.server.fleet import agent_client
 from evershell.server.fleet.agent_client import AgentClient
 from evershell.server.pod.tls import TlsIdentity, listen
+from tests.support.ports import free_ports
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,7 +46,9 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, address: str = "127.0.0.1:0", tls: TlsIdentity | None = None) -> None:
+    async def listen(self, address: str = "", tls: TlsIdentity | None = None) -> None:
+        """Listens on the address, or on a port that no connection takes while it has stopped."""
+        address = address or f"127.0.0.1:{free_ports(1)[0]}"
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{listen(self._server, address, tls)}"
@@ -107,12 +109,10 @@ async def cancel(client: AgentClient, address: str | None) -> bool:
     return await client.cancel_task(workspace_at(address), TASK)
 
 
-async def unreachable(client: AgentClient, address: str | None) -> float:
-    """Fails to cancel, and returns after how many seconds."""
-    began = time.monotonic()
+async def unreachable(client: AgentClient, address: str | None) -> None:
+    """Fails to cancel, long before the budget of a patient client is over."""
     with pytest.raises(AgentUnreachableError):
-        await cancel(client, address)
-    return time.monotonic() - began
+        await asyncio.wait_for(cancel(client, address), 30)
 
 
 async def never(attempt: int, context: Context) -> None:
@@ -171,9 +171,8 @@ async def test_a_slow_attempt_times_out_and_is_retried(
             await never(attempt, context)
 
     agent.before = slow_once
-    began = time.monotonic()
     assert await cancel(client, agent.address) is True
-    assert time.monotonic() - began < 2
+    assert len(agent.requests) >= 2
 
 
 async def test_a_refused_attempt_is_retried_within_the_call(
@@ -184,12 +183,20 @@ async def test_a_refused_attempt_is_retried_within_the_call(
     assert len(agent.requests) >= 2
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_call_ends_before_the_deadline_of_its_caller(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    agent.before = never
+    left: list[float | None] = []
+
+    async def note(attempt: int, context: Context) -> None:
+        left.append(context.time_remaining())
+        await never(attempt, context)
+
+    agent.before = note
     deadline.begin(1.0)
-    assert await unreachable(client, agent.address) < 1.0
+    await unreachable(client, agent.address)
+    assert all(each is not None and each < 1.0 for each in left)
 
 
 async def test_an_agent_of_the_previous_signing_key_is_called_with_its_tokens(
@@ -215,8 +222,9 @@ async def test_an_agent_of_the_previous_signing_key_is_called_with_its_tokens(
     await client.aclose()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_an_agent_that_has_not_registered_is_not_called(client: AgentClient) -> None:
-    assert await unreachable(client, None) < 0.1
+    await unreachable(client, None)
 
 
 async def test_an_agent_that_restarts_during_a_call_is_reached(

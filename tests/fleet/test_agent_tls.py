@@ -9,6 +9,7 @@ from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
 from evershell.server.auth.signing_keys import new_key, with_first_key, with_new_key
 from evershell.server.core import deadline
 from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.fleet import agent_client
 from evershell.server.fleet.agent_channels import AgentChannels
 from evershell.server.fleet.agent_client import AgentClient
 from tests.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
@@ -32,10 +33,22 @@ async def client(of: Certificates) -> AsyncIterator[AgentClient]:
     await client.aclose()
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent is reached on a busy machine, too."""
+    monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
+
+
 async def cancel(client: AgentClient, workspace: object) -> bool:
     assert TASK is not None
-    deadline.begin(0.7)
     return await client.cancel_task(workspace, TASK)  # type: ignore[arg-type]
+
+
+async def is_unreachable(client: AgentClient, workspace: object) -> None:
+    """Fails to cancel, after several attempts."""
+    deadline.begin(0.7)
+    with pytest.raises(AgentUnreachableError):
+        await cancel(client, workspace)
 
 
 async def test_an_agent_is_signalled_over_tls(client: AgentClient, of: Certificates) -> None:
@@ -49,8 +62,7 @@ async def test_an_agent_is_signalled_over_tls(client: AgentClient, of: Certifica
 async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> None:
     agent = FakeAgent()
     await agent.listen()
-    with pytest.raises(AgentUnreachableError):
-        await cancel(client, workspace_at(agent.address))
+    await is_unreachable(client, workspace_at(agent.address))
     assert agent.authorizations == []
     await agent.stop()
 
@@ -110,7 +122,6 @@ async def test_agents_are_signalled_during_a_rotation_of_the_signing_key(
     if is_reached:
         assert await cancel(client, workspace) is True
     else:
-        with pytest.raises(AgentUnreachableError):
-            await cancel(client, workspace)
+        await is_unreachable(client, workspace)
     await client.aclose()
     await agent.stop()

@@ -197,12 +197,14 @@ def test_a_state_folder_among_the_programs_is_hidden(
 
 def test_a_tool_may_be_granted_the_network(tmp_path: Path) -> None:
     bwrap = working_sandbox(tmp_path).bwrap
-    listing = ["/bin/sh", "-c", "grep -c : /proc/net/dev >&2"]
-    links = [
-        int(_run(bwrap, tool_command(bwrap, listing, limits), tmp_path))
+    shown = ["/bin/sh", "-c", "(readlink /proc/self/ns/net; grep -c : /proc/net/dev) >&2"]
+    without, granted = (
+        _run(bwrap, tool_command(bwrap, shown, limits), tmp_path).split()
         for limits in (LIMITS, replace(LIMITS, has_network=True))
-    ]
-    assert links == [1, Path("/proc/net/dev").read_text().count(":")]
+    )
+    own = str(Path("/proc/self/ns/net").readlink())
+    assert (without[0] != own, without[1]) == (True, "1")
+    assert granted[0] == own
 
 
 def _run(bwrap: str, command: list[str], hidden: Path) -> str:

@@ -18,7 +18,7 @@ from evershell.server.fleet.kubernetes import objects
 from evershell.server.fleet.kubernetes.api import ApiError
 from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
 from evershell.server.programs import DRAIN_SECONDS
-from tests.contracts.kubernetes_case import TEMPLATE, KubernetesCase
+from tests.contracts.kubernetes_case import END_SECONDS, TEMPLATE, KubernetesCase
 from tests.exhaustive.deploy import tools
 from tests.support import world
 from tests.support.kubernetes import LIMIT_SECONDS, new_namespace
@@ -245,7 +245,7 @@ async def case(overlay: list[dict[str, Any]]) -> AsyncIterator[KubernetesCase]:
 async def test_the_controllers_role_is_enough_and_no_more(case: KubernetesCase) -> None:
     transport = As(case.api.namespace, "controller")
     async with KubernetesPods.open(
-        case.api.namespace, TEMPLATE, spec_for, end_seconds=5, transport=transport
+        case.api.namespace, TEMPLATE, spec_for, end_seconds=END_SECONDS, transport=transport
     ) as pods:
         await pods.sync()
         workspace = world.workspace(epoch=3, run_id=pods.run_id)

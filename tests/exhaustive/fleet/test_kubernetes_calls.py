@@ -10,7 +10,12 @@ import pytest
 from evershell.server.core.workspace import WorkspaceStatus
 from evershell.server.fleet import due
 from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from tests.contracts.kubernetes_case import END_SECONDS, TEMPLATE, KubernetesCase
+from tests.contracts.kubernetes_case import (
+    END_SECONDS,
+    START_SECONDS,
+    TEMPLATE,
+    KubernetesCase,
+)
 from tests.support.fleet import FakePods, Fleet
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
@@ -43,7 +48,7 @@ async def counted(case: KubernetesCase) -> AsyncIterator[tuple[Fleet, Counting]]
         case.api.namespace,
         TEMPLATE,
         spec_for,
-        start_seconds=5,
+        start_seconds=START_SECONDS,
         end_seconds=END_SECONDS,
         transport=line,
     ) as pods:

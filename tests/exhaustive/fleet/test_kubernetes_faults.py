@@ -195,8 +195,8 @@ async def test_an_end_on_a_silent_node_is_unknown_until_the_node_answers(
     case: KubernetesCase, workspace: Workspace
 ) -> None:
     await case.start(workspace)
-    case.node.is_silent = True
-    assert await case.pods.end(workspace, 0) is False
+    pods = await case.lose_track(workspace)
+    assert await pods.end(workspace, 0) is False
     assert case.runs(workspace.id)
     case.node.is_silent = False
     assert await case.pods.end(workspace, 0) is True
@@ -245,8 +245,8 @@ async def test_an_end_never_removes_a_pod_without_its_kubelet(
     case: KubernetesCase, workspace: Workspace
 ) -> None:
     await case.start(workspace)
-    case.node.is_silent = True
-    await case.pods.end(workspace, 0)
+    pods = await case.lose_track(workspace)
+    await pods.end(workspace, 0)
     found = await case.api.get("pods", name_of(workspace), LIMIT_SECONDS)
     assert found["metadata"]["deletionGracePeriodSeconds"] == 1
 
