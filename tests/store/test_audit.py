@@ -25,7 +25,7 @@ from tests.support.store.audit import audit_entry
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async
 
-WRITE_SECONDS = 5.0
+WRITE_SECONDS = 30.0
 
 
 async def listed(pool: Pool) -> list[AuditEntry]:

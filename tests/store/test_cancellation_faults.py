@@ -5,6 +5,7 @@ import asyncio
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.sql import SQL, Literal
 
 from evershell.server.core.errors import UnavailableError
 from evershell.server.core.ports import RecordedCancellation
@@ -12,6 +13,20 @@ from evershell.server.store.pool import Pool
 from tests.support.store.announced import Announced
 from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.waiting import settle
+
+# Locks a workspace as soon as another session waits for the lock of a transaction. It does so in
+# the server, well within the second after which that session looks for a deadlock.
+LOCK_LATER = SQL("""
+    DO $$ BEGIN
+        WHILE NOT EXISTS (
+            SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event = 'transactionid'
+        ) LOOP
+            PERFORM pg_sleep(0.01), pg_stat_clear_snapshot();
+        END LOOP;
+        PERFORM FROM workspaces WHERE id = {} FOR UPDATE;
+    END $$
+""")
 
 
 @pytest.fixture
@@ -47,13 +62,14 @@ async def test_a_deadlock_of_one_member_does_not_affect_the_others(cell: Cell) -
     async with await AsyncConnection.connect(cell.url) as stranger:
         # Not a transaction of this service, because it locks a task before its workspace.
         await stranger.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE", (one.id,))
+        # The statement of the service looks for a deadlock, and fails.
+        await stranger.execute("SET LOCAL deadlock_timeout = '60s'")
         async with cell.statements_in_flight() as holder:
             calls = [cell.cancel(each.id) for each in (second, first, other)]
             await settle()
+            locking = asyncio.create_task(stranger.execute(LOCK_LATER.format(Literal(second.id))))
             await holder.rollback()
-            await cell.waiting(1, "transactionid")
-            # The statement that has waited longer looks for a deadlock first, and fails.
-            await stranger.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (second.id,))
+            await locking
         await stranger.rollback()
         found = await asyncio.gather(*calls)
     assert [each.recorded for each in found] == [True] * 3

@@ -7,9 +7,16 @@ import psycopg
 import pytest
 
 from evershell.server.core.errors import UnavailableError
+from evershell.server.store import group_commit
 from evershell.server.store.group_commit import GroupCommit
 from tests.support.store.doubling import Table, start
 from tests.support.waiting import settle
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement counts as slow, on a busy machine either."""
+    monkeypatch.setattr(group_commit, "_PATIENCE_SECONDS", 60.0)
 
 
 @pytest.fixture

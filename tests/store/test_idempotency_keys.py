@@ -72,6 +72,6 @@ async def test_a_call_does_not_wait_for_another_that_removes_keys(
         await connection.execute(INSERT, (NOW, 2))
         await other.execute("SELECT FROM idempotency_keys FOR UPDATE")
         await asyncio.wait_for(
-            store.create_workspace(added, None, first_call("new", NOW + KEPT)), 2
+            store.create_workspace(added, None, first_call("new", NOW + KEPT)), 10
         )
         assert await count(connection) == 3

@@ -47,7 +47,9 @@ class Server:
     def start(self) -> None:
         places = postgres.places(self.disk)
         postgres.initialise(places.data_dir)
-        command = [*postgres.command(places.data_dir, places.socket_dir), "-c", "fsync=off"]
+        # No autovacuum, which would use up the space that a test leaves.
+        settings = ("-c", "fsync=off", "-c", "autovacuum=off")
+        command = [*postgres.command(places.data_dir, places.socket_dir), *settings]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         self.url = postgres.database_url(places.socket_dir)
         asyncio.run(postgres.wait_ready(self.url, 20))
@@ -69,9 +71,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def server(disk: Path) -> Iterator[Server]:
     started = Server(disk)
     started.start()
-    migrate(started.url)
-    yield started
-    started.stop()
+    try:
+        migrate(started.url)
+        yield started
+    finally:
+        started.stop()
 
 
 @dataclass(slots=True)
@@ -182,7 +186,8 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
 
     It recovers when disk space is available, or it exits and the test restarts it.
     """
-    async with open_pool(server.url, acquire_timeout_seconds=0.2) as pool:
+    async with open_pool(server.url, acquire_timeout_seconds=1.0) as pool:
+        await pool.wait()
         store, calls = PostgresStore(pool), Calls()
         at, task = await with_task(store)
         fill(disk)
@@ -211,7 +216,7 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
                 return await store.get_task(at.id, task.id) is not None
             return False
 
-        await eventually_async(is_back)
+        await eventually_async(is_back, 60)
         found = await store.record_cancellation(permission(), at.id, task.id, intent())
         assert found.recorded == ("cancel" not in calls.succeeded)
         await with_task(store)

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from evershell.server.store.leadership import Leadership
 
-LIMIT_SECONDS = 5
+LIMIT_SECONDS = 30
 
 
 class Candidate:
