@@ -1,5 +1,6 @@
 """A tool attacks what is outside of its sandbox, on a running stack."""
 
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -13,13 +14,13 @@ from evershell.server.stack import postgres
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
 from tests.support.sandbox import skip_without_sandbox
-from tests.support.stack import Stack, Workspace, running
+from tests.support.stack import Gate, Stack, Workspace, running
 from tests.support.waiting import eventually
 
 LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
-ABSTRACT = "evershell-attacked"
-# A unique duration identifies this process.
-LEFT = "86400.5625"
+ABSTRACT = f"evershell-attacked-{os.getpid()}"
+# A unique duration identifies the process that a tool leaves.
+LEFT = f"86400.{os.getpid()}"
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,10 @@ def test_an_attack_is_refused(attacker: Workspace, target: Target, attack: Attac
 
 def test_a_tool_leaves_nothing_behind_that_runs(attacker: Workspace) -> None:
     stray = f"(cd /; env -i setsid /bin/sh -c 'trap \"\" TERM; sleep {LEFT}' > /dev/null 2>&1 &)"
-    task_id = attacker.submit(f"{stray}; sleep 1; echo done")
+    gate = Gate(attacker)
+    task_id = attacker.submit(f"{stray}; {gate.command}")
     eventually(lambda: running(LEFT))
+    gate.open()
     assert faults.await_terminal(attacker, task_id)["status"] == "completed"
     assert running(LEFT) == []
 

@@ -62,10 +62,13 @@ def api() -> Iterator[ApiServer]:
 @pytest.fixture
 def dnsmasq() -> Iterator["subprocess.Popen[bytes]"]:
     """A process that ignores SIGHUP, in its place."""
-    process = subprocess.Popen(["/bin/sh", "-c", "trap '' HUP; exec sleep 60"])
-    yield process
-    process.kill()
-    process.wait()
+    command = ["/bin/sh", "-c", "trap '' HUP; echo ready; exec sleep 600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_names_follow_the_api_server_over_its_restart_until_dnsmasq_ends(

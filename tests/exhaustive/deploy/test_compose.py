@@ -9,7 +9,7 @@ import yaml
 from evershell.server.config import Settings
 from tests.conftest import drop_database, new_database
 from tests.exhaustive.deploy import tools
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 
 FILE = tools.DEPLOY / "compose" / "compose.yaml"
 # Of PostgreSQL's image.
@@ -59,8 +59,11 @@ def test_a_stack_with_its_settings_serves(
         port = stack.ready["rest_url"].rpartition(":")[2]
         exec(health.replace(":8080/", f":{port}/"))  # noqa: S102 - the file of this repository
         workspace = Workspace(stack)
-        task_id = workspace.submit("sleep 0.5", "echo never")
+        gate = Gate(workspace)
+        task_id = workspace.submit(gate.command, "echo never")
+        workspace.await_phase(task_id, "tool_call")
         assert workspace.cancel()["outcome"] == "accepted"
+        gate.open()
         assert workspace.await_end(task_id)["status"] == "cancelled"
         assert stack.stop() == 0
     finally:

@@ -43,8 +43,8 @@ WORKERS = ("worker-0", "worker-1")
 CONTROLLERS = ("controller-0", "controller-1")
 AGENTS = ("agents-0", "agents-1")
 HOSTS = (EDGE, DATABASE, *WORKERS, *CONTROLLERS, *AGENTS)
-# Short, so that an agent that is cut off ends soon.
-LEASE_SECONDS = 6.0
+# Unless the environment has another. Short, so that an agent that is cut off ends soon.
+_LEASE_SECONDS = 6.0
 _POSTGRES_PORT = 5432
 _POSTGRES_SECONDS = 20.0
 
@@ -53,7 +53,7 @@ class ManyHosts(Stack):
     """A stack whose network a test can cut. It has a second controller, which stands by."""
 
     def __init__(self, state_dir: Path, network: Network, **environment: str) -> None:
-        super().__init__(state_dir, **environment)
+        super().__init__(state_dir, **{"LEASE_SECONDS": str(_LEASE_SECONDS), **environment})
         self.network = network
         self._programs: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -171,7 +171,6 @@ class ManyHosts(Stack):
         host = f"{self.network.address(DATABASE)}:{_POSTGRES_PORT}"
         self._environment |= {
             "DATABASE_URL": (f"postgresql://{postgres.USER}:{password}@{host}/{postgres.DATABASE}"),
-            "LEASE_SECONDS": str(LEASE_SECONDS),
             "RUNTIME_SERVICE": ",".join(self.worker_addresses()),
             # A sandbox cannot enter the namespace of another host.
             "POD_ISOLATION": "none",

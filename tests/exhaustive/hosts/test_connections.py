@@ -17,6 +17,9 @@ from tests.support.waiting import eventually, eventually_async
 
 _PORT = 50051
 _CALL_SECONDS = 1.0
+# The kernel retransmits after 12.7 s, and then only after 25.5 s.
+_CUT_SECONDS = 13.0
+_SOON_SECONDS = 8.0
 
 
 @contextmanager
@@ -44,17 +47,17 @@ async def beats(stub: RuntimeStub) -> bool:
 
 
 async def test_an_agent_reaches_its_worker_soon_after_a_partition() -> None:
-    """The kernel alone would retransmit 6.3 s after the loss, and then only after 12.7 s."""
+    """Long before the kernel retransmits what was lost."""
     require()
     with network(["worker"]) as hosts, worker(hosts) as address:
         channels, stubs = connect([address], None)
         stub = stubs[address]
         await eventually_async(lambda: beats(stub))
         with hosts.parted(*both_ways([TEST], ["worker"])):
-            until = time.monotonic() + 7.0
+            until = time.monotonic() + _CUT_SECONDS
             while time.monotonic() < until:
                 assert not await beats(stub)
-        await eventually_async(lambda: beats(stub), 2.5)
+        await eventually_async(lambda: beats(stub), _SOON_SECONDS)
         for channel in channels:
             await channel.close()
 
@@ -73,5 +76,5 @@ def test_the_database_ends_the_sessions_of_a_host_that_is_gone(hosts: ManyHosts)
 
     assert sessions() > 0
     with hosts.network.parted(*both_ways(WORKERS[:1], [DATABASE])):
-        eventually(lambda: sessions() == 0, 20)
-    eventually(lambda: sessions() > 0)
+        eventually(lambda: sessions() == 0, 60)
+    eventually(lambda: sessions() > 0, 60)

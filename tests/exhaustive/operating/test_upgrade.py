@@ -19,6 +19,9 @@ from tests.support.faults import health_of
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
+# How long a program may take to start on a busy machine.
+START_SECONDS = 60.0
+
 
 @contextmanager
 def programs(state_dir: Path, database_url: str) -> Iterator[str]:
@@ -79,12 +82,12 @@ def test_programs_wait_for_their_schema(
         migrate_without_the_last(empty_database_url)
     with programs(tmp_path, empty_database_url) as worker:
         log = tmp_path / "log"
-        eventually(lambda: log.read_text().count("schema_outdated") == 2)
-        assert health_of(worker) == "NOT_SERVING"
+        eventually(lambda: log.read_text().count("schema_outdated") == 2, START_SECONDS)
+        eventually(lambda: health_of(worker) == "NOT_SERVING", START_SECONDS)
         assert not leads(empty_database_url)
         migrate(empty_database_url)
-        eventually(lambda: health_of(worker) == "SERVING")
-        eventually(lambda: leads(empty_database_url))
+        eventually(lambda: health_of(worker) == "SERVING", START_SECONDS)
+        eventually(lambda: leads(empty_database_url), START_SECONDS)
 
 
 def test_programs_serve_on_the_schema_of_the_next_version(
@@ -98,6 +101,6 @@ def test_programs_serve_on_the_schema_of_the_next_version(
             "VALUES ('next', '9999_next', now())"
         )
     with programs(tmp_path, empty_database_url) as worker:
-        eventually(lambda: health_of(worker) == "SERVING")
-        eventually(lambda: leads(empty_database_url))
+        eventually(lambda: health_of(worker) == "SERVING", START_SECONDS)
+        eventually(lambda: leads(empty_database_url), START_SECONDS)
         assert "schema_outdated" not in (tmp_path / "log").read_text()

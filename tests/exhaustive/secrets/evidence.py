@@ -1,5 +1,6 @@
 """Collects everything that a running stack shows or leaves, by place."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,10 +34,12 @@ def files(stack: Stack) -> Evidence:
     """The state folder, and the temporary folder of the test run."""
     for name, data in files_of(stack.state_dir):
         yield f"file {name}", data
-    for path in Path(tempfile.gettempdir()).rglob("*"):
-        with suppress(OSError):
-            if path.is_file() and not path.is_symlink():
-                yield f"temporary file {path}", path.read_bytes()
+    # A folder may be removed meanwhile, which os.walk() ignores.
+    for folder, _, names in os.walk(tempfile.gettempdir()):
+        for path in (Path(folder) / name for name in names):
+            with suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    yield f"temporary file {path}", path.read_bytes()
 
 
 def database(stack: Stack) -> Evidence:

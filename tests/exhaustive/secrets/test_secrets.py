@@ -26,7 +26,7 @@ from tests.support.model_server import calls as model_calls
 from tests.support.otlp import Receiver
 from tests.support.ports import free_ports
 from tests.support.secrets import HOLDERS, Secret, Secrets, issued
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 WORKERS = 2
@@ -76,13 +76,16 @@ def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
     look = model_calls("env; cat /proc/*/environ /proc/*/cmdline; ls -la /; env > seen")
     assert workspace.await_end(run(look, says("done")))["status"] == "completed"
     assert workspace.await_end(run(Answer(b"{}", status=401)))["status"] == "failed"
+    gate = Gate(workspace)
     for fields in ({"force_after": timedelta(0)}, {"wait": timedelta(seconds=1)}):
-        task_id = run(model_calls("sleep 3"), says("never asked for"))
+        task_id = run(model_calls(gate.command), says("never asked for"))
         workspace.await_phase(task_id, "tool_call")
         (points / "after_intent").touch()
         # The worker that records the intent is killed, and its supervisor starts another one.
         faults.cancel(workspace, "rest")
-        eventually(lambda: faults.cancel(workspace, "grpc", **fields) == "already_requested", 20)
+        eventually(lambda: faults.cancel(workspace, "grpc", **fields) == "already_requested", 60)
+        if "wait" in fields:
+            gate.open()
         assert faults.await_terminal(workspace, task_id)["status"] == "cancelled"
     task_id = run(model_calls("sleep 60"), says("never asked for"))
     workspace.await_phase(task_id, "tool_call")
