@@ -121,10 +121,13 @@ def assert_next_task_works(workspace: Workspace) -> None:
 
 
 def resume(workspace: Workspace) -> None:
-    """Waits until the workspace has failed, then resumes it."""
-    await_workspace(workspace, "failed")
-    eventually(lambda: _post(workspace, "resume"))
-    await_workspace(workspace, "idle")
+    """Waits until the workspace has failed, then resumes it.
+
+    A controller may have to be restarted first, and to become the leader.
+    """
+    await_workspace(workspace, "failed", 60)
+    eventually(lambda: _post(workspace, "resume"), 60)
+    await_workspace(workspace, "idle", 60)
 
 
 def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _SHARED_FILES = (
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
 # A process needs a moment to exit after its signal.
-_SETTLE_SECONDS = 5.0
+_SETTLE_SECONDS = 10.0
 
 
 class Leftovers:

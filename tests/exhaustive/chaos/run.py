@@ -27,7 +27,7 @@ WORKERS = 2
 # How long a workspace may take to complete a task before the first and after the last fault.
 SETTLE_SECONDS = 60.0
 # How long processes that have ended may take to be gone.
-_CLEARED_SECONDS = 5.0
+_CLEARED_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)

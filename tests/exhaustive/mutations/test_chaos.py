@@ -13,6 +13,8 @@ from tests.exhaustive.chaos.run import run
 from tests.exhaustive.mutations.mutations import CHAOS
 
 _SECONDS = 8.0
+# In seconds. A run starts and settles a stack too, which takes longer on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 # Odd: agents run without a sandbox.
 _SEED = 1
 # Longer than the checks excuse after the faults of the fleet controller.

@@ -11,6 +11,10 @@ from tests.exhaustive.mutations.mutations import MACHINE
 from tests.exhaustive.mutations.play_machine import FOUND
 from tests.support.stack import ROOT
 
+LIMIT_SECONDS = 300
+# In seconds. A run takes half a minute, and longer on a busy machine.
+pytestmark = pytest.mark.timeout(LIMIT_SECONDS + 20)
+
 
 @pytest.mark.parametrize("name", MACHINE)
 def test_the_machine_finds_a_mutation(name: str, tmp_path: Path) -> None:
@@ -21,7 +25,7 @@ def test_the_machine_finds_a_mutation(name: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_SECONDS,
         check=False,
     )
     found = "\n".join(done.stdout.splitlines()[-2:])
