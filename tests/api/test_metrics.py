@@ -90,7 +90,8 @@ async def test_calls_are_counted_by_outcome(
     total = metrics.registry.get_sample_value(
         "evershell_rpc_seconds_sum", {"rpc": "CancelTask", "outcome": "ok"}
     )
-    assert total is not None and 0 < total < 3
+    # In seconds.
+    assert total is not None and 0 < total < 60
     assert in_flight(metrics, "CancelTask") == 0
 
 

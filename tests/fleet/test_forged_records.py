@@ -198,7 +198,7 @@ async def test_a_stack_ends_its_agents_without_their_folders(
     forge(tmp_path, foreign.id, workspace.epoch, ProcessId.of(stranger.pid))
     began = time.monotonic()
     await end_every_pod(tmp_path, lambda scanned: [])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert processes.find(Pod(workspace.id)) == []
     assert other_stack.is_alive(foreign) and stranger.poll() is None
     await other_stack.end(foreign, 0)

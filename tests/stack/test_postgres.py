@@ -40,11 +40,13 @@ def process(places: Places, _no_shared_memory: None) -> Iterator[subprocess.Pope
     started = subprocess.Popen(
         postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
     )
-    asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
-    yield started
-    if started.poll() is None:
-        started.send_signal(postgres.STOP_SIGNAL)
-    started.wait(20)
+    try:
+        asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
+        yield started
+    finally:
+        if started.poll() is None:
+            started.send_signal(postgres.STOP_SIGNAL)
+        started.wait(20)
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
@@ -200,6 +202,6 @@ async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space
                 eventually, lambda: re.search("FATAL: .*No space left", log.read_text())
             )
             free(disk)
-            await postgres.wait_ready(url, 10)
+            await postgres.wait_ready(url, 60)
         finally:
             await supervisor.stop_all()

@@ -122,6 +122,6 @@ async def test_a_watch_on_a_dead_connection_ends(monkeypatch: pytest.MonkeyPatch
     server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
-        watch: AsyncIterator[object] = api.Api(http, "default", "").watch("pods", 5)
+        watch: AsyncIterator[object] = api.Api(http, "default", "").watch("pods", 60)
         with pytest.raises(UnreachableError):
-            await asyncio.wait_for(anext(watch), 5)
+            await asyncio.wait_for(anext(watch), 30)
