@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.exhaustive.chaos import report
 from tests.exhaustive.chaos.drawing import draw
 from tests.exhaustive.chaos.plan import Kind, Target
@@ -9,6 +11,8 @@ from tests.exhaustive.chaos.run import run
 from tests.support import small_disk
 
 
+# The stack starts and settles too, which takes longer on a busy machine.
+@pytest.mark.timeout(240)
 def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
     outcome = run(
         draw(seed=2194, seconds=5, workspaces=4, logs_alone_seconds=0), tmp_path / "state"

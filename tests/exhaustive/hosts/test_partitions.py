@@ -3,6 +3,8 @@
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 from tests.exhaustive.chaos import report
 from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
 from tests.exhaustive.chaos.plan import Kind
@@ -11,6 +13,8 @@ from tests.exhaustive.hosts.run import run
 from tests.support import network
 
 
+# The stack starts and settles too, which takes longer on a busy machine.
+@pytest.mark.timeout(240)
 def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
     network.require()
     outcome = run(draw(seed=18, seconds=20, workspaces=4), tmp_path / "state")

@@ -12,7 +12,7 @@ from tests.exhaustive.mutations.play_machine import FOUND
 from tests.support.stack import ROOT
 
 LIMIT_SECONDS = 300
-# In seconds. A run takes half a minute, and longer on a busy machine.
+# In seconds. More than the program may take.
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS + 20)
 
 
