@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "google-chrome", "chromium-browser")
 # Stops the browser's own requests to the network.
@@ -15,6 +15,8 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# How long a page may take to show what a test expects. A busy machine needs more than the default.
+expect.set_options(timeout=30_000)
 
 
 def executable() -> str | None:

@@ -20,7 +20,8 @@ class Cable(ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Connection)
         self.target = target
         self.is_plugged_in = True
-        self.sockets: set[socket.socket] = set()
+        self._plug = threading.Lock()
+        self._sockets: set[socket.socket] = set()
         # The browser reads the stream of events with this header after a loss of its connection.
         self.resumed_after: list[int] = []
 
@@ -30,13 +31,26 @@ class Cable(ThreadingTCPServer):
 
     def unplug(self) -> None:
         """Cuts all connections. New ones are closed at once."""
-        self.is_plugged_in = False
-        for each in list(self.sockets):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        with self._plug:
+            self.is_plugged_in = False
+            for each in self._sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
     def plug_in(self) -> None:
         self.is_plugged_in = True
+
+    @contextmanager
+    def connected(self, *ends: socket.socket) -> Iterator[bool]:
+        """Lets `unplug` cut a connection inside the block. Yields False if it has already."""
+        with self._plug:
+            self._sockets.update(ends)
+            is_plugged_in = self.is_plugged_in
+        try:
+            yield is_plugged_in
+        finally:
+            with self._plug:
+                self._sockets.difference_update(ends)
 
 
 class _Connection(BaseRequestHandler):
@@ -45,14 +59,16 @@ class _Connection(BaseRequestHandler):
     def handle(self) -> None:
         if not self.server.is_plugged_in:
             return
-        with socket.create_connection(self.server.target) as edge:
-            ends = {self.request, edge}
-            self.server.sockets |= ends
+        with (
+            socket.create_connection(self.server.target) as edge,
+            self.server.connected(self.request, edge) as is_plugged_in,
+        ):
+            if not is_plugged_in:
+                return
             answers = threading.Thread(target=self._forward, args=(edge, self.request))
             answers.start()
             self._forward(self.request, edge)
             answers.join()
-            self.server.sockets -= ends
 
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
