@@ -24,8 +24,8 @@ from tests.support.waiting import eventually
 
 OK, UNAUTHENTICATED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED
 REFUSED = grpc.StatusCode.UNAVAILABLE
-CALL_SECONDS = 5.0
-RESTART_SECONDS = 60.0
+CALL_SECONDS = 20.0
+RESTART_SECONDS = 80.0
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,8 @@ def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -
     eventually(lambda: "rolling_restart_completed" in stack.output.read_text(), RESTART_SECONDS)
     gate.open()
     workspace.await_event("iteration_completed", task_id)
+    # Between two iterations, a cancellation would let no other begin.
+    workspace.await_phase(task_id, "tool_call")
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()
     end = workspace.await_end(task_id)
@@ -169,13 +171,14 @@ def test_an_agent_refuses_strangers(
 def test_failed_handshakes_leave_no_lines_in_the_log(workspace: Workspace) -> None:
     for address in (*workspace.stack.runtime_addresses(), agent_address(workspace)):
         host, _, port = address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
             # The peer closes the connection.
             while connection.recv(4096):
                 pass
     for log in _logs(workspace):
-        for line in log.read_text().splitlines():
+        # The program may be writing the last line.
+        for line in log.read_text().split("\n")[:-1]:
             json.loads(line)
 
 

@@ -12,6 +12,8 @@ def test_a_cancellation_during_the_last_iteration_keeps_its_result(
 ) -> None:
     task_id = workspace.submit("echo first", gate.command)
     workspace.await_event("iteration_completed", task_id)
+    # Between two iterations, a cancellation would let no other begin.
+    workspace.await_phase(task_id, "tool_call")
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()
     end = workspace.await_end(task_id)
@@ -105,7 +107,7 @@ def test_fifty_concurrent_cancellations_over_two_workers_record_one(
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     callers = 50
-    start = Barrier(callers)
+    start = Barrier(callers, timeout=60)
     workers = stack.worker_addresses()
     assert len(workers) == 2
 

@@ -38,6 +38,13 @@ async function failure(call) {
 }
 
 const submitted = await client.submitTask({ workspaceId, description: "sleep 60" }, { headers });
+// A cancellation before the first iteration would let none begin.
+const started = performance.now();
+for (let phase = ""; phase !== "tool_call"; ) {
+  if (performance.now() - started > 30_000) throw new Error("the tool call has not begun");
+  const task = await client.getTask({ workspaceId, taskId: submitted.taskId }, { headers });
+  phase = printed("Task", task).phase;
+}
 const cancelled = await client.cancelTask(
   { workspaceId, forceAfter: { seconds: 0n, nanos: 100_000_000 }, wait: { seconds: 20n } },
   { headers, timeoutMs: 30_000 },
