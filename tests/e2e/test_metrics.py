@@ -32,11 +32,13 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    workspace.cancel()
-    stack.grpc().call("CancelTask", workspace_id=workspace.id)
-    assert workspace.rest.fails("POST", "/v1/workspaces/ws_unknown/task/cancel").status == 404
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "cancelled"
+    # After 2 s, the controller would signal the agent again.
+    with stack.frozen("fleet"):
+        workspace.cancel()
+        stack.grpc().call("CancelTask", workspace_id=workspace.id)
+        assert workspace.rest.fails("POST", "/v1/workspaces/ws_unknown/task/cancel").status == 404
+        gate.open()
+        assert workspace.await_end(task_id)["status"] == "cancelled"
 
     # The programs count after the caller has its response.
     wanted = [old + more for old, more in zip(before, (2, 1, 2, 1, 1), strict=True)]

@@ -59,16 +59,22 @@ def test_a_completion_before_the_cancellation_wins(
 def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     workspace: Workspace, pool: ThreadPoolExecutor
 ) -> None:
-    """The agent is frozen while task and cancellation commit, so it receives both at once."""
+    """The agent is frozen while task and cancellation commit, so it receives both at once.
+
+    The cancellation waits behind the task, whose delivery would fail 2 s after its commit.
+    """
     with workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id)):
-        submitting = pool.submit(
-            workspace.rest.call,
-            "POST",
-            f"{workspace.path}/tasks",
-            json={"description": "touch never"},
-        )
+        with next_event_held_up(workspace):
+            submitting = pool.submit(
+                workspace.rest.call,
+                "POST",
+                f"{workspace.path}/tasks",
+                json={"description": "touch never"},
+            )
+            await_waiting(workspace, "INSERT INTO events")
+            cancelling = pool.submit(workspace.rest.call, "POST", f"{workspace.path}/task/cancel")
+            await_waiting(workspace, "record_cancellation")
         task_id = workspace.await_event("task_submitted")["task_id"]
-        cancelling = pool.submit(workspace.rest.call, "POST", f"{workspace.path}/task/cancel")
         workspace.await_event("task_cancel_requested", task_id)
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 0)

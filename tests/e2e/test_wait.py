@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from tests.support import faults
 from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
@@ -77,15 +79,18 @@ def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    watching = pool.submit(lambda: list(workspace.rest.events(workspace.id)))
+    seen: list[dict[str, Any]] = []
+    watching = pool.submit(lambda: seen.extend(workspace.rest.events(workspace.id)))
+    eventually(lambda: seen)
     calling = pool.submit(workspace.cancel, 202, wait="30s")
     workspace.await_event("task_cancel_requested", task_id)
     before = stack.pids("serve")
     for pid in before:
         stack.terminate(pid)
-    answer = calling.result(timeout=10)
+    answer = calling.result(timeout=25)
     assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "running")
-    last = watching.result(timeout=10)[-1]
+    watching.result(timeout=30)
+    last = seen[-1]
     assert last["error"]["code"] == "unavailable"
     assert f"after={last_seq(workspace)}" in last["error"]["message"]
     # The supervisor restarts the workers.
@@ -93,6 +98,9 @@ def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
+    # The next tests call each worker.
+    for address in stack.worker_addresses():
+        eventually(lambda: faults.health_of(address) == "SERVING")
 
 
 def cancellations_in_flight(stack: Stack, worker: int) -> float:

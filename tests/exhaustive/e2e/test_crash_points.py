@@ -114,7 +114,7 @@ def test_a_crash(
         assert stack.pod_processes(bed.id) == []
         faults.resume(bed)
     else:
-        assert set(workers) - set(stack.pids("serve"))
+        eventually(lambda: set(workers) - set(stack.pids("serve")))
         assert stack.agent_pid(bed.id) == agent
     faults.assert_next_task_works(bed)
     kept["workspace"] = bed

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -23,12 +22,13 @@ from evershell.server.core import workspace_lifecycle
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support import faults
-from tests.support.stack import STOP_SECONDS, Stack, Workspace, running
+from tests.support.stack import STOP_SECONDS, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-LEASE_SECONDS = 4
-# Unique durations identify these processes.
-CUT_OFF, OUTLIVED, LATE = "86400.75", "86400.875", "86400.9"
+# The agents end 2 s before their leases are over. Shorter leases would leave them less time.
+LEASE_SECONDS = 6
+# They identify these processes.
+CUT_OFF, OUTLIVED, LATE = unique_seconds(), unique_seconds(), unique_seconds()
 # gRPC computes deadlines with `time.time`, so only the clock of the tokens is changed.
 LATE_AGENT = (
     "-c",
@@ -61,25 +61,25 @@ def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_lea
     The controller is also frozen until the agents exit.
     """
     cancelled, left = Workspace(short_leases), Workspace(short_leases)
-    task_ids = [
-        workspace.submit(f"sleep {CUT_OFF}", "echo never") for workspace in (cancelled, left)
-    ]
+    # The file says until when the tools have run.
+    tool = f"(while sleep 0.02; do touch alive; done) & sleep {CUT_OFF}"
+    task_ids = [workspace.submit(tool, "echo never") for workspace in (cancelled, left)]
     eventually(lambda: len(running(CUT_OFF)) == 2)
     assert cancelled.cancel()["outcome"] == "accepted"
     agents = [short_leases.agent_pid(workspace.id) for workspace in (cancelled, left)]
     with short_leases.frozen("fleet"), short_leases.frozen("serve"):
         leases_over_at = [_lease_over_at(workspace) for workspace in (cancelled, left)]
         eventually(lambda: not any(short_leases.is_alive(agent) for agent in agents))
-        assert time.time() < min(leases_over_at)
         assert running(CUT_OFF) == []
+    for workspace, lease_over_at in zip((cancelled, left), leases_over_at, strict=True):
+        assert _last_sign_of_life(workspace) < lease_over_at
     for workspace, task_id, status in zip(
         (cancelled, left), task_ids, ("cancelled", "failed"), strict=True
     ):
         end = faults.await_terminal(workspace, task_id)
         assert end["work_stopped"] == "yes"
         faults.assert_story(workspace, task_id, status=status, intent=status == "cancelled")
-        log = (short_leases.state_dir / "fleet" / workspace.id / "log").read_text()
-        assert "the lease could not be renewed in time" in log
+        assert "the lease could not be renewed in time" in _log(workspace).read_text()
     faults.resume(left)
     faults.assert_next_task_works(left)
 
@@ -129,6 +129,19 @@ def test_an_agent_whose_clock_is_an_hour_late_works_and_is_cancelled(
             end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 1, True)
     assert "token_expired" in (tmp_path / "log").read_text()
+
+
+def _log(workspace: Workspace) -> Path:
+    return workspace.stack.state_dir / "fleet" / workspace.id / "log"
+
+
+def _last_sign_of_life(workspace: Workspace) -> float:
+    """When the agent or its tool last wrote to its file, as Unix time.
+
+    A test that looked at the clock itself would be late on a busy machine.
+    """
+    alive = workspace.stack.files(workspace.id) / "alive"
+    return max(_log(workspace).stat().st_mtime, alive.stat().st_mtime)
 
 
 def _lease_over_at(workspace: Workspace) -> float:

@@ -30,8 +30,12 @@ def programs(stack: Stack) -> set[int]:
 
 
 def statuses(stack: Stack) -> dict[str, int]:
-    """Maps each user agent to the status of its last call."""
-    lines = (stack.state_dir / "logs" / "envoy.log").read_text().splitlines()
+    """Maps each user agent to the status of its last call.
+
+    The log may have been rotated, and its last line may be incomplete.
+    """
+    logs = sorted((stack.state_dir / "logs").glob("envoy.log*"), reverse=True)
+    lines = [line for log in logs for line in log.read_text().splitlines() if "load-" in line]
     calls = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return {
         call["user_agent"]: call["status"]
@@ -73,7 +77,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     for what, caller in watchers.items():
         watched = quiet if what.startswith("quiet") else cancellers[0].workspace
         load.watch(what, caller, watched)
-    eventually(lambda: all(canceller.ended for canceller in cancellers))
+    eventually(lambda: all(canceller.ended for canceller in cancellers), ROUND_SECONDS)
     calls, began = load.outcomes.calls.total(), time.monotonic()
 
     for number in range(ROUNDS):

@@ -91,8 +91,8 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     assert attributes_of(commit)["evershell.workspace_id"] == workspace.id
     # The iteration belongs to the call that caused it.
     eventually(lambda: ("evershell-agent", "tool_call") in receiver.names(first))
+    eventually(lambda: ("evershell-edge", names["SubmitTask"]) in receiver.names(first))
     assert_tree(receiver.spans(first), caller_of_submit)
-    assert ("evershell-edge", names["SubmitTask"]) in receiver.names(first)
     assert receiver.services() == {"evershell-edge", "evershell-control-plane", "evershell-agent"}
 
 
@@ -140,7 +140,8 @@ def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Pa
             workspace.await_phase(task_id, "tool_call")
             began = time.monotonic()
             assert workspace.cancel()["outcome"] == "accepted"
-            assert time.monotonic() - began < 1
+            # A busy machine takes longer than the usual milliseconds.
+            assert time.monotonic() - began < 5
             assert workspace.await_end(task_id)["status"] == "cancelled"
         logs = stack.state_dir / "logs"
         warnings = eventually(

@@ -126,7 +126,8 @@ class Mix:
         reply = await self._call(
             callers,
             "SubmitTask",
-            {"", *_STATES},
+            # The agent may be ending, or be slow on a busy machine.
+            {"", "agent_unreachable", *_STATES},
             workspace_id=workspace_id,
             description="\n".join(lines),
             metadata={"of": "soak"},
