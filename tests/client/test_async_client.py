@@ -268,7 +268,7 @@ async def test_a_watch_that_is_closed_ends_its_stream(
     watched = client.watch("ws_1")
     assert (await anext(watched)).seq == 1
     await watched.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await scripted.ended.wait()
 
 

@@ -4,23 +4,13 @@ import os
 import signal
 import time
 
-import psutil
 import pytest
 
-from tests.support.stack import Gate, Stack, Workspace
+from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# The durations identify these processes among all others on the machine.
-PLAIN, OWN_SESSION, DETACHED = "86400.0625", "86400.1875", "86400.3125"
-
-
-def running(argument: str) -> bool:
-    """Whether a running process has this argument."""
-    return any(
-        argument in (process.info["cmdline"] or [])
-        for process in psutil.process_iter(["cmdline", "status"])
-        if process.info["status"] != psutil.STATUS_ZOMBIE
-    )
+# They identify these processes among all others on the machine.
+PLAIN, OWN_SESSION, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
 
 def test_force_interrupts_the_iteration_and_every_process_that_it_started(
@@ -36,7 +26,7 @@ def test_force_interrupts_the_iteration_and_every_process_that_it_started(
     answer = workspace.cancel(force_after="0.5s", reason="it costs money")
     assert answer["outcome"] == "accepted"
     end = workspace.await_end(task_id)
-    assert 0.5 <= time.monotonic() - began < 5
+    assert 0.5 <= time.monotonic() - began < 15
     assert not any(running(each) for each in (PLAIN, OWN_SESSION, DETACHED))
     assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
         "cancelled",
@@ -126,7 +116,7 @@ def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
     )
     assert (failed.slug, failed.details["intent_recorded"]) == ("agent_unreachable", True)
     end = workspace.await_end(task_id)
-    assert 3 <= time.monotonic() - began < 15
+    assert 3 <= time.monotonic() - began < 25
     assert not running(PLAIN)
     assert (end["status"], end["forced"], end["work_stopped"]) == ("cancelled", True, "yes")
     assert end["reason"] == "its agent did not interrupt the task in time"

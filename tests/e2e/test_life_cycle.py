@@ -3,11 +3,11 @@
 import pytest
 
 from tests.support.sandbox import skip_without_sandbox
-from tests.support.stack import Stack, Workspace, running
+from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# The durations identify these processes among all others on the machine.
-HIDDEN, DETACHED = "86400.375", "86400.625"
+# They identify these processes among all others on the machine.
+HIDDEN, DETACHED = unique_seconds(), unique_seconds()
 
 
 def test_a_tool_without_an_environment_ends_with_its_pod(

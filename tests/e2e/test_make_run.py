@@ -38,7 +38,7 @@ def test_the_printed_calls_work(stack: Stack) -> None:
         text=True,
         start_new_session=True,
     )
-    timer = threading.Timer(30, os.killpg, (shell.pid, signal.SIGKILL))
+    timer = threading.Timer(100, os.killpg, (shell.pid, signal.SIGKILL))
     timer.start()
     printed = ""
     try:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Other code may seed the random module's generator; two runs at once need different ports.
 _random = random.SystemRandom()
+# Of this process. Nothing may listen yet on a port that a test has been given.
+_given: set[int] = set()
 
 
 def free_ports(count: int, in_a_row: int = 2) -> list[int]:
@@ -22,7 +24,9 @@ def free_ports(count: int, in_a_row: int = 2) -> list[int]:
             *_random.sample(range(10_000, below), scattered),
             *range(first, first + count - scattered),
         ]
-        if len(set(ports)) == count and all(_is_free(port) for port in ports):
+        wanted = set(ports)
+        if len(wanted) == count and not wanted & _given and all(map(_is_free, ports)):
+            _given.update(wanted)
             return ports
 
 

@@ -10,9 +10,6 @@ from evershell.cli.main import main
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# An entry of a refused call is stored within a second.
-STORED_SECONDS = 5.0
-
 
 def entries(
     stack: Stack, path: str = "/v1/audit", token: str = "full_access", **filters: str
@@ -30,7 +27,8 @@ def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspac
     stack.rest("read_only").fails("POST", f"{workspace.path}/stop")
     stack.rest().fails("POST", f"{workspace.path}/tasks", json={})
     path = f"{workspace.path}/audit"
-    eventually(lambda: len(entries(stack, path)) == 7, STORED_SECONDS)
+    # An entry of a refused call is stored within a second.
+    eventually(lambda: len(entries(stack, path)) == 7)
     found = entries(stack, path)
     assert [(each["rpc"], each["outcome"], each["actor_id"]) for each in found[::-1]] == [
         ("CreateWorkspace", "ok", found[-1]["actor_id"]),

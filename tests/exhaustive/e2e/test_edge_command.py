@@ -15,6 +15,8 @@ from tests.support.ports import free_ports
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
+LIMIT_SECONDS = 30
+
 
 def edge(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
@@ -24,6 +26,18 @@ def edge(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[s
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def get(url: str, **headers: str) -> httpx.Response:
+    return httpx.get(url, headers=headers, trust_env=False, timeout=LIMIT_SECONDS)
+
+
+def said_by(process: "subprocess.Popen[str]") -> str:
+    """What the command says until it ends."""
+    try:
+        return process.communicate(timeout=LIMIT_SECONDS)[0]
+    finally:
+        process.kill()
 
 
 def test_it_serves_in_front_of_the_workers_behind_a_name(
@@ -42,9 +56,9 @@ def test_it_serves_in_front_of_the_workers_behind_a_name(
 
         def answer() -> httpx.Response | None:
             try:
-                found = httpx.get(
+                found = get(
                     f"{url}/v1/workspaces/{workspace.id}",
-                    headers={"authorization": f"Bearer {stack.tokens['full_access']}"},
+                    authorization=f"Bearer {stack.tokens['full_access']}",
                 )
             except httpx.TransportError:
                 return None
@@ -52,10 +66,10 @@ def test_it_serves_in_front_of_the_workers_behind_a_name(
 
         found = eventually(answer)
         assert found is not None and found.json()["id"] == workspace.id
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert get(f"{url}/healthz").status_code == 200
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        said_by(process)
 
 
 def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> None:
@@ -71,7 +85,7 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
     )
     url = f"http://127.0.0.1:{rest_port}/healthz"
     try:
-        with httpx.Client(trust_env=False) as client:
+        with httpx.Client(trust_env=False, timeout=LIMIT_SECONDS) as client:
 
             def answer() -> httpx.Response | None:
                 with suppress(httpx.TransportError):
@@ -84,14 +98,14 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
             drain = edge(tmp_path, *options, "--drain", "2s")
             eventually(lambda: client.get(url).headers.get("connection") == "close")
         # It still answers on new connections.
-        assert httpx.get(url, trust_env=False).headers["connection"] == "close"
-        said, _ = drain.communicate(timeout=20)
+        assert get(url).headers["connection"] == "close"
+        said = said_by(drain)
         assert (drain.returncode, said) == (0, "")
         assert time.monotonic() - began > 2
         assert process.poll() is None
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        said_by(process)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +120,14 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
 )
 def test_a_drain_without_an_envoy_fails(tmp_path: Path, options: list[str], problem: str) -> None:
     process = edge(tmp_path, *options)
-    said, _ = process.communicate(timeout=20)
+    said = said_by(process)
     assert process.returncode != 0
     assert problem in said
 
 
 def test_it_says_what_is_missing(tmp_path: Path) -> None:
     process = edge(tmp_path, EDGE_WORKERS="")
-    said, _ = process.communicate(timeout=20)
+    said = said_by(process)
     assert process.returncode == 1
     assert "Set EDGE_WORKERS to host:port of the workers." in said
 
@@ -135,13 +149,13 @@ def test_it_exports_spans_with_the_headers_of_the_collector(tmp_path: Path) -> N
 
             def is_exported() -> bool:
                 with suppress(httpx.TransportError):
-                    httpx.get(f"http://127.0.0.1:{rest_port}/v1/workspaces")
+                    get(f"http://127.0.0.1:{rest_port}/v1/workspaces")
                 return ("evershell-edge", "GET /v1/workspaces") in receiver.names()
 
             eventually(is_exported)
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            said_by(process)
     assert {each["authorization"] for each in receiver.headers} == {"Bearer secret"}
 
 
@@ -149,9 +163,6 @@ def test_it_says_what_is_wrong_with_the_collector(tmp_path: Path) -> None:
     process = edge(
         tmp_path, EDGE_WORKERS="127.0.0.1:1", OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318"
     )
-    try:
-        said, _ = process.communicate(timeout=20)
-    finally:
-        process.kill()
+    said = said_by(process)
     assert process.returncode == 1
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is a URL of OTLP over HTTP" in said

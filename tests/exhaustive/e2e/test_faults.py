@@ -18,13 +18,13 @@ from evershell.agent.v1 import agent_service_pb2 as messages
 from tests.exhaustive.e2e import stand_in
 from tests.support import faults
 from tests.support.commit_barrier import await_waiting, next_event_held_up
-from tests.support.stack import Gate, Stack, Workspace, running
+from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# A unique duration identifies these processes.
-LEFT_BEHIND = "86400.625"
-# The limit is 2 s, with a margin for a busy machine.
-ANSWER_SECONDS = 2.3
+# It identifies these processes.
+LEFT_BEHIND = unique_seconds()
+# The service gives up after 2 s by its own clock. Without that, the call would take 20 s.
+ANSWER_SECONDS = 10.0
 
 
 def frozen(workspace: Workspace) -> AbstractContextManager[None]:
@@ -52,21 +52,23 @@ def test_an_agent_that_does_not_answer(
 ) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    with fault(workspace):
+
+    def others_are_answered_first() -> bool:
+        """Whether other calls, to this workspace and to another one, overtake the cancellation."""
         calling = pool.submit(_unreachable, stack, workspace, wire)
         eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
-        # The fault does not affect other calls to this workspace or to another one.
         assert workspace.task(task_id)["cancel_requested_at"]
-        assert (
-            stack.rest().post(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel")[
-                "outcome"
-            ]
-            == "no_active_task"
-        )
-        assert not calling.done()
+        other = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel"
+        assert stack.rest().post(other)["outcome"] == "no_active_task"
+        overtook = not calling.done()
         message, facts = calling.result()
         assert facts["task_id"] == task_id
         assert "will be delivered" in message
+        return overtook
+
+    with fault(workspace):
+        # The cancellation takes 2 s, in which a busy machine may not get to the others.
+        eventually(others_are_answered_first)
         assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
     gate.open()
     end = workspace.await_end(task_id)
@@ -113,12 +115,11 @@ def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
     with stand_in.standing_in(workspace, slow_once) as agent:
-        began = time.monotonic()
         try:
+            # If it took more than 2 s by the clock of the service, it would be agent_unreachable.
             assert workspace.cancel()["outcome"] == "accepted"
         finally:
             is_over.set()
-        assert time.monotonic() - began < 2
         assert len(agent.attempts) >= 2
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"

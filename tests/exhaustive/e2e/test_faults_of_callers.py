@@ -17,8 +17,8 @@ from tests.support.commit_barrier import await_waiting, next_event_held_up
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# The deadline is long enough for the call to reach each point.
-DEADLINE_SECONDS = 1.0
+# A busy machine reaches each point in this time. A signal may take longer.
+DEADLINE_SECONDS = 1.75
 
 # Makes a call with these fields and returns a function that disconnects the caller.
 Caller = Callable[[Workspace, dict[str, Any]], Callable[[], None]]
@@ -55,7 +55,7 @@ def with_deadline(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], 
 
     def go() -> None:
         # A server that detects the approaching deadline can still respond.
-        error = call.exception(timeout=2 * DEADLINE_SECONDS)
+        error = call.exception(timeout=20)
         assert error is None or faults.slug_of(error) in (
             "deadline_exceeded",
             "unavailable",

@@ -51,8 +51,9 @@ def stack(
     try:
         running.start()
         yield running
-    finally:
         assert running.stop() == 0
+    finally:
+        running.kill_if_running()
 
 
 @pytest.fixture(autouse=True)

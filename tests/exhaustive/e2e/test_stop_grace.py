@@ -2,11 +2,11 @@
 
 import time
 
-from tests.support.stack import Workspace, running
+from tests.support.stack import Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# The number distinguishes this process from every other sleep on the machine.
-STUBBORN = "86400.125"
+# It distinguishes this process from every other sleep on the machine.
+STUBBORN = unique_seconds()
 
 
 def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(
@@ -22,7 +22,7 @@ def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_per
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 1)
     assert (end["cancel"]["reason"], end["work_stopped"]) == ("workspace stopped", "yes")
-    assert 9.5 < time.monotonic() - began < 13
+    assert 9.5 < time.monotonic() - began < 30
     assert workspace.await_status("stopped")["status_reason"] == "workspace stopped"
     assert running(STUBBORN) == []
     (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]

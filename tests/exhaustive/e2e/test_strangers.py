@@ -42,11 +42,13 @@ def test_a_bad_credential_is_refused_before_the_body(
         f"POST {workspace.path}/{path} HTTP/1.1\r\nhost: x\r\n"
         f"authorization: Bearer sk_unknown\r\n{framing}\r\n\r\n"
     )
-    with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
+    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
         connection.sendall(head.encode())
         received = b""
         while not is_whole(received):
-            received += connection.recv(65536)
+            part = connection.recv(65536)
+            assert part, received
+            received += part
     answer = parse(received)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (401, "unauthenticated")
 

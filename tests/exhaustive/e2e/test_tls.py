@@ -51,6 +51,7 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
                 check=False,
                 capture_output=True,
                 text=True,
+                timeout=60,
             )
             assert "no_active_task" in called.stdout, (call, called)
     finally:

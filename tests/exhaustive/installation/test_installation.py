@@ -121,5 +121,6 @@ def test_a_stack_starts_from_an_empty_folder_and_cancels_a_task(installed: Insta
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["task"]["status"] == "cancelled"
     # The pages of the edge are files of the package.
-    assert "openapi: 3.1" in httpx.get(f"{installed.ready['rest_url']}/openapi.yaml").text
+    url = f"{installed.ready['rest_url']}/openapi.yaml"
+    assert "openapi: 3.1" in httpx.get(url, timeout=30).text
     assert installed.stop() == 0
