@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from tests.support.edge.answers import Answer, check
-from tests.support.edge.cases import CASES, Case
+from tests.support.edge.case import Case
+from tests.support.edge.cases import CASES
 from tests.support.edge.clients import Client, Node, Request, curl, httpx_client, is_whole, parse
 from tests.support.edge.raw_cases import RAW_CASES
 from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub

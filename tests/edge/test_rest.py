@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.support.edge.cases import CANCEL
+from tests.support.edge.case import CANCEL
 from tests.support.edge.stub import Stub
 
 

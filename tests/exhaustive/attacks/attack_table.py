@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tests.exhaustive.attacks.caller_attacks import AGENT_METHODS, BEYOND_RIGHTS, MESSAGES, SPOOFED
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS
-from tests.support.edge.cases import BODIES
+from tests.support.edge.refused_cases import BODIES
 from tests.support.forgeries import AT_WORKER, FORGED
 from tests.support.injections import INJECTIONS, PRINTABLE
 

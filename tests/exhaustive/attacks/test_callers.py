@@ -23,7 +23,7 @@ from tests.exhaustive.attacks.caller_attacks import (
     expected,
 )
 from tests.exhaustive.attacks.wires import WIRES, Answer, Wire, slug_of, text_of
-from tests.support.edge.cases import BODIES
+from tests.support.edge.refused_cases import BODIES
 from tests.support.forgeries import FORGED, Headers, Victim, bearer
 from tests.support.injections import INJECTIONS
 from tests.support.runtime_tokens import runtime_token

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support.edge.cases import CANCEL, TASKS
+from tests.support.edge.case import CANCEL, TASKS
 from tests.support.edge.clients import is_whole, parse
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.rich_status import rich_status_of

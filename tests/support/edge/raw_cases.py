@@ -1,6 +1,6 @@
 """The table of requests that no client sends, as raw bytes of HTTP/1.1."""
 
-from tests.support.edge.cases import CANCEL, Case
+from tests.support.edge.case import CANCEL, Case
 
 # Every request has an id of the client. The answer must have an id that the edge has chosen.
 HOST = "host: x\r\nx-request-id: chosen-by-the-client\r\n"
