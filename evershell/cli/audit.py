@@ -1,5 +1,6 @@
 """The commands `audit` and, with the extra `server`, `audit prune`."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -69,7 +70,11 @@ def _list(
     since: float | None,
     limit: int,
 ) -> None:
-    start = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
+    start = None
+    if since is not None:
+        # Without a start if there was no such time.
+        with suppress(OverflowError):
+            start = datetime.now(UTC) - timedelta(seconds=since)
     entries = call.client.list_audit_entries(
         workspace_id=workspace,
         task_id=task,

@@ -33,6 +33,10 @@ of them. The command asks for the number of tasks first.
 
 {TABLE}"""
 
+_NOT_KNOWN = (
+    "Not known. With --task it is safe to repeat the call. Without it, check first which task runs."
+)
+
 
 @click.command(help=_HELP)
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
@@ -90,6 +94,9 @@ def cancel(
         raise click.UsageError("Missing argument 'WORKSPACE'. --all cancels every task.")
     try:
         result = call.client.cancel(workspace, task, reason=reason, force_after=force_after)
+    except KeyboardInterrupt:
+        show.line("recorded?", _NOT_KNOWN, error=True)
+        raise
     except CallError as error:
         if call.as_json:
             raise
@@ -119,6 +126,14 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
         with show.reported():
             show.print_error(error, call.target.url)
         return result
+    except KeyboardInterrupt:
+        with show.reported():
+            if call.as_json:
+                show.json_value(result.to_dict())
+            else:
+                show.line("waited", "not until the end; the cancellation stays recorded.")
+                show.line("follow", _follow(call, result.workspace_id, result.task_id))
+        raise
     with show.reported():
         if not call.as_json:
             _print_wait(result, wait_seconds)
@@ -195,12 +210,7 @@ def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> Non
     elif error.slug == "rate_limited":
         show.line("recorded?", "No. This call has changed nothing.", error=True)
     elif isinstance(error, UnavailableError | DeadlineExceededError):
-        show.line(
-            "recorded?",
-            "Not known. With --task it is safe to repeat the call. Without it, check first which "
-            "task runs.",
-            error=True,
-        )
+        show.line("recorded?", _NOT_KNOWN, error=True)
 
 
 def _follow(call: Call, workspace: str, task_id: str | None) -> str:

@@ -55,10 +55,15 @@ def confirm(call: Call, count: int) -> None:
     if call.as_json:
         raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
     noun = "task" if count == 1 else "tasks"
-    answer = click.prompt(
-        f"This cancels {count} {noun} of your organization. Type the number of tasks to go on",
-        err=True,
-    )
+    try:
+        answer = click.prompt(
+            f"This cancels {count} {noun} of your organization. Type the number of tasks to go on",
+            err=True,
+        )
+    except click.Abort:
+        # Ctrl-C, or the end of standard input.
+        answer = ""
+        say_lines("", error=True)
     if answer.strip() != str(count):
         say_lines("Not confirmed. Nothing was cancelled.", error=True)
         sys.exit(ExitCode.REFUSED)

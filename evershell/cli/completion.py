@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from evershell.cli import profiles
-from evershell.cli.terminal import say_lines
+from evershell.cli.terminal import printable, say_lines
 from evershell.client import Client, EvershellError
 
 _SECONDS = 2.0
@@ -89,7 +89,8 @@ def _ask(
         with find_target(url, profile, None, {}).connect(_SECONDS) as client:
             for id_, help_ in list_(client.with_options(max_retries=0)):
                 if id_.startswith(typed):
-                    found.append(CompletionItem(id_, help=help_))
+                    # A newline in a name would begin another item.
+                    found.append(CompletionItem(id_, help=printable(help_)))
                 if len(found) == _MOST:
                     break
     except (EvershellError, click.ClickException):

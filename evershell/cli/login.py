@@ -71,5 +71,5 @@ def login(
             pass
         except CallError as error:
             show.fail(error, url, as_json=False)
-    profiles.write({**profiles.read(), profile: made})
+    profiles.add(profile, made)
     say_lines(f"Profile {profile} calls {url}. It is stored in {profiles.path()}.", error=True)

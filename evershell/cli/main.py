@@ -5,6 +5,7 @@ of the others, and works without their packages.
 """
 
 import importlib
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -116,8 +117,13 @@ def main() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    # Python has none of those that were closed when the program started.
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # The encoding of the locale may lack characters of other people's texts.
+            stream.reconfigure(errors="backslashreplace")
     # gRPC, which is not loaded yet, logs each failed TLS handshake of a stranger below this level.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    # Python has none if it was closed when the program started.
-    if sys.stdin is None:
-        sys.stdin = os.fdopen(0)

@@ -1,10 +1,13 @@
 """The profiles that `evershell login` writes: a service, and the credential for it."""
 
+import fcntl
 import json
 import os
 import stat
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,7 +42,7 @@ def read() -> dict[str, Profile]:
                 f"Others can read the credentials in {file}. Run `chmod 600 {file}`."
             )
         content = json.loads(file.read_text())
-        return {name: Profile(**fields) for name, fields in content["profiles"].items()}
+        return {name: _profile(**fields) for name, fields in content["profiles"].items()}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -51,16 +54,44 @@ def read() -> dict[str, Profile]:
         ) from None
 
 
-def write(profiles: dict[str, Profile]) -> None:
-    """Replaces the file atomically. Only its owner can ever read it."""
+def _profile(**fields: Any) -> Profile:
+    """The profile. Raises TypeError."""
+    made = Profile(**fields)
+    files = (made.ca_file, made.cert_file, made.key_file)
+    if not all(isinstance(text, str) for text in (made.url, made.credential)) or not all(
+        isinstance(file, str | None) for file in files
+    ):
+        raise TypeError
+    return made
+
+
+def add(name: str, profile: Profile) -> None:
+    """Adds the profile, or replaces it. Keeps those that another process adds meanwhile.
+
+    Raises click.ClickException.
+    """
     file = path()
-    content = {"profiles": {name: asdict(profile) for name, profile in profiles.items()}}
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as opened:
-            json.dump(content, opened, indent=2)
-        unfinished.replace(file)
+        # The file itself is replaced, so its folder is locked.
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            _write(file, {**read(), name: profile})
+        finally:
+            os.close(folder)
     except OSError as error:
         raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def _write(file: Path, profiles: dict[str, Profile]) -> None:
+    """Replaces the file atomically. Only its owner can ever read it."""
+    content = {"profiles": {name: asdict(profile) for name, profile in profiles.items()}}
+    descriptor, unfinished = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "w") as opened:
+            json.dump(content, opened, indent=2)
+        Path(unfinished).replace(file)
+    except BaseException:
+        Path(unfinished).unlink()
+        raise

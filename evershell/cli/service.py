@@ -16,6 +16,7 @@ from evershell.cli.completion import complete_profile
 from evershell.cli.duration import DURATION
 from evershell.cli.show import fail
 from evershell.client import CallError, Client, ConfigurationError
+from evershell.client._endpoint import find_endpoint
 
 _DEFAULT_STATE_DIR = ".state"
 
@@ -177,9 +178,14 @@ def find_target(
 
 
 def _is_same(named: str, url: str) -> bool:
-    """Whether the address, which may lack its scheme, is that of the URL."""
-    named = named.rstrip("/")
-    return named == (url if "://" in named else url.partition("://")[2])
+    """Whether the address is that of the URL, whose scheme it may lack."""
+    try:
+        known = find_endpoint(url, insecure=False)
+        scheme = "https" if known.is_tls else "http"
+        given = named if "://" in named else f"{scheme}://{named}"
+        return find_endpoint(given, insecure=False) == known
+    except ConfigurationError:
+        return False
 
 
 def read_token(file: TextIO) -> str:
@@ -224,7 +230,12 @@ def _known(profile_name: str, *, needed: bool) -> list[Target]:
 
 
 def _state_dir() -> Path:
-    return Path(os.environ.get("STATE_DIR") or _DEFAULT_STATE_DIR).absolute()
+    path = Path(os.environ.get("STATE_DIR") or _DEFAULT_STATE_DIR)
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        # The working directory was removed.
+        return path
 
 
 def local_stack() -> Target | None:

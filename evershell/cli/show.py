@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
+from io import StringIO
 from typing import Any, NoReturn
 
 import click
@@ -14,6 +15,9 @@ from evershell.cli.exit_codes import ExitCode
 from evershell.cli.terminal import OutputError, printable, say_lines
 from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 
+# A terminal that has no room for columns of this width gets whole rows.
+_MIN_WIDTH = 6
+_UNLIMITED = 10_000
 _STATUS_COLORS = {
     "accepted": "green",
     "already_requested": "yellow",
@@ -53,9 +57,10 @@ def json_line(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Prints a table as wide as the terminal; in a pipe, without a limit. Texts may be of others.
+    """Prints a table as wide as the terminal. Texts may be of others.
 
-    The first column is never shortened.
+    Its width has no limit in a pipe, or if the terminal is too narrow. The first column is never
+    shortened.
     """
     # Imported here, because it takes 50 ms.
     from rich.console import Console
@@ -66,17 +71,34 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
     if not known:
         say_lines(empty, error=True)
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    printed = StringIO()
+    console = Console(file=printed, force_terminal=sys.stdout.isatty(), highlight=False)
+    widths = _widths(columns, known, console.width if sys.stdout.isatty() else _UNLIMITED)
+    console.width = _UNLIMITED
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, column in enumerate(columns):
-        shown.add_column(column, no_wrap=True, overflow="ignore" if index == 0 else "ellipsis")
+    for column, width in zip(columns, widths, strict=True):
+        shown.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
     for row in known:
         # Text is printed as it is, and not read as markup.
         shown.add_row(*(Text(cell, style=_STATUS_COLORS.get(cell, "")) for cell in row))
-    with console.capture() as captured:
-        console.print(shown)
-    for row_ in captured.get().splitlines():
+    console.print(shown)
+    for row_ in printed.getvalue().splitlines():
         say_lines(row_.rstrip())
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> list[int]:
+    """The widths of the columns: the widest are shortened until the rows fit, never the first."""
+    from rich.cells import cell_len
+
+    whole = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    widths = list(whole)
+    room = limit - 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max(range(1, len(widths)), key=widths.__getitem__)
+        if widths[widest] <= _MIN_WIDTH:
+            return whole
+        widths[widest] -= 1
+    return widths
 
 
 def time(moment: datetime | None) -> str:
@@ -109,6 +131,9 @@ def reported() -> Iterator[None]:
     """Reports that the block could not print, and goes on: the exit code tells the outcome."""
     try:
         yield
+    except BrokenPipeError:
+        # The reader has gone.
+        pass
     except OutputError as error:
         # Standard error may be full as well.
         with suppress(OSError):

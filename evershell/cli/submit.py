@@ -13,7 +13,7 @@ from evershell.cli.progress import shown_progress
 from evershell.cli.service import Call, service_options
 from evershell.cli.terminal import say_lines
 from evershell.cli.waiting import await_task
-from evershell.client import Task, TaskLimits
+from evershell.client import SubmittedTask, Task, TaskLimits
 
 _HELP = f"""Submit a task to the agent of WORKSPACE.
 
@@ -91,28 +91,31 @@ def submit(
 ) -> None:
     """Prints the task's id."""
     if description == "-":
-        description = sys.stdin.read()
-    submitted = call.client.submit_task(
-        workspace,
-        description,
-        metadata=metadata,
-        max_iterations=max_iterations,
-        limits=_limits(max_duration, max_total_tokens, force_after),
-        idempotency_key=idempotency_key,
-    )
+        description = _read_standard_input()
+    try:
+        submitted = call.client.submit_task(
+            workspace,
+            description,
+            metadata=metadata,
+            max_iterations=max_iterations,
+            limits=_limits(max_duration, max_total_tokens, force_after),
+            idempotency_key=idempotency_key,
+        )
+    except KeyboardInterrupt:
+        text = f"Not known. `evershell tasks {workspace}` lists the task if it was."
+        show.line("submitted?", text, error=True)
+        raise
     if wait is None:
-        if call.as_json:
-            show.json_value(submitted.to_dict())
-        else:
-            say_lines(submitted.task_id)
-            show.line("status", submitted.status, error=True)
-            follow = f"evershell watch{call.target.options} {workspace} --task {submitted.task_id}"
-            show.line("follow", follow, error=True)
+        _print_submitted(call, submitted)
         return
     if not call.as_json:
         say_lines(submitted.task_id)
-    with shown_progress(wanted=not call.as_json) as view:
-        task = await_task(call.client, workspace, submitted.task_id, wait, view)
+    try:
+        with shown_progress(wanted=not call.as_json) as view:
+            task = await_task(call.client, workspace, submitted.task_id, wait, view)
+    except KeyboardInterrupt:
+        _print_submitted(call, submitted, has_waited=True)
+        raise
     if call.as_json:
         show.json_value((task or submitted).to_dict())
     elif task is not None:
@@ -120,6 +123,13 @@ def submit(
     if task is None or not task.has_ended:
         sys.exit(ExitCode.NOT_ENDED)
     sys.exit(show.code_of_end(task.status))
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise click.UsageError("Standard input holds no description: it is not a text.") from None
 
 
 def _limits(
@@ -132,6 +142,21 @@ def _limits(
         max_total_tokens=max_total_tokens,
         force_after=None if force_after is None else timedelta(seconds=force_after),
     )
+
+
+def _print_submitted(call: Call, submitted: SubmittedTask, *, has_waited: bool = False) -> None:
+    if call.as_json:
+        show.json_value(submitted.to_dict())
+        return
+    workspace, task_id = submitted.workspace_id, submitted.task_id
+    try:
+        if not has_waited:
+            say_lines(task_id)
+    finally:
+        # Names the task, too, if standard output cannot be written.
+        show.line("status", submitted.status, error=True)
+        follow = f"evershell watch{call.target.options} {workspace} --task {task_id}"
+        show.line("follow", follow, error=True)
 
 
 def _print_end(task: Task) -> None:

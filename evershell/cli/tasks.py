@@ -1,5 +1,6 @@
 """The command `tasks`."""
 
+import sys
 from itertools import islice
 
 import click
@@ -10,7 +11,7 @@ from evershell.cli.service import Call, service_options
 
 LIMIT = click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=click.IntRange(1, sys.maxsize),
     default=20,
     metavar="N",
     help="The number of entries. Default: 20.",

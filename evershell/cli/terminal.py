@@ -1,8 +1,10 @@
 """Prints untrusted text so that it cannot control the terminal."""
 
+import os
 import sys
 import unicodedata
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
@@ -36,13 +38,28 @@ def say_lines(text: str, *, error: bool = False) -> None:
     try:
         # While progress is shown, rich prints above it. click would write to the terminal directly.
         above = None if error else getattr(sys.stdout, "rich_proxied_file", None) and sys.stdout
-        click.echo(text, file=above, err=error)
+        click.echo(text, file=above, err=error, color=_color())
     except BrokenPipeError:
         # The reader has gone, which click treats as an end without a message.
+        _discard(sys.stderr if error else sys.stdout)
         raise
     except OSError as failure:
         name = "Standard error" if error else "Standard output"
         raise OutputError(f"{name} cannot be written: {failure.strerror}.") from failure
+
+
+def _color() -> bool | None:
+    """False if the user wants no colours, else None: only terminals get them."""
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return False if is_plain else None
+
+
+def _discard(stream: TextIO) -> None:
+    """Lets Python write to nowhere what it still holds, which would fail when it exits."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _is_visible(character: str) -> bool:

@@ -8,6 +8,7 @@ from evershell.cli.progress import Progress
 from evershell.client import (
     CancelResult,
     Client,
+    DeadlineExceededError,
     PermissionDeniedError,
     RateLimitedError,
     Task,
@@ -36,7 +37,7 @@ def await_task(
         try:
             task = client.get_task(workspace_id, task_id)
             view.update(task)
-        except (UnavailableError, RateLimitedError) as error:
+        except (UnavailableError, RateLimitedError, DeadlineExceededError) as error:
             view.say(f"{error.slug}: the service does not answer; trying again")
         remaining = deadline - time.monotonic()
         if (task is not None and task.has_ended) or remaining <= 0:

@@ -63,6 +63,9 @@ _COLORS = {
 def watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
     """Prints one line for each event; with --json, one JSON object on each line."""
     last: Event | None = None
+    if task is not None:
+        # The stream of a task that does not exist would never end.
+        call.client.get_task(workspace, task)
     try:
         with (
             closing(

@@ -268,6 +268,28 @@ def test_the_exit_code_tells_the_outcome_if_it_cannot_be_printed(
     assert result.stderr == "Standard output cannot be written: No space left on device.\n"
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_ends_the_wait_and_says_that_the_cancellation_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    accepted, interrupt = cancelled(CancelOutcome.ACCEPTED), KeyboardInterrupt()
+    result = cancel(monkeypatch, accepted, "--wait", "9s", *options, get_task=[interrupt])
+    assert (result.exit_code, result.stderr.strip()) == (1, "Aborted!")
+    if options:
+        assert json.loads(result.stdout)["outcome"] == "accepted"
+    else:
+        assert "the cancellation stays recorded" in result.stdout
+        assert result.stdout.endswith("  follow     evershell watch ws_1 --task task_1\n")
+
+
+def test_ctrl_c_in_the_call_says_that_its_outcome_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = cancel(monkeypatch, KeyboardInterrupt())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "recorded?  Not known. With --task it is safe to repeat the call." in result.stderr
+
+
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1 s", "nan", "1e3"])
 def test_an_invalid_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     fake = FakeClient(cancel=[IDLE])

@@ -17,6 +17,7 @@ from evershell.client import (
     SubmittedTask,
     TaskCancelRequested,
     TaskCompleted,
+    TaskNotFoundError,
     TaskStarted,
     TaskStatus,
     TaskSubmitted,
@@ -27,7 +28,7 @@ from evershell.client import (
     WorkspaceProvisioned,
     WorkspaceStatus,
 )
-from tests.support.fake_client import AT, FakeClient, run, task
+from tests.support.fake_client import AT, FakeClient, error_of, run, task
 
 NASTY = "[bold]\x1b[2J"
 SUBMITTED = SubmittedTask("task_1", "ws_1", TaskStatus.DELIVERED)
@@ -72,6 +73,38 @@ def test_the_end_of_a_submitted_task_is_the_exit_code(
     result = run(monkeypatch, fake, "submit", "ws_1", "true", "--wait", "0s")
     assert (result.exit_code, result.stdout) == (exit_code, "task_1\n")
     assert result.stderr.startswith(f"{status}, 0 iterations completed\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_in_a_submission_says_what_is_known(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    fake = FakeClient(submit_task=[SUBMITTED], get_task=[KeyboardInterrupt()])
+    waiting = run(monkeypatch, fake, "submit", "ws_1", "true", "--wait", "9s", *options)
+    assert waiting.exit_code == 1
+    if options:
+        assert json.loads(waiting.stdout)["task_id"] == "task_1"
+    else:
+        assert waiting.stdout == "task_1\n"
+        assert "evershell watch ws_1 --task task_1" in waiting.stderr
+    fake = FakeClient(submit_task=[KeyboardInterrupt()])
+    calling = run(monkeypatch, fake, "submit", "ws_1", "true", *options)
+    assert (calling.exit_code, calling.stdout) == (1, "")
+    assert "submitted? Not known. `evershell tasks ws_1` lists" in calling.stderr
+
+
+def test_numbers_beyond_all_limits_are_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(monkeypatch, FakeClient(), "tasks", "ws_1", "--limit", "9" * 30)
+    assert (result.exit_code, "is not in the range" in result.stderr) == (2, True)
+    fake = FakeClient(list_audit_entries=[iter([])])
+    # There was no such time.
+    assert run(monkeypatch, fake, "audit", "--since", "1000000d").exit_code == 0
+    assert fake.calls[0][-1]["start_time"] is None
+
+
+def test_a_description_that_is_not_a_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(monkeypatch, FakeClient(), "submit", "ws_1", "-", input=b"\xff")
+    assert (result.exit_code, "it is not a text" in result.stderr) == (2, True)
 
 
 def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +259,16 @@ def test_watch_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_end_of_a_watched_task_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("watch", "ws_1", "--task", "task_1")
-    assert run(monkeypatch, FakeClient(watch=[Watched(EVENTS[:7])]), *arguments).exit_code == 8
+    found = task(TaskStatus.RUNNING)
+    client = FakeClient(get_task=[found], watch=[Watched(EVENTS[:7])])
+    assert run(monkeypatch, client, *arguments).exit_code == 8
     late = Watched(EVENTS[:3], DeadlineExceededError("The timeout of the watch has passed."))
-    result = run(monkeypatch, FakeClient(watch=[late]), *arguments, "--wait", "1s")
+    client = FakeClient(get_task=[found], watch=[late])
+    result = run(monkeypatch, client, *arguments, "--wait", "1s")
     assert (result.exit_code, result.stderr) == (7, "")
+    # Its stream would never end.
+    unknown = FakeClient(get_task=[error_of(TaskNotFoundError)])
+    assert run(monkeypatch, unknown, *arguments).exit_code == 5
 
 
 def test_a_watch_that_is_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

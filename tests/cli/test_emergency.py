@@ -54,7 +54,7 @@ def test_all_tasks_are_cancelled_after_their_number_was_typed(
     assert client.calls[1][-1] == {"filter": None, "reason": "enough", "force_after": None}
 
 
-@pytest.mark.parametrize("answer", ["2\n", "yes\n", "33\n"])
+@pytest.mark.parametrize("answer", ["2\n", "yes\n", "33\n", ""])
 def test_another_answer_cancels_nothing(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     client = fake()
     result = run(monkeypatch, client, "cancel", "--all", input=answer)

@@ -1,11 +1,15 @@
 """Which service a command calls, and with which credential."""
 
+import errno
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,13 +78,19 @@ def test_the_credential_of_a_profile_is_sent_only_to_its_service(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     READY.write(tmp_path)
-    profiles.write({"default": Profile(HOME, "sk_home"), "other": Profile("https://b", "sk_b")})
+    profiles.add("default", Profile(HOME, "sk_home"))
+    profiles.add("other", Profile("https://b", "sk_b"))
     assert find() == (HOME, "sk_home")
     assert find("acme.evershell.ai") == (HOME, "sk_home")
     assert find(profile="other") == ("https://b", "sk_b")
     assert find("http://127.0.0.1:8081") == ("http://127.0.0.1:8081", "sk_demo")
-    with pytest.raises(ClickException, match="There is no credential for https://b"):
-        find("https://b")
+    for url in (f"{HOME}:443/", "HTTPS://ACME.evershell.ai", "acme.evershell.ai:443"):
+        assert find(url) == (HOME, "sk_home")
+    profiles.add("default", Profile("127.0.0.1:9", "sk_home"))
+    assert find("http://127.0.0.1:9") == ("127.0.0.1:9", "sk_home")
+    for url in ("https://b", "https://127.0.0.1:9", "http://acme.evershell.ai", "https://a b"):
+        with pytest.raises(ClickException, match="There is no credential for"):
+            find(url)
     with pytest.raises(ClickException, match=r"no profile third\. Run `evershell login"):
         find(profile="third")
     monkeypatch.setenv("EVERSHELL_URL", "https://c")
@@ -99,7 +109,18 @@ def test_a_stack_with_tls_is_called_over_tls(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"demo": {"tokens": "sk_secret"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"demo": {"tokens": "sk_secret"}}',
+        '{"profiles": {"default": {"url": 5, "credential": "sk_secret"}}}',
+        '{"profiles": {"default": {"url": "https://a", "credential": 5}}}',
+        '{"profiles": {"default": {"url": "https://a", "credential": "sk_secret", "ca_file": 5}}}',
+    ],
+)
 def test_files_that_are_not_valid_are_refused_in_one_line_without_their_secrets(
     tmp_path: Path, content: str
 ) -> None:
@@ -119,7 +140,7 @@ def test_files_that_are_not_valid_are_refused_in_one_line_without_their_secrets(
 
 
 def test_a_file_of_profiles_that_others_can_read_is_refused() -> None:
-    profiles.write({"default": Profile(HOME, "sk_home")})
+    profiles.add("default", Profile(HOME, "sk_home"))
     assert profiles.path().stat().st_mode & 0o777 == 0o600
     assert profiles.path().parent.stat().st_mode & 0o777 == 0o700
     profiles.path().chmod(0o640)
@@ -215,6 +236,47 @@ def test_login_stores_nothing_that_does_not_work(
     assert not profiles.path().exists()
 
 
+def test_each_of_two_logins_at_once_stores_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    both_have_read = threading.Barrier(2)
+    read = profiles.read
+
+    def slow_read() -> dict[str, Profile]:
+        found = read()
+        # Without a lock, both read before one writes.
+        with suppress(threading.BrokenBarrierError):
+            both_have_read.wait(0.2)
+        return found
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(2) as threads:
+        patched.setattr(profiles, "read", slow_read)
+        list(threads.map(lambda name: profiles.add(name, Profile(HOME, "sk_mine")), "ab"))
+    assert set(json.loads(profiles.path().read_text())["profiles"]) == {"a", "b"}
+
+
+def test_a_login_that_cannot_write_leaves_no_credential_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(ClickException, match="cannot be written: No space left on device"):
+        profiles.add("default", Profile(HOME, "sk_home"))
+    assert list(profiles.path().parent.iterdir()) == []
+
+
+def test_the_command_line_works_in_a_directory_that_was_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    monkeypatch.delenv("STATE_DIR")
+    removed.rmdir()
+    with pytest.raises(ClickException, match=r"no stack runs in \.state"):
+        find()
+
+
 def completed(typed: str) -> list[CompletionItem]:
     *words, last = typed.split(" ")
     return ShellComplete(main, {}, "evershell", "_EVERSHELL_COMPLETE").get_completions(words, last)
@@ -224,12 +286,12 @@ def test_commands_options_and_ids_are_completed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     READY.write(tmp_path)
-    profiles.write({"home": Profile(HOME, "sk_home")})
+    profiles.add("home", Profile(HOME, "sk_home"))
 
     def fake() -> FakeClient:
         return FakeClient(
             list_workspaces=[
-                iter([Workspace("ws_1", status=WorkspaceStatus.IDLE, name="a"), Workspace("x")])
+                iter([Workspace("ws_1", status=WorkspaceStatus.IDLE, name="a\nb"), Workspace("x")])
             ],
             list_tasks=[iter([Task("task_1", "ws_1", status=TaskStatus.RUNNING)])],
         )
@@ -237,7 +299,8 @@ def test_commands_options_and_ids_are_completed(
     cases: dict[str, dict[str, str | None]] = {
         "can": {"cancel": "Cancel the task that runs in WORKSPACE."},
         "cancel --fo": {"--force-after": None},
-        "cancel ws": {"ws_1": "idle a"},
+        # A newline would begin another item.
+        "cancel ws": {"ws_1": r"idle a\nb"},
         "task ws_1 ": {"task_1": "running"},
         "cancel ws_1 --task ": {"task_1": "running"},
         "watch --profile h": {"home": None},

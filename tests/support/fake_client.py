@@ -49,7 +49,7 @@ class FakeClient:
         def method(*arguments: Any, **named: Any) -> Any:
             self.calls.append((name, *arguments, named))
             answer = self.answers[name].pop(0)
-            if isinstance(answer, Exception):
+            if isinstance(answer, BaseException):
                 raise answer
             return answer
 

@@ -1,0 +1,137 @@
+"""Standard streams that are closed, full or broken, and terminals that are small or plain."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_client import ENVIRONMENT
+from tests.support.stack import ROOT
+
+PROGRAM = """
+import sys
+from evershell.cli import service
+from evershell.cli.main import main
+from evershell.client import CancelOutcome, SubmittedTask, TaskStatus, Workspace
+from tests.support.fake_client import FakeClient, cancelled
+
+id_ = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
+service.Client = FakeClient(
+    cancel=[cancelled(CancelOutcome.ALREADY_FINISHED, TaskStatus.COMPLETED)],
+    submit_task=[SubmittedTask("task_1", "ws_1")],
+    list_workspaces=[iter([Workspace(id_, name="shell \N{SPIRAL SHELL}" + 60 * "x")])],
+)
+main()
+"""
+
+
+def run(command: str, **options: Any) -> tuple[int, str]:
+    """Runs a command. Returns its exit code and what it prints to standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *command.split()],
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+    return done.returncode, done.stderr
+
+
+def on_terminal(command: str, columns: int = 80, **environment: str) -> str:
+    """Runs a command on a terminal of its own, and returns what it prints."""
+    process, terminal = pty.fork()
+    if process == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        os.chdir(ROOT)
+        kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        given = kept | ENVIRONMENT | {"TERM": "xterm"} | environment
+        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, *command.split()], given)  # noqa: S606
+    output = b""
+    try:
+        while part := os.read(terminal, 4096):
+            output += part
+    except OSError:
+        # The program has ended.
+        pass
+    finally:
+        os.close(terminal)
+        os.waitpid(process, 0)
+    return output.decode()
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [("workspaces", [1]), ("submit ws_1 true", [2]), ("workspaces", [0, 1, 2])],
+)
+def test_standard_streams_may_be_closed(command: str, closed: list[int]) -> None:
+    closes = "".join(f"os.close({descriptor});" for descriptor in closed)
+    # A program of its own closes them, so that the command starts without them.
+    program = f"import os, sys;{closes} os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "-c", PROGRAM, *command.split()],
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("workspaces", 1), ("cancel ws_1", 3)])
+def test_a_full_disk_is_said_in_a_line(command: str, exit_code: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        assert run(command, stdout=full) == (
+            exit_code,
+            "Error: Standard output cannot be written: No space left on device.\n",
+        )
+
+
+def test_a_task_whose_id_cannot_be_written_is_named_in_the_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        code, errors = run("submit ws_1 true", stdout=full)
+    assert (code, "--task task_1" in errors) == (1, True)
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("workspaces", 1), ("cancel ws_1", 3)])
+def test_a_reader_that_has_gone_is_no_error(command: str, exit_code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run(command, stdout=writer) == (exit_code, "")
+    finally:
+        os.close(writer)
+
+
+def test_a_character_that_the_encoding_lacks_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with (tmp_path / "output").open("w") as output:
+        assert run("workspaces", stdout=output) == (0, "")
+    assert r"shell \U0001f41a" in (tmp_path / "output").read_text("latin-1")
+
+
+def test_a_plain_terminal_gets_no_escape_sequences() -> None:
+    assert "\x1b" in on_terminal("workspaces")
+    assert "\x1b" not in on_terminal("workspaces", NO_COLOR="1")
+    assert "\x1b" not in on_terminal("cancel ws_1", TERM="dumb")
+
+
+@pytest.mark.parametrize("columns", [20, 62, 80])
+def test_no_terminal_shortens_an_id(columns: int) -> None:
+    output = on_terminal("workspaces", columns=columns, NO_COLOR="1")
+    assert "ws_01M8BEPG8M2KS3XJRB1R09Y7HY" in output
+    # The name is shortened, unless the terminal is so small that it wraps the rows.
+    assert ("…" in output) == (columns > 20)
+    assert columns == 20 or all(len(line) <= columns for line in output.splitlines())
