@@ -24,8 +24,10 @@ pytestmark = pytest.mark.timeout(300)
 
 RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
-# The default, and some time to spare.
-LEASE_SECONDS = 45.0
+# An agent that no worker trusts any more ends after this time, much of which the restart takes.
+LEASE_SECONDS = 20
+# Until its task has ended, and some time to spare.
+LOST_SECONDS = LEASE_SECONDS + 25.0
 # How long two steps of each caller may take on a busy machine.
 PROGRESS_SECONDS = 60.0
 # How long a worker does not read the set of keys again for an unknown one, and some time to spare.
@@ -64,6 +66,7 @@ def stack(
         TLS_CERT_FILE=str(edge.cert_file),
         TLS_KEY_FILE=str(edge.key_file),
         AGENT_TLS="on",
+        LEASE_SECONDS=str(LEASE_SECONDS),
         JWKS=str(tmp_path / "jwks.json"),
         JWT_ISSUER=ISSUER,
     )
@@ -186,7 +189,7 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
 
     # The agent that was left behind trusts no worker any more, so it ends with its lease. Its
     # cancellation is not lost.
-    await_terminal(left, task_id, LEASE_SECONDS)
+    await_terminal(left, task_id, LOST_SECONDS)
     assert_story(left, task_id, status="cancelled", intent=True)
     await_workspace(left, "failed")
     for canceller in (*old_agents, *new_agents):
