@@ -15,6 +15,7 @@ import psutil
 from evershell.server.fleet import processes
 from evershell.server.fleet.processes import Pod
 from tests.support import secrets
+from tests.support.cluster import copy_cluster
 from tests.support.edge.shared_memory import shared_memory
 from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
@@ -33,6 +34,8 @@ class Stack(Service):
 
     # A working copy of the repository whose .venv is set up. May be set before the start.
     checkout: Path = ROOT
+    # Whether the first start makes the database cluster, which otherwise is copied.
+    makes_cluster: bool = False
     # A command that runs `up` as its arguments. May be set before the start.
     runner: Sequence[str] = ()
 
@@ -92,6 +95,8 @@ class Stack(Service):
 
     def start(self) -> None:
         """Starts the stack and waits until it is ready."""
+        if not (self.makes_cluster or "DATABASE_URL" in self._environment):
+            copy_cluster(self.state_dir)
         process, path = self._spawn(), self.state_dir / "ready.json"
         self._process = process
         eventually(lambda: path.exists() or process.poll() is not None, READY_SECONDS + 5)

@@ -12,7 +12,10 @@ from tests.support.stack import Gate, Stack, Workspace
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack of all tests that do not stop it. Metrics and crash points are on."""
+    """The stack of all tests that do not stop it. Metrics and crash points are on.
+
+    It starts from an empty folder, as that of a user does.
+    """
     folder = tmp_path_factory.mktemp("stack")
     (folder / "points").mkdir()
     # The agents of root run as other users.
@@ -22,6 +25,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         METRICS_PORT=str(free_ports(3, in_a_row=3)[0]),
         CRASH_POINTS_DIR=str(folder / "points"),
     )
+    running.makes_cluster = True
     try:
         running.start()
         yield running

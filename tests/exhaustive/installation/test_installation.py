@@ -39,6 +39,8 @@ def core(tmp_path_factory: pytest.TempPathFactory, dist: tuple[Path, Path]) -> E
 class Installed(Stack):
     """A stack that is started from an empty folder, by the command of an environment."""
 
+    makes_cluster = True
+
     def __init__(self, environment: Environment, folder: Path) -> None:
         super().__init__(folder / ".state")
         self.installation, self._folder = environment, folder
