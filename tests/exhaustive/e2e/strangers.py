@@ -2,11 +2,13 @@
 
 The flood sends raw bytes to save processor time, because it runs on the same machine as the server.
 It runs in a separate process so that it does not slow down the good callers of a test. The process
-prints a line when it starts and stops when its input ends. It then prints the results as JSON.
+prints a line when it starts, one when it is complete, and stops when its input ends. It then prints
+the results as JSON.
 """
 
 import json
 import resource
+import select
 import selectors
 import socket
 import struct
@@ -222,22 +224,46 @@ FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
 }
 
 
+# Whether a flood has opened all its connections or streams. Of the watches, most have ended too.
+_IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
+    "hold_messages": lambda told: told["opened"] >= HELD_STREAMS,
+    "watch_health": lambda told: told["opened"] == WATCHES and told["held"] < WATCHES / 100,
+    "hold_bodies": lambda told: told["opened"] >= REST_CONNECTIONS,
+}
+
+
+class Flood:
+    """A flood that runs. Its results are there when it has ended."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None
+        self._output = process.stdout
+        assert self._output.readline()
+        self.told: dict[str, int] = {}
+        self._is_complete = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has been complete."""
+        if not self._is_complete and select.select([self._output], [], [], 0)[0]:
+            self._is_complete = bool(self._output.readline())
+        return self._is_complete
+
+
 @contextmanager
-def flooded(flood: str, address: str, token: str = "") -> Iterator[dict[str, int]]:
-    """Runs a flood while the context is open. The yielded dict has the results after it closes.
+def flooded(name: str, address: str, token: str = "") -> Iterator[Flood]:
+    """Runs a flood while the context is open.
 
     Without a token, the calls carry no credentials.
     """
-    command = [sys.executable, "-m", __name__, flood, address, token]
-    told: dict[str, int] = {}
+    command = [sys.executable, "-m", __name__, name, address, token]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
+        running = Flood(process)
         try:
-            yield told
+            yield running
         finally:
             output, _ = process.communicate(timeout=30)
-        told |= json.loads(output)
+        running.told |= json.loads(output.splitlines()[-1])
 
 
 def main(flood: str, address: str, token: str) -> None:
@@ -248,17 +274,25 @@ def main(flood: str, address: str, token: str) -> None:
     told: Told = Counter()
     ending = selectors.DefaultSelector()
     ending.register(sys.stdin, selectors.EVENT_READ)
-    sys.stdout.write("begun\n")
-    sys.stdout.flush()
+    _print("begun")
+    is_complete = False
     while not ending.select(0):
         try:
             for _ in FLOODS[flood]((host, int(port)), told, token):
+                if not is_complete and _IS_COMPLETE[flood](told):
+                    _print("complete")
+                    is_complete = True
                 if ending.select(0.001):
                     break
         except OSError as error:
             told[type(error).__name__] += 1
             time.sleep(_PAUSE_SECONDS)
-    sys.stdout.write(json.dumps(told))
+    _print(json.dumps(told))
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

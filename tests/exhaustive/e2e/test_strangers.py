@@ -22,8 +22,12 @@ from tests.exhaustive.e2e.load import GrpcCaller, RestCaller
 from tests.exhaustive.e2e.strangers import HELD_STREAMS, REST_CONNECTIONS, WATCHES, flooded
 from tests.support.edge.clients import is_whole, parse
 from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
 
-FLOOD_SECONDS = 8.0
+# How long a flood may take until it is complete, and how long it then lasts. Envoy's memory grows
+# slowly while bodies are held.
+COMPLETE_SECONDS = 60.0
+FLOOD_SECONDS = {"hold_messages": 3.0, "watch_health": 3.0, "hold_bodies": 7.0}
 PAUSE_SECONDS = 0.04
 # The limits of the growth during a flood. A worker held 4 MiB of each stream; Envoy held 1 MiB of
 # each body.
@@ -137,11 +141,18 @@ def flood(
         else stack.ready["rest_url"].removeprefix("http://")
     )
     good, memory = GoodCallers(stack, workspace), Memory(stack)
-    with flooded(kind, address, stack.tokens.get(token, "")) as told, good.calling():
-        until = time.monotonic() + FLOOD_SECONDS
+    with flooded(kind, address, stack.tokens.get(token, "")) as running, good.calling():
+
+        def is_complete() -> bool:
+            memory.look()
+            return running.is_complete
+
+        eventually(is_complete, COMPLETE_SECONDS)
+        until = time.monotonic() + FLOOD_SECONDS[kind]
         while time.monotonic() < until:
             memory.look()
             time.sleep(0.05)
+    told = running.told
     envoy, worker = memory.grown()
     print(
         f"{kind}: {len(good.seconds)} cancels, p50 {good.percentile(0.5) * 1000:.0f} ms, "
