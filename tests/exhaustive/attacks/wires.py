@@ -122,7 +122,9 @@ def _bindings(method: str, fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 def text_of(answer: Answer) -> str:
     """Everything that a caller can read of the answer, without what differs in every call."""
     if isinstance(answer, Failed):
-        facts = (answer.status, answer.slug, answer.message, answer.details)
+        # A map of a message has no order.
+        details = json.dumps(answer.details, sort_keys=True)
+        facts = (answer.status, answer.slug, answer.message, details)
         return str(facts).replace(answer.request_id, "<request id>")
     return json.dumps(answer)
 
