@@ -45,7 +45,8 @@ test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in abou
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
 	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/client tests/cli \
-		tests/documents $(addprefix --ignore=tests/agent/test_,openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
+		tests/documents $(addprefix --ignore=tests/agent/test_,exit.py openai_failures.py openai_model.py \
+		program.py tools.py) $(PYTEST_OPTIONS)
 
 test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
 	@exec $(BIN)/python -m pytest tests/exhaustive $(PYTEST_OPTIONS)

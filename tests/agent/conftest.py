@@ -1,10 +1,10 @@
-"""Runs an agent in this process, with a control plane of the tests."""
+"""Runs an agent in this process with a control plane of the tests, or an endpoint of a model."""
 
 import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from evershell.server.agent.shutdown import ExitCode
 from evershell.server.agent.tools import ToolCall
 from evershell.server.pod.spec import PodSpec
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.support.model_server import ModelServer, model_server
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]
 
@@ -56,6 +57,13 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
                 await agent
 
 
+@pytest.fixture(params=["streams", "whole"])
+def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
+    """An endpoint that streams, and one that does not support streaming."""
+    with model_server(can_stream=request.param == "streams") as running:
+        yield running
+
+
 async def started(
     control_plane: ControlPlane, start: Start, **changes: Any
 ) -> "asyncio.Task[ExitCode]":
@@ -66,3 +74,12 @@ async def started(
 
 def shell_call(command: str) -> ToolCall:
     return ToolCall(id="c", name="shell", arguments=json.dumps({"command": command}))
+
+
+def is_alive(pid_file: Path) -> bool:
+    """Whether the process runs whose id is in the file."""
+    try:
+        os.kill(int(pid_file.read_text()), 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,9 +1,6 @@
 """The whole agent in this process over real gRPC, with a control plane of the tests."""
 
 import asyncio
-import os
-import signal
-import time
 from pathlib import Path
 
 import grpc
@@ -12,15 +9,9 @@ from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.workspace.v1.event_pb2 import ToolResult
 from evershell.workspace.v1.task_pb2 import Task
 
-from evershell.server.agent.shutdown import ExitCode
-from tests.agent.conftest import Start, started
+from tests.agent.conftest import Start, is_alive, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 from tests.support.waiting import eventually_async
-
-
-async def _exit_code(agent: "asyncio.Task[ExitCode]") -> ExitCode:
-    async with asyncio.timeout(30):
-        return await agent
 
 
 async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start) -> None:
@@ -241,7 +232,7 @@ async def test_a_task_that_replies_no_longer_name_is_dropped(
     control_plane.submit("t2", "true")
     await control_plane.until(lambda: control_plane.end("t2"))
     assert control_plane.kinds("t1") == ["task_started"]
-    assert not _is_alive(tmp_path / "begun")
+    assert not is_alive(tmp_path / "begun")
 
 
 async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
@@ -269,90 +260,3 @@ async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
     (tmp_path / "go").touch()
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == Task.completed
-
-
-async def test_a_fenced_agent_ends_its_tools_and_exits(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    control_plane.lease_length_ms = 1_500
-    agent = await started(control_plane, start)
-    await _start_long_task(control_plane, tmp_path)
-    control_plane.fenced = True
-    assert await _exit_code(agent) is ExitCode.FENCED
-    assert not _is_alive(tmp_path / "begun")
-    assert control_plane.kinds("t1") == ["task_started"]
-
-
-@pytest.mark.parametrize(
-    "code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED]
-)
-async def test_an_agent_whose_token_is_refused_exits(
-    control_plane: ControlPlane, start: Start, code: grpc.StatusCode
-) -> None:
-    control_plane.refusal = code
-    assert await _exit_code(start([await control_plane.serve()])) is ExitCode.UNAUTHORIZED
-
-
-async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    """test_session.py tests that this is before the end of the lease."""
-    control_plane.lease_ms, control_plane.lease_length_ms = 4_000, 1_000
-    agent = await started(control_plane, start)
-    await _start_long_task(control_plane, tmp_path)
-    control_plane.refusal = grpc.StatusCode.UNAVAILABLE
-    assert await _exit_code(agent) is ExitCode.LEASE_OVER
-    assert not _is_alive(tmp_path / "begun")
-
-
-async def test_heartbeats_renew_the_lease(control_plane: ControlPlane, start: Start) -> None:
-    # The agent survives a stall of more than two seconds, as on a busy machine.
-    control_plane.lease_ms, control_plane.lease_length_ms = 3_000, 600
-    agent = await started(control_plane, start)
-    over_at = time.monotonic() + 3.0
-    await control_plane.until(lambda: time.monotonic() > over_at)
-    assert not agent.done()
-
-
-async def test_sigterm_ends_the_tools_and_the_agent(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    agent = await started(control_plane, start)
-    await _start_long_task(control_plane, tmp_path)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert await _exit_code(agent) is ExitCode.STOPPED
-    assert not _is_alive(tmp_path / "begun")
-    assert control_plane.end("t1") is None
-
-
-@pytest.mark.parametrize(
-    "code", [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED]
-)
-async def test_an_agent_whose_commit_is_refused_exits(
-    control_plane: ControlPlane, start: Start, code: grpc.StatusCode
-) -> None:
-    agent = await started(control_plane, start)
-    control_plane.refusal = code
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"))
-    assert await _exit_code(agent) is ExitCode.REJECTED
-
-
-async def test_an_agent_with_an_unknown_model_exits_at_the_start(
-    start: Start, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await _exit_code(start([], model="oracle")) is ExitCode.BAD_SPEC
-    assert "oracle" in capsys.readouterr().out
-
-
-async def _start_long_task(control_plane: ControlPlane, tmp_path: Path) -> None:
-    line = "echo $$ > begun.new; mv begun.new begun; exec sleep 600"
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", line))
-    await eventually_async((tmp_path / "begun").exists)
-
-
-def _is_alive(pid_file: Path) -> bool:
-    try:
-        os.kill(int(pid_file.read_text()), 0)
-    except ProcessLookupError:
-        return False
-    return True
