@@ -18,7 +18,8 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import RunningEdge, Stub, running_edge
+from tests.support.edge.running_edge import RunningEdge, running_edge
+from tests.support.edge.stub import Stub
 from tests.support.waiting import eventually
 
 # The refill of the token bucket in envoy/unsolicited_calls.yaml.

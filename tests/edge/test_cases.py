@@ -13,7 +13,8 @@ from tests.support.edge.case import Case
 from tests.support.edge.cases import CASES
 from tests.support.edge.clients import Client, Node, Request, curl, httpx_client, is_whole, parse
 from tests.support.edge.raw_cases import RAW_CASES
-from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub
+from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.stub import START_SECONDS, Stub
 from tests.support.waiting import eventually
 
 

@@ -10,7 +10,8 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.edge.rich_status import metadata_of, rich_status_of
-from tests.support.edge.stub import AWKWARD, RunningEdge, Stub
+from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.stub import AWKWARD, Stub
 
 
 @pytest.fixture

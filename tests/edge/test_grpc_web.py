@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from tests.support.edge.answers import INTERNAL, SERVICE_SLUGS, rule
-from tests.support.edge.stub import AWKWARD, RunningEdge, Stub
+from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.stub import AWKWARD, Stub
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
 TYPE = "application/grpc-web+proto"

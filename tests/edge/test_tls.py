@@ -16,7 +16,8 @@ from evershell.client import CancelOutcome, Client, UnavailableError
 from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import HOST, Authority, Certificate
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import RunningEdge, Stub, running_edge
+from tests.support.edge.running_edge import RunningEdge, running_edge
+from tests.support.edge.stub import Stub
 
 CANCEL = "/v1/workspaces/ws_1/task/cancel"
 

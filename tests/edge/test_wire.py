@@ -18,7 +18,8 @@ from evershell.server.stack.envoy.files import edge_file
 from tests.support.edge.answers import as_answer, check
 from tests.support.edge.case import CANCEL
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import RunningEdge, Stub, running_edge
+from tests.support.edge.running_edge import RunningEdge, running_edge
+from tests.support.edge.stub import Stub
 from tests.support.waiting import eventually
 
 

@@ -14,7 +14,8 @@ from itertools import islice
 from tests.exhaustive.edge.fuzz import requests
 from tests.support.edge.answers import check
 from tests.support.edge.clients import is_whole, parse
-from tests.support.edge.stub import RunningEdge, Stub
+from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.stub import Stub
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))

@@ -5,7 +5,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import Stub, running_edge, serving
+from tests.support.edge.running_edge import running_edge
+from tests.support.edge.stub import Stub, serving
 from tests.support.waiting import eventually
 
 Health = health_pb2.HealthCheckResponse

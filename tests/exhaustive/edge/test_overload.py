@@ -13,7 +13,8 @@ from tests.support.edge.case import CANCEL, TASKS
 from tests.support.edge.clients import is_whole, parse
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.rich_status import rich_status_of
-from tests.support.edge.stub import START_SECONDS, RunningEdge, Stub, running_edge
+from tests.support.edge.running_edge import RunningEdge, running_edge
+from tests.support.edge.stub import START_SECONDS, Stub
 from tests.support.waiting import eventually
 
 # The limits of envoy.yaml: large bodies in flight, and streams of health checks.

@@ -14,7 +14,7 @@ from tests.edge.worker import Worker, worker
 from tests.support.edge.answers import Answer, check
 from tests.support.edge.case import CANCEL
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.stub import RunningEdge, running_edge
+from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.waiting import eventually
 
 # Answered when the worker is released.

@@ -6,7 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.edge.stub import RunningEdge, Stub, running_edge, serving
+from tests.support.edge.running_edge import RunningEdge, running_edge
+from tests.support.edge.stub import Stub, serving
 
 
 @pytest.fixture(scope="session")

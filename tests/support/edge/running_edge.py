@@ -1,0 +1,103 @@
+"""A real Envoy in front of given workers, and its addresses."""
+
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from evershell.server.stack.envoy.config import Edge, Tls, command, render
+from evershell.server.stack.envoy.files import edge_file
+from tests.support.edge.stub import START_SECONDS
+from tests.support.ports import free_ports
+from tests.support.waiting import eventually
+
+
+class RunningEdge:
+    """A running Envoy, and its addresses."""
+
+    def __init__(self, settings: Edge, verify: ssl.SSLContext | bool = True) -> None:
+        self.settings = settings
+        self.verify = verify
+        self.rest_url = f"{'https' if settings.tls else 'http'}://127.0.0.1:{settings.rest_port}"
+        self.grpc_address = f"127.0.0.1:{settings.grpc_port}"
+
+    def admin(self, path: str) -> str:
+        """The answer of the admin interface to a GET of `path`."""
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False
+        ) as client:
+            return client.get(f"http://admin{path}").text
+
+    def stat(self, name: str) -> int:
+        """The value of a counter or gauge of Envoy."""
+        return int(self.admin(f"/stats?filter=^{name}$").rpartition(": ")[2])
+
+    def answers(self, status: int) -> bool:
+        """Whether /healthz answers with this status."""
+        try:
+            return (
+                httpx.get(
+                    f"{self.rest_url}/healthz", verify=self.verify, trust_env=False
+                ).status_code
+                == status
+            )
+        except httpx.TransportError:
+            return False
+
+    def raw(self, data: bytes) -> bytes:
+        """Sends bytes, and returns what the edge sends until it closes the connection."""
+        with socket.create_connection(
+            ("127.0.0.1", self.settings.rest_port), timeout=START_SECONDS
+        ) as connection:
+            connection.sendall(data)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+        return received
+
+
+@contextmanager
+def running_edge(
+    directory: Path,
+    *workers: str,
+    healthz: int = 200,
+    replacements: dict[str, str] | None = None,
+    tls: Tls | None = None,
+    verify: ssl.SSLContext | bool = True,
+    logs_all: bool = True,
+) -> Iterator[RunningEdge]:
+    """Runs Envoy in front of the workers at these addresses, until the block ends.
+
+    `healthz` is the status that /healthz answers when Envoy has started. `replacements` are texts
+    of the rendered configuration and what to put in their place. `verify` is how httpx verifies the
+    certificate of the edge. `logs_all` lifts the limit on log lines, which tests would exceed.
+    """
+    rest_port, grpc_port = free_ports(2)
+    settings = Edge(rest_port, grpc_port, workers, directory / "admin.sock", tls=tls)
+    config = directory / "envoy.yaml"
+    render(settings, config)
+    text = config.read_text()
+    if logs_all:
+        shipped = edge_file("unsolicited_calls.yaml")
+        roomy = directory / shipped.name
+        roomy.write_text(shipped.read_text().replace("max_tokens: 20", "max_tokens: 1000000"))
+        replacements = (replacements or {}) | {str(shipped): str(roomy)}
+    for shipped_text, replacement in (replacements or {}).items():
+        assert shipped_text in text
+        text = text.replace(shipped_text, replacement)
+    config.write_text(text)
+    edge = RunningEdge(settings, verify)
+    # Flushes the log every 20 ms instead of every second, because tests wait for its lines.
+    arguments = ["20" if argument == "1000" else argument for argument in command(config)]
+    with (directory / "envoy.log").open("w") as log:
+        process = subprocess.Popen(arguments, stdout=log, stderr=log)
+    try:
+        eventually(lambda: edge.answers(healthz))
+        yield edge
+    finally:
+        process.terminate()
+        process.wait(START_SECONDS)
