@@ -26,57 +26,13 @@ from evershell.client import (
     ValidationError,
     WorkspaceNotFoundError,
 )
-from evershell.server.api.status import rich_status
 from evershell.server.core import errors
 from evershell.server.core.errors import Failure
-from tests.support.fake_channel import CODES, trailers
+from tests.client.scripted import Scripted
 
 Reply = workspace_service_pb2.CancelTaskResponse
 Message = workspace_service_pb2.WatchEventsResponse
 UNREACHABLE = errors.agent_unreachable("ws_1", "task_1", "recorded", intent_recorded=True)
-
-
-class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
-    """Answers each call with the next of `script`: a reply, a Failure, or messages of a stream."""
-
-    def __init__(self) -> None:
-        self.script: list[Any] = []
-        self.seen: list[Any] = []
-        self.tokens: list[str] = []
-        self.metadata: dict[str, str] = {}
-        self.started = asyncio.Event()
-        # A stream was ended by its caller.
-        self.ended = asyncio.Event()
-
-    async def _answer(self, request: Any, context: Any) -> Any:
-        self.seen.append(request)
-        self.metadata = dict(context.invocation_metadata())
-        self.tokens.append(self.metadata["authorization"])
-        self.started.set()
-        answer = self.script.pop(0)
-        if isinstance(answer, Failure):
-            code = CODES[rich_status(answer, "request_1").code]
-            await context.abort(code, answer.message, trailers(answer))
-        if answer == "hang":
-            await asyncio.Event().wait()
-        context.set_trailing_metadata((("x-request-id", "request_1"),))
-        return answer
-
-    CancelTask = SubmitTask = GetTask = ListTasks = CreateWorkspace = GetWorkspace = _answer
-    ListWorkspaces = StopWorkspace = ResumeWorkspace = ListAuditEntries = _answer
-    CancelTasks = HoldOrg = ReleaseOrg = GetHold = _answer
-
-    async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        for message in await self._answer(request, context):
-            if message == "hang":
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    self.ended.set()
-            yield message
-
-    # The client uses WatchEvents.
-    StreamEvents = WatchEvents
 
 
 @pytest.fixture
