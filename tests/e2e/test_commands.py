@@ -6,26 +6,16 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from codecs import getincrementaldecoder
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import grpc
 import httpx
 import psutil
 import pytest
 
-from evershell.client import Client, UnauthenticatedError
-from evershell.server.core.errors import UnavailableError
-from evershell.server.store.keys import PostgresKeys
 from tests.support.commands import NO_PROFILES, OVERRIDES, Run
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
-
-# The contract says 10 s: workers cache a key for 5 s, and look every 3 s at those of streams. The
-# rest is for a busy machine.
-REVOKED_SECONDS = 30.0
 
 
 def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, gate: Gate) -> None:
@@ -241,157 +231,6 @@ def test_a_task_is_submitted_and_shown_and_found_in_the_audit_log(
     assert made_id in call("workspaces").stdout
     stopped = call("workspace", "stop", made_id)
     assert (stopped.returncode, made_id in stopped.stdout) == (0, True)
-
-
-def test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream(
-    run: Run, call: Run, stack: Stack, workspace: Workspace
-) -> None:
-    made = run(
-        "keys",
-        "create",
-        "--org",
-        "org_demo",
-        "--template",
-        "submit_observe",
-        "--name",
-        "for the build",
-    )
-    assert made.returncode == 0, made.stderr
-    (secret,) = made.stdout.splitlines()
-    assert secret.startswith("sk_") and secret not in made.stderr
-    (key_id,) = re.findall(r"key_\w+", made.stderr)
-
-    assert stack.rest(secret).get(workspace.path)["id"] == workspace.id
-    for address in stack.worker_addresses():
-        assert (
-            stack.grpc(secret, address).call("CancelTask", workspace_id=workspace.id)["outcome"]
-            == "no_active_task"
-        )
-    listed = call("keys", "list", "--org", "org_demo")
-    assert listed.returncode == 0, listed.stderr
-    (line,) = (line for line in listed.stdout.splitlines() if line.startswith(key_id))
-    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+-\s+-\s+for the build", line)
-    assert "sk_" not in listed.stdout
-
-    after = workspace.log()[-1]["seq"] - 1
-    with Client(stack.ready["grpc_addr"], secret) as client:
-        messages = stack.rest(secret).events(workspace.id, after=after)
-        events = client.watch(workspace.id, after=after, timeout=30)
-        assert "event" in next(messages)
-        next(events)
-
-        revoked = call("keys", "revoke", key_id)
-
-        revoked_at = time.monotonic()
-        errors = [message["error"]["code"] for message in messages if "error" in message]
-        with pytest.raises(UnauthenticatedError):
-            list(events)
-    assert errors[-1] == "unauthenticated"
-    assert (revoked.returncode, revoked.stdout) == (0, ""), revoked.stderr
-    for address in stack.worker_addresses():
-        eventually(lambda: _refused(stack, secret, address, workspace), REVOKED_SECONDS)
-    assert time.monotonic() - revoked_at < REVOKED_SECONDS
-    assert stack.rest(secret).fails("GET", workspace.path).status == 401
-    (line,) = (
-        line
-        for line in call("keys", "list", "--org", "org_demo").stdout.splitlines()
-        if line.startswith(key_id)
-    )
-    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+\S+Z\s+-\s+for the build", line)
-    again = call("keys", "revoke", key_id)
-    assert again.returncode == 1
-    assert f"no valid key {key_id}" in again.stderr
-
-
-def _refused(stack: Stack, secret: str, address: str, workspace: Workspace) -> bool:
-    try:
-        stack.grpc(secret, address).call("GetWorkspace", workspace_id=workspace.id)
-    except grpc.RpcError as error:
-        assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED, (
-            error
-        )
-        return True
-    return False
-
-
-def test_a_key_can_create_its_organization(call: Run, stack: Stack) -> None:
-    arguments = ("keys", "create", "--org", "org_new", "--template", "full_access")
-    unknown = call(*arguments)
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "There is no organization org_new" in unknown.stderr
-    assert call("keys", "list", "--org", "org_new").returncode == 1
-    taken = call(*arguments, "--create-org", "demo")
-    assert (taken.returncode, "has the slug demo" in taken.stderr) == (1, True)
-
-    made = call(*arguments, "--create-org", "new", DATABASE_URL=stack.ready["database_url"])
-
-    assert made.returncode == 0, made.stderr
-    assert stack.rest(made.stdout.strip()).get("/v1/workspaces")["workspaces"] == []
-    assert call(*arguments, "--create-org", "new").returncode == 0
-    renamed = call(*arguments, "--create-org", "newer")
-    assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)
-
-
-def test_no_key_is_created_whose_secret_cannot_be_printed(call: Run, stack: Stack) -> None:
-    keys = ("keys", "list", "--org", "org_demo")
-    before = call(*keys).stdout
-    command = [sys.executable, "-m", "evershell.server", "keys", "create", "--org", "org_demo"]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*command, "--template", "full_access"],
-            env={**os.environ, "STATE_DIR": str(stack.state_dir), "DATABASE_URL": ""},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        "Error: Standard output cannot be written: No space left on device.\n"
-    )
-    assert call(*keys).stdout == before
-
-
-def test_a_key_that_cannot_be_stored_is_said_to_be_no_key(
-    call: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def refused(*_: object) -> None:
-        raise UnavailableError("it is read-only")
-
-    monkeypatch.setattr(PostgresKeys, "create_key", refused)
-    made = call("keys", "create", "--org", "org_demo", "--template", "full_access")
-    assert made.returncode == 1
-    assert re.search(
-        r"^The secret is not valid, unless `keys list` shows key key_\w+\.$", made.stderr, re.M
-    )
-    assert made.stderr.endswith("Error: The database does not answer: it is read-only.\n")
-
-
-def test_a_new_organization_gets_a_key_that_expires(call: Run, stack: Stack) -> None:
-    arguments = ("--org", "new", "--create-org", "fleeting", "--template", "full_access")
-    made = call("keys", "create", *arguments, "--expires-in", "6s")
-    assert made.returncode == 0, made.stderr
-    (org_id,) = re.findall(r"organization (org_\w+) ", made.stderr)
-    assert re.search(r"valid at once, until \S+Z\.", made.stderr)
-    secret = made.stdout.strip()
-    assert stack.rest(secret).get("/v1/workspaces")["workspaces"] == []
-    assert re.search(rf"^fleeting +{org_id} +1$", call("orgs", "list").stdout, re.MULTILINE)
-
-    eventually(lambda: stack.rest(secret).call("GET", "/v1/workspaces").status_code == 401, 20)
-    for address in stack.worker_addresses():
-        failed = stack.grpc(secret, address).fails("ListWorkspaces")
-        assert failed.slug == "unauthenticated" and "has expired" in failed.message
-    assert re.search(rf"^fleeting +{org_id} +0$", call("orgs", "list").stdout, re.MULTILINE)
-
-
-def test_an_organization_can_be_created_without_a_key(call: Run) -> None:
-    made = call("orgs", "create", "lone")
-    assert made.returncode == 0, made.stderr
-    assert f"lone{' ' * 28}{made.stdout.strip()}" in call("orgs", "list").stdout
-    again = call("orgs", "create", "lone")
-    assert (again.returncode, "has the slug lone" in again.stderr) == (1, True)
-    invalid = call("orgs", "create", "Lone_")
-    assert (invalid.returncode, "SLUG must be" in invalid.stderr) == (2, True)
 
 
 def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:

@@ -77,7 +77,7 @@ _WRITTEN = {
     },
     "API key": {
         "an unknown key": KEYS + "test_an_unknown_key_is_refused_and_looked_up_once",
-        "replay of a revoked key": "e2e/test_commands.py::"
+        "replay of a revoked key": "e2e/test_key_commands.py::"
         "test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream",
         "a stream that outlives its key": "api/test_stream_credentials.py::"
         "test_a_key_that_is_revoked_ends_its_streams_in_band",
