@@ -47,6 +47,8 @@ EVERY_METHOD = "api/test_access.py::test_every_method_is_called_by_every_kind_of
 RUNTIME = "core/test_runtime.py::"
 TOOLS = "exhaustive/e2e/test_attacks_of_tools.py::"
 RECORDS = "fleet/test_forged_records.py::"
+TEXTS = "api/test_injection.py::"
+STORED = "contracts/test_store_texts.py::"
 
 _WRITTEN = {
     "session token": {
@@ -262,41 +264,21 @@ _TABLES = (
         [*BODIES, *MESSAGES],
         CALLERS + "test_bytes_that_are_no_request_are_refused",
     ),
-    (
-        "the service of agents",
-        AGENT_METHODS,
-        CALLERS + "test_the_service_of_agents_is_not_public",
-    ),
-    (
-        "injection through a text",
-        INJECTIONS,
-        "api/test_injection.py::test_a_text_comes_back_as_it_was_sent",
-    ),
+    ("the service of agents", AGENT_METHODS, CALLERS + "test_the_service_of_agents_is_not_public"),
+    ("injection through a text", INJECTIONS, TEXTS + "test_a_text_comes_back_as_it_was_sent"),
     (
         "injection through an id",
         INJECTIONS,
-        "api/test_injection.py::test_a_text_in_place_of_an_id_is_refused_and_repeated_nowhere",
+        TEXTS + "test_a_text_in_place_of_an_id_is_refused_and_repeated_nowhere",
     ),
     (
         "injection through a filter",
         INJECTIONS,
-        "api/test_injection.py::test_a_text_in_a_filter_matches_only_itself",
+        TEXTS + "test_a_text_in_a_filter_matches_only_itself",
     ),
-    (
-        "injection through a header",
-        PRINTABLE,
-        "api/test_injection.py::test_a_text_in_a_header_is_one_value",
-    ),
-    (
-        "injection into the database",
-        INJECTIONS,
-        "contracts/test_store_texts.py::test_every_text_is_stored_as_it_is",
-    ),
-    (
-        "injection into a query",
-        INJECTIONS,
-        "contracts/test_store_texts.py::test_a_text_finds_only_what_is_called_so",
-    ),
+    ("injection through a header", PRINTABLE, TEXTS + "test_a_text_in_a_header_is_one_value"),
+    ("injection into the database", INJECTIONS, STORED + "test_every_text_is_stored_as_it_is"),
+    ("injection into a query", INJECTIONS, STORED + "test_a_text_finds_only_what_is_called_so"),
     (
         "tool in a sandbox",
         [attack.name for attack in ATTACKS],
