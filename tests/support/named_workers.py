@@ -19,10 +19,12 @@ from tests.support.stack import ROOT, Stack
 from tests.support.waiting import eventually
 
 NAME = "workers.evershell.test"
+# A busy machine takes long to start a worker.
+START_SECONDS = 40.0
 # terminationGracePeriodSeconds of the workers, without the pause of preStop.
 END_SECONDS = 15.0
 # Until the edge has asked for the addresses, and for the health of a new one.
-FOUND_SECONDS = 20.0
+FOUND_SECONDS = 40.0
 
 
 class NamedWorkers:
@@ -84,7 +86,7 @@ class NamedWorkers:
             METRICS_HOST=address,
             METRICS_PORT=str(self._metrics_port),
         )
-        eventually(lambda: self._health(address) == "SERVING")
+        eventually(lambda: self._health(address) == "SERVING", START_SECONDS)
         return address
 
     def add(self, address: str) -> None:
