@@ -31,11 +31,12 @@ def parse_filter(
 
 
 def _add(fields: dict[str, Any], name: str, value: str) -> None:
+    key = name.removeprefix(_METADATA)
     if name == "workspace":
         fields["workspace_ids"] += (value,)
-    elif name.startswith(_METADATA):
-        fields["metadata"][name.removeprefix(_METADATA)] = value
-    elif name == "submitted-before":
+    elif name.startswith(_METADATA) and key not in fields["metadata"]:
+        fields["metadata"][key] = value
+    elif name == "submitted-before" and "submitted_before" not in fields:
         try:
             fields["submitted_before"] = datetime.fromisoformat(value)
         except ValueError:
@@ -45,5 +46,6 @@ def _add(fields: dict[str, Any], name: str, value: str) -> None:
     elif name in _FIELDS and _FIELDS[name] not in fields:
         fields[_FIELDS[name]] = value
     else:
-        problem = "was given twice" if name in _FIELDS else "cannot be filtered by"
+        is_known = name in (*_FIELDS, "submitted-before") or name.startswith(_METADATA)
+        problem = "was given twice" if is_known else "cannot be filtered by"
         raise click.BadParameter(f"{name!r} {problem}.")

@@ -13,6 +13,7 @@ from evershell.cli.progress import following, shown_progress
 from evershell.cli.service import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import (
+    CallError,
     DeadlineExceededError,
     Event,
     EventType,
@@ -62,10 +63,21 @@ _COLORS = {
 @service_options
 def watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
     """Prints one line for each event; with --json, one JSON object on each line."""
+    try:
+        if task is not None:
+            # The stream of a task that does not exist would never end.
+            call.client.get_task(workspace, task)
+        _watch(call, workspace, task, after, wait)
+    except CallError as error:
+        if not call.as_json:
+            raise
+        # On one line, like the events.
+        show.json_line(error.to_dict())
+        sys.exit(show.code_of_error(error))
+
+
+def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
     last: Event | None = None
-    if task is not None:
-        # The stream of a task that does not exist would never end.
-        call.client.get_task(workspace, task)
     try:
         with (
             closing(

@@ -24,6 +24,7 @@ from evershell.client import (
     ToolCall,
     ToolResult,
     ToolStatus,
+    UnavailableError,
     Workspace,
     WorkspaceProvisioned,
     WorkspaceStatus,
@@ -269,6 +270,16 @@ def test_the_end_of_a_watched_task_is_the_exit_code(monkeypatch: pytest.MonkeyPa
     # Its stream would never end.
     unknown = FakeClient(get_task=[error_of(TaskNotFoundError)])
     assert run(monkeypatch, unknown, *arguments).exit_code == 5
+
+
+def test_each_line_of_a_watch_is_json_also_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (error_of(UnavailableError), error_of(DeadlineExceededError)):
+        fake = FakeClient(watch=[Watched(EVENTS[:2], error)])
+        result = run(monkeypatch, fake, "watch", "ws_1", "--json")
+        assert (result.exit_code, result.stderr) == (6, "")
+        *events, last = (json.loads(line) for line in result.stdout.splitlines())
+        assert [event["seq"] for event in events] == ["1", "2"]
+        assert last["error"]["code"] == error.slug
 
 
 def test_a_watch_that_is_interrupted_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,8 @@ def test_filters_select_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cancel", "--all", "--filter", "workspace"),
         ("cancel", "--all", "--filter", "team=a"),
         ("cancel", "--all", "--filter", "created-by=a", "--filter", "created-by=b"),
+        ("cancel", "--all", "--filter", "metadata.a=1", "--filter", "metadata.a=2"),
+        ("cancel", "--all", *2 * ("--filter", "submitted-before=2026-01-02")),
         ("cancel", "--all", "--filter", "submitted-before=yesterday"),
         ("cancel", "--all", "--json"),
     ],
