@@ -1,0 +1,50 @@
+"""Removes the sandboxes of pods that have ended, as the kubelet does since Kubernetes 1.21.
+
+    pod_sandboxes.py SOCKET
+
+Before, the kubelet removed them once a minute, and a deleted pod was gone only then. A sandbox that
+has ended is removed when the kubelet has removed its containers, whose ends it then knows. SOCKET
+is that of containerd. The program ends with its parent.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+_POLL_SECONDS = 0.5
+# The time limit of a call.
+_CALL_SECONDS = 10.0
+
+messages, services = grpc.protos_and_services("pod_sandboxes.proto")
+
+
+def main(socket: str) -> None:
+    """Runs until the parent of this process has ended."""
+    parent = os.getppid()
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        runtime = services.RuntimeServiceStub(channel)
+        while os.getppid() == parent:
+            # containerd may be busy. The kubelet may have removed the same one.
+            with suppress(grpc.RpcError):
+                _remove_ended(runtime)
+            time.sleep(_POLL_SECONDS)
+
+
+def _remove_ended(runtime: Any) -> None:
+    """Removes the sandboxes that have ended and have no containers. Raises grpc.RpcError."""
+    sandboxes = runtime.ListPodSandbox(messages.ListPodSandboxRequest(), timeout=_CALL_SECONDS)
+    ended = {each.id for each in sandboxes.items if each.state == messages.SANDBOX_NOTREADY}
+    if not ended:
+        return
+    found = runtime.ListContainers(messages.ListContainersRequest(), timeout=_CALL_SECONDS)
+    for sandbox in ended - {each.pod_sandbox_id for each in found.containers}:
+        request = messages.RemovePodSandboxRequest(pod_sandbox_id=sandbox)
+        runtime.RemovePodSandbox(request, timeout=_CALL_SECONDS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
