@@ -54,10 +54,13 @@ start kube-controller-manager --controllers=serviceaccount-token --kubeconfig "$
   --root-ca-file "$state/ca.crt" --service-account-private-key-file "$state/sa.key" --port 0 --secure-port 0
 
 touch "$state/names"
-start dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --user=root --listen-address="$address" \
-  --bind-interfaces --no-resolv --no-hosts --addn-hosts="$state/names" --local=/cluster.local/
+start dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file="$state/dnsmasq.pid" --user=root \
+  --listen-address="$address" --bind-interfaces --no-resolv --no-hosts --addn-hosts="$state/names" \
+  --local=/cluster.local/
+# Before it handles signals, SIGHUP would end it.
+limited "dnsmasq does not serve." test -s "$state/dnsmasq.pid"
 python=$here/../.venv/bin/python
-start "$python" "$here/cluster_names.py" "$state/names" $! $cache_seconds
+start "$python" "$here/cluster_names.py" "$state/names" "$(<"$state/dnsmasq.pid")" $cache_seconds
 start "$python" "$here/pod_sandboxes.py" /run/containerd/containerd.sock
 
 # The kubelet again, with the name server, and where the API server reaches it.

@@ -1,6 +1,7 @@
 """A service under test, wherever it runs, and what tests do with it."""
 
-from typing import Any
+import time
+from typing import Any, ClassVar
 
 import psycopg
 
@@ -51,6 +52,8 @@ class Service:
 class ServiceWorkspace:
     """A workspace that one test creates."""
 
+    # How long it waits for an event or a state.
+    limit_seconds: ClassVar[float] = 15.0
     # The credential with which it is called.
     _token = "full_access"
 
@@ -84,10 +87,14 @@ class ServiceWorkspace:
     def await_event(self, type_: str, task_id: str = "", after: int = 0) -> dict[str, Any]:
         """Follows the log until this event, and returns it.
 
-        Fails at the first heartbeat, which the stream sends after 15 s without an event.
+        Fails at the first heartbeat after the limit. The stream sends one after 15 s without an
+        event.
         """
+        deadline = time.monotonic() + self.limit_seconds
         for message in self.rest.events(self.id, after):
             if "event" not in message:
+                if time.monotonic() < deadline:
+                    continue
                 break
             event: dict[str, Any] = message["event"]
             if event["type"] == type_ and (not task_id or event["task_id"] == task_id):
@@ -101,10 +108,10 @@ class ServiceWorkspace:
 
     def await_phase(self, task_id: str, phase: str) -> None:
         """Waits until the task is in this phase of its iteration."""
-        eventually(lambda: self.task(task_id)["phase"] == phase)
+        eventually(lambda: self.task(task_id)["phase"] == phase, self.limit_seconds)
 
     def await_status(self, status: str) -> dict[str, Any]:
-        eventually(lambda: self.get()["status"] == status)
+        eventually(lambda: self.get()["status"] == status, self.limit_seconds)
         return self.get()
 
     def log(self) -> list[dict[str, Any]]:

@@ -38,6 +38,8 @@ class Stack(Service):
     makes_cluster: bool = False
     # A command that runs `up` as its arguments. May be set before the start.
     runner: Sequence[str] = ()
+    # How long a stop may take. May be set before it.
+    stop_seconds: float = STOP_SECONDS
 
     def __init__(self, state_dir: Path, **environment: str) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class Stack(Service):
         assert self._process is not None
         self.close_callers()
         self._process.send_signal(number)
-        code = self._process.wait(STOP_SECONDS)
+        code = self._process.wait(self.stop_seconds)
         secrets.search(self.ready, self.state_dir)
         return code
 

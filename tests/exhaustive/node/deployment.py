@@ -1,16 +1,16 @@
 """The overlay `local` of deploy/ on a cluster, applied as deploy/README.md says."""
 
 import json
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from evershell.server.auth.signing_keys import new_key
 from tests.exhaustive.deploy import tools
-from tests.support.ports import free_ports
 from tests.support.service import Service
 
 NAMESPACE = "evershell"
@@ -18,6 +18,7 @@ NAMESPACE = "evershell"
 _GRPC_PROBES = (1, 24)
 _OLD = Path(__file__).parent / "overlay"
 _READY = "--timeout=200s"
+_WORKERS = 2
 _DATABASE_PASSWORD = "evershell"
 
 
@@ -37,6 +38,7 @@ class Deployment(Service):
         try:
             _create_keys(folder)
             kubectl("apply", "-k", str(_overlay()))
+            kubectl("scale", "deployment/workers", f"--replicas={_WORKERS}")
             _await_ready()
             with ExitStack() as forwarded:
                 running = cls()
@@ -49,8 +51,8 @@ class Deployment(Service):
             _delete()
 
     def _open(self, forwarded: ExitStack) -> None:
-        rest, grpc = forwarded.enter_context(_forwarded("edge", 8080, 8081))
-        (database,) = forwarded.enter_context(_forwarded("database", 5432))
+        rest, grpc = forwarded.enter_context(forwarded_ports("service/edge", 8080, 8081))
+        (database,) = forwarded.enter_context(forwarded_ports("service/database", 5432))
         address = f"{NAMESPACE}:{_DATABASE_PASSWORD}@127.0.0.1:{database}"
         self.ready = {
             "rest_url": f"http://127.0.0.1:{rest}",
@@ -59,46 +61,37 @@ class Deployment(Service):
             "demo": {"tokens": {"full_access": _create_api_key()}},
         }
 
-    def scale(self, name: str, replicas: int) -> None:
-        """Changes the number of pods of a program."""
-        kubectl("scale", f"deployment/{name}", f"--replicas={replicas}")
-        kubectl("rollout", "status", f"deployment/{name}", _READY)
-
-    @contextmanager
-    def environment(self, name: str, **variables: str) -> Iterator[None]:
-        """Changes the environment of a program inside the block."""
-        changed = [f"{key}={value}" for key, value in variables.items()]
-        self._replace("set", "env", f"deployment/{name}", *changed, names=[name])
-        try:
-            yield
-        finally:
-            removed = [f"{key}-" for key in variables]
-            self._replace("set", "env", f"deployment/{name}", *removed, names=[name])
-
     def restart(self, *names: str) -> None:
-        """Replaces all pods of these programs."""
-        deployments = [f"deployment/{name}" for name in names]
-        self._replace("rollout", "restart", *deployments, names=names)
-
-    def _replace(self, *command: str, names: Sequence[str]) -> None:
-        """Runs kubectl, and waits until these programs have new pods alone."""
+        """Replaces all pods of these programs. Returns when the old ones are gone."""
         selector = f"app.kubernetes.io/name in ({','.join(names)})"
         old = kubectl("get", "pods", "--selector", selector, "-o", "name").split()
-        kubectl(*command)
-        for name in names:
-            kubectl("rollout", "status", f"deployment/{name}", _READY)
+        kubectl("rollout", "restart", *_deployments(names))
+        _await_rollout(names)
         kubectl("wait", "--for=delete", *old, _READY)
 
-    def pods(self, workspace_id: str) -> list[dict[str, Any]]:
-        """The pods of the workspace."""
-        label = f"evershell.ai/workspace={workspace_id}"
-        return list(json.loads(kubectl("get", "pods", "-l", label, "-o", "json"))["items"])
+    @contextmanager
+    def own_edge(self) -> Iterator[str]:
+        """A ready pod like those of the edge, for one test. Yields its name for kubectl."""
+        edge = json.loads(kubectl("get", "deployment/edge", "-o", "json"))
+        template = edge["spec"]["template"]
+        copy = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "own-edge", "labels": template["metadata"]["labels"]},
+            "spec": template["spec"],
+        }
+        kubectl("create", "-f", "-", given=json.dumps(copy))
+        try:
+            kubectl("wait", "--for=condition=Ready", "pod/own-edge", _READY)
+            yield "pod/own-edge"
+        finally:
+            kubectl("delete", "pod/own-edge", "--grace-period=1", "--wait=false")
 
 
 def _delete() -> None:
     """Deletes the namespace, without the pauses in which programs wait for their callers."""
     kubectl("delete", "deployments,replicasets,jobs", "--all", "--cascade=orphan")
-    kubectl("delete", "pods", "--all", "--grace-period=1", _READY)
+    kubectl("delete", "pods", "--all", "--grace-period=1", "--wait=false")
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
@@ -111,14 +104,22 @@ def _overlay() -> Path:
 def _await_ready() -> None:
     try:
         kubectl("wait", "--for=condition=complete", "job/migrate", _READY)
-        for name in ("database", "workers", "controller", "edge"):
-            kubectl("rollout", "status", f"deployment/{name}", _READY)
+        _await_rollout(("database", "workers", "controller", "edge"))
     except AssertionError as error:
         error.add_note(kubectl("get", "pods", "-o", "wide"))
         error.add_note(
             kubectl("logs", "--selector", "app.kubernetes.io/name", "--prefix", "--ignore-errors")
         )
         raise
+
+
+def _await_rollout(names: Sequence[str]) -> None:
+    for deployment in _deployments(names):
+        kubectl("rollout", "status", deployment, _READY)
+
+
+def _deployments(names: Sequence[str]) -> list[str]:
+    return [f"deployment/{name}" for name in names]
 
 
 def _create_keys(folder: Path) -> None:
@@ -135,16 +136,21 @@ def _create_api_key() -> str:
 
 
 @contextmanager
-def _forwarded(service: str, *ports: int) -> Iterator[list[int]]:
-    """Local ports that lead to those of the Service."""
-    local = free_ports(len(ports))
-    pairs = [f"{here}:{there}" for here, there in zip(local, ports, strict=True)]
-    command = tools.kubectl_command("-n", NAMESPACE, "port-forward", f"service/{service}", *pairs)
+def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
+    """Local ports that lead to those of a Service or a pod. kubectl chooses free ones."""
+    arguments = ("--address=127.0.0.1", target, *(f":{port}" for port in ports))
+    command = tools.kubectl_command("-n", NAMESPACE, "port-forward", *arguments)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        for _ in pairs:
-            assert "Forwarding from" in process.stdout.readline()
+        local = []
+        for _ in ports:
+            line = process.stdout.readline()
+            found = re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> \d+\n", line)
+            assert found is not None, line
+            local.append(int(found[1]))
+        # It prints a line for each connection, and would wait for a reader of a full pipe.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
         yield local
     finally:
         process.terminate()

@@ -10,33 +10,35 @@ from evershell.workspace.v1.workspace_service_pb2 import ListWorkspacesRequest
 from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
 from evershell.server.pod.tls import CONTROL_PLANE
-from tests.exhaustive.node.conftest import delete_from_outside, pod, pods
-from tests.support.stack import Stack, Workspace
-from tests.support.waiting import eventually
+from tests.exhaustive.deploy.tools import kubectl
+from tests.exhaustive.node.pods import GATE, await_no_pods, open_gate, pod, running_pod
+from tests.exhaustive.node.stacks import NodeWorkspace
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
-def workspace(stack: Stack) -> Workspace:
-    return Workspace(stack)
+def workspace(stack: Stack) -> NodeWorkspace:
+    return NodeWorkspace(stack)
 
 
 def test_a_cancelled_task_finishes_its_iteration_and_the_pod_takes_the_next(
-    workspace: Workspace,
+    workspace: NodeWorkspace,
 ) -> None:
-    before = pod(workspace.id)["metadata"]["uid"]
-    cancelled = workspace.submit("sleep 2; echo finished", "echo never")
+    before = pod(workspace)["metadata"]["uid"]
+    cancelled = workspace.submit(f"{GATE}; echo finished", "echo never")
     workspace.await_phase(cancelled, "tool_call")
     assert workspace.cancel(reason="enough")["outcome"] == "accepted"
+    open_gate(workspace)
     end = workspace.await_end(cancelled)
     assert (end["status"], end["iterations"]) == ("cancelled", 1)
     following = workspace.submit("echo $((6 * 7)) > kept; cat kept")
     assert workspace.await_end(following)["status"] == "completed"
-    assert pod(workspace.id)["metadata"]["uid"] == before
+    assert pod(workspace)["metadata"]["uid"] == before
 
 
-def test_a_forced_cancellation_interrupts_the_tool(workspace: Workspace) -> None:
+def test_a_forced_cancellation_interrupts_the_tool(workspace: NodeWorkspace) -> None:
     task_id = workspace.submit("sleep 600")
     workspace.await_phase(task_id, "tool_call")
     workspace.cancel(force_after="0.5s")
@@ -44,7 +46,7 @@ def test_a_forced_cancellation_interrupts_the_tool(workspace: Workspace) -> None
     assert (end["status"], end["forced"]) == ("cancelled", True)
 
 
-def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: Workspace) -> None:
+def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: NodeWorkspace) -> None:
     """The bootstrap token is in a file; it is spent. The agent's own memory and environment are
     closed to processes of its user.
     """
@@ -70,7 +72,7 @@ def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: Worksp
             RuntimeServiceStub(channel).Bootstrap(BootstrapRequest(), metadata=bearer, timeout=5)
 
 
-def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: Workspace) -> None:
+def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: NodeWorkspace) -> None:
     """It has the certificate of its agent and the key of a caller, and tries to bypass the edge."""
     task_id = workspace.submit("cat /run/evershell/spec.json")
     workspace.await_end(task_id)
@@ -100,16 +102,16 @@ def runtime_channel(stack: Stack, spec: dict[str, str]) -> grpc.Channel:
 
 
 def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
-    stack: Stack, workspace: Workspace
+    stack: Stack, workspace: NodeWorkspace
 ) -> None:
     written = workspace.submit("echo kept > file; (setsid sleep 900 &)")
     workspace.await_end(written)
     stack.rest().call("POST", f"{workspace.path}/stop")
-    eventually(lambda: workspace.get()["status"] == "stopped", 60)
-    eventually(lambda: pods(workspace.id) == [], 60)
+    workspace.await_status("stopped")
+    await_no_pods(workspace)
     stack.rest().call("POST", f"{workspace.path}/resume")
-    eventually(lambda: workspace.get()["status"] == "idle", 60)
-    assert pod(workspace.id)["metadata"]["name"].endswith("-2")
+    workspace.await_status("idle")
+    assert pod(workspace)["metadata"]["name"].endswith("-2")
     read = workspace.submit("cat file")
     assert workspace.await_end(read)["status"] == "completed"
     (output,) = [
@@ -122,19 +124,17 @@ def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_pod_that_others_delete_reports_how_its_task_ended(
-    workspace: Workspace, is_cancelled: bool
+    workspace: NodeWorkspace, is_cancelled: bool
 ) -> None:
     task_id = workspace.submit("sleep 600")
     workspace.await_phase(task_id, "tool_call")
     if is_cancelled:
         workspace.cancel()
-    delete_from_outside(pod(workspace.id)["metadata"]["name"])
-    # The kubelet takes seconds to report the end, or many if its first report fails.
-    eventually(lambda: workspace.task(task_id)["status"] in ("cancelled", "failed"), 120)
+    # As a drain does.
+    kubectl("delete", "pod", running_pod(workspace)["metadata"]["name"], "--wait=false")
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")
     assert end["work_stopped"] == "yes"
-    eventually(lambda: workspace.get()["status"] == "failed", 60)
-    failed = workspace.get()
+    failed = workspace.await_status("failed")
     assert "its pod" in failed["status_reason"], failed
-    eventually(lambda: pods(workspace.id) == [], 60)
+    await_no_pods(workspace)
