@@ -7,7 +7,7 @@ run() { .venv/bin/python -m pytest --durations=10 "$@"; }
 output=$(mktemp)
 run "$manifests" "$@" >"$output" 2>&1 &
 beside=$!
-trap 'kill "$beside" 2>/dev/null; rm -f "$output"' EXIT
+trap 'kill "$beside" 2>/dev/null || true; rm -f "$output"' EXIT
 code=0
 run "$tests" --ignore="$manifests" --ignore="$silent" "$@" || code=$?
 wait "$beside" || code=$?
