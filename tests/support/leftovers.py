@@ -27,8 +27,8 @@ _SHARED_FILES = (
     (Path("/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
     (Path("/var/tmp"), re.compile(r"evershell-\d+-.*")),  # noqa: S108
 )
-# A process needs a moment to exit after its signal.
-_SETTLE_SECONDS = 10.0
+# How long processes may take to exit after their signal, in seconds.
+_OPTION, _SETTLE_SECONDS = "settle_seconds", "10"
 
 
 class Leftovers:
@@ -45,10 +45,10 @@ class Leftovers:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
-    def found(self, pytest_folder: Path) -> list[str]:
+    def found(self, pytest_folder: Path, settle_seconds: float) -> list[str]:
         """Waits until nothing is left, or the time is up. Returns what is left then."""
         try:
-            eventually(lambda: not list(self._leftovers(pytest_folder)), _SETTLE_SECONDS)
+            eventually(lambda: not list(self._leftovers(pytest_folder)), settle_seconds)
         except TimeoutError:
             return list(self._leftovers(pytest_folder))
         return []
@@ -125,6 +125,10 @@ _key = pytest.StashKey[Leftovers]()
 _found_key = pytest.StashKey[list[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(_OPTION, "how long processes may take to exit", default=_SETTLE_SECONDS)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_key] = Leftovers()
@@ -136,7 +140,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     leftovers = session.config.stash[_key]
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.getbasetemp() if factory._basetemp is not None else leftovers.folder
-    found = leftovers.found(folder)
+    found = leftovers.found(folder, float(session.config.getini(_OPTION)))
     if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder and folder.exists():
         found.append(str(folder))
     session.config.stash[_found_key] = found
