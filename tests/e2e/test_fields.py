@@ -118,100 +118,17 @@ def pages(
 
 def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
     workspace = Workspace(stack, "owner")
-    gate, rest, path = Gate(workspace), workspace.rest, workspace.path
-
-    created = seen.note(
-        REPLIES["CreateWorkspace"], rest.post("/v1/workspaces", {"name": "named"}, status=201)
-    )
-    assert (created["name"], created["created_by_user_id"], created["epoch"]) == (
-        "named",
-        "user_owner",
-        "1",
-    )
-    assert (created["current_task_id"], created["status_reason"]) == ("", "")
-    by_key = seen.note(
-        REPLIES["CreateWorkspace"], stack.rest().post("/v1/workspaces", {}, status=201)
-    )
-    assert (by_key["created_by_user_id"], by_key["name"]) == ("", "")
-
-    idle = seen.note(REPLIES["CancelTask"], workspace.cancel())
-    assert (idle["outcome"], idle["task_id"], idle["requested_by"], idle["reason"]) == (
-        "no_active_task",
-        "",
-        "",
-        "",
-    )
-    assert not {"task", "requested_at"} & set(idle)
-
-    order = {
-        "description": f"echo hi\n{gate.command}\ntrue",
-        "metadata": {"ticket": "42"},
-        "max_iterations": 7,
-        "limits": {"max_duration": "600s", "max_total_tokens": "1000", "force_after": "1.500s"},
-    }
-    submitted = seen.note(REPLIES["SubmitTask"], rest.post(f"{path}/tasks", order))
-    task_id = submitted["task_id"]
-    assert submitted["workspace_id"] == workspace.id
-    workspace.await_event("iteration_completed", task_id)
-    workspace.await_phase(task_id, "tool_call")
-    running = seen.note(REPLIES["GetTask"], workspace.task(task_id))
-    assert {name: running[name] for name in order} == order
-    assert (running["status"], running["forced"], running["iterations"]) == ("running", False, 1)
-    assert running["started_at"] and not {"completed_at", "cancel_requested_at"} & set(running)
-    assert (running["cancel_requested_by"], running["cancel_reason"], running["reason"]) == (
-        "",
-        "",
-        "",
-    )
-    busy = seen.note(REPLIES["GetWorkspace"], workspace.get())
-    assert (busy["status"], busy["current_task_id"]) == ("busy", task_id)
-    accepted = seen.note(
-        REPLIES["CancelTask"], workspace.cancel(reason="enough", force_after="600s")
-    )
-    assert (accepted["outcome"], accepted["reason"], accepted["requested_by"]) == (
-        "accepted",
-        "enough",
-        "user_owner",
-    )
-    assert (
-        accepted["requested_at"]
-        == accepted["task"]["cancel_requested_at"]
-        < accepted["task"]["cancel_force_at"]
-    )
-    batch = rest.post("/v1/tasks/cancel", {"filter": {"metadata": {"ticket": "42"}}})
-    (result,) = seen.note(REPLIES["CancelTasks"], batch)["results"]
-    assert (result["task_id"], result["outcome"]) == (task_id, "already_requested")
-    gate.open()
-    workspace.await_end(task_id)
-    ended = seen.note(REPLIES["GetTask"], workspace.task(task_id))
-    assert ended["status"] == "cancelled" and ended["completed_at"]
-    assert (ended["usage"]["model_calls"], ended["usage"]["tool_calls"]) == ("2", "2")
-
-    refused = rest.call("GET", f"{path}/tasks/task_unknown").json()["error"]
+    check_creation(stack, seen)
+    task_id = check_task(workspace, seen)
+    refused = workspace.rest.call("GET", f"{workspace.path}/tasks/task_unknown").json()["error"]
     seen.note(error_pb2.Error.DESCRIPTOR, refused)
-
-    other = stack.rest("other_org")
-    held = other.post("/v1/hold", {"reason": "stop", "cancel_running": True}, status=200)
-    seen.note(REPLIES["HoldOrg"], held)
-    assert seen.note(REPLIES["GetHold"], other.get("/v1/hold")) == held["hold"]
-    released = seen.note(REPLIES["ReleaseOrg"], other.post("/v1/hold/release", status=200))
-    assert "held_since" not in released
-
-    stopping = seen.note(REPLIES["StopWorkspace"], rest.post(f"{path}/stop"))
-    assert stopping["status"] == "stopping"
-    workspace.await_status("stopped")
-    resumed = seen.note(REPLIES["ResumeWorkspace"], rest.post(f"{path}/resume"))
-    assert (resumed["status"], resumed["epoch"]) == ("provisioning", "2")
-    workspace.await_event("workspace_resumed")
-    stack.kill(stack.agent_pid(workspace.id))
-    assert workspace.await_status("failed")["status_reason"]
-
+    check_hold(stack, seen)
+    check_life_cycle(workspace, seen)
     check_events(workspace, seen)
-    (tasks,) = pages(stack, seen, "ListTasks", f"{path}/tasks", "tasks", 5)
+    (tasks,) = pages(stack, seen, "ListTasks", f"{workspace.path}/tasks", "tasks", 5)
     assert tasks == [workspace.task(task_id)]
     list(pages(stack, seen, "ListWorkspaces", "/v1/workspaces", "workspaces", 50))
-
-    (audit,) = pages(stack, seen, "ListAuditEntries", f"{path}/audit", "entries", 50)
+    (audit,) = pages(stack, seen, "ListAuditEntries", f"{workspace.path}/audit", "entries", 50)
     assert (audit[0]["rpc"], audit[-1]["rpc"]) == ("ResumeWorkspace", "CreateWorkspace")
 
     assert seen.missing() == ELSEWHERE
@@ -221,6 +138,89 @@ def test_every_field_of_every_message_appears(stack: Stack, seen: Seen) -> None:
         "cancel_requested_at",
     }
     assert seen.absent[workspace_pb2.Workspace.DESCRIPTOR.full_name] == set()
+
+
+def check_creation(stack: Stack, seen: Seen) -> None:
+    """Checks a workspace that a user creates, and one that an API key creates."""
+    by_user = seen.note(
+        REPLIES["CreateWorkspace"],
+        stack.rest("owner").post("/v1/workspaces", {"name": "named"}, status=201),
+    )
+    assert (by_user["name"], by_user["created_by_user_id"]) == ("named", "user_owner")
+    assert (by_user["epoch"], by_user["current_task_id"], by_user["status_reason"]) == ("1", "", "")
+    by_key = seen.note(
+        REPLIES["CreateWorkspace"], stack.rest().post("/v1/workspaces", {}, status=201)
+    )
+    assert (by_key["created_by_user_id"], by_key["name"]) == ("", "")
+
+
+def check_task(workspace: Workspace, seen: Seen) -> str:
+    """Checks a task that is cancelled while it runs. Returns its id."""
+    gate, rest = Gate(workspace), workspace.rest
+    idle = seen.note(REPLIES["CancelTask"], workspace.cancel())
+    assert (idle["outcome"], idle["task_id"]) == ("no_active_task", "")
+    assert (idle["requested_by"], idle["reason"]) == ("", "")
+    assert not {"task", "requested_at"} & set(idle)
+
+    order = {
+        "description": f"echo hi\n{gate.command}\ntrue",
+        "metadata": {"ticket": "42"},
+        "max_iterations": 7,
+        "limits": {"max_duration": "600s", "max_total_tokens": "1000", "force_after": "1.500s"},
+    }
+    submitted = seen.note(REPLIES["SubmitTask"], rest.post(f"{workspace.path}/tasks", order))
+    task_id = str(submitted["task_id"])
+    assert submitted["workspace_id"] == workspace.id
+    workspace.await_event("iteration_completed", task_id)
+    workspace.await_phase(task_id, "tool_call")
+    running = seen.note(REPLIES["GetTask"], workspace.task(task_id))
+    assert {name: running[name] for name in order} == order
+    assert (running["status"], running["forced"], running["iterations"]) == ("running", False, 1)
+    assert running["started_at"] and not {"completed_at", "cancel_requested_at"} & set(running)
+    not_cancelled = ("cancel_requested_by", "cancel_reason", "reason")
+    assert [running[name] for name in not_cancelled] == ["", "", ""]
+    busy = seen.note(REPLIES["GetWorkspace"], workspace.get())
+    assert (busy["status"], busy["current_task_id"]) == ("busy", task_id)
+
+    accepted = seen.note(
+        REPLIES["CancelTask"], workspace.cancel(reason="enough", force_after="600s")
+    )
+    assert (accepted["outcome"], accepted["reason"]) == ("accepted", "enough")
+    assert accepted["requested_by"] == "user_owner"
+    task = accepted["task"]
+    assert accepted["requested_at"] == task["cancel_requested_at"] < task["cancel_force_at"]
+    batch = rest.post("/v1/tasks/cancel", {"filter": {"metadata": {"ticket": "42"}}})
+    (result,) = seen.note(REPLIES["CancelTasks"], batch)["results"]
+    assert (result["task_id"], result["outcome"]) == (task_id, "already_requested")
+    gate.open()
+    workspace.await_end(task_id)
+    ended = seen.note(REPLIES["GetTask"], workspace.task(task_id))
+    assert ended["status"] == "cancelled" and ended["completed_at"]
+    assert (ended["usage"]["model_calls"], ended["usage"]["tool_calls"]) == ("2", "2")
+    return task_id
+
+
+def check_hold(stack: Stack, seen: Seen) -> None:
+    """Checks a hold of another organization, and its release."""
+    other = stack.rest("other_org")
+    held = other.post("/v1/hold", {"reason": "stop", "cancel_running": True}, status=200)
+    seen.note(REPLIES["HoldOrg"], held)
+    assert seen.note(REPLIES["GetHold"], other.get("/v1/hold")) == held["hold"]
+    released = seen.note(REPLIES["ReleaseOrg"], other.post("/v1/hold/release", status=200))
+    assert "held_since" not in released
+
+
+def check_life_cycle(workspace: Workspace, seen: Seen) -> None:
+    """Checks a workspace that is stopped, is resumed, and loses its agent."""
+    rest, path = workspace.rest, workspace.path
+    stopping = seen.note(REPLIES["StopWorkspace"], rest.post(f"{path}/stop"))
+    assert stopping["status"] == "stopping"
+    workspace.await_status("stopped")
+    resumed = seen.note(REPLIES["ResumeWorkspace"], rest.post(f"{path}/resume"))
+    assert (resumed["status"], resumed["epoch"]) == ("provisioning", "2")
+    workspace.await_event("workspace_resumed")
+    workspace.stack.kill(workspace.stack.agent_pid(workspace.id))
+    assert workspace.await_status("failed")["status_reason"]
 
 
 def check_events(workspace: Workspace, seen: Seen) -> None:

@@ -114,6 +114,13 @@ class ServiceWorkspace:
         eventually(lambda: self.get()["status"] == status, self.limit_seconds)
         return self.get()
 
+    def replace_agent(self, reason: str) -> None:
+        """Stops the workspace and resumes it, with an agent of the next epoch."""
+        self.rest.post(f"{self.path}/stop", {"reason": reason})
+        self.await_status("stopped")
+        self.rest.post(f"{self.path}/resume", {})
+        self.await_status("idle")
+
     def log(self) -> list[dict[str, Any]]:
         """Reads the whole log from the database."""
         with self.service.database() as connection:

@@ -38,7 +38,7 @@ class Canceller(Generic[W]):
         ):
             return
         task_id = self.workspace.get()["current_task_id"]
-        while self._read(task_id) != "running":
+        while self._read(task_id) in (None, "submitted", "delivered"):
             pass
         outcomes = {"accepted", "already_requested"}
         while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:

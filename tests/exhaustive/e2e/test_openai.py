@@ -124,10 +124,7 @@ def test_the_key_is_rotated_without_a_restart(
     key_file.write_text("the-next-key")
     try:
         assert used() == KEY
-        workspace.rest.post(f"{workspace.path}/stop", {"reason": "a new key"})
-        workspace.await_status("stopped")
-        workspace.rest.post(f"{workspace.path}/resume", {})
-        workspace.await_status("idle")
+        workspace.replace_agent("a new key")
         assert used() == "the-next-key"
     finally:
         key_file.write_text(KEY)

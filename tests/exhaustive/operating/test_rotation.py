@@ -10,7 +10,7 @@ import pytest
 
 from evershell.server.auth.signing_keys import private_keys
 from tests.exhaustive.e2e.canceller import SHORT, Canceller
-from tests.exhaustive.e2e.load import Load
+from tests.exhaustive.e2e.load import Caller, Load
 from tests.exhaustive.operating.credentials import ISSUER, Credential, Grpc, Issuer, Rest
 from tests.exhaustive.operating.password_server import PasswordServer, password_server
 from tests.support.edge.certificates import Authority
@@ -103,6 +103,21 @@ def presented_certificate(stack: Stack) -> bytes:
     return ssl.get_server_certificate((host, int(port))).encode()
 
 
+def replace_certificate(authority: Authority, folder: Path) -> None:
+    """Replaces the certificate of the edge and its key, as an operator does: by other files."""
+    renewed = authority.issue("renewed")
+    shutil.copy(renewed.cert_file, folder / "edge.pem")
+    shutil.copy(renewed.key_file, folder / "edge.key")
+
+
+def new_cancellers(load: Load, stack: Stack, *callers: Caller) -> list[Canceller[Workspace]]:
+    """One for each caller, in a workspace of its own."""
+    return [
+        Canceller(load, f"canceller {number}", caller, Workspace(stack), SHORT)
+        for number, caller in enumerate(callers)
+    ]
+
+
 def progress(cancellers: list[Canceller[Workspace]]) -> None:
     """Waits until each has cancelled another task, in a whole step that began after now."""
     before = [each.ended for each in cancellers]
@@ -112,13 +127,6 @@ def progress(cancellers: list[Canceller[Workspace]]) -> None:
     )
 
 
-def replace_agent(workspace: Workspace) -> None:
-    workspace.rest.post(f"{workspace.path}/stop", {"reason": "a new signing key"})
-    workspace.await_status("stopped")
-    workspace.rest.post(f"{workspace.path}/resume", {})
-    workspace.await_status("idle")
-
-
 def test_no_call_is_lost_while_every_secret_is_rotated(
     stack: Stack, database: PasswordServer, authority: Authority, issuer: Issuer, tmp_path: Path
 ) -> None:
@@ -126,39 +134,30 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     key_id, secret = new_key(stack)
     api_key, session = Credential(secret), Credential(issuer.token("first", org_id))
 
-    def callers(on: Load) -> list[Canceller[Workspace]]:
-        return [
-            Canceller(on, "REST, API key", Rest(stack, api_key), Workspace(stack), SHORT),
-            Canceller(on, "REST, session", Rest(stack, session), Workspace(stack), SHORT),
-            Canceller(
-                on,
-                "gRPC, API key",
-                Grpc(stack, api_key, authority.ca_file),
-                Workspace(stack),
-                SHORT,
-            ),
-        ]
-
+    callers = (
+        Rest(stack, api_key),
+        Rest(stack, session),
+        Grpc(stack, api_key, authority.ca_file),
+    )
     left = Workspace(stack)
     gate = Gate(left)
     task_id = left.submit(gate.command, "echo never")
     left.await_phase(task_id, "tool_call")
-    old_agents = callers(load)
+    old_agents = new_cancellers(load, stack, *callers)
     progress(old_agents)
 
     issuer.add("second")
     published = time.monotonic()
     new_key_id, api_key.token = new_key(stack)
     database.set_password("second")
-    before, renewed = presented_certificate(stack), authority.issue("renewed")
-    shutil.copy(renewed.cert_file, tmp_path / "edge.pem")
-    shutil.copy(renewed.key_file, tmp_path / "edge.key")
+    before = presented_certificate(stack)
+    replace_certificate(authority, tmp_path)
     rotate(stack, "begin")
     restart(stack)
 
     assert presented_certificate(stack) != before
     assert (database.accepts("first"), database.accepts("second")) == (False, True)
-    new_agents = callers(load)
+    new_agents = new_cancellers(load, stack, *callers)
     eventually(lambda: time.monotonic() - published > PUBLISHED_SECONDS)
     session.token = issuer.token("second", org_id)
     assert run("keys", stack.state_dir, "revoke", key_id).returncode == 0
@@ -171,13 +170,13 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     assert load.outcomes.failures == []
 
     for canceller in (*old_agents, *new_agents[:1]):
-        replace_agent(canceller.workspace)
+        canceller.workspace.replace_agent("a new signing key")
     load = Load(PAUSE_SECONDS)
+    agents = (*old_agents, new_agents[1])
+    credentials = (api_key, session, api_key, session)
     last = [
-        Canceller(load, "the last phase", Rest(stack, credential), canceller.workspace, SHORT)
-        for credential, canceller in zip(
-            (api_key, session, api_key, session), (*old_agents, new_agents[1]), strict=True
-        )
+        Canceller(load, "the last phase", Rest(stack, credential), each.workspace, SHORT)
+        for credential, each in zip(credentials, agents, strict=True)
     ]
     progress(last)
     rotate(stack, "finish")
