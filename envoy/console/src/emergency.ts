@@ -42,10 +42,15 @@ export const hold = signal<Hold | null>(null);
 // The last stop that this tab has begun.
 export const stop = signal<Stop | null>(null);
 
+// Counts the changes of the hold that this tab has made: a read that began before one may be old.
+let changes = 0;
+
 export async function followHold(signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
+    const before = changes;
     try {
-      hold.value = await read(api.GET("/v1/hold", { signal }));
+      const found = await read(api.GET("/v1/hold", { signal }));
+      if (changes === before) hold.value = found;
     } catch {
       // The list and the page of a workspace say that the service does not answer.
     }
@@ -53,8 +58,13 @@ export async function followHold(signal: AbortSignal): Promise<void> {
   }
 }
 
+function changeHold(changed: Hold): void {
+  changes += 1;
+  hold.value = changed;
+}
+
 export async function release(): Promise<void> {
-  hold.value = await read(api.POST("/v1/hold/release", {}));
+  changeHold(await read(api.POST("/v1/hold/release", {})));
   announce("The hold is released.");
 }
 
@@ -101,7 +111,7 @@ export async function interruptAll(): Promise<void> {
 
 async function holdOrg(reason: string): Promise<void> {
   const answer = await insistently(() => read(api.POST("/v1/hold", { body: { reason } })));
-  hold.value = answer.hold;
+  changeHold(answer.hold);
 }
 
 async function cancelAll({ reason, forceAfter }: Wishes): Promise<void> {

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import APIResponse, Route, expect
 
 from tests.exhaustive.console.console_page import Console
 from tests.support.stack import Gate, Stack, Workspace
@@ -124,3 +124,27 @@ def test_a_hold_that_is_refused_cancels_nothing(
         Gate(each).open()
         assert each.await_end(task_id)["status"] == "cancelled"
     console.check()
+
+
+def test_a_read_that_began_before_a_release_does_not_bring_the_hold_back(
+    console: Console, stack: Stack, released: None
+) -> None:
+    page = console.page
+    stack.rest("owner").post("/v1/hold", {"reason": "stop"}, status=200)
+    console.sign_in(stack.tokens["owner"])
+    banner = page.get_by_role("region", name="Hold")
+    expect(banner).to_be_visible()
+    late: list[tuple[Route, APIResponse]] = []
+    page.route("**/v1/hold", lambda route: late.append((route, route.fetch())))
+    # Playwright calls the handler during its own calls.
+    eventually(lambda: page.title() and late, 30)
+    banner.get_by_role("button", name="Release…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Release").click()
+    expect(banner).to_be_hidden()
+    ((route, answer),) = late
+    assert answer.json()["on_hold"]
+    with page.expect_response("**/v1/hold") as read:
+        route.fulfill(response=answer)
+    read.value.finished()
+    page.evaluate("() => new Promise((done) => setTimeout(done))")
+    assert not banner.is_visible()
