@@ -290,19 +290,6 @@ def test_ctrl_c_in_the_call_says_that_its_outcome_is_not_known(
     assert "recorded?  Not known. With --task it is safe to repeat the call." in result.stderr
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1 s", "nan", "1e3"])
-def test_an_invalid_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    fake = FakeClient(cancel=[IDLE])
-    result = run(monkeypatch, fake, "cancel", "ws_1", "--wait", text)
-    assert (result.exit_code, fake.calls) == (2, [])
-    assert "write 500ms, 10s, 1m, 1h or 30d" in result.stderr
-
-
-def test_a_duration_that_no_message_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = cancel(monkeypatch, IDLE, "--wait", "9" * 30 + "s")
-    assert (result.exit_code, "is too long" in result.stderr) == (2, True)
-
-
 def test_the_follow_up_calls_the_same_service(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = cancelled(CancelOutcome.ACCEPTED)
     result = cancel(monkeypatch, answer, "--url", "http://127.0.0.1:8081")

@@ -1,0 +1,15 @@
+"""What the tests of commands share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment that names no service, and a folder for the profiles and the stack."""
+    for name in ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EVERSHELL_CONFIG", str(tmp_path / "config" / "profiles.json"))
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    return tmp_path
