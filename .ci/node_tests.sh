@@ -3,14 +3,14 @@
 # beside those of single pods, because they mostly wait. The test that stops the kubelet runs afterwards.
 set -euo pipefail
 tests=tests/exhaustive/node silent=$tests/test_silent_node.py manifests=$tests/test_deployment.py
-run() { .venv/bin/python -m pytest --durations=10 "$@"; }
+run=(.venv/bin/python -m pytest --durations=10)
 output=$(mktemp)
-run "$manifests" "$@" >"$output" 2>&1 &
+"${run[@]}" "$manifests" "$@" >"$output" 2>&1 &
 beside=$!
 trap 'kill "$beside" 2>/dev/null || true; rm -f "$output"' EXIT
 code=0
-run "$tests" --ignore="$manifests" --ignore="$silent" "$@" || code=$?
+"${run[@]}" "$tests" --ignore="$manifests" --ignore="$silent" "$@" || code=$?
 wait "$beside" || code=$?
 cat "$output"
-run "$silent" "$@" || code=$?
+"${run[@]}" "$silent" "$@" || code=$?
 exit "$code"

@@ -11,7 +11,7 @@ from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.progress import shown_progress
 from evershell.cli.service import Call, service_options
-from evershell.cli.terminal import say_lines
+from evershell.cli.terminal import OutputError, say_lines
 from evershell.cli.waiting import await_task
 from evershell.client import SubmittedTask, Task, TaskLimits
 
@@ -102,19 +102,23 @@ def submit(
             idempotency_key=idempotency_key,
         )
     except KeyboardInterrupt:
-        text = f"Not known. `evershell tasks {workspace}` lists the task if it was."
+        command = f"evershell tasks{call.target.options} {workspace}"
+        text = f"Not known. `{command}` lists the task if it was."
         show.line("submitted?", text, error=True)
         raise
     if wait is None:
         _print_submitted(call, submitted)
         return
     if not call.as_json:
-        say_lines(submitted.task_id)
+        _print_id(call, submitted)
     try:
         with shown_progress(wanted=not call.as_json) as view:
             task = await_task(call.client, workspace, submitted.task_id, wait, view)
     except KeyboardInterrupt:
-        _print_submitted(call, submitted, has_waited=True)
+        if call.as_json:
+            show.json_value(submitted.to_dict())
+        else:
+            _print_follow(call, submitted)
         raise
     if call.as_json:
         show.json_value((task or submitted).to_dict())
@@ -144,19 +148,28 @@ def _limits(
     )
 
 
-def _print_submitted(call: Call, submitted: SubmittedTask, *, has_waited: bool = False) -> None:
+def _print_submitted(call: Call, submitted: SubmittedTask) -> None:
     if call.as_json:
         show.json_value(submitted.to_dict())
         return
-    workspace, task_id = submitted.workspace_id, submitted.task_id
+    _print_id(call, submitted)
+    _print_follow(call, submitted)
+
+
+def _print_id(call: Call, submitted: SubmittedTask) -> None:
     try:
-        if not has_waited:
-            say_lines(task_id)
-    finally:
-        # Names the task, too, if standard output cannot be written.
-        show.line("status", submitted.status, error=True)
-        follow = f"evershell watch{call.target.options} {workspace} --task {task_id}"
-        show.line("follow", follow, error=True)
+        say_lines(submitted.task_id)
+    except (OSError, OutputError):
+        # Names the task where it can still be read.
+        _print_follow(call, submitted)
+        raise
+
+
+def _print_follow(call: Call, submitted: SubmittedTask) -> None:
+    workspace, task_id = submitted.workspace_id, submitted.task_id
+    show.line("status", submitted.status, error=True)
+    follow = f"evershell watch{call.target.options} {workspace} --task {task_id}"
+    show.line("follow", follow, error=True)
 
 
 def _print_end(task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Fields of requests. The client refuses what no message can hold, and empty names of tasks."""
+"""Fields of requests. The client refuses what no message can hold, and an empty id for "any"."""
 
 import math
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def invalid(name: str, problem: str) -> ValidationError:
 
 
 def optional(name: str, value: str | None) -> str:
-    """The value of a field that narrows a call. An empty one would not: ValidationError."""
+    """The value of a field that narrows a call. Raises ValidationError if it is empty."""
     if value == "":
         raise invalid(name, "must not be empty; leave it out for any")
     return value or ""
@@ -66,7 +66,7 @@ def seconds(time: Seconds) -> float:
 
 
 def duration(name: str, time: Seconds | None) -> Duration | None:
-    """The duration of a field, to the millisecond. Raises ValidationError."""
+    """The duration of a field, to the millisecond. Raises what `seconds` and `valid` raise."""
     if time is None:
         return None
     made = Duration()

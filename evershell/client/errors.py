@@ -133,7 +133,8 @@ class CallError(EvershellError):
 class ValidationError(CallError):
     """A field of the request is not valid; `fields` names it.
 
-    If no request can hold the field, the client itself raises it, and makes no call.
+    The client itself raises it, and makes no call, for an empty id of a task and for a field that
+    no request can hold.
     """
 
     slug = "validation_error"

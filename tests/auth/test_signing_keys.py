@@ -154,6 +154,8 @@ def test_a_rotation(state: Path) -> None:
     assert (finished.exit_code, private_keys(state.read_text())) == (0, [new])
     assert "Agents that still have it end after the restart" in finished.output
     assert "keys" not in json.loads(state.read_text())
+    # A file that is left by one user could keep another from the next step.
+    assert list(state.parent.iterdir()) == [state]
 
 
 def test_two_rotations_that_begin_together_make_one_new_key(state: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import click
 import pytest
 
 from evershell.client import (
@@ -92,6 +93,30 @@ def test_ctrl_c_in_a_submission_says_what_is_known(
     calling = run(monkeypatch, fake, "submit", "ws_1", "true", *options)
     assert (calling.exit_code, calling.stdout) == (1, "")
     assert "submitted? Not known. `evershell tasks ws_1` lists" in calling.stderr
+
+
+def test_ctrl_c_in_a_submission_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeClient(submit_task=[KeyboardInterrupt()])
+    result = run(monkeypatch, fake, "submit", "ws_1", "true", "--url", "http://other:1")
+    assert "`evershell tasks --url http://other:1 ws_1` lists" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--wait", "9s"]])
+def test_a_task_whose_id_cannot_be_written_is_named_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    echo = click.echo
+
+    def closed(text: str, file: object = None, *, err: bool = False, **more: Any) -> None:
+        if not err:
+            raise BrokenPipeError
+        echo(text, err=True)
+
+    monkeypatch.setattr(click, "echo", closed)
+    fake = FakeClient(submit_task=[SUBMITTED])
+    result = run(monkeypatch, fake, "submit", "ws_1", "true", *options)
+    assert result.exit_code != 0
+    assert "evershell watch ws_1 --task task_1" in result.stderr
 
 
 def test_numbers_beyond_all_limits_are_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from evershell.server.stack.envoy.config import Edge
 _TRACING = "OTEL_"
 
 
-def inside(settings: Settings) -> Settings:
+def service_settings(settings: Settings) -> Settings:
     """The settings of the workers and of the controller.
 
     Other machines reach only the edge, unless pods on Kubernetes call the workers.
@@ -59,7 +59,7 @@ def _service_environment(settings: Settings) -> dict[str, str]:
 
     Settings that are a SecretStr, which formats as asterisks, are inherited.
     """
-    values = inside(settings).model_dump(exclude_none=True).items()
+    values = service_settings(settings).model_dump(exclude_none=True).items()
     own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
     # Only migrations use that role.
     return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}

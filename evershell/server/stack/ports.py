@@ -4,7 +4,7 @@ import errno
 import socket
 
 from evershell.server.config import Settings
-from evershell.server.stack.environments import inside
+from evershell.server.stack.environments import service_settings
 
 
 class PortError(Exception):
@@ -13,7 +13,7 @@ class PortError(Exception):
 
 def check_ports(settings: Settings) -> None:
     """Raises PortError if two programs have the same port, or if a port cannot be used."""
-    edge, workers = settings.listen_host, inside(settings).listen_host
+    edge, workers = settings.listen_host, service_settings(settings).listen_host
     addresses = {"REST_PORT": (edge, settings.rest_port), "GRPC_PORT": (edge, settings.grpc_port)}
     for index in range(settings.workers):
         addresses[f"SERVER_PORT + {index}"] = workers, settings.server_port + index
@@ -30,18 +30,27 @@ def check_ports(settings: Settings) -> None:
         )
         raise PortError(message)
     for name, (host, port) in addresses.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise PortError(_problem(error, name.split()[0], host, port)) from error
+        setting = name.split()[0]
+        try:
+            _bind(host, port, any_family=setting == "METRICS_PORT")
+        except OSError as error:
+            raise PortError(_problem(error, setting, host, port)) from error
+
+
+def _bind(host: str, port: int, *, any_family: bool) -> None:
+    """Binds the port for a moment. Raises OSError."""
+    wanted = socket.AF_UNSPEC if any_family else socket.AF_INET
+    family, *_, address = socket.getaddrinfo(host, port, wanted, socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 def _problem(error: OSError, name: str, host: str, port: int) -> str:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        setting = "METRICS_HOST" if name == "METRICS_PORT" else "LISTEN_HOST"
-        return f"{host} is not an IPv4 address of this machine. Set {setting} to one."
+        if name == "METRICS_PORT":
+            return f"{host} is not an address of this machine. Set METRICS_HOST to one."
+        return f"{host} is not an IPv4 address of this machine. Set LISTEN_HOST to one."
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} is taken. Set {name} to another one."
     return f"Port {port} cannot be used: {error.strerror}. Set {name} to another one."

@@ -22,9 +22,12 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive_change(path: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block for the same file. Raises OSError."""
-    # Not the file itself, because `write_private` replaces it.
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        # Closing the file releases the lock.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Waits until no other process is in such a block for the same folder. Raises OSError."""
+    # `write_private` replaces the file itself, and a file for the lock would belong to one user.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
+    finally:
+        # Releases the lock.
+        os.close(folder)

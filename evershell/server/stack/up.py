@@ -28,7 +28,7 @@ from evershell.server.stack.environments import (
     edge_environment,
     fleet_environment,
     foreign_environment,
-    inside,
+    service_settings,
     worker_environment,
 )
 from evershell.server.stack.envoy.process import EdgeProcess
@@ -81,7 +81,7 @@ async def up(settings: Settings) -> None:
         supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
         wanted = edge_of(
             settings,
-            inside(settings).worker_addresses,
+            service_settings(settings).worker_addresses,
             admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
             heap_share=_HEAP_SHARE,
         )
@@ -275,7 +275,7 @@ def _announce(settings: Settings, demo: Demo) -> None:
     written = Ready(
         rest_url=settings.rest_url,
         grpc_addr=f"{settings.edge_host}:{settings.grpc_port}",
-        server_addr=inside(settings).worker_addresses[0],
+        server_addr=service_settings(settings).worker_addresses[0],
         database_url=settings.session_url,
         tls_cert_file=str(settings.tls_cert_file.absolute()) if settings.tls_cert_file else None,
         demo=demo,
