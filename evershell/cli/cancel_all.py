@@ -1,6 +1,7 @@
 """Cancels many tasks: `cancel --all`, and what `hold --cancel-running` asks first."""
 
 import sys
+from collections.abc import Iterable
 
 import click
 
@@ -8,7 +9,16 @@ from evershell.cli import show
 from evershell.cli.exit_codes import ExitCode
 from evershell.cli.service import Call
 from evershell.cli.terminal import printable, say_lines
-from evershell.client import CancelTasksResult, TaskFilter
+from evershell.client import (
+    CancelTasksResult,
+    DeadlineExceededError,
+    RateLimitedError,
+    TaskFilter,
+    UnavailableError,
+)
+
+# After these, tasks may remain, and another call helps.
+_OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 
 def cancel_all(
@@ -32,7 +42,7 @@ def cancel_all(
         sys.exit(ExitCode.DONE if found.matched else ExitCode.NOTHING_TO_CANCEL)
     if found is not None and found.matched:
         confirm(call, found.matched)
-    results = list(
+    results = _results(
         call.client.cancel_all_tasks(filter=wanted, reason=reason, force_after=force_after)
     )
     accepted = sum(result.accepted for result in results)
@@ -48,6 +58,21 @@ def cancel_all(
     else:
         print_counts(accepted, first.already_requested, last.remaining)
     sys.exit(ExitCode.DONE if first.matched else ExitCode.NOTHING_TO_CANCEL)
+
+
+def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
+    """The results of all calls. If one fails, says what the others recorded, and raises."""
+    results: list[CancelTasksResult] = []
+    accepted = 0
+    try:
+        for result in calls:
+            results.append(result)
+            accepted += result.accepted
+    except (*_OUTAGES, KeyboardInterrupt):
+        text = f"{accepted}, by the calls that were answered. It is safe to run the command again."
+        show.line("recorded", text, error=True)
+        raise
+    return results
 
 
 def confirm(call: Call, count: int) -> None:

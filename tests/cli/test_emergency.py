@@ -1,6 +1,7 @@
 """The commands `cancel --all`, `hold` and `release`, with a fake of the client."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from evershell.client import (
     TaskFilter,
     TaskLimits,
     TaskOutcome,
+    UnavailableError,
 )
 from tests.support.fake_client import AT, FakeClient, error_of, run
 
@@ -71,6 +73,21 @@ def test_yes_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == {"matched": 3, "accepted": 2, "remaining": 0}
     assert [call[0] for call in client.calls] == ["cancel_all_tasks"]
     assert client.calls[0][-1]["force_after"] == 5.0
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), error_of(UnavailableError)])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_early_end_says_how_many_cancellations_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, end: BaseException, options: list[str]
+) -> None:
+    def calls() -> Iterator[CancelTasksResult]:
+        yield CALLS[0]
+        raise end
+
+    client = FakeClient(cancel_all_tasks=[calls()])
+    result = run(monkeypatch, client, "cancel", "--all", "--yes", *options)
+    assert result.exit_code not in (0, 3)
+    assert "recorded   1, by the calls that were answered." in result.stderr
 
 
 def test_a_dry_run_shows_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
