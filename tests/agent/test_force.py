@@ -6,7 +6,9 @@ from contextlib import suppress
 
 import pytest
 
+from evershell.server.agent import iteration
 from evershell.server.agent.model import ModelFailure
+from evershell.server.core.bounds import FORCE_MARGIN
 from evershell.server.core.task import TaskStatus
 from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from tests.agent.loop_world import REPLIES, World, a_reply, a_task, run_loop, wait_forever
@@ -71,6 +73,10 @@ async def test_force_before_any_reply_records_an_empty_model_call(end: str) -> N
         "",
         0,
     )
+
+
+def test_a_model_call_that_does_not_end_is_given_up_before_the_controller_ends_the_pod() -> None:
+    assert FORCE_MARGIN.total_seconds() > iteration._ABORT_SECONDS
 
 
 async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> None:

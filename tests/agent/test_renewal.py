@@ -1,6 +1,7 @@
 """How the agent renews its lease: what a reply says about it, and when it sends heartbeats."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -20,12 +21,14 @@ NOW = 100.0
 
 
 class Stub:
-    """The stub of a worker, whose replies contain this directive."""
+    """The stub of a worker, whose replies contain this directive. `on_call` runs before each."""
 
-    def __init__(self, directive: Directive) -> None:
+    def __init__(self, directive: Directive, on_call: Callable[[], object]) -> None:
         self._directive = directive
+        self._on_call = on_call
 
     async def Heartbeat(self, *_: Any, **__: Any) -> HeartbeatResponse:
+        self._on_call()
         return HeartbeatResponse(directive=self._directive)
 
 
@@ -33,10 +36,14 @@ async def _no_work(_: Any) -> None:
     raise AssertionError("no task was assigned")
 
 
-def client(directive: Directive) -> tuple[RuntimeClient, Lease, Session]:
-    log, shutdown, lease = structlog.get_logger(), Shutdown(), Lease(lambda: NOW)
+def client(
+    directive: Directive,
+    clock: Callable[[], float] = lambda: NOW,
+    on_call: Callable[[], object] = lambda: None,
+) -> tuple[RuntimeClient, Lease, Session]:
+    log, shutdown, lease = structlog.get_logger(), Shutdown(), Lease(clock)
     session = Session(_no_work, shutdown, lambda: None, log, lambda: NOW)
-    stubs = {"127.0.0.1:1": cast("Any", Stub(directive))}
+    stubs = {"127.0.0.1:1": cast("Any", Stub(directive, on_call))}
     credential = RuntimeCredential("ws_1", 1, "00" * SECRET_BYTES, ControlPlaneClock(lambda: NOW))
     return RuntimeClient(stubs, credential, lease, shutdown, session, log), lease, session
 
@@ -58,6 +65,19 @@ async def test_a_reply_says_what_is_left_of_the_lease_and_how_long_it_is(
     await runtime.heartbeat(lambda: ("", Phase.NONE))
     assert (lease.length_seconds, lease.remaining_seconds) == (length_seconds, remaining_seconds)
     assert lease.heartbeat_interval_seconds == length_seconds / 6
+
+
+async def test_a_lease_counts_from_when_the_call_was_sent() -> None:
+    now = NOW
+
+    def take_a_second() -> None:
+        nonlocal now
+        now += 1
+
+    directive = Directive(lease_ms=30_000, lease_length_ms=30_000)
+    runtime, lease, _ = client(directive, lambda: now, take_a_second)
+    await runtime.heartbeat(lambda: ("", Phase.NONE))
+    assert lease.remaining_seconds == 23
 
 
 async def test_the_intervals_vary(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,7 @@ async def test_the_lease_ends_a_margin_before_it_ends_in_the_database(
     # A late reply to an older call.
     lease.renew(50.0, length, length)
     assert lease.remaining_seconds == pytest.approx(over_after - 1)
-    now = 100.0 + length
+    now = 100.001 + over_after
     async with asyncio.timeout(10):
         await lease.wait_over()
 

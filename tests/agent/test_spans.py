@@ -96,6 +96,20 @@ async def test_lost_spans_cause_one_warning_a_minute() -> None:
     assert log.warnings == [warning | {"count": 1}, warning | {"count": 3}]
 
 
+async def test_the_last_export_has_a_time_limit() -> None:
+    spans, begun = Spans(is_on=True), asyncio.Event()
+
+    async def hang(_: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with spans.within("call", FIRST):
+        pass
+    async with asyncio.timeout(30):
+        await SpanExport(spans, hang, Log()).close()
+    assert begun.is_set()
+
+
 async def test_the_spans_of_a_cancelled_task_are_trees_below_the_signals(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
@@ -172,7 +186,7 @@ async def test_an_export_that_hangs_delays_no_iteration_and_no_cancellation(
     await control_plane.until(lambda: control_plane.end("t1"))
     assert len(control_plane.iterations("t1")) == 3
     assert control_plane.spans == []
-    # The end of the agent does not wait for the call that hangs.
+    # The agent ends although the call hangs.
     control_plane.fenced = True
     assert await asyncio.wait_for(agent, 30) is ExitCode.FENCED
     released.set()

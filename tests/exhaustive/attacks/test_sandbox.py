@@ -14,13 +14,13 @@ from evershell.server.stack import postgres
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
 from tests.support.sandbox import skip_without_sandbox
-from tests.support.stack import Gate, Stack, Workspace, running
+from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
 LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
 ABSTRACT = f"evershell-attacked-{os.getpid()}"
-# A unique duration identifies the process that a tool leaves.
-LEFT = f"86400.{os.getpid()}"
+# It identifies the process that a tool leaves.
+LEFT = unique_seconds()
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,10 @@ def flooded(name: str, address: str, token: str = "") -> Iterator[Flood]:
     Without a token, the calls carry no credentials.
     """
     command = [sys.executable, "-m", __name__, name, address, token]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    # Without a buffer, which `select` does not see.
+    with subprocess.Popen(
+        command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         running = Flood(process)
         try:
             yield running

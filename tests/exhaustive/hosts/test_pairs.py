@@ -125,7 +125,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
 
 
 def test_controllers_and_agents(hosts: ManyHosts, workspace: Workspace) -> None:
-    """The controller cannot signal the agent, which learns of CancelTasks by its heartbeat."""
+    """The controller cannot signal the agent, which learns of CancelTasks by its own calls."""
     running = Running(workspace)
     with hosts.network.parted(*both_ways(CONTROLLERS, AGENTS)):
         workspace.rest.post("/v1/tasks/cancel", {"filter": {"workspace_ids": [workspace.id]}})
