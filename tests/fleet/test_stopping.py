@@ -53,9 +53,8 @@ async def test_a_workspace_that_never_had_a_pod_stops(fleet: Fleet) -> None:
 async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)
-    fleet.world.clock.now = (
-        NOW + timedelta(seconds=workspace_lifecycle.STOP_GRACE_SECONDS) + FORCE_MARGIN
-    )
+    # The grace period is 10 s.
+    fleet.world.clock.now = NOW + timedelta(seconds=10) + FORCE_MARGIN
     await fleet.scan()
     assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (
         WorkspaceStatus.STOPPING,
