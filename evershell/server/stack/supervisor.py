@@ -90,6 +90,15 @@ class Supervisor:
             process.kill()
         await asyncio.gather(*(task for _, task in predecessors), return_exceptions=True)
 
+    def kill_all(self) -> None:
+        """Kills all programs, and starts none again. A `stop` that waits for one returns."""
+        log.warning("programs_killed", names=[program.name for program in self._programs])
+        for program in self._programs:
+            if program.keeping is not None:
+                program.keeping.cancel()
+            if program.process is not None:
+                program.process.kill()
+
     async def restart(self, name: str) -> None:
         """Stops the program as `stop` does, and starts it again. Raises OSError."""
         program = self._find(name)

@@ -56,6 +56,8 @@ _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
+# How long the stack may take to stop. Then it kills all programs, whatever their own limits are.
+_STOP_SECONDS = 8.0
 # Envoy's share of a program's memory. It sheds load before the supervisor kills it.
 _HEAP_SHARE = 0.75
 
@@ -242,6 +244,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
 
     Until then, commits that are in flight can complete.
     """
+    late = asyncio.get_running_loop().call_later(_STOP_SECONDS, supervisor.kill_all)
     draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
     await asyncio.gather(draining, supervisor.stop("fleet"))
     await supervisor.stop("envoy")
@@ -253,6 +256,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     )
     await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
+    late.cancel()
     supervisor.reap()
 
 
