@@ -175,11 +175,11 @@ def list_audit_entries(
     """ListAuditEntries."""
     made = request(
         service.ListAuditEntriesRequest,
-        workspace_id=matching.workspace_id or "",
-        task_id=matching.task_id or "",
-        actor_id=matching.actor_id or "",
-        rpc=matching.rpc or "",
-        outcome=matching.outcome or "",
+        workspace_id=optional("workspace_id", matching.workspace_id),
+        task_id=optional("task_id", matching.task_id),
+        actor_id=optional("actor_id", matching.actor_id),
+        rpc=optional("rpc", matching.rpc),
+        outcome=optional("outcome", matching.outcome),
         start_time=timestamp("start_time", matching.start_time),
         end_time=timestamp("end_time", matching.end_time),
         page_size=page_size,

@@ -35,6 +35,10 @@ TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
             "created_by_user_id",
         ),
         (lambda client: client.cancel_tasks(filter=TaskFilter(submitted_by="")), "submitted_by"),
+        *(
+            (lambda client, name=name: list(client.list_audit_entries(**{name: ""})), name)
+            for name in ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
+        ),
         # No message can hold these.
         (lambda client: client.cancel(HALF), "workspace_id"),
         (lambda client: client.cancel("ws_1", reason=HALF), "reason"),

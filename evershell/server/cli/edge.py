@@ -12,7 +12,7 @@ from evershell.cli.duration import DURATION
 from evershell.server.cli.environment import read_settings
 from evershell.server.stack.environments import edge_environment
 from evershell.server.stack.envoy import config as envoy
-from evershell.server.stack.envoy.settings import edge_of
+from evershell.server.stack.envoy.edge import edge_of
 
 # Envoy's own share of the memory of its container.
 _HEAP_SHARE = 0.8

@@ -31,8 +31,8 @@ from evershell.server.stack.environments import (
     service_settings,
     worker_environment,
 )
+from evershell.server.stack.envoy.edge import edge_of
 from evershell.server.stack.envoy.process import EdgeProcess
-from evershell.server.stack.envoy.settings import edge_of
 from evershell.server.stack.first_calls import first_calls, write_environment
 from evershell.server.stack.ports import PortError, check_ports
 from evershell.server.stack.private_file import write_private
