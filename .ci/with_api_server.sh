@@ -16,13 +16,9 @@ stop() {
 }
 trap stop EXIT
 
-# Three free ports: two for etcd, one for the API server.
-read -r client peer port < <("$python" - <<'P'
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-print(*(each.getsockname()[1] for each in sockets))
-P
-)
+# Two ports for etcd, one for the API server.
+read -r client peer port < <(cd "$(dirname "$0")/.." &&
+  .venv/bin/python -c 'from tests.support.ports import free_ports; print(*free_ports(3))')
 "$python" - "$state/account.key" <<'P'
 import sys
 from cryptography.hazmat.primitives import serialization
