@@ -1,17 +1,14 @@
 """Standard streams that are closed, full or broken, and terminals that are small or plain."""
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import terminals
 from tests.support.fake_client import ENVIRONMENT
 from tests.support.stack import ROOT
 
@@ -20,6 +17,7 @@ import sys
 from evershell.cli import service
 from evershell.cli.main import main
 from evershell.client import CancelOutcome, SubmittedTask, TaskStatus, Workspace
+from tests.support import terminals
 from tests.support.fake_client import FakeClient, cancelled
 
 id_ = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
@@ -49,24 +47,9 @@ def run(command: str, **options: Any) -> tuple[int, str]:
 
 def on_terminal(command: str, columns: int = 80, **environment: str) -> str:
     """Runs a command on a terminal of its own, and returns what it prints."""
-    process, terminal = pty.fork()
-    if process == 0:
-        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        os.chdir(ROOT)
-        kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-        given = kept | ENVIRONMENT | {"TERM": "xterm"} | environment
-        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, *command.split()], given)  # noqa: S606
-    output = b""
-    try:
-        while part := os.read(terminal, 4096):
-            output += part
-    except OSError:
-        # The program has ended.
-        pass
-    finally:
-        os.close(terminal)
-        os.waitpid(process, 0)
-    return output.decode()
+    return terminals.on_terminal(
+        PROGRAM, *command.split(), columns=columns, environment=ENVIRONMENT | environment
+    )
 
 
 @pytest.mark.parametrize(

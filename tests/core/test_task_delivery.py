@@ -1,4 +1,4 @@
-"""A task until its agent has it: its submission, and its delivery."""
+"""The submission of a task, and its delivery to the agent."""
 
 from dataclasses import replace
 

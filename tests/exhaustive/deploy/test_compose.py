@@ -9,7 +9,8 @@ import yaml
 from evershell.server.config import Settings
 from tests.conftest import drop_database, new_database
 from tests.exhaustive.deploy import tools
-from tests.support.stack import Gate, Stack, Workspace
+from tests.support.faults import assert_a_task_is_cancelled
+from tests.support.stack import Stack, Workspace
 
 FILE = tools.DEPLOY / "compose" / "compose.yaml"
 # Of PostgreSQL's image.
@@ -58,13 +59,7 @@ def test_a_stack_with_its_settings_serves(
         health = services["evershell"]["healthcheck"]["test"][-1]
         port = stack.ready["rest_url"].rpartition(":")[2]
         exec(health.replace(":8080/", f":{port}/"))  # noqa: S102 - the file of this repository
-        workspace = Workspace(stack)
-        gate = Gate(workspace)
-        task_id = workspace.submit(gate.command, "echo never")
-        workspace.await_phase(task_id, "tool_call")
-        assert workspace.cancel()["outcome"] == "accepted"
-        gate.open()
-        assert workspace.await_end(task_id)["status"] == "cancelled"
+        assert_a_task_is_cancelled(Workspace(stack))
         assert stack.stop() == 0
     finally:
         stack.kill_if_running()

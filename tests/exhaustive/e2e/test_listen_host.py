@@ -4,7 +4,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.stack import Gate, Stack, Workspace
+from tests.support.faults import assert_a_task_is_cancelled
+from tests.support.stack import Stack, Workspace
 
 
 def test_with_all_addresses_only_the_edge_listens_on_them(tmp_path: Path) -> None:
@@ -20,13 +21,7 @@ def test_with_all_addresses_only_the_edge_listens_on_them(tmp_path: Path) -> Non
         }
         assert found == {(True, "0.0.0.0"), (False, "127.0.0.1")}  # noqa: S104
         assert stack.ready["rest_url"].startswith("http://127.0.0.1:")
-        workspace = Workspace(stack)
-        gate = Gate(workspace)
-        task_id = workspace.submit(gate.command, "touch never")
-        workspace.await_phase(task_id, "tool_call")
-        assert workspace.cancel()["outcome"] == "accepted"
-        gate.open()
-        assert workspace.await_end(task_id)["status"] == "cancelled"
+        assert_a_task_is_cancelled(Workspace(stack))
         assert stack.stop() == 0
     finally:
         stack.kill_if_running()
