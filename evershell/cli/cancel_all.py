@@ -9,16 +9,11 @@ from evershell.cli import show
 from evershell.cli.exit_codes import ExitCode
 from evershell.cli.service import Call
 from evershell.cli.terminal import printable, say_lines
+from evershell.cli.waiting import OUTAGES
 from evershell.client import (
     CancelTasksResult,
-    DeadlineExceededError,
-    RateLimitedError,
     TaskFilter,
-    UnavailableError,
 )
-
-# After these, tasks may remain, and another call helps.
-_OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 
 def cancel_all(
@@ -68,7 +63,7 @@ def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
         for result in calls:
             results.append(result)
             accepted += result.accepted
-    except (*_OUTAGES, KeyboardInterrupt):
+    except (*OUTAGES, KeyboardInterrupt):
         text = f"{accepted}, by the calls that were answered. It is safe to run the command again."
         show.line("recorded", text, error=True)
         raise

@@ -1,6 +1,5 @@
 """The profiles that `evershell login` writes: a service, and the credential for it."""
 
-import fcntl
 import json
 import os
 import stat
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from evershell.cli.folder_lock import folder_lock
 
 FILE_VARIABLE = "EVERSHELL_CONFIG"
 DEFAULT = "default"
@@ -58,9 +59,9 @@ def _profile(**fields: Any) -> Profile:
     """The profile. Raises TypeError."""
     made = Profile(**fields)
     files = (made.ca_file, made.cert_file, made.key_file)
-    if not all(isinstance(text, str) for text in (made.url, made.credential)) or not all(
-        isinstance(file, str | None) for file in files
-    ):
+    is_text = all(isinstance(text, str) for text in (made.url, made.credential))
+    # Without an address, the credential would belong to any service.
+    if not is_text or not made.url or not all(isinstance(file, str | None) for file in files):
         raise TypeError
     return made
 
@@ -73,13 +74,8 @@ def add(name: str, profile: Profile) -> None:
     file = path()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The file itself is replaced, so its folder is locked.
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with folder_lock(file.parent):
             _write(file, {**read(), name: profile})
-        finally:
-            os.close(folder)
     except OSError as error:
         raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from error
 

@@ -17,6 +17,8 @@ from evershell.client import (
 )
 
 _LOOK_SECONDS = 0.25
+# After these, the outcome is not known, and another call may help.
+OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 
 def await_task(
@@ -37,7 +39,7 @@ def await_task(
         try:
             task = client.get_task(workspace_id, task_id)
             view.update(task)
-        except (UnavailableError, RateLimitedError, DeadlineExceededError) as error:
+        except OUTAGES as error:
             view.say(f"{error.slug}: the service does not answer; trying again")
         remaining = deadline - time.monotonic()
         if (task is not None and task.has_ended) or remaining <= 0:

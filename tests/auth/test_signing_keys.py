@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from evershell.cli.folder_lock import folder_lock
 from evershell.server.auth.agent_certificates import AgentCertificates
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.auth.signing_keys import (
@@ -21,7 +22,6 @@ from evershell.server.auth.signing_keys import (
 from evershell.server.cli.rotate import rotate
 from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity
-from evershell.server.stack.private_file import exclusive_change
 from tests.support.agent_tls import is_issued_by
 from tests.support.runtime_tokens import runtime_token
 from tests.support.waiting import eventually
@@ -162,7 +162,7 @@ def test_two_rotations_that_begin_together_make_one_new_key(state: Path) -> None
     """The second one waits, and then finds that a rotation is in progress."""
     state.write_text(OLD)
     with ThreadPoolExecutor(1) as thread:
-        with exclusive_change(state):
+        with folder_lock(state.parent):
             second = thread.submit(command, "begin")
             eventually(lambda: second.done() or waits_for_lock())
             assert not second.done()

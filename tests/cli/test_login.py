@@ -1,6 +1,7 @@
 """The command `login`, and the file of profiles that it writes."""
 
 import errno
+import fcntl
 import json
 import os
 import threading
@@ -85,6 +86,17 @@ def test_each_of_two_logins_at_once_stores_its_profile(monkeypatch: pytest.Monke
         patched.setattr(profiles, "read", slow_read)
         list(threads.map(lambda name: profiles.add(name, Profile(HOME, "sk_mine")), "ab"))
     assert set(json.loads(profiles.path().read_text())["profiles"]) == {"a", "b"}
+
+
+def test_a_login_works_where_folders_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    profiles.add("default", Profile(HOME, "sk_home"))
+    assert find() == (HOME, "sk_home")
 
 
 def test_a_login_that_cannot_write_leaves_no_credential_behind(

@@ -72,6 +72,7 @@ def test_a_stack_with_tls_is_called_over_tls(tmp_path: Path) -> None:
         "{",
         "[]",
         '{"demo": {"tokens": "sk_secret"}}',
+        '{"profiles": {"default": {"url": "", "credential": "sk_secret"}}}',
         '{"profiles": {"default": {"url": 5, "credential": "sk_secret"}}}',
         '{"profiles": {"default": {"url": "https://a", "credential": 5}}}',
         '{"profiles": {"default": {"url": "https://a", "credential": "sk_secret", "ca_file": 5}}}',

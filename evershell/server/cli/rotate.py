@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import click
 
+from evershell.cli.folder_lock import folder_lock
 from evershell.cli.terminal import Commands, say
 from evershell.server.auth.signing_keys import (
     SigningKeysError,
@@ -13,7 +14,7 @@ from evershell.server.auth.signing_keys import (
     with_new_key,
 )
 from evershell.server.cli.environment import read_settings
-from evershell.server.stack.private_file import exclusive_change, write_private
+from evershell.server.stack.private_file import write_private
 
 
 @click.group(
@@ -58,7 +59,7 @@ def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, do
     """Replaces the file if a rotation is in progress or not. Raises click.ClickException."""
     path = read_settings().signing_key_path
     try:
-        with exclusive_change(path):
+        with folder_lock(path.parent):
             text = read_signing_keys(path)
             if (len(private_keys(text)) > 1) != in_rotation:
                 raise click.ClickException(f"{refusal} {path} was not changed.")

@@ -1,9 +1,6 @@
 """Files that hold a secret."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,16 +15,3 @@ def write_private(path: Path, text: str) -> None:
             os.fchown(file.fileno(), kept.st_uid, kept.st_gid)
         file.write(text)
     unfinished.replace(path)
-
-
-@contextmanager
-def exclusive_change(path: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block for the same folder. Raises OSError."""
-    # `write_private` replaces the file itself, and a file for the lock would belong to one user.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        # Releases the lock.
-        os.close(folder)

@@ -56,7 +56,7 @@ _POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
-# How long the stack may take to stop. Then it kills all programs, whatever their own limits are.
+# The time limit of a stop. Programs that still run then are killed, also within their own limits.
 _STOP_SECONDS = 8.0
 # Envoy's share of a program's memory. It sheds load before the supervisor kills it.
 _HEAP_SHARE = 0.75
