@@ -1,15 +1,12 @@
 """The metrics of a whole stack: workers, fleet controller and Envoy."""
 
-import httpx
-
-from evershell.server.stack import postgres
 from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# The offsets of their ports from METRICS_PORT: two workers, then the fleet controller.
+# The offsets of their ports from METRICS_PORT: two workers, the fleet controller, Envoy.
 PROGRAMS = (0, 1, 2)
-FLEET = PROGRAMS[-1]
+FLEET, EDGE = 2, 3
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:
@@ -83,8 +80,6 @@ def test_the_fleet_controller_counts_a_cancellation_that_ends_with_a_lost_agent(
     eventually(lambda: scrape(stack, FLEET).get(key, 0) == before + 1)
 
 
-def test_envoy_serves_its_metrics_on_its_own_socket(stack: Stack) -> None:
-    socket = postgres.places(stack.state_dir).socket_dir / "envoy.sock"
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), trust_env=False) as client:
-        text = client.get("http://envoy/stats/prometheus").text
-    assert "envoy_http_downstream_rq_total" in text
+def test_the_edge_reports_its_healthy_workers(stack: Stack) -> None:
+    key = ("envoy_cluster_membership_healthy", frozenset({("envoy_cluster_name", "control_plane")}))
+    eventually(lambda: scrape(stack, EDGE)[key] == 2)

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from evershell.server.config import Settings
 from evershell.server.stack.environments import (
     edge_environment,
+    edge_metrics_port,
     fleet_environment,
     foreign_environment,
     worker_environment,
@@ -59,4 +60,5 @@ def test_the_controller_gets_the_key_of_the_model(settings: Settings) -> None:
     environment = fleet_environment(settings)
     assert settings.openai_api_key == SecretStr(environment["OPENAI_API_KEY"])
     assert environment["METRICS_PORT"] == str(9000 + settings.workers)
+    assert edge_metrics_port(settings) == 9000 + settings.workers + 1
     assert environment["MIGRATION_DATABASE_URL"] == ""

@@ -13,7 +13,7 @@ from tests.support.ports import free_ports
 
 @pytest.fixture
 def ports() -> dict[str, int]:
-    rest, grpc, server, _, runtime, _, metrics, _, _ = free_ports(9, in_a_row=7)
+    rest, grpc, server, _, runtime, _, metrics, *_ = free_ports(10, in_a_row=8)
     return {
         "rest_port": rest,
         "grpc_port": grpc,

@@ -9,10 +9,16 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(stack: Stack, index: int, timeout_seconds: float = 20.0) -> Samples:
-    """The samples of one program: the workers in order, then the fleet controller."""
-    url = f"http://127.0.0.1:{stack.metrics_port + index}/metrics"
+    """The samples of one program: the workers in order, the fleet controller, Envoy."""
+    return read(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", timeout_seconds)
+
+
+def read(url: str, timeout_seconds: float = 20.0) -> Samples:
+    """The samples at this URL."""
     text = httpx.get(url, trust_env=False, timeout=timeout_seconds).text
-    families = text_string_to_metric_families(text)
+    # With the types, the parser adds `_total` to Envoy's counters, which Prometheus does not do.
+    untyped = "\n".join(line for line in text.splitlines() if not line.startswith("#")) + "\n"
+    families = text_string_to_metric_families(untyped)
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families

@@ -22,7 +22,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     (folder / "points").chmod(0o777)
     running = Stack(
         folder / "state",
-        METRICS_PORT=str(free_ports(3, in_a_row=3)[0]),
+        METRICS_PORT=str(free_ports(4, in_a_row=4)[0]),
         CRASH_POINTS_DIR=str(folder / "points"),
     )
     running.makes_cluster = True

@@ -76,6 +76,7 @@ def _run(admin_socket: Path | None) -> None:
             settings,
             workers,
             admin_socket=admin_socket or folder / "admin.sock",
+            metrics_port=settings.metrics_port,
             heap_share=_HEAP_SHARE,
         )
         envoy.render(wanted, folder / "envoy.yaml")

@@ -38,6 +38,11 @@ def fleet_environment(settings: Settings) -> dict[str, str]:
     return _service_environment(settings) | _metrics_port(settings, settings.workers)
 
 
+def edge_metrics_port(settings: Settings) -> int:
+    """The port of the edge's metrics, after those of the workers and the fleet controller."""
+    return settings.metrics_port and settings.metrics_port + settings.workers + 1
+
+
 def foreign_environment() -> dict[str, str]:
     """The environment of Envoy and PostgreSQL, without any setting of this service."""
     own = {name.upper() for name in Settings.model_fields}

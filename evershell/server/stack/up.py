@@ -26,6 +26,7 @@ from evershell.server.stack import log_files, postgres, ready, run_lock
 from evershell.server.stack.database import prepare_database
 from evershell.server.stack.environments import (
     edge_environment,
+    edge_metrics_port,
     fleet_environment,
     foreign_environment,
     service_settings,
@@ -85,6 +86,7 @@ async def up(settings: Settings) -> None:
             settings,
             service_settings(settings).worker_addresses,
             admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
+            metrics_port=edge_metrics_port(settings),
             heap_share=_HEAP_SHARE,
         )
         edge = EdgeProcess(wanted, settings.state_dir / "envoy.yaml")

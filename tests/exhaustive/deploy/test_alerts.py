@@ -7,8 +7,16 @@ import pytest
 
 from tests.support.alerts import ALERTS, PANELS, Series, assert_firing, promtool, rules_file
 
-# A leading controller without cancellations, and a worker that answers, scraped for 30 minutes.
+# A leading controller without cancellations, an edge, and a worker that answers calls and the
+# heartbeats of 10,000 agents, scraped for 30 minutes.
 CALLS = 'evershell_rpc_seconds_count{instance="a",rpc="CancelTask",outcome="%s"}'
+HEARTBEATS = 'evershell_rpc_seconds_count{instance="a",rpc="Heartbeat",outcome="ok"}'
+STREAMS = 'evershell_rpc_seconds_count{instance="a",rpc="WatchEvents",outcome="unavailable"}'
+EDGE_CALLS = (
+    'envoy_cluster_upstream_rq_xx{instance="e",envoy_cluster_name="control_plane",'
+    'envoy_response_code_class="%s"}'
+)
+HEALTHY = 'envoy_cluster_membership_healthy{instance="e",envoy_cluster_name="control_plane"}'
 SIGNALS = 'evershell_agent_signal_seconds_count{instance="a",rpc="CancelTask",result="%s"}'
 CONNECTIONS = 'evershell_database_connections{instance="a",state="%s"}'
 OPEN, OLDEST = "evershell_cancellations_open", "evershell_cancellations_oldest_seconds"
@@ -21,6 +29,9 @@ WELL: Series = {
     OLDEST: "0x120",
     HOLDS: "0x120",
     CALLS % "ok": "0+1000x120",
+    HEARTBEATS: "0+15000x120",
+    EDGE_CALLS % "2": "0+1000x120",
+    HEALTHY: "2x120",
     SIGNALS % "ok": "0+100x120",
     CONNECTIONS % "used": "1x120",
     CONNECTIONS % "idle": "3x120",
@@ -60,17 +71,41 @@ CASES = {
         quiet={OPEN: "0x20 _x2 0x100", OLDEST: "0x20 _x2 0x100"},
     ),
     "NoWorkers": Case(
-        fires={CALLS % "ok": "0+1000x20 _x100"},
+        fires={CALLS % "ok": "0+1000x20 _x100", HEARTBEATS: "0+15000x20 _x100"},
         at="12m",
         not_yet="5m",
-        quiet={CALLS % "ok": "0+1000x20 _x2 22000+1000x97"},
+        quiet={
+            CALLS % "ok": "0+1000x20 _x2 22000+1000x97",
+            HEARTBEATS: "0+15000x20 _x2 330000+15000x97",
+        },
+    ),
+    "NoEdges": Case(
+        fires={HEALTHY: "2x20 _x100", EDGE_CALLS % "2": "0+1000x20 _x100"},
+        at="12m",
+        not_yet="5m",
+        quiet={HEALTHY: "2x20 _x2 2x97"},
+    ),
+    "NoHealthyWorkers": Case(
+        fires={HEALTHY: "2x20 0x100"},
+        at="6m30s",
+        not_yet="5m45s",
+        quiet={HEALTHY: "2x20 0x2 2x97"},
+    ),
+    "EdgeFails": Case(
+        fires={EDGE_CALLS % "5": "0x20 0+20x100"},
+        at="15m",
+        not_yet="7m",
+        quiet={EDGE_CALLS % "5": "0+5x120"},
     ),
     "CallsFail": Case(
-        fires={CALLS % "unavailable": "0x20 0+20x100"},
+        # Four cancellations a minute, which all fail.
+        fires={CALLS % "ok": "0+1x20 20x100", CALLS % "unavailable": "0x20 0+1x100"},
         at="15m",
         not_yet="7m",
         quiet={
             CALLS % "unavailable": "0+5x120",
+            # Workers are replaced.
+            STREAMS: "0+100x120",
             CALLS % "permission_denied": "0+900x120",
             CALLS % "agent_unreachable": "0+900x120",
         },

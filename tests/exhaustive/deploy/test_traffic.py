@@ -38,7 +38,7 @@ OVERLAYS: dict[str, set[Flow]] = {
     "local": {(program, DATABASE, DATABASE_PORT) for program in (WORKERS, CONTROLLER, MIGRATE)},
     "production": {
         (WORKERS, OUTSIDE, 443),
-        *((PROMETHEUS, program, METRICS_PORT) for program in (WORKERS, CONTROLLER)),
+        *((PROMETHEUS, program, METRICS_PORT) for program in (EDGE, WORKERS, CONTROLLER)),
         *((program, COLLECTOR, 4318) for program in (EDGE, WORKERS)),
     },
 }

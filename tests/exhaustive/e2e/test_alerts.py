@@ -6,22 +6,24 @@ bound of a cancellation is smaller.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.alerts import Series, assert_firing, promtool, with_bound
+from tests.support.alerts import Recorder, promtool, with_bound
 from tests.support.metrics import Samples, scrape
 from tests.support.ports import free_ports
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-WORKER, FLEET = 0, 1
+WORKER, FLEET, EDGE = 0, 1, 2
 NO_LABELS = frozenset[tuple[str, str]]()
 OLDEST = ("evershell_cancellations_oldest_seconds", NO_LABELS)
 HOLDS = ("evershell_orgs_on_hold", NO_LABELS)
-BOUND_SECONDS, OPEN_SECONDS = 10, 20
+OPEN_SECONDS = 20
+BOUND = with_bound(10)
 # An alert fires after 5 minutes in its state at the most, which are 20 scrapes.
 SCRAPES = 40
 SCRAPE_INTERVAL_SECONDS = 0.5
@@ -29,56 +31,22 @@ SCRAPE_INTERVAL_SECONDS = 0.5
 SCRAPE_LIMIT_SECONDS, FROZEN_LIMIT_SECONDS = 20.0, 1.0
 
 
-class Recorder:
-    """Scrapes a stack as Prometheus does."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-        self._scrapes: list[dict[str, float]] = []
-
-    def scrape(self, *, is_fleet_frozen: bool = False) -> None:
-        found: dict[str, float] = {}
-        for index in (WORKER, FLEET):
-            is_frozen = is_fleet_frozen and index == FLEET
-            limit_seconds = FROZEN_LIMIT_SECONDS if is_frozen else SCRAPE_LIMIT_SECONDS
-            try:
-                samples = scrape(self._stack, index, limit_seconds)
-            except httpx.TimeoutException:
-                continue
-            found |= _by_series(samples, index)
-        self._scrapes.append(found)
-
-    def firing(self, folder: Path, names: set[str]) -> None:
-        """Fails unless exactly these alerts fire at the last scrape."""
-        at = f"{15 * (len(self._scrapes) - 1)}s"
-        assert_firing(folder, self._series(), at, names, with_bound(BOUND_SECONDS))
-
-    def _series(self) -> Series:
-        """A series that is missing from a scrape has ended, as for Prometheus."""
-        names = {name for found in self._scrapes for name in found}
-        return {
-            name: " ".join(str(found.get(name, "stale")) for found in self._scrapes)
-            for name in names
-        }
-
-
-def _by_series(samples: Samples, index: int) -> dict[str, float]:
-    return {
-        f"{name}{{{_text(labels | {('instance', str(index))})}}}": value
-        for (name, labels), value in samples.items()
-        if name.startswith("evershell_") and not name.endswith(("_bucket", "_sum", "_created"))
-    }
-
-
-def _text(labels: frozenset[tuple[str, str]]) -> str:
-    return ",".join(f'{name}="{value}"' for name, value in sorted(labels))
+def programs(stack: Stack, *, is_fleet_frozen: bool = False) -> dict[str, Samples]:
+    """What the programs export. A frozen one does not answer."""
+    exported = {}
+    for index in (WORKER, FLEET, EDGE):
+        is_frozen = is_fleet_frozen and index == FLEET
+        limit_seconds = FROZEN_LIMIT_SECONDS if is_frozen else SCRAPE_LIMIT_SECONDS
+        with suppress(httpx.TimeoutException):
+            exported[str(index)] = scrape(stack, index, limit_seconds)
+    return exported
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The lease is so long that the fleet controller does not end the frozen agent."""
     promtool("--version")
-    port = str(free_ports(2, in_a_row=2)[0])
+    port = str(free_ports(3, in_a_row=3)[0])
     own = Stack(
         tmp_path_factory.mktemp("alerts") / "state",
         METRICS_PORT=port,
@@ -96,12 +64,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_a_frozen_agent_an_open_cancellation_and_a_hold_fire_their_alerts(
     stack: Stack, tmp_path: Path
 ) -> None:
-    workspace, recorder = Workspace(stack), Recorder(stack)
+    workspace, recorder = Workspace(stack), Recorder()
     task_id = workspace.submit("sleep 600")
     workspace.await_phase(task_id, "tool_call")
-    recorder.scrape()
-    recorder.scrape()
-    recorder.firing(tmp_path, set())
+    recorder.add(programs(stack))
+    recorder.add(programs(stack))
+    recorder.assert_firing(tmp_path, set(), spec=BOUND)
 
     stack.rest("owner").post("/v1/hold", {"reason": "gone wrong"}, 200)
     count_holds_again(stack, 1)
@@ -110,18 +78,19 @@ def test_a_frozen_agent_an_open_cancellation_and_a_hold_fire_their_alerts(
         age, scrapes = 0.0, 0
         while age < OPEN_SECONDS or scrapes < SCRAPES:
             time.sleep(SCRAPE_INTERVAL_SECONDS)
-            recorder.scrape()
+            recorder.add(programs(stack))
             age, scrapes = scrape(stack, FLEET, SCRAPE_LIMIT_SECONDS)[OLDEST], scrapes + 1
-        recorder.firing(tmp_path, {"AgentsUnreachable", "CancellationOverdue", "HoldInForce"})
+        firing = {"AgentsUnreachable", "CancellationOverdue", "HoldInForce"}
+        recorder.assert_firing(tmp_path, firing, spec=BOUND)
 
     stack.rest("owner").post("/v1/hold/release", status=200)
     workspace.rest.post(f"{workspace.path}/tasks/{task_id}/cancel", {"force_after": "0s"}, 202)
     assert workspace.await_end(task_id)["status"] == "cancelled"
     count_holds_again(stack, 0)
     eventually(lambda: scrape(stack, FLEET).get(OLDEST) == 0)
-    after = Recorder(stack)
-    after.scrape()
-    after.firing(tmp_path, set())
+    after = Recorder()
+    after.add(programs(stack))
+    after.assert_firing(tmp_path, set(), spec=BOUND)
 
 
 def count_holds_again(stack: Stack, expected: int) -> None:
@@ -145,8 +114,8 @@ def _holds(stack: Stack) -> float | None:
 
 
 def test_a_frozen_fleet_controller_fires_its_alert(stack: Stack, tmp_path: Path) -> None:
-    recorder = Recorder(stack)
+    recorder = Recorder()
     with stack.frozen("fleet"):
         for _ in range(6):
-            recorder.scrape(is_fleet_frozen=True)
-        recorder.firing(tmp_path, {"NoLeadingController"})
+            recorder.add(programs(stack, is_fleet_frozen=True))
+        recorder.assert_firing(tmp_path, {"NoLeadingController"}, spec=BOUND)

@@ -43,13 +43,14 @@ def said_by(process: "subprocess.Popen[str]") -> str:
 def test_it_serves_in_front_of_the_workers_behind_a_name(
     stack: Stack, workspace: Workspace, tmp_path: Path
 ) -> None:
-    rest_port, grpc_port = free_ports(2)
+    rest_port, grpc_port, metrics_port = free_ports(3)
     names = [each.replace("127.0.0.1", "localhost") for each in stack.worker_addresses()]
     process = edge(
         tmp_path,
         EDGE_WORKERS=", ".join(names),
         REST_PORT=str(rest_port),
         GRPC_PORT=str(grpc_port),
+        METRICS_PORT=str(metrics_port),
     )
     try:
         url = f"http://127.0.0.1:{rest_port}"
@@ -67,6 +68,10 @@ def test_it_serves_in_front_of_the_workers_behind_a_name(
         found = eventually(answer)
         assert found is not None and found.json()["id"] == workspace.id
         assert get(f"{url}/healthz").status_code == 200
+        assert (
+            "envoy_cluster_membership_healthy"
+            in get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        )
     finally:
         process.terminate()
         said_by(process)

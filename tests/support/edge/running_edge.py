@@ -24,6 +24,7 @@ class RunningEdge:
         self.verify = verify
         self.rest_url = f"{'https' if settings.tls else 'http'}://127.0.0.1:{settings.rest_port}"
         self.grpc_address = f"127.0.0.1:{settings.grpc_port}"
+        self.metrics_url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
 
     def admin(self, path: str) -> str:
         """The answer of the admin interface to a GET of `path`."""
@@ -76,8 +77,15 @@ def running_edge(
     of the rendered configuration and what to put in their place. `verify` is how httpx verifies the
     certificate of the edge. `logs_all` lifts the limit on log lines, which tests would exceed.
     """
-    rest_port, grpc_port = free_ports(2)
-    settings = Edge(rest_port, grpc_port, workers, directory / "admin.sock", tls=tls)
+    rest_port, grpc_port, metrics_port = free_ports(3)
+    settings = Edge(
+        rest_port,
+        grpc_port,
+        workers,
+        directory / "admin.sock",
+        metrics_port=metrics_port,
+        tls=tls,
+    )
     config = directory / "envoy.yaml"
     render(settings, config)
     text = config.read_text()

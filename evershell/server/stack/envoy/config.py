@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evershell.server.stack.envoy import documents
+from evershell.server.stack.envoy import documents, metrics
 from evershell.server.stack.envoy.files import edge_file
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ class Edge:
     workers: Sequence[str]
     admin_socket: Path
     host: str = "127.0.0.1"
+    # Where Prometheus reads the metrics, on plain text; port 0 for no metrics.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
     tls: Tls | None = None
     # Envoy sheds load as its memory approaches this limit.
     max_heap_bytes: int = 2**30
@@ -121,8 +124,13 @@ def render(edge: Edge, config_path: Path) -> None:
         "tracing": collector and collector.tracing(),
     }
     texts = {name: json.dumps(value) for name, value in values.items()}
-    # An element of a list, or nothing.
-    texts["collector_cluster"] = f"- {json.dumps(collector.cluster())}" if collector else ""
+    # Elements of lists, or nothing.
+    elements = {
+        "collector_cluster": collector and collector.cluster(),
+        "metrics_listener": edge.metrics_port and metrics.listener(edge),
+        "metrics_cluster": edge.metrics_port and metrics.cluster(edge.admin_socket),
+    }
+    texts |= {name: f"- {json.dumps(value)}" if value else "" for name, value in elements.items()}
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
 
 

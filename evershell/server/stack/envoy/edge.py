@@ -10,7 +10,12 @@ from evershell.server.stack.envoy.config import Edge, Tls
 
 
 def edge_of(
-    settings: Settings, workers: Sequence[str], *, admin_socket: Path, heap_share: float
+    settings: Settings,
+    workers: Sequence[str],
+    *,
+    admin_socket: Path,
+    metrics_port: int,
+    heap_share: float,
 ) -> Edge:
     """The edge in front of these workers.
 
@@ -26,6 +31,8 @@ def edge_of(
         workers=workers,
         admin_socket=admin_socket,
         host=settings.listen_host,
+        metrics_host=settings.metrics_host,
+        metrics_port=metrics_port,
         tls=tls,
         max_heap_bytes=int(settings.program_memory_mb * 2**20 * heap_share),
         collector=Collector.of(settings.otel_exporter_otlp_endpoint, os.environ),
