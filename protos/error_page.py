@@ -20,7 +20,7 @@ Over REST, the body is always this envelope. `details` is absent if an error has
 {
   "error": {
     "code": "task_not_found",
-    "message": "Workspace ws_1 has no task task_1. ListTasks shows the tasks it has.",
+    "message": "Workspace ws_1 has no task task_1. Check the ids of both.",
     "request_id": "a77eaf0b-9563-418e-9a64-a4b2e8ba042a",
     "details": {
       "resource_type": "task",
@@ -45,13 +45,19 @@ standard message for the facts (BadRequest, ResourceInfo, PreconditionFailure or
 
 ## Repeat a call
 
-Errors that would occur again at once, or whose repeat could have another effect, carry
-`x-should-retry: false` over REST. SDKs of common generators repeat every 409 and 5xx by themselves
-unless an answer has this header.
+These calls can be repeated without another effect: reads, a cancellation that names its task,
+SubmitTask and CreateWorkspace with an [idempotency key](calls.md#idempotency-keys), CancelTasks and
+HoldOrg. Their `unavailable` has `retry-after` (gRPC: RetryInfo).
 
-These calls can be repeated without harm: reads, a cancellation that names its task, and SubmitTask
-and CreateWorkspace with an [idempotency key](calls.md#idempotency-keys). A cancellation without a
-task id must not be repeated blindly: it could cancel the next task.
+All other calls must not be repeated blindly: a cancellation without a task id could cancel the next
+task. Over REST, each of their errors has `x-should-retry: false`, since SDKs of common generators
+repeat every 409 and 5xx unless an answer has this header; `unavailable` has no `retry-after` and,
+over gRPC, no RetryInfo. A cancellation that fails before its body is read is answered as one
+without a task id, unless its path names the task. `rate_limited` always has `retry-after`, since
+the call had no effect.
+
+Errors that would occur again at once have `x-should-retry: false` for every call. The sections
+below say which.
 
 """
 _TABLE = "| code | HTTP | gRPC | meaning |\n|---|---|---|---|\n"

@@ -19,7 +19,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "x-should-retry": {
         "description": (
             "Present if the call would fail again, or could have another effect, if it were "
-            "repeated at once."
+            "repeated at once. This depends on the request."
         ),
         "schema": {"const": "false"},
     },
@@ -43,11 +43,9 @@ OF_SUCCESSES = {"x-request-id": reference("headers", "x-request-id")}
 
 def of_errors(rules: list[Rule]) -> dict[str, Any]:
     """References to the headers of the answers with these errors."""
-    names = ["x-request-id"]
+    names = ["x-request-id", "x-should-retry"]
     if any("retry_after_seconds" in rule.details for rule in rules):
         names.append("retry-after")
-    if any(rule.no_retry for rule in rules):
-        names.append("x-should-retry")
     if any(rule.slug == "unauthenticated" for rule in rules):
         names.append("www-authenticate")
     return {name: reference("headers", name) for name in names}

@@ -9,12 +9,16 @@ from typing import Any
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from repeats import CEL, IS_REPEATABLE
 from source import Rule
 
 DOMAIN = "evershell.ai"
+# Its caller may have set no deadline.
+SLOW = "The service did not answer in time. The call may have had its effect."
 # These messages hold facts of the request. All others are the first sentence of the code's comment.
 # %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
 MESSAGES_WITH_FACTS = {
+    "deadline_exceeded": SLOW,
     "validation_error": "The request cannot be read: %LOCAL_REPLY_BODY%",
     "payload_too_large": (
         "The body is larger than %METADATA(ROUTE:evershell:max_request_bytes)% bytes, the limit of "
@@ -41,7 +45,7 @@ UNREAD_STATUSES = (426, 431)
 # HTTP status that replaces it, the code, and a message that replaces the code's own.
 GRPC_REPLIES = (
     ("EQ", 408, 408, "request_timeout", ""),
-    ("EQ", 504, 504, "deadline_exceeded", ""),
+    ("EQ", 504, 504, "deadline_exceeded", SLOW),
     ("GE", 502, 503, RETRYABLE, ""),
     (
         "EQ",
@@ -58,7 +62,6 @@ GRPC_REPLIES = (
         "The edge cannot read this call. Its log has the call under the request id.",
     ),
 )
-CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 # Refusals before routing, for which Envoy has no text: the code, a regular expression that matches
 # Envoy's RESPONSE_CODE_DETAILS, and a message that replaces the code's own.
 EARLY_REFUSALS = (
@@ -81,11 +84,6 @@ GRPC_CALL = {
         "header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     }
 }
-
-
-def _headers(rule: Rule) -> dict[str, str]:
-    """The headers of an answer with this code."""
-    return {"retry-after": str(RETRY_AFTER_SECONDS)} if rule.slug == RETRYABLE else {}
 
 
 def header(name: str, value: str) -> dict[str, Any]:
@@ -143,7 +141,11 @@ def _mapper(
     envelope = {
         "error": {"code": rule.slug, "message": rule.message, "request_id": "%RESP(x-request-id)%"}
     }
-    headers = request_id | _headers(rule)
+    headers = dict(request_id)
+    if rule.slug == RETRYABLE:
+        # The Lua filter, which sees all answers after routing, invites to repeat what can be
+        # repeated.
+        headers["x-should-retry"] = "false"
     return {
         "filter": _status_filter("local_reply", comparison, status),
         "headers_to_add": [header(name, value) for name, value in headers.items()],
@@ -192,7 +194,6 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
             "code": rule.slug,
             "status": str(rule.http),
             "message": MESSAGES_WITHOUT_FACTS.get(rule.slug, rule.message),
-            "retry_after": _headers(rule).get("retry-after", ""),
         }
         for grpc, rule in chosen.items()
         if rule
@@ -211,23 +212,32 @@ def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> lis
         method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
         mappers.append(_grpc_mapper(("EQ", 413), 400, by_slug["validation_error"], text, method))
     for comparison, status, new_status, code, message in GRPC_REPLIES:
-        rule = by_slug[code]
-        mappers.append(
-            _grpc_mapper((comparison, status), new_status, rule, message or rule.message)
-        )
+        when, rule = (comparison, status), by_slug[code]
+        text = message or rule.message
+        if code == RETRYABLE:
+            mapper = _grpc_mapper(when, new_status, rule, text, IS_REPEATABLE, is_repeatable=True)
+            mappers.append(mapper)
+        mappers.append(_grpc_mapper(when, new_status, rule, text))
     return mappers
 
 
 def _grpc_mapper(
-    when: tuple[str, int], new_status: int, rule: Rule, text: str, *filters: dict[str, Any]
+    when: tuple[str, int],
+    new_status: int,
+    rule: Rule,
+    text: str,
+    *filters: dict[str, Any],
+    is_repeatable: bool = False,
 ) -> dict[str, Any]:
     request_id = NEW_REQUEST_ID if when[1] == 400 else REQUEST_ID
     headers = {
         # Envoy maps few HTTP statuses to the gRPC status of their code.
         "grpc-status": str(rule.grpc),
-        "grpc-status-details-bin": _rich_status(rule, text),
+        "grpc-status-details-bin": _rich_status(rule, text, is_repeatable),
     }
-    headers |= request_id | _headers(rule)
+    headers |= request_id
+    if is_repeatable:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return {
         "filter": {
             "and_filter": {"filters": [_status_filter("grpc_reply", *when), GRPC_CALL, *filters]}
@@ -238,10 +248,10 @@ def _grpc_mapper(
     }
 
 
-def _rich_status(rule: Rule, text: str) -> str:
+def _rich_status(rule: Rule, text: str, is_repeatable: bool) -> str:
     """The value of grpc-status-details-bin. It has no RequestInfo, because it is constant."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=rule.slug.upper(), domain=DOMAIN)]
-    if rule.slug == RETRYABLE:
+    if is_repeatable:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc_web
 import known_fields
+import repeats
 import size_limit
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
 from replies import grpc_errors, grpc_local_replies, header, local_replies
@@ -85,20 +86,26 @@ def edge_config(protos: Protos) -> dict[str, Any]:
         "routes": [
             _several_hosts(),
             *(
-                grpc_web.route(
-                    f"/{SERVICE}/{method.name}",
-                    CONTENT_HEADER,
-                    _action(streams=method.server_streaming),
-                    size_limit.of_grpc(protos.max_request_bytes(method)),
-                )
+                route
                 for method in methods
+                for route in repeats.routes(
+                    grpc_web.route(
+                        f"/{SERVICE}/{method.name}",
+                        CONTENT_HEADER,
+                        _action(streams=method.server_streaming),
+                        size_limit.of_grpc(protos.max_request_bytes(method)),
+                    ),
+                    protos.repeat(method),
+                )
             ),
             *_routes(protos.bindings()),
         ],
         "without_body_filters": WITHOUT_BODY_FILTERS,
         "local_replies": [*map(grpc_web.local_reply, grpc_errors_of_edge), *local_replies(rules)],
         "grpc_errors": grpc_errors(rules),
-        "grpc_routes": _grpc_routes(size_limits),
+        "grpc_routes": _grpc_routes(
+            size_limits, {f"/{SERVICE}/{method.name}": protos.repeat(method) for method in methods}
+        ),
         # Requests that are not gRPC get the envelopes of REST.
         "grpc_local_replies": [*grpc_errors_of_edge, *local_replies(rules)],
     }
@@ -132,19 +139,23 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
     return [*routes, tunnel, _answer({"prefix": "/"}, 404, {})]
 
 
-def _grpc_routes(size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The routes of the gRPC listener, one for each method. The edge answers UNIMPLEMENTED to all
-    others.
-    """
+def _grpc_routes(
+    size_limits: Mapping[str, int], when_to_repeat: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The routes of the gRPC listener, by method. The edge answers UNIMPLEMENTED to all others."""
     # No timeout here: the workers enforce the deadline that the client sets.
     default = ROUTE | {"timeout": STREAM_TIMEOUT}
     return [
-        {
-            "match": {"path": path, "grpc": {}},
-            "route": INTROSPECTION_METHODS.get(path, default),
-            "typed_per_filter_config": size_limit.of_grpc(limit),
-        }
+        route
         for path, limit in size_limits.items()
+        for route in repeats.routes(
+            {
+                "match": {"path": path, "grpc": {}},
+                "route": INTROSPECTION_METHODS.get(path, default),
+                "typed_per_filter_config": size_limit.of_grpc(limit),
+            },
+            when_to_repeat.get(path, repeats.ALWAYS),
+        )
     ]
 
 
@@ -243,11 +254,17 @@ def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:
     for all others.
     """
     if binding.max_request_bytes <= SMALL_METHOD_MAX_BYTES or not binding.has_body:
-        return [_call(path, binding, [])]
-    is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
-    large = _call(path, binding, [])
-    large["route"]["priority"] = "DEFAULT"
-    return [_call(path, binding, [is_small]), large]
+        routes = [_call(path, binding, [])]
+    else:
+        is_small = {
+            "name": CONTENT_HEADER,
+            "string_match": {"safe_regex": {"regex": SMALL_CONTENT}},
+        }
+        large = _call(path, binding, [])
+        large["route"]["priority"] = "DEFAULT"
+        routes = [_call(path, binding, [is_small]), large]
+    when = repeats.ALWAYS if binding.names_task else binding.repeat
+    return [each for route in routes for each in repeats.routes(route, when)]
 
 
 def _action(*, streams: bool) -> dict[str, Any]:
@@ -277,4 +294,7 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
     if for_lua:
         metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}
+    if binding.names_task:
+        # A worker can fail before it has read the request.
+        route["request_headers_to_add"] = [header("x-evershell-task", "named")]
     return route

@@ -44,6 +44,16 @@ class Binding:
         values = self.edge.DESCRIPTOR.enum_types_by_name["UnknownFields"].values_by_number
         return str(values[self.edge.unknown_fields].name)
 
+    @property
+    def names_task(self) -> bool:
+        """Whether the path names the task of a method that may also be called without one."""
+        return self.repeat == "if_task_is_named" and "{task_id}" in self.path
+
+    @property
+    def repeat(self) -> str:
+        """When a failed call can be repeated: a name of Repeat."""
+        return repeat_of(self.edge)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -133,6 +143,10 @@ class Protos:
             ],
         )
 
+    def repeat(self, method: Any) -> str:
+        """When a failed call of this RPC can be repeated: a name of Repeat."""
+        return repeat_of(self.option(method.GetOptions(), f"{PACKAGE}.edge"))
+
     def max_request_bytes(self, method: Any) -> int:
         """Size limit of a request of this RPC: its own, or the one in `every_call`."""
         own = self.option(method.GetOptions(), f"{PACKAGE}.edge").max_request_bytes
@@ -189,6 +203,12 @@ class Protos:
     def _slugs(self, numbers: Iterable[int]) -> set[str]:
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
         return {enum.values_by_number[number].name for number in numbers}
+
+
+def repeat_of(edge: Any) -> str:
+    """When a failed call can be repeated: the name of the value in the option `edge`."""
+    values = edge.DESCRIPTOR.enum_types_by_name["Repeat"].values_by_number
+    return str(values[edge.repeat].name)
 
 
 def _comments(file: Any) -> dict[str, str]:

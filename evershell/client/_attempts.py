@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from evershell.client._calls import Call, Repeat
+from evershell.client._calls import Call
 from evershell.client._fields import LONGEST_SECONDS
 from evershell.client._options import Options
 from evershell.client.errors import CallError, RateLimitedError, UnavailableError
@@ -17,7 +17,7 @@ class Attempts:
     """The attempts of one call."""
 
     def __init__(self, call: Call[Any], options: Options, monotonic: Callable[[], float]) -> None:
-        self._repeat = call.repeat
+        self._can_repeat = call.can_repeat
         self._max_retries = options.max_retries
         self._monotonic = monotonic
         self._deadline = monotonic() + options.timeout_of(call.rpc) + call.extra_seconds
@@ -32,7 +32,9 @@ class Attempts:
         self._failures += 1
         pause = backoff_seconds(self._failures, error)
         if (
-            not _may_repeat(self._repeat, error)
+            not self._can_repeat
+            # Not AgentUnreachableError, because that cancellation is recorded.
+            or not isinstance(error, UnavailableError | RateLimitedError)
             or self._failures > self._max_retries
             or pause >= self.remaining_seconds()
         ):
@@ -46,10 +48,3 @@ def backoff_seconds(failures: int, error: CallError) -> float:
         return error.retry_after
     limit = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10), MAX_BACKOFF_SECONDS)
     return random.uniform(limit / 2, limit)  # noqa: S311 # jitter, not a secret
-
-
-def _may_repeat(repeat: Repeat, error: CallError) -> bool:
-    # Not AgentUnreachableError, because that cancellation is recorded.
-    if repeat is Repeat.ALWAYS:
-        return isinstance(error, UnavailableError | RateLimitedError)
-    return repeat is Repeat.WITHOUT_EFFECT and isinstance(error, RateLimitedError)

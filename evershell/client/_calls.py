@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
 from evershell.workspace.v1 import workspace_service_pb2 as service
@@ -40,17 +39,7 @@ from evershell.client.types import (
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
-
-
-class Repeat(Enum):
-    """When a failed call may be made again."""
-
-    ALWAYS = auto()
-    """A read, or a call that has the same effect when it is repeated."""
-    WITHOUT_EFFECT = auto()
-    """Only if the service refused it before it had an effect."""
-    NEVER = auto()
-    """A repeated cancellation without a task id could cancel the next task."""
+_KEY_HEADER = "idempotency-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +50,23 @@ class Call(Generic[T]):
     request: Message
     # Makes the result from the response and the request id.
     decode: Callable[[Any, str], T]
-    repeat: Repeat
     # How long the service may take in addition to the client's timeout.
     extra_seconds: float = 0.0
     headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether it can be made again after a failure, without another effect."""
+        method = service.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name[self.rpc]
+        match method.GetOptions().Extensions[service.edge].repeat:
+            case service.EdgeRule.always:
+                return True
+            case service.EdgeRule.if_task_is_named:
+                assert isinstance(self.request, service.CancelTaskRequest)
+                return bool(self.request.task_id)
+            case service.EdgeRule.with_idempotency_key:
+                return any(name == _KEY_HEADER for name, _ in self.headers)
+        return False
 
 
 def cancel(
@@ -83,8 +85,7 @@ def cancel(
         wait=duration("wait", wait),
         force_after=duration("force_after", force_after),
     )
-    repeat = Repeat.ALWAYS if task_id else Repeat.NEVER
-    return Call("CancelTask", made, _with_id(CancelResult), repeat, max(seconds(wait or 0.0), 0.0))
+    return Call("CancelTask", made, _with_id(CancelResult), max(seconds(wait or 0.0), 0.0))
 
 
 def submit_task(
@@ -105,13 +106,13 @@ def submit_task(
         limits=None if limits is None else valid("limits", limits._to_message),
     )
     decode, headers = _with_id(SubmittedTask), _idempotent(idempotency_key)
-    return Call("SubmitTask", made, decode, Repeat.ALWAYS, headers=headers)
+    return Call("SubmitTask", made, decode, headers=headers)
 
 
 def get_task(workspace_id: str, task_id: str) -> Call[Task]:
     """GetTask."""
     made = request(service.GetTaskRequest, workspace_id=workspace_id, task_id=task_id)
-    return Call("GetTask", made, _only(Task), Repeat.ALWAYS)
+    return Call("GetTask", made, _only(Task))
 
 
 def list_tasks(workspace_id: str, page_size: int, page_token: str) -> Call[Page[Task]]:
@@ -122,38 +123,38 @@ def list_tasks(workspace_id: str, page_size: int, page_token: str) -> Call[Page[
         page_size=page_size,
         page_token=page_token,
     )
-    return Call("ListTasks", made, _page("tasks", Task), Repeat.ALWAYS)
+    return Call("ListTasks", made, _page("tasks", Task))
 
 
 def create_workspace(name: str, idempotency_key: str | None) -> Call[Workspace]:
     """CreateWorkspace."""
     made = request(service.CreateWorkspaceRequest, name=name)
     decode, headers = _only(Workspace), _idempotent(idempotency_key)
-    return Call("CreateWorkspace", made, decode, Repeat.ALWAYS, headers=headers)
+    return Call("CreateWorkspace", made, decode, headers=headers)
 
 
 def get_workspace(workspace_id: str) -> Call[Workspace]:
     """GetWorkspace."""
     made = request(service.GetWorkspaceRequest, workspace_id=workspace_id)
-    return Call("GetWorkspace", made, _only(Workspace), Repeat.ALWAYS)
+    return Call("GetWorkspace", made, _only(Workspace))
 
 
 def list_workspaces(page_size: int, page_token: str) -> Call[Page[Workspace]]:
     """ListWorkspaces."""
     made = request(service.ListWorkspacesRequest, page_size=page_size, page_token=page_token)
-    return Call("ListWorkspaces", made, _page("workspaces", Workspace), Repeat.ALWAYS)
+    return Call("ListWorkspaces", made, _page("workspaces", Workspace))
 
 
 def stop_workspace(workspace_id: str) -> Call[Workspace]:
     """StopWorkspace."""
     made = request(service.StopWorkspaceRequest, workspace_id=workspace_id)
-    return Call("StopWorkspace", made, _only(Workspace), Repeat.WITHOUT_EFFECT)
+    return Call("StopWorkspace", made, _only(Workspace))
 
 
 def resume_workspace(workspace_id: str) -> Call[Workspace]:
     """ResumeWorkspace."""
     made = request(service.ResumeWorkspaceRequest, workspace_id=workspace_id)
-    return Call("ResumeWorkspace", made, _only(Workspace), Repeat.WITHOUT_EFFECT)
+    return Call("ResumeWorkspace", made, _only(Workspace))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def list_audit_entries(
         page_size=page_size,
         page_token=page_token,
     )
-    return Call("ListAuditEntries", made, _page("entries", AuditEntry), Repeat.ALWAYS)
+    return Call("ListAuditEntries", made, _page("entries", AuditEntry))
 
 
 def cancel_tasks(
@@ -199,7 +200,7 @@ def cancel_tasks(
         force_after=duration("force_after", force_after),
         dry_run=dry_run,
     )
-    return Call("CancelTasks", made, _with_id(CancelTasksResult), Repeat.ALWAYS)
+    return Call("CancelTasks", made, _with_id(CancelTasksResult))
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
@@ -216,25 +217,24 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
 def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:
     """HoldOrg."""
     made = request(service.HoldOrgRequest, reason=reason, cancel_running=cancel_running)
-    return Call("HoldOrg", made, _with_id(HoldResult), Repeat.ALWAYS)
+    return Call("HoldOrg", made, _with_id(HoldResult))
 
 
 def release() -> Call[Hold]:
     """ReleaseOrg."""
-    # A repeat could end the hold that someone has set in between.
-    return Call("ReleaseOrg", service.ReleaseOrgRequest(), _only(Hold), Repeat.WITHOUT_EFFECT)
+    return Call("ReleaseOrg", service.ReleaseOrgRequest(), _only(Hold))
 
 
 def get_hold() -> Call[Hold]:
     """GetHold."""
-    return Call("GetHold", service.GetHoldRequest(), _only(Hold), Repeat.ALWAYS)
+    return Call("GetHold", service.GetHoldRequest(), _only(Hold))
 
 
 def _idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
     """The header with which the service gives a repeated call the first answer."""
     if key is not None and not (key.isascii() and key.isprintable()):
-        raise invalid("idempotency-key", "must have 1 to 255 printable characters")
-    return (("idempotency-key", str(uuid.uuid4()) if key is None else key),)
+        raise invalid(_KEY_HEADER, "must have 1 to 255 printable characters")
+    return ((_KEY_HEADER, str(uuid.uuid4()) if key is None else key),)
 
 
 def _only(kind: type[R]) -> Callable[[Any, str], R]:

@@ -55,17 +55,21 @@ async def test_a_cancellation_without_an_active_task_succeeds(
     }
 
 
+@pytest.mark.parametrize("is_named", [False, True])
 async def test_agent_unreachable_reports_that_the_intent_is_recorded(
-    server: Running, world: World
+    server: Running, world: World, is_named: bool
 ) -> None:
     busy, running = await world.add_busy()
     world.agents.reachable = False
-    request = messages.CancelTaskRequest(workspace_id=busy.id)
+    task_id = running.id if is_named else ""
+    request = messages.CancelTaskRequest(workspace_id=busy.id, task_id=task_id)
     seen = await server.fails(
         server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest"))
     )
     assert (seen.code, seen.slug) == (grpc.StatusCode.UNAVAILABLE, "agent_unreachable")
     assert "RetryInfo" not in seen.details and "retry-after" not in seen.trailers
+    assert seen.trailers["x-should-retry"] == "false"
+    assert ("Do not repeat" in seen.message) != is_named
     assert seen.envelope["details"] == {
         "workspace_id": busy.id,
         "task_id": running.id,

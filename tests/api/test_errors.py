@@ -12,12 +12,18 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from evershell.workspace.v1.error_slugs import Slug
+from google.protobuf.message import Message
 
 from evershell.server import core
 from evershell.server.api import status
+from evershell.server.auth.api_keys import ApiKeys
+from evershell.server.auth.authenticator import Authenticator
+from evershell.server.auth.session_tokens import JwkSet, SessionTokens
 from evershell.server.core import errors
+from evershell.server.core.api_key import ApiKey
 from evershell.server.core.errors import Failure, UnavailableError
-from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
+from tests.api.running import HOLDER, PUBLIC, Failed, FailingStore, Running, bearer, running
+from tests.support.world import World
 
 RULES = {
     value.name: value.GetOptions().Extensions[error_pb2.rule]
@@ -68,6 +74,27 @@ def failure_of(slug: Slug) -> Failure:
         if make is not None
         else Failure(slug, f"It is {slug}.", workspace_id="ws_1", status="x", count=2)
     )
+
+
+# A call, its metadata, and whether a repeat of it has no other effect.
+REPEATS = [
+    ("CancelTask", messages.CancelTaskRequest(workspace_id="ws_1"), {}, False),
+    ("CancelTask", messages.CancelTaskRequest(workspace_id="ws_1", task_id="task_1"), {}, True),
+    ("SubmitTask", messages.SubmitTaskRequest(workspace_id="ws_1", description="x"), {}, False),
+    (
+        "SubmitTask",
+        messages.SubmitTaskRequest(workspace_id="ws_1", description="x"),
+        {"idempotency_key": "k"},
+        True,
+    ),
+    ("CreateWorkspace", messages.CreateWorkspaceRequest(), {}, False),
+    ("CreateWorkspace", messages.CreateWorkspaceRequest(), {"idempotency_key": "k"}, True),
+    ("StopWorkspace", messages.StopWorkspaceRequest(workspace_id="ws_1"), {}, False),
+    ("ResumeWorkspace", messages.ResumeWorkspaceRequest(workspace_id="ws_1"), {}, False),
+    ("ReleaseOrg", messages.ReleaseOrgRequest(), {}, False),
+    ("HoldOrg", messages.HoldOrgRequest(), {}, True),
+    ("GetTask", messages.GetTaskRequest(workspace_id="ws_1", task_id="task_1"), {}, True),
+]
 
 
 async def failed(server: Running, **metadata: str) -> Failed:
@@ -201,6 +228,61 @@ async def test_a_database_outage_is_reported_as_unavailable(
     assert (seen.code, seen.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
     assert "10.0.0.7" not in f"{seen.message} {seen.status}"
     assert seen.details["RetryInfo"].retry_delay.seconds == 1
+
+
+@pytest.mark.parametrize("problem", [UnavailableError, ZeroDivisionError])
+@pytest.mark.parametrize(("method", "request_", "metadata", "can_repeat"), REPEATS)
+async def test_an_error_invites_to_repeat_only_what_can_be_repeated(
+    server: Running,
+    store: FailingStore,
+    method: str,
+    request_: Message,
+    metadata: dict[str, str],
+    can_repeat: bool,
+    problem: type[Exception],
+) -> None:
+    store.error = problem
+    make = getattr(server.stub, method)
+    rest = await server.fails(
+        make(request_, metadata=bearer(HOLDER, x_evershell_edge="rest", **metadata))
+    )
+    grpc_ = await server.fails(make(request_, metadata=bearer(HOLDER, **metadata)))
+    assert rest.slug == grpc_.slug == ("unavailable" if problem is UnavailableError else "internal")
+    assert rest.trailers.get("x-should-retry") == (None if can_repeat else "false")
+    invites = can_repeat and problem is UnavailableError
+    for seen in (rest, grpc_):
+        assert ("retry-after" in seen.trailers) == ("RetryInfo" in seen.details) == invites
+        assert ("repeat" in seen.message) != can_repeat
+    assert ("retry_after_seconds" in rest.envelope.get("details", {})) == invites
+
+
+async def test_every_error_of_a_call_that_must_not_be_repeated_says_so(server: Running) -> None:
+    request = messages.CancelTaskRequest(workspace_id="ws_unknown")
+    metadata = bearer(x_evershell_edge="rest")
+    unnamed = await server.fails(server.stub.CancelTask(request, metadata=metadata))
+    request.task_id = "task_1"
+    named = await server.fails(server.stub.CancelTask(request, metadata=metadata))
+    assert unnamed.slug == named.slug == "workspace_not_found"
+    assert unnamed.trailers["x-should-retry"] == "false"
+    assert "x-should-retry" not in named.trailers
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_a_cancellation_that_fails_before_it_is_read(world: World, is_named: bool) -> None:
+    """The edge says whether the path names the task."""
+
+    async def find_key(digest: bytes) -> ApiKey | None:
+        raise UnavailableError
+
+    sessions = SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
+    metadata = bearer(x_evershell_edge="rest", **{"x_evershell_task": "named"} if is_named else {})
+    async with running(world, authenticator=Authenticator(ApiKeys(find_key), sessions)) as server:
+        seen = await server.fails(
+            server.stub.CancelTask(messages.CancelTaskRequest(), metadata=metadata)
+        )
+    assert seen.slug == "unavailable"
+    assert ("retry-after" in seen.trailers) == is_named
+    assert ("x-should-retry" in seen.trailers) != is_named
 
 
 @pytest.mark.parametrize("method", ["CancelTask", "WatchEvents"])

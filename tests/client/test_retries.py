@@ -55,24 +55,19 @@ def test_agent_unreachable_is_not_repeated(service: Service) -> None:
 NOT_IDEMPOTENT: dict[str, Callable[[Any], Any]] = {
     "StopWorkspace": lambda client: client.stop_workspace("ws_1"),
     "ResumeWorkspace": lambda client: client.resume_workspace("ws_1"),
+    "ReleaseOrg": lambda client: client.release(),
 }
 
 
+@pytest.mark.parametrize("failure", [errors.unavailable(), LIMITED])
 @pytest.mark.parametrize("rpc", NOT_IDEMPOTENT)
-def test_a_call_that_may_have_had_an_effect_is_not_repeated(service: Service, rpc: str) -> None:
+def test_a_call_whose_repeat_could_have_another_effect_is_not_repeated(
+    service: Service, rpc: str, failure: Failure
+) -> None:
     call = start(NOT_IDEMPOTENT[rpc], service.client)
-    service.take(rpc)[1].fail(errors.unavailable())
-    assert failed(call).slug == "unavailable"
+    service.take(rpc)[1].fail(failure)
+    assert failed(call).slug == failure.slug
     assert len(service.channel.timeouts) == 1
-
-
-@pytest.mark.parametrize("rpc", NOT_IDEMPOTENT)
-def test_a_call_that_was_refused_for_its_rate_is_repeated(service: Service, rpc: str) -> None:
-    call = start(NOT_IDEMPOTENT[rpc], service.client)
-    service.take(rpc)[1].fail(LIMITED)
-    service.take(rpc)[1].answer(workspace_pb2.Workspace(id="ws_1"))
-    assert call.result(5)
-    assert service.clock.time() == 2
 
 
 @pytest.mark.parametrize(

@@ -120,16 +120,35 @@ def call(channel: Any, method: str) -> None:
     channel.unary_unary(method)(b"", timeout=10)
 
 
-def test_without_workers_a_call_is_unavailable(edge_without_workers: RunningEdge) -> None:
+@pytest.mark.parametrize(
+    ("method", "metadata", "can_repeat"),
+    [
+        # The edge does not know whether it names a task.
+        ("CancelTask", (), False),
+        ("StopWorkspace", (), False),
+        ("SubmitTask", (), False),
+        ("SubmitTask", (("idempotency-key", "k"),), True),
+        ("GetTask", (), True),
+    ],
+)
+def test_without_workers_a_call_is_unavailable(
+    edge_without_workers: RunningEdge,
+    method: str,
+    metadata: tuple[tuple[str, str], ...],
+    can_repeat: bool,
+) -> None:
+    path = f"/{workspace_service_pb2.DESCRIPTOR.package}.WorkspaceService/{method}"
     with (
         grpc.insecure_channel(edge_without_workers.grpc_address) as channel,
         pytest.raises(grpc.RpcError) as raised,
     ):
-        client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
-        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=10)
+        make: Any = channel.unary_unary(path)
+        make(b"", timeout=10, metadata=metadata)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     _, info, retry = rich_status_of(raised.value)
-    assert (info.reason, retry.retry_delay.seconds) == ("UNAVAILABLE", 1)
+    assert info.reason == "UNAVAILABLE"
+    assert retry.retry_delay.seconds == int(can_repeat)
+    assert metadata_of(raised.value).get("retry-after") == ("1" if can_repeat else None)
 
 
 def test_a_path_that_is_no_grpc_method_is_refused(edge: RunningEdge) -> None:

@@ -123,12 +123,6 @@ def test_an_idempotency_key_has_the_length_that_the_service_takes() -> None:
     assert taken == dict.fromkeys(("CreateWorkspace", "SubmitTask"), MAX_KEY_CHARACTERS)
 
 
-def test_an_error_that_must_not_be_repeated_has_its_header() -> None:
-    for response in document()["components"]["responses"].values():
-        final = any(RULES[slug].no_retry for slug in response["x-error-codes"])
-        assert ("x-should-retry" in response["headers"]) == final
-
-
 def test_no_name_has_a_dot() -> None:
     for components in document()["components"].values():
         assert not [name for name in components if "." in name]

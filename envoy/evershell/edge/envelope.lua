@@ -20,9 +20,6 @@ local function find_envelope(handle, headers, grpc_status, status)
   -- internals and is dropped.
   local errors = handle:virtualHost():metadata()
   local rule = errors:get(grpc_status) or errors:get("13")
-  if rule.retry_after ~= "" then
-    headers:replace("retry-after", rule.retry_after)
-  end
   local envelope = '{"error":{"code":"%s","message":"%s","request_id":"%s"}}'
   return rule.status, envelope:format(rule.code, rule.message, headers:get("x-request-id") or "")
 end
@@ -91,12 +88,27 @@ local function name_unknown_field(handle)
   return true
 end
 
+-- Says whether to repeat a call that failed without an answer of the service, which says it itself.
+-- The route's metadata has whether a repeat is without another effect.
+local function advise(handle, headers, status)
+  local repeatable = handle:metadata():get("repeatable")
+  if repeatable == false then
+    headers:replace("x-should-retry", "false")
+  elseif repeatable and status == "503" then
+    headers:remove("x-should-retry")
+    headers:replace("retry-after", "1")
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local grpc_status = headers:get("grpc-status")
   local status = headers:get("x-evershell-status")
 
   if grpc_status == nil or grpc_status == "0" then
+    if headers:get(":status") >= "400" then
+      advise(handle, headers, headers:get(":status"))
+    end
     -- An answer of Envoy's own already has its status.
     if headers:get(":status") == "200" then
       status = status or handle:metadata():get("success_status")
@@ -120,6 +132,7 @@ function envoy_on_response(handle)
   local envelope = headers:get("x-evershell-error")
   if envelope == nil then
     status, envelope = find_envelope(handle, headers, grpc_status, status)
+    advise(handle, headers, status)
   end
   headers:replace(":status", status)
   headers:replace("content-type", "application/json")

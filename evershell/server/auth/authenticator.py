@@ -63,5 +63,7 @@ class HostBinding:
         (slug,) = found
         if slug is None or host.partition(":")[0].lower() != slug + self._suffix:
             raise errors.permission_denied(
-                f"Your credential does not belong to the organization at {host}.", []
+                f"Your credential does not belong to the organization at {host}. Call the host of "
+                "your own organization.",
+                [],
             )

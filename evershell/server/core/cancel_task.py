@@ -118,7 +118,7 @@ async def cancel_task(
     outcome = outcome_of(permission, request.workspace_id, request.task_id, found)
     task = found.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
-        task = await _signal(found, store, agents)
+        task = await _signal(found, store, agents, is_named=bool(request.task_id))
         if request.wait_seconds:
             wait_seconds = deadline.bounded(request.wait_seconds)
             task = await _await_end(task, wait_seconds, store, wakeups)
@@ -166,8 +166,10 @@ def outcome_of(
     return Outcome.ACCEPTED if found.recorded else Outcome.ALREADY_REQUESTED
 
 
-async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> Task:
-    """Signals the agent, and returns the task.
+async def _signal(
+    found: RecordedCancellation, store: Store, agents: Agents, *, is_named: bool
+) -> Task:
+    """Signals the agent, and returns the task. `is_named`: whether the call names the task.
 
     Raises Failure agent_unreachable if the agent does not acknowledge the signal within 2 s.
     """
@@ -176,10 +178,15 @@ async def _signal(found: RecordedCancellation, store: Store, agents: Agents) -> 
     try:
         is_known = await agents.cancel_task(workspace, task)
     except AgentUnreachableError as error:
+        advice = (
+            "A repeat of this call signals the agent again."
+            if is_named
+            else "Do not repeat the call without a task id: it could cancel the next task."
+        )
         message = (
             f"The cancellation of task {task.id} is recorded and will be delivered, but the agent "
-            f"of workspace {workspace.id} did not answer in time. Do not repeat the call; follow "
-            "the task with GetTask or WatchEvents."
+            f"of workspace {workspace.id} did not answer in time. Follow the task until it has "
+            f"ended. {advice}"
         )
         raise errors.agent_unreachable(
             workspace.id, task.id, message, intent_recorded=True

@@ -69,7 +69,7 @@ def workspace_not_found(workspace_id: str) -> Failure:
 
 def task_not_found(workspace_id: str, task_id: str) -> Failure:
     """The workspace has no such task."""
-    message = f"Workspace {workspace_id} has no task {task_id}. ListTasks shows the tasks it has."
+    message = f"Workspace {workspace_id} has no task {task_id}. Check the ids of both."
     return Failure(
         "task_not_found",
         message,
@@ -109,10 +109,18 @@ def idempotency_conflict(key: str, called_at: datetime) -> Failure:
     return Failure("idempotency_conflict", message, idempotency_key=key)
 
 
-def unavailable() -> Failure:
-    """The service's database cannot be reached."""
-    return Failure(
-        "unavailable",
-        "The service cannot reach its database. Try again shortly.",
-        retry_after_seconds=1,
-    )
+def unavailable(advice: str = "") -> Failure:
+    """The service's database cannot be reached.
+
+    `advice` is for a call whose repeat could have another effect.
+    """
+    problem = "The service cannot reach its database."
+    if advice:
+        return Failure("unavailable", f"{problem} {advice}")
+    return Failure("unavailable", f"{problem} Try again shortly.", retry_after_seconds=1)
+
+
+def internal(advice: str = "") -> Failure:
+    """The service has a defect. `advice` is as for `unavailable`."""
+    problem = "The service has a defect. Report it with the request id."
+    return Failure("internal", f"{problem} {advice}".strip())

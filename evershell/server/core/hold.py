@@ -23,7 +23,7 @@ class Hold:
         message = (
             f"{self.held_by} put your organization on hold at "
             f"{since.isoformat(timespec='seconds')}Z{because}. New tasks and agents are "
-            "refused until ReleaseOrg. Cancelling, stopping and reading work."
+            "refused until the hold is released. Cancelling, stopping and reading work."
         )
         return Failure(
             "org_on_hold",

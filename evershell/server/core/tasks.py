@@ -170,8 +170,8 @@ def _answer(task: Task) -> str:
 def _unreachable(task: Task, call: FirstCall | None) -> Failure:
     again = "Submit it again later" + (", with a new idempotency key." if call else ".")
     message = (
-        f"The agent of workspace {task.workspace_id} could not be reached; task {task.id} has "
-        f"ended. {again}"
+        f"The agent of workspace {task.workspace_id} could not be reached, so task {task.id} has "
+        f"ended `delivery_failed`. {again}"
     )
     return errors.agent_unreachable(task.workspace_id, task.id, message, intent_recorded=False)
 

@@ -86,18 +86,22 @@ class Workspace:
             case WorkspaceStatus.PROVISIONING:
                 slug = "workspace_provisioning"
                 problem = (
-                    "is still provisioning: its agent has not registered yet. "
-                    "Try again when it is idle."
+                    "is still provisioning: no task runs in it. It takes tasks when it is idle."
                 )
             case WorkspaceStatus.STOPPING:
                 slug = "workspace_stopped"
-                problem = "is stopping. Resume it once it has stopped."
+                problem = (
+                    "is stopping: a task that still runs ends `cancelled`. To run tasks again, "
+                    "resume it once it has stopped."
+                )
             case WorkspaceStatus.STOPPED:
                 slug = "workspace_stopped"
-                problem = "is stopped. Resume it first."
+                problem = "is stopped: no task runs in it. To run tasks again, resume it."
             case _:
                 slug = "workspace_failed"
                 reason = self.status_reason or "its agent is gone"
-                problem = f"has failed: {reason}. Resume it to bring it back."
+                problem = (
+                    f"has failed: {reason}. No task runs in it. To run tasks again, resume it."
+                )
         message = f"Workspace {self.id} {problem}"
         raise Failure(slug, message, workspace_id=self.id, status=str(self.status))

@@ -13,7 +13,7 @@ CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
 SLUGS = [value.name for value in CODES if value.number]
 # Headers with these prefixes are Envoy's own, or pass between Envoy and the workers.
 INTERNAL = ("grpc-", "x-evershell-", "x-envoy-")
-PUBLIC = {"x-request-id", "x-content-type-options"}
+PUBLIC = {"x-request-id", "x-content-type-options", "x-should-retry"}
 # Words of the stub's internal messages, of Envoy's own texts and of addresses.
 SECRETS = ("secret", "127.0.0.1", "upstream")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

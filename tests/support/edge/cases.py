@@ -63,21 +63,36 @@ CORS = [
     ),
 ]
 
+# Whether a repeat of a call that fails at the edge has no other effect.
+REPEATS = [
+    (post(), False),
+    (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not read bodies
+    (post(f"{TASKS}/task_1/cancel"), True),
+    (post(TASKS, b"{}"), False),
+    (post(TASKS, b"{}", idempotency_key="k"), True),
+    (post("/v1/workspaces", b"{}"), False),
+    (post("/v1/workspaces", b"{}", idempotency_key="k"), True),
+    (post("/v1/workspaces/ws_1/stop"), False),
+    (post("/v1/workspaces/ws_1/resume"), False),
+    (post("/v1/tasks/cancel", b'{"filter":{"workspace_ids":["ws_1"]}}'), True),
+    (post("/v1/hold"), True),
+    (post("/v1/hold/release"), False),
+    (get("/v1/workspaces/ws_1"), True),
+    (get("/v1/workspaces/ws_1/events"), True),
+]
+RETRY = {"retry-after": "1", "x-should-retry": None}
+NO_RETRY = {"retry-after": None, "x-should-retry": "false"}
 UNAVAILABLE = [
     Case(
-        f"{sent.method} {sent.path} while the control plane is down",
+        f"{sent.method} {sent.path} {number} while the control plane is down",
         sent,
         503,
         "unavailable",
-        {"retry-after": "1"},
+        RETRY if can_repeat else NO_RETRY,
         edge="edge_without_workers",
+        clients=WITHOUT_FETCH[:1],
     )
-    for sent in (
-        post(),
-        post(f"{TASKS}/task_1/cancel"),
-        get("/v1/workspaces/ws_1"),
-        get("/v1/workspaces/ws_1/events"),
-    )
+    for number, (sent, can_repeat) in enumerate(REPEATS)
 ]
 UNAVAILABLE.append(
     Case(
@@ -94,6 +109,7 @@ UNAVAILABLE.append(
         post("/v1/workspaces/slow/task/cancel"),
         504,
         "deadline_exceeded",
+        NO_RETRY,
         edge="edge_with_short_limits",
         reaches_service=True,
     )

@@ -166,7 +166,7 @@ SERVICE_ERRORS = [
             post(f"/v1/workspaces/bare_{number}/task/cancel"),
             rule(slug).http,
             slug,
-            {"retry-after": "1" if slug == "unavailable" else None},
+            {"retry-after": None, "x-should-retry": "false"},
             reaches_service=True,
             clients=WITHOUT_FETCH,
         )

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from evershell.server.api import event_stream, status
 from evershell.server.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.server.api.repeats import repeat_advice
 from evershell.server.core import errors
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.pod.tokens import TIME_TRAILER
@@ -45,7 +46,7 @@ class Errors(Interceptor):
             except Failure as failure:
                 await _abort(call, failure, method)
             except UnavailableError:
-                await _abort(call, errors.unavailable(), method)
+                await _abort(call, errors.unavailable(repeat_advice(method.path, call)), method)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
@@ -67,8 +68,7 @@ class Errors(Interceptor):
             log.exception(
                 "unexpected_error", method=method.path, request_id=call.request_id, **repeats
             )
-        message = "The service has a defect; the request id finds it in our log."
-        await _abort(call, Failure("internal", message), method)
+        await _abort(call, errors.internal(repeat_advice(method.path, call)), method)
 
 
 async def _abort(call: Call, failure: Failure, method: Method) -> None:
@@ -87,7 +87,7 @@ async def _abort(call: Call, failure: Failure, method: Method) -> None:
             (STATUS_HEADER, status.HTTP_STATUSES[failure.slug]),
             (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id)),
         ]
-        if status.RULES[failure.slug].no_retry:
+        if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))
     if failure.slug == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))

@@ -72,7 +72,7 @@ class RateLimits(Interceptor):
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         buckets, subject = self._calls, "Your credential has called"
         if method.path.removeprefix(_SERVICE) in _CANCELS:
-            buckets, subject = self._cancels, f"{subject} {', '.join(_CANCELS)} together"
+            buckets, subject = self._cancels, "Your credential has cancelled, held or released"
 
         async def limited(call: Call) -> Any:
             if call.caller is not None:

@@ -80,9 +80,7 @@ class Error(_message.Message):
         later. Example: the agent's process is frozen.
         """
         unavailable: Error._ErrorCode.ValueType  # 13
-        """The service or its database cannot answer now; an idempotent call can be retried. Example:
-        the database is restarting.
-        """
+        """The service or its database cannot answer now. Example: the database is restarting."""
         deadline_exceeded: Error._ErrorCode.ValueType  # 14
         """The caller's deadline has passed. Example: a gRPC deadline of 5 ms."""
         internal: Error._ErrorCode.ValueType  # 15
@@ -167,9 +165,7 @@ class Error(_message.Message):
     later. Example: the agent's process is frozen.
     """
     unavailable: Error.ErrorCode.ValueType  # 13
-    """The service or its database cannot answer now; an idempotent call can be retried. Example:
-    the database is restarting.
-    """
+    """The service or its database cannot answer now. Example: the database is restarting."""
     deadline_exceeded: Error.ErrorCode.ValueType  # 14
     """The caller's deadline has passed. Example: a gRPC deadline of 5 ms."""
     internal: Error.ErrorCode.ValueType  # 15
@@ -423,9 +419,9 @@ class ErrorRule(_message.Message):
     details: _builtins.str
     """The `details` of the example in the documents, as JSON; empty if it has none."""
     no_retry: _builtins.bool
-    """Whether the call would fail again, or could have another effect, if it were repeated at once.
-    REST answers then carry `x-should-retry: false`: the SDKs of common generators repeat every 409
-    and 5xx by themselves unless an answer has this header.
+    """Whether an automatic repeat of any call with this error is wrong: it would fail again. REST
+    answers then carry `x-should-retry: false`, as do all errors of a call whose repeat could have
+    another effect (EdgeRule.repeat).
     """
     action: _builtins.str
     """What a caller does about it, for the documents."""

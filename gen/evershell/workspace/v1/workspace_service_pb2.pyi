@@ -35,6 +35,31 @@ class EdgeRule(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Repeat:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RepeatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EdgeRule._Repeat.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        repeat_unspecified: EdgeRule._Repeat.ValueType  # 0
+        """Never: a repeat could undo what someone else has done in between."""
+        always: EdgeRule._Repeat.ValueType  # 1
+        """Always: a read, or a call that has the same effect when it is repeated."""
+        if_task_is_named: EdgeRule._Repeat.ValueType  # 2
+        """If it names its task. Otherwise it could cancel the next task."""
+        with_idempotency_key: EdgeRule._Repeat.ValueType  # 3
+        """If it has an idempotency key."""
+
+    class Repeat(_Repeat, metaclass=_RepeatEnumTypeWrapper): ...
+    repeat_unspecified: EdgeRule.Repeat.ValueType  # 0
+    """Never: a repeat could undo what someone else has done in between."""
+    always: EdgeRule.Repeat.ValueType  # 1
+    """Always: a read, or a call that has the same effect when it is repeated."""
+    if_task_is_named: EdgeRule.Repeat.ValueType  # 2
+    """If it names its task. Otherwise it could cancel the next task."""
+    with_idempotency_key: EdgeRule.Repeat.ValueType  # 3
+    """If it has an idempotency key."""
+
     class _UnknownFields:
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
@@ -67,6 +92,7 @@ class EdgeRule(_message.Message):
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
+    REPEAT_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
@@ -81,6 +107,10 @@ class EdgeRule(_message.Message):
     """The full name of the message in the `data` fields of a stream of Server-Sent Events."""
     unknown_fields: Global___EdgeRule.UnknownFields.ValueType
     """What the edge does with a field of a JSON body that the request does not have."""
+    repeat: Global___EdgeRule.Repeat.ValueType
+    """When a failed call can be repeated without another effect. The service, the edge and the client
+    decide by it.
+    """
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """The errors of this RPC, in addition to the errors of every call."""
@@ -95,10 +125,11 @@ class EdgeRule(_message.Message):
         max_request_bytes: _builtins.int = ...,
         stream_message: _builtins.str = ...,
         unknown_fields: Global___EdgeRule.UnknownFields.ValueType = ...,
+        repeat: Global___EdgeRule.Repeat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "unknown_fields", b"unknown_fields"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "unknown_fields", b"unknown_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

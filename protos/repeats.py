@@ -1,0 +1,44 @@
+"""Whether a failed call can be repeated without another effect, as far as the edge knows.
+
+The metadata of the route says it. The Lua filter reads it for REST, and the mappers of Envoy's own
+answers for gRPC.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+# A name of EdgeRule.Repeat.
+ALWAYS = "always"
+NAMESPACE = "envoy.filters.http.lua"
+CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+# The mappers' filter for answers on such a route.
+IS_REPEATABLE = {
+    "extension_filter": {
+        "name": "envoy.access_loggers.extension_filters.cel",
+        "typed_config": {
+            "@type": CEL,
+            "expression": f'xds.route_metadata.filter_metadata["{NAMESPACE}"]["repeatable"]',
+        },
+    }
+}
+_HAS_KEY = {"name": "idempotency-key", "present_match": True}
+
+
+def routes(route: dict[str, Any], when: str) -> list[dict[str, Any]]:
+    """The route with its metadata, or two routes if it depends on a header. `when` is a name of
+    EdgeRule.Repeat. The edge does not know whether a body names a task.
+    """
+    if when == "with_idempotency_key":
+        return [_marked(route, [_HAS_KEY], True), _marked(route, [], False)]
+    return [_marked(route, [], when == ALWAYS)]
+
+
+def _marked(
+    route: dict[str, Any], headers: list[dict[str, Any]], repeatable: bool
+) -> dict[str, Any]:
+    marked = deepcopy(route)
+    if headers:
+        marked["match"]["headers"] = [*marked["match"].get("headers", []), *headers]
+    metadata = marked.setdefault("metadata", {}).setdefault("filter_metadata", {})
+    metadata.setdefault(NAMESPACE, {})["repeatable"] = repeatable
+    return marked
