@@ -49,7 +49,7 @@ from evershell.server.store.audit_queue import AuditQueue
 from evershell.server.store.background import running
 from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
 from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.leadership import Leadership
+from evershell.server.store.leadership import Leadership, Term
 from evershell.server.store.pool import Pool, open_pool
 from evershell.server.store.pooler_watch import pooler_watched
 from evershell.server.store.postgres_store import PostgresStore
@@ -169,8 +169,10 @@ async def fleet(
         store = PostgresStore(pool, wakeups.announce, metrics.committed)
         agents = MeasuredAgents(agent_client, metrics)
 
-        def new_controller() -> Controller:
-            return Controller(store, pods, agents, bounds, run_id, clock, clock(), backlog)
+        def new_controller(term: Term) -> Controller:
+            return Controller(
+                store, pods, agents, bounds, run_id, clock, clock(), backlog, leads=term.is_current
+            )
 
         leadership = Leadership(settings.session_url)
 

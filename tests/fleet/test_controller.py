@@ -34,6 +34,20 @@ async def test_the_pods_are_synchronized_once_a_term_and_before_any_step(fleet: 
     assert fleet.pods.syncs == 2
 
 
+async def test_a_controller_whose_term_has_ended_starts_and_ends_no_pod(fleet: Fleet) -> None:
+    """It was frozen, and continues with what it read before."""
+    fresh = await fleet.add(PROVISIONING, pod=False)
+    fleet.pods.never_run.add(fresh.id)
+    lost = await fleet.add(IDLE)
+    fleet.pods.kill(lost)
+    await fleet.add(WorkspaceStatus.STOPPING)
+    await fleet.add(IDLE, run_id="run_0")
+    fleet.leads = False
+    await fleet.scan()
+    assert fleet.pods.calls == []
+    assert (await fleet.world.workspace(lost.id)).status is IDLE
+
+
 async def test_a_lost_agent_fails_with_the_explanation_of_the_backend(fleet: Fleet) -> None:
     made = await fleet.add(IDLE)
     fleet.pods.explanation = "its agent ran out of memory"

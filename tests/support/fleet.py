@@ -118,6 +118,8 @@ class Fleet:
     changes: FakeChanges = field(default_factory=FakeChanges)
     backlog: Backlog | None = None
     answering_since: datetime = NOW - timedelta(hours=1)
+    # Whether the term of the controller goes on.
+    leads: bool = True
     # How often `next_scan` was called. Each call is later than the one before.
     scans: int = 0
 
@@ -155,6 +157,7 @@ class Fleet:
             self.world.clock,
             self.answering_since,
             self.backlog,
+            leads=lambda: self.leads,
         )
         leading = asyncio.create_task(controller.run(self.changes))
         try:

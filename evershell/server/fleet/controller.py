@@ -39,6 +39,10 @@ _COUNT_SECONDS = 60.0
 END_GRACE_SECONDS = 3.0
 
 
+class _NotLeadingError(Exception):
+    """The term has ended."""
+
+
 class Controller:
     """The controller of one term of leadership."""
 
@@ -52,13 +56,16 @@ class Controller:
         clock: Clock,
         answering_since: datetime,
         backlog: Backlog | None = None,
+        *,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares a term of leadership.
 
         `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
         end of the last outage of the database, or the start of the term. Without `backlog`, nothing
-        is measured.
+        is measured. `leads` says whether the term goes on.
         """
+        self._leads = leads
         self._store = store
         self._pods = pods
         self._backlog = backlog
@@ -179,6 +186,9 @@ class Controller:
         except UnavailableError:
             log.warning("database_unavailable", workspace_id=workspace.id)
             self._again.add(workspace.id)
+        except _NotLeadingError:
+            log.warning("step_after_term", workspace_id=workspace.id)
+            self._again.add(workspace.id)
         except Exception:
             log.exception("unexpected_error", workspace_id=workspace.id)
             self._again.add(workspace.id)
@@ -188,7 +198,7 @@ class Controller:
 
         The assignment ends a task of the earlier run, so it comes last.
         """
-        stopped = workspace.run_id is None or await self._pods.end(workspace, END_GRACE_SECONDS)
+        stopped = workspace.run_id is None or await self._end_pod(workspace, END_GRACE_SECONDS)
         return await self._apply(
             workspace,
             lambda locked, now: workspace_lifecycle.place(
@@ -199,7 +209,7 @@ class Controller:
     async def _reconcile_start(self, workspace: Workspace) -> None:
         if not self._pods.has_never_run(workspace.id):
             # Another controller may have started the pod and died before it registered.
-            await self._pods.end(workspace, grace_seconds=0)
+            await self._end_pod(workspace, 0)
         current = await self._store.get_workspace(workspace.id)
         if (
             current is None
@@ -209,6 +219,7 @@ class Controller:
             # While the pod ended, another controller may have become the leader and started a pod
             # of a later epoch.
             return
+        self._require_term()
         try:
             await self._pods.start(workspace)
         except OSError as error:
@@ -258,7 +269,7 @@ class Controller:
 
     async def _fail(self, workspace: Workspace, reason: str) -> None:
         """Ends everything that runs in the pod, then the task."""
-        stopped = await self._pods.end(workspace, grace_seconds=0)
+        stopped = await self._end_pod(workspace, 0)
         await self._apply(
             workspace,
             lambda locked, now: workspace_lifecycle.lose_agent(
@@ -277,7 +288,7 @@ class Controller:
                 and not self._overdue.violation(workspace, task)
             ):
                 return
-        stopped = await self._pods.end(workspace, END_GRACE_SECONDS)
+        stopped = await self._end_pod(workspace, END_GRACE_SECONDS)
         await self._apply(
             workspace,
             lambda locked, now: workspace_lifecycle.finish_stop(
@@ -285,6 +296,19 @@ class Controller:
             ),
         )
         log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
+
+    async def _end_pod(self, workspace: Workspace, grace_seconds: float) -> bool:
+        self._require_term()
+        return await self._pods.end(workspace, grace_seconds)
+
+    def _require_term(self) -> None:
+        """Raises _NotLeadingError after the term.
+
+        A controller that was frozen continues with what it read before. The store refuses changes
+        of an earlier epoch, but a pod is ended or started without the store.
+        """
+        if not self._leads():
+            raise _NotLeadingError
 
     async def _apply(
         self, workspace: Workspace, decide: Callable[[Locked, datetime], Change]

@@ -6,16 +6,18 @@ from typing import Any
 
 from evershell.server.fleet.controller import Controller
 from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
-from evershell.server.store.leadership import Leadership
+from evershell.server.store.leadership import Leadership, Term
 
 
 async def lead(
-    leadership: Leadership, wakeups: PostgresFleetWakeups, new_controller: Callable[[], Controller]
+    leadership: Leadership,
+    wakeups: PostgresFleetWakeups,
+    new_controller: Callable[[Term], Controller],
 ) -> None:
     """Runs a new controller each time this process becomes the leader, until it is cancelled."""
     while True:
-        async with leadership.acquired() as lost, wakeups.subscribe() as changes:
-            await _until(lost, new_controller().run(changes))
+        async with leadership.acquired() as term, wakeups.subscribe() as changes:
+            await _until(term.lost, new_controller(term).run(changes))
 
 
 async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

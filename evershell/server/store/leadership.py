@@ -1,6 +1,7 @@
 """Leader election among any number of processes, with an advisory lock of PostgreSQL."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,8 @@ from evershell.server.store.primary import PoolerError, PrimaryConnection, conne
 # An arbitrary number, the same in every process that competes.
 LEADER_LOCK_KEY = 0x6576_6C64
 # If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
-# stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS.
+# stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS. A leader that
+# was frozen for longer does nothing more: it asks Term.is_current before it acts.
 _SESSION_OPTIONS = (
     "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 "
     "-c tcp_user_timeout=4000 -c idle_session_timeout=4s -c statement_timeout=5s"
@@ -24,8 +26,26 @@ _SESSION_OPTIONS = (
 _POLL_SECONDS = 0.5
 _CHECK_SECONDS = 0.5
 _CHECK_TIMEOUT_SECONDS = 1.5
+_TERM_SECONDS = 3.5
 
 _log = structlog.get_logger()
+
+
+class Term:
+    """The time for which this process leads."""
+
+    def __init__(self) -> None:
+        # Set when the leadership may be lost, at most 2 s after the database has stopped answering.
+        self.lost = asyncio.Event()
+        self._ends_at = _now() + _TERM_SECONDS
+
+    def extend(self, asked_at: float) -> None:
+        """The session was in use at this time or later."""
+        self._ends_at = asked_at + _TERM_SECONDS
+
+    def is_current(self) -> bool:
+        """Whether this process certainly leads."""
+        return _now() < self._ends_at and not self.lost.is_set()
 
 
 class Leadership:
@@ -37,18 +57,17 @@ class Leadership:
         self._key = key
 
     @asynccontextmanager
-    async def acquired(self) -> AsyncIterator[asyncio.Event]:
+    async def acquired(self) -> AsyncIterator[Term]:
         """Waits until this process leads. Leaving the context gives up the leadership.
 
-        Keeps waiting during outages of the database. The event is set when the leadership may be
-        lost, at most 2 s after the database has stopped answering. The caller then has to stop
+        Keeps waiting during outages of the database. When the term is lost, the caller has to stop
         leading at once and leave the context. A standby takes over within 5 s.
         """
         connection = await self._acquire()
-        lost = asyncio.Event()
-        watch = asyncio.create_task(_watch(connection, lost), name="leadership-watch")
+        term = Term()
+        watch = asyncio.create_task(_watch(connection, term), name="leadership-watch")
         try:
-            yield lost
+            yield term
         finally:
             await _abandon(watch)
             # Ending the session releases the lock.
@@ -85,15 +104,17 @@ async def _try_lock(connection: AsyncConnection[Any], key: int) -> bool:
     return row is not None and bool(row[0])
 
 
-async def _watch(connection: PrimaryConnection, lost: asyncio.Event) -> None:
+async def _watch(connection: PrimaryConnection, term: Term) -> None:
     try:
         while True:
+            asked_at = _now()
             if connection.is_superseded or not await _answers_in_time(connection):
                 break
+            term.extend(asked_at)
             await asyncio.sleep(_CHECK_SECONDS)
         _log.warning("leadership_lost")
     finally:
-        lost.set()
+        term.lost.set()
 
 
 async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
@@ -103,6 +124,11 @@ async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
     except psycopg.Error:
         return False
     return True
+
+
+def _now() -> float:
+    """In seconds. The clock goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:

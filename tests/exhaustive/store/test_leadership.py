@@ -8,22 +8,22 @@ import sys
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.store.leadership import Leadership
+from evershell.server.store.leadership import Leadership, Term
 
 LIMIT_SECONDS = 30
 
 
 class Candidate:
-    """Waits for leadership and keeps it until `stop` is set. Losing leadership sets `lost`."""
+    """Waits for leadership and keeps it until `stop` is set."""
 
     def __init__(self, database_url: str) -> None:
         self.leads = asyncio.Event()
         self.stop = asyncio.Event()
-        self.lost: asyncio.Event | None = None
+        self.term: Term | None = None
         self.task = asyncio.create_task(self._run(Leadership(database_url)))
 
     async def _run(self, leadership: Leadership) -> None:
-        async with leadership.acquired() as self.lost:
+        async with leadership.acquired() as self.term:
             self.leads.set()
             await self.stop.wait()
 
@@ -70,24 +70,28 @@ async def test_a_leader_notices_that_its_database_session_has_ended(database_url
             "WHERE locktype = 'advisory' AND granted "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
-    assert first.lost is not None
+    assert first.term is not None
     async with asyncio.timeout(LIMIT_SECONDS):
-        await first.lost.wait()
+        await first.term.lost.wait()
         await second.leads.wait()
     for each in (first, second):
         each.stop.set()
         await each.task
 
 
-# Prints a line when it becomes the leader, and exits when it loses leadership.
+# Prints a line when it becomes the leader. When it learns that it has lost leadership, it prints
+# whether it already knew when it was resumed, and exits.
 LEADER = """
-import asyncio, sys
+import asyncio, signal, sys
 from evershell.server.store.leadership import Leadership
 
 async def lead():
-    async with Leadership(sys.argv[1]).acquired() as lost:
+    async with Leadership(sys.argv[1]).acquired() as term:
+        resumed = []
+        signal.signal(signal.SIGCONT, lambda *_: resumed.append(term.is_current()))
         print("leads", flush=True)
-        await lost.wait()
+        await term.lost.wait()
+        print(resumed, flush=True)
 
 asyncio.run(lead())
 """
@@ -108,9 +112,10 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
         async with asyncio.timeout(LIMIT_SECONDS):
             await standby.leads.wait()
         if number is signal.SIGSTOP:
-            # The resumed leader immediately detects that it has lost leadership.
+            # The resumed leader does not lead for a moment.
             leader.send_signal(signal.SIGCONT)
             assert leader.wait(LIMIT_SECONDS) == 0
+            assert leader.stdout.read().splitlines()[-1] == b"[False]"
         standby.stop.set()
         await standby.task
     finally:
