@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from evershell.server.stack.private_file import write_private
-from evershell.server.stack.ready import Ready
+from evershell.server.stack.ready import ENVIRONMENT, Ready
 
 _CALLS = """
 Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.
@@ -44,7 +44,7 @@ def write_environment(ready: Ready, state_dir: Path) -> None:
         "EVERSHELL_API_KEY": ready.demo.tokens["full_access"],
     }
     lines = "".join(f"export {name}={value}\n" for name, value in variables.items())
-    write_private(state_dir / "demo.env", lines)
+    write_private(state_dir / ENVIRONMENT, lines)
 
 
 def first_calls(ready: Ready, state_dir: Path) -> str:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from evershell.server.stack.private_file import write_private
 
 _NAME = "ready.json"
+# Exports variables for a shell: first_calls.py.
+ENVIRONMENT = "demo.env"
 
 
 class Demo(BaseModel):
@@ -64,8 +66,9 @@ class Ready(BaseModel):
 
 
 def clear(state_dir: Path) -> None:
-    """Removes the file."""
-    (state_dir / _NAME).unlink(missing_ok=True)
+    """Removes the files that say that a stack is ready."""
+    for name in (_NAME, ENVIRONMENT):
+        (state_dir / name).unlink(missing_ok=True)
 
 
 def verification(cert_file: str | Path | None) -> ssl.SSLContext | bool:

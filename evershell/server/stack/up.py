@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import psycopg
 from ulid import ULID
 
@@ -35,9 +34,10 @@ from evershell.server.stack.environments import (
 from evershell.server.stack.envoy.edge import edge_of
 from evershell.server.stack.envoy.process import EdgeProcess
 from evershell.server.stack.first_calls import first_calls, write_environment
+from evershell.server.stack.first_task import NotReadyError, await_first_task
 from evershell.server.stack.ports import PortError, check_ports
 from evershell.server.stack.private_file import write_private
-from evershell.server.stack.ready import Demo, Ready, verification
+from evershell.server.stack.ready import Demo, Ready
 from evershell.server.stack.rolling_restart import RollingRestart
 from evershell.server.stack.seed import seed
 from evershell.server.stack.supervisor import Program, Supervisor
@@ -49,11 +49,7 @@ from evershell.server.store.primary import PoolerError
 from evershell.server.store.problem import problem_of
 from evershell.server.telemetry.logs import Sink
 
-# How long the stack may take to get ready.
-READY_SECONDS = 60.0
 _POSTGRES_START_SECONDS = 20.0
-_CALL_SECONDS = 2.0
-_POLL_SECONDS = 0.05
 _REAP_SECONDS = 1.0
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
@@ -74,12 +70,13 @@ async def up(settings: Settings) -> None:
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _exclusive_lock(settings.state_dir):
+        # A run that was killed has left its files.
+        ready.clear(settings.state_dir)
         _ensure_signing_key(settings.signing_key_path)
         try:
             check_ports(settings)
         except PortError as error:
             raise CannotStartError(str(error)) from error
-        ready.clear(settings.state_dir)
         stopping = asyncio.create_task(stop_signal())
         supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
         wanted = edge_of(
@@ -155,10 +152,21 @@ async def _start(
         raise CannotStartError(f"The database cannot be used: {problem_of(error)}.") from None
     try:
         async with open_pool(settings.session_url, max_size=2) as pool:
-            demo = await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
+            store = PostgresStore(pool)
+            demo = await seed(settings, store, PostgresKeys(pool), now)
+            _print("Starting control plane, fleet, edge …")
+            await _start_programs(settings, supervisor, edge)
+            _print("Starting the demo workspace's agent …")
+            await await_first_task(settings, demo, store)
     except UnavailableError as error:
         raise CannotStartError(f"The database cannot be used: {error}.") from error
-    _print("Starting control plane, fleet, edge …")
+    except NotReadyError as error:
+        raise CannotStartError(str(error)) from error
+    return settings, demo
+
+
+async def _start_programs(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
+    """Starts all programs except the database. Raises OSError."""
     program = [sys.executable, "-m", "evershell.server"]
     for index, address in enumerate(settings.worker_addresses):
         command = [*program, "serve", "--port", address.rpartition(":")[2]]
@@ -169,9 +177,6 @@ async def _start(
     await supervisor.start(
         Program("envoy", edge.first, edge_environment(edge.settings), stop_seconds=2.0)
     )
-    _print("Starting the demo workspace's agent …")
-    await _wait_ready(settings, demo)
-    return settings, demo
 
 
 async def _database(settings: Settings, supervisor: Supervisor) -> str:
@@ -199,46 +204,6 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
             f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
         ) from error
     return url
-
-
-async def _wait_ready(settings: Settings, demo: Demo) -> None:
-    """Waits until REST reports the demo workspace as idle, for which all programs have to serve.
-
-    Raises CannotStartError.
-    """
-    url = f"{settings.rest_url}/v1/workspaces/{demo.workspace_id}"
-    headers = {"authorization": f"Bearer {demo.tokens['read_only']}"}
-    status = ""
-    try:
-        async with (
-            asyncio.timeout(READY_SECONDS),
-            httpx.AsyncClient(
-                verify=verification(settings.tls_cert_file), headers=headers, trust_env=False
-            ) as client,
-        ):
-            while (status := await _status(client, url)) != "idle":
-                await asyncio.sleep(_POLL_SECONDS)
-    except TimeoutError as error:
-        message = (
-            f"The stack did not get ready within {READY_SECONDS:.0f} s ({status}); "
-            f"see {settings.logs_dir}/."
-        )
-        raise CannotStartError(message) from error
-
-
-async def _status(client: httpx.AsyncClient, url: str) -> str:
-    """The status of the workspace, or the error of the call.
-
-    Raises CannotStartError if the workspace has failed.
-    """
-    try:
-        response = await client.get(url, timeout=_CALL_SECONDS)
-        workspace = response.raise_for_status().json()
-    except (httpx.HTTPError, ValueError) as error:
-        return str(error) or repr(error)
-    if workspace["status"] == "failed":
-        raise CannotStartError(f"The demo workspace has failed: {workspace['status_reason']}.")
-    return str(workspace["status"])
 
 
 async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:

@@ -4,17 +4,22 @@ import asyncio
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 from psycopg import sql
 
 from evershell.server.stack import postgres
+from evershell.server.store.leadership import LEADER_LOCK_KEY
 from evershell.server.store.migrate import migrate
 from tests.support.ports import free_ports
-from tests.support.stack import Gate, Stack, Workspace, processes_of
+from tests.support.stack import READY_SECONDS, Gate, Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
 
@@ -56,7 +61,7 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack
 
     assert own_stack.stop(signal.SIGINT) == 0
 
-    assert not (own_stack.state_dir / "ready.json").exists()
+    assert says_ready(own_stack) == []
     assert processes_of(own_stack.state_dir) == []
     assert not any(own_stack.is_alive(pid) for pid in agents)
 
@@ -79,6 +84,61 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack
     finally:
         assert own_stack.stop() == 0
     assert processes_of(own_stack.state_dir) == []
+
+
+def says_ready(stack: Stack) -> list[str]:
+    """The files that say that the stack is ready."""
+    return [name for name in ("ready.json", "demo.env") if (stack.state_dir / name).exists()]
+
+
+def test_files_of_a_killed_run_do_not_outlive_the_next_start(stack: Stack, tmp_path: Path) -> None:
+    refused = Stack(tmp_path / "state", REST_PORT=stack.ready["rest_url"].rpartition(":")[2])
+    refused.state_dir.mkdir()
+    for name in ("ready.json", "demo.env"):
+        (refused.state_dir / name).write_text("of the killed run")
+    assert "Set REST_PORT to another one" in refused.refuses_to_start()
+    assert says_ready(refused) == []
+
+
+def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_run(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    """The controller is late, so the workspace is still idle in the earlier run."""
+    own = Stack(tmp_path / "state", DATABASE_URL=empty_database_url)
+    try:
+        own.start()
+        path = f"/v1/workspaces/{own.ready['demo']['workspace_id']}"
+        first = own.rest().get(path)
+        assert own.stop() == 0
+        with psycopg.connect(empty_database_url, autocommit=True) as other_leader:
+            other_leader.execute("SELECT pg_advisory_lock(%s)", (LEADER_LOCK_KEY,))
+            with ThreadPoolExecutor(1) as pool:
+                started = pool.submit(own.start)
+                rest = own.rest()
+
+                def is_served() -> bool:
+                    with suppress(httpx.TransportError):
+                        return rest.call("GET", path).is_success
+                    return False
+
+                eventually(is_served, READY_SECONDS)
+                # The stack looks as often meanwhile.
+                for _ in range(20):
+                    assert rest.get(path)["status"] == "idle"
+                    time.sleep(0.05)
+                    assert says_ready(own) == []
+                other_leader.close()
+                started.result(READY_SECONDS)
+        submitted = own.rest().post(f"{path}/tasks", {"description": "echo at once"})
+        assert int(own.rest().get(path)["epoch"]) == int(first["epoch"]) + 1
+        eventually(
+            lambda: own.rest().get(f"{path}/tasks/{submitted['task_id']}")["status"] == "completed"
+        )
+        descriptions = [each["description"] for each in own.rest().get(f"{path}/tasks")["tasks"]]
+        assert descriptions == ["echo at once", "echo ready", "echo ready"]
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()
 
 
 def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
