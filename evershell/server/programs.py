@@ -2,11 +2,12 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 
 from evershell.server import bootstrap
+from evershell.server.api.liveness import liveness_served
 from evershell.server.bootstrap import NotSetUpError
 from evershell.server.config import Settings
 from evershell.server.signals import stop_signal
@@ -33,13 +34,14 @@ async def serve(settings: Settings, port: int) -> None:
             await server.drain(DRAIN_SECONDS)
 
 
-async def fleet(settings: Settings) -> None:
+async def fleet(settings: Settings, health_address: str | None = None) -> None:
     """Runs one fleet controller until SIGTERM or SIGINT. Pods continue to run.
 
-    Raises NotSetUpError and IsolationError.
+    Serves its liveness at `health_address`, which is host:port or unix:/path. Raises NotSetUpError
+    and IsolationError.
     """
     metrics = _log_and_metrics("fleet", settings)
-    async with bootstrap.fleet(settings, metrics, now) as lead:
+    async with _live_at(health_address), bootstrap.fleet(settings, metrics, now) as lead:
         with _serving(metrics, settings):
             _exempt_from_collection()
             leading = asyncio.ensure_future(lead())
@@ -66,6 +68,18 @@ def _log_and_metrics(program: str, settings: Settings) -> Metrics:
     log, metrics = logs.configure(program, settings.log_level), Metrics()
     metrics.watch_log(lambda: log.lost_lines)
     return metrics
+
+
+@asynccontextmanager
+async def _live_at(address: str | None) -> AsyncIterator[None]:
+    """Serves the liveness, unless the address is None. Raises NotSetUpError."""
+    async with AsyncExitStack() as stack:
+        if address is not None:
+            try:
+                await stack.enter_async_context(liveness_served(address))
+            except RuntimeError as error:
+                raise NotSetUpError(f"--health-address {address} cannot be used.") from error
+        yield
 
 
 @contextmanager

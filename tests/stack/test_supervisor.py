@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evershell.server.fleet import processes, scans
-from evershell.server.stack import supervisor as module
+from evershell.server.stack import watchdogs
 from evershell.server.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
@@ -36,8 +36,8 @@ async def test_memory_is_not_measured_without_a_limit(
         measured.append(process)
         return 0
 
-    monkeypatch.setattr(module, "_MEMORY_CHECK_SECONDS", 0.001)
-    monkeypatch.setattr(module, "_used_memory_bytes", measure)
+    monkeypatch.setattr(watchdogs, "_MEMORY_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(watchdogs, "_used_memory_bytes", measure)
     commands = iter([["/bin/sleep", "0.2"], ["/bin/sleep", "600"]])
     supervisor = Supervisor(tmp_path / "logs")
     program = Program("program", lambda: next(commands))
@@ -49,6 +49,48 @@ async def test_memory_is_not_measured_without_a_limit(
     finally:
         await supervisor.stop_all()
     assert not measured
+
+
+async def test_a_program_that_is_frozen_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdogs, "_PROBE_SECONDS", 0.05)
+    frozen, never = asyncio.Event(), asyncio.Event()
+
+    async def is_live() -> bool:
+        if frozen.is_set():
+            await never.wait()
+        return True
+
+    supervisor = Supervisor(tmp_path / "logs")
+    program = Program("program", ["/bin/sleep", "600"], is_live=is_live)
+    await supervisor.start(program)
+    try:
+        first = supervisor.pids()["program"]
+        frozen.set()
+        await eventually_async(lambda: supervisor.pids()["program"] != first)
+    finally:
+        await supervisor.stop_all()
+
+
+async def test_a_program_that_starts_has_more_time_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdogs, "_PROBE_SECONDS", 0.01)
+    answers: list[bool] = []
+
+    async def is_live() -> bool:
+        answers.append(len(answers) >= watchdogs._MAX_STARTING_PROBES - 1)
+        return answers[-1]
+
+    supervisor = Supervisor(tmp_path / "logs")
+    await supervisor.start(Program("program", ["/bin/sleep", "600"], is_live=is_live))
+    try:
+        first = supervisor.pids()["program"]
+        await eventually_async(lambda: len(answers) > 2 * watchdogs._MAX_STARTING_PROBES)
+        assert supervisor.pids()["program"] == first
+    finally:
+        await supervisor.stop_all()
 
 
 async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> None:

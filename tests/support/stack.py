@@ -192,12 +192,18 @@ class Stack(Service):
             )
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            # The supervisor may have replaced it.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     @contextmanager
     def frozen(self, program: str) -> Iterator[None]:
-        """Does the same for all processes of a program, `serve` or `fleet`."""
+        """Does the same for all processes of a program, `serve` or `fleet`.
+
+        The supervisor, which would replace them, is frozen too.
+        """
         with ExitStack() as frozen:
+            frozen.enter_context(self.frozen_process(self.pid))
             for pid in self.pids(program):
                 frozen.enter_context(self.frozen_process(pid))
             yield

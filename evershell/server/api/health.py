@@ -6,6 +6,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from evershell.server.api.liveness import LIVENESS
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # A client that has not asked for this long does not ask regularly. The edge asks every second.
@@ -24,7 +26,10 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
-        if self._is_draining:
+        if request.service == LIVENESS:
+            # Those who watch the process send no calls.
+            pass
+        elif self._is_draining:
             self._unaware.pop(context.peer(), None)
         else:
             self._forget()

@@ -17,6 +17,7 @@ from evershell.server.api.health import Health
 from evershell.server.api.interceptors.interceptor import Interceptor
 from evershell.server.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.server.api.interceptors.request_log import RequestLog
+from evershell.server.api.liveness import LIVENESS
 from evershell.server.api.runtime_servicer import RuntimeServicer
 from evershell.server.api.workspace_servicer import WorkspaceServicer
 from evershell.server.pod.tls import TlsIdentity, listen
@@ -43,9 +44,6 @@ OPTIONS: Sequence[tuple[str, int]] = (
 # The names under which the health service answers. The empty name stands for the whole server.
 _EVERY_SERVICE = ""
 _PUBLIC_SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name
-# Serving while the process answers, also without a database, until it drains. A restart helps a
-# process that does not answer.
-_LIVENESS = "liveness"
 # A draining server serves new calls until every client of the health service has seen NOT_SERVING
 # and no call has arrived for _QUIET_SECONDS, at most for _ARRIVALS_SECONDS.
 _QUIET_SECONDS = 0.1
@@ -103,7 +101,7 @@ class Server:
             self.agent_port = listen(
                 self._server, self._agent_listener.address, self._agent_listener.identity
             )
-        await self._health.set(_LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(serving=serving)
         await self._server.start()
         return port

@@ -11,9 +11,15 @@ from evershell.server.fleet.isolation import IsolationError
 
 
 @click.command(help="Run one fleet controller, which leads or stands by.")
-def fleet() -> None:
+@click.option(
+    "--health-address",
+    metavar="ADDRESS",
+    help="Serve the gRPC health service at host:port or unix:/path. Its service `liveness` is "
+    "SERVING while the process answers. Default: nowhere.",
+)
+def fleet(health_address: str | None) -> None:
     """Runs until SIGTERM or SIGINT."""
     try:
-        asyncio.run(programs.fleet(read_settings()))
+        asyncio.run(programs.fleet(read_settings(), health_address))
     except (NotSetUpError, IsolationError) as error:
         raise click.ClickException(str(error)) from error

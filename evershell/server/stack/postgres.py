@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 USER = "evershell"
 DATABASE = "evershell"
@@ -38,6 +40,8 @@ _FALLBACK_USER = "nobody"
 _OVERFLOW_ID = 65534
 _STOP_SECONDS = 10.0
 _ABORT_SECONDS = 5.0
+# The shortest limit that libpq accepts.
+_PING_SECONDS = 2
 
 
 class NotInstalledError(Exception):
@@ -142,6 +146,12 @@ def clear_stale(data_dir: Path) -> None:
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=_ABORT_SECONDS)
+
+
+def is_live(url: str) -> bool:
+    """Whether the server answers, even if it refuses the connection. Blocks for at most 2 s."""
+    conninfo = make_conninfo(url, connect_timeout=_PING_SECONDS)
+    return pq.PGconn.ping(conninfo.encode()) in (pq.Ping.OK, pq.Ping.REJECT)
 
 
 async def wait_ready(url: str, timeout_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Starts programs, restarts those that have ended, and stops them on request."""
+"""Starts programs, restarts those that have ended or are frozen, and stops them on request."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,13 @@ import structlog
 
 from evershell.server.pod.process import become_subreaper, wait_exit
 from evershell.server.stack.log_files import open_log
+from evershell.server.stack.watchdogs import IsLive, kill_if_frozen, kill_if_over_memory
 
 log = structlog.get_logger()
 
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran for this long before it ended is restarted without a backoff.
 _STABLE_SECONDS = 10.0
-# How often the memory of each program is compared with its limit.
-_MEMORY_CHECK_SECONDS = 1.0
 # The kernel enforces this multiple of the program's limit between two checks.
 _KERNEL_LIMIT_FACTOR = 1.25
 _PR_SET_PDEATHSIG = 1
@@ -36,13 +35,15 @@ class Program:
     """A program to keep running."""
 
     name: str
-    # A function is called before each start.
+    # A function is called before each start, in a thread.
     command: list[str] | Callable[[], list[str]]
     # The whole environment of the program.
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     stop_signal: signal.Signals = signal.SIGTERM
     # How long the program may take to stop before it is killed.
     stop_seconds: float = 4.0
+    # Whether the program answers. It is not asked if this is None.
+    is_live: IsLive | None = None
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
 
@@ -54,6 +55,9 @@ class Supervisor:
 
     A program that uses more memory than `memory_bytes` is killed and restarted. Between two checks,
     the kernel limits it to a quarter more. Without `memory_bytes` there is no limit.
+
+    A program that does not answer for 15 s is killed and restarted, too. A new process may take
+    60 s until its first answer.
     """
 
     def __init__(self, logs_dir: Path, memory_bytes: int | None = None) -> None:
@@ -69,7 +73,7 @@ class Supervisor:
     async def start(self, program: Program) -> None:
         """Starts the program and keeps it running. Raises OSError if it cannot be started."""
         self._programs.append(program)
-        self._run(program)
+        await self._run(program)
 
     async def stop(self, *names: str) -> None:
         """Stops the programs with these names concurrently.
@@ -103,7 +107,7 @@ class Supervisor:
         """Stops the program as `stop` does, and starts it again. Raises OSError."""
         program = self._find(name)
         await self._stop(program)
-        self._run(program)
+        await self._run(program)
 
     async def replace(
         self, name: str, command: list[str], leave_seconds: float
@@ -117,7 +121,7 @@ class Supervisor:
         await _cancel(program.keeping)
         old = program.process
         assert old is not None
-        self._spawn(program, command)
+        self._execute(program, command)
         program.keeping = asyncio.create_task(self._keep(program))
         self._predecessors[old] = asyncio.create_task(self._await_exit(program, old, leave_seconds))
         return old
@@ -169,9 +173,13 @@ class Supervisor:
     def _find(self, name: str) -> Program:
         return next(program for program in self._programs if program.name == name)
 
-    def _spawn(self, program: Program, command: list[str] | None = None) -> None:
-        if command is None:
-            command = program.command if isinstance(program.command, list) else program.command()
+    async def _spawn(self, program: Program) -> None:
+        command = program.command
+        if not isinstance(command, list):
+            command = await asyncio.to_thread(command)
+        self._execute(program, command)
+
+    def _execute(self, program: Program, command: list[str]) -> None:
         with open_log(self._logs_dir, f"{program.name}.log") as output:
             program.process = subprocess.Popen(
                 command,
@@ -198,22 +206,19 @@ class Supervisor:
     async def _wait_exit(self, program: Program) -> int:
         """Waits for the exit of the program and returns its exit code.
 
-        Kills the program if it uses more memory than the limit.
+        Kills the program if it uses more memory than the limit, or if it is frozen.
         """
         assert program.process is not None
         process = program.process
-        if self._memory_bytes is None:
-            return await exit_code(process)
-        exiting = asyncio.ensure_future(exit_code(process))
+        watching = [
+            asyncio.create_task(kill_if_over_memory(program.name, process, self._memory_bytes)),
+            asyncio.create_task(kill_if_frozen(program.name, process, program.is_live)),
+        ]
         try:
-            while not (await asyncio.wait((exiting,), timeout=_MEMORY_CHECK_SECONDS))[0]:
-                used = _used_memory_bytes(process)
-                if used > self._memory_bytes:
-                    log.error("program_over_memory_limit", name=program.name, memory_mb=used >> 20)
-                    process.kill()
-            return exiting.result()
+            return await exit_code(process)
         finally:
-            exiting.cancel()
+            for task in watching:
+                task.cancel()
 
     async def _keep(self, program: Program) -> None:
         failures = 0
@@ -234,14 +239,14 @@ class Supervisor:
                 _RESTART_BACKOFF_SECONDS[min(failures, len(_RESTART_BACKOFF_SECONDS) - 1)]
             )
             try:
-                self._spawn(program)
+                await self._spawn(program)
                 return
             except (OSError, subprocess.SubprocessError) as error:
                 log.error("program_not_started", name=program.name, error=str(error))
                 failures += 1
 
-    def _run(self, program: Program) -> None:
-        self._spawn(program)
+    async def _run(self, program: Program) -> None:
+        await self._spawn(program)
         program.keeping = asyncio.create_task(self._keep(program))
 
     async def _await_exit(
@@ -271,14 +276,6 @@ class Supervisor:
             log.warning("program_stop_timed_out", name=program.name)
             process.kill()
             await exit_code(process)
-
-
-def _used_memory_bytes(process: "subprocess.Popen[bytes]") -> int:
-    try:
-        return int(psutil.Process(process.pid).memory_info().rss)
-    except psutil.Error:
-        # The process has just ended.
-        return 0
 
 
 async def _cancel(task: "asyncio.Task[None] | None") -> None:

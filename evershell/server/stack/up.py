@@ -8,12 +8,14 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
 from ulid import ULID
 
 from evershell.cli.terminal import printable
+from evershell.server.api import liveness
 from evershell.server.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
 from evershell.server.config import Settings
 from evershell.server.core.errors import UnavailableError
@@ -171,11 +173,33 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
     for index, address in enumerate(settings.worker_addresses):
         command = [*program, "serve", "--port", address.rpartition(":")[2]]
         own = worker_environment(settings, index)
-        await supervisor.start(Program(f"worker-{index}", command, own, stop_seconds=5.0))
-    command, own = [*program, "fleet"], fleet_environment(settings)
-    await supervisor.start(Program("fleet", command, own, stop_seconds=2.0))
+        await supervisor.start(
+            Program(
+                f"worker-{index}",
+                command,
+                own,
+                stop_seconds=5.0,
+                is_live=partial(liveness.is_live, address),
+            )
+        )
+    health_address = f"unix:{edge.settings.admin_socket.with_name('fleet.sock')}"
     await supervisor.start(
-        Program("envoy", edge.first, edge_environment(edge.settings), stop_seconds=2.0)
+        Program(
+            "fleet",
+            [*program, "fleet", "--health-address", health_address],
+            fleet_environment(settings),
+            stop_seconds=2.0,
+            is_live=partial(liveness.is_live, health_address),
+        )
+    )
+    await supervisor.start(
+        Program(
+            "envoy",
+            edge.first,
+            edge_environment(edge.settings),
+            stop_seconds=2.0,
+            is_live=edge.is_live,
+        )
     )
 
 
@@ -185,8 +209,13 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
         return settings.database_url
     places = postgres.places(settings.state_dir)
     await asyncio.to_thread(postgres.initialise, places.data_dir)
-    await asyncio.to_thread(postgres.clear_stale, places.data_dir)
-    command = postgres.command(places.data_dir, places.socket_dir)
+    url = postgres.database_url(places.socket_dir)
+
+    def command() -> list[str]:
+        # Frozen processes of a server that was killed do not end by themselves.
+        postgres.clear_stale(places.data_dir)
+        return postgres.command(places.data_dir, places.socket_dir)
+
     await supervisor.start(
         Program(
             "postgres",
@@ -194,9 +223,9 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
             foreign_environment(),
             stop_signal=postgres.STOP_SIGNAL,
             stop_seconds=4.0,
+            is_live=partial(asyncio.to_thread, postgres.is_live, url),
         )
     )
-    url = postgres.database_url(places.socket_dir)
     try:
         await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
     except TimeoutError as error:

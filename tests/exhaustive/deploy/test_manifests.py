@@ -187,15 +187,17 @@ def test_workers_reach_an_identity_provider_that_is_outside() -> None:
 def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The objects that an old API server knows too.
 
-    It serves neither the autoscaler nor the disruption budgets of today, and knows no gRPC probes.
+    It serves neither the autoscaler nor the disruption budgets of today, and knows no gRPC probes
+    and no grace period of a probe.
     """
     names = set(tools.kubectl("api-versions").split())
     found = [o for o in overlay if o["apiVersion"] in names and o["kind"] != "Namespace"]
     if "autoscaling/v2" not in names:
         for _, spec in pod_specs(found):
             for container in spec["containers"]:
-                for name in ("readinessProbe", "livenessProbe"):
+                for name in ("startupProbe", "readinessProbe", "livenessProbe"):
                     probe = container.get(name, {})
+                    probe.pop("terminationGracePeriodSeconds", None)
                     if probe.pop("grpc", None):
                         probe["tcpSocket"] = {"port": "grpc"}
     return found

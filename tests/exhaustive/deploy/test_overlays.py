@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from evershell.cli.duration import DURATION
+from evershell.server.api.liveness import LIVENESS
 from evershell.server.config import Settings
 from evershell.server.core.cancel_task import MAX_WAIT_SECONDS
 from tests.exhaustive.deploy import tools
@@ -94,8 +95,20 @@ def test_a_new_edge_has_a_worker_and_an_edge_without_workers_still_answers(
 ) -> None:
     (container,) = pod_spec(overlay, "edge")["containers"]
     assert container["startupProbe"]["httpGet"]["path"] == "/healthz"
-    for name in ("readinessProbe", "livenessProbe"):
-        assert container[name]["tcpSocket"] == {"port": "rest"}
+    assert container["readinessProbe"]["tcpSocket"] == {"port": "rest"}
+
+
+def test_the_programs_themselves_answer_their_liveness_probes(
+    overlay: list[dict[str, Any]],
+) -> None:
+    """The kernel accepts connections for a program that is frozen."""
+    for name in ("edge", "workers", "controller"):
+        (container,) = pod_spec(overlay, name)["containers"]
+        probe = container["livenessProbe"]
+        if name == "edge":
+            assert probe["httpGet"] == {"path": "/metrics", "port": "metrics"}
+        else:
+            assert probe["grpc"] == {"port": 50051, "service": LIVENESS}
 
 
 def test_the_edge_finds_all_workers_and_agents_those_that_are_ready(

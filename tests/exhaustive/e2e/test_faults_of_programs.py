@@ -23,6 +23,8 @@ from tests.support.waiting import eventually
 
 # A worker waits at most 4.5 s for the database. The callers of this test would wait 20 s.
 ANSWER_SECONDS = 15.0
+# The supervisor replaces a frozen program after 15 s.
+REPLACEMENT_SECONDS = 120.0
 # A standby replaces a dead leader within seconds; the supervisor, which could too, is frozen.
 TAKEOVER_SECONDS = 30.0
 
@@ -176,6 +178,52 @@ def _cancel_and_wait(workspace: Workspace) -> str:
     except httpx.TransportError:
         return "lost"
     return str(response.json()["task"]["status"]) if response.is_success else "lost"
+
+
+@pytest.mark.parametrize("program", ["worker", "envoy", "database"])
+def test_a_program_that_is_frozen_is_replaced(fragile_stack: Stack, program: str) -> None:
+    workspace = Workspace(fragile_stack)
+    gate = Gate(workspace)
+    task_id = faults.submit(workspace, gate.command, "echo never")
+    faults.await_phase(workspace, task_id, "tool_call")
+    assert faults.cancel(workspace, "rest") == "accepted"
+    if program == "database":
+        (postgres,) = programs(fragile_stack, "postgres")
+        frozen = [postgres, *postgres.children(recursive=True)]
+    else:
+        frozen = [psutil.Process(pid) for pid in _pids(fragile_stack, program)]
+    for process in frozen:
+        process.suspend()
+    eventually(lambda: not any(each.is_running() for each in frozen), REPLACEMENT_SECONDS)
+    eventually(lambda: _is_served(workspace), REPLACEMENT_SECONDS)
+    gate.open()
+    faults.await_terminal(workspace, task_id)
+    faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+    faults.assert_next_task_works(workspace)
+
+
+def _is_served(workspace: Workspace) -> bool:
+    with suppress(httpx.TransportError):
+        return workspace.rest.call("GET", workspace.path).is_success
+    return False
+
+
+def test_a_force_ends_while_its_agent_and_the_controller_are_frozen(fragile_stack: Stack) -> None:
+    workspace = Workspace(fragile_stack)
+    task_id = faults.submit(workspace, "sleep 600", "echo never")
+    faults.await_phase(workspace, task_id, "tool_call")
+    (controller,) = fragile_stack.pids("fleet")
+    for pid in (controller, fragile_stack.agent_pid(workspace.id)):
+        psutil.Process(pid).suspend()
+    failed = workspace.rest.fails(
+        "POST", f"{workspace.path}/task/cancel", json={"force_after": "1s"}
+    )
+    assert failed.details["intent_recorded"]
+    end = faults.await_terminal(workspace, task_id, REPLACEMENT_SECONDS)
+    assert (end["status"], end["forced"]) == ("cancelled", True)
+    assert not fragile_stack.is_alive(controller)
+    faults.resume(workspace)
+    faults.assert_next_task_works(workspace)
 
 
 def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
