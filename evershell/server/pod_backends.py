@@ -1,6 +1,7 @@
 """Connects the parts of each backend of pods, and makes the spec of an agent."""
 
 import asyncio
+import base64
 import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -42,7 +43,7 @@ async def pods_of(
     become_subreaper()
     pods = LocalPods(
         settings.state_dir,
-        spec_for(settings, pod_tokens, certificates, pod_isolation.bwrap),
+        spec_for(settings, pod_tokens, certificates, pod_isolation),
         processes.leftovers,
         pod_isolation,
         shlex.split(settings.agent_command),
@@ -103,9 +104,11 @@ def spec_for(
     settings: Settings,
     pod_tokens: PodTokens,
     certificates: AgentCertificates | None,
-    bwrap: str = "",
+    pod_isolation: isolation.Isolation | None = None,
 ) -> Callable[[AgentIdentity], PodSpec]:
     """Makes the spec of an agent. It raises OSError if the key of the model cannot be read."""
+    pod_isolation = pod_isolation or isolation.NoIsolation()
+    tool_filter = base64.b64encode(pod_isolation.tool_filter).decode()
 
     def whole(agent: AgentIdentity) -> PodSpec:
         tls = certificates.agent(agent) if certificates is not None else None
@@ -128,7 +131,8 @@ def spec_for(
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             crash_points_dir=str(settings.crash_points_dir or ""),
-            bwrap=bwrap,
+            bwrap=pod_isolation.bwrap,
+            tool_filter=tool_filter,
             tool_memory_mb=settings.tool_memory_mb,
             tool_processes=settings.tool_processes,
             tool_file_mb=settings.tool_file_mb,

@@ -1,6 +1,7 @@
 """The program `agent`: builds an agent from its spec and runs it."""
 
 import asyncio
+import base64
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from evershell.server.agent.tools import ShellTool, Tool
 from evershell.server.agent.traced_calls import TracedModel, TracedTool
 from evershell.server.crash_points import CrashPoints
 from evershell.server.pod.process import become_subreaper, become_unreadable
-from evershell.server.pod.sandbox import ToolLimits, tool_command
+from evershell.server.pod.sandbox import ToolLimits, ToolSandbox
 from evershell.server.pod.spec import PodSpec
 from evershell.server.pod.tls import TlsIdentity, listen
 from evershell.server.telemetry.logs import Log
@@ -155,7 +156,7 @@ def _shell(spec: PodSpec) -> ShellTool:
         file_bytes=spec.tool_file_mb * 2**20,
         has_network=spec.tool_has_network,
     )
-    return ShellTool(*own, lambda command: tool_command(spec.bwrap, command, limits))
+    return ShellTool(*own, ToolSandbox(spec.bwrap, limits, base64.b64decode(spec.tool_filter)))
 
 
 @contextmanager

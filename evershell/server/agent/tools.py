@@ -4,17 +4,19 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from evershell.server.agent import pod_memory
 from evershell.server.agent.descendants import Descendants
 from evershell.server.agent.output import BoundedOutput
 from evershell.server.agent.working_directory import DirectoryLostError, WorkingDirectory
 from evershell.server.pod.process import EPOCH_MARKER, WORKSPACE_MARKER
+from evershell.server.pod.sandbox import ToolSandbox
 
 # How long to wait for more output after the shell has exited.
 _LATE_OUTPUT_SECONDS = 0.2
@@ -23,7 +25,9 @@ _READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-_REAP_SECONDS = 0.2
+# A tool can use some hundred megabytes more in this time.
+_WATCH_SECONDS = 0.2
+_OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 
 
 class ToolStatus(StrEnum):
@@ -91,15 +95,15 @@ class ShellTool:
         workspace_id: str,
         epoch: int,
         timeout_seconds: float,
-        in_sandbox: Callable[[list[str]], list[str]] = lambda command: command,
+        sandbox: ToolSandbox | None = None,
     ) -> None:
-        """`in_sandbox` returns the command that runs a command in a sandbox.
+        """Without `sandbox`, commands can do whatever this process can.
 
         Raises OSError if the folder cannot be opened.
         """
         self._directory = WorkingDirectory(files_dir)
         self._timeout_seconds = timeout_seconds
-        self._in_sandbox = in_sandbox
+        self._sandbox = sandbox
         self._environment: Mapping[str, str] = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._directory.path),
@@ -121,6 +125,7 @@ class ShellTool:
             self._directory.check()
         except DirectoryLostError as error:
             raise ToolFailure(str(error)) from error
+        shell = ["/bin/sh", "-c", command]
         descendants = Descendants()
         read_end, write_end = os.pipe()
         # With a pipe of asyncio, `process.wait` would return only when the last process that holds
@@ -128,7 +133,7 @@ class ShellTool:
         with os.fdopen(read_end, "rb", buffering=0) as reader:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *self._in_sandbox(["/bin/sh", "-c", command]),
+                    *(self._sandbox.command(shell) if self._sandbox else shell),
                     cwd=self._directory.by_descriptor,
                     env=self._environment,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -136,6 +141,7 @@ class ShellTool:
                     stderr=asyncio.subprocess.STDOUT,
                     # A new process group, so that all of it can be killed.
                     process_group=0,
+                    pass_fds=self._sandbox.descriptors if self._sandbox else (),
                 )
             except (OSError, ValueError) as error:
                 return ToolResult(
@@ -146,12 +152,14 @@ class ShellTool:
                 raise
             finally:
                 os.close(write_end)
-            return await self._finish(_Running(process, descendants, reader.fileno()), interrupt)
+            max_bytes = self._sandbox.limits.memory_bytes if self._sandbox else None
+            running = _Running(process, descendants, reader.fileno(), max_bytes)
+            return await self._finish(running, interrupt)
 
     async def _finish(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
         exited = asyncio.ensure_future(running.process.wait())
         interrupted = asyncio.ensure_future(interrupt.wait())
-        reaping = asyncio.ensure_future(running.keep_reaping())
+        watching = asyncio.ensure_future(running.watch())
         running.start_reading()
         try:
             await asyncio.wait(
@@ -170,7 +178,7 @@ class ShellTool:
             await running.wait_output(_KILLED_SECONDS)
         finally:
             interrupted.cancel()
-            reaping.cancel()
+            watching.cancel()
             running.stop_reading()
             # Nothing may run after this, even if this coroutine is cancelled.
             if not exited.done():
@@ -178,7 +186,7 @@ class ShellTool:
                 await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
                 exited.cancel()
             await running.wait_gone(_KILLED_SECONDS)
-        output, truncated_bytes = running.output.finish()
+        output, truncated_bytes = running.finished_output()
         # The return code is None if the killed process hangs in the kernel.
         exit_code = (
             running.process.returncode
@@ -194,13 +202,26 @@ class _Running:
     """A running shell and its output."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, descendants: Descendants, read_end: int
+        self,
+        process: asyncio.subprocess.Process,
+        descendants: Descendants,
+        read_end: int,
+        max_bytes: int | None,
     ) -> None:
+        """`max_bytes` is the memory of all processes together, in a sandbox."""
         self.process = process
         self.output = BoundedOutput()
         self._descendants = descendants
+        self._max_bytes = max_bytes
         self._read_end = read_end
         self._ended = asyncio.Event()
+        # Why the call was killed.
+        self._notice = b""
+
+    def finished_output(self) -> tuple[str, int]:
+        """The output with the notice of a kill, and how many bytes were cut. Call it once."""
+        self.output.feed(self._notice)
+        return self.output.finish()
 
     def start_reading(self) -> None:
         os.set_blocking(self._read_end, False)
@@ -247,14 +268,18 @@ class _Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         self._descendants.kill(self.process.pid)
 
-    async def keep_reaping(self) -> None:
-        """Reaps orphans until it is cancelled.
+    async def watch(self) -> None:
+        """Reaps orphans, and kills the call if it uses too much memory. Runs until cancelled.
 
-        A command that leaves many behind could otherwise use up the machine's process ids.
+        A command that leaves many orphans could otherwise use up the machine's process ids.
         """
         while True:
-            await asyncio.sleep(_REAP_SECONDS)
+            await asyncio.sleep(_WATCH_SECONDS)
             self._descendants.reap(self.process.pid)
+            if self._max_bytes is not None and pod_memory.exceeds(self._max_bytes):
+                self._notice = _OUT_OF_MEMORY % (self._max_bytes // 2**20)
+                self.kill()
+                return
 
 
 def _command(call: ToolCall) -> str:

