@@ -18,6 +18,7 @@ ATTACKING = (
 )
 CONTROLS = {
     "test_the_keys_of_these_tests_are_good",
+    "test_memory_that_processes_share_counts_once",
     "test_what_is_forged_here_is_good_otherwise",
     "test_no_attack_has_forged_a_line_of_a_log",
     "test_the_attackers_tokens_are_good_where_the_key_is_trusted",

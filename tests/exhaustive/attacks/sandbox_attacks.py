@@ -161,7 +161,9 @@ ATTACKS = (
     _syscall("open a socket to the hypervisor", "socket(S, 40, 1, 0)", _NO_CALL),
     _syscall("open a socket to the kernel's cryptography", "socket(S, 38, 5, 0)", _NO_CALL),
     _syscall("use io_uring", '$p = "\\0" x 120, syscall(425, 8, $p) >= 0', _NO_CALL),
-    _syscall("add a key to the kernel", 'syscall(248, "user", "a", "b", 1, -3) >= 0', _NO_CALL),
+    _syscall(
+        "add a key to the kernel", '$p = "user", syscall(248, $p, $p, $p, 4, -3) >= 0', _NO_CALL
+    ),
     _syscall("read the keys of the kernel", "syscall(250, 0, -3, 0) >= 0", _NO_CALL),
     _syscall("load a program into the kernel", '$p = "\\0" x 120, syscall(321, 0, $p, 72) >= 0'),
     _syscall("handle page faults", "syscall(323, 1) >= 0", _NO_CALL),
@@ -182,7 +184,7 @@ ATTACKS = (
         'open(Z, "+<", "/dev/zero"), syscall(9, 0, 1 << 20, 3, 1, fileno(Z), 0) > 0',
         "No such device",
     ),
-    _syscall("make a file in memory", 'syscall(319, "a", 0) >= 0', _NO_CALL),
+    _syscall("make a file in memory", '$p = "a", syscall(319, $p, 0) >= 0', _NO_CALL),
     _syscall("make a secret file in memory", "syscall(447, 0) >= 0", _NO_CALL),
     _syscall("share a segment of memory", "syscall(29, 0, 1 << 20, 0600) >= 0", _NO_CALL),
     _run(

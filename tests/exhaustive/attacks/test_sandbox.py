@@ -96,6 +96,12 @@ def test_an_attack_is_refused(attacker: Workspace, target: Target, attack: Attac
     assert run(attacker, "echo well")["output"] == "well\n"
 
 
+def test_memory_that_processes_share_counts_once(attacker: Workspace) -> None:
+    """Each of the 8 processes has 60 MiB, more than the limit together."""
+    command = "perl -e 'syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0); fork for 1..3; sleep 2'"
+    assert run(attacker, f"{command}; echo well")["output"] == "well\n"
+
+
 def test_a_tool_leaves_nothing_behind_that_runs(attacker: Workspace) -> None:
     stray = f"(cd /; env -i setsid /bin/sh -c 'trap \"\" TERM; sleep {LEFT}' > /dev/null 2>&1 &)"
     gate = Gate(attacker)

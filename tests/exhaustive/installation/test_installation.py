@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.distribution import Environment, build, packaged, unpack
 from tests.support.installation import IMPORT, PUBLIC
+from tests.support.sandbox import has_sandbox
 from tests.support.stack import Stack, Workspace
 
 # Of a caller's program, with pip's own packages left out.
@@ -113,6 +114,8 @@ def test_type_checkers_read_the_types_of_an_installation(core: Environment, tmp_
 
 def test_a_stack_starts_from_an_empty_folder_and_cancels_a_task(installed: Installed) -> None:
     installed.start()
+    if has_sandbox():
+        assert "Isolation of pods: sandbox" in installed.output.read_text()
     workspace = Workspace(installed)
     task_id = workspace.submit("sleep 300")
     workspace.await_phase(task_id, "tool_call")
