@@ -22,6 +22,7 @@ from limits import module as limits_module
 from openapi import document
 from routes import edge_config
 from source import Protos
+from transcoder import transcoder_descriptors
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
@@ -37,8 +38,9 @@ GOOGLEAPIS = (
     "google/rpc/code.proto",
     "google/rpc/error_details.proto",
 )
-# What Envoy reads, beside its own files (envoy/evershell/edge).
 DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
+# What Envoy reads, beside its own files (envoy/evershell/edge).
+TRANSCODER = "evershell/edge/transcoder.binpb"
 ROUTES = "evershell/edge/routes.json"
 OPENAPI = "evershell/edge/openapi.yaml"
 SLUGS = "evershell/workspace/v1/error_slugs.py"
@@ -132,6 +134,7 @@ def generate(out: Path) -> None:
         "--include_source_info",
         details,
     )
+    (out / TRANSCODER).write_bytes(transcoder_descriptors(descriptor_set.read_bytes()))
     protos = Protos(descriptor_set.read_bytes())
     (out / SLUGS).write_text(slugs(protos))
     (out / LIMITS).write_text(limits_module(protos))

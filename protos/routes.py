@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc_web
-import known_fields
 import repeats
 import size_limit
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
@@ -288,9 +287,6 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
     metadata: dict[str, Any] = {
         "evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}
     }
-    if binding.edge.unknown_fields:
-        for_lua["fields"] = known_fields.names(binding)
-        route["typed_per_filter_config"] |= known_fields.FILTER
     if for_lua:
         metadata["envoy.filters.http.lua"] = for_lua
     route["metadata"] = {"filter_metadata": metadata}

@@ -39,12 +39,6 @@ class Binding:
         return int(self.edge.success_status)
 
     @property
-    def unknown_fields(self) -> str:
-        """What happens to fields that the request does not have: a name of UnknownFields."""
-        values = self.edge.DESCRIPTOR.enum_types_by_name["UnknownFields"].values_by_number
-        return str(values[self.edge.unknown_fields].name)
-
-    @property
     def names_task(self) -> bool:
         """Whether the path names the task of a method that may also be called without one."""
         return self.repeat == "if_task_is_named" and "{task_id}" in self.path

@@ -119,7 +119,7 @@ class BaseClient:
         return Watch(
             workspace_id,
             after,
-            task_id if task_id is None else optional("task_id", task_id),
+            optional("task_id", task_id),
             connect_seconds=self._options.timeout_of("WatchEvents"),
             reconnect_seconds=seconds(reconnect_for),
             timeout=None if timeout is None else seconds(timeout),

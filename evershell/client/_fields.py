@@ -50,11 +50,11 @@ def invalid(name: str, problem: str) -> ValidationError:
     )
 
 
-def optional(name: str, value: str | None) -> str:
+def optional(name: str, value: str | None) -> str | None:
     """The value of a field that narrows a call. Raises ValidationError if it is empty."""
     if value == "":
         raise invalid(name, "must not be empty; leave it out for any")
-    return value or ""
+    return value
 
 
 def seconds(time: Seconds) -> float:

@@ -163,7 +163,9 @@ async def test_a_credential_opens_every_public_method(server: Running, method: s
 )
 async def test_a_read_only_key_writes_nothing(server: Running, method: str) -> None:
     """The request is valid, so that only the scope refuses it."""
-    request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
+    request = {"SubmitTask": b"\x0a\x04ws_1\x12\x04true", "ReleaseOrg": b""}.get(
+        method, b"\x0a\x04ws_1"
+    )
     seen = await server.raw(PUBLIC + method, bearer(READER), request)
     assert isinstance(seen, Failed)
     assert (seen.code, seen.slug) == (grpc.StatusCode.PERMISSION_DENIED, "permission_denied")

@@ -26,7 +26,7 @@ DOWN = {
 
 
 async def refusal(
-    world: World, workspace_id: str, by: Caller | None = None, *, task_id: str = ""
+    world: World, workspace_id: str, by: Caller | None = None, *, task_id: str | None = None
 ) -> Failure:
     """Cancels, checks that no agent was signalled, and returns the failure."""
     with pytest.raises(Failure) as raised:
@@ -51,6 +51,11 @@ def test_an_invalid_request_cannot_be_constructed() -> None:
 def test_a_malformed_workspace_id_is_invalid(workspace_id: str) -> None:
     with pytest.raises(Failure, match="workspace_id"):
         CancelTask(workspace_id=workspace_id, origin=Origin("req"))
+
+
+def test_an_empty_task_id_does_not_mean_the_task_that_runs() -> None:
+    with pytest.raises(Failure, match="task_id"):
+        CancelTask(workspace_id="ws_1", task_id="", origin=Origin("req"))
 
 
 def test_a_reason_may_have_500_characters_but_no_nul() -> None:
@@ -139,7 +144,7 @@ async def test_a_workspace_that_is_not_up_refuses_with_its_status(
     busy, running = await world.add_busy()
     await world.set_status(busy.id, down)
     before = await world.events(busy.id)
-    for task_id in ("", running.id):
+    for task_id in (None, running.id):
         failure = await refusal(world, busy.id, task_id=task_id)
         assert (failure.slug, failure.details["status"], failure.details["workspace_id"]) == (
             slug,

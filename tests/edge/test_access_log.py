@@ -202,7 +202,7 @@ def test_every_answer_of_a_worker_is_logged(
         stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         for _ in range(60):
             stub.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"))
-            for failing in ("error_unavailable", "raise"):
+            for failing in ("error_unavailable", "bare_2"):
                 with suppress(grpc.RpcError):
                     stub.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id=failing))
     eventually(lambda: len(log.lines()) >= 420)

@@ -1,7 +1,6 @@
 """What a REST call sends to a worker, and what it answers to values that do not fit a field."""
 
 import httpx
-import pytest
 
 from tests.support.edge.case import CANCEL
 from tests.support.edge.stub import Stub
@@ -48,41 +47,7 @@ def test_a_caller_cannot_set_internal_headers(rest: httpx.Client, stub: Stub) ->
     assert "grpc-timeout" not in metadata
 
 
-DURATION = "a duration is a string that ends in s, such as"
-
-
-@pytest.mark.parametrize(
-    ("body", "field", "reason"),
-    [
-        ('{"wait": 10}', "wait", f'{DURATION} "10s"'),
-        ('{"force_after": 0.5}', "force_after", f'{DURATION} "0.5s"'),
-        ('{"wait": "10"}', "wait", f'{DURATION} "10s"'),
-        ('{"wait": true}', "wait", f'{DURATION} "10s"'),
-        ('{"task_id": 5}', "task_id", "invalid value 5 for type TYPE_STRING"),
-        # Quotes and braces in a value do not end the error message early.
-        ('{"wait": "\\"}}"}', "wait", f'{DURATION} "10s"'),
-    ],
-)
-def test_an_invalid_value_in_the_body_names_its_field(
-    rest: httpx.Client, body: str, field: str, reason: str
-) -> None:
-    answer = rest.post(CANCEL, content=body)
-    assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert (error["code"], error["message"]) == (
-        "validation_error",
-        f"The request cannot be read: {field}: {reason}",
-    )
-    assert error["details"] == {"fields": {field: reason}}
-    assert error["request_id"] == answer.headers["x-request-id"]
-
-
 def test_an_invalid_value_in_the_query_names_its_field(rest: httpx.Client) -> None:
     error = rest.get("/v1/workspaces/ws_1/tasks?page_size=x%22%7D").json()["error"]
     assert error["details"] == {"fields": {"page_size": 'invalid value "x"}" for type TYPE_INT32'}}
     assert "error" not in rest.head("/v1/workspaces/ws_1/tasks?page_size=x").text
-
-
-def test_an_error_outside_of_a_field_has_no_details(rest: httpx.Client) -> None:
-    for body in ('{"wait": "10s"', "[]", '{"workspace_id": "ws_2"}'):
-        assert "details" not in rest.post(CANCEL, content=body).json()["error"], body

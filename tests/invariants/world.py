@@ -112,7 +112,7 @@ class World(Product):
             request_id = f"cancel_{next(self._request_numbers)}"
             request = CancelTask(
                 workspace_id=at.id,
-                task_id=task_id or "",
+                task_id=task_id,
                 reason=reason,
                 wait_seconds=wait_seconds,
                 origin=Origin(request_id),

@@ -138,7 +138,7 @@ def call(stack: Stack, cell: Cell, place: Place) -> dict[str, Any] | Failed:
     task_id = place.tasks[cell.task]
     if cell.wire == "grpc":
         grpc_ = stack.grpc(cell.credential)
-        fields: dict[str, Any] = {"workspace_id": place.workspace.id, "task_id": task_id}
+        fields: dict[str, Any] = {"workspace_id": place.workspace.id, "task_id": task_id or None}
         return (
             grpc_.fails("CancelTask", **fields)
             if cell.fails

@@ -40,52 +40,20 @@ local function is_head(handle)
   return metadata ~= nil and metadata["head"]
 end
 
--- Matches an envelope with the transcoder's error about an invalid value. Captures the text before
--- the field, the field, the error and the rest.
+-- Matches an envelope with the transcoder's error about an invalid value of a query. Captures the
+-- field, the error and the rest.
 local INVALID_VALUE =
-  '^(.*"message":"[^"]-: )([%w_.%[%]]+): (invalid value .*)(","request_id":"[^"]*")}}%s*$'
+  '^(.*"message":"[^"]-: ([%w_.]+): (invalid value .*)","request_id":"[^"]*")}}%s*$'
 
-local function explain(text)
-  local seconds = text:match("Invalid data type for duration, value is (%-?[%d.]+) for type")
-  if seconds ~= nil
-    or text:find("Invalid data type for duration", 1, true)
-    or text:find("Illegal duration format", 1, true)
-  then
-    return 'a duration is a string that ends in s, such as \\"' .. (seconds or "10") .. 's\\"'
-  end
-  return text
-end
-
--- Adds the field to `details.fields`, and explains the format of a duration.
-local function explain_invalid_value(handle)
+-- Adds the field of a query to `details.fields`.
+local function name_invalid_value(handle)
   local body = handle:body()
-  if body == nil then
-    return
+  if body ~= nil then
+    local envelope, field, text = body:getBytes(0, body:length()):match(INVALID_VALUE)
+    if field ~= nil then
+      body:setBytes(('%s,"details":{"fields":{"%s":"%s"}}}}\n'):format(envelope, field, text))
+    end
   end
-  local before, field, text, after = body:getBytes(0, body:length()):match(INVALID_VALUE)
-  if field ~= nil then
-    local reason = explain(text)
-    local envelope = '%s%s: %s%s,"details":{"fields":{"%s":"%s"}}}}\n'
-    body:setBytes(envelope:format(before, field, reason, after, field, reason))
-  end
-end
-
--- Names the field that known_fields.lua has refused. Returns whether there was one.
-local function name_unknown_field(handle)
-  local metadata = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
-  local field = metadata ~= nil and metadata["unknown_field"]
-  local body = field and handle:body()
-  if not body then
-    return false
-  end
-  local before, after =
-    body:getBytes(0, body:length()):match('^(.-"message":").*(","request_id":"[^"]*")}}%s*$')
-  if before ~= nil then
-    local text = "There is no field of the name %s in this request. Nothing was done."
-    local details = ',"details":{"fields":{"%s":"is no field of this request"}}}}\n'
-    body:setBytes(before .. text:format(field) .. after .. details:format(field))
-  end
-  return true
 end
 
 -- Says whether to repeat a call that failed without an answer of the service, which says it itself.
@@ -116,9 +84,7 @@ function envoy_on_response(handle)
         headers:replace(":status", status)
       end
     elseif headers:get(":status") == "400" and not is_head(handle) then
-      if not name_unknown_field(handle) then
-        explain_invalid_value(handle)
-      end
+      name_invalid_value(handle)
     end
     if is_head(handle) then
       -- Drops the body and keeps the headers, including the content length.

@@ -51,8 +51,8 @@ class CancelTask:
     """The request. Raises Failure validation_error if a field is not valid."""
 
     workspace_id: str
-    # Empty for the current task.
-    task_id: str = ""
+    # None for the task that runs. An empty id is refused, because the caller may have lost it.
+    task_id: str | None = None
     reason: str = ""
     # How long to wait for the end of the task; None or 0 for no wait.
     wait_seconds: float | None = None
@@ -63,7 +63,7 @@ class CancelTask:
     def __post_init__(self) -> None:
         fields = Fields()
         fields.identifier("workspace_id", self.workspace_id)
-        if self.task_id:
+        if self.task_id is not None:
             fields.identifier("task_id", self.task_id)
         fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
         if self.wait_seconds is not None and not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
@@ -110,7 +110,7 @@ async def cancel_task(
     found = await store.record_cancellation(
         permission,
         request.workspace_id,
-        request.task_id or None,
+        request.task_id,
         intent_of(caller, request.reason, request.force_after_seconds, request.origin, clock),
         request.origin.trace_id,
         request.origin.audit,
@@ -146,7 +146,7 @@ def intent_of(
 
 
 def outcome_of(
-    permission: Permission, workspace_id: str, task_id: str, found: RecordedCancellation
+    permission: Permission, workspace_id: str, task_id: str | None, found: RecordedCancellation
 ) -> Outcome:
     """Derives the outcome from what the store read. Raises Failure if a check failed.
 

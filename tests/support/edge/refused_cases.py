@@ -39,7 +39,7 @@ BODIES = {
 }
 
 BAD_BODIES = [
-    Case(name, post(body=body), 400, "validation_error", says="cannot be read")
+    Case(name, post(body=body), 400, "validation_error", says="The request is not valid. ")
     for name, body in BODIES.items()
 ]
 BAD_BODIES += [

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from evershell.workspace.v1 import (
@@ -19,10 +19,17 @@ from evershell.workspace.v1 import (
     workspace_service_pb2_grpc,
 )
 from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from evershell.server.api import event_stream
+from evershell.server.api.call import Call
+from evershell.server.api.handlers import Handlers, Methods
+from evershell.server.api.interceptors.errors import Errors
+from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.server.api.rest_body import merge_rest_body
 from evershell.server.api.server import OPTIONS
+from evershell.server.core import errors
 from evershell.server.core.event import Event, EventType
 from tests.support.edge.answers import rule
 
@@ -187,6 +194,23 @@ class Stub(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         )
 
 
+class _ReadingAtOnce(Interceptor):
+    """Reads requests as a worker does, without its limits."""
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        async def read_first(call: Call) -> Any:
+            message = await call.context.read()
+            try:
+                call.request = method.parse(message)
+            except DecodeError as error:
+                raise errors.invalid({"body": "is not a message"}) from error
+            if call.is_rest:
+                merge_rest_body(message, call.request)
+            return await proceed(call)
+
+        return read_first
+
+
 @contextmanager
 def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
     """Serves the stub on an event loop in another thread, and yields its address.
@@ -202,7 +226,11 @@ def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
 
     async def start() -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=OPTIONS)
-        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(stub, server)
+        methods = Methods()
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(
+            stub, cast(grpc.aio.Server, methods)
+        )
+        server.add_generic_rpc_handlers((Handlers(methods, [Errors(), _ReadingAtOnce()]),))
         health_pb2_grpc.add_HealthServicer_to_server(stub.health, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -7,11 +7,12 @@ from weakref import WeakValueDictionary
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from evershell.server.api.call import Call, Context
 from evershell.server.api.effects import public_methods
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.server.api.rest_body import merge_rest_body
 from evershell.server.core.errors import Failure
 
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
@@ -20,6 +21,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests to health and reflection, which contain only a name.
 _COMMON_BYTES = 4096
 _COMMON_SERVICES = "grpc."
+# The edge's limit for all headers, the path included.
+_MAX_PATH_BYTES = 60 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
@@ -42,6 +45,8 @@ class Reading(Interceptor):
         # is learned from gRPC by a second read, which would take a large part of the time of a
         # short call.
         self._reads = public_methods(with_effect=False)
+        # Such a method does not act on a part of what the caller has asked for.
+        self._changes = public_methods(with_effect=True)
         # The turns of the worker, by size limit.
         self._by_worker: dict[int, _Turns] = {}
         # The turns of each caller, by caller and size limit, while requests of that caller are
@@ -49,7 +54,7 @@ class Reading(Interceptor):
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        limit, parse = self._limit(method), method.parse
+        limit, has_effect = self._limit(method), method.path in self._changes
         read = _read_first if method.path in self._reads else _read_only
         of_worker = self._by_worker.get(limit)
         if of_worker is None:
@@ -58,15 +63,20 @@ class Reading(Interceptor):
         async def read_first(call: Call) -> Any:
             of_caller = self._turns_of_caller(call, limit)
             message = await _message(lambda: read(call.context), of_caller, of_worker)
-            if len(message) > limit:
+            # Over REST, the message has the path beside the body, whose size the edge has checked.
+            if len(message) > (limit + _MAX_PATH_BYTES if call.is_rest else limit):
                 raise _invalid(
                     f"The request has {len(message):,} bytes; this method takes {limit:,} at most."
                 )
             try:
-                call.request = parse(message)
+                call.request = method.parse(message)
+                if has_effect and call.is_rest:
+                    merge_rest_body(message, call.request)
             except DecodeError as error:
                 text = "The request cannot be parsed as a message of this method's request type."
                 raise _invalid(text) from error
+            if has_effect and _has_unknown_fields(call.request):
+                raise _invalid("The request has a field that this version does not know.")
             return await proceed(call)
 
         return read_first
@@ -164,6 +174,13 @@ async def _in_turn(
                 of_worker.end(arrival)
         finally:
             of_caller.end(arrival)
+
+
+def _has_unknown_fields(request: Message) -> bool:
+    """Whether a message, at any depth, has fields that its type does not declare. Removes them."""
+    size = request.ByteSize()
+    request.DiscardUnknownFields()
+    return request.ByteSize() != size
 
 
 def request_limits() -> dict[str, int]:

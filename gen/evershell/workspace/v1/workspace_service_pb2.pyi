@@ -10,6 +10,7 @@ from evershell.workspace.v1 import event_pb2 as _event_pb2
 from evershell.workspace.v1 import hold_pb2 as _hold_pb2
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from evershell.workspace.v1 import workspace_pb2 as _workspace_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -60,38 +61,12 @@ class EdgeRule(_message.Message):
     with_idempotency_key: EdgeRule.Repeat.ValueType  # 3
     """If it has an idempotency key."""
 
-    class _UnknownFields:
-        ValueType = _typing.NewType("ValueType", _builtins.int)
-        V: _TypeAlias = ValueType  # noqa: Y015
-
-    class _UnknownFieldsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EdgeRule._UnknownFields.ValueType], _builtins.type):
-        DESCRIPTOR: _descriptor.EnumDescriptor
-        unknown_fields_unspecified: EdgeRule._UnknownFields.ValueType  # 0
-        """Drops it."""
-        refused: EdgeRule._UnknownFields.ValueType  # 1
-        """Refuses the call."""
-        refused_in_messages: EdgeRule._UnknownFields.ValueType  # 2
-        """Refuses the call if the field is in a message of the request, such as a duration that is
-        written as an object. Drops other fields.
-        """
-
-    class UnknownFields(_UnknownFields, metaclass=_UnknownFieldsEnumTypeWrapper): ...
-    unknown_fields_unspecified: EdgeRule.UnknownFields.ValueType  # 0
-    """Drops it."""
-    refused: EdgeRule.UnknownFields.ValueType  # 1
-    """Refuses the call."""
-    refused_in_messages: EdgeRule.UnknownFields.ValueType  # 2
-    """Refuses the call if the field is in a message of the request, such as a duration that is
-    written as an object. Drops other fields.
-    """
-
     SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
     SUCCESS_STATUS_AFTER_WAIT_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     EXAMPLE_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
-    UNKNOWN_FIELDS_FIELD_NUMBER: _builtins.int
     REPEAT_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
@@ -105,8 +80,6 @@ class EdgeRule(_message.Message):
     """Size limit of a request: the REST body, or the gRPC message. Zero: the limit in `every_call`."""
     stream_message: _builtins.str
     """The full name of the message in the `data` fields of a stream of Server-Sent Events."""
-    unknown_fields: Global___EdgeRule.UnknownFields.ValueType
-    """What the edge does with a field of a JSON body that the request does not have."""
     repeat: Global___EdgeRule.Repeat.ValueType
     """When a failed call can be repeated without another effect. The service, the edge and the client
     decide by it.
@@ -124,12 +97,11 @@ class EdgeRule(_message.Message):
         example: _builtins.str = ...,
         max_request_bytes: _builtins.int = ...,
         stream_message: _builtins.str = ...,
-        unknown_fields: Global___EdgeRule.UnknownFields.ValueType = ...,
         repeat: Global___EdgeRule.Repeat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "unknown_fields", b"unknown_fields"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,6 +136,31 @@ class ServiceRule(_message.Message):
 Global___ServiceRule: _TypeAlias = ServiceRule  # noqa: Y015
 
 @_typing.final
+class RestBody(_message.Message):
+    """The body of a REST call, as the caller sent it. The edge adds this field to the request of each
+    method with a body, and the service reads the other fields from it. Not part of any request: callers
+    of gRPC do not set it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HTTP_BODY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def http_body(self) -> _httpbody_pb2.HttpBody: ...
+    def __init__(
+        self,
+        *,
+        http_body: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["http_body", b"http_body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["http_body", b"http_body"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestBody: _TypeAlias = RestBody  # noqa: Y015
+
+@_typing.final
 class CancelTaskRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -175,7 +172,7 @@ class CancelTaskRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     task_id: _builtins.str
-    """Cancels only this task. If empty, cancels the task that runs."""
+    """Cancels only this task. If absent, cancels the task that runs. An empty id is refused."""
     reason: _builtins.str
     """For people. It is recorded in the task and its events."""
     @_builtins.property
@@ -192,16 +189,18 @@ class CancelTaskRequest(_message.Message):
         self,
         *,
         workspace_id: _builtins.str = ...,
-        task_id: _builtins.str = ...,
+        task_id: _builtins.str | None = ...,
         reason: _builtins.str = ...,
         wait: _duration_pb2.Duration | None = ...,
         force_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "force_after", b"force_after", "task_id", b"task_id", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "reason", b"reason", "task_id", b"task_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "force_after", b"force_after", "reason", b"reason", "task_id", b"task_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
+    _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
 
 Global___CancelTaskRequest: _TypeAlias = CancelTaskRequest  # noqa: Y015
 
