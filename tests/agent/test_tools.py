@@ -177,7 +177,7 @@ async def test_a_process_that_ends_during_the_call_is_reaped(tmp_path: Path) -> 
 # Each process lives for a fraction of a millisecond, in its own session, and forks a successor.
 RELAY = """
 import os, time
-end = time.monotonic() + 20
+end = time.monotonic() + 300
 while time.monotonic() < end:
     if os.fork():
         os._exit(0)
@@ -198,7 +198,7 @@ async def test_a_process_that_keeps_forking_is_killed(tmp_path: Path) -> None:
     began = time.monotonic()
     assert (await running).status is ToolStatus.INTERRUPTED
     # Long before the relay ends itself.
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 100
     assert set(psutil.Process().children()) <= before
 
 
@@ -226,7 +226,8 @@ async def test_a_background_child_neither_blocks_nor_outlives_the_call(
     began = time.monotonic()
     result = await _run(tmp_path, f"sleep 600 {redirect} & echo $! > child; echo done")
     assert result == ToolResult(status=ToolStatus.EXITED, output="done\n")
-    assert time.monotonic() - began < 5
+    # Long before the child ends itself.
+    assert time.monotonic() - began < 100
     await eventually_async(lambda: not _is_alive(tmp_path / "child"))
 
 

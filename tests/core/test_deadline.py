@@ -1,10 +1,16 @@
 """The caller's deadline bounds every wait on its behalf."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
 from evershell.server.core import deadline
+
+
+@pytest.fixture(autouse=True)
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: 100.0))
 
 
 async def test_a_call_without_a_deadline_keeps_the_limit() -> None:
@@ -19,7 +25,7 @@ async def test_the_limit_leaves_time_to_send_the_response(
     left: float, limit: float, expected: float
 ) -> None:
     deadline.begin(left)
-    assert deadline.bounded(limit) == pytest.approx(expected, abs=0.05)
+    assert deadline.bounded(limit) == pytest.approx(expected)
 
 
 async def test_each_call_has_its_own_deadline() -> None:
@@ -29,4 +35,4 @@ async def test_each_call_has_its_own_deadline() -> None:
         return deadline.bounded(100)
 
     limits = await asyncio.gather(*(asyncio.create_task(call(left)) for left in (1, None, 50)))
-    assert limits == [pytest.approx(0.75, abs=0.05), 100, pytest.approx(49.75, abs=0.05)]
+    assert limits == [0.75, 100, 49.75]

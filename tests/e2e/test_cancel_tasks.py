@@ -1,6 +1,5 @@
 """CancelTasks through the edge, over REST and gRPC, with the tasks of the other organization."""
 
-from datetime import datetime
 from typing import Any
 
 from evershell.client import Client, TaskFilter
@@ -53,20 +52,16 @@ def test_a_batch_keeps_the_promises_of_a_cancellation(
     assert ours.await_end(our_task)["status"] == "completed"
 
 
-def test_the_agents_are_signalled_at_once(others: list[Workspace]) -> None:
-    """A forced iteration ends long before a heartbeat would carry the cancellation."""
+def test_the_agents_are_signalled(stack: Stack, others: list[Workspace]) -> None:
+    """They end the iteration themselves: nobody has to end their pods."""
+    agent = stack.agent_pid(others[0].id)
     task_ids = [other.submit("sleep 60") for other in others]
     for other, task_id in zip(others, task_ids, strict=True):
         other.await_phase(task_id, "tool_call")
     others[0].rest.post(PATH, {"force_after": "0s", "filter": {"workspace_ids": [others[0].id]}})
     end = others[0].await_end(task_ids[0])
     assert (end["status"], end["forced"]) == ("cancelled", True)
-    task = others[0].task(task_ids[0])
-    asked, ended = (
-        datetime.fromisoformat(task[name]) for name in ("cancel_requested_at", "completed_at")
-    )
-    # A heartbeat would carry it within 5 s, and a scan that has to find it after 2 s.
-    assert (ended - asked).total_seconds() < 1.9
+    assert (others[0].get()["status"], stack.agent_pid(others[0].id)) == ("idle", agent)
     assert others[1].task(task_ids[1])["status"] == "running"
     held = others[1].rest.post("/v1/hold", {"cancel_running": True, "reason": "stop"}, 200)
     assert (held["hold"]["on_hold"], held["accepted"], held["remaining"]) == (True, 1, 0)

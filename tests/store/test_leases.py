@@ -35,7 +35,8 @@ async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) 
     found = await runtime.heartbeat(AgentIdentity(workspace_id, 1), "", Phase.NONE)
     assert found.lease_seconds == LEASE_SECONDS
     left = await store.lease_seconds_left(workspace_id)
-    assert left is not None and LEASE_SECONDS - 5 < left <= LEASE_SECONDS
+    # It had 5 s left before.
+    assert left is not None and 5 < left <= LEASE_SECONDS
     assert await store.list_expired_leases() == []
     await expire(database_url, workspace_id, seconds_left=-0.001)
     assert [each.id for each in await store.list_expired_leases()] == [workspace_id]

@@ -63,13 +63,6 @@ class Environment:
             timeout=60,
         )
 
-    def size_mb(self) -> float:
-        """The size of everything that is installed."""
-        found = (
-            path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()
-        )
-        return sum(path.stat().st_size for path in found) / 1e6
-
     def _uv(self, *arguments: str) -> None:
         program = Path(sys.executable).with_name("uv")
         # The environment of the tests is not the one to install into. uv leaves locks in TMPDIR.

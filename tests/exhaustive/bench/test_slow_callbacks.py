@@ -1,13 +1,11 @@
 """No callback occupies the event loop of a worker for long, under any load.
 
-The same work takes up to four times its usual processor time when other programs of the machine
-need its memory and caches. A part of the load therefore fails if several of its callbacks are slow,
-or if one is very slow.
+A slow callback uses ten times the processor time of the longest usual one: it does the work of many
+calls, or work that grows with the data.
 """
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +16,6 @@ import pytest
 from tests.bench import processes
 from tests.bench.side import Side
 from tests.exhaustive.bench.mixed_load import MixedLoad
-
-# Slow callbacks in one part of the load, and the longest of them.
-ALLOWED = 2
-MAX_SECONDS = 0.04
 
 
 @pytest.fixture
@@ -70,13 +64,7 @@ def test_no_callback_is_slow_under_load(side: Side, tmp_path: Path) -> None:
                 part()
     slow = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
     under_load = [each for each in slow if each["ended"] > began["start"]]
-    parts = Counter(part_of(each, began) for each in under_load)
-    failed = [
-        each
-        for each in under_load
-        if parts[part_of(each, began)] > ALLOWED or each["seconds"] > MAX_SECONDS
-    ]
-    assert not failed, "\n\n".join(described(each, began) for each in failed)
+    assert not under_load, "\n\n".join(described(each, began) for each in under_load)
 
 
 def part_of(slow: dict[str, Any], began: dict[str, float]) -> str:

@@ -25,7 +25,7 @@ import uvloop
 from evershell.server import programs
 from evershell.server.config import Settings
 
-SLOW_SECONDS = 0.02
+SLOW_SECONDS = 0.2
 _SAMPLE_SECONDS = 0.002
 
 

@@ -11,7 +11,7 @@ _TROUBLE = frozenset({"agent_unreachable", "unavailable", "deadline_exceeded"})
 # How long after the natural end of its iteration a cancelled task may end, besides the time for
 # which the control plane was away. Covers an agent and workers that are frozen in succession, and
 # one heartbeat.
-LATE_SECONDS = 10.0
+LATE_SECONDS = 20.0
 # How long after a fault everything must serve again.
 RECOVERED_SECONDS = 5.0
 # An agent that stays stopped is lost when its lease expires.
@@ -20,9 +20,8 @@ LEASE_SECONDS = 30.0
 FORCE_MARGIN_SECONDS = 2.0
 # How long the fleet controller may then take to end the task: it finds the task in its next scan,
 # 1 s later at most, ends the processes of the pod (of a workspace that is stopping, with 3 s of
-# grace) and commits. The longest time measured was 5.2 s, on a machine with six times as much work
-# as it can do, while ten other pods were ending.
-FORCE_SLACK_SECONDS = 6.0
+# grace) and commits. Without the force deadline, it would end the task with the lease.
+FORCE_SLACK_SECONDS = 20.0
 # The controller cannot do that during a fault of one of these. An agent that is cut off commits
 # nothing, and no iteration of it ends.
 _FORCING = (

@@ -83,8 +83,8 @@ BROKEN_STOPS: dict[str, tuple[Evidence, str]] = {
         "has reached its limit, and is completed",
     ),
     "a limit that was found late": (
-        with_task(CANCELLED, started_at=90.0, limit_seconds=2.0),
-        "was cancelled 9.0 s after its limit was reached, of which",
+        with_task(CANCELLED, started_at=75.0, limit_seconds=2.0),
+        "was cancelled 24.0 s after its limit was reached, of which",
     ),
     "a limit that the task does not have": (
         with_task(CANCELLED, cancel_reason="max_duration reached: 0.5 s"),

@@ -183,14 +183,14 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         "23.7 s after its iteration's natural end, of which",
     ),
     "an iteration that continues after its force deadline": (
-        with_task(CANCELLED, force_at=101.0, completed_at=109.5),
-        "ended 8.5 s after its force deadline, of which the control plane was away for 0.0 s",
+        with_task(CANCELLED, force_at=101.0, completed_at=124.5),
+        "ended 23.5 s after its force deadline, of which the control plane was away for 0.0 s",
     ),
     "a late end that the control plane's absence is too short to excuse": (
         replace(
-            with_task(CANCELLED, force_at=101.0, completed_at=118.0), hits=[AGENT_FROZEN, *AWAY]
+            with_task(CANCELLED, force_at=101.0, completed_at=132.0), hits=[AGENT_FROZEN, *AWAY]
         ),
-        "ended 17.0 s after its force deadline, of which the control plane was away for 7.5 s",
+        "ended 31.0 s after its force deadline, of which the control plane was away for 7.5 s",
     ),
     "a forced end that is not marked as forced": (
         replace(
@@ -219,7 +219,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
         "with nothing killed",
     ),
     "a bare status, with nothing killed": (
-        with_answer("bare", sent=111.5, answered=111.6),
+        with_answer("bare", sent=119.5, answered=119.6),
         "with nothing killed",
     ),
     "a bare status of a worker without a fault": (
@@ -249,7 +249,7 @@ BROKEN: dict[str, tuple[Evidence, str]] = {
 
 EXCUSED: dict[str, Evidence] = {
     "late after a force deadline, while the control plane was away": replace(
-        with_task(CANCELLED, force_at=101.0, completed_at=113.4), hits=[*WHOLE.hits, *AWAY]
+        with_task(CANCELLED, force_at=101.0, completed_at=127.0), hits=[*WHOLE.hits, *AWAY]
     ),
     "late without a force deadline, under an agent that was stopped for good": with_task(
         CANCELLED, completed_at=141.0, agent_stopped=Stopped.FOR_GOOD

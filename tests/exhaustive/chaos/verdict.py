@@ -45,7 +45,7 @@ ALLOWED_SLUGS = frozenset(
     }
 )
 # How long clients take to reconnect after the service is back.
-RECONNECT_SECONDS = 2.0
+RECONNECT_SECONDS = 10.0
 STOP_REASON = "workspace stopped"
 
 

@@ -49,7 +49,8 @@ def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_per
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 1)
     assert (end["cancel"]["reason"], end["work_stopped"]) == ("workspace stopped", "yes")
-    assert 9.5 < time.monotonic() - began < 30
+    # Not at once, and long before the time limit of a tool.
+    assert 9.5 < time.monotonic() - began < 100
     assert workspace.await_status("stopped")["status_reason"] == "workspace stopped"
     assert running(STUBBORN) == []
     (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]

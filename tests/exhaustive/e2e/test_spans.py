@@ -140,10 +140,7 @@ def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Pa
         for _ in range(5):
             task_id = workspace.submit(gate.command, "echo never")
             workspace.await_phase(task_id, "tool_call")
-            began = time.monotonic()
             assert workspace.cancel()["outcome"] == "accepted"
-            # A busy machine takes longer than the usual milliseconds.
-            assert time.monotonic() - began < 5
             gate.open()
             assert workspace.await_end(task_id)["status"] == "cancelled"
         logs = stack.state_dir / "logs"

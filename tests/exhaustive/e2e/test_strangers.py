@@ -29,9 +29,9 @@ from tests.support.waiting import eventually
 COMPLETE_SECONDS = 60.0
 FLOOD_SECONDS = {"hold_messages": 3.0, "watch_health": 3.0, "hold_bodies": 7.0}
 PAUSE_SECONDS = 0.04
-# The limits of the growth during a flood. A worker held 4 MiB of each stream; Envoy held 1 MiB of
-# each body.
-WORKER_GROWTH_MB, ENVOY_GROWTH_MB = 48, 160
+# The limits of the growth during a flood. A worker that held each message would grow by 1,200 MiB,
+# and Envoy by 1,100 MiB if it held each body.
+WORKER_GROWTH_MB, ENVOY_GROWTH_MB = 100, 400
 
 
 @pytest.mark.parametrize("path", ["tasks", "task/cancel"])

@@ -15,8 +15,8 @@ from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 WATCHERS = 1000
-# The limits for one watcher, in the worker and in Envoy. Measured: 38 and 69.
-MOST_KIB = {"worker": 100, "envoy": 150}
+# Ten times what a watcher takes in Envoy. More is a thread or a large buffer for each.
+MOST_KIB = 700
 FIRST_EVENT_SECONDS = 50.0
 
 
@@ -67,7 +67,7 @@ async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
     after = kib(crowded)
     each = {program: round((after[program] - before[program]) / WATCHERS, 1) for program in before}
     print(f"KiB a watcher: {each}")
-    assert all(each[program] < most for program, most in MOST_KIB.items()), each
+    assert max(each.values()) < MOST_KIB, each
 
     # Calls to other workspaces are as fast as without watchers.
     began = time.monotonic()

@@ -11,7 +11,6 @@ import pytest
 
 from evershell.server.agent.shutdown import ExitCode
 from evershell.server.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
-from tests.exhaustive.chaos.bounds import RECOVERED_SECONDS
 from tests.exhaustive.hosts.conftest import LEASE_SECONDS
 from tests.exhaustive.hosts.many_hosts import (
     AGENTS,
@@ -28,7 +27,7 @@ from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
 
 # For a busy machine.
-_BUSY_SECONDS = 3.0
+_BUSY_SECONDS = 10.0
 # The most that an answer about an unreachable agent may take.
 _UNREACHABLE_SECONDS = 2.0 + _BUSY_SECONDS
 # How long a call may take that needs a database which does not answer.
@@ -74,13 +73,13 @@ def within(limit_seconds: float) -> Iterator[None]:
 
 
 def recovered(call: Callable[[], httpx.Response]) -> dict[str, Any]:
-    """Repeats the call until it succeeds, which has to be soon. Returns its answer."""
+    """Repeats the call until it succeeds. Returns its answer."""
 
     def answered() -> dict[str, Any]:
         response = call()
         return response.json() if response.is_success else {}
 
-    return eventually(answered, RECOVERED_SECONDS)
+    return eventually(answered)
 
 
 def cancel(workspace: Workspace, **fields: Any) -> httpx.Response:

@@ -1,6 +1,7 @@
 """The distribution, installed as users install it: without extras, and as a whole stack."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,7 @@ from tests.support.installation import IMPORT, PUBLIC
 from tests.support.sandbox import has_sandbox
 from tests.support.stack import Stack, Workspace
 
-# Of a caller's program, with pip's own packages left out.
-CORE_MB = 40
+LIST = "from importlib.metadata import distributions; print(*(d.name for d in distributions()))"
 CALLER = """
 from evershell.client import Client
 from evershell.workspace.v1 import task_pb2
@@ -82,10 +82,14 @@ def test_the_sdist_has_all_that_the_wheel_is_built_from(
     assert packaged(rebuilt) == packaged(wheel)
 
 
-def test_without_extras_it_is_small_and_has_what_callers_need(
+def test_without_extras_it_has_what_callers_need_and_no_package_of_an_extra(
     core: Environment, tmp_path: Path
 ) -> None:
-    assert core.size_mb() < CORE_MB
+    extras = [each for each in metadata.requires("evershell") or () if "extra ==" in each]
+    of_extras = {re.split(r"[^\w-]", each)[0] for each in extras} - {"evershell"}
+    installed = set(core.run("python", "-c", LIST, cwd=tmp_path).stdout.split())
+    assert {"grpcio", "evershell"} <= installed and "psycopg" in of_extras
+    assert not installed & of_extras
     imported = core.run("python", "-c", IMPORT, *PUBLIC, cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
     assert "evershell.client" in imported.stdout

@@ -31,8 +31,11 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
     """Nobody knows what still runs there. What agents report themselves is known."""
     with ThreadPoolExecutor() as pool:
         workspaces = pool.map(lambda _: NodeWorkspace(impatient_stack), range(4))
-    failed, cancelled, forced, stopped = workspaces
-    tasks = {each.id: busy(each, is_cancelled=False) for each in (failed, cancelled, forced)}
+    failed, cancelled, finishing, stopped = workspaces
+    tasks = {each.id: busy(each, is_cancelled=False) for each in (failed, cancelled)}
+    # Each iteration ends by itself.
+    tasks[finishing.id] = finishing.submit(*["sleep 5"] * 90)
+    finishing.await_phase(tasks[finishing.id], "tool_call")
     cancelled.cancel(reason="enough")
     lost = [running_pod(each) for each in (failed, cancelled)]
     with node.silent_kubelet():
@@ -40,11 +43,10 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
         await_condition("condition=Ready=False", failed, cancelled)
         with node.frozen(*lost):
             impatient_stack.rest().call("POST", f"{stopped.path}/stop")
-            assert forced.cancel(reason="enough", force_after="1s")["outcome"] == "accepted"
-            end = forced.await_end(tasks[forced.id])
-            assert (end["status"], end["forced"]) == ("cancelled", True)
-            assert end["work_stopped"] == "yes"
-            assert forced.get()["status"] == "idle"
+            assert finishing.cancel(reason="enough")["outcome"] == "accepted"
+            end = finishing.await_end(tasks[finishing.id])
+            assert (end["status"], end["work_stopped"]) == ("cancelled", "yes")
+            assert finishing.get()["status"] == "idle"
             reason = (
                 "its agent did not renew its lease in time: the node of its pod does not answer"
             )
