@@ -9,6 +9,7 @@ import psutil
 
 from tests.exhaustive.e2e.canceller import LONG, SHORT, Canceller
 from tests.exhaustive.e2e.load import Caller, GrpcCaller, Load, RestCaller
+from tests.support.metrics import scrape
 from tests.support.programs import run
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 2
 ROUND_SECONDS = 60.0
+CONTROL_PLANE = frozenset({("envoy_cluster_name", "control_plane")})
 # The pause of each caller between two calls.
 PAUSE_SECONDS = 0.2
 
@@ -101,6 +103,9 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
     assert len(programs(stack)) == len(before)
     assert not programs(stack) & before
+    # The new edge serves its metrics. Those of workers and controller are on the ports before.
+    healthy = ("envoy_cluster_membership_healthy", CONTROL_PLANE)
+    assert scrape(stack, len(stack.pids("serve")) + 1)[healthy] == 2
     for canceller in cancellers:
         assert canceller.ended > 1
         canceller.assert_cancelled()
