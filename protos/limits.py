@@ -41,11 +41,16 @@ def _map(rule: Any, schema: dict[str, Any]) -> dict[str, Any]:
     if not rule.HasField("max"):
         return schema
     values = schema["additionalProperties"] | {"maxLength": rule.max_value}
-    return schema | {
-        "maxProperties": rule.max,
-        "propertyNames": {"minLength": 1, "maxLength": rule.max_key},
-        "additionalProperties": values,
-    }
+    least = {"minProperties": rule.min} if rule.HasField("min") else {}
+    return (
+        schema
+        | least
+        | {
+            "maxProperties": rule.max,
+            "propertyNames": {"minLength": 1, "maxLength": rule.max_key},
+            "additionalProperties": values,
+        }
+    )
 
 
 def _seconds(most: int) -> str:

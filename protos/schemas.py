@@ -124,9 +124,14 @@ class Schemas:
         item = self._single(field)
         schema = {
             "type": "array",
-            "items": narrowed(self._protos, field, item) if rule.is_id else item,
+            "items": narrowed(self._protos, field, item) | {"minLength": 1} if rule.is_id else item,
         }
-        return schema | ({"maxItems": rule.max} if rule.HasField("max") else {})
+        limits = {"minItems": "min", "maxItems": "max"}
+        return schema | {
+            keyword: getattr(rule, limit)
+            for keyword, limit in limits.items()
+            if rule.HasField(limit)
+        }
 
     def _single(self, field: FieldDescriptor) -> dict[str, Any]:
         message = field.message_type

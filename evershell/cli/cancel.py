@@ -28,8 +28,8 @@ from evershell.client import (
 _HELP = f"""Cancel the task that runs in WORKSPACE. Its agent finishes the current iteration and
 starts no other.
 
-With --all, cancel every task of your organization that matches the filters; without a filter, all
-of them. The command asks for the number of tasks first.
+With --filter, cancel every task of your organization that matches all filters; with --all, every
+task. The command asks for the number of tasks first.
 
 {TABLE}"""
 
@@ -40,12 +40,16 @@ _NOT_KNOWN = (
 
 @click.command(help=_HELP)
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
-@click.option("--all", "everything", is_flag=True, help="Cancel every task that matches --filter.")
+@click.option("--all", "everything", is_flag=True, help="Cancel every task.")
 @click.option(
     "--filter", "wanted", multiple=True, metavar="NAME=VALUE", callback=parse_filter, help=HELP
 )
-@click.option("--dry-run", is_flag=True, help="With --all: show the tasks and cancel none.")
-@click.option("--yes", is_flag=True, help="With --all: do not ask for the number of tasks.")
+@click.option(
+    "--dry-run", is_flag=True, help="With --all or --filter: show the tasks and cancel none."
+)
+@click.option(
+    "--yes", is_flag=True, help="With --all or --filter: do not ask for the number of tasks."
+)
 @click.option(
     "--task",
     metavar="ID",
@@ -84,12 +88,14 @@ def cancel(
     force_after: float | None,
 ) -> None:
     """Makes the call, prints its result, and exits with an ExitCode."""
-    if everything:
+    if everything and wanted is not None:
+        raise click.UsageError("--all and --filter exclude each other.")
+    if everything or wanted is not None:
         if workspace or task or wait is not None:
-            raise click.UsageError("--all takes no WORKSPACE, --task or --wait.")
+            raise click.UsageError("--all and --filter take no WORKSPACE, --task or --wait.")
         cancel_all(call, wanted, reason, force_after, dry_run=dry_run, yes=yes)
-    if wanted is not None or dry_run or yes:
-        raise click.UsageError("--filter, --dry-run and --yes need --all.")
+    if dry_run or yes:
+        raise click.UsageError("--dry-run and --yes need --all or --filter.")
     if not workspace:
         raise click.UsageError("Missing argument 'WORKSPACE'. --all cancels every task.")
     try:

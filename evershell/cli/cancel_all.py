@@ -1,7 +1,8 @@
-"""Cancels many tasks: `cancel --all`, and what `hold --cancel-running` asks first."""
+"""Cancels many tasks: `cancel --all`, `cancel --filter`, and what `hold` asks first."""
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
@@ -25,11 +26,15 @@ def cancel_all(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Cancels every task that matches, prints the counts, and exits with an ExitCode."""
+    """Cancels every task that matches, prints the counts, and exits with an ExitCode.
+
+    None is every task of the organization.
+    """
+    which: dict[str, Any] = {"all": True} if wanted is None else {"filter": wanted}
     found = None
     if dry_run or not yes:
         found = call.client.cancel_tasks(
-            filter=wanted, reason=reason, force_after=force_after, dry_run=True
+            **which, reason=reason, force_after=force_after, dry_run=True
         )
     if dry_run:
         assert found is not None
@@ -38,7 +43,7 @@ def cancel_all(
     if found is not None and found.matched:
         confirm(call, found.matched)
     results = _results(
-        call.client.cancel_all_tasks(filter=wanted, reason=reason, force_after=force_after)
+        call.client.cancel_all_tasks(**which, reason=reason, force_after=force_after)
     )
     accepted = sum(result.accepted for result in results)
     first, last = results[0], results[-1]

@@ -34,7 +34,7 @@ def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bo
         print_hold(call, call.client.get_hold())
         return
     if cancel_running and not yes:
-        found = call.client.cancel_tasks(dry_run=True)
+        found = call.client.cancel_tasks(all=True, dry_run=True)
         if found.matched:
             confirm(call, found.matched)
     result = call.client.hold(reason=reason, cancel_running=cancel_running)

@@ -1,4 +1,4 @@
-"""The filter of the tasks that `cancel --all` cancels."""
+"""The filter of `cancel --filter`."""
 
 from datetime import datetime
 from typing import Any
@@ -8,9 +8,10 @@ import click
 from evershell.client import TaskFilter
 
 HELP = (
-    "Only tasks that match, can be given several times: workspace=ID, created-by=USER, "
-    "submitted-by=ID, submitted-before=TIME, metadata.KEY=VALUE."
+    "Cancel every task that matches, can be given several times: task=ID, workspace=ID, "
+    "created-by=USER, submitted-by=ID, submitted-before=TIME, metadata.KEY=VALUE."
 )
+_LISTS = {"task": "task_ids", "workspace": "workspace_ids"}
 _FIELDS = {"created-by": "created_by_user_id", "submitted-by": "submitted_by"}
 _METADATA = "metadata."
 
@@ -21,10 +22,10 @@ def parse_filter(
     """The filter of the option's values; None without any."""
     if not pairs:
         return None
-    fields: dict[str, Any] = {"workspace_ids": (), "metadata": {}}
+    fields: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
+        name, _, value = pair.partition("=")
+        if not value:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE.")
         _add(fields, name, value)
     return TaskFilter(**fields)
@@ -32,10 +33,10 @@ def parse_filter(
 
 def _add(fields: dict[str, Any], name: str, value: str) -> None:
     key = name.removeprefix(_METADATA)
-    if name == "workspace":
-        fields["workspace_ids"] += (value,)
-    elif name.startswith(_METADATA) and key not in fields["metadata"]:
-        fields["metadata"][key] = value
+    if name in _LISTS:
+        fields[_LISTS[name]] = (*fields.get(_LISTS[name], ()), value)
+    elif name.startswith(_METADATA) and key not in fields.get("metadata", {}):
+        fields.setdefault("metadata", {})[key] = value
     elif name == "submitted-before" and "submitted_before" not in fields:
         try:
             fields["submitted_before"] = datetime.fromisoformat(value)

@@ -3,6 +3,7 @@
 Each function makes a Call from the arguments of a client's method. Both clients use them.
 """
 
+import dataclasses
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -190,12 +191,21 @@ def list_audit_entries(
 
 
 def cancel_tasks(
-    wanted: TaskFilter | None, reason: str, force_after: Seconds | None, dry_run: bool
+    wanted: TaskFilter | None,
+    everything: bool,
+    reason: str,
+    force_after: Seconds | None,
+    dry_run: bool,
 ) -> Call[CancelTasksResult]:
-    """CancelTasks."""
+    """CancelTasks. Raises ValidationError unless there is either a filter or `everything`."""
+    if wanted is None and not everything:
+        raise invalid("filter", "is missing; all=True cancels every task")
+    if wanted is not None and everything:
+        raise invalid("all", "must not be true if there is a filter")
     made = request(
         service.CancelTasksRequest,
         filter=None if wanted is None else _filter(wanted),
+        all=everything,
         reason=reason,
         force_after=duration("force_after", force_after),
         dry_run=dry_run,
@@ -204,14 +214,16 @@ def cancel_tasks(
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
-    return request(
-        service.TaskFilter,
-        workspace_ids=wanted.workspace_ids,
-        created_by_user_id=optional("created_by_user_id", wanted.created_by_user_id),
-        submitted_by=optional("submitted_by", wanted.submitted_by),
-        submitted_before=timestamp("submitted_before", wanted.submitted_before),
-        metadata=wanted.metadata,
-    )
+    """Refuses empty fields: the service would take an empty list for none."""
+    fields = {each.name: getattr(wanted, each.name) for each in dataclasses.fields(wanted)}
+    present = {name: value for name, value in fields.items() if value is not None}
+    for name, value in present.items():
+        if not value:
+            raise invalid(name, "must not be empty; leave it out for any")
+    if not present:
+        raise invalid("filter", "must have a field; all=True cancels every task")
+    present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
+    return request(service.TaskFilter, **present)
 
 
 def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:

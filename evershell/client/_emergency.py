@@ -16,17 +16,22 @@ class EmergencyCalls(Caller):
         self,
         *,
         filter: TaskFilter | None = None,  # noqa: A002 - the name of the field
+        all: bool = False,  # noqa: A002 - the name of the field
         reason: str = "",
         force_after: Seconds | None = None,
         dry_run: bool = False,
     ) -> CancelTasksResult:
-        """Cancels every task of the caller's organization that matches and has not ended.
+        """Cancels the tasks of the caller's organization that match and have not ended.
+
+        Give either `filter` or `all`: a call with neither, with both or with an empty filter is
+        refused.
 
         At most 1,000 tasks, the oldest first: call again until `remaining` is 0, or use
         `cancel_all_tasks`. With `:own` permissions, only tasks in the caller's workspaces match.
 
         Args:
-            filter: Which tasks. None cancels all of them.
+            filter: Which tasks.
+            all: Every task.
             reason: For people; at most 500 characters. Recorded in the tasks and their events.
             force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
                 seconds. None interrupts no iteration.
@@ -39,19 +44,21 @@ class EmergencyCalls(Caller):
             CallError: The call has failed. After UnavailableError, some of the tasks may be
                 cancelled; the call can be repeated without harm.
         """
-        return self._call(_calls.cancel_tasks(filter, reason, force_after, dry_run))
+        return self._call(_calls.cancel_tasks(filter, all, reason, force_after, dry_run))
 
     def cancel_all_tasks(
         self,
         *,
         filter: TaskFilter | None = None,  # noqa: A002 - the name of the field
+        all: bool = False,  # noqa: A002 - the name of the field
         reason: str = "",
         force_after: Seconds | None = None,
     ) -> Iterator[CancelTasksResult]:
         """Repeats `cancel_tasks` until nothing remains.
 
         Args:
-            filter: Which tasks. None cancels all of them.
+            filter: Which tasks.
+            all: Every task.
             reason: For people; at most 500 characters.
             force_after: As for `cancel_tasks`.
 
@@ -64,7 +71,9 @@ class EmergencyCalls(Caller):
         """
         pauses = RemainingPauses()
         while True:
-            result = self.cancel_tasks(filter=filter, reason=reason, force_after=force_after)
+            result = self.cancel_tasks(
+                filter=filter, all=all, reason=reason, force_after=force_after
+            )
             yield result
             if not result.remaining:
                 return

@@ -214,11 +214,16 @@ class Hold(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFilter(Result):
-    """Which tasks a call is about. A task matches if it matches every field."""
+    """Which tasks a call is about. A task matches if it matches every field that is not None.
+
+    The calls refuse a filter without fields, and one with an empty field.
+    """
 
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.TaskFilter
 
-    workspace_ids: tuple[str, ...] = ()
+    task_ids: tuple[str, ...] | None = None
+    """Only these tasks, at most 1,000. Tasks that do not exist or have ended match nothing."""
+    workspace_ids: tuple[str, ...] | None = None
     """Only tasks of these workspaces, at most 1,000."""
     created_by_user_id: str | None = None
     """Only tasks in workspaces that this user has created."""
@@ -226,7 +231,7 @@ class TaskFilter(Result):
     """Only tasks that this user or API key has submitted, by id."""
     submitted_before: datetime | None = None
     """Only tasks that were submitted before this time. A time without a zone is local time."""
-    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    metadata: Mapping[str, str] | None = field(default=None, hash=False)
     """Only tasks whose metadata has all of these entries."""
 
 

@@ -236,7 +236,7 @@ class Checking:
 def _request(asked: Asked, workspace_id: str, task_id: str) -> Any:
     """A valid request of the method."""
     kind = getattr(messages, f"{asked.method}Request")
-    fields = {"workspace_id": workspace_id, "task_id": task_id, "description": "true"}
+    fields = {"workspace_id": workspace_id, "task_id": task_id, "description": "true", "all": True}
     more = {"page_size": 200} if asked.method == "ListWorkspaces" else {}
     if asked.method == "CancelTask" and asked.task is None:
         del fields["task_id"]

@@ -56,7 +56,9 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
     await server.stub.ResumeWorkspace(
         messages.ResumeWorkspaceRequest(workspace_id=failed.id), metadata=metadata
     )
-    await server.stub.CancelTasks(messages.CancelTasksRequest(reason="all"), metadata=metadata)
+    await server.stub.CancelTasks(
+        messages.CancelTasksRequest(all=True, reason="all"), metadata=metadata
+    )
     by_holder = bearer(HOLDER, x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
     await server.stub.HoldOrg(messages.HoldOrgRequest(reason="stop"), metadata=by_holder)
     await server.stub.ReleaseOrg(messages.ReleaseOrgRequest(), metadata=by_holder)
@@ -99,8 +101,9 @@ async def test_a_call_without_a_credential_leaves_an_entry(server: Running, meth
 @pytest.mark.parametrize("method", CHANGING)
 async def test_a_call_without_the_scope_leaves_an_entry(server: Running, method: str) -> None:
     request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
-    if method in ("CancelTasks", "ReleaseOrg"):
-        # They have no workspace.
+    if method == "CancelTasks":
+        request = messages.CancelTasksRequest(all=True).SerializeToString()
+    if method == "ReleaseOrg":
         request = b""
     await server.raw(PUBLIC + method, bearer(READER), request)
     entry = await entry_of(server)

@@ -142,7 +142,6 @@ async def test_a_credential_opens_every_public_method(server: Running, method: s
             "CreateWorkspace",
             "ListWorkspaces",
             "ListAuditEntries",
-            "CancelTasks",
             "HoldOrg",
             "ReleaseOrg",
             "GetHold",

@@ -1,5 +1,6 @@
 """The codec between the messages of callers and the core's objects loses no field."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -11,17 +12,20 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.server.api import codec
+from evershell.server.api import codec, emergency
 from evershell.server.core import event
 from evershell.server.core.cancel_task import CancelResult, Outcome
 from evershell.server.core.errors import Failure
 from evershell.server.core.event import Event, EventType, NewEvent, Origin
 from evershell.server.core.task import Phase, Task, TaskStatus
+from evershell.server.core.task_filter import AllTasks, TaskFilter
 from evershell.server.core.watch_events import Heartbeat
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.pod.messages import timestamp
 from tests.api.full_task import INTENT, ITERATION, TASK
 from tests.support.world import NOW
+
+ORIGIN = Origin("req_1")
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -221,6 +225,51 @@ def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
         "user_9",
         "enough",
     )
+
+
+def test_every_field_of_a_filter_is_decoded() -> None:
+    """A field that was lost would cancel more tasks."""
+    filled = TaskFilter(
+        task_ids=("task_1", "task_2"),
+        workspace_ids=("ws_1",),
+        created_by_user_id="user_1",
+        submitted_by="key_1",
+        submitted_before=NOW,
+        metadata={"team": "a"},
+    )
+    fields = {each.name: getattr(filled, each.name) for each in dataclasses.fields(TaskFilter)}
+    assert set(fields) == names(messages.TaskFilter)
+    for name, value in fields.items():
+        one = messages.TaskFilter(**{name: value})
+        request = messages.CancelTasksRequest(filter=one)
+        assert emergency.decode_cancel_tasks(request, ORIGIN).wanted == TaskFilter(**{name: value})
+    whole = messages.CancelTasksRequest(filter=messages.TaskFilter(**fields))
+    assert emergency.decode_cancel_tasks(whole, ORIGIN).wanted == filled
+
+
+def test_all_tasks_are_selected_by_all_alone() -> None:
+    request = messages.CancelTasksRequest(all=True)
+    assert emergency.decode_cancel_tasks(request, ORIGIN).wanted == AllTasks()
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({}, "filter"),
+        ({"all": False, "dry_run": True}, "filter"),
+        ({"filter": {}}, "filter"),
+        ({"filter": {}, "all": True}, "all"),
+        ({"filter": {"task_ids": ["task_1"]}, "all": True}, "all"),
+        ({"filter": {"task_ids": []}}, "filter"),
+        ({"filter": {"task_ids": [""]}}, "filter.task_ids"),
+        ({"filter": {"submitted_by": ""}}, "filter.submitted_by"),
+        ({"filter": {"created_by_user_id": "", "submitted_by": "u"}}, "filter.created_by_user_id"),
+    ],
+)
+def test_a_request_that_names_no_tasks_is_refused(request_: dict[str, Any], field: str) -> None:
+    with pytest.raises(Failure) as raised:
+        emergency.decode_cancel_tasks(messages.CancelTasksRequest(**request_), ORIGIN)
+    assert set(raised.value.details["fields"]) == {field}
 
 
 @pytest.mark.parametrize("field", ["wait", "force_after"])

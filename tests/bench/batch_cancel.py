@@ -101,7 +101,7 @@ def measure(plane: ControlPlane, tasks: int, signals: Path) -> tuple[float, floa
     signals_before = len(signals.read_text())
     cpu_before, began = plane.cpu_seconds(), time.time()
     with Client(f"http://{plane.address}", _SECRET, timeout=30) as client:
-        results = list(client.cancel_all_tasks(reason="bench"))
+        results = list(client.cancel_all_tasks(all=True, reason="bench"))
     recorded = time.time() - began
     assert sum(result.accepted for result in results) == tasks, results[-1]
 

@@ -1,4 +1,4 @@
-"""The commands `cancel --all`, `hold` and `release`, with a fake of the client."""
+"""The commands `cancel` for many tasks, `hold` and `release`, with a fake of the client."""
 
 import json
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def test_all_tasks_are_cancelled_after_their_number_was_typed(
     assert "1 had been requested before" in result.stdout
     assert [call[0] for call in client.calls] == ["cancel_tasks", "cancel_all_tasks"]
     assert client.calls[0][-1]["dry_run"] is True
-    assert client.calls[1][-1] == {"filter": None, "reason": "enough", "force_after": None}
+    assert client.calls[1][-1] == {"all": True, "reason": "enough", "force_after": None}
 
 
 @pytest.mark.parametrize("answer", ["2\n", "yes\n", "33\n", ""])
@@ -108,6 +108,8 @@ def test_nothing_to_cancel_has_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_filters_select_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = (
+        "task=task_1",
+        "task=task_2",
         "workspace=ws_1",
         "workspace=ws_2",
         "created-by=user_1",
@@ -117,8 +119,9 @@ def test_filters_select_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     client = fake()
     arguments = [part for pair in pairs for part in ("--filter", pair)]
-    assert run(monkeypatch, client, "cancel", "--all", "--yes", *arguments).exit_code == 0
+    assert run(monkeypatch, client, "cancel", "--yes", *arguments).exit_code == 0
     assert client.calls[0][-1]["filter"] == TaskFilter(
+        task_ids=("task_1", "task_2"),
         workspace_ids=("ws_1", "ws_2"),
         created_by_user_id="user_1",
         submitted_by="key_1",
@@ -135,12 +138,15 @@ def test_filters_select_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cancel", "--all", "--task", "task_1"),
         ("cancel", "ws_1", "--yes"),
         ("cancel", "ws_1", "--filter", "workspace=ws_1"),
-        ("cancel", "--all", "--filter", "workspace"),
-        ("cancel", "--all", "--filter", "team=a"),
-        ("cancel", "--all", "--filter", "created-by=a", "--filter", "created-by=b"),
-        ("cancel", "--all", "--filter", "metadata.a=1", "--filter", "metadata.a=2"),
-        ("cancel", "--all", *2 * ("--filter", "submitted-before=2026-01-02")),
-        ("cancel", "--all", "--filter", "submitted-before=yesterday"),
+        ("cancel", "--all", "--filter", "workspace=ws_1"),
+        ("cancel", "--filter", "workspace"),
+        ("cancel", "--filter", "task=", "--yes"),
+        ("cancel", "--filter", "metadata.a=", "--yes"),
+        ("cancel", "--filter", "team=a"),
+        ("cancel", "--filter", "created-by=a", "--filter", "created-by=b"),
+        ("cancel", "--filter", "metadata.a=1", "--filter", "metadata.a=2"),
+        ("cancel", *2 * ("--filter", "submitted-before=2026-01-02")),
+        ("cancel", "--filter", "submitted-before=yesterday"),
         ("cancel", "--all", "--json"),
     ],
 )

@@ -23,6 +23,10 @@ LIMITS = TaskLimits(max_total_tokens=2**63)
 TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
 
 
+def submitted(**fields: Any) -> TaskFilter:
+    return TaskFilter(submitted_by="user_1", **fields)
+
+
 @pytest.mark.parametrize(
     ("call", "field"),
     [
@@ -35,6 +39,15 @@ TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
             "created_by_user_id",
         ),
         (lambda client: client.cancel_tasks(filter=TaskFilter(submitted_by="")), "submitted_by"),
+        (lambda client: client.cancel_tasks(), "filter"),
+        (lambda client: client.cancel_tasks(all=False, dry_run=True), "filter"),
+        (lambda client: client.cancel_tasks(filter=TaskFilter()), "filter"),
+        (lambda client: client.cancel_tasks(filter=TaskFilter(task_ids=("t",)), all=True), "all"),
+        (lambda client: next(client.cancel_all_tasks(filter=TaskFilter(task_ids=()))), "task_ids"),
+        # Beside another field, the service cannot see these.
+        (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),
+        (lambda client: client.cancel_tasks(filter=submitted(workspace_ids=())), "workspace_ids"),
+        (lambda client: client.cancel_tasks(filter=submitted(metadata={})), "metadata"),
         *(
             (lambda client, name=name: list(client.list_audit_entries(**{name: ""})), name)
             for name in ("workspace_id", "task_id", "actor_id", "rpc", "outcome")

@@ -12,7 +12,7 @@ from evershell.server.core.audit_entry import AuditFilter
 from evershell.server.core.event import cancel_requested_payload
 from evershell.server.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks, Store
 from evershell.server.core.task import Task, TaskStatus
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
@@ -31,7 +31,7 @@ from tests.support.store.examples import (
 )
 from tests.support.store.locks import held
 
-ALL = TaskFilter()
+ALL = AllTasks()
 
 
 async def busy_with(
@@ -45,7 +45,7 @@ async def busy_with(
     return submitted
 
 
-async def matching(store: Store, wanted: TaskFilter = ALL, **of_permission: Any) -> list[str]:
+async def matching(store: Store, wanted: TaskSelection = ALL, **of_permission: Any) -> list[str]:
     found = await store.match_tasks(permission(**of_permission), wanted, None, 100)
     assert found.matched == found.pending == len(found.tasks)
     return [each.task_id for each in found.tasks]
@@ -115,6 +115,7 @@ async def test_only_tasks_of_the_organization_match(store: Store) -> None:
     await store.create_workspace(workspace())
     assert await matching(store) == [mine.id]
     assert await matching(store, org_id="org_b") == [other.id]
+    assert await matching(store, TaskFilter(task_ids=(other.id,))) == []
     assert await store.cancel_tasks(permission(), [other.id], intent()) == {}
     assert (await stored(store, other)).cancel is None
 
@@ -123,6 +124,7 @@ async def test_a_task_that_has_ended_does_not_match(store: Store) -> None:
     busy, submitted = await with_task(store)
     await complete(store, busy, submitted.id)
     assert await matching(store) == []
+    assert await matching(store, TaskFilter(task_ids=(submitted.id,))) == []
     assert await store.cancel_tasks(permission(), [submitted.id], intent()) == {}
     following = task(busy.id)
     await store.transition(busy.id, lambda locked: task_lifecycle.submit(locked, following, USER))
@@ -162,7 +164,9 @@ async def test_a_filter_selects_tasks(store: Store) -> None:
     b = await busy_with(store, submitted_by="key_1", created_at=NOW + timedelta(seconds=1))
     c = await busy_with(store, user_id="user_2", metadata={"team": "ü 'x'", "run": "2"})
     for wanted, expected in (
-        (TaskFilter(), [a, b, c]),
+        (ALL, [a, b, c]),
+        (TaskFilter(task_ids=(c.id, "task_unknown", a.id)), [a, c]),
+        (TaskFilter(task_ids=(a.id,), workspace_ids=(c.workspace_id,)), []),
         (TaskFilter(workspace_ids=(c.workspace_id, "ws_unknown")), [c]),
         (TaskFilter(created_by_user_id=USER), [a, b]),
         (TaskFilter(submitted_by="key_1"), [b]),

@@ -10,7 +10,7 @@ from evershell.server.core.change import unchanged
 from evershell.server.core.errors import UnavailableError
 from evershell.server.core.hold import Hold
 from evershell.server.core.ports import Store
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
@@ -21,7 +21,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "record_cancellation": lambda store: store.record_cancellation(
         permission(), "ws_1", None, intent()
     ),
-    "match_tasks": lambda store: store.match_tasks(permission(), TaskFilter(), None, 1),
+    "match_tasks": lambda store: store.match_tasks(permission(), AllTasks(), None, 1),
     "cancel_tasks": lambda store: store.cancel_tasks(permission(), ["task_1"], intent()),
     "transition": lambda store: store.transition("ws_1", unchanged),
     "create_workspace": lambda store: store.create_workspace(workspace()),

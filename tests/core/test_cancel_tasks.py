@@ -21,12 +21,16 @@ from evershell.server.core.cancel_tasks import (
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.event import EventType, Origin
 from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from tests.support.world import NOW, USER, World, caller, intent
 
+ALL = AllTasks()
 
-async def cancel(world: World, by: Caller | None = None, **fields: Any) -> CancelTasksResult:
-    request = CancelTasks(origin=Origin("req_b"), **fields)
+
+async def cancel(
+    world: World, by: Caller | None = None, wanted: TaskSelection = ALL, **fields: Any
+) -> CancelTasksResult:
+    request = CancelTasks(wanted=wanted, origin=Origin("req_b"), **fields)
     return await cancel_tasks(by or caller(), request, world.store, world.clock)
 
 
@@ -103,7 +107,6 @@ async def test_a_dry_run_changes_nothing(world: World) -> None:
 @pytest.mark.parametrize(
     ("filter_", "matched"),
     [
-        ({}, "abc"),
         ({"created_by_user_id": "user_2"}, "b"),
         ({"submitted_by": "user_3"}, "c"),
         ({"submitted_before": NOW + timedelta(seconds=1)}, "ab"),
@@ -134,8 +137,15 @@ async def test_a_filter_selects_tasks(world: World, filter_: dict[str, Any], mat
     result = await cancel(world, wanted=TaskFilter(**filter_))
     assert "".join(sorted(names[each.workspace_id] for each in result.results)) == matched
     by_id = next(workspace_id for workspace_id, name in names.items() if name == "b")
-    wanted = TaskFilter(workspace_ids=(by_id, "ws_unknown"))
-    assert [each.workspace_id for each in (await cancel(world, wanted=wanted)).results] == [by_id]
+    task_id = (await world.workspace(by_id)).current_task_id
+    assert task_id is not None
+    for wanted in (
+        TaskFilter(workspace_ids=(by_id, "ws_unknown")),
+        TaskFilter(task_ids=(task_id, "task_unknown")),
+    ):
+        assert [each.workspace_id for each in (await cancel(world, wanted=wanted)).results] == [
+            by_id
+        ]
 
 
 async def test_own_permissions_cancel_only_the_callers_workspaces(world: World) -> None:
@@ -174,9 +184,7 @@ async def test_until_done_repeats_until_nothing_remains(
     running = [await world.add_busy() for _ in range(12)]
     await world.cancel(running[0][0].id)
     permission = caller().permission("workspace:write")
-    result = await cancel_until_done(
-        permission, TaskFilter(), intent(), Origin(), world.store, 10.0
-    )
+    result = await cancel_until_done(permission, ALL, intent(), Origin(), world.store, 10.0)
     assert counts(result) == (12, 11, 1, 0)
 
 
@@ -259,20 +267,39 @@ async def test_a_task_whose_workspace_stops_meanwhile_is_cancelled_by_that(world
 
 @pytest.mark.parametrize(
     ("field", "fields"),
-    [
-        ("reason", {"reason": "x" * 501}),
-        ("force_after", {"force_after_seconds": -1}),
-        ("filter.workspace_ids", {"wanted": TaskFilter(workspace_ids=("ws 1",))}),
-        ("filter.workspace_ids", {"wanted": TaskFilter(workspace_ids=("ws_1",) * 1001)}),
-        ("filter.submitted_by", {"wanted": TaskFilter(submitted_by="x" * 256)}),
-        ("filter.created_by_user_id", {"wanted": TaskFilter(created_by_user_id="\0")}),
-        ("filter.metadata", {"wanted": TaskFilter(metadata={"": "x"})}),
-        ("filter.metadata", {"wanted": TaskFilter(metadata={str(n): "" for n in range(33)})}),
-    ],
+    [("reason", {"reason": "x" * 501}), ("force_after", {"force_after_seconds": -1})],
 )
 def test_a_request_is_checked(field: str, fields: dict[str, Any]) -> None:
     with pytest.raises(Failure) as raised:
-        CancelTasks(origin=Origin(), **fields)
+        CancelTasks(wanted=ALL, origin=Origin(), **fields)
+    assert list(raised.value.details["fields"]) == [field]
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("filter", {}),
+        *(
+            (f"filter.{name}", {name: ids})
+            for name in ("task_ids", "workspace_ids")
+            for ids in ((), ("",), ("id_1", "id 1"), ("id_1",) * 1001)
+        ),
+        *(
+            (f"filter.{name}", {name: value})
+            for name in ("created_by_user_id", "submitted_by")
+            for value in ("", "x" * 256, "\0")
+        ),
+        *(
+            ("filter.metadata", {"metadata": value})
+            for value in ({}, {"": "x"}, {"x": ""}, {str(n): "x" for n in range(33)})
+        ),
+    ],
+)
+def test_a_filter_that_is_empty_or_not_valid_cannot_be_made(
+    field: str, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(Failure) as raised:
+        TaskFilter(**fields)
     assert list(raised.value.details["fields"]) == [field]
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from evershell.client import Client, TaskFilter
 from tests.support.other_org import OTHER_ORG, begin
 from tests.support.stack import Stack, Workspace
@@ -65,7 +67,7 @@ def test_the_agents_are_signalled(stack: Stack, others: list[Workspace]) -> None
     assert others[1].task(task_ids[1])["status"] == "running"
     held = others[1].rest.post("/v1/hold", {"cancel_running": True, "reason": "stop"}, 200)
     assert (held["hold"]["on_hold"], held["accepted"], held["remaining"]) == (True, 1, 0)
-    others[1].rest.post(PATH, {"force_after": "0s"})
+    others[1].rest.post(PATH, {"force_after": "0s", "all": True})
     end = others[1].await_end(task_ids[1])
     assert (end["status"], end["forced"], end["cancel"]["reason"]) == ("cancelled", True, "stop")
 
@@ -73,7 +75,7 @@ def test_the_agents_are_signalled(stack: Stack, others: list[Workspace]) -> None
 def test_a_frozen_agent_does_not_delay_the_answer(stack: Stack, others: list[Workspace]) -> None:
     begun = begin(others)
     with stack.frozen_process(stack.agent_pid(others[0].id)):
-        answer = others[0].rest.post(PATH)
+        answer = others[0].rest.post(PATH, {"all": True})
         assert counts(answer) == (2, 2, 0, 0)
         begun[1][0].open()
         assert others[1].await_end(begun[1][1])["status"] == "cancelled"
@@ -83,15 +85,53 @@ def test_a_frozen_agent_does_not_delay_the_answer(stack: Stack, others: list[Wor
 
 def test_own_permissions_cover_only_own_workspaces(stack: Stack, workspace: Workspace) -> None:
     [(gate, task_id)] = begin([workspace])
-    assert counts(stack.rest("member").post(PATH)) == (0, 0, 0, 0)
-    assert stack.rest("read_only").fails("POST", PATH).slug == "permission_denied"
+    assert counts(stack.rest("member").post(PATH, {"all": True})) == (0, 0, 0, 0)
+    assert (
+        stack.rest("read_only").fails("POST", PATH, json={"all": True}).slug == "permission_denied"
+    )
     gate.open()
     assert workspace.await_end(task_id)["status"] == "completed"
 
 
-def test_a_wrong_filter_is_refused(others: list[Workspace]) -> None:
-    failed = others[0].rest.fails("POST", PATH, json={"filter": {"workspace_ids": ["ws 1"]}})
-    assert (failed.status, list(failed.details["fields"])) == (400, ["filter.workspace_ids"])
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({}, "filter"),
+        ({"filter": {}}, "filter"),
+        ({"filter": {"task_ids": ["task_1"]}, "all": True}, "all"),
+        ({"filter": {"submitted_by": ""}}, "filter.submitted_by"),
+    ],
+)
+def test_what_names_no_tasks_is_refused(
+    stack: Stack, workspace: Workspace, request_: dict[str, Any], field: str
+) -> None:
+    failed = workspace.rest.fails("POST", PATH, json=request_)
+    assert (failed.status, failed.slug, list(failed.details["fields"])) == (
+        400,
+        "validation_error",
+        [field],
+    )
+    (violation,) = (
+        stack.grpc().fails("CancelTasks", **request_).details["BadRequest"]["field_violations"]
+    )
+    assert violation["field"] == field
+
+
+def test_named_tasks_alone_are_cancelled(
+    stack: Stack, others: list[Workspace], workspace: Workspace
+) -> None:
+    begun = begin(others)
+    [(our_gate, our_task)] = begin([workspace])
+    named = {"filter": {"task_ids": [begun[0][1], our_task, "task_unknown"]}}
+    answer = others[0].rest.post(PATH, named)
+    assert counts(answer) == (1, 1, 0, 0)
+    assert [each["task_id"] for each in answer["results"]] == [begun[0][1]]
+    for gate, _ in (*begun, (our_gate, our_task)):
+        gate.open()
+    ends = [other.await_end(task_id) for other, (_, task_id) in zip(others, begun, strict=True)]
+    assert [end["status"] for end in ends] == ["cancelled", "completed"]
+    assert workspace.await_end(our_task)["status"] == "completed"
+    assert counts(others[0].rest.post(PATH, named)) == (0, 0, 0, 0)
 
 
 def test_the_client_cancels_until_nothing_remains(stack: Stack, others: list[Workspace]) -> None:

@@ -22,7 +22,7 @@ from evershell.server.core.ports import (
     Store,
 )
 from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import TaskSelection
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.record import Record
 
@@ -95,7 +95,7 @@ class SpyStore:
         return await self._write(write)
 
     async def match_tasks(
-        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
         return await self._read(self._store.match_tasks(permission, wanted, force_at, limit))
 

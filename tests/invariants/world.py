@@ -14,6 +14,7 @@ from evershell.server.core.errors import AgentUnreachableError, Failure, Unavail
 from evershell.server.core.event import Origin
 from evershell.server.core.holds import HoldOrg, hold_org, release_org
 from evershell.server.core.task import Task, TaskLimits
+from evershell.server.core.task_filter import AllTasks
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.product import CALLER, OpenStores, Product
 from tests.invariants.record import Call
@@ -220,7 +221,9 @@ class World(Product):
             _, result = await hold_org(by, request, self.store, self.clock)
             self.is_held = True
         else:
-            batch = CancelTasks(force_after_seconds=force_after_seconds, origin=origin)
+            batch = CancelTasks(
+                wanted=AllTasks(), force_after_seconds=force_after_seconds, origin=origin
+            )
             result = await cancel_tasks(by, batch, self.store, self.clock)
         assert not result.remaining, result
         if not result.matched:

@@ -8,7 +8,7 @@ from evershell.workspace.v1 import field_pb2, workspace_service_pb2
 from google.protobuf import json_format
 from jsonschema import ValidationError
 
-from evershell.server.api import codec
+from evershell.server.api import codec, emergency
 from evershell.server.core.errors import Failure
 from evershell.server.core.event import Origin
 from evershell.server.core.validation import Fields
@@ -39,6 +39,16 @@ LIMITS = [
     ("SubmitTaskRequest", {"metadata": {"k": ""}}, {"metadata": {"": ""}}),
     ("SubmitTaskRequest", {"metadata": {"k": "v"}}, {"metadata": {"k": "v" * 513}}),
     ("CreateWorkspaceRequest", {"name": "x" * 200}, {"name": "x" * 201}),
+    *(
+        ("CancelTasksRequest", {"filter": allowed}, {"filter": refused})
+        for allowed, refused in (
+            ({"task_ids": ["t"] * 1_000}, {"task_ids": ["t"] * 1_001}),
+            ({"task_ids": ["t"]}, {"task_ids": []}),
+            ({"task_ids": ["t"]}, {"task_ids": [""]}),
+            ({"submitted_by": "u"}, {"submitted_by": ""}),
+            ({"metadata": {"k": "v"}}, {"metadata": {}}),
+        )
+    ),
 ]
 
 
@@ -46,6 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "CancelTaskRequest": {},
     "SubmitTaskRequest": {"description": "x"},
     "CreateWorkspaceRequest": {},
+    "CancelTasksRequest": {},
 }
 ORIGIN = Origin(request_id="r")
 
@@ -66,6 +77,9 @@ REQUESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "SubmitTaskRequest": lambda body: codec.decode_submit(
         _parsed(workspace_service_pb2.SubmitTaskRequest(), body), ORIGIN
+    ),
+    "CancelTasksRequest": lambda body: emergency.decode_cancel_tasks(
+        json_format.ParseDict(body, workspace_service_pb2.CancelTasksRequest()), ORIGIN
     ),
     "CreateWorkspaceRequest": lambda body: _check_name(body["name"]),
 }

@@ -10,7 +10,7 @@ from evershell.server.core.change import Locked
 from evershell.server.core.event import Origin
 from evershell.server.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
 from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks, TaskSelection
 from evershell.server.core.workspace import Workspace
 from tests.support.fake_rows import FakeRows
 
@@ -19,7 +19,7 @@ class FakeBatches(FakeRows):
     """Implements Store.match_tasks and Store.cancel_tasks for FakeStore."""
 
     async def match_tasks(
-        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
         self._answer()
         found = [
@@ -75,11 +75,14 @@ def _would_change(task: Task, force_at: datetime | None) -> bool:
     return force_at is not None and (recorded is None or force_at < recorded)
 
 
-def _matches(wanted: TaskFilter, at: Workspace, task: Task) -> bool:
+def _matches(wanted: TaskSelection, at: Workspace, task: Task) -> bool:
+    if isinstance(wanted, AllTasks):
+        return True
     return (
-        (not wanted.workspace_ids or at.id in wanted.workspace_ids)
-        and wanted.created_by_user_id in ("", at.created_by_user_id)
-        and wanted.submitted_by in ("", task.submitted_by)
+        (wanted.task_ids is None or task.id in wanted.task_ids)
+        and (wanted.workspace_ids is None or at.id in wanted.workspace_ids)
+        and wanted.created_by_user_id in (None, at.created_by_user_id)
+        and wanted.submitted_by in (None, task.submitted_by)
         and (wanted.submitted_before is None or task.created_at < wanted.submitted_before)
-        and wanted.metadata.items() <= task.metadata.items()
+        and (wanted.metadata is None or wanted.metadata.items() <= task.metadata.items())
     )

@@ -70,7 +70,7 @@ export async function release(): Promise<void> {
 
 // The tasks that have not ended, and those of them that are not cancelled yet.
 export async function countTasks(signal?: AbortSignal): Promise<Schemas["CancelTasksResponse"]> {
-  const init = { body: { dry_run: true }, ...(signal && { signal }) };
+  const init = { body: { all: true, dry_run: true }, ...(signal && { signal }) };
   return read(api.POST("/v1/tasks/cancel", init));
 }
 
@@ -99,11 +99,12 @@ export async function stopEverything(wishes: Wishes): Promise<void> {
   }
 }
 
-// Interrupts the iterations that still run.
-export async function interruptAll(): Promise<void> {
+// Interrupts the iterations of these tasks. Tasks that were submitted after the stop go on.
+export async function interrupt(tasks: readonly Unfinished[]): Promise<void> {
   const reason = stop.peek()?.wishes.reason ?? "";
+  const filter = { task_ids: tasks.map((each) => each.task_id) };
   try {
-    await eachBatch({ reason, force_after: "0s" }, () => {});
+    await eachBatch({ filter, reason, force_after: "0s" }, () => {});
   } catch (error) {
     change({ failure: asFailure(error) });
   }
@@ -115,7 +116,7 @@ async function holdOrg(reason: string): Promise<void> {
 }
 
 async function cancelAll({ reason, forceAfter }: Wishes): Promise<void> {
-  const body = { reason, ...(forceAfter !== null && { force_after: `${forceAfter}s` }) };
+  const body = { all: true, reason, ...(forceAfter !== null && { force_after: `${forceAfter}s` }) };
   let isFirst = true;
   await eachBatch(body, (answer) => {
     const known = stop.peek();

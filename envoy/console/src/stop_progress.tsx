@@ -1,6 +1,6 @@
 // What becomes of a stop: held, all cancellations recorded, all tasks ended.
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { interruptAll, type Stop, stop, stopEverything } from "./emergency";
+import { interrupt, type Stop, stop, stopEverything } from "./emergency";
 import { FailureNote } from "./failure";
 import { count, milliseconds } from "./text";
 
@@ -105,14 +105,16 @@ function EndStep({ state }: { state: Stop }) {
 
 function Unfinished({ state }: { state: Stop }) {
   if (!state.unfinished) return null;
+  // The service lists at most 1,000 tasks.
+  const isWhole = state.results.length === state.unfinished;
   return (
     <div class="note">
       <p>
         An iteration ends by itself or at its time limits. Cancellations that an agent has not
         received are delivered as soon as it can be reached.
       </p>
-      <button type="button" class="danger" onClick={() => void interruptAll()}>
-        Interrupt them all now
+      <button type="button" class="danger" onClick={() => void interrupt(state.results)}>
+        Interrupt {isWhole ? "them all" : `the first ${state.results.length}`} now
       </button>
       <ul>
         {state.results.slice(0, LISTED).map((each) => (

@@ -4,11 +4,12 @@ from evershell.workspace.v1 import hold_pb2, workspace_service_pb2
 
 from evershell.server.api.codec import decode_time
 from evershell.server.api.limits import duration_seconds
+from evershell.server.core import errors
 from evershell.server.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.server.core.event import Origin
 from evershell.server.core.hold import Hold
 from evershell.server.core.holds import HoldOrg
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.server.pod.messages import timestamp
 
 _OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
@@ -19,7 +20,7 @@ def decode_cancel_tasks(
 ) -> CancelTasks:
     """The request. Raises Failure validation_error."""
     return CancelTasks(
-        wanted=_decode_filter(request.filter),
+        wanted=_decode_selection(request),
         reason=request.reason,
         force_after_seconds=duration_seconds(request.force_after)
         if request.HasField("force_after")
@@ -29,15 +30,29 @@ def decode_cancel_tasks(
     )
 
 
+def _decode_selection(request: workspace_service_pb2.CancelTasksRequest) -> TaskSelection:
+    if request.HasField("filter"):
+        if request.all:
+            raise errors.invalid({"all": "must not be true if there is a `filter`"})
+        return _decode_filter(request.filter)
+    if not request.all:
+        raise errors.invalid({"filter": "is missing; `all`: true cancels every task"})
+    return AllTasks()
+
+
 def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
+    """Takes an empty list for none: a message does not tell them apart."""
     return TaskFilter(
-        workspace_ids=tuple(message.workspace_ids),
-        created_by_user_id=message.created_by_user_id,
-        submitted_by=message.submitted_by,
+        task_ids=tuple(message.task_ids) or None,
+        workspace_ids=tuple(message.workspace_ids) or None,
+        created_by_user_id=message.created_by_user_id
+        if message.HasField("created_by_user_id")
+        else None,
+        submitted_by=message.submitted_by if message.HasField("submitted_by") else None,
         submitted_before=decode_time("filter.submitted_before", message.submitted_before)
         if message.HasField("submitted_before")
         else None,
-        metadata=dict(message.metadata),
+        metadata=dict(message.metadata) or None,
     )
 
 

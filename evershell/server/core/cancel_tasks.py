@@ -1,4 +1,4 @@
-"""Use case: cancel every task of the organization that matches.
+"""Use case: cancel the tasks of the organization that match a filter, or all of them.
 
 Each task is cancelled as CancelTask does it, with the same promise: the intent is committed first,
 and decides the end of the task. The intents of a call are committed in several transactions, all of
@@ -9,7 +9,7 @@ does not wait for them.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from evershell.server.core import deadline
@@ -19,7 +19,7 @@ from evershell.server.core.errors import UnavailableError
 from evershell.server.core.event import Origin
 from evershell.server.core.ports import Clock, MatchedTask, Store
 from evershell.server.core.task import CancelIntent
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import TaskFilter, TaskSelection
 from evershell.server.core.validation import MAX_REASON_CHARACTERS, Fields
 
 # The most tasks of a call.
@@ -45,7 +45,7 @@ class TaskOutcome(StrEnum):
 class CancelTasks:
     """The request. Raises Failure validation_error."""
 
-    wanted: TaskFilter = field(default_factory=TaskFilter)
+    wanted: TaskSelection
     reason: str = ""
     force_after_seconds: float | None = None
     # Records nothing.
@@ -54,7 +54,6 @@ class CancelTasks:
 
     def __post_init__(self) -> None:
         fields = Fields()
-        self.wanted.check(fields)
         fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
         if (
             self.force_after_seconds is not None
@@ -105,7 +104,11 @@ async def cancel_tasks(
 
 
 async def _look(
-    permission: Permission, wanted: TaskFilter, intent: CancelIntent, origin: Origin, store: Store
+    permission: Permission,
+    wanted: TaskSelection,
+    intent: CancelIntent,
+    origin: Origin,
+    store: Store,
 ) -> CancelTasksResult:
     found = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
@@ -123,7 +126,11 @@ async def _look(
 
 
 async def cancel_matching(
-    permission: Permission, wanted: TaskFilter, intent: CancelIntent, origin: Origin, store: Store
+    permission: Permission,
+    wanted: TaskSelection,
+    intent: CancelIntent,
+    origin: Origin,
+    store: Store,
 ) -> CancelTasksResult:
     """Records the intent for at most MAX_TASKS tasks, without a check of the scope."""
     found = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
@@ -175,10 +182,8 @@ async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
 ) -> dict[str, TaskOutcome | None]:
     """The tasks among these that have not ended: a StopWorkspace has recorded its intent."""
-    workspace_ids = tuple(each.workspace_id for each in tasks)
-    found = await store.match_tasks(
-        permission, TaskFilter(workspace_ids=workspace_ids), intent.force_at, len(tasks)
-    )
+    named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
+    found = await store.match_tasks(permission, named, intent.force_at, len(tasks))
     open_ids = {each.task_id for each in found.tasks if not each.is_pending}
     return {
         each.task_id: TaskOutcome.ALREADY_REQUESTED for each in tasks if each.task_id in open_ids
@@ -216,7 +221,7 @@ def _result(task: MatchedTask, outcome: TaskOutcome) -> TaskResult:
 
 async def cancel_until_done(
     permission: Permission,
-    wanted: TaskFilter,
+    wanted: TaskSelection,
     intent: CancelIntent,
     origin: Origin,
     store: Store,

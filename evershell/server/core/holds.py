@@ -14,7 +14,7 @@ from evershell.server.core.cancel_tasks import CancelTasksResult, cancel_until_d
 from evershell.server.core.event import Origin
 from evershell.server.core.hold import Hold
 from evershell.server.core.ports import Clock, Store
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks
 from evershell.server.core.validation import MAX_REASON_CHARACTERS, Fields
 
 _SCOPE = "org:hold"
@@ -61,7 +61,7 @@ async def hold_org(
     everything = Permission(caller, (_CANCEL_SCOPE,), own_only=False)
     intent = intent_of(caller, request.reason, None, request.origin, clock)
     cancelled = await cancel_until_done(
-        everything, TaskFilter(), intent, request.origin, store, _CANCEL_SECONDS
+        everything, AllTasks(), intent, request.origin, store, _CANCEL_SECONDS
     )
     return held, cancelled
 

@@ -15,7 +15,7 @@ from evershell.server.core.event import Event
 from evershell.server.core.hold import Hold
 from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import TaskSelection
 from evershell.server.core.workspace import Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
@@ -95,7 +95,7 @@ class Store(Protocol):
         """
 
     async def match_tasks(
-        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
         """The tasks that match, have not ended and are covered by the permission.
 

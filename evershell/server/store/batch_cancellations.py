@@ -13,7 +13,7 @@ from evershell.server.core.errors import UnavailableError
 from evershell.server.core.event import cancel_requested_payload
 from evershell.server.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
 from evershell.server.core.task import CancelIntent
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.server.store.announce import Announce
 from evershell.server.store.audit import audit_json
 from evershell.server.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
@@ -49,7 +49,7 @@ class BatchCancellations:
         self._waiting_connections = asyncio.Semaphore(max(1, pool.max_size // 4))
 
     async def match(
-        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
         """See Store.match_tasks."""
         conditions, values = _conditions(permission, wanted)
@@ -118,20 +118,22 @@ class BatchCancellations:
             return await cursor.fetchall()
 
 
-def _conditions(permission: Permission, wanted: TaskFilter) -> tuple[list[str], list[object]]:
+def _conditions(permission: Permission, wanted: TaskSelection) -> tuple[list[str], list[object]]:
     """The conditions of the filter and of the permission, and their parameters."""
-    found: list[tuple[str, object]] = []
+    found = [] if isinstance(wanted, AllTasks) else _of_filter(wanted)
     if permission.own_only:
         # An API key has no user (NULL), and no creator matches NULL.
         found.append(("w.created_by_user_id = %s", permission.caller.user_id))
-    if wanted.workspace_ids:
-        found.append(("w.id = ANY (%s)", list(wanted.workspace_ids)))
-    if wanted.created_by_user_id:
-        found.append(("w.created_by_user_id = %s", wanted.created_by_user_id))
-    if wanted.submitted_by:
-        found.append(("t.submitted_by = %s", wanted.submitted_by))
-    if wanted.submitted_before is not None:
-        found.append(("t.created_at < %s", wanted.submitted_before))
-    if wanted.metadata:
-        found.append(("t.metadata @> %s", json_value(wanted.metadata)))
     return [condition for condition, _ in found], [value for _, value in found]
+
+
+def _of_filter(wanted: TaskFilter) -> list[tuple[str, object]]:
+    conditions: list[tuple[str, object]] = [
+        ("t.id = ANY (%s)", None if wanted.task_ids is None else list(wanted.task_ids)),
+        ("w.id = ANY (%s)", None if wanted.workspace_ids is None else list(wanted.workspace_ids)),
+        ("w.created_by_user_id = %s", wanted.created_by_user_id),
+        ("t.submitted_by = %s", wanted.submitted_by),
+        ("t.created_at < %s", wanted.submitted_before),
+        ("t.metadata @> %s", None if wanted.metadata is None else json_value(wanted.metadata)),
+    ]
+    return [(condition, value) for condition, value in conditions if value is not None]

@@ -12,7 +12,7 @@ from evershell.server.core.event import Event
 from evershell.server.core.idempotency_key import FirstCall
 from evershell.server.core.ports import Clock, Leased, MatchedTasks, RecordedCancellation
 from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.task_filter import TaskFilter
+from evershell.server.core.task_filter import TaskSelection
 from evershell.server.core.workspace import Workspace
 from evershell.server.store import holds, idempotency_keys, queries
 from evershell.server.store.announce import Announce, announce_to_nobody
@@ -92,7 +92,7 @@ class PostgresStore(FleetReads, Holds):
         )
 
     async def match_tasks(
-        self, permission: Permission, wanted: TaskFilter, force_at: datetime | None, limit: int
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
         return await self._batches.match(permission, wanted, force_at, limit)
 

@@ -206,6 +206,8 @@ class Load:
         """Makes a call about the whole organization, and records its answer."""
         call, sent = f"call {next(self._numbers)}", time.time()
         request: dict[str, Any] = {} if rpc == "ReleaseOrg" else {"reason": call}
+        if rpc == "CancelTasks":
+            request["all"] = True
         if rpc == "HoldOrg":
             request["cancel_running"] = cancels
         reply = await self._callers.call(wire, rpc, ANSWER_SECONDS, request, token)

@@ -23,10 +23,10 @@ def released(stack: Stack) -> Iterator[None]:
 @pytest.fixture
 def running(stack: Stack) -> Iterator[dict[str, Workspace]]:
     """Workspaces by their tasks, which run until their gates open. No other task runs."""
-    everything = "/v1/tasks/cancel"
+    path = "/v1/tasks/cancel"
     # Tasks that earlier tests have left would end between the page's count and its cancellation.
-    stack.rest().post(everything, {"force_after": "0s"})
-    eventually(lambda: stack.rest().post(everything, {"dry_run": True})["matched"] == 0, 30)
+    stack.rest().post(path, {"all": True, "force_after": "0s"})
+    eventually(lambda: stack.rest().post(path, {"all": True, "dry_run": True})["matched"] == 0, 30)
     made = [Workspace(stack) for _ in range(TASKS)]
     found = {each.submit(Gate(each).command, "touch never"): each for each in made}
     for task_id, each in found.items():

@@ -61,7 +61,7 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
         barrier.wait(30)
         accepted = 0
         while not held.is_set():
-            accepted += client.call("CancelTasks", reason=f"batch {number}")["accepted"]
+            accepted += client.call("CancelTasks", all=True, reason=f"batch {number}")["accepted"]
         return accepted
 
     def hold(number: int, client: Grpc) -> int:

@@ -12,7 +12,7 @@ from tests.support.other_org import begin
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-BATCH: tuple[str, dict[str, Any]] = ("/v1/tasks/cancel", {"reason": "a batch"})
+BATCH: tuple[str, dict[str, Any]] = ("/v1/tasks/cancel", {"all": True, "reason": "a batch"})
 HOLD: tuple[str, dict[str, Any]] = ("/v1/hold", {"cancel_running": True, "reason": "a hold"})
 
 
@@ -73,7 +73,7 @@ def test_an_emergency_without_open_files_changes_nothing_and_works_later(
     (worker,) = stack.pids("serve")
     with no_new_files(worker):
         # What needs no new file works.
-        assert owner.post(BATCH[0], {"dry_run": True})["matched"] == 3
+        assert owner.post(BATCH[0], BATCH[1] | {"dry_run": True})["matched"] == 3
         end_connections(stack)
         for _ in range(3):
             failed = owner.fails("POST", path, json=body)

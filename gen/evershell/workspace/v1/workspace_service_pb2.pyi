@@ -852,7 +852,9 @@ Global___GetHoldRequest: _TypeAlias = GetHoldRequest  # noqa: Y015
 
 @_typing.final
 class TaskFilter(_message.Message):
-    """Which tasks a call is about. A task matches if it matches every field; empty fields match all."""
+    """Which tasks a call is about. A task matches if it matches every field that is set. At least one
+    has to be set, and none may be empty: a filter without fields is refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -876,6 +878,7 @@ class TaskFilter(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    TASK_IDS_FIELD_NUMBER: _builtins.int
     WORKSPACE_IDS_FIELD_NUMBER: _builtins.int
     CREATED_BY_USER_ID_FIELD_NUMBER: _builtins.int
     SUBMITTED_BY_FIELD_NUMBER: _builtins.int
@@ -886,6 +889,10 @@ class TaskFilter(_message.Message):
     submitted_by: _builtins.str
     """Only tasks that this user or API key has submitted, by id."""
     @_builtins.property
+    def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these tasks. Ids of tasks that do not exist or have ended match nothing."""
+
+    @_builtins.property
     def workspace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only tasks of these workspaces. Ids that do not exist match nothing."""
 
@@ -895,40 +902,53 @@ class TaskFilter(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only tasks whose metadata has all of these entries."""
+        """Only tasks whose metadata has all of these entries. No value may be empty."""
 
     def __init__(
         self,
         *,
+        task_ids: _abc.Iterable[_builtins.str] | None = ...,
         workspace_ids: _abc.Iterable[_builtins.str] | None = ...,
-        created_by_user_id: _builtins.str = ...,
-        submitted_by: _builtins.str = ...,
+        created_by_user_id: _builtins.str | None = ...,
+        submitted_by: _builtins.str | None = ...,
         submitted_before: _timestamp_pb2.Timestamp | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["submitted_before", b"submitted_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_by_user_id", b"_created_by_user_id", "_submitted_by", b"_submitted_by", "created_by_user_id", b"created_by_user_id", "submitted_before", b"submitted_before", "submitted_by", b"submitted_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_by_user_id", b"created_by_user_id", "metadata", b"metadata", "submitted_before", b"submitted_before", "submitted_by", b"submitted_by", "workspace_ids", b"workspace_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_by_user_id", b"_created_by_user_id", "_submitted_by", b"_submitted_by", "created_by_user_id", b"created_by_user_id", "metadata", b"metadata", "submitted_before", b"submitted_before", "submitted_by", b"submitted_by", "task_ids", b"task_ids", "workspace_ids", b"workspace_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__created_by_user_id: _TypeAlias = _typing.Literal["created_by_user_id"]  # noqa: Y015
+    _WhichOneofArgType__created_by_user_id: _TypeAlias = _typing.Literal["_created_by_user_id", b"_created_by_user_id"]  # noqa: Y015
+    _WhichOneofReturnType__submitted_by: _TypeAlias = _typing.Literal["submitted_by"]  # noqa: Y015
+    _WhichOneofArgType__submitted_by: _TypeAlias = _typing.Literal["_submitted_by", b"_submitted_by"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_by_user_id) -> _WhichOneofReturnType__created_by_user_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__submitted_by) -> _WhichOneofReturnType__submitted_by | None: ...
 
 Global___TaskFilter: _TypeAlias = TaskFilter  # noqa: Y015
 
 @_typing.final
 class CancelTasksRequest(_message.Message):
+    """Has either a `filter` or `all`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Cancels every task of the organization."""
     reason: _builtins.str
     """For people. It is recorded in the tasks and their events."""
     dry_run: _builtins.bool
     """Counts the tasks and cancels none."""
     @_builtins.property
     def filter(self) -> Global___TaskFilter:
-        """If absent, all tasks match."""
+        """Cancels the tasks that match."""
 
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
@@ -940,13 +960,14 @@ class CancelTasksRequest(_message.Message):
         self,
         *,
         filter: Global___TaskFilter | None = ...,
+        all: _builtins.bool = ...,
         reason: _builtins.str = ...,
         force_after: _duration_pb2.Duration | None = ...,
         dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "force_after", b"force_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "filter", b"filter", "force_after", b"force_after", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run", "filter", b"filter", "force_after", b"force_after", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

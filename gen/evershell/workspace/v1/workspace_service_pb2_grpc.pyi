@@ -160,14 +160,16 @@ class WorkspaceServiceStub:
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
     CancelTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]
-    """Cancels every task of the caller's organization that has not ended and matches the filter.
+    """Cancels the tasks of the caller's organization that have not ended: those that match `filter`,
+    or, with `all`, every one.
 
     Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
     oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
     the answer. The agents are signalled after it, at once.
     Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
     applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-    Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+    Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
+    are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
     safe to repeat the call.
     Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
     created match.
@@ -329,14 +331,16 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
     CancelTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]  # type: ignore[assignment]
-    """Cancels every task of the caller's organization that has not ended and matches the filter.
+    """Cancels the tasks of the caller's organization that have not ended: those that match `filter`,
+    or, with `all`, every one.
 
     Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
     oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
     the answer. The agents are signalled after it, at once.
     Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
     applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-    Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+    Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
+    are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
     safe to repeat the call.
     Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
     created match.
@@ -573,14 +577,16 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.CancelTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.CancelTasksResponse, _abc.Awaitable[_workspace_service_pb2.CancelTasksResponse]]:
-        """Cancels every task of the caller's organization that has not ended and matches the filter.
+        """Cancels the tasks of the caller's organization that have not ended: those that match `filter`,
+        or, with `all`, every one.
 
         Effect: as CancelTask without `wait`, for each task. A call cancels at most 1,000 tasks, the
         oldest first; call again until `remaining` is 0. All cancellations of a call are recorded before
         the answer. The agents are signalled after it, at once.
         Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
         applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-        Errors: only those of every call. After `unavailable`, some of the tasks may be cancelled; it is
+        Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
+        are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
         safe to repeat the call.
         Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
         created match.
