@@ -82,6 +82,7 @@ MUST_BE = {
     "bool": "must be true or false",
     "null": "must not be null; leave the field out",
     "repeated": "must not be repeated",
+    "full": "must not be empty; leave the field out",
 }
 
 
@@ -130,6 +131,19 @@ MUST_BE = {
             MUST_BE["time"],
         ),
         (CancelTasksRequest, '{"filter": []}', "filter", "must be an object"),
+        # Beside another field, it would select more tasks.
+        (
+            CancelTasksRequest,
+            '{"filter": {"submitted_by": "u", "task_ids": []}}',
+            "filter.task_ids",
+            MUST_BE["full"],
+        ),
+        (
+            CancelTasksRequest,
+            '{"filter": {"submitted_by": "u", "metadata": {}}}',
+            "filter.metadata",
+            MUST_BE["full"],
+        ),
         (SubmitTaskRequest, '{"metadata": {"a": 1}}', "metadata.a", MUST_BE["text"]),
         (SubmitTaskRequest, '{"metadata": {"a": null}}', "metadata.a", MUST_BE["text"]),
         (SubmitTaskRequest, '{"metadata": "a"}', "metadata", "must be an object"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from evershell.workspace.v1 import field_pb2
 from evershell.workspace.v1.workspace_service_pb2 import RestBody
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import ParseDict, ParseError
@@ -123,6 +124,9 @@ def _set(
         return
     if isinstance(value, _Object) and value.repeated:
         problems.add(f"{path}.{min(value.repeated)}", "must not be repeated")
+    # In the message, an empty list would be the same as none.
+    if field.is_repeated and not value and field.GetOptions().Extensions[field_pb2.field].min:
+        problems.add(path, "must not be empty; leave the field out")
     of_path = getattr(message, field.name)
     if isinstance(of_path, str) and of_path and of_path != value:
         problems.add(path, "has another value than in the path")
