@@ -151,7 +151,7 @@ class Faults:
             with suppress(psutil.Error, IndexError):
                 command = child.cmdline()
                 is_target = {
-                    Target.FLEET: command[1:] == ["-m", "evershell.server", "fleet"],
+                    Target.FLEET: command[1:4] == ["-m", "evershell.server", "fleet"],
                     Target.ENVOY: Path(command[0]).name == "envoy",
                     # The first process. The command of the others is "postgres: " and their task.
                     Target.DATABASE: Path(command[0]).name == "postgres",
