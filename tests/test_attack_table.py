@@ -12,6 +12,7 @@ ATTACKING = (
     "api/test_forged_credentials.py",
     "api/test_injection.py",
     "contracts/test_store_texts.py",
+    "exhaustive/attacks/test_agents.py",
     "exhaustive/attacks/test_callers.py",
     "exhaustive/attacks/test_sandbox.py",
     "exhaustive/e2e/test_attacks_of_tools.py",

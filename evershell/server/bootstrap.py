@@ -102,7 +102,12 @@ async def control_plane(
             stack.push_async_callback(asyncio.to_thread, tracing.close)
             store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
             export_spans = tracing.export
-        runtime = Runtime(store, clock, settings.lease_seconds)
+        runtime = Runtime(
+            store,
+            clock,
+            settings.lease_seconds,
+            agents_on_loopback=not settings.runtime_service,
+        )
         public = WorkspaceServicer(store, agents, wakeups, clock)
         if settings.crash_points_dir is not None:
             public, runtime = _with_crash_points(

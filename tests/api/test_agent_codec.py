@@ -5,9 +5,10 @@ from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import task_pb2
 
 from evershell.server.api import codec
+from evershell.server.core.agent_rules import BreachError
 from evershell.server.core.event import Event, EventType
 from evershell.server.core.runtime import Directive
-from evershell.server.core.task import TaskStatus
+from evershell.server.core.task import Phase, TaskStatus
 from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from tests.api.full_task import INTENT, ITERATION, TASK
 from tests.support.world import NOW
@@ -20,7 +21,8 @@ def test_an_iteration_is_the_same_in_the_log_and_from_the_agent() -> None:
     )
     reported.iteration_completed.CopyFrom(codec.encode_event(entry).event.iteration_completed)
     (decoded,) = codec.decode_agent_events([reported])
-    assert decoded == IterationCompleted(1, ITERATION)
+    size_bytes = reported.iteration_completed.ByteSize()
+    assert decoded == IterationCompleted(1, ITERATION, size_bytes)
 
 
 def test_an_iteration_without_a_tool_call_has_none() -> None:
@@ -49,13 +51,19 @@ def test_a_start_and_each_end_are_decoded() -> None:
 )
 def test_a_status_that_is_no_end_is_refused(status: str) -> None:
     ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
-    with pytest.raises(AssertionError):
+    with pytest.raises(BreachError):
         codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
 
 
 def test_an_event_without_a_kind_is_refused() -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(BreachError):
         codec.decode_agent_events([runtime_service_pb2.TaskEvent()])
+
+
+def test_the_phases_of_an_agent_are_decoded() -> None:
+    assert {codec.decode_phase(value) for value in task_pb2.Task.Phase.values()} == set(Phase)
+    with pytest.raises(BreachError):
+        codec.decode_phase(99)
 
 
 def test_a_directive_has_the_task_and_its_intent() -> None:

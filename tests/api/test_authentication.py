@@ -106,7 +106,9 @@ async def test_an_agents_token_opens_no_public_method(server: Running, method: s
 @pytest.mark.parametrize("method", RUNTIME_METHODS)
 async def test_an_agents_token_opens_the_runtime_service(server: Running, method: str) -> None:
     """The token names the workspace; no request can."""
-    seen = await server.raw(INTERNAL + method, agent_bearer("ws_none"))
+    registering = runtime_service_pb2.RegisterRequest(address="127.0.0.1:1").SerializeToString()
+    request = registering if method == "Register" else b""
+    seen = await server.raw(INTERNAL + method, agent_bearer("ws_none"), request)
     assert isinstance(seen, bytes)
     # All responses but this one have a directive, in the same field.
     if method != "ExportSpans":

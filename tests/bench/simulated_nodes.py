@@ -68,7 +68,7 @@ class SimulatedNodes:
                 await self._node.report_running(name)
                 token = runtime_token(self._tokens, workspace_id, epoch)
                 await self._workers.Register(
-                    RegisterRequest(address="127.0.0.1:9", pid=1),
+                    RegisterRequest(address="192.0.2.9:9", pid=1),
                     metadata=(("authorization", f"Bearer {token}"),),
                     timeout=_REGISTER_SECONDS,
                 )

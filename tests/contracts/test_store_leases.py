@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -164,14 +165,15 @@ async def test_unsettled_workspaces_are_listed(store: Store, status: WorkspaceSt
     assert await store.list_unsettled() == ([each] if is_moving else [])
 
 
-async def test_a_workspace_whose_agent_does_not_name_its_task_is_unsettled(store: Store) -> None:
+@pytest.mark.parametrize("changes", [{"task_unnamed_since": NOW}, {"agent_breach": "why"}])
+async def test_a_workspace_whose_agent_strays_is_unsettled(
+    store: Store, changes: dict[str, Any]
+) -> None:
     busy, _ = await with_task(store)
     assert await store.list_unsettled() == []
     change = await store.transition(
         busy.id,
-        lambda locked: replace(
-            unchanged(locked), workspace=replace(locked.workspace, task_unnamed_since=NOW)
-        ),
+        lambda locked: replace(unchanged(locked), workspace=replace(locked.workspace, **changes)),
     )
     assert change is not None
     assert await store.list_unsettled() == [change.workspace]

@@ -62,6 +62,7 @@ async def test_every_field_is_stored(store: Store) -> None:
             agent_address="127.0.0.1:1",
             lease_expires_at=NOW + timedelta(microseconds=1),
             run_id="run_1",
+            agent_breach="which",
             epoch=2**40,
             updated_at=NOW + timedelta(days=1),
         )
@@ -75,6 +76,7 @@ async def test_every_field_is_stored(store: Store) -> None:
             result="s",
             forced=True,
             usage=Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4),
+            committed_bytes=2**40,
         )
         return Change(filled, running)
 

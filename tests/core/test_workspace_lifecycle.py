@@ -106,7 +106,7 @@ def test_a_heartbeat_renews_the_lease_and_records_the_phase() -> None:
 def test_a_heartbeat_records_no_phase_for_a_task_that_is_not_running() -> None:
     for locked, task_id in (
         (locked_busy(), "task_earlier"),
-        (locked_busy(TaskStatus.DELIVERED), None),
+        (locked_busy(TaskStatus.SUBMITTED), None),
         (Locked(workspace(), None), ""),
     ):
         named = task_id if task_id is not None else locked.workspace.current_task_id or ""
@@ -114,6 +114,27 @@ def test_a_heartbeat_records_no_phase_for_a_task_that_is_not_running() -> None:
             workspace_lifecycle.heartbeat(locked, 1, named, Phase.MODEL_CALL, 30, LATER).task
             == locked.task
         )
+
+
+def test_an_agent_that_has_not_started_its_task_does_not_name_it() -> None:
+    """Otherwise it could work without a start, and the limits of the task would never apply."""
+    locked = locked_busy(TaskStatus.DELIVERED)
+    assert locked.task is not None
+    reported = workspace_lifecycle.heartbeat(locked, 1, locked.task.id, Phase.NONE, 30, LATER)
+    assert reported.workspace.task_unnamed_since == LATER
+
+
+def test_a_breach_fences_the_agent_and_is_the_reason_of_its_end() -> None:
+    locked = locked_busy()
+    breached = workspace_lifecycle.record_breach(locked, 1, "its agent lied").workspace
+    assert breached.is_fenced(1)
+    again = Locked(breached, locked.task)
+    assert workspace_lifecycle.record_breach(again, 1, "another").workspace == breached
+    lost = workspace_lifecycle.lose_agent(again, 1, "its agent ended", LATER, work_stopped=True)
+    assert lost.task is not None
+    assert (lost.task.status, lost.task.reason) == (TaskStatus.FAILED, "its agent lied")
+    assert (lost.workspace.status, lost.workspace.status_reason) == (FAILED, "its agent lied")
+    assert lost.workspace.agent_breach is None
 
 
 @pytest.mark.parametrize("status", [PROVISIONING, IDLE])

@@ -146,7 +146,7 @@ async def test_a_task_is_delivered_with_an_intent_that_was_recorded_before(
     assert (request.task.task_id, request.task.description, request.task.max_iterations) == (
         TASK.id,
         "true",
-        100,
+        1_000,
     )
     assert request.task.cancellation.reason == "enough"
 

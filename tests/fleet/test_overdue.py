@@ -126,6 +126,23 @@ async def test_a_task_that_its_heartbeats_do_not_name_ends_with_its_pod(
     assert (failed.status, failed.task_unnamed_since) == (WorkspaceStatus.FAILED, None)
 
 
+@pytest.mark.parametrize(
+    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
+)
+async def test_the_pod_of_an_agent_that_broke_a_rule_ends_and_then_its_task(
+    fleet: Fleet, cancelled: bool, status: TaskStatus
+) -> None:
+    busy, running = await fleet.add_busy(cancelled=cancelled)
+    await fleet.world.change(
+        busy.id, lambda locked: workspace_lifecycle.record_breach(locked, 1, "its agent lied")
+    )
+    await fleet.scan()
+    ended = await fleet.world.task(busy.id, running.id)
+    failed = await fleet.world.workspace(busy.id)
+    assert (ended.status, ended.reason) == (status, "its agent lied")
+    assert (failed.status, fleet.pods.calls) == (WorkspaceStatus.FAILED, ["end 0"])
+
+
 async def test_a_pod_whose_task_ended_during_the_scan_is_not_ended(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await fleet.world.cancel(busy.id, force_after_seconds=0)

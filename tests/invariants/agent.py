@@ -63,7 +63,7 @@ class Agent:
     def __init__(self, workspace_id: str, epoch: int, shared: Surrounded) -> None:
         self.workspace_id = workspace_id
         self.epoch = epoch
-        self.address = f"agent:{epoch}"
+        self.address = f"127.0.0.1:{epoch}"
         self.link = Link.GOOD
         self.fault: Fault | None = None
         # Whether a fault outside the agent may have let its lease expire.

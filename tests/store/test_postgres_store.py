@@ -7,6 +7,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from evershell.server.core import task_lifecycle
+from evershell.server.core.change import Change, Locked
 from evershell.server.core.task import TaskStatus
 from evershell.server.core.task_lifecycle import IterationCompleted, TaskStarted
 from evershell.server.core.workspace import WorkspaceStatus
@@ -15,6 +16,7 @@ from evershell.server.store.postgres_store import PostgresStore
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, set_status, with_task
 from tests.support.store.locks import held
+from tests.support.world import iteration
 
 _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, %s)"
 
@@ -70,6 +72,19 @@ async def test_a_cancellation_and_an_end_take_effect_in_the_order_of_their_locks
         *(["task_cancel_requested"] if cancel_first else []),
         "task_completed",
     ]
+
+
+async def test_a_batch_of_large_events_ends_early_and_the_next_one_continues(pool: Pool) -> None:
+    store = PostgresStore(pool)
+    busy, running = await with_task(store)
+    large = [iteration(number, "x" * 3_000_000) for number in range(1, 4)]
+
+    def commit(locked: Locked) -> Change:
+        return task_lifecycle.commit(locked, 1, running.id, [TaskStarted(), *large], NOW)
+
+    await store.transition(busy.id, commit)
+    batches = [await store.list_events(busy.id, after, 100) for after in (0, 4, 5)]
+    assert [[event.seq for event in batch] for batch in batches] == [[1, 2, 3, 4], [5], []]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class FakeReads(FakeRows):
         return [
             each
             for each in sorted(self._workspaces.values(), key=lambda each: each.id)
-            if each.status in moving or each.task_unnamed_since is not None
+            if each.status in moving or (each.task_unnamed_since or each.agent_breach) is not None
         ]
 
     async def list_expired_leases(self) -> Sequence[Workspace]:

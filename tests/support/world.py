@@ -107,7 +107,7 @@ def task(workspace_id: str, **fields: Any) -> Task:
     return Task(
         id=new_task_id(),
         workspace_id=workspace_id,
-        **{"description": "true", "created_at": NOW, **fields},
+        **{"description": "true", "max_iterations": 1_000, "created_at": NOW, **fields},
     )
 
 

@@ -9,13 +9,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from evershell.server.agent.model import PartialReply
+from evershell.server.core.agent_rules import MAX_CALL_TOKENS
 
 # An iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024
 # A stream has a few hundred bytes for a few characters of the answer.
 _MAX_STREAM_BYTES = 64 * 1024 * 1024
-# No endpoint reports more, and a message to the control plane can hold it.
-_MAX_TOKENS = 2**53
 _MAX_QUOTED_CHARACTERS = 300
 # Enough of an answer to detect a web page.
 _HTML_BYTES = 1024
@@ -109,7 +108,7 @@ async def receive(
 def tokens(usage: Any, name: str) -> int:
     """The token count; 0 if the endpoint reports none or an invalid one."""
     count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and 0 <= count <= _MAX_TOKENS else 0
+    return count if isinstance(count, int) and 0 <= count <= MAX_CALL_TOKENS else 0
 
 
 def quoted(error: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from evershell.agent.v1 import runtime_service_pb2
@@ -11,12 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.server.api import limits, payloads
 from evershell.server.core import errors
+from evershell.server.core.agent_rules import MAX_EVENTS, BreachError
 from evershell.server.core.audit_entry import AuditEntry, AuditFilter
 from evershell.server.core.cancel_task import CancelResult, CancelTask
 from evershell.server.core.event import Event, Origin
 from evershell.server.core.idempotency_key import IdempotencyKey
 from evershell.server.core.runtime import Directive
-from evershell.server.core.task import Task, TaskStatus
+from evershell.server.core.task import Phase, Task, TaskStatus
 from evershell.server.core.task_lifecycle import (
     AgentEvent,
     IterationCompleted,
@@ -33,8 +35,11 @@ _Message = TypeVar("_Message")
 
 # The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
-    str(status): status
+    int(task_pb2.Task.Status.Value(status)): status
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+}
+_PHASES = {
+    int(task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")): phase for phase in Phase
 }
 
 # The end of the year 9999, the last year of RFC 3339.
@@ -271,8 +276,9 @@ def encode_directive(directive: Directive, lease_seconds: float) -> runtime_serv
 
 
 def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
-    """The events of a commit. An event of an unknown kind is a defect of the agent."""
-    return [_decode_agent_event(event) for event in events]
+    """The events of a commit. Raises BreachError."""
+    # One more than is allowed, so that the core refuses them without all of them being decoded.
+    return [_decode_agent_event(event) for event in islice(events, MAX_EVENTS + 1)]
 
 
 def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
@@ -286,14 +292,22 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
                 preserving_proto_field_name=True,
                 always_print_fields_with_no_presence=True,
             )
-            return IterationCompleted(iteration.number, payload)
+            return IterationCompleted(iteration.number, payload, iteration.ByteSize())
         case "task_ended":
             ended = event.task_ended
-            status = _PROPOSABLE.get(task_pb2.Task.Status.Name(ended.status))
+            status = _PROPOSABLE.get(ended.status)
             if status is None:
-                raise AssertionError(f"an agent proposed an end with the status {ended.status}")
+                raise BreachError(f"its agent proposed an end with the status {ended.status}")
             return TaskEnded(
                 status=status, result=ended.result, reason=ended.reason, forced=ended.forced
             )
-        case kind:
-            raise AssertionError(f"an agent committed an event of the kind {kind}")
+        case _:
+            raise BreachError("its agent committed an event of an unknown kind")
+
+
+def decode_phase(phase: int) -> Phase:
+    """The phase that an agent reports. Raises BreachError."""
+    found = _PHASES.get(phase)
+    if found is None:
+        raise BreachError(f"its agent reported the unknown phase {phase}")
+    return found

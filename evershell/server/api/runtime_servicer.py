@@ -2,21 +2,25 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
+import structlog
 from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
-from evershell.workspace.v1 import task_pb2
 
 from evershell.server.api import codec
 from evershell.server.api.agent_spans import decode_spans
 from evershell.server.api.call import agent, current
+from evershell.server.core.agent_rules import BreachError
+from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity, Directive, Runtime
-from evershell.server.core.task import Phase
 from evershell.server.pod.spec import PodSpec
 from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
+
+log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,7 +49,8 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     async def Register(
         self, request: runtime_service_pb2.RegisterRequest, context: Context
     ) -> runtime_service_pb2.RegisterResponse:
-        directive = await self.runtime.register(agent(), request.address)
+        async with self._breaches():
+            directive = await self.runtime.register(agent(), request.address)
         return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
 
     async def Heartbeat(
@@ -53,17 +58,19 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     ) -> runtime_service_pb2.HeartbeatResponse:
         if not request.task_id:
             await asyncio.sleep(-asyncio.get_running_loop().time() % _GATHER_SECONDS)
-        phase = Phase(task_pb2.Task.Phase.Name(request.phase)) if request.phase else Phase.NONE
-        directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
+        async with self._breaches():
+            phase = codec.decode_phase(request.phase)
+            directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
         return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
 
     async def CommitEvents(
         self, request: runtime_service_pb2.CommitEventsRequest, context: Context
     ) -> runtime_service_pb2.CommitEventsResponse:
-        events = codec.decode_agent_events(request.events)
-        directive = await self.runtime.commit_events(
-            agent(), request.task_id, events, current().trace_id
-        )
+        async with self._breaches():
+            events = codec.decode_agent_events(request.events)
+            directive = await self.runtime.commit_events(
+                agent(), request.task_id, events, current().trace_id
+            )
         return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
 
     async def ExportSpans(
@@ -71,6 +78,17 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     ) -> runtime_service_pb2.ExportSpansResponse:
         self.export_spans(agent(), decode_spans(request.spans))
         return runtime_service_pb2.ExportSpansResponse()
+
+    @asynccontextmanager
+    async def _breaches(self) -> AsyncIterator[None]:
+        """Records the breach if the agent broke a rule. Raises Failure validation_error."""
+        try:
+            yield
+        except BreachError as breach:
+            if await self.runtime.record_breach(agent(), breach):
+                log.warning("agent_broke_rule", workspace_id=agent().workspace_id, rule=str(breach))
+            message = f"The message is refused, and the pod is ended: {breach}."
+            raise Failure("validation_error", message, fields={}) from breach
 
     def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
         return codec.encode_directive(directive, self.runtime.lease_seconds)

@@ -16,11 +16,13 @@ class TaskStarted:
 class IterationCompleted:
     """The agent commits an iteration that has ended.
 
-    `number` counts from 1. `payload` has the fields of the message IterationCompleted.
+    `number` counts from 1. `payload` has the fields of the message IterationCompleted, and
+    `size_bytes` is the size of that message.
     """
 
     number: int
     payload: Mapping[str, Any]
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,9 +37,11 @@ class Bounds:
         """Why the agent is overdue, as a clause for people; None while it keeps its bounds.
 
         `task` is the current task. It may be None if the task is not cancelled, because the other
-        bound needs only the workspace. `answering_since` is the end of the last outage of the
+        bounds need only the workspace. `answering_since` is the end of the last outage of the
         database.
         """
+        if workspace.agent_breach is not None:
+            return workspace.agent_breach
         if task is not None and task.cancel is not None and not task.status.is_terminal:
             force_at = task.cancel.force_at
             if force_at is not None and now > self._postponed(

@@ -220,7 +220,10 @@ class Store(Protocol):
         """
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        """The workspace's events after `after_seq`, in order."""
+        """The workspace's events after `after_seq`, in order.
+
+        The list may end early if the events are large, after at least one.
+        """
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
@@ -231,7 +234,8 @@ class Store(Protocol):
     async def list_unsettled(self) -> Sequence[Workspace]:
         """The workspaces whose state requires a step of the controller, or soon may.
 
-        They are provisioning or stopping, or their agent does not name the current task.
+        They are provisioning or stopping, or their agent does not name the current task or broke a
+        rule.
         """
 
     async def list_expired_leases(self) -> Sequence[Workspace]:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core import agent_rules, task_lifecycle, workspace_lifecycle
+from evershell.server.core.agent_rules import BreachError
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure
 from evershell.server.core.event import Origin
@@ -46,13 +47,16 @@ _WAIT_BELOW_SHARE = 0.5
 class Runtime:
     """The calls of agents. Every method is idempotent, because agents retry unacknowledged calls.
 
-    Every method raises UnavailableError if the database does not answer.
+    Every method raises UnavailableError if the database does not answer. A method that raises
+    BreachError has no effect; the caller then records the breach.
     """
 
     store: Store
     clock: Clock
     # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float
+    # Whether agents run on the machine of the workers.
+    agents_on_loopback: bool = True
 
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
         """Checks that the agent has not registered yet. Raises Failure unauthenticated.
@@ -68,7 +72,11 @@ class Runtime:
             raise Failure("unauthenticated", "The bootstrap token was spent, or its epoch is over.")
 
     async def register(self, agent: AgentIdentity, address: str) -> Directive:
-        """Records that the agent is up and listens on `address`, which is host:port."""
+        """Records that the agent is up and listens on `address`, which is host:port.
+
+        Raises BreachError.
+        """
+        agent_rules.check_address(address, on_loopback=self.agents_on_loopback)
         return await self._apply(
             agent,
             lambda locked: workspace_lifecycle.register(
@@ -105,14 +113,30 @@ class Runtime:
     ) -> Directive:
         """Commits events of a task, in order, in one transaction. `trace_id` is stored in them.
 
-        Raises Failure invalid_state for an iteration out of order.
+        Raises Failure invalid_state for an iteration out of order, and BreachError.
         """
+        agent_rules.check_events(events)
         return await self._apply(
             agent,
             lambda locked: task_lifecycle.commit(
                 locked, agent.epoch, task_id, events, self.clock()
             ).caused_by(Origin(trace_id=trace_id)),
         )
+
+    async def record_breach(self, agent: AgentIdentity, breach: BreachError) -> bool:
+        """Fences the agent. The fleet controller ends its pod and its task.
+
+        Returns False if the agent was fenced before.
+        """
+        was_fenced = True
+
+        def decide(locked: Locked) -> Change:
+            nonlocal was_fenced
+            was_fenced = locked.workspace.is_fenced(agent.epoch)
+            return workspace_lifecycle.record_breach(locked, agent.epoch, str(breach))
+
+        await self.store.transition(agent.workspace_id, decide)
+        return not was_fenced
 
     async def _apply(self, agent: AgentIdentity, decide: Callable[[Locked], Change]) -> Directive:
         change = await self.store.transition(agent.workspace_id, decide)

@@ -110,4 +110,6 @@ class Task:
     result: str = ""
     forced: bool = False
     usage: Usage = Usage()
+    # The size of all iterations, as the agent has sent them.
+    committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from evershell.server.core import event, limits
+from evershell.server.core import agent_rules, event, limits
 from evershell.server.core.agent_events import AgentEvent as AgentEvent
 from evershell.server.core.agent_events import IterationCompleted as IterationCompleted
 from evershell.server.core.agent_events import TaskEnded as TaskEnded
@@ -110,7 +110,7 @@ def commit(
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
     fenced. The limits of the task are applied before each event and after the last one. Raises
-    Failure invalid_state for an iteration out of order.
+    Failure invalid_state for an iteration out of order, and BreachError.
     """
     change = unchanged(locked)
     for agent_event in (*events, None):
@@ -148,7 +148,7 @@ def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: dateti
                 return unchanged(locked)
             running = replace(task, status=TaskStatus.RUNNING, started_at=now)
             return Change(workspace, running, (event.task_started(running, workspace.epoch, now),))
-        case IterationCompleted(number=number, payload=payload):
+        case IterationCompleted(number=number, payload=payload, size_bytes=size_bytes):
             if number <= task.iterations:
                 return unchanged(locked)
             if number != task.iterations + 1:
@@ -156,13 +156,14 @@ def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: dateti
                     f"Task {task.id} has {task.iterations} iterations; {number} cannot follow."
                 )
                 raise Failure("invalid_state", message)
-            counted = _count_iteration(task, payload)
+            agent_rules.check_next(task, agent_event)
+            counted = _count_iteration(task, payload, size_bytes)
             return Change(workspace, counted, (event.iteration_completed(counted, payload, now),))
         case TaskEnded():
             return _end(locked, task, agent_event, now)
 
 
-def _count_iteration(task: Task, payload: Mapping[str, Any]) -> Task:
+def _count_iteration(task: Task, payload: Mapping[str, Any], size_bytes: int) -> Task:
     model_call, tool_call = payload["model_call"], payload.get("tool_call")
     usage = Usage(
         input_tokens=task.usage.input_tokens + int(model_call.get("input_tokens", 0)),
@@ -173,7 +174,12 @@ def _count_iteration(task: Task, payload: Mapping[str, Any]) -> Task:
     output = tool_call["result"].get("output", "") if tool_call else ""
     result = model_call.get("content") or output or task.result
     return replace(
-        task, iterations=task.iterations + 1, usage=usage, result=result, phase=Phase.NONE
+        task,
+        iterations=task.iterations + 1,
+        usage=usage,
+        committed_bytes=task.committed_bytes + size_bytes,
+        result=result,
+        phase=Phase.NONE,
     )
 
 

@@ -56,6 +56,8 @@ class Workspace:
     # The time since which the agent's heartbeats have not named the current task; None while
     # they name it, or if there is no task.
     task_unnamed_since: datetime | None = None
+    # The rule that the agent of this epoch broke, as a clause; None if it broke none.
+    agent_breach: str | None = None
     # The run of the stack that this epoch's pod belongs to; None until it is placed.
     run_id: str | None = None
 
@@ -69,10 +71,14 @@ class Workspace:
         """Whether the fleet controller has to start or end the workspace's pod."""
         return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
 
+    def is_over(self, epoch: int) -> bool:
+        """Whether the epoch has ended."""
+        has_ended = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
+        return epoch != self.epoch or has_ended
+
     def is_fenced(self, epoch: int) -> bool:
         """Whether commits of the epoch's agent are refused."""
-        is_over = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
-        return epoch != self.epoch or is_over
+        return self.is_over(epoch) or self.agent_breach is not None
 
     def require_up(self) -> None:
         """Raises Failure unless the workspace is up.

@@ -56,7 +56,7 @@ def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stoppe
     Pods of another run have ended. Their workspace gets a new epoch.
     """
     workspace = locked.workspace
-    if workspace.is_fenced(epoch) or workspace.run_id == run_id:
+    if workspace.is_over(epoch) or workspace.run_id == run_id:
         return unchanged(locked)
     if workspace.run_id is None:
         return Change(replace(workspace, run_id=run_id, updated_at=now), locked.task)
@@ -87,16 +87,27 @@ def register(
 def heartbeat(
     locked: Locked, epoch: int, task_id: str, phase: Phase, lease_seconds: float, now: datetime
 ) -> Change:
-    """Renews the lease. Records which task the agent works on, and the phase of its iteration."""
+    """Renews the lease. Records which task the agent works on, and the phase of its iteration.
+
+    An agent that has not committed the start of its task does not work on it: the limits of the
+    task count from there.
+    """
     workspace, task = locked.workspace, locked.task
     if workspace.is_fenced(epoch):
         return unchanged(locked)
-    is_named = task is None or task.id == task_id
-    if task is not None and is_named and task.status is TaskStatus.RUNNING:
+    is_named = task is None or (task.id == task_id and task.status is TaskStatus.RUNNING)
+    if task is not None and is_named:
         task = replace(task, phase=phase)
     unnamed_since = None if is_named else workspace.task_unnamed_since or now
     reported = replace(workspace, task_unnamed_since=unnamed_since)
     return Change(reported, task, lease_seconds=lease_seconds)
+
+
+def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
+    """Records that the agent of the epoch broke a rule, which fences it. The first breach stays."""
+    if locked.workspace.is_fenced(epoch):
+        return unchanged(locked)
+    return Change(replace(locked.workspace, agent_breach=breach), locked.task)
 
 
 def lose_agent(
@@ -104,10 +115,12 @@ def lose_agent(
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
-    Ends its task, fails the workspace and fences the epoch.
+    Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, that is the
+    reason.
     """
     workspace = locked.workspace
-    if workspace.is_fenced(epoch):
+    reason = workspace.agent_breach or reason
+    if workspace.is_over(epoch):
         return unchanged(locked)
     if workspace.status is WorkspaceStatus.STOPPING:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
@@ -119,7 +132,7 @@ def lose_agent(
 def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
     """Records that the pod of a stopping workspace has ended, and ends a task that is open."""
     workspace = locked.workspace
-    if workspace.is_fenced(epoch) or workspace.status is not WorkspaceStatus.STOPPING:
+    if workspace.is_over(epoch) or workspace.status is not WorkspaceStatus.STOPPING:
         return unchanged(locked)
     reason = workspace.status_reason
     change = end_open_task(locked, reason, now, work_stopped=work_stopped)
@@ -147,6 +160,7 @@ def _clear_agent(
         agent_address=None,
         lease_expires_at=None,
         task_unnamed_since=None,
+        agent_breach=None,
         run_id=None,
         status=status,
         status_reason=reason,

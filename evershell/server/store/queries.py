@@ -28,10 +28,11 @@ _WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
 LIST_WANTED_PODS = (
     f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND id > %s ORDER BY id LIMIT %s"
 )
-# The condition is that of the index workspaces_unsettled.
+# The conditions are those of the indexes workspaces_unsettled and workspaces_breached.
 LIST_UNSETTLED = (
     f"SELECT {_WORKSPACE} FROM workspaces "
-    "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL ORDER BY id"
+    "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL "
+    "OR agent_breach IS NOT NULL ORDER BY id"
 )
 # The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
 # would make each cancellation write more than it saves here (docs/decisions/0015).
@@ -76,6 +77,12 @@ LIST_TASKS = (
     "FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
     f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
 )
+# A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
+MAX_BATCH_BYTES = 4 * 2**20
 LIST_EVENTS = (
-    f"SELECT {_EVENT} FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+    f"SELECT {_EVENT} FROM ("
+    f"SELECT {_EVENT}, sum(octet_length(payload::text)) OVER ("
+    "ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes "
+    "FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+    f") e WHERE coalesce(bytes, 0) < {MAX_BATCH_BYTES} ORDER BY seq"
 )

@@ -32,6 +32,7 @@ WORKSPACE_COLUMNS = (
     "lease_expires_at",
     "host",  # Workspace.run_id
     "task_unnamed_since",
+    "agent_breach",
 )
 TASK_COLUMNS = (
     "id",
@@ -63,6 +64,7 @@ TASK_COLUMNS = (
     "max_duration_seconds",
     "max_total_tokens",
     "limit_force_after_seconds",
+    "committed_bytes",
 )
 # The key of the trace id in the payload column. No payload has a field of this name.
 _TRACE_ID = "trace_id"
@@ -87,6 +89,7 @@ def workspace_of(row: Row) -> Workspace:
         lease_expires_at=row[12],
         run_id=row[13],
         task_unnamed_since=row[14],
+        agent_breach=row[15],
     )
 
 
@@ -108,6 +111,7 @@ def workspace_values(workspace: Workspace) -> Row:
         workspace.lease_expires_at,
         workspace.run_id,
         workspace.task_unnamed_since,
+        workspace.agent_breach,
     )
     return tuple(_storable(value) for value in values)
 
@@ -137,6 +141,7 @@ def task_of(row: Row) -> Task:
         limits=TaskLimits(
             max_duration_seconds=row[26], max_total_tokens=row[27], force_after_seconds=row[28]
         ),
+        committed_bytes=row[29],
     )
 
 
@@ -192,6 +197,7 @@ def task_values(task: Task) -> Row:
         task.limits.max_duration_seconds,
         task.limits.max_total_tokens,
         task.limits.force_after_seconds,
+        task.committed_bytes,
     )
     return tuple(_storable(value) for value in values)
 

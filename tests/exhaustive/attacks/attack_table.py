@@ -4,13 +4,15 @@ A row names a kind of attack. Its test may make it in many forms. tests/test_att
 that each test exists. A run of the exhaustive tests prints how many attacks of the table it has
 made, and how many got through.
 
-test_callers.py makes the attacks of callers on the whole stack, over REST and over gRPC. The other
+test_callers.py makes the attacks of callers on the whole stack, over REST and over gRPC;
+test_agents.py those of agents that were taken over. The other
 tests add what needs an inside view (caches, clocks, queues), a stack of its own, or bytes that only
 one protocol has.
 """
 
 from dataclasses import dataclass
 
+from tests.exhaustive.attacks.agent_attacks import ATTACKS as AGENT_ATTACKS
 from tests.exhaustive.attacks.caller_attacks import AGENT_METHODS, BEYOND_RIGHTS, MESSAGES, SPOOFED
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS
 from tests.support.edge.refused_cases import BODIES
@@ -39,6 +41,7 @@ CALLS = "api/test_authentication.py::"
 AGENT_TLS = "api/test_agent_tls.py::"
 STACK_TLS = "exhaustive/e2e/test_agent_tls.py::"
 CALLERS = "exhaustive/attacks/test_callers.py::"
+AGENTS = "exhaustive/attacks/test_agents.py::"
 FORGERIES = "api/test_forged_credentials.py::"
 EDGE = "edge/test_cases.py::test_every_client_gets_the_expected_answer"
 RAW_EDGE = "edge/test_cases.py::test_raw_bytes_get_the_expected_answer"
@@ -167,6 +170,21 @@ _WRITTEN = {
         "an agent that acts for another workspace": CALLS
         + "test_an_agent_acts_for_its_own_workspace",
     },
+    "agent that was taken over": {
+        "a breach of a task whose cancellation is recorded": AGENTS
+        + "test_a_cancelled_task_ends_cancelled_with_the_pod",
+        "many large commits at once": AGENTS
+        + "test_many_large_commits_hold_little_memory_of_the_worker",
+        "calls without a pause": "api/test_reading.py::"
+        "test_an_agent_is_served_one_call_at_a_time_and_few_wait",
+        "more bytes a second than a worker takes": "api/test_reading.py::"
+        "test_an_agent_that_sends_fast_waits_for_its_next_turn",
+        "large events that a worker reads for a watcher": "store/test_postgres_store.py::"
+        "test_a_batch_of_large_events_ends_early_and_the_next_one_continues",
+        "a task that is never started, so that no limit counts": "core/"
+        "test_workspace_lifecycle.py::"
+        "test_an_agent_that_has_not_started_its_task_does_not_name_it",
+    },
     "agents' TLS": {
         "a captured token with another certificate": AGENT_TLS
         + "test_a_token_is_refused_on_a_connection_with_another_certificate",
@@ -263,6 +281,11 @@ _TABLES = (
         "bytes that are no request",
         [*BODIES, *MESSAGES],
         CALLERS + "test_bytes_that_are_no_request_are_refused",
+    ),
+    (
+        "agent that breaks a rule",
+        AGENT_ATTACKS,
+        AGENTS + "test_an_agent_that_breaks_a_rule_ends_with_its_pod",
     ),
     ("the service of agents", AGENT_METHODS, CALLERS + "test_the_service_of_agents_is_not_public"),
     ("injection through a text", INJECTIONS, TEXTS + "test_a_text_comes_back_as_it_was_sent"),

@@ -51,6 +51,9 @@ async def connection(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
         await connection.execute(
             "UPDATE workspaces SET task_unnamed_since = now() WHERE id = %s", (f"ws_{20:026}",)
         )
+        await connection.execute(
+            "UPDATE workspaces SET agent_breach = 'why' WHERE id = %s", (f"ws_{21:026}",)
+        )
         await connection.execute("VACUUM ANALYZE workspaces, tasks")
         yield connection
 
@@ -77,7 +80,7 @@ async def plan(
 
 async def test_due_looks_use_indexes(connection: AsyncConnection[Any], pool: Pool) -> None:
     indexes, scanned, blocks = await plan(connection, queries.LIST_UNSETTLED)
-    assert (indexes, scanned) == ({"workspaces_unsettled"}, set())
+    assert (indexes, scanned) == ({"workspaces_unsettled", "workspaces_breached"}, set())
     assert blocks < _MAX_BLOCKS
     indexes, scanned, blocks = await plan(connection, queries.LIST_CANCELLATIONS)
     assert "tasks_one_open" in indexes and not scanned
@@ -90,5 +93,5 @@ async def test_due_looks_use_indexes(connection: AsyncConnection[Any], pool: Poo
     )
     assert (indexes, scanned) == ({"workspaces_pkey"}, set())
     store = PostgresStore(pool)
-    assert len(await store.list_unsettled()) == 11
+    assert len(await store.list_unsettled()) == 12
     assert len(await store.list_cancellations()) == _CANCELLED

@@ -108,7 +108,7 @@ class RegisterRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """The address of AgentService for the control plane, as host:port."""
+    """The address of AgentService for the control plane: an IP address and a port."""
     pid: _builtins.int
     def __init__(
         self,

@@ -34,11 +34,12 @@ class RuntimeServiceStub:
     state. After an error the agent does not know whether the call had an effect, and repeats it; it
     does not repeat ExportSpans.
 
-    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
-    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token of that time.
+    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
+    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
+    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
+    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    since 1970. The agent then repeats the call with a token of that time.
     """
 
     def __init__(self, channel):
@@ -83,11 +84,12 @@ class RuntimeServiceServicer:
     state. After an error the agent does not know whether the call had an effect, and repeats it; it
     does not repeat ExportSpans.
 
-    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
-    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token of that time.
+    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
+    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
+    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
+    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    since 1970. The agent then repeats the call with a token of that time.
     """
 
     def Bootstrap(self, request, context):
@@ -196,11 +198,12 @@ class RuntimeService:
     state. After an error the agent does not know whether the call had an effect, and repeats it; it
     does not repeat ExportSpans.
 
-    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
-    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token of that time.
+    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
+    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
+    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
+    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    since 1970. The agent then repeats the call with a token of that time.
     """
 
     @staticmethod

@@ -35,11 +35,12 @@ class RuntimeServiceStub:
     state. After an error the agent does not know whether the call had an effect, and repeats it; it
     does not repeat ExportSpans.
 
-    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
-    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token of that time.
+    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
+    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
+    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
+    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    since 1970. The agent then repeats the call with a token of that time.
     """
 
     @_typing.overload
@@ -98,11 +99,12 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     state. After an error the agent does not know whether the call had an effect, and repeats it; it
     does not repeat ExportSpans.
 
-    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
-    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token of that time.
+    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
+    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
+    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
+    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    since 1970. The agent then repeats the call with a token of that time.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -157,11 +159,12 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     state. After an error the agent does not know whether the call had an effect, and repeats it; it
     does not repeat ExportSpans.
 
-    Errors of every call: validation_error, unauthenticated, unavailable, deadline_exceeded and
-    internal, as in error.proto. If the agent's epoch is over, the call succeeds, and its directive is
-    `fenced`. If a token is authentic but of another time, `unauthenticated` has the trailer
-    `x-evershell-time`: the time of the control plane, in seconds since 1970. The agent then repeats
-    the call with a token of that time.
+    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
+    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
+    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
+    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    since 1970. The agent then repeats the call with a token of that time.
     """
 
     @_abc_1.abstractmethod

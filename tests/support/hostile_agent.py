@@ -1,0 +1,63 @@
+"""An agent that was taken over: it calls RuntimeService with the token of its pod."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from evershell.agent.v1 import runtime_service_pb2 as messages
+from evershell.agent.v1 import runtime_service_pb2_grpc
+
+from evershell.server.auth.pod_tokens import PodTokens
+from tests.support.runtime_tokens import runtime_token
+from tests.support.stack import Stack, Workspace
+from tests.support.wires import grpc_failure
+
+_CALL_SECONDS = 60.0
+
+
+class HostileAgent:
+    """Speaks for the agent of a workspace, which goes on beside it."""
+
+    def __init__(self, stack: Stack, workspace: Workspace, channel: grpc.Channel) -> None:
+        tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
+        token = runtime_token(tokens, workspace.id, int(workspace.get()["epoch"]))
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._stub = runtime_service_pb2_grpc.RuntimeServiceStub(channel)
+
+    def call(self, method: str, request: Any) -> str:
+        """Makes a call. Returns its slug; empty for a success."""
+        call: Callable[..., Any] = getattr(self._stub, method)
+        try:
+            call(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        except grpc.RpcError as error:
+            return grpc_failure(error).slug
+        return ""
+
+    def commit(self, task_id: str, *events: messages.TaskEvent) -> str:
+        """Commits events of a task. Returns the slug."""
+        request = messages.CommitEventsRequest(task_id=task_id, events=events)
+        return self.call("CommitEvents", request)
+
+
+@contextmanager
+def hostile_agent(stack: Stack, workspace: Workspace) -> Iterator[HostileAgent]:
+    """The agent, with a connection to the first worker."""
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(stack.worker_addresses()[0], options=options) as channel:
+        yield HostileAgent(stack, workspace, channel)
+
+
+def started() -> messages.TaskEvent:
+    return messages.TaskEvent(task_started=messages.TaskStarted())
+
+
+def iterated(number: int, content: str = "", **model_call: Any) -> messages.TaskEvent:
+    """An iteration without a tool call."""
+    event = messages.TaskEvent()
+    event.iteration_completed.number = number
+    call = event.iteration_completed.model_call
+    call.content = content
+    for name, value in model_call.items():
+        setattr(call, name, value)
+    return event
