@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evershell.server.api.effects import public_methods
 from evershell.server.api.interceptors import reading
+from evershell.server.core.errors import Failure
 from evershell.server.telemetry.metrics import Metrics
 from tests.api.running import (
     INTERNAL,
@@ -122,8 +123,52 @@ async def test_a_request_has_a_size_limit(
 
 async def test_agents_may_send_larger_requests(server: Running) -> None:
     request = unknown_field(3 * USUAL_BYTES)
-    seen = await server.raw(f"{INTERNAL}Heartbeat", agent_bearer("ws_1"), request)
+    seen = await server.raw(f"{INTERNAL}CommitEvents", agent_bearer("ws_1"), request)
     assert not isinstance(seen, Failed) or "bytes" not in seen.message
+
+
+async def test_an_agent_is_served_one_call_at_a_time_and_few_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other calls wait unread, and a new one is refused. Heartbeats have turns of their own."""
+    monkeypatch.setattr(reading, "MAX_WAITING_CALLS", 3)
+    entered, go_on = list[str](), asyncio.Event()
+    transition = world.store.transition
+
+    async def wait_and_transit(workspace_id: str, *arguments: Any) -> Any:
+        entered.append(workspace_id)
+        await go_on.wait()
+        return await transition(workspace_id, *arguments)
+
+    monkeypatch.setattr(world.store, "transition", wait_and_transit)
+    metrics = Metrics()
+    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
+        commit, agent = f"{INTERNAL}CommitEvents", agent_bearer("ws_1")
+        calls = [asyncio.create_task(server.raw(commit, agent)) for _ in range(4)]
+        await eventually_async(lambda: in_flight(metrics, "CommitEvents") == len(calls))
+        await eventually_async(lambda: entered == ["ws_1"])
+        refused = await server.raw(commit, agent)
+        assert isinstance(refused, Failed) and refused.slug == "rate_limited"
+        assert isinstance(await server.raw(f"{INTERNAL}Heartbeat", agent), bytes)
+        # The next epoch, and other workspaces, are not affected.
+        others = [("ws_1", 2), ("ws_2", 1)]
+        calls += [asyncio.create_task(server.raw(commit, agent_bearer(*other))) for other in others]
+        await eventually_async(lambda: entered == ["ws_1", "ws_1", "ws_2"])
+        go_on.set()
+        assert all(isinstance(seen, bytes) for seen in await asyncio.gather(*calls))
+        assert len(entered) == len(calls)
+
+
+async def test_an_agent_that_sends_fast_waits_for_its_next_turn(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BYTES_PER_SECOND", 1_000_000)
+    commit, agent = f"{INTERNAL}CommitEvents", agent_bearer("ws_1")
+    began = time.monotonic()
+    for _ in range(3):
+        await server.raw(commit, agent, unknown_field(500_000))
+    # Two half seconds. A worker without the limit needs a hundredth of it.
+    assert time.monotonic() - began >= 1.0
 
 
 def unknown_field(size: int) -> bytes:
@@ -195,16 +240,19 @@ async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
     read = []
 
     async def request(number: int) -> None:
-        async def record() -> None:
+        async def record() -> bytes:
             read.append(number)
+            return b""
 
-        await reading._in_turn(by_caller, in_all, record)
+        await reading._message(record, by_caller, in_all)
+        for turns in (by_caller, in_all):
+            turns.release()
 
     await in_all.take()
     requests = [asyncio.create_task(request(number)) for number in range(2)]
     await settle()
     assert not any(each.done() for each in requests)
-    in_all.end(asyncio.timeout(None))
+    in_all.release()
     await asyncio.gather(*requests)
     assert read == [0, 1]
 
@@ -230,7 +278,11 @@ async def test_a_request_that_times_out_does_not_fail_the_next_one(
     turns, may_begin = reading._Turns(1), asyncio.Event()
 
     async def be_slow() -> None:
-        await reading._in_turn(turns, reading._Turns(1), asyncio.Event().wait)
+        async def never() -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+        await reading._message(never, turns, reading._Turns(1))
 
     async def follow() -> None:
         await may_begin.wait()
@@ -243,8 +295,9 @@ async def test_a_request_that_times_out_does_not_fail_the_next_one(
     # Both timers are due in the same pass of the event loop, that of the slow request first.
     time.sleep(0.1)  # noqa: ASYNC251 - the loop has to be late
     await following
-    with pytest.raises(TimeoutError):
+    with pytest.raises(Failure) as raised:
         await slow
+    assert raised.value.slug == "deadline_exceeded"
 
 
 async def test_health_lists_its_services(server: Running) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from contextlib import nullcontext
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import grpc
+from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf.message import DecodeError, Message
 
@@ -13,16 +15,25 @@ from evershell.server.api.call import Call, Context
 from evershell.server.api.effects import public_methods
 from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.server.api.rest_body import merge_rest_body
+from evershell.server.core import errors
+from evershell.server.core.agent_rules import BYTES_PER_SECOND, MAX_WAITING_CALLS
 from evershell.server.core.errors import Failure
 
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
 # output, which JSON and Unicode may widen.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Size limit of requests to health and reflection, which contain only a name.
+# Size limit of requests that contain only a few names: those to health and reflection, and those of
+# agents that have no limit of their own.
 _COMMON_BYTES = 4096
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
+_AGENTS_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
+_AGENT_BYTES = {"CommitEvents": MAX_MESSAGE_BYTES, "ExportSpans": 1024 * 1024}
+# A parsed message can take many times its size. So many large messages of agents are parsed and
+# served at once.
+_LARGE_BYTES = 256 * 1024
+_LARGE_AT_ONCE = 2
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
@@ -32,8 +43,6 @@ _CONTENDED_ARRIVAL_SECONDS = 1.0
 # its size is not known yet.
 _WORKER_BYTES = 64 * 1024 * 1024
 _CALLER_BYTES = 8 * 1024 * 1024
-
-_Read = TypeVar("_Read")
 
 
 class Reading(Interceptor):
@@ -52,6 +61,7 @@ class Reading(Interceptor):
         # The turns of each caller, by caller and size limit, while requests of that caller are
         # being read.
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         limit, has_effect = self._limit(method), method.path in self._changes
@@ -60,9 +70,7 @@ class Reading(Interceptor):
         if of_worker is None:
             of_worker = self._by_worker[limit] = _Turns(_WORKER_BYTES // limit)
 
-        async def read_first(call: Call) -> Any:
-            of_caller = self._turns_of_caller(call, limit)
-            message = await _message(lambda: read(call.context), of_caller, of_worker)
+        async def serve(call: Call, message: bytes) -> Any:
             # Over REST, the message has the path beside the body, whose size the edge has checked.
             if len(message) > (limit + _MAX_PATH_BYTES if call.is_rest else limit):
                 raise _invalid(
@@ -79,18 +87,42 @@ class Reading(Interceptor):
                 raise _invalid("The request has a field that this version does not know.")
             return await proceed(call)
 
-        return read_first
+        async def read_first(call: Call) -> Any:
+            turns = (self._turns_of_caller(call, limit, _CALLER_BYTES // limit), of_worker)
+            message = await _message(lambda: read(call.context), *turns)
+            for each in turns:
+                each.release()
+            return await serve(call, message)
+
+        async def read_of_agent(call: Call) -> Any:
+            """Serves one call of the agent at a time. The next one is read when it has ended."""
+            of_agent = self._turns_of_caller(call, limit, 1)
+            if of_agent.waiting >= MAX_WAITING_CALLS:
+                raise errors.rate_limited("The agent makes too many calls at the same time.", 1)
+            message = await _message(lambda: read(call.context), of_agent, of_worker)
+            try:
+                async with self._large if len(message) > _LARGE_BYTES else nullcontext():
+                    return await serve(call, message)
+            finally:
+                of_worker.release()
+                asyncio.get_running_loop().call_later(
+                    len(message) / BYTES_PER_SECOND, of_agent.release
+                )
+
+        return read_of_agent if method.service == _AGENTS_SERVICE else read_first
 
     def _limit(self, method: Method) -> int:
         if method.service.startswith(_COMMON_SERVICES):
             return _COMMON_BYTES
+        if method.service == _AGENTS_SERVICE:
+            return _AGENT_BYTES.get(method.name, _COMMON_BYTES)
         return self._limits.get(method.path, MAX_MESSAGE_BYTES)
 
-    def _turns_of_caller(self, call: Call, limit: int) -> "_Turns":
+    def _turns_of_caller(self, call: Call, limit: int, at_once: int) -> "_Turns":
         key = (_reader(call), limit)
         found = self._by_caller.get(key)
         if found is None:
-            found = self._by_caller[key] = _Turns(_CALLER_BYTES // limit)
+            found = self._by_caller[key] = _Turns(at_once)
         return found
 
 
@@ -99,7 +131,7 @@ class _Turns:
 
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
-        self._waiting = 0
+        self.waiting = 0
         # The time limits, not shortened yet, of the requests that are being read.
         self._unshortened: set[asyncio.Timeout] = set()
 
@@ -109,34 +141,54 @@ class _Turns:
             for other in self._unshortened:
                 _shorten(other)
             self._unshortened.clear()
-        self._waiting += 1
+        self.waiting += 1
         try:
             await self._free.acquire()
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
     def read_within(self, arrival: asyncio.Timeout) -> None:
         """Shortens the time limit of a request with a turn as soon as others wait for a turn."""
-        if self._waiting:
+        if self.waiting:
             _shorten(arrival)
         else:
             self._unshortened.add(arrival)
 
-    def end(self, arrival: asyncio.Timeout) -> None:
-        """Ends the turn of the request with this time limit."""
+    def has_read(self, arrival: asyncio.Timeout) -> None:
+        """Notes that the request with this time limit has arrived, or never will."""
         self._unshortened.discard(arrival)
+
+    def release(self) -> None:
+        """Ends a turn."""
         self._free.release()
 
 
-async def _message(
-    read: Callable[[], Awaitable[bytes]], of_caller: _Turns, of_worker: _Turns
-) -> bytes:
-    """Waits for both turns and reads. Raises Failure deadline_exceeded, validation_error."""
+async def _message(read: Callable[[], Awaitable[bytes]], *turns: _Turns) -> bytes:
+    """Takes all turns and reads. The caller releases the turns, except after an error.
+
+    The time limit is shortened only when the request has its turns, because it is not read before.
+    Raises Failure deadline_exceeded, validation_error.
+    """
+    taken: list[_Turns] = []
     try:
-        return await _in_turn(of_caller, of_worker, read)
-    except TimeoutError as error:
-        text = "The request did not arrive in time. Send it faster, or fewer at the same time."
-        raise Failure("deadline_exceeded", text) from error
+        async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival:
+            for each in turns:
+                await each.take()
+                taken.append(each)
+            try:
+                for each in turns:
+                    each.read_within(arrival)
+                return await read()
+            finally:
+                for each in turns:
+                    each.has_read(arrival)
+    except BaseException as error:
+        for each in taken:
+            each.release()
+        if isinstance(error, TimeoutError):
+            text = "The request did not arrive in time. Send it faster, or fewer at the same time."
+            raise Failure("deadline_exceeded", text) from error
+        raise
 
 
 async def _read_first(context: Context) -> bytes:
@@ -153,27 +205,6 @@ async def _read_only(context: Context) -> bytes:
     if await context.read() is not grpc.aio.EOF:
         raise _not_one_message()
     return message
-
-
-async def _in_turn(
-    of_caller: _Turns, of_worker: _Turns, read: Callable[[], Awaitable[_Read]]
-) -> _Read:
-    """Waits for both turns, then reads. Raises TimeoutError if this takes too long.
-
-    The time limit is shortened only when the request has both turns, because it is not read before.
-    """
-    async with asyncio.timeout(_ARRIVAL_SECONDS) as arrival:
-        await of_caller.take()
-        try:
-            await of_worker.take()
-            try:
-                of_caller.read_within(arrival)
-                of_worker.read_within(arrival)
-                return await read()
-            finally:
-                of_worker.end(arrival)
-        finally:
-            of_caller.end(arrival)
 
 
 def _has_unknown_fields(request: Message) -> bool:
@@ -198,7 +229,8 @@ def _reader(call: Call) -> str:
     """The credential or the agent of the call. Calls without either share one bound."""
     if call.caller is not None:
         return call.caller.key
-    return call.agent.workspace_id if call.agent is not None else ""
+    # An agent whose epoch is over must not take the turns of the next one.
+    return f"{call.agent.workspace_id}/{call.agent.epoch}" if call.agent is not None else ""
 
 
 def _shorten(arrival: asyncio.Timeout) -> None:
