@@ -40,8 +40,10 @@ Over REST, the body is always this envelope. `details` is absent if an error has
 
 Over gRPC, a failed call has a `google.rpc.Status` in `grpc-status-details-bin`: an ErrorInfo whose
 `reason` is the slug in upper case and whose `domain` is `evershell.ai`, a RequestInfo, and the
-standard message for the facts (BadRequest, ResourceInfo, PreconditionFailure or RetryInfo). The
-[Python client](python-client.md) raises one exception class for each slug.
+standard message for the facts (BadRequest, ResourceInfo, PreconditionFailure or RetryInfo).
+[grpcurl prints them](grpc.md#grpcurl).
+
+The [Python client](python-client.md) raises one exception class for each slug.
 
 ## Repeat a call
 

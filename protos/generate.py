@@ -27,7 +27,7 @@ from transcoder import transcoder_descriptors
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
-# The descriptor set of the last release, from which callers have generated code.
+# The descriptor set of the previous version, from which callers have generated code.
 RELEASED = PROTOS / "released.binpb"
 VENDORED = PROTOS / "googleapis"
 GOOGLEAPIS = (

@@ -193,7 +193,7 @@ class _Document:
         }
         statuses = {
             binding.success_status: "",
-            binding.edge.success_status_after_wait: ": the task ended during the `wait`",
+            binding.edge.success_status_after_wait: ": it has a `wait`, and the task has ended",
         }
         stream = ": Server-Sent Events; each `data:` line is one message" if binding.streams else ""
         return {

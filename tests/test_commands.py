@@ -34,7 +34,7 @@ def test_a_command_without_a_stack_says_how_to_start_one(tmp_path: Path) -> None
     environment = {"STATE_DIR": str(tmp_path), "DATABASE_URL": ""}
     result = CliRunner().invoke(main, ["keys", "list", "--org", "org_1"], env=environment)
     assert result.exit_code == 1
-    assert f"no stack runs in {tmp_path}. Start one with `make run`" in result.stderr
+    assert f"no stack runs in {tmp_path}. Start one with `evershell up`" in result.stderr
     assert result.stdout == ""
 
 

@@ -99,8 +99,8 @@ def load(name: str, extra: str, full_name: str = "") -> click.Command:
             raise
         command = f"evershell {full_name or name}"
         raise click.ClickException(
-            f"`{command}` needs the package {error.name}, which is not installed: "
-            f"pip install 'evershell[{extra}]'"
+            f"`{command}` needs the package {error.name}, which is not installed. "
+            f"Install the extra `{extra}` of evershell."
         ) from error
     loaded: click.Command = getattr(module, name)
     return loaded

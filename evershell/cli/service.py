@@ -165,7 +165,7 @@ def find_target(
         if not named:
             raise click.ClickException(
                 f"There is no service to call: no stack runs in {_state_dir()}. Start one with "
-                "`make run`, name the service with --url or EVERSHELL_URL, or run "
+                "`evershell up`, name the service with --url or EVERSHELL_URL, or run "
                 "`evershell login`."
             )
         if not given:

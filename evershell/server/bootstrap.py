@@ -241,8 +241,8 @@ def _tracing() -> tuple["Tracing", Interceptor]:
         from evershell.server.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise NotSetUpError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: "
-            "pip install 'evershell[otel]'"
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed. Install the "
+            "extra `otel` of evershell."
         ) from error
     tracing = Tracing("control-plane")
     return tracing, TracedCalls(tracing)

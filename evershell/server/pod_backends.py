@@ -71,8 +71,8 @@ async def _kubernetes_pods(
         from evershell.server.fleet.kubernetes.objects import AGENT_PORT, FILES_DIR, PodTemplate
     except ModuleNotFoundError as error:
         raise NotSetUpError(
-            "POD_BACKEND is kubernetes, but its client is not installed: "
-            "pip install 'evershell[kubernetes]'"
+            "POD_BACKEND is kubernetes, but its client is not installed. Install the extra "
+            "`kubernetes` of evershell."
         ) from error
     template = PodTemplate(
         image=settings.pod_image,

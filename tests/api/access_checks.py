@@ -205,7 +205,7 @@ class Checking:
 
     async def _send(self, asked: Asked, workspace_id: str, task_id: str, request_id: str) -> Any:
         """Makes the call. Returns its reply, the first message of its stream, or its failure."""
-        metadata: Metadata = (("x-request-id", request_id),)
+        metadata: Metadata = (("x-request-id", request_id), ("x-evershell-host", "x"))
         if asked.principal is not None:
             metadata = bearer(self._token(asked.principal), x_request_id=request_id)
         call = getattr(self.server.stub, asked.method)(

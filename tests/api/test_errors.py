@@ -316,6 +316,14 @@ async def test_a_request_without_an_id_receives_one(server: Running) -> None:
     assert len(ids) == 3 and all(re.fullmatch(r"[0-9a-f-]{36}", each) for each in ids)
 
 
+async def test_a_caller_without_the_edge_does_not_choose_the_request_id(server: Running) -> None:
+    metadata = (*bearer(), ("x-request-id", "req_7"))
+    call = server.stub.ListWorkspaces(messages.ListWorkspacesRequest(), metadata=metadata)
+    await call
+    request_id = str(dict(await call.trailing_metadata())["x-request-id"])
+    assert re.fullmatch(r"[0-9a-f-]{36}", request_id)
+
+
 async def test_a_success_carries_its_request_id(server: Running) -> None:
     for metadata, expected in ((bearer(x_request_id="req_7"), "req_7"), (bearer(), None)):
         call = server.stub.ListWorkspaces(messages.ListWorkspacesRequest(), metadata=metadata)

@@ -61,6 +61,25 @@ async def test_a_symbol_is_found_in_its_file(
     assert file in [proto.name for proto in protos]
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"file_containing_symbol": "evershell.workspace.v1.WorkspaceService.CancelTask"},
+        {"file_by_filename": "evershell/workspace/v1/workspace_service.proto"},
+    ],
+)
+async def test_a_file_has_its_comments(server: Running, question: dict[str, str]) -> None:
+    answer = await ask(server, "v1", **question)
+    comments = [
+        location.leading_comments
+        for content in answer.file_descriptor_response.file_descriptor_proto
+        for location in descriptor_pb2.FileDescriptorProto.FromString(
+            content
+        ).source_code_info.location
+    ]
+    assert any(text.startswith(" Cancels the task that runs in a workspace.") for text in comments)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     "symbol", ["", ".", "evershell.workspace.v1.WorkspaceService.Nope", "evershell.Nope.CancelTask"]

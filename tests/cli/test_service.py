@@ -111,7 +111,7 @@ def test_a_file_of_profiles_that_others_can_read_is_refused() -> None:
 def test_without_a_service_a_command_says_how_to_name_one(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["cancel", "ws_1"])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"no stack runs in {tmp_path}. Start one with `make run`" in result.stderr
+    assert f"no stack runs in {tmp_path}. Start one with `evershell up`" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A worker of the last release: runs the SQL statements of that release, with its columns."""
+"""A worker of the previous version: runs the SQL statements of that release, with its columns."""
 
 import re
 from collections.abc import Mapping
@@ -26,29 +26,29 @@ _STATEMENTS = released_statements()
 
 
 def released_columns(table: str) -> list[str]:
-    """The columns that the table had in the last release."""
+    """The columns that the table had in the previous version."""
     inserted = re.search(r"\((.*?)\)", _STATEMENTS[f"insert_{table}"])
     assert inserted is not None
     return inserted[1].split(", ")
 
 
 def workspace_columns(workspace: Workspace) -> Values:
-    """The values of all columns, including those that were added after the last release."""
+    """The values of all columns, including those that were added after the previous version."""
     return dict(zip(WORKSPACE_COLUMNS, workspace_values(workspace), strict=True))
 
 
 def task_columns(task: Task) -> Values:
-    """The values of all columns, including those that were added after the last release."""
+    """The values of all columns, including those that were added after the previous version."""
     return dict(zip(TASK_COLUMNS, task_values(task), strict=True))
 
 
 def released_row(table: str, values: Values) -> tuple[Any, ...]:
-    """The values in the columns of the last release, in order."""
+    """The values in the columns of the previous version, in order."""
     return tuple(values[column] for column in released_columns(table))
 
 
 class OldWorker:
-    """A worker of the last release, on one connection. Prepares every read, as the release does."""
+    """A worker of the previous version, on one connection. Prepares every read, as that does."""
 
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         self._connection = connection

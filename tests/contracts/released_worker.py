@@ -1,4 +1,4 @@
-"""Reads and writes released_worker.sql, which has the SQL statements of the last release.
+"""Reads and writes released_worker.sql, which has the SQL statements of the previous version.
 
 Each release replaces that file. CONTRIBUTING.md has the command.
 """
@@ -18,12 +18,12 @@ _SCHEMA = re.compile(r"^-- schema: (\w+)$", re.MULTILINE)
 
 
 def released_statements() -> dict[str, str]:
-    """The statements of the last release, by name."""
+    """The statements of the previous version, by name."""
     return {name: " ".join(text.split()) for name, text in _STATEMENT.findall(_FILE.read_text())}
 
 
 def released_migration() -> str:
-    """The id of the last migration of the last release."""
+    """The id of the last migration of the previous version."""
     (migration,) = _SCHEMA.findall(_FILE.read_text())
     return str(migration)
 
@@ -48,7 +48,7 @@ def _current_statements() -> dict[str, str]:
 
 def _main() -> None:
     lines = [
-        "-- The statements of the store of the last release, with their columns.",
+        "-- The statements of the store of the previous version, with their columns.",
         f"-- schema: {max(file.stem for file in _MIGRATIONS.glob('*.sql'))}",
     ]
     for name, text in _current_statements().items():

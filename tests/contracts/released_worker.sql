@@ -1,4 +1,4 @@
--- The statements of the store of the last release, with their columns.
+-- The statements of the store of the previous version, with their columns.
 -- schema: 0003_who_forces
 
 -- name: record_cancellation

@@ -1,4 +1,4 @@
-"""A worker of the last release works on the current schema, at the same time as a new worker.
+"""A worker of the previous version works on the current schema, at the same time as a new worker.
 
 Both use the same rows during a rolling restart, after the new version has migrated the database.
 """

@@ -88,6 +88,7 @@ def test_grpcurl_lists_and_describes_the_services(stack: Stack) -> None:
         stack, address, "describe", "evershell.workspace.v1.WorkspaceService.CancelTask"
     ).stdout
     assert method.startswith("evershell.workspace.v1.WorkspaceService.CancelTask is a method:")
+    assert "// Cancels the task that runs in a workspace." in method
     described = grpcurl(
         stack, address, "describe", "evershell.workspace.v1.WorkspaceService"
     ).stdout

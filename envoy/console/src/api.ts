@@ -2,6 +2,7 @@
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
 import { rejectToken, token } from "./session";
+import { withVisibleDirections } from "./text";
 
 export type Schemas = components["schemas"];
 export type Workspace = Schemas["Workspace"];
@@ -48,7 +49,7 @@ export async function read<T>(
   } catch (error) {
     throw noAnswer(error);
   }
-  if (answer.data !== undefined) return answer.data;
+  if (answer.data !== undefined) return withVisibleDirections(answer.data);
   throw refusal(answer.response, answer.error, used);
 }
 
@@ -60,7 +61,7 @@ export function noAnswer(error: unknown): unknown {
 
 // The failure that an answer with an error stands for. After a 401, the user has to sign in again.
 export function refusal(response: Response, body: unknown, usedToken: string): Failure {
-  const envelope = (body as Partial<Schemas["ErrorEnvelope"]> | undefined)?.error;
+  const envelope = withVisibleDirections((body ?? {}) as Partial<Schemas["ErrorEnvelope"]>).error;
   const failure = new Failure(
     envelope?.code ?? "internal",
     envelope?.message ?? `The answer has the status ${response.status} and cannot be read.`,

@@ -4,6 +4,7 @@ import { createParser } from "eventsource-parser";
 import { Failure, noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
 import { asFailure, backoffMs, pause } from "./connection";
 import { token } from "./session";
+import { withVisibleDirections } from "./text";
 
 // The service sends a comment after 15 s without an event. A connection that is silent for longer
 // is lost, even if the browser has not noticed.
@@ -76,7 +77,8 @@ async function readStream(
     let ended: Failure | null = null;
     const parser = createParser({
       onEvent({ event, data }) {
-        const message = JSON.parse(data) as Schemas["WatchEventsResponse"];
+        const parsed = JSON.parse(data) as Schemas["WatchEventsResponse"];
+        const message = withVisibleDirections(parsed);
         if (message.event) received.push(message.event);
         if (event === "stream_error" && message.error) ended = inStream(message.error);
       },

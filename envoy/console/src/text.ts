@@ -57,6 +57,16 @@ export function between(from: string, to: string): number {
   return Date.parse(to) - Date.parse(from);
 }
 
+// The value with visible escapes (`\u202e`) for the characters that change the direction of a text,
+// which would make it look like another one.
+export function withVisibleDirections<T>(value: T): T {
+  const json = JSON.stringify(value).replace(
+    /\p{Bidi_Control}/gu,
+    (each) => `\\\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+  return JSON.parse(json) as T;
+}
+
 function pad(value: number, digits: number): string {
   return String(value).padStart(digits, "0");
 }

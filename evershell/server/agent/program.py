@@ -116,8 +116,8 @@ def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
             from evershell.server.agent.openai_model import OpenAIModel
         except ModuleNotFoundError as error:
             raise UnknownModelError(
-                f"The model {name!r} needs the package {error.name}, which is not installed: "
-                "pip install 'evershell[agent]'"
+                f"The model {name!r} needs the package {error.name}, which is not installed. "
+                "Install the extra `agent` of evershell."
             ) from error
         return OpenAIModel(hosted, endpoint or Endpoint())
     raise UnknownModelError(

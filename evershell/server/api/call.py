@@ -31,7 +31,7 @@ class Call:
 
     context: Context
     metadata: dict[str, str]
-    # The header x-request-id, or an id of our own. Log lines and events of the call carry it.
+    # The edge's id, or one of our own. Log lines and events of the call carry it.
     request_id: str
     # Whether it came through the edge's REST listener.
     is_rest: bool
@@ -62,11 +62,21 @@ def begin(context: Context) -> Call:
     call = Call(
         context=context,
         metadata=metadata,
-        request_id=metadata.get("x-request-id") or str(uuid.uuid4()),
+        request_id=_request_id(metadata),
         is_rest=metadata.get(EDGE_HEADER) == "rest",
     )
     _current.set(call)
     return call
+
+
+def _request_id(metadata: dict[str, str]) -> str:
+    """The id that the edge has chosen, or an id of our own.
+
+    A caller who reaches a worker without the edge must not choose it: log lines and audit entries
+    would seem to belong to another call.
+    """
+    chosen = metadata.get("x-request-id") if HOST_HEADER in metadata else None
+    return chosen or str(uuid.uuid4())
 
 
 def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:

@@ -3,8 +3,12 @@
 The package has only v1alpha. The messages of both versions are the same on the wire, so one
 servicer serves both. It shows only the files of the public services, although the process has
 loaded those of the internal services too.
+
+The generated code has no comments. They are taken from the descriptor set of the edge, so that
+`grpcurl describe` shows what each method and field means.
 """
 
+from importlib import resources
 from typing import Any
 
 import grpc
@@ -69,8 +73,34 @@ def _descriptor_of_v1() -> bytes:
     return file.SerializeToString()
 
 
+def _comments() -> "dict[str, descriptor_pb2.SourceCodeInfo]":
+    """The comments in the files of this project, by the file's name."""
+    content = (resources.files("evershell.edge") / "workspace.binpb").read_bytes()
+    return {
+        file.name: file.source_code_info
+        for file in descriptor_pb2.FileDescriptorSet.FromString(content).file
+        if file.name.startswith("evershell/")
+    }
+
+
 class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types
     """Finds methods too. The pool finds a file by any other symbol that it declares."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._comments = _comments()
+
+    def _file_by_filename(self, request: Any, filename: str) -> Any:
+        return self._with_comments(super()._file_by_filename(request, filename))
+
+    def _with_comments(self, response: Any) -> Any:
+        files = response.file_descriptor_response.file_descriptor_proto
+        for index, content in enumerate(files):
+            file = descriptor_pb2.FileDescriptorProto.FromString(content)
+            if file.name in self._comments:
+                file.source_code_info.CopyFrom(self._comments[file.name])
+                files[index] = file.SerializeToString()
+        return response
 
     def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
         service, _, method = fully_qualified_name.rpartition(".")
@@ -78,4 +108,5 @@ class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the 
             found = method in self._pool.FindServiceByName(service).methods_by_name
         except KeyError:
             found = False
-        return super()._file_containing_symbol(request, service if found else fully_qualified_name)
+        symbol = service if found else fully_qualified_name
+        return self._with_comments(super()._file_containing_symbol(request, symbol))

@@ -39,6 +39,8 @@ _MAX_CACHED_TOKENS = 10_000
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
+# Who else acts: the service itself, and API keys by their ids.
+_RESERVED_SUBJECTS = ("system:", "key_")
 # The shortest interval between two reads of the set. A token with an unknown `kid` causes a read,
 # and anyone can send such tokens.
 _REFRESH_SECONDS = 10.0
@@ -220,6 +222,10 @@ def _caller(claims: dict[str, Any]) -> Caller:
             "printable text."
         )
         raise errors.unauthenticated(message)
+    if subject.lower().startswith(_RESERVED_SUBJECTS):
+        # It would look like the service itself or an API key in tasks, events and the audit log.
+        names = " or ".join(f"`{prefix}`" for prefix in _RESERVED_SUBJECTS)
+        raise errors.unauthenticated(f"The session token's `sub` must not begin with {names}.")
     if not isinstance(scopes, list) or not all(is_valid_name(scope) for scope in scopes):
         raise errors.unauthenticated("The session token's `permissions` is not a list of scopes.")
     return Caller(

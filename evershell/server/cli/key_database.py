@@ -28,7 +28,7 @@ def with_keys(work: Callable[[PostgresKeys], Awaitable[Answer]]) -> Answer:
     if not database_url:
         raise click.ClickException(
             f"There is no database: no stack runs in {settings.state_dir}. "
-            "Start one with `make run`, or set DATABASE_URL."
+            "Start one with `evershell up`, or set DATABASE_URL."
         )
 
     async def run() -> Answer:

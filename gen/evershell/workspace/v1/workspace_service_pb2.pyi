@@ -71,8 +71,8 @@ class EdgeRule(_message.Message):
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
-    """HTTP status of a success after a `wait` that saw the task end; zero if the request has no
-    `wait`.
+    """HTTP status of a success of a call with a `wait` whose task has ended; zero if the request has
+    no `wait`.
     """
     example: _builtins.str
     """An example of a body for the documents, as JSON."""

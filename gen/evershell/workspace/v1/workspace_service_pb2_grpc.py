@@ -144,7 +144,7 @@ class WorkspaceServiceServicer:
         it could cancel the next task.
         Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
         delivered as soon as the agent can be reached.
-        Success: 200 if the task ended during the `wait`.
+        Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
         Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -55,7 +55,7 @@ class WorkspaceServiceStub:
     it could cancel the next task.
     Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
     delivered as soon as the agent can be reached.
-    Success: 200 if the task ended during the `wait`.
+    Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
     Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
     SubmitTask: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.SubmitTaskRequest, _workspace_service_pb2.SubmitTaskResponse]
@@ -226,7 +226,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     it could cancel the next task.
     Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
     delivered as soon as the agent can be reached.
-    Success: 200 if the task ended during the `wait`.
+    Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
     Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
     SubmitTask: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.SubmitTaskRequest, _workspace_service_pb2.SubmitTaskResponse]  # type: ignore[assignment]
@@ -400,7 +400,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         it could cancel the next task.
         Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
         delivered as soon as the agent can be reached.
-        Success: 200 if the task ended during the `wait`.
+        Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
         Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
 
