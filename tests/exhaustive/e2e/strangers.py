@@ -18,15 +18,26 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from typing import cast
 
 import hpack
 
 HELD_STREAMS = 300
 REST_CONNECTIONS = 1100
-WATCHES, WATCHING_CONNECTIONS = 25_000, 25
+RESETTING_CONNECTIONS, RESETS = 6, 5_000
+BAD_KEYS = 1_000
+UNKNOWN_KEY = "sk_" + "unknown_" * 6
 _MESSAGE_BYTES = 4 * 1024 * 1024
 _BODY_BYTES = _OWN_MESSAGE_BYTES = 1024 * 1024
+_CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
+# A request that is valid for a worker, without and with the prefix of a gRPC message.
+_OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
+# Of a connection whose calls are reset: the calls that are sent together, and after how many it is
+# closed. The server is to count those of a connection only for a while.
+_RESETS_AT_ONCE, _RESETS_OF_CONNECTION = 20, 240
+# Calls with bad keys in flight, of each connection.
+_BAD_KEYS_IN_FLIGHT = 10
 # Pause between two rounds of calls.
 _PAUSE_SECONDS = 0.5
 
@@ -34,6 +45,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _MAX_STREAMS, _INITIAL_WINDOW = 3, 4
+_CANCELLED = 8
 _FRAME_BYTES = 16_384
 
 Told = Counter[str]
@@ -56,11 +68,12 @@ class Connection:
         *,
         ends: bool,
         token: str = "",
+        content_type: str = "application/grpc",
     ) -> None:
         """Connects to the server. If `ends` is set, the body ends the stream."""
         self._body, self._last_flags, self._told = body, _END_STREAM if ends else 0, told
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
-        fields |= {"te": "trailers", "content-type": "application/grpc"}
+        fields |= {"te": "trailers", "content-type": content_type}
         fields |= {"authorization": f"Bearer {token}"} if token else {}
         encoder = hpack.Encoder()
         encoder.header_table_size = 0
@@ -82,6 +95,21 @@ class Connection:
             self.windows[self._next], self._sent[self._next] = self._initial_window, 0
             self._next += 2
         self._told["opened"] += count
+
+    def reset(self, count: int) -> None:
+        """Opens `count` streams, of which every second one sends its body, and resets them."""
+        for number in range(count):
+            self._output += frame(_HEADERS, _END_HEADERS, self._next, self._headers)
+            if number % 2:
+                self._output += frame(_DATA, _END_STREAM, self._next, self._body)
+            self._output += frame(_RESET, 0, self._next, struct.pack(">I", _CANCELLED))
+            self._next += 2
+        self._told["opened"] += count
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was to be sent has been sent."""
+        return not self._output
 
     def step(self) -> None:
         """Reads available data and sends what flow control permits.
@@ -149,7 +177,7 @@ def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[
     When all streams have ended, it opens new ones.
     """
     method, size = ("SubmitTask", _OWN_MESSAGE_BYTES) if token else ("CancelTask", _MESSAGE_BYTES)
-    path = f"/evershell.workspace.v1.WorkspaceService/{method}"
+    path = _CANCEL.replace("CancelTask", method)
     body = struct.pack(">BI", 0, size) + bytes(size - 1)
     connection = Connection(address, path, body, told, ends=False, token=token)
     next_round = time.monotonic()
@@ -161,18 +189,61 @@ def hold_messages(address: tuple[str, int], told: Told, token: str) -> Iterator[
         yield
 
 
-def watch_health(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
-    """Opens WATCHES health watches over WATCHING_CONNECTIONS connections."""
+def reset_over_grpc(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
+    """Resets calls over gRPC: without a credential, with an unknown key, and with this token."""
+    credentials = cycle(("", UNKNOWN_KEY, token))
+    return _reset(
+        lambda: Connection(address, _CANCEL, _OVER_GRPC, told, ends=True, token=next(credentials)),
+        told,
+    )
+
+
+def reset_over_rest(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
+    """The same over REST."""
+    path, kind = "/v1/workspaces/ws_1/task/cancel", "application/json"
+    credentials = cycle(("", UNKNOWN_KEY, token))
+    return _reset(
+        lambda: Connection(
+            address, path, _OVER_REST, told, ends=True, token=next(credentials), content_type=kind
+        ),
+        told,
+    )
+
+
+def _reset(connect: Callable[[], Connection], told: Told) -> Iterator[None]:
+    """Opens streams on RESETTING_CONNECTIONS connections and resets them at once.
+
+    Replaces each connection after a while, or when it is cut.
+    """
+    left: dict[Connection, int] = {}
+    while True:
+        while len(left) < RESETTING_CONNECTIONS:
+            left[connect()] = _RESETS_OF_CONNECTION
+        for connection in list(left):
+            try:
+                if connection.is_idle:
+                    connection.reset(_RESETS_AT_ONCE)
+                    left[connection] -= _RESETS_AT_ONCE
+                connection.step()
+            except OSError:
+                told["cut"] += 1
+                left[connection] = 0
+            if not left[connection]:
+                connection.socket.close()
+                del left[connection]
+            yield
+
+
+def bad_keys(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
+    """Calls with a key that is not known, over as many connections as `_reset`."""
     open_ = [
-        Connection(address, "/grpc.health.v1.Health/Watch", bytes(5), ends=True, told=told)
-        for _ in range(WATCHING_CONNECTIONS)
+        Connection(address, _CANCEL, _OVER_GRPC, told, ends=True, token=UNKNOWN_KEY)
+        for _ in range(RESETTING_CONNECTIONS)
     ]
     while True:
         for connection in open_:
             connection.step()
-            free = connection.max_streams - len(connection.windows)
-            connection.open(min(free, 100, WATCHES - told["opened"]))
-        told["held"] = sum(len(connection.windows) for connection in open_)
+            connection.open(_BAD_KEYS_IN_FLIGHT - len(connection.windows))
         yield
 
 
@@ -220,14 +291,17 @@ def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[No
 
 
 FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
-    flood.__name__: flood for flood in (hold_messages, watch_health, hold_bodies)
+    flood.__name__: flood
+    for flood in (hold_messages, hold_bodies, reset_over_grpc, reset_over_rest, bad_keys)
 }
 
 
-# Whether a flood has opened all its connections or streams. Of the watches, most have ended too.
+# Whether a flood has opened all its connections, or so many streams.
 _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
     "hold_messages": lambda told: told["opened"] >= HELD_STREAMS,
-    "watch_health": lambda told: told["opened"] == WATCHES and told["held"] < WATCHES / 100,
+    "reset_over_grpc": lambda told: told["opened"] >= RESETS,
+    "reset_over_rest": lambda told: told["opened"] >= RESETS,
+    "bad_keys": lambda told: told["opened"] >= BAD_KEYS,
     "hold_bodies": lambda told: told["opened"] >= REST_CONNECTIONS,
 }
 

@@ -22,6 +22,9 @@ from evershell.server.telemetry.logs import Sampler
 
 log = structlog.get_logger()
 
+# Much longer than gRPC takes on an idle machine, and much shorter than a caller notices.
+_RESET_REPORTED_SECONDS = 0.002
+
 # The last message of a stream that fails after its first message, by method.
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
     "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
@@ -72,6 +75,9 @@ class Errors(Interceptor):
 
 
 async def _abort(call: Call, failure: Failure, method: Method) -> None:
+    # A call that its caller has reset ends here, once gRPC has reported the reset. The library
+    # would never free the status of such a call (https://github.com/grpc/grpc/issues/43360).
+    await asyncio.sleep(_RESET_REPORTED_SECONDS)
     call.slug = failure.slug
     context = call.context
     if call.has_streamed and (message := _LAST_MESSAGES.get(method.name)) is not None:

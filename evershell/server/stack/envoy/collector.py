@@ -116,13 +116,13 @@ class Collector:
         """The routes, with the name of the span of each call. Only calls of workers have spans."""
         return [{**route, **_span_of(route)} for route in routes]
 
-    def runtime(self) -> dict[str, Any]:
+    def runtime_layer(self) -> dict[str, Any]:
         """How often Envoy sends spans."""
         layer = {
             "tracing.opentelemetry.flush_interval_ms": self.flush_milliseconds,
             "tracing.opentelemetry.min_flush_spans": _FLUSH_SPANS,
         }
-        return {"layers": [{"name": "tracing", "static_layer": layer}]}
+        return {"name": "tracing", "static_layer": layer}
 
     def cluster(self) -> dict[str, Any]:
         """The cluster of the collector. Spans that it does not take in time are lost."""

@@ -119,12 +119,12 @@ def render(edge: Edge, config_path: Path) -> None:
         "routes": collector.traced(routes) if collector else routes,
         "max_document_bytes": documents.MAX_FILE_BYTES,
         "grpc_routes": collector.traced(grpc_routes) if collector else grpc_routes,
-        "layered_runtime": collector and collector.runtime(),
         "tracing": collector and collector.tracing(),
     }
     texts = {name: json.dumps(value) for name, value in values.items()}
     # Elements of lists, or nothing.
     elements = {
+        "collector_layer": collector and collector.runtime_layer(),
         "collector_cluster": collector and collector.cluster(),
         "metrics_listener": edge.metrics_port and metrics.listener(edge),
         "metrics_cluster": edge.metrics_port and metrics.cluster(edge.admin_socket),
