@@ -40,10 +40,19 @@ REQUEST_ID = {
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 # The HTTP statuses of requests that could not be read.
 UNREAD_STATUSES = (426, 431)
+# The status with which the routes of gRPC refuse a header.
+UNPRINTABLE_STATUS = 422
 
 # Envoy's own answers to gRPC calls: the comparison and the HTTP status that select an answer, the
 # HTTP status that replaces it, the code, and a message that replaces the code's own.
 GRPC_REPLIES = (
+    (
+        "EQ",
+        UNPRINTABLE_STATUS,
+        400,
+        "validation_error",
+        "A header has a character that is not printable ASCII.",
+    ),
     ("EQ", 408, 408, "request_timeout", ""),
     ("EQ", 504, 504, "deadline_exceeded", SLOW),
     ("GE", 502, 503, RETRYABLE, ""),

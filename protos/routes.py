@@ -5,14 +5,14 @@ The result is gen/evershell/edge/routes.json.
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc_web
 import repeats
 import size_limit
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
-from replies import grpc_errors, grpc_local_replies, header, local_replies
+from replies import UNPRINTABLE_STATUS, grpc_errors, grpc_local_replies, header, local_replies
 from source import SERVICE, Binding, Protos
 
 # Routes that the edge answers itself skip the filters that read bodies. These filters would reject
@@ -43,6 +43,16 @@ ACCEPTED_CONTENT = (
     r"|text/plain.*\|0"
 )
 GRPC_CONTENT = r"(?i)application/grpc.*"
+# The headers of callers that a worker reads. Its gRPC library logs a value that it cannot decode,
+# and the value may be a credential.
+READ_HEADERS = (
+    "authorization",
+    "idempotency-key",
+    "last-event-id",
+    "traceparent",
+    "x-forwarded-for",
+)
+PRINTABLE_ASCII = "[ -~]*"
 # A content length of at most 9,999 bytes.
 SMALL_CONTENT = r".*\|\d{1,4}"
 # All requests of a method with at most this size limit count as small. For other methods the
@@ -50,21 +60,20 @@ SMALL_CONTENT = r".*\|\d{1,4}"
 SMALL_METHOD_MAX_BYTES = 16_384
 
 # Methods for probes and tools. They need no credential, so they have a cluster that serves only a
-# few calls at a time. Its circuit breaker of priority DEFAULT limits streams that stay open, the
-# one of priority HIGH limits short calls.
-INTROSPECTION = "introspection"
-SHORT_CALL = {
-    "cluster": INTROSPECTION,
-    "priority": "HIGH",
+# few calls at a time, each for at most 5 s. Health and reflection have a circuit breaker each, by
+# their priority. Health/Watch is not served, because callers without a credential could hold all of
+# its streams. A client whose Watch is UNIMPLEMENTED calls without it.
+REFLECTION = {
+    "cluster": "introspection",
     "timeout": "5s",
     "max_stream_duration": {"max_stream_duration": "5s"},
 }
+HEALTH = REFLECTION | {"priority": "HIGH"}
 INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
-    "/grpc.health.v1.Health/Check": SHORT_CALL,
-    "/grpc.health.v1.Health/List": SHORT_CALL,
-    "/grpc.health.v1.Health/Watch": {"cluster": INTROSPECTION, "timeout": STREAM_TIMEOUT},
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": SHORT_CALL,
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": SHORT_CALL,
+    "/grpc.health.v1.Health/Check": HEALTH,
+    "/grpc.health.v1.Health/List": HEALTH,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
 }
 # These requests hold the name of a service or a file.
 INTROSPECTION_REQUEST_BYTES = 4096
@@ -84,6 +93,7 @@ def edge_config(protos: Protos) -> dict[str, Any]:
         "preflight_route": _answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
         "routes": [
             _several_hosts(),
+            *(_answer_text(match, 400, text) for match, text in _unprintable_headers()),
             *(
                 route
                 for method in methods
@@ -144,7 +154,11 @@ def _grpc_routes(
     """The routes of the gRPC listener, by method. The edge answers UNIMPLEMENTED to all others."""
     # No timeout here: the workers enforce the deadline that the client sets.
     default = ROUTE | {"timeout": STREAM_TIMEOUT}
-    return [
+    refusals = [
+        {"match": match, "direct_response": {"status": UNPRINTABLE_STATUS}}
+        for match, _ in _unprintable_headers()
+    ]
+    return refusals + [
         route
         for path, limit in size_limits.items()
         for route in repeats.routes(
@@ -169,6 +183,13 @@ def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict
         "response_headers_to_add": [header(name, value) for name, value in headers.items()],
         "typed_per_filter_config": WITHOUT_BODY_FILTERS,
     }
+
+
+def _answer_text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
+    """The same with a text, which the message of the error quotes."""
+    route = _answer(match, status, {})
+    route["direct_response"]["body"] = {"inline_string": text}
+    return route
 
 
 def _method(binding: Binding) -> dict[str, Any]:
@@ -234,18 +255,23 @@ def _several_hosts() -> dict[str, Any]:
     Envoy joins them with a comma before it matches routes.
     """
     hosts = {"name": ":authority", "string_match": {"contains": ","}}
-    route = _answer({"prefix": "/", "headers": [hosts]}, 400, {})
-    route["direct_response"]["body"] = {
-        "inline_string": "The request has more than one Host header."
-    }
-    return route
+    match = {"prefix": "/", "headers": [hosts]}
+    return _answer_text(match, 400, "The request has more than one Host header.")
+
+
+def _unprintable_headers() -> Iterator[tuple[dict[str, Any], str]]:
+    """The matches of requests with a value that is not printable ASCII, by header, and what to
+    answer.
+    """
+    for name in READ_HEADERS:
+        printable = {"name": name, "string_match": {"safe_regex": {"regex": PRINTABLE_ASCII}}}
+        match = {"prefix": "/", "headers": [printable | {"invert_match": True}]}
+        yield match, f"The header {name} has a character that is not printable ASCII."
 
 
 def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str) -> dict[str, Any]:
     query = {"name": ":path", "string_match": {"safe_regex": {"regex": regex}}}
-    route = _answer(path | {"headers": [_method(binding), query]}, 400, {})
-    route["direct_response"]["body"] = {"inline_string": text}
-    return route
+    return _answer_text(path | {"headers": [_method(binding), query]}, 400, text)
 
 
 def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:

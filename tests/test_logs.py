@@ -210,6 +210,29 @@ def test_messages_of_libraries_are_logged_in_the_same_format(written: Lines) -> 
     assert deprecation["logger"] == "py.warnings"
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        b"sk_kE-y_1",
+        b"Bearer sk_kE-y_1",
+        b"bearer kE-y_1.2.kE-y",
+        b"Basic kE-y_1",
+        b"eyJkE-y_1.kE-y.s",
+    ],
+)
+def test_libraries_log_no_credential(written: Lines, secret: bytes) -> None:
+    logs.configure("serve", "INFO")
+    value = b"task_1 " + secret + b"\xffkE-y b"
+    try:
+        raise ValueError(value)
+    except ValueError:
+        logging.getLogger("some.library").exception("Invalid encoding on %s", value)
+    (line,) = written()
+    assert "kE-y" not in json.dumps(line)
+    assert line["message"].startswith("Invalid encoding on b'task_1 ")
+    assert line["message"].endswith("[redacted] b'")
+
+
 def test_repeated_messages_of_a_library_are_limited(written: Lines) -> None:
     logs.configure("serve", "INFO")
     for _ in range(1_000):

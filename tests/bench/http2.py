@@ -47,7 +47,7 @@ class Connection:
         self,
         address: str,
         path: str,
-        metadata: Sequence[tuple[str, str]] = (),
+        metadata: Sequence[tuple[str, str | bytes]] = (),
         receive_seconds: float = 30.0,
     ) -> None:
         """`address` is host:port. Raises OSError if it cannot be reached."""
@@ -81,7 +81,7 @@ class Connection:
         # The data of the streams that `collect` was called for.
         self.collected: dict[int, bytearray] = {}
 
-    def set_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+    def set_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Sets the metadata of the calls from now on."""
         self._metadata = metadata
         # The headers of each call but the first one with this metadata.

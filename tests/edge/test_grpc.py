@@ -1,6 +1,7 @@
 """The gRPC listener of Envoy, which passes calls through without transcoding."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -9,6 +10,9 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.bench.http2 import Connection, message
+from tests.support.edge.case import CANCEL
+from tests.support.edge.clients import parse
 from tests.support.edge.rich_status import metadata_of, rich_status_of
 from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import AWKWARD, Stub
@@ -97,9 +101,38 @@ def test_messages_over_the_size_limit_are_refused(
     )
 
 
+READ_HEADERS = (
+    "authorization",
+    "idempotency-key",
+    "last-event-id",
+    "traceparent",
+    "x-forwarded-for",
+)
+
+
+@pytest.mark.parametrize("header", READ_HEADERS)
+@pytest.mark.parametrize("character", ["\xff", "é", "\t"])
+def test_a_header_that_is_not_printable_ascii_is_refused(
+    edge: RunningEdge, stub: Stub, header: str, character: str
+) -> None:
+    value = f"Bearer k{character}k".encode("latin-1")
+    path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
+    with closing(Connection(edge.grpc_address, path, ((header, value),))) as connection:
+        stream = connection.call(message(b""))
+        connection.flush()
+        while not (ended := connection.receive()):
+            pass
+        assert ended == [(stream, grpc.StatusCode.INVALID_ARGUMENT.value[0])]
+    request = f"POST {CANCEL} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}: ".encode()
+    answer = parse(edge.raw(request + value + b"\r\n\r\n"))
+    assert (answer.status, f"header {header} ".encode() in answer.body) == (400, True)
+    assert not stub.seen
+
+
 @pytest.mark.parametrize(
     "method",
     [
+        "/grpc.health.v1.Health/Watch",
         "/evershell.agent.v1.RuntimeService/Heartbeat",
         "/evershell.workspace.v1.WorkspaceService/Nothing",
         "/a.b.C/D",

@@ -8,6 +8,7 @@ disk.
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -20,6 +21,9 @@ from evershell.server.core import trace
 
 _FIELD_CHARACTERS = 1_000
 _TRACEBACK_CHARACTERS = 8_000
+# API keys, JWTs, and what follows the name of a scheme. Libraries write bytes with escapes, which
+# may be within a credential.
+_CREDENTIAL = re.compile(r"""((?<![a-z])sk_|\beyJ|\b(?i:bearer|basic)\s+)[^\s"']+""")
 # For each kind of line; also the size of a burst.
 _LINES_PER_SECOND = 20
 
@@ -201,7 +205,8 @@ class _Libraries(logging.Handler):
         if repeats is None:
             return
         write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        facts = {"logger": record.name, "message": _message(record), "exc_info": record.exc_info}
+        message = _redacted(_message(record))
+        facts = {"logger": record.name, "message": message, "exc_info": record.exc_info}
         write("library_message", **facts, **repeats)
 
 
@@ -210,6 +215,11 @@ def _message(record: logging.LogRecord) -> str:
         return record.getMessage()
     except Exception:  # noqa: BLE001 - the arguments do not fit the format, or cannot be printed
         return str(record.msg)
+
+
+def _redacted(text: str) -> str:
+    """The text without what looks like a credential. gRPC logs values of headers, for example."""
+    return _CREDENTIAL.sub(r"\1[redacted]", text)
 
 
 def _line(context: _Event) -> _Line:
@@ -221,7 +231,7 @@ def _line(context: _Event) -> _Line:
             if trace_id := trace.current_id():
                 fields.setdefault("trace_id", trace_id)
             if exc_info := fields.pop("exc_info", None):
-                fields["exception"] = _traceback(exc_info)
+                fields["exception"] = _redacted(_traceback(exc_info))
             for name, value in fields.items():
                 kind = type(value)
                 if (kind is str and len(value) <= _FIELD_CHARACTERS) or kind in _NUMBERS:

@@ -169,6 +169,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
         calls = Calls(stack, stack.ready["demo"]["workspace_id"])
         calls.with_each({**stack.tokens, "unknown": calls.key("that is unknown")})
         calls.in_wrong_places(stack.tokens["full_access"])
+        calls.with_other_bytes()
         calls.in_bodies(stack.tokens["full_access"])
         written = calls.in_texts(stack.tokens["full_access"])
         work_and_crash(stack, model, tmp_path / "points")
