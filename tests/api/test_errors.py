@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -16,6 +17,9 @@ from google.protobuf.message import Message
 
 from evershell.server import core
 from evershell.server.api import status
+from evershell.server.api.call import Call
+from evershell.server.api.interceptors.errors import Errors
+from evershell.server.api.interceptors.interceptor import Method
 from evershell.server.auth.api_keys import ApiKeys
 from evershell.server.auth.authenticator import Authenticator
 from evershell.server.auth.session_tokens import JwkSet, SessionTokens
@@ -365,3 +369,23 @@ def test_every_slug_that_the_core_raises_exists_in_the_protos() -> None:
     } <= raised
     assert raised <= set(SERVICE_SLUGS)
     assert set(status.RULES) == set(RULES)
+
+
+async def test_a_call_that_its_caller_has_reset_gets_no_status() -> None:
+    sent: list[str] = []
+
+    class Context:
+        async def abort(self, *status: object) -> None:
+            sent.append(repr(status))
+
+    async def refused(call: Call) -> None:
+        raise errors.unauthenticated("No.")
+
+    method = Method("evershell.workspace.v1.WorkspaceService", "GetTask", bytes, is_stream=False)
+    call = Call(cast(grpc.aio.ServicerContext[Any, Any], Context()), {}, "id", is_rest=True)
+    task = asyncio.ensure_future(Errors().wrap(method, refused)(call))
+    await asyncio.sleep(0)
+    # gRPC does this when it reports the reset.
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), sent) == (True, [])
