@@ -19,7 +19,6 @@ from evershell.server.core.task import TaskStatus
 from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from evershell.server.crash_points import CrashPoints, kind_of
 from evershell.server.pod.spec import PodSpec
-from evershell.server.programs import now
 from evershell.server.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
 
@@ -106,7 +105,7 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
         crash_points_dir=tmp_path if is_set else None,
     )
     settings.signing_key_path.write_text(new_key())
-    async with bootstrap.control_plane(settings, Metrics(), now) as server:
+    async with bootstrap.control_plane(settings, Metrics()) as server:
         assert isinstance(server, Server)
     armed = {"commit_events", "record_cancellation", "record_answer", "cancel_task", "start_task"}
     assert wrapped == (armed if is_set else set())

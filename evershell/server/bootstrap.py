@@ -36,7 +36,7 @@ from evershell.server.auth.signing_keys import SigningKeysError, read_signing_ke
 from evershell.server.config import NotSetUpError as NotSetUpError
 from evershell.server.config import Settings
 from evershell.server.core.bounds import Bounds
-from evershell.server.core.ports import Agents, Clock, Store
+from evershell.server.core.ports import Agents, Store
 from evershell.server.core.runtime import Runtime
 from evershell.server.crash_points import CrashPoints, kind_of, replaced
 from evershell.server.fleet.agent_client import AgentClient
@@ -54,6 +54,7 @@ from evershell.server.store.pool import Pool, open_pool
 from evershell.server.store.pooler_watch import pooler_watched
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.store.schema import await_schema
+from evershell.server.store.service_clock import ServiceClock
 from evershell.server.store.wakeups import PostgresWakeups
 from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
 from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
@@ -65,35 +66,30 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def control_plane(
-    settings: Settings, metrics: Metrics, clock: Clock
-) -> AsyncIterator[Server]:
+async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
     """A worker that does not listen yet. Raises NotSetUpError."""
     signing_keys = _signing_keys(settings)
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(
-            open_pool(
-                settings.database_url,
-                max_size=settings.pool_size,
-                behind_pooler=bool(settings.database_session_url),
-            )
+        pool, clock = await stack.enter_async_context(_database(settings, metrics))
+        wakeups = await stack.enter_async_context(
+            PostgresWakeups(pool, settings.session_url, clock)
         )
-        metrics.watch_pool(pool.get_stats)
-        wakeups = await stack.enter_async_context(PostgresWakeups(pool, settings.session_url))
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
         postgres_store = PostgresStore(
-            pool, wakeups.announce, metrics.committed, cancelled=metrics.cancelled_in_batch
+            pool, wakeups.announce, metrics.committed, clock, metrics.cancelled_in_batch
         )
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
-        keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys)
+        keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys, clock.unix_seconds)
         key_use = KeyUse(keys.record_use)
         await stack.enter_async_context(running(key_use.run(), "key-use"))
         certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
         tls = certificates.control_plane() if certificates else None
-        agent_client = await stack.enter_async_context(aclosing(AgentClient(pod_tokens, tls)))
+        agent_client = await stack.enter_async_context(
+            aclosing(AgentClient(pod_tokens, clock, tls))
+        )
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
         export_spans: ExportSpans = discard_spans
@@ -117,10 +113,10 @@ async def control_plane(
         interceptors = chain.interceptors(
             request_log,
             metrics,
-            _authentication(settings, keys, key_use, pod_tokens),
+            _authentication(settings, keys, key_use, pod_tokens, clock),
             _rate_limits(settings),
             traced_calls,
-            Auditing(audit_queue, clock),
+            Auditing(audit_queue, clock.for_audit),
         )
         server = Server(
             public,
@@ -131,7 +127,7 @@ async def control_plane(
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
         )
         following = asyncio.create_task(
-            _follow_database(server, wakeups, pool, settings), name="follow-database"
+            _follow_database(server, wakeups, pool, clock, settings), name="follow-database"
         )
         stack.callback(following.cancel)
         loop = asyncio.get_running_loop()
@@ -142,14 +138,13 @@ async def control_plane(
 
 @asynccontextmanager
 async def fleet(
-    settings: Settings, metrics: Metrics, clock: Clock
+    settings: Settings, metrics: Metrics
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A fleet controller. The yielded function runs it while this process leads.
 
     Raises NotSetUpError and IsolationError.
     """
     signing_keys = _signing_keys(settings)
-    pod_tokens = PodTokens(signing_keys)
     certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
     bounds = Bounds(
         start_seconds=settings.pod_start_seconds,
@@ -157,21 +152,17 @@ async def fleet(
         tool_timeout_seconds=settings.tool_timeout_seconds,
         lease_seconds=settings.lease_seconds,
     )
-    backlog = metrics.backlog(clock) if settings.metrics_port else None
-    async with (
-        pods_of(settings, pod_tokens, certificates) as (pods, run_id),
-        open_pool(
-            settings.database_url,
-            max_size=settings.pool_size,
-            behind_pooler=bool(settings.database_session_url),
-        ) as pool,
-        PostgresFleetWakeups(pool, settings.session_url) as wakeups,
-        aclosing(
-            AgentClient(pod_tokens, certificates.control_plane() if certificates else None)
-        ) as agent_client,
-    ):
-        metrics.watch_pool(pool.get_stats)
-        store = PostgresStore(pool, wakeups.announce, metrics.committed)
+    async with AsyncExitStack() as stack:
+        pool, clock = await stack.enter_async_context(_database(settings, metrics))
+        pod_tokens = PodTokens(signing_keys, clock.unix_seconds)
+        pods, run_id = await stack.enter_async_context(pods_of(settings, pod_tokens, certificates))
+        wakeups = await stack.enter_async_context(PostgresFleetWakeups(pool, settings.session_url))
+        tls = certificates.control_plane() if certificates else None
+        agent_client = await stack.enter_async_context(
+            aclosing(AgentClient(pod_tokens, clock, tls))
+        )
+        backlog = metrics.backlog(clock) if settings.metrics_port else None
+        store = PostgresStore(pool, wakeups.announce, metrics.committed, clock)
         agents = MeasuredAgents(agent_client, metrics)
 
         def new_controller(term: Term) -> Controller:
@@ -183,9 +174,27 @@ async def fleet(
 
         async def run() -> None:
             await await_schema(pool)
-            await lead(leadership, wakeups, new_controller)
+            await clock.known()
+            await lead(leadership, wakeups, clock.leading, new_controller)
 
         yield run
+
+
+@asynccontextmanager
+async def _database(
+    settings: Settings, metrics: Metrics
+) -> AsyncIterator[tuple[Pool, ServiceClock]]:
+    """The connections of a program, and the time of the service."""
+    async with open_pool(
+        settings.database_url,
+        max_size=settings.pool_size,
+        behind_pooler=bool(settings.database_session_url),
+    ) as pool:
+        metrics.watch_pool(pool.get_stats)
+        clock = ServiceClock(pool)
+        metrics.watch_clock(clock)
+        async with running(clock.run(), "clock"):
+            yield pool, clock
 
 
 @asynccontextmanager
@@ -221,15 +230,24 @@ def _signing_keys(settings: Settings) -> str:
 
 
 def _authentication(
-    settings: Settings, keys: PostgresKeys, key_use: KeyUse, pod_tokens: PodTokens
+    settings: Settings,
+    keys: PostgresKeys,
+    key_use: KeyUse,
+    pod_tokens: PodTokens,
+    clock: ServiceClock,
 ) -> Authentication:
     session_tokens = SessionTokens(
-        JwkSet(settings.jwks_source), settings.jwt_issuer, settings.jwt_audience
+        JwkSet(settings.jwks_source),
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        clock.unix_seconds,
     )
     host_binding = (
         HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None
     )
-    authenticator = Authenticator(ApiKeys(keys.find_key, key_use.record), session_tokens)
+    authenticator = Authenticator(
+        ApiKeys(keys.find_key, key_use.record, clock.unix_seconds), session_tokens
+    )
     return Authentication(authenticator, pod_tokens, host_binding, agent_tls=settings.agent_tls)
 
 
@@ -274,7 +292,11 @@ def _with_crash_points(
 
 
 async def _follow_database(
-    server: Server, wakeups: PostgresWakeups, pool: Pool, settings: Settings
+    server: Server,
+    wakeups: PostgresWakeups,
+    pool: Pool,
+    clock: ServiceClock,
+    settings: Settings,
 ) -> None:
     """Reports the worker as healthy while it reaches its database, and the schema is current.
 
@@ -284,6 +306,7 @@ async def _follow_database(
         await wakeups.listening()
         async with _pooler(settings) as pooler_lost:
             await await_schema(pool)
+            await clock.known()
             await server.set_serving(serving=True)
             waits = [asyncio.ensure_future(wakeups.disconnected()), pooler_lost]
             try:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 
 from evershell.server import bootstrap
 from evershell.server.api.liveness import liveness_served
@@ -18,15 +17,10 @@ from evershell.server.telemetry.metrics import Metrics, serve_metrics
 DRAIN_SECONDS = 4.0
 
 
-def now() -> datetime:
-    """The clock of every program."""
-    return datetime.now(UTC)
-
-
 async def serve(settings: Settings, port: int) -> None:
     """Runs one worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
     metrics = _log_and_metrics("serve", settings)
-    async with bootstrap.control_plane(settings, metrics, now) as server:
+    async with bootstrap.control_plane(settings, metrics) as server:
         with _serving(metrics, settings):
             _exempt_from_collection()
             await server.start(f"{settings.listen_host}:{port}", serving=False)
@@ -41,7 +35,7 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
     and IsolationError.
     """
     metrics = _log_and_metrics("fleet", settings)
-    async with _live_at(health_address), bootstrap.fleet(settings, metrics, now) as lead:
+    async with _live_at(health_address), bootstrap.fleet(settings, metrics) as lead:
         with _serving(metrics, settings):
             _exempt_from_collection()
             leading = asyncio.ensure_future(lead())

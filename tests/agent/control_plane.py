@@ -270,9 +270,7 @@ class ControlPlane(RuntimeServiceServicer):
         """Records the intent, then signals the agent. Returns whether the agent knew the task."""
         cancellation = Cancellation(reason="enough")
         if force_after_seconds is not None:
-            cancellation.force_at.FromNanoseconds(
-                int((time.time() + self.ahead_seconds + force_after_seconds) * 1e9)
-            )
+            cancellation.force_after_ms = int(force_after_seconds * 1000)
         if self.task is not None and self.task.task_id == task_id:
             self.task.cancellation.CopyFrom(cancellation)
         request = CancelTaskRequest(

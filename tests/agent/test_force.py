@@ -21,7 +21,7 @@ async def test_force_interrupts_the_model_call_and_keeps_the_partial_reply() -> 
         for text in ("so ", "far\0"):
             world.partial.add(text)
         world.partial.model, world.partial.input_tokens, world.partial.output_tokens = "m-1", 5, 3
-        asyncio.get_running_loop().call_soon(task.cancel.request, time.time())
+        asyncio.get_running_loop().call_soon(task.cancel.request, 0)
         await wait_forever()
 
     world.at["model 2"] = hang
@@ -52,7 +52,7 @@ async def test_force_before_any_reply_records_an_empty_model_call(end: str) -> N
     world, task, may_end = World([raised or a_reply()]), a_task(), asyncio.Event()
 
     async def begin() -> None:
-        task.cancel.request(time.time())
+        task.cancel.request(0)
         if end == "does not end":
             while not may_end.is_set():
                 with suppress(asyncio.CancelledError):
@@ -84,7 +84,7 @@ async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> No
 
     async def hang() -> None:
         # Both times pass while the event loop is blocked, so it finds both timers due.
-        task.cancel.request(time.time() + 0.02)
+        task.cancel.request(0.02)
         asyncio.get_running_loop().call_soon(time.sleep, 0.05)
         await wait_forever()
 
@@ -101,7 +101,7 @@ async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> No
 
 async def test_a_model_call_that_fails_before_the_force_is_due_is_a_failure() -> None:
     world, task = World([ModelFailure("no")]), a_task()
-    world.at["model 1"] = lambda: task.cancel.request(time.time() + 3_000)
+    world.at["model 1"] = lambda: task.cancel.request(3_000)
     assert await run_loop(world, task) == TaskEnded(status=TaskStatus.FAILED, reason="no")
     assert [type(event) for event in world.committed] == [TaskStarted, TaskEnded]
 
@@ -113,9 +113,9 @@ async def test_force_interrupts_the_tool_call_and_keeps_its_output() -> None:
         loop = asyncio.get_running_loop()
         # Requested without force, then with a late deadline, then at once: the earliest applies.
         loop.call_soon(task.cancel.request)
-        loop.call_soon(task.cancel.request, time.time() + 3_000)
-        loop.call_later(0.001, task.cancel.request, time.time())
-        loop.call_later(0.002, task.cancel.request, time.time() + 6_000)
+        loop.call_soon(task.cancel.request, 3_000)
+        loop.call_later(0.001, task.cancel.request, 0)
+        loop.call_later(0.002, task.cancel.request, 6_000)
         await wait_forever()
 
     world.at["tool 1"] = hang
@@ -128,19 +128,19 @@ async def test_force_interrupts_the_tool_call_and_keeps_its_output() -> None:
 
 async def test_force_between_the_calls_starts_no_tool() -> None:
     world, task = World(REPLIES), a_task()
-    world.at["model 1"] = lambda: task.cancel.request(time.time())
+    world.at["model 1"] = lambda: task.cancel.request(0)
     assert await run_loop(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     assert "tool 1" not in world.trace
 
 
 async def test_force_after_the_end_of_the_iteration_interrupts_nothing() -> None:
     world, task = World(REPLIES), a_task()
-    world.at["commit IterationCompleted 1"] = lambda: task.cancel.request(time.time())
+    world.at["commit IterationCompleted 1"] = lambda: task.cancel.request(0)
     assert await run_loop(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
 
 
 async def test_force_due_after_the_end_of_the_iteration_interrupts_nothing() -> None:
     world, task = World(REPLIES), a_task()
-    world.at["tool 1"] = lambda: task.cancel.request(time.time() + 3_000)
+    world.at["tool 1"] = lambda: task.cancel.request(3_000)
     assert await run_loop(world, task) == TaskEnded(status=TaskStatus.CANCELLED)
     assert len(world.committed) == 3

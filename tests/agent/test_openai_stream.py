@@ -1,7 +1,6 @@
 """Streamed answers: how chunks are assembled, and what is kept of an interrupted call."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ async def _force(run: Run, content: str) -> TaskEnded:
     """Forces the cancellation once this much of the answer has been received."""
     ending = asyncio.create_task(run.end())
     await eventually_async(lambda: run.partial.content == content)
-    run.task.cancel.request(force_at=time.time())
+    run.task.cancel.request(force_after_seconds=0)
     return await ending
 
 

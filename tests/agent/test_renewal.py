@@ -44,7 +44,9 @@ def client(
     log, shutdown, lease = structlog.get_logger(), Shutdown(), Lease(clock)
     session = Session(_no_work, shutdown, lambda: None, log, lambda: NOW)
     stubs = {"127.0.0.1:1": cast("Any", Stub(directive, on_call))}
-    credential = RuntimeCredential("ws_1", 1, "00" * SECRET_BYTES, ControlPlaneClock(lambda: NOW))
+    credential = RuntimeCredential(
+        "ws_1", 1, "00" * SECRET_BYTES, ControlPlaneClock(lambda: NOW, lambda: NOW)
+    )
     return RuntimeClient(stubs, credential, lease, shutdown, session, log), lease, session
 
 

@@ -85,7 +85,7 @@ async def side() -> AsyncIterator[Side]:
     control_plane_clock, agent_clock = FakeTimer(), FakeTimer()
     control_plane_clock.now = agent_clock.now = NOW
     tokens = PodTokens(new_key(), control_plane_clock)
-    clock = ControlPlaneClock(agent_clock)
+    clock = ControlPlaneClock(agent_clock, agent_clock)
     secret = tokens.runtime_secret(workspace.id, workspace.epoch).hex()
     credential = RuntimeCredential(workspace.id, workspace.epoch, secret, clock)
     shutdown, lease, log = Shutdown(), Lease(), structlog.get_logger()

@@ -30,7 +30,9 @@ class Runs:
         self.shutdown = Shutdown()
         self.early_beats = 0
         self.error: Exception | None = None
-        self.session = Session(self.run, self.shutdown, self._beat_now, structlog.get_logger())
+        self.session = Session(
+            self.run, self.shutdown, self._beat_now, structlog.get_logger(), lambda: 100.0
+        )
 
     def _beat_now(self) -> None:
         self.early_beats += 1
@@ -48,10 +50,10 @@ class Runs:
         await settle()
 
 
-def _directive(task_id: str, force_at: int | None = None) -> Directive:
+def _directive(task_id: str, force_after: int | None = None) -> Directive:
     task = Assignment(task_id=task_id, max_iterations=5)
-    if force_at is not None:
-        task.cancellation.force_at.seconds = force_at
+    if force_after is not None:
+        task.cancellation.force_after_ms = force_after * 1000
     return Directive(task=task, lease_ms=1_000)
 
 
@@ -136,7 +138,7 @@ async def test_only_a_reply_to_a_later_call_drops_a_task(runs: Runs) -> None:
 async def test_a_reply_that_names_another_task_replaces_the_task(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
-    runs.session.apply(_directive("b", force_at=5), runs.session.mark())
+    runs.session.apply(_directive("b", force_after=5), runs.session.mark())
     await settle()
     assert runs.started == ["a", "b"]
     assert runs.tasks["b"].cancel.is_requested
@@ -189,13 +191,11 @@ async def test_a_cancellation_is_remembered_until_its_task_arrives(runs: Runs) -
 async def test_the_earliest_force_deadline_applies(runs: Runs) -> None:
     runs.session.start(Assignment(task_id="a"))
     await settle()
-    for force_at in (900, 500, 700):
-        runs.session.apply(_directive("a", force_at=force_at), runs.session.mark())
-    cancellation = Cancellation()
-    cancellation.force_at.FromMilliseconds(400_500)
-    assert runs.session.cancel("a", cancellation)
+    for force_after in (900, 500, 700):
+        runs.session.apply(_directive("a", force_after=force_after), runs.session.mark())
+    assert runs.session.cancel("a", Cancellation(force_after_ms=400_500))
     assert runs.session.cancel("a", Cancellation())
-    assert runs.tasks["a"].cancel.force_at == 400.5
+    assert runs.tasks["a"].cancel.force_at == 500.5
 
 
 async def test_many_other_cancellations_do_not_affect_the_running_task(

@@ -1,5 +1,7 @@
 """The codec between the messages of agents and the core's objects loses no field."""
 
+from datetime import timedelta
+
 import pytest
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import task_pb2
@@ -67,7 +69,9 @@ def test_the_phases_of_an_agent_are_decoded() -> None:
 
 
 def test_a_directive_has_the_task_and_its_intent() -> None:
-    seen = codec.encode_directive(Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5)
+    assert INTENT.force_at is not None
+    now = INTENT.force_at - timedelta(seconds=4)
+    seen = codec.encode_directive(Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5, now)
     assert (seen.fenced, seen.lease_ms, seen.lease_length_ms) == (False, 1200, 1500)
     assert (
         seen.task.task_id,
@@ -77,6 +81,6 @@ def test_a_directive_has_the_task_and_its_intent() -> None:
     ) == ("task_1", "ls", 7, 5)
     assert (
         seen.task.cancellation.reason,
-        seen.task.cancellation.force_at.ToDatetime(NOW.tzinfo),
-    ) == ("enough", INTENT.force_at)
-    assert not codec.encode_directive(Directive(fenced=True, task=None), 1).HasField("task")
+        seen.task.cancellation.force_after_ms,
+    ) == ("enough", 4_000)
+    assert not codec.encode_directive(Directive(fenced=True, task=None), 1, NOW).HasField("task")

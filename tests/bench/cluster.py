@@ -23,11 +23,11 @@ from evershell.server.auth.signing_keys import new_key
 from evershell.server.core import ids
 from evershell.server.core.api_key import ApiKey, KeyTemplate
 from evershell.server.fleet.kubernetes.api import Api
-from evershell.server.programs import now
 from evershell.server.stack import postgres
 from evershell.server.store.keys import PostgresKeys
 from evershell.server.store.migrate import migrate
 from evershell.server.store.pool import open_pool
+from evershell.server.store.service_clock import machine_clock
 from tests.bench import processes
 from tests.bench.simulated_nodes import SimulatedNodes
 from tests.support.kubernetes import new_namespace
@@ -164,7 +164,7 @@ async def _api_key(url: str) -> str:
             org_id=_ORG,
             name="bench",
             template=KeyTemplate.FULL_ACCESS,
-            created_at=now(),
+            created_at=machine_clock(),
         )
         await keys.create_key(key, fingerprint(secret))
     return secret

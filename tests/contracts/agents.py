@@ -25,6 +25,7 @@ from evershell.server.core.task import Task
 from evershell.server.core.task_lifecycle import TaskEnded
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet.agent_client import AgentClient
+from evershell.server.store.service_clock import machine_clock
 from tests.support import world
 from tests.support.ports import free_ports
 from tests.support.world import FakeAgents, intent
@@ -92,7 +93,7 @@ class ClientCase:
     """AgentClient, with the service and session of a real agent on a loopback port."""
 
     def __init__(self) -> None:
-        self.client = AgentClient(TOKENS)
+        self.client = AgentClient(TOKENS, machine_clock)
         self.agents: Agents = self.client
         self.workspace = world.locked_busy(epoch=3).workspace
         self._pausing = _Pausing()

@@ -140,7 +140,7 @@ def test_both_stores_agree(database_url: str, steps: list[tuple[str, int | None,
         new = workspace(WorkspaceStatus.PROVISIONING)
         tasks = [task(new.id) for _ in steps]
         async with open_pool(database_url, min_size=1) as pool:
-            results = await _apply(PostgresStore(pool, lease_clock=lambda: NOW), new, steps, tasks)
+            results = await _apply(PostgresStore(pool, clock=lambda: NOW), new, steps, tasks)
         assert results == await _apply(FakeStore(lease_clock=lambda: NOW), new, steps, tasks)
         events = results[-1]
         assert isinstance(events, list)

@@ -43,7 +43,7 @@ async def store(store_url: str | None, clock: FakeClock) -> AsyncIterator[Store]
         yield FakeStore(lease_clock=clock)
         return
     async with open_pool(store_url) as opened:
-        yield PostgresStore(opened, lease_clock=clock)
+        yield PostgresStore(opened, clock=clock)
 
 
 async def lease(store: Store, workspace_id: str, seconds: float = LEASE_SECONDS) -> Workspace:

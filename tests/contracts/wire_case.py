@@ -33,7 +33,7 @@ class WireCase:
             clock=clock,
         )
         self._running: list[Agent] = []
-        self.agents = Wire(self._running, self._store, record)
+        self.agents = Wire(self._running, self._store, record, clock)
         self.workspace = world.workspace(WorkspaceStatus.PROVISIONING, run_id="run_1")
 
     @classmethod

@@ -11,6 +11,7 @@ from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.fleet import agent_channels
 from evershell.server.fleet.agent_channels import AgentChannel, AgentChannels, Key
 from evershell.server.fleet.agent_client import AgentClient
+from evershell.server.store.service_clock import machine_clock
 from tests.fleet.test_agent_client import TOKENS, Context, FakeAgent, cancel
 from tests.support.waiting import eventually_async
 
@@ -47,7 +48,7 @@ def channels(monkeypatch: pytest.MonkeyPatch) -> OpenChannels:
 
 @pytest.fixture
 async def client(channels: OpenChannels) -> AsyncIterator[AgentClient]:
-    client = AgentClient(TOKENS, max_channels=LIMIT)
+    client = AgentClient(TOKENS, machine_clock, max_channels=LIMIT)
     yield client
     await client.aclose()
     assert channels.open == []

@@ -6,6 +6,7 @@ tests/contracts tests what it promises to the core.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -27,7 +28,7 @@ from tests.support.world import NOW, intent, locked_busy
 Context = grpc.aio.ServicerContext[Any, Any]
 # On a clock that stands still, so that every signal token is of the same minute.
 TOKENS = PodTokens(new_key(), lambda: 1_000.0)
-TASK = locked_busy(cancel=intent(force_at=NOW), epoch=3).task
+TASK = locked_busy(cancel=intent(force_at=NOW + timedelta(seconds=7)), epoch=3).task
 assert TASK is not None
 
 
@@ -94,7 +95,7 @@ async def agent() -> AsyncIterator[FakeAgent]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[AgentClient]:
-    client = AgentClient(TOKENS)
+    client = AgentClient(TOKENS, lambda: NOW)
     yield client
     await client.aclose()
 
@@ -130,7 +131,7 @@ async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     (request,) = agent.requests
     assert TASK is not None
     assert (request.epoch, request.task_id, request.cancellation.reason) == (3, TASK.id, "enough")
-    assert request.cancellation.force_at.ToDatetime(NOW.tzinfo) == NOW
+    assert request.cancellation.force_after_ms == 7_000
     assert request.workspace_id.startswith("ws_")
     assert agent.authorizations == [
         value for _, value in TOKENS.signal_metadata(request.workspace_id, request.epoch)
@@ -212,7 +213,7 @@ async def test_an_agent_of_the_previous_signing_key_is_called_with_its_tokens(
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "another key")
 
     agent.before = verify
-    client = AgentClient(tokens)
+    client = AgentClient(tokens, lambda: NOW)
     assert TASK is not None
     assert await client.cancel_task(workspace, TASK) is True
     assert len(agent.requests) == 2

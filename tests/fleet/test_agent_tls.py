@@ -12,6 +12,7 @@ from evershell.server.core.errors import AgentUnreachableError
 from evershell.server.fleet import agent_client
 from evershell.server.fleet.agent_channels import AgentChannels
 from evershell.server.fleet.agent_client import AgentClient
+from evershell.server.store.service_clock import machine_clock
 from tests.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
 from tests.support.agent_tls import Certificates, certificates
 
@@ -28,7 +29,7 @@ def of() -> Certificates:
 
 @pytest.fixture
 async def client(of: Certificates) -> AsyncIterator[AgentClient]:
-    client = AgentClient(TOKENS, of.control_plane)
+    client = AgentClient(TOKENS, machine_clock, of.control_plane)
     yield client
     await client.aclose()
 
@@ -116,7 +117,7 @@ async def test_agents_are_signalled_during_a_rotation_of_the_signing_key(
     client_keys: str, agent_keys: str, is_reached: bool
 ) -> None:
     workspace, agent = workspace_at(None), FakeAgent()
-    client = AgentClient(TOKENS, certificates(client_keys).control_plane)
+    client = AgentClient(TOKENS, machine_clock, certificates(client_keys).control_plane)
     await agent.listen(tls=certificates(agent_keys).agent(workspace.id, EPOCH))
     workspace = workspace_at(agent.address, workspace.id)
     if is_reached:

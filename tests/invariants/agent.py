@@ -84,7 +84,7 @@ class Agent:
         stub = RuntimeStub(
             AgentIdentity(workspace_id, epoch), self, shared.runtime, shared.store, shared.record
         )
-        clock = ControlPlaneClock(shared.clock.unix_seconds)
+        clock = ControlPlaneClock(shared.clock.monotonic, shared.clock.unix_seconds)
         self._program = program.Agent(
             {self.address: cast("Any", stub)},
             RuntimeCredential(workspace_id, epoch, "00" * SECRET_BYTES, clock),
@@ -115,8 +115,8 @@ class Agent:
     def note_cancellation(self, task_id: str, cancellation: Cancellation) -> None:
         """Notes that the agent receives a cancellation."""
         known = self.known_cancellations.get(task_id)
-        if cancellation.HasField("force_at"):
-            force_at = cancellation.force_at.seconds + cancellation.force_at.nanos / 1e9
+        if cancellation.HasField("force_after_ms"):
+            force_at = self._shared.clock.unix_seconds() + cancellation.force_after_ms / 1000
             known = force_at if known is None else min(known, force_at)
         self.known_cancellations[task_id] = known
 

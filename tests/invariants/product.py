@@ -85,7 +85,7 @@ class Product:
         self.shared = Surrounded(
             runtime=runtime, store=self.store, record=self.record, clock=self.clock
         )
-        self.wire = Wire(self.agents, self.observer, self.record)
+        self.wire = Wire(self.agents, self.observer, self.record, self.clock)
         self.pods = Pods(self.agents, self.shared)
         self.run_id = f"run_{next(self._run_numbers)}"
         self.workspace_id = (

@@ -69,7 +69,7 @@ def _on_postgres(url: str) -> OpenStores:
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
             await connection.execute("TRUNCATE workspaces, tasks, events, org_holds")
-        store = PostgresStore(pool, announce, lease_clock=clock)
+        store = PostgresStore(pool, announce, clock=clock)
         return store, PostgresStore(observing)
 
     return open_stores

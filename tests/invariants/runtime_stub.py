@@ -96,7 +96,10 @@ class RuntimeStub:
         was_recorded = self._store.intent(task_id) is not None
         was_over = self._store.workspace is not None and self._store.workspace.epoch != agent.epoch
         try:
-            directive = codec.encode_directive(await apply(), self._runtime.lease_seconds)
+            decided = await apply()
+            directive = codec.encode_directive(
+                decided, self._runtime.lease_seconds, self._runtime.clock()
+            )
         except UnavailableError:
             raise _error(grpc.StatusCode.UNAVAILABLE) from None
         except Failure as failure:

@@ -9,7 +9,7 @@ from evershell.agent.v1.agent_service_pb2 import Cancellation
 
 from evershell.server.agent.session import WrongTaskError
 from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.ports import Store
+from evershell.server.core.ports import Clock, Store
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
 from evershell.server.pod.messages import cancellation_fields, encode_assignment
@@ -38,12 +38,13 @@ class Network(Enum):
 class Wire:
     """Implements core.ports.Agents."""
 
-    def __init__(self, agents: list[Agent], observer: Store, record: Record) -> None:
+    def __init__(self, agents: list[Agent], observer: Store, record: Record, clock: Clock) -> None:
         self.network = Network.GOOD
         self._agents = agents
         # Another session of the database, which sees only what is committed.
         self._observer = observer
         self._record = record
+        self._clock = clock
         self._late: set[asyncio.Task[None]] = set()
 
     def reaches(self, workspace: Workspace) -> bool:
@@ -52,7 +53,7 @@ class Wire:
         return self.network is Network.GOOD and agent is not None and not agent.is_frozen
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        assignment = encode_assignment(task)
+        assignment = encode_assignment(task, self._clock())
         try:
             await self._call(workspace, lambda agent: agent.start(workspace.epoch, assignment))
         except WrongTaskError as error:
@@ -63,7 +64,7 @@ class Wire:
         self._record.signals.append(
             Signal(task_id=task.id, was_recorded=seen is not None and seen.cancel is not None)
         )
-        cancellation = Cancellation(**(cancellation_fields(task) or {}))
+        cancellation = Cancellation(**(cancellation_fields(task, self._clock()) or {}))
         return await self._call(
             workspace, lambda agent: agent.cancel(workspace.epoch, task.id, cancellation)
         )

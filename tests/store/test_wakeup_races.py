@@ -15,6 +15,7 @@ from evershell.server.core.workspace import Workspace
 from evershell.server.store.notifications import Channel
 from evershell.server.store.pool import Pool, open_pool
 from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.service_clock import machine_clock
 from evershell.server.store.wakeups import PostgresWakeups
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, with_task
@@ -62,7 +63,8 @@ Commit = Callable[[Process, Workspace, str], Awaitable[object]]
 
 
 async def cancel(by: Process, busy: Workspace, task_id: str) -> object:
-    return await by.store.record_cancellation(permission(), busy.id, task_id, intent())
+    requested = replace(intent(), requested_at=machine_clock())
+    return await by.store.record_cancellation(permission(), busy.id, task_id, requested)
 
 
 async def start(by: Process, busy: Workspace, task_id: str) -> object:

@@ -1,9 +1,10 @@
 """A primary and its standby, with streaming replication, on this machine."""
 
 import asyncio
+import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ PROMOTE_SECONDS = 10.0
 class Server:
     """One PostgreSQL server. It keeps its folder and its address."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is added to that of this process."""
         state_dir.mkdir()
+        self._environment = os.environ | (environment or {})
         self.places = postgres.places(state_dir)
         self.url = postgres.database_url(self.places.socket_dir)
         self._log = state_dir.with_suffix(".log")
@@ -33,7 +36,7 @@ class Server:
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
         options = [each for pair in settings.items() for each in ("-c", "=".join(pair))]
         with self._log.open("ab") as log:
-            self._process = psutil.Popen([*command, *options], stderr=log)
+            self._process = psutil.Popen([*command, *options], env=self._environment, stderr=log)
         asyncio.run(postgres.wait_ready(self.url, START_SECONDS))
 
     def connect(self) -> "psycopg.Connection[Any]":
@@ -78,8 +81,9 @@ class Server:
 class Replication:
     """A primary that commits only what its standby has, and the standby."""
 
-    def __init__(self, folder: Path) -> None:
-        self.primary, self.standby = Server(folder / "first"), Server(folder / "second")
+    def __init__(self, folder: Path, standby_environment: Mapping[str, str] | None = None) -> None:
+        self.primary = Server(folder / "first")
+        self.standby = Server(folder / "second", standby_environment)
         hosts = [each.places.socket_dir for each in (self.primary, self.standby)]
         # Of both, for clients.
         self.url = (

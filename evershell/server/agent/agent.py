@@ -54,7 +54,7 @@ class Agent:
             self.shutdown,
             self._beat_now,
             log,
-            credential.clock,
+            monotonic,
             self._task_spans.cancelling,
         )
         self._lease = Lease(monotonic)

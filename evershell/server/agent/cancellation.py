@@ -9,20 +9,22 @@ class CancelFlag:
     """Whether the task is cancelled, and when its iteration is interrupted.
 
     The signal and every directive set the flag, in any order and any number of times. Once set, it
-    stays set, and the earliest `force_at` applies. `force_at` is a wall-clock time (seconds since
-    1970), because another host sets it.
+    stays set, and the earliest `force_at` applies. `force_at` is monotonic, in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = asyncio.Event()
         self.is_requested = False
         self.force_at: float | None = None
 
-    def request(self, force_at: float | None = None) -> None:
-        """Sets the flag. `force_at` takes effect if no earlier time is set."""
+    def request(self, force_after_seconds: float | None = None) -> None:
+        """Sets the flag, and `force_at` unless an earlier time is set."""
         self.is_requested = True
-        if force_at is not None and (self.force_at is None or force_at < self.force_at):
+        if force_after_seconds is None:
+            return
+        force_at = self._clock() + force_after_seconds
+        if self.force_at is None or force_at < self.force_at:
             self.force_at = force_at
             self._changed.set()
 

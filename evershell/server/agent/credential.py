@@ -17,12 +17,18 @@ def secret_of(digits: str) -> bytes:
 class ControlPlaneClock:
     """The time of the control plane, as far as the agent knows it, in seconds since 1970.
 
-    It is the time of this machine, until the control plane says that its own differs.
+    It is the time of this machine at the start of the agent, until the control plane says that its
+    own differs. The monotonic clock counts from there, so it does not matter if the clock of this
+    machine is set.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
-        self._offset_seconds = 0.0
+        self._offset_seconds = wall() - clock()
 
     def __call__(self) -> float:
         return self._clock() + self._offset_seconds

@@ -49,7 +49,7 @@ class Session:
         shutdown: Shutdown,
         beat_now: Callable[[], None],
         log: Log,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         cancelling: Callable[[str, TraceContext], TraceContext] = lambda task_id, trace: trace,
     ) -> None:
         """`beat_now` sends a heartbeat, whose reply carries a new directive.
@@ -137,7 +137,7 @@ class Session:
         if is_known and trace is not None:
             trace = self._cancelling(task_id, trace)
         self._remember_trace(task_id, trace)
-        self._flag(task_id).request(_force_at(cancellation))
+        self._flag(task_id).request(_force_after_seconds(cancellation))
         if not is_known and task_id not in self._finished:
             # If the database has assigned the task to this agent, the next directive starts it, and
             # its end is committed at once.
@@ -194,7 +194,7 @@ class Session:
 
     def _apply_cancellation(self, assignment: Assignment) -> None:
         if assignment.HasField("cancellation"):
-            self._flag(assignment.task_id).request(_force_at(assignment.cancellation))
+            self._flag(assignment.task_id).request(_force_after_seconds(assignment.cancellation))
 
     def _flag(self, task_id: str) -> CancelFlag:
         if self._task is not None and self._task.id == task_id:
@@ -256,8 +256,5 @@ class Session:
         self._beat_now()
 
 
-def _force_at(cancellation: Cancellation) -> float | None:
-    """Seconds since 1970."""
-    if not cancellation.HasField("force_at"):
-        return None
-    return cancellation.force_at.seconds + cancellation.force_at.nanos / 1e9
+def _force_after_seconds(cancellation: Cancellation) -> float | None:
+    return cancellation.force_after_ms / 1000 if cancellation.HasField("force_after_ms") else None

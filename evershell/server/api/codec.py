@@ -263,15 +263,17 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
         return workspace_service_pb2.WatchEventsResponse(event=event)
 
 
-def encode_directive(directive: Directive, lease_seconds: float) -> runtime_service_pb2.Directive:
-    """The directive in every reply to an agent. `lease_seconds` is the length of a lease."""
+def encode_directive(
+    directive: Directive, lease_seconds: float, now: datetime
+) -> runtime_service_pb2.Directive:
+    """The directive in a reply to an agent. `lease_seconds` is the length of a lease."""
     message = runtime_service_pb2.Directive(
         fenced=directive.fenced,
         lease_ms=max(0, int((directive.lease_seconds or 0) * 1000)),
         lease_length_ms=int(lease_seconds * 1000),
     )
     if directive.task is not None:
-        message.task.CopyFrom(encode_assignment(directive.task))
+        message.task.CopyFrom(encode_assignment(directive.task, now))
     return message
 
 

@@ -91,4 +91,4 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
             raise Failure("validation_error", message, fields={}) from breach
 
     def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
-        return codec.encode_directive(directive, self.runtime.lease_seconds)
+        return codec.encode_directive(directive, self.runtime.lease_seconds, self.runtime.clock())

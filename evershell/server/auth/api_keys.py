@@ -40,10 +40,15 @@ class ApiKeys:
         self,
         find_key: FindKey,
         record_use: Callable[[str, float], None] = lambda key_id, now: None,
+        clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """Calls `record_use` for each call with a valid key, with its id and seconds since 1970."""
+        """Calls `record_use` for each call with a valid key, with its id and the time.
+
+        `clock` is the time of the service, in seconds since 1970.
+        """
         self._find_key = find_key
         self._record_use = record_use
+        self._clock = clock
         # Each key with its caller.
         self._known: TTLCache[bytes, tuple[ApiKey, Caller]] = TTLCache(
             maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS
@@ -62,7 +67,7 @@ class ApiKeys:
         if known is None:
             raise errors.unauthenticated("The API key is not known, or was revoked.")
         key, caller = known
-        now = time.time()
+        now = self._clock()
         if key.expires_at is not None and key.expires_at.timestamp() <= now:
             raise errors.unauthenticated(f"The API key {key.id} has expired.")
         self._record_use(key.id, now)

@@ -9,6 +9,7 @@ import json
 import time
 import urllib.request
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -26,7 +27,7 @@ from evershell.server.core.errors import Failure
 
 # `EdDSA` (RFC 8037) and `Ed25519` (RFC 9864) name the same algorithm. Providers use either name.
 ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
-# The tolerated difference between the clocks of the provider and the worker.
+# The tolerated difference between the clocks of the provider and the service.
 LEEWAY_SECONDS = 5
 # How long a verified token is cached. It is never cached beyond its `exp`.
 CACHE_SECONDS = 60.0
@@ -135,11 +136,20 @@ class SessionTokens:
     share of the worker's time.
     """
 
-    def __init__(self, keys: JwkSet, issuer: str, audience: str) -> None:
+    def __init__(
+        self,
+        keys: JwkSet,
+        issuer: str,
+        audience: str,
+        clock: Callable[[], float] = lambda: time.time(),
+    ) -> None:
+        """`clock` is the time of the service, in seconds since 1970."""
         # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys
+        self._clock = clock
         self._claims = jwt.JWTClaimsRegistry(
+            now=lambda: int(clock()),
             leeway=LEEWAY_SECONDS,
             iss={"essential": True, "value": issuer},
             aud={"essential": True, "value": audience},
@@ -162,7 +172,7 @@ class SessionTokens:
         """The token's caller. Raises Failure unauthenticated, rate_limited; UnavailableError."""
         digest = hashlib.sha256(token.encode()).digest()
         known = self._verified.get(digest)
-        if known is not None and time.time() < known.until:
+        if known is not None and self._clock() < known.until:
             return known.caller
         if digest in self._forged:
             raise _invalid()
@@ -186,7 +196,7 @@ class SessionTokens:
             # Includes payloads that are not JSON objects or are nested too deeply for the parser.
             raise _invalid() from error
         self._verified[digest] = _Verified(
-            caller, min(float(claims["exp"]), time.time() + CACHE_SECONDS)
+            caller, min(float(claims["exp"]), self._clock() + CACHE_SECONDS)
         )
         return caller
 

@@ -15,7 +15,6 @@ from evershell.server.core import ids
 from evershell.server.core.api_key import ApiKey, KeyTemplate
 from evershell.server.core.errors import Failure, UnavailableError
 from evershell.server.core.validation import Fields
-from evershell.server.programs import now
 from evershell.server.store.keys import PostgresKeys
 
 MAX_NAME_CHARACTERS = 200
@@ -83,20 +82,20 @@ def create(
     if expires_in_seconds is not None and not 0 < expires_in_seconds <= _MAX_EXPIRY_SECONDS:
         fields.reject("--expires-in", "must be more than 0 s and at most 100 years")
     _checked(fields)
-    created_at = now()
     secret = new_secret()
-    key = ApiKey(
-        id=ids.new_key_id(),
-        org_id=ids.new_org_id() if org_id == _NEW else org_id,
-        name=name,
-        template=KeyTemplate(template),
-        created_at=created_at,
-        expires_at=None
-        if expires_in_seconds is None
-        else created_at + timedelta(seconds=expires_in_seconds),
-    )
 
-    async def work(stored: PostgresKeys) -> None:
+    async def work(stored: PostgresKeys) -> ApiKey:
+        created_at = await stored.now()
+        key = ApiKey(
+            id=ids.new_key_id(),
+            org_id=ids.new_org_id() if org_id == _NEW else org_id,
+            name=name,
+            template=KeyTemplate(template),
+            created_at=created_at,
+            expires_at=None
+            if expires_in_seconds is None
+            else created_at + timedelta(seconds=expires_in_seconds),
+        )
         if new_org_slug:
             await add_org(stored, key.org_id, new_org_slug)
         await _require_org(stored, key.org_id)
@@ -108,8 +107,9 @@ def create(
         except (UnavailableError, psycopg.Error):
             say(f"The secret is not valid, unless `keys list` shows key {key.id}.", error=True)
             raise
+        return key
 
-    with_keys(work)
+    key = with_keys(work)
     until = "" if key.expires_at is None else f", until {_time(key.expires_at)}"
     say(
         f"Created key {key.id} of organization {key.org_id} with the template {template}. "
@@ -145,7 +145,7 @@ def revoke(key_id: str) -> None:
     """Fails if there is no valid key with this id."""
 
     async def work(stored: PostgresKeys) -> bool:
-        return await stored.revoke_key(key_id, now())
+        return await stored.revoke_key(key_id, await stored.now())
 
     if not with_keys(work):
         raise click.ClickException(

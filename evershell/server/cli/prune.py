@@ -8,12 +8,12 @@ import psycopg
 from evershell.cli.duration import DURATION
 from evershell.cli.terminal import say
 from evershell.server.cli.environment import read_ready, read_settings
-from evershell.server.programs import now
 from evershell.server.store.audit_partitions import add_partitions
 from evershell.server.store.audit_partitions import prune as remove_months
 from evershell.server.store.command_session import connect_for_command
 from evershell.server.store.primary import PoolerError
 from evershell.server.store.problem import problem_of
+from evershell.server.store.service_clock import time_of
 
 _DAY_SECONDS = 86_400
 
@@ -46,8 +46,9 @@ def prune(seconds: float | None) -> None:
             raise click.UsageError("AUDIT_RETENTION_DAYS is 0, so --older-than is required.")
     try:
         with connect_for_command(database_url) as connection:
-            add_partitions(connection, now())
-            count = remove_months(connection, now() - timedelta(seconds=seconds))
+            now = time_of(connection)
+            add_partitions(connection, now)
+            count = remove_months(connection, now - timedelta(seconds=seconds))
     except PoolerError as error:
         raise click.ClickException(str(error)) from error
     except psycopg.Error as error:

@@ -39,7 +39,7 @@ class Locked:
 class Change:
     """What to commit. `task` is the locked task, a new one, or None if there is none.
 
-    `lease_seconds` renews the agent's lease for that time by the clock of the database. A renewal
+    `lease_seconds` renews the agent's lease for that time by the time of the service. A renewal
     never shortens a lease. None leaves the lease as it is in `workspace`.
     """
 

@@ -8,14 +8,14 @@ from datetime import datetime
 from ulid import ULID
 
 
-def new_workspace_id() -> str:
-    """`ws_` followed by a ULID."""
-    return f"ws_{ULID()}"
+def new_workspace_id(time: datetime | None = None) -> str:
+    """`ws_` followed by a ULID of this time, or of the time of this machine."""
+    return f"ws_{_ulid(time)}"
 
 
-def new_task_id() -> str:
-    """`task_` followed by a ULID."""
-    return f"task_{ULID()}"
+def new_task_id(time: datetime | None = None) -> str:
+    """`task_` followed by a ULID of this time, or of the time of this machine."""
+    return f"task_{_ulid(time)}"
 
 
 def new_org_id() -> str:
@@ -36,3 +36,7 @@ def new_audit_id(time: datetime) -> str:
 def first_audit_id(time: datetime) -> str:
     """Sorts before every audit id of this millisecond or later, and after all earlier ones."""
     return f"aud_{str(ULID.from_datetime(time))[:10]}"
+
+
+def _ulid(time: datetime | None) -> ULID:
+    return ULID() if time is None else ULID.from_datetime(time)

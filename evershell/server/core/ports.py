@@ -43,7 +43,7 @@ class Leased:
 
     # The workspace and its current task, which were not locked.
     locked: Locked
-    # How long the lease still lasts, by the clock of the database. Not above 0 without a lease.
+    # How long the lease still lasts, by the time of the service. Not above 0 without a lease.
     lease_seconds: float
 
 
@@ -239,10 +239,10 @@ class Store(Protocol):
         """
 
     async def list_expired_leases(self) -> Sequence[Workspace]:
-        """The workspaces with a pod whose lease has run out, by the clock of the database."""
+        """The workspaces with a pod whose lease has run out, by the time of the service."""
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
-        """How long the lease of the workspace lasts, by the clock of the database.
+        """How long the lease of the workspace lasts, by the time of the service.
 
         For None, the lease that runs out first, of all workspaces with a pod. Below 0 if it has run
         out; None if there is no lease.

@@ -32,7 +32,7 @@ class Directive:
     fenced: bool
     # The current task, with its intent to cancel if there is one; None if there is no task.
     task: Task | None
-    # How long the lease still lasts, by the clock of the database. None in the reply to a commit,
+    # How long the lease still lasts, by the time of the service. None in the reply to a commit,
     # which does not renew it.
     lease_seconds: float | None = None
 

@@ -99,15 +99,16 @@ async def submit_task(
     be delivered and has ended `delivery_failed`; idempotency_conflict.
     """
     permission = caller.permission("tasks:write")
+    now = clock()
     task = Task(
-        id=new_task_id(),
+        id=new_task_id(now),
         workspace_id=request.workspace_id,
         description=request.description,
         metadata=dict(request.metadata),
         submitted_by=caller.actor_id,
         limits=request.limits,
         max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
-        created_at=clock(),
+        created_at=now,
     )
     call = None
     if request.key is not None:

@@ -42,7 +42,8 @@ async def create_workspace(
     fields.check()
     # The caller becomes the creator, so `:own` is enough.
     permission = caller.permission("workspace:write")
-    workspace = _new(new_workspace_id(), caller.org_id, name, caller.user_id, clock())
+    now = clock()
+    workspace = _new(new_workspace_id(now), caller.org_id, name, caller.user_id, now)
     audit = origin.audit and replace(origin.audit, workspace_id=workspace.id)
     call = None
     if key is not None:

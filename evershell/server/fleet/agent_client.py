@@ -21,6 +21,7 @@ from tenacity import (
 from evershell.server.auth.pod_tokens import PodTokens
 from evershell.server.core import deadline, trace
 from evershell.server.core.errors import AgentUnreachableError
+from evershell.server.core.ports import Clock
 from evershell.server.core.task import Task
 from evershell.server.core.workspace import Workspace
 from evershell.server.fleet.agent_channels import AgentChannels, Key
@@ -47,30 +48,43 @@ class AgentClient:
     def __init__(
         self,
         pod_tokens: PodTokens,
+        clock: Clock,
         tls: TlsIdentity | None = None,
         max_channels: int = MAX_CHANNELS,
     ) -> None:
         """Without `tls`, agents are called in plain text."""
         self._pod_tokens = pod_tokens
+        self._clock = clock
         self._channels = AgentChannels(max_channels, tls)
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         # An agent that refuses is treated as unreachable: it has a task that the database does not
         # know of.
-        request = agent_service_pb2.StartTaskRequest(
-            workspace_id=workspace.id, epoch=workspace.epoch, task=encode_assignment(task)
+        await self._call(
+            workspace,
+            lambda stub, **options: stub.StartTask(
+                agent_service_pb2.StartTaskRequest(
+                    workspace_id=workspace.id,
+                    epoch=workspace.epoch,
+                    task=encode_assignment(task, self._clock()),
+                ),
+                **options,
+            ),
         )
-        await self._call(workspace, lambda stub, **options: stub.StartTask(request, **options))
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        request = agent_service_pb2.CancelTaskRequest(
-            workspace_id=workspace.id,
-            epoch=workspace.epoch,
-            task_id=task.id,
-            cancellation=cancellation_fields(task),
-        )
         answer = await self._call(
-            workspace, lambda stub, **options: stub.CancelTask(request, **options)
+            workspace,
+            # A message for each attempt, because it says how much time is left.
+            lambda stub, **options: stub.CancelTask(
+                agent_service_pb2.CancelTaskRequest(
+                    workspace_id=workspace.id,
+                    epoch=workspace.epoch,
+                    task_id=task.id,
+                    cancellation=cancellation_fields(task, self._clock()),
+                ),
+                **options,
+            ),
         )
         assert isinstance(answer, agent_service_pb2.CancelTaskResponse)
         return answer.known

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any
 
 from evershell.server.fleet.controller import Controller
@@ -12,12 +13,17 @@ from evershell.server.store.leadership import Leadership, Term
 async def lead(
     leadership: Leadership,
     wakeups: PostgresFleetWakeups,
+    leading: Callable[[], AbstractContextManager[None]],
     new_controller: Callable[[Term], Controller],
 ) -> None:
-    """Runs a new controller each time this process becomes the leader, until it is cancelled."""
+    """Runs a new controller each time this process becomes the leader, until it is cancelled.
+
+    `leading` is entered for as long as this process leads.
+    """
     while True:
         async with leadership.acquired() as term, wakeups.subscribe() as changes:
-            await _until(term.lost, new_controller(term).run(changes))
+            with leading():
+                await _until(term.lost, new_controller(term).run(changes))
 
 
 async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

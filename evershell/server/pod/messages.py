@@ -1,6 +1,6 @@
 """Messages from the control plane to agents, in replies and in calls."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from evershell.agent.v1 import agent_service_pb2
@@ -25,19 +25,28 @@ def timestamp(moment: datetime | None) -> Any:
     }
 
 
-def encode_assignment(task: Task) -> agent_service_pb2.Assignment:
+def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment:
     """The task for its agent."""
     return agent_service_pb2.Assignment(
         task_id=task.id,
         description=task.description,
         max_iterations=task.max_iterations,
-        cancellation=cancellation_fields(task),
+        cancellation=cancellation_fields(task, now),
         iterations=task.iterations,
     )
 
 
-def cancellation_fields(task: Task) -> Any:
+def cancellation_fields(task: Task, now: datetime) -> Any:
     """The recorded intent to cancel, for a constructor like `timestamp`; None if there is none."""
     if task.cancel is None:
         return None
-    return {"reason": task.cancel.reason, "force_at": timestamp(task.cancel.force_at)}
+    return {
+        "reason": task.cancel.reason,
+        "force_at": timestamp(task.cancel.force_at),
+        "force_after_ms": _milliseconds_until(task.cancel.force_at, now),
+    }
+
+
+def _milliseconds_until(moment: datetime | None, now: datetime) -> int | None:
+    """Rounded up, so that nothing is interrupted too early. 0 for a time that has passed."""
+    return None if moment is None else max(0, -((now - moment) // timedelta(milliseconds=1)))

@@ -6,10 +6,10 @@ from datetime import timedelta
 import psycopg
 
 from evershell.server.config import Settings
-from evershell.server.programs import now
 from evershell.server.store.audit_partitions import prune
 from evershell.server.store.command_session import connect_for_command
 from evershell.server.store.migrate import migrate
+from evershell.server.store.service_clock import time_of
 from evershell.server.store.session_settings import store_as_defaults
 
 
@@ -29,4 +29,4 @@ def prepare_database(settings: Settings) -> None:
             suppress(psycopg.errors.InsufficientPrivilege),
             connect_for_command(settings.owner_url) as connection,
         ):
-            prune(connection, now() - timedelta(days=settings.audit_retention_days))
+            prune(connection, time_of(connection) - timedelta(days=settings.audit_retention_days))

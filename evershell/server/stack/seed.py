@@ -1,7 +1,6 @@
 """Seeds the demo organization: its credentials and a workspace."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ async def seed(settings: Settings, store: Store, keys: PostgresKeys, clock: Cloc
     tokens = {
         template.value: await _api_key(template, kept, keys, clock) for template in KeyTemplate
     }
-    tokens |= _session_tokens(settings, kept)
+    tokens |= _session_tokens(settings, kept, clock)
     workspace_id = await _workspace(kept, store, clock)
     return Demo(org_id=ORG_ID, workspace_id=workspace_id, tokens=tokens)
 
@@ -78,7 +77,7 @@ async def _api_key(
     return secret
 
 
-def _session_tokens(settings: Settings, kept: _KeptValues) -> dict[str, str]:
+def _session_tokens(settings: Settings, kept: _KeptValues, clock: Clock) -> dict[str, str]:
     """Session tokens by name.
 
     They are signed with a key of the stack. Its public half is the JWK set that the control plane
@@ -90,7 +89,7 @@ def _session_tokens(settings: Settings, kept: _KeptValues) -> dict[str, str]:
     key = ECKey.import_key(private)
     jwks = {"keys": [{**key.as_dict(private=False), "kid": _KID, "alg": "ES256", "use": "sig"}]}
     write_private(settings.state_dir / "demo-jwks.json", json.dumps(jwks))
-    now = int(time.time())
+    now = int(clock().timestamp())
 
     def token(user_id: str, org_id: str, scopes: list[str], expires_at: int) -> str:
         claims = {
@@ -114,7 +113,9 @@ def _session_tokens(settings: Settings, kept: _KeptValues) -> dict[str, str]:
 
 async def _workspace(kept: _KeptValues, store: Store, clock: Clock) -> str:
     """Creates or resumes the demo workspace, so that it becomes idle, and returns its id."""
-    workspace_id: str = kept.get("workspace id") or kept.set("workspace id", ids.new_workspace_id())
+    workspace_id: str = kept.get("workspace id") or kept.set(
+        "workspace id", ids.new_workspace_id(clock())
+    )
     workspace = await store.get_workspace(workspace_id)
     if workspace is None:
         now = clock()

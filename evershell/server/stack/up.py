@@ -22,7 +22,6 @@ from evershell.server.config import Settings
 from evershell.server.core.errors import UnavailableError
 from evershell.server.fleet import isolation, processes
 from evershell.server.fleet.local_pods import end_every_pod
-from evershell.server.programs import now
 from evershell.server.signals import END_WAITS, stop_signal
 from evershell.server.stack import log_files, postgres, ready, run_lock
 from evershell.server.stack.database import prepare_database
@@ -50,6 +49,7 @@ from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.store.primary import PoolerError
 from evershell.server.store.problem import problem_of
+from evershell.server.store.service_clock import ServiceClock
 from evershell.server.telemetry.logs import Sink
 
 _POSTGRES_START_SECONDS = 20.0
@@ -152,8 +152,10 @@ async def _start(
         raise CannotStartError(f"The database cannot be used: {problem_of(error)}.") from None
     try:
         async with open_pool(settings.session_url, max_size=2) as pool:
-            store = PostgresStore(pool)
-            demo = await seed(settings, store, PostgresKeys(pool), now)
+            clock = ServiceClock(pool)
+            await clock.follow()
+            store = PostgresStore(pool, clock=clock)
+            demo = await seed(settings, store, PostgresKeys(pool), clock)
             _print("Starting control plane, fleet, edge …")
             await _start_programs(settings, supervisor, edge)
             _print("Starting the demo workspace's agent …")

@@ -28,6 +28,7 @@ from evershell.server.store.rows import (
     task_of,
     workspace_of,
 )
+from evershell.server.store.watched_workspaces import is_watched
 
 _COLUMNS = ", ".join(
     [
@@ -35,8 +36,7 @@ _COLUMNS = ", ".join(
         "recorded",
         *(f"(w).{column}" for column in WORKSPACE_COLUMNS),
         *(f"(t).{column}" for column in TASK_COLUMNS),
-        # Whether other processes may have subscribers for the workspace.
-        "coalesce((w).watched_until > clock_timestamp(), false)",
+        "(w).watched_until",
     ]
 )
 _RECORD_ONE = (
@@ -168,7 +168,8 @@ class Cancellations:
             if result is not None and (
                 result.recorded or _may_have_changed_force_at(result, request)
             ):
-                self._announce(request.workspace_id, watched=row[-1], reconcile=False)
+                watched = is_watched(row[-1], request.requested_at)
+                self._announce(request.workspace_id, watched=watched, reconcile=False)
         return results
 
 

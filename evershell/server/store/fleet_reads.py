@@ -14,10 +14,9 @@ from evershell.server.store.rows import WORKSPACE_COLUMNS, Row, task_of, workspa
 class FleetReads:
     """Implements the methods of core.ports.Store that only the fleet controller calls."""
 
-    def __init__(self, pool: Pool, lease_clock: Clock | None = None) -> None:
-        """Tests replace the clock of the database with `lease_clock`."""
+    def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
-        self._lease_clock = lease_clock
+        self._clock = clock
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         rows = await self._all(queries.LIST_WANTED_PODS, (after_id, limit))
@@ -27,14 +26,14 @@ class FleetReads:
         return [workspace_of(row) for row in await self._all(queries.LIST_UNSETTLED, ())]
 
     async def list_expired_leases(self) -> Sequence[Workspace]:
-        rows = await self._all(queries.LIST_EXPIRED_LEASES, (self._lease_now(),))
+        rows = await self._all(queries.LIST_EXPIRED_LEASES, (self._clock(),))
         return [workspace_of(row) for row in rows]
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
         if workspace_id is None:
-            row = await self._one(queries.FIRST_LEASE_SECONDS_LEFT, (self._lease_now(),))
+            row = await self._one(queries.FIRST_LEASE_SECONDS_LEFT, (self._clock(),))
         else:
-            row = await self._one(queries.LEASE_SECONDS_LEFT, (self._lease_now(), workspace_id))
+            row = await self._one(queries.LEASE_SECONDS_LEFT, (self._clock(), workspace_id))
         return None if row is None else row[0]
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
@@ -52,9 +51,6 @@ class FleetReads:
             WorkspaceStatus(status): count
             for status, count in await self._all(queries.COUNT_WORKSPACES, ())
         }
-
-    def _lease_now(self) -> datetime | None:
-        return None if self._lease_clock is None else self._lease_clock()
 
     async def _one(self, query: str, parameters: Row) -> Row | None:
         async with connected(self._pool) as connection:

@@ -14,6 +14,7 @@ from evershell.server.store.pool import (
     connected,
 )
 from evershell.server.store.rows import Row
+from evershell.server.store.service_clock import SERVICE_TIME
 from evershell.server.store.shared_reads import BatchedReads
 
 # The maximum number of keys in one query, which then takes a few milliseconds.
@@ -105,6 +106,14 @@ class PostgresKeys:
             cursor = await connection.execute(query, (org_id,))
             return [_key_of(row) for row in await cursor.fetchall()]
 
+    async def now(self) -> datetime:
+        """The time of the service."""
+        async with connected(self._pool) as connection:
+            row = await (await connection.execute(f"SELECT {SERVICE_TIME}")).fetchone()
+        assert row is not None
+        moment: datetime = row[0]
+        return moment
+
     async def revoke_key(self, key_id: str, now: datetime) -> bool:
         """Revokes the key. Returns False if there is no such key or it is revoked already."""
         async with connected(self._pool) as connection:
@@ -127,7 +136,7 @@ class PostgresKeys:
             cursor = await connection.execute(
                 "SELECT orgs.id, slug, count(api_keys.id) FROM orgs "
                 "LEFT JOIN api_keys ON org_id = orgs.id AND revoked_at IS NULL "
-                "AND (expires_at IS NULL OR expires_at > now()) "
+                f"AND (expires_at IS NULL OR expires_at > {SERVICE_TIME}) "
                 "GROUP BY orgs.id ORDER BY slug"
             )
             return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]

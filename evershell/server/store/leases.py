@@ -1,8 +1,7 @@
-"""The leases of agents. The clock of the database alone decides how long they last."""
+"""The leases of agents."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 
 from evershell.server.core.change import Locked
 from evershell.server.core.ports import RENEW_BELOW_SHARE, Clock, Leased
@@ -16,7 +15,7 @@ _T = ", ".join(f"(t).{column}" for column in TASK_COLUMNS)
 _RENEW_LEASES = f"SELECT seconds_left, {_W}, {_T} FROM renew_leases(%s, %s, %s, %s, %s)"
 _EXTEND_LEASE = (
     "UPDATE workspaces SET lease_expires_at = greatest("
-    "lease_expires_at, coalesce(%s, clock_timestamp()) + make_interval(secs => %s)) "
+    "lease_expires_at, %s + make_interval(secs => %s)) "
     "WHERE id = %s RETURNING lease_expires_at"
 )
 
@@ -32,8 +31,7 @@ _Request = tuple[str, int, float]
 class Leases:
     """Renews leases. Heartbeats that arrive at the same time share a statement."""
 
-    def __init__(self, pool: Pool, clock: Clock | None = None) -> None:
-        """Tests replace the clock of the database with `clock`."""
+    def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
         self._group = GroupCommit(self._renew, max_batch=_MAX_BATCH, at_once=_AT_ONCE)
@@ -48,7 +46,7 @@ class Leases:
 
     async def _renew(self, requests: Sequence[_Request]) -> Sequence[Leased | None]:
         columns = (list(column) for column in zip(*requests, strict=True))
-        parameters = (*columns, RENEW_BELOW_SHARE, self._now())
+        parameters = (*columns, RENEW_BELOW_SHARE, self._clock())
         async with connected(self._pool) as connection:
             cursor = await connection.execute(_RENEW_LEASES, parameters, prepare=True, binary=True)
             return [_leased(row) for row in await cursor.fetchall()]
@@ -58,14 +56,11 @@ class Leases:
     ) -> Workspace:
         """Renews the lease of a workspace that the connection has locked."""
         cursor = await connection.execute(
-            _EXTEND_LEASE, (self._now(), lease_seconds, workspace.id), prepare=True, binary=True
+            _EXTEND_LEASE, (self._clock(), lease_seconds, workspace.id), prepare=True, binary=True
         )
         row = await cursor.fetchone()
         assert row is not None
         return replace(workspace, lease_expires_at=row[0])
-
-    def _now(self) -> datetime | None:
-        return None if self._clock is None else self._clock()
 
 
 def _leased(row: Row) -> Leased | None:

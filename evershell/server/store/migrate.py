@@ -4,7 +4,6 @@ functions/ has the current version of each function. The versions in migrations/
 """
 
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
@@ -17,6 +16,7 @@ from evershell.server.core.errors import UnavailableError
 from evershell.server.store.audit_partitions import add_partitions
 from evershell.server.store.command_session import primary_conninfo
 from evershell.server.store.primary import PoolerError
+from evershell.server.store.service_clock import time_of
 from evershell.server.store.service_role import grant
 
 # An arbitrary number, the same in every process that migrates.
@@ -69,7 +69,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             _replace_functions(guard)
             # Without the privilege, the default partition takes the entries of further months.
             with suppress(psycopg.errors.InsufficientPrivilege):
-                add_partitions(guard, datetime.now(UTC))
+                add_partitions(guard, time_of(guard))
             grant(guard, service_database_url or database_url)
     except PoolerError:
         raise

@@ -31,7 +31,9 @@ from evershell.server.store.rows import (
     workspace_of,
     workspace_values,
 )
+from evershell.server.store.service_clock import machine_clock
 from evershell.server.store.shared_reads import SharedReads
+from evershell.server.store.watched_workspaces import is_watched
 from evershell.server.store.writes import insert, write_change
 
 # Queries name their columns, so that a later migration which adds a column does not break prepared
@@ -39,10 +41,7 @@ from evershell.server.store.writes import insert, write_change
 _WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
 _TASK = ", ".join(TASK_COLUMNS)
 
-# Whether other processes may have subscribers for the workspace.
-_WATCHED = "coalesce(watched_until > clock_timestamp(), false)"
-
-_LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, {_WATCHED} FROM workspaces WHERE id = %s FOR UPDATE"
+_LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, watched_until FROM workspaces WHERE id = %s FOR UPDATE"
 # A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
 # would read the tasks as they were before it waited.
 _CURRENT_TASK = (
@@ -65,12 +64,12 @@ class PostgresStore(FleetReads, Holds):
         pool: Pool,
         announce: Announce = announce_to_nobody,
         committed: Callable[[Change], None] = lambda change: None,
-        lease_clock: Clock | None = None,
+        clock: Clock = machine_clock,
         cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Calls `cancelled` with the number of tasks that a batch has cancelled."""
-        super().__init__(pool, lease_clock)
-        self._leases = Leases(pool, lease_clock)
+        super().__init__(pool, clock)
+        self._leases = Leases(pool, clock)
         # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
         self._cancellations = Cancellations(pool, announce)
@@ -154,7 +153,7 @@ class PostgresStore(FleetReads, Holds):
         if change.events or change.workspace.status is not locked.workspace.status:
             self._announce(
                 workspace_id,
-                watched=workspace_row[-1],
+                watched=is_watched(workspace_row[-1], self._clock()),
                 reconcile=change.workspace.awaits_controller,
             )
         self._committed(change)

@@ -41,7 +41,6 @@ LIST_CANCELLATIONS = (
     "WHERE t.status IN ('submitted', 'delivered', 'running') "
     "AND t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
-# `now()` is the time at which the statement started.
 # By the index tasks_limited. A task that is cancelled already is left out, unless the limit sets an
 # earlier force deadline, to the millisecond.
 _REACHED_AT = "(started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)"
@@ -54,10 +53,9 @@ LIST_LIMITS_REACHED = (
     f"ORDER BY {_REACHED_AT} LIMIT %s"
 )
 LIST_EXPIRED_LEASES = (
-    f"SELECT {_WORKSPACE} FROM workspaces "
-    f"WHERE {_WITH_POD} AND lease_expires_at < coalesce(%s, now()) ORDER BY id"
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND lease_expires_at < %s ORDER BY id"
 )
-_SECONDS_LEFT = "SELECT extract(epoch FROM {} - coalesce(%s, now()))::float8 FROM workspaces WHERE "
+_SECONDS_LEFT = "SELECT extract(epoch FROM {} - %s::timestamptz)::float8 FROM workspaces WHERE "
 FIRST_LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("min(lease_expires_at)") + _WITH_POD
 LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("lease_expires_at") + "id = %s"
 COUNT_WORKSPACES = "SELECT status, count(*) FROM workspaces GROUP BY status"

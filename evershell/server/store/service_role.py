@@ -8,7 +8,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON orgs, api_keys, workspaces, tasks, events, "
-    "idempotency_keys, org_holds TO {role}",
+    "idempotency_keys, org_holds, service_clock TO {role}",
     # Nobody changes or removes an entry of the audit log through the service.
     "REVOKE ALL ON audit_entries FROM {role}",
     "GRANT SELECT, INSERT ON audit_entries TO {role}",

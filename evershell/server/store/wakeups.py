@@ -10,9 +10,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from evershell.server.core.ports import Clock
 from evershell.server.store.background import running
 from evershell.server.store.notifications import Channel, Notifications
 from evershell.server.store.pool import Pool
+from evershell.server.store.service_clock import machine_clock
 from evershell.server.store.watched_workspaces import WatchedWorkspaces
 
 
@@ -72,12 +74,19 @@ class ChangeWakeup:
 class PostgresWakeups:
     """Implements core.ports.Wakeups. Sends and receives while its context is entered."""
 
-    def __init__(self, pool: Pool, database_url: str, *, poll_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        database_url: str,
+        clock: Clock = machine_clock,
+        *,
+        poll_seconds: float = 5.0,
+    ) -> None:
         """Sends through `pool`, and receives on its own connection to `database_url`."""
         self._poll_seconds = poll_seconds
         self._subscriptions: defaultdict[str, set[ChangeWakeup]] = defaultdict(set)
         self._draining = asyncio.Event()
-        self._watched = WatchedWorkspaces(pool, self._wake)
+        self._watched = WatchedWorkspaces(pool, self._wake, clock)
         self._notifications = Notifications(
             pool, database_url, Channel.CHANGES, self._wake, self._watched.mark_again
         )

@@ -9,7 +9,7 @@ transaction that changes a workspace holds the lock of its row, and so does the 
 mark, so one of the two is first. A transaction that is first has committed before the mark is set,
 so the subscriber reads what it wrote. One that is second sees the mark, and notifies.
 
-The mark ends by the database's clock after MARK_SECONDS. It is renewed while there are subscribers,
+The mark ends after MARK_SECONDS. It is renewed while there are subscribers,
 long before it ends, and is never removed, because it ends by itself. When a mark had not been in
 force, and then is, the subscribers are woken and read again. This covers a new mark, a renewal that
 came too late, marks that a crash of the database has lost, and notifications that a listener has
@@ -21,12 +21,15 @@ import math
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from datetime import datetime
 
 import psycopg
 import structlog
 
 from evershell.server.core.errors import UnavailableError
+from evershell.server.core.ports import Clock
 from evershell.server.store.pool import Pool, connected
+from evershell.server.store.service_clock import machine_clock
 
 MARK_SECONDS = 60.0
 # A mark of this age is renewed. A mark that another process has set within this time is kept.
@@ -49,20 +52,25 @@ _SET_MARKS = """
 WITH due AS (
     SELECT id FROM workspaces
     WHERE id = ANY(%(ids)s)
-      AND coalesce(watched_until < clock_timestamp() + %(kept)s * interval '1 second', true)
+      AND coalesce(watched_until < %(now)s + %(kept)s * interval '1 second', true)
     FOR NO KEY UPDATE SKIP LOCKED
 ), marked AS (
-    UPDATE workspaces SET watched_until = clock_timestamp() + %(mark)s * interval '1 second'
+    UPDATE workspaces SET watched_until = %(now)s + %(mark)s * interval '1 second'
     FROM due WHERE workspaces.id = due.id
     RETURNING workspaces.id
 )
 SELECT id, set_config('synchronous_commit', 'off', true) FROM marked
 UNION ALL
 SELECT id, '' FROM workspaces
-WHERE id = ANY(%(ids)s) AND watched_until >= clock_timestamp() + %(kept)s * interval '1 second'
+WHERE id = ANY(%(ids)s) AND watched_until >= %(now)s + %(kept)s * interval '1 second'
 """
 
 _log = structlog.get_logger()
+
+
+def is_watched(watched_until: datetime | None, now: datetime) -> bool:
+    """Whether other processes may have subscribers for a workspace with this mark."""
+    return watched_until is not None and watched_until > now
 
 
 class _Mark:
@@ -86,6 +94,7 @@ class WatchedWorkspaces:
         self,
         pool: Pool,
         wake: Callable[[str], None],
+        clock: Clock = machine_clock,
         *,
         mark_seconds: float = MARK_SECONDS,
         renew_seconds: float = RENEW_SECONDS,
@@ -93,6 +102,7 @@ class WatchedWorkspaces:
         """`wake` is called with each workspace whose subscribers may have missed a commit."""
         self._pool = pool
         self._wake = wake
+        self._clock = clock
         self._mark_seconds = mark_seconds
         self._renew_seconds = renew_seconds
         # The least remaining time of a mark that a statement has set or found.
@@ -190,12 +200,13 @@ class WatchedWorkspaces:
 
     async def _set_marks(self, workspace_ids: Collection[str]) -> set[str]:
         """Sets the marks in one transaction, and returns the ids of those that are in force."""
-        values = {
-            "ids": list(workspace_ids),
-            "kept": self._kept_seconds,
-            "mark": self._mark_seconds,
-        }
         try:
+            values = {
+                "ids": list(workspace_ids),
+                "now": self._clock(),
+                "kept": self._kept_seconds,
+                "mark": self._mark_seconds,
+            }
             async with connected(self._pool) as connection:
                 cursor = await connection.execute(_SET_MARKS, values, prepare=True)
                 return {row[0] for row in await cursor.fetchall()}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from platform import python_version
 from time import perf_counter
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -138,13 +138,17 @@ class Metrics:
         ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
         if not ended or task is None or task.cancel is None or task.completed_at is None:
             return
-        # The times may be from two machines, whose clocks may differ.
+        # The times may be from two workers, each of which knows the time to some milliseconds.
         seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
         self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
 
     def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Exports the statistics of the database pool, which are read at each scrape."""
         self.registry.register(_PoolCollector(statistics))
+
+    def watch_clock(self, clock: "WatchedClock") -> None:
+        """Exports how far the clocks of this machine and of the database are off."""
+        self.registry.register(_ClockCollector(clock))
 
     def watch_log(self, lost_lines: Callable[[], int]) -> None:
         """Exports the number of lines that the log has lost."""
@@ -214,6 +218,32 @@ class _PoolCollector(Collector):
         waiting = found.get("requests_waiting", 0)
         yield GaugeMetricFamily(
             "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
+        )
+
+
+class WatchedClock(Protocol):
+    """What the metrics read of store.service_clock.ServiceClock."""
+
+    correction_seconds: float
+
+    @property
+    def machine_offset_seconds(self) -> float: ...
+
+
+class _ClockCollector(Collector):
+    def __init__(self, clock: WatchedClock) -> None:
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "evershell_clock_offset_seconds",
+            "How far the clock of this machine is ahead of the time of the service.",
+            value=self._clock.machine_offset_seconds,
+        )
+        yield GaugeMetricFamily(
+            "evershell_clock_correction_seconds",
+            "What is added to the clock of the database, because that clock was set.",
+            value=self._clock.correction_seconds,
         )
 
 

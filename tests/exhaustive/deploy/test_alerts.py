@@ -16,9 +16,6 @@ EDGE_CALLS = (
     'envoy_cluster_upstream_rq_xx{instance="e",envoy_cluster_name="control_plane",'
     'envoy_response_code_class="%s"}'
 )
-OVERLOAD = (
-    'envoy_http_downstream_rq_overload_close{instance="e",envoy_http_conn_manager_prefix="grpc"}'
-)
 HEALTHY = 'envoy_cluster_membership_healthy{instance="e",envoy_cluster_name="control_plane"}'
 SIGNALS = 'evershell_agent_signal_seconds_count{instance="a",rpc="CancelTask",result="%s"}'
 CONNECTIONS = 'evershell_database_connections{instance="a",state="%s"}'
@@ -26,6 +23,8 @@ OPEN, OLDEST = "evershell_cancellations_open", "evershell_cancellations_oldest_s
 HOLDS, WAITING = "evershell_orgs_on_hold", 'evershell_database_waiting{instance="a"}'
 AUDIT = 'evershell_audit_entries_lost_total{instance="a"}'
 LOG = 'evershell_log_lines_lost_total{instance="a"}'
+OFFSET = 'evershell_clock_offset_seconds{instance="a"}'
+CORRECTION = 'evershell_clock_correction_seconds{instance="a"}'
 LIMIT = 'evershell_task_limits_reached_total{instance="a",limit="%s"}'
 WELL: Series = {
     OPEN: "0x120",
@@ -34,7 +33,6 @@ WELL: Series = {
     CALLS % "ok": "0+1000x120",
     HEARTBEATS: "0+15000x120",
     EDGE_CALLS % "2": "0+1000x120",
-    OVERLOAD: "0x120",
     HEALTHY: "2x120",
     SIGNALS % "ok": "0+100x120",
     CONNECTIONS % "used": "1x120",
@@ -42,6 +40,8 @@ WELL: Series = {
     WAITING: "0x120",
     AUDIT: "0x120",
     LOG: "0x120",
+    OFFSET: "0.2x120",
+    CORRECTION: "0x120",
     LIMIT % "max_duration": "0x120",
     LIMIT % "max_total_tokens": "0x120",
 }
@@ -141,6 +141,17 @@ CASES = {
         at="8m",
         quiet={LOG: "40x120"},
     ),
+    "ClockOff": Case(
+        fires={OFFSET: "0x20 -3600x100"},
+        at="8m",
+        not_yet="6m",
+        quiet={OFFSET: "0.9x60 -0.9x60"},
+    ),
+    "DatabaseClockStepped": Case(
+        fires={CORRECTION: "0x20 -3600x100"},
+        at="6m",
+        quiet={CORRECTION: "0.9x60 -0.9x60"},
+    ),
     "HoldInForce": Case(
         fires={HOLDS: "0x20 1x100"},
         at="6m",
@@ -185,12 +196,6 @@ def test_an_alert_fires_alone(name: str, tmp_path: Path) -> None:
     if case.not_yet:
         assert_firing(tmp_path, WELL | case.fires, case.not_yet, set())
     assert_firing(tmp_path, WELL | case.fires, case.at, {name})
-
-
-def test_an_edge_that_refuses_all_calls_for_lack_of_memory_fires_its_alert(tmp_path: Path) -> None:
-    refused: Series = {OVERLOAD: "0x20 0+20x100"}
-    without_calls = {name: values for name, values in WELL.items() if "upstream_rq" not in name}
-    assert_firing(tmp_path, without_calls | refused, "15m", {"EdgeFails"})
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -22,7 +22,6 @@ from psycopg import sql
 from evershell.server.auth.signing_keys import new_key
 from evershell.server.config import Settings
 from evershell.server.fleet.local_pods import end_every_pod
-from evershell.server.programs import now
 from evershell.server.stack import postgres
 from evershell.server.stack.database import prepare_database
 from evershell.server.stack.private_file import write_private
@@ -32,6 +31,7 @@ from evershell.server.store.keys import PostgresKeys
 from evershell.server.store.leadership import LEADER_LOCK_KEY
 from evershell.server.store.pool import open_pool
 from evershell.server.store.postgres_store import PostgresStore
+from evershell.server.store.service_clock import machine_clock
 from tests.exhaustive.hosts import agent_on_host
 from tests.support import secrets
 from tests.support.network import Network
@@ -213,4 +213,4 @@ class ManyHosts(Stack):
 
 async def _seed(settings: Settings) -> Demo:
     async with open_pool(settings.database_url, max_size=2) as pool:
-        return await seed(settings, PostgresStore(pool), PostgresKeys(pool), now)
+        return await seed(settings, PostgresStore(pool), PostgresKeys(pool), machine_clock)

@@ -11,7 +11,6 @@ from evershell.server import bootstrap
 from evershell.server.agent.program import UnknownModelError, create_model
 from evershell.server.auth.signing_keys import new_key
 from evershell.server.config import Settings
-from evershell.server.programs import now
 from evershell.server.stack import postgres
 from evershell.server.stack.envoy import config as envoy
 from evershell.server.telemetry.metrics import Metrics
@@ -96,5 +95,5 @@ async def test_spans_need_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path:
     )
     settings.signing_key_path.write_text(new_key())
     with pytest.raises(bootstrap.NotSetUpError, match="extra `otel`"):
-        async with bootstrap.control_plane(settings, Metrics(), now):
+        async with bootstrap.control_plane(settings, Metrics()):
             pass

@@ -99,7 +99,7 @@ BEGIN
         w.current_task_id,
         CASE WHEN w.current_task_id = ANY (accepted_ids) THEN 'accepted'
         ELSE 'already_requested' END,
-        coalesce(w.watched_until > clock_timestamp(), false)
+        coalesce(w.watched_until > p_requested_at, false)
     FROM workspaces w WHERE w.id = ANY (locked_ids);
 END;
 $$;

@@ -5,7 +5,7 @@
 -- lock, so a call cannot deadlock with another, and a locked workspace delays no other heartbeat of
 -- the call. Each member costs two reads by primary key at most, and one update if its lease is due.
 --
--- p_now replaces the clock of the database in tests.
+-- p_now is NULL from workers of the last release, which leave the time to the database.
 CREATE OR REPLACE FUNCTION renew_leases(
     p_ids text[],
     p_epochs bigint[],

@@ -62,22 +62,30 @@ class Cancellation(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     FORCE_AT_FIELD_NUMBER: _builtins.int
+    FORCE_AFTER_MS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    force_after_ms: _builtins.int
+    """How long after this message the current iteration is interrupted. If absent, it is not
+    interrupted.
+    """
     @_builtins.property
     def force_at(self) -> _timestamp_pb2.Timestamp:
-        """When to interrupt the current iteration. If absent, it is not interrupted."""
+        """The deadline as a time, for agents of an earlier version, which do not know `force_after_ms`."""
 
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         force_at: _timestamp_pb2.Timestamp | None = ...,
+        force_after_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["force_at", b"force_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms", "force_after_ms", b"force_after_ms", "force_at", b"force_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_at", b"force_at", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms", "force_after_ms", b"force_after_ms", "force_at", b"force_at", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__force_after_ms: _TypeAlias = _typing.Literal["force_after_ms"]  # noqa: Y015
+    _WhichOneofArgType__force_after_ms: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__force_after_ms) -> _WhichOneofReturnType__force_after_ms | None: ...
 
 Global___Cancellation: _TypeAlias = Cancellation  # noqa: Y015
 

@@ -91,7 +91,7 @@ class AgentServiceServicer:
         """Signals that the cancellation of a task is recorded.
 
         Effect: no further iteration of the task starts. The reply does not wait for the current one.
-        Idempotency: by task id; the earliest `force_at` applies.
+        Idempotency: by task id; the earliest deadline applies.
         Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
         the reply says `known: false`.
         """

@@ -56,7 +56,7 @@ class AgentServiceStub:
     """Signals that the cancellation of a task is recorded.
 
     Effect: no further iteration of the task starts. The reply does not wait for the current one.
-    Idempotency: by task id; the earliest `force_at` applies.
+    Idempotency: by task id; the earliest deadline applies.
     Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
     the reply says `known: false`.
     """
@@ -95,7 +95,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Signals that the cancellation of a task is recorded.
 
     Effect: no further iteration of the task starts. The reply does not wait for the current one.
-    Idempotency: by task id; the earliest `force_at` applies.
+    Idempotency: by task id; the earliest deadline applies.
     Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
     the reply says `known: false`.
     """
@@ -143,7 +143,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signals that the cancellation of a task is recorded.
 
         Effect: no further iteration of the task starts. The reply does not wait for the current one.
-        Idempotency: by task id; the earliest `force_at` applies.
+        Idempotency: by task id; the earliest deadline applies.
         Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
         the reply says `known: false`.
         """

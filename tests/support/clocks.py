@@ -1,0 +1,70 @@
+"""The wall clocks of real programs, each of which a test sets on its own, with libfaketime.
+
+The monotonic clocks go on. A program reads its file each time it looks at its clock, so a clock can
+also be set while the program runs.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+_LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+# Python runs this at its start. A program of the service starts itself again with the library, and
+# a controller starts its agents with it.
+_SITECUSTOMIZE = """
+import os, sys
+name = sys.orig_argv[3] if sys.orig_argv[1:3] == ["-m", "evershell.server"] else ""
+if name in ("serve", "fleet"):
+    if "LD_PRELOAD" not in os.environ:
+        own = {own}
+        own["FAKETIME_TIMESTAMP_FILE"] = {folder!r} + "/" + name
+        os.execve(sys.executable, sys.orig_argv, os.environ | own)
+    sys.executable = {folder!r} + "/python"
+"""
+
+
+class Clocks:
+    """How far the clock of each program is ahead: `serve`, `fleet`, `agent` and databases."""
+
+    def __init__(self, folder: Path) -> None:
+        """Skips the test if libfaketime is not installed. `folder` is made."""
+        if not _LIBRARIES:
+            pytest.skip("libfaketime is not installed (Debian: apt-get install faketime)")
+        folder.mkdir()
+        self._folder = folder
+        own = repr(self._preload())
+        code = _SITECUSTOMIZE.format(own=own, folder=str(folder))
+        (folder / "sitecustomize.py").write_text(code)
+        for name in ("serve", "fleet", "agent"):
+            self.set(name, 0)
+        settings = " ".join(f"{name}={value}" for name, value in self.of("agent").items())
+        agent = folder / "python"
+        agent.write_text(f'#!/bin/sh\nexec env {settings} {sys.executable} "$@"\n')
+        agent.chmod(0o755)
+        folder.chmod(0o755)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a stack. A sandbox would hide the files from the agents."""
+        return {"PYTHONPATH": str(self._folder), "POD_ISOLATION": "none"}
+
+    def of(self, name: str) -> Mapping[str, str]:
+        """For the environment of a program that follows the clock of this name."""
+        return self._preload() | {"FAKETIME_TIMESTAMP_FILE": str(self._folder / name)}
+
+    def set(self, name: str, ahead_seconds: int) -> None:
+        """Sets the clock of a program, which may be running."""
+        written = self._folder / f"{name}.new"
+        written.write_text(f"{ahead_seconds:+d}")
+        written.replace(self._folder / name)
+
+    @staticmethod
+    def _preload() -> dict[str, str]:
+        return {
+            "LD_PRELOAD": str(_LIBRARIES[0]),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # The processes of a database see a step at the same moment, as those of one host do.
+            "FAKETIME_NO_CACHE": "1",
+        }
