@@ -2,10 +2,9 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from typing import Any, TypeVar
 
+import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 from evershell.server.agent.model import PartialReply
@@ -13,8 +12,6 @@ from evershell.server.core.agent_rules import MAX_CALL_TOKENS
 
 # An iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024
-# A stream has a few hundred bytes for a few characters of the answer.
-_MAX_STREAM_BYTES = 64 * 1024 * 1024
 _MAX_QUOTED_CHARACTERS = 300
 # Enough of an answer to detect a web page.
 _HTML_BYTES = 1024
@@ -87,17 +84,19 @@ class _Chunk(BaseModel):
     error: Any = None
 
 
-async def receive(
-    content_type: str, body: AsyncIterator[bytes], partial: PartialReply
-) -> Completion:
+async def receive(response: httpx2.Response, partial: PartialReply) -> Completion:
     """Reads an answer to its end. Each chunk of a stream is added to `partial` when it arrives.
 
-    Raises AnswerError.
+    Raises AnswerError, and httpx2.TransportError if the connection breaks.
     """
-    if content_type.lower().startswith("text/event-stream"):
-        return await _receive_stream(body, partial)
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "text/event-stream":
+        try:
+            return await _receive_stream(response, partial)
+        except httpx2.SSEError:
+            raise _too_long() from None
     received = bytearray()
-    async for data in body:
+    async for data in response.aiter_bytes():
         received += data
         _check_size(len(received))
     if is_html(received[:_HTML_BYTES].decode(errors="replace")):
@@ -126,35 +125,17 @@ def is_html(text: str) -> bool:
     return _HTML.match(text) is not None
 
 
-async def _receive_stream(body: AsyncIterator[bytes], partial: PartialReply) -> Completion:
+async def _receive_stream(response: httpx2.Response, partial: PartialReply) -> Completion:
     partial.restart()
     answer = _Streamed(partial)
-    async with aclosing(_event_data(body)) as events:
-        async for data in events:
-            if data == b"[DONE]":
-                return answer.completion()
-            answer.add(_parse(_Chunk, data))
+    async for event in httpx2.EventSource(response, max_event_size=_MAX_ANSWER_BYTES):
+        if event.data == "[DONE]":
+            return answer.completion()
+        if event.data:
+            answer.add(_parse(_Chunk, event.data))
     if not answer.is_finished:
         raise AnswerError("ended its answer in the middle")
     return answer.completion()
-
-
-async def _event_data(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The data of each server-sent event. Comments and other fields are skipped."""
-    received, line = 0, bytearray()
-    async for part in body:
-        received += len(part)
-        if received > _MAX_STREAM_BYTES:
-            raise AnswerError(f"answered with a stream of more than {_MAX_STREAM_BYTES:,} bytes")
-        line += part
-        if b"\n" in part:
-            *lines, line = line.split(b"\n")
-            for each in lines:
-                if each.startswith(b"data:"):
-                    yield bytes(each[5:].strip())
-        _check_size(len(line))
-    if line.startswith(b"data:"):
-        yield bytes(line[5:].strip())
 
 
 class _Streamed:
@@ -235,10 +216,14 @@ class _Streamed:
 
 def _check_size(size: int) -> None:
     if size > _MAX_ANSWER_BYTES:
-        raise AnswerError(f"answered with more than {_MAX_ANSWER_BYTES:,} bytes")
+        raise _too_long()
 
 
-def _parse(model: type[_M], data: bytes | bytearray) -> _M:
+def _too_long() -> AnswerError:
+    return AnswerError(f"answered with more than {_MAX_ANSWER_BYTES:,} bytes")
+
+
+def _parse(model: type[_M], data: str | bytearray) -> _M:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from evershell.server.agent.chat import TOOLS, messages, reply_of
@@ -110,15 +111,14 @@ class OpenAIModel:
                     raise
                 self._streaming += 1
 
-    async def _receive(self, response: Any) -> None:
+    async def _receive(self, response: httpx2.Response) -> None:
         """Reads the answer in a hook that the SDK calls before it returns the response.
 
         The SDK therefore also retries a request whose connection breaks during the answer.
         """
         self._statuses.append(response.status_code)
         if response.is_success:
-            content_type = response.headers.get("content-type", "")
-            self._completion = await receive(content_type, response.aiter_bytes(), self._partial)
+            self._completion = await receive(response, self._partial)
 
     def _timeout_problem(self) -> str:
         """The problem of a call that exceeded its time limit."""
