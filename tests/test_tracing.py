@@ -7,9 +7,7 @@ from opentelemetry.trace import SpanKind
 
 from evershell.server.core import trace
 from evershell.server.core.errors import UnavailableError
-from evershell.server.core.runtime import AgentIdentity
 from evershell.server.core.trace import TraceContext
-from evershell.server.telemetry.agent_spans import AgentSpan
 from evershell.server.telemetry.export_warnings import limit_export_warnings
 from evershell.server.telemetry.tracing import Tracing
 from tests.support.otlp import Receiver
@@ -67,47 +65,6 @@ async def test_a_disabled_sdk_forwards_the_callers_trace_and_starts_none(
     with trace.within(CALLER), tracing.span("call", SpanKind.SERVER):
         assert trace.current() == CALLER
     tracing.close()
-
-
-OF_AN_AGENT = AgentSpan(
-    trace_id=int(CALLER.trace_id, 16),
-    span_id=7,
-    parent_span_id=int(CALLER.span_id, 16),
-    name="commit",
-    began_at=1,
-    ended_at=2,
-    attributes={"evershell.workspace_id": "ws_forged"},
-    has_failed=True,
-)
-
-
-def test_the_spans_of_an_agent_are_exported_with_its_identity(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    receiver = Receiver()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
-    with receiver.running():
-        tracing = Tracing("test")
-        tracing.export(AgentIdentity("ws_1", 3), [OF_AN_AGENT])
-        tracing.close()
-    (span,) = receiver.spans(CALLER.trace_id)
-    assert (span.name, span.status.code) == ("commit", 2)
-    assert (span.span_id.hex(), span.parent_span_id.hex()) == (f"{7:016x}", CALLER.span_id)
-    assert (span.start_time_unix_nano, span.end_time_unix_nano) == (1, 2)
-    attributes = {each.key: each.value.string_value for each in span.attributes}
-    assert attributes == {"evershell.workspace_id": "ws_1", "evershell.epoch": "3"}
-    assert receiver.services() == {"evershell-agent"}
-
-
-def test_a_disabled_sdk_exports_no_spans_of_agents(monkeypatch: pytest.MonkeyPatch) -> None:
-    receiver = Receiver()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    with receiver.running():
-        tracing = Tracing("test")
-        tracing.export(AgentIdentity("ws_1", 3), [OF_AN_AGENT])
-        tracing.close()
-    assert receiver.received == []
 
 
 def test_a_collector_that_is_down_causes_one_warning_a_minute(

@@ -56,7 +56,6 @@ from evershell.server.store.postgres_store import PostgresStore
 from evershell.server.store.schema import await_schema
 from evershell.server.store.service_clock import ServiceClock
 from evershell.server.store.wakeups import PostgresWakeups
-from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
 from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
 
 if TYPE_CHECKING:
@@ -92,12 +91,10 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         )
         agents: Agents = MeasuredAgents(agent_client, metrics)
         traced_calls: Interceptor | None = None
-        export_spans: ExportSpans = discard_spans
         if settings.otel_exporter_otlp_endpoint:
             tracing, traced_calls = _tracing()
             stack.push_async_callback(asyncio.to_thread, tracing.close)
             store, agents = tracing.traced(store, "store"), tracing.traced(agents, "agent")
-            export_spans = tracing.export
         runtime = Runtime(
             store,
             clock,
@@ -120,7 +117,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         )
         server = Server(
             public,
-            RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates), export_spans),
+            RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
             request_log,
             interceptors,
             wakeups.drain,

@@ -137,7 +137,6 @@ def spec_for(
             tool_processes=settings.tool_processes,
             tool_file_mb=settings.tool_file_mb,
             tool_has_network=settings.tool_network == "host",
-            export_spans=bool(settings.otel_exporter_otlp_endpoint),
         )
 
     return whole

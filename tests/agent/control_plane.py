@@ -21,13 +21,10 @@ from evershell.agent.v1.runtime_service_pb2 import (
     CommitEventsRequest,
     CommitEventsResponse,
     Directive,
-    ExportSpansRequest,
-    ExportSpansResponse,
     HeartbeatRequest,
     HeartbeatResponse,
     RegisterRequest,
     RegisterResponse,
-    Span,
     TaskEvent,
 )
 from evershell.agent.v1.runtime_service_pb2_grpc import (
@@ -70,9 +67,6 @@ class ControlPlane(RuntimeServiceServicer):
         self.heartbeats: list[HeartbeatRequest] = []
         # Each event that was sent, with its traceparent.
         self.traces: list[tuple[str, str]] = []
-        self.spans: list[Span] = []
-        # The traceparent of the last registration.
-        self.registration = ""
         self.address = ""
         self.fenced = False
         # If set, every call fails with this code.
@@ -135,7 +129,6 @@ class ControlPlane(RuntimeServiceServicer):
 
     async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:
         await self._enter("Register", context)
-        self.registration = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
         self.address = request.address
         return RegisterResponse(directive=await self._reply("Register"))
 
@@ -157,16 +150,6 @@ class ControlPlane(RuntimeServiceServicer):
             self.lost_acknowledgements -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the acknowledgement is lost")
         return CommitEventsResponse(directive=directive)
-
-    async def ExportSpans(
-        self, request: ExportSpansRequest, context: Context
-    ) -> ExportSpansResponse:
-        await self._enter("ExportSpans", context)
-        if self.before_reply is not None:
-            await self.before_reply("ExportSpans")
-        self.spans += request.spans
-        self._changed.set()
-        return ExportSpansResponse()
 
     async def _enter(self, call: str, context: Context) -> None:
         self.calls.append(call)

@@ -48,11 +48,11 @@ ALLOWED_CORE = {
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "spans"])
+@pytest.fixture
 async def agent(
-    control_plane: ControlPlane, tmp_path: Path, request: pytest.FixtureRequest
+    control_plane: ControlPlane, tmp_path: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process with the scripted model, which has registered. It may export spans."""
+    """A process with the scripted model, which has registered."""
     # Several heartbeats a second.
     control_plane.lease_length_ms = 1_500
     spec = {
@@ -60,7 +60,6 @@ async def agent(
         "epoch": EPOCH,
         "runtime_addresses": [await control_plane.serve()],
         **control_plane.secrets,
-        "export_spans": request.param,
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-c", PROGRAM),

@@ -110,9 +110,8 @@ async def test_an_agents_token_opens_the_runtime_service(server: Running, method
     request = registering if method == "Register" else b""
     seen = await server.raw(INTERNAL + method, agent_bearer("ws_none"), request)
     assert isinstance(seen, bytes)
-    # All responses but this one have a directive, in the same field.
-    if method != "ExportSpans":
-        assert runtime_service_pb2.RegisterResponse.FromString(seen).directive.fenced
+    # All responses have a directive, in the same field.
+    assert runtime_service_pb2.RegisterResponse.FromString(seen).directive.fenced
 
 
 async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World) -> None:

@@ -28,10 +28,6 @@ class Receiver:
         """The spans of a trace."""
         return [span for _, span in self._spans if span.trace_id.hex() == trace_id]
 
-    def all_spans(self) -> list[Span]:
-        """The spans of all traces."""
-        return [span for _, span in self._spans]
-
     def of(self, trace_id: str) -> list[tuple[str, Span]]:
         """The spans of a trace, each with the name of its service."""
         return [each for each in self._spans if each[1].trace_id.hex() == trace_id]

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from evershell.server.agent.active_task import ActiveTask
@@ -16,11 +16,8 @@ from evershell.server.agent.model import Model
 from evershell.server.agent.runtime_client import RuntimeClient, RuntimeStub
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
-from evershell.server.agent.span_export import SpanExport
-from evershell.server.agent.spans import Spans, new_trace
-from evershell.server.agent.task_spans import TaskSpans
 from evershell.server.agent.tools import Tool
-from evershell.server.core.agent_events import AgentEvent, TaskEnded
+from evershell.server.core.agent_events import TaskEnded
 from evershell.server.crash_points import CrashPoints, kind_of
 from evershell.server.telemetry.logs import Log
 
@@ -42,26 +39,15 @@ class Agent:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         crash_points: CrashPoints | None = None,
-        spans: Spans | None = None,
     ) -> None:
         """`workers` maps the address of each worker to its stub."""
         self._log = log
-        self._spans = spans or Spans()
-        self._task_spans = TaskSpans(self._spans, lambda: self.session.trace)
         self.shutdown = Shutdown()
-        self.session = Session(
-            self._work,
-            self.shutdown,
-            self._beat_now,
-            log,
-            monotonic,
-            self._task_spans.cancelling,
-        )
+        self.session = Session(self._work, self.shutdown, self._beat_now, log, monotonic)
         self._lease = Lease(monotonic)
         runtime = RuntimeClient(workers, credential, self._lease, self.shutdown, self.session, log)
         self._runtime = runtime if crash_points is None else _armed(runtime, crash_points)
         self._heartbeat = Heartbeat(self._runtime, self._lease, self.session)
-        self._span_export = SpanExport(self._spans, self._runtime.export_spans, log)
         self._model = model
         self._tool = tool
         self._limits = limits
@@ -74,7 +60,6 @@ class Agent:
         background = [
             asyncio.create_task(self._guard(self._register_and_beat(address))),
             asyncio.create_task(self._guard(self._watch_lease())),
-            asyncio.create_task(self._span_export.run()),
         ]
         try:
             await self.shutdown.wait()
@@ -88,32 +73,17 @@ class Agent:
             for part in background:
                 part.cancel()
             await asyncio.wait(background, timeout=_CLOSING_SECONDS)
-            await self._span_export.close()
 
     async def _work(self, task: ActiveTask) -> TaskEnded | None:
-        try:
-            return await run_task(
-                task,
-                self._model,
-                self._tool,
-                self._commit,
-                self._limits,
-                self._beat_now,
-                self._task_spans.iteration,
-            )
-        finally:
-            self._task_spans.ended(task.id)
-
-    async def _commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        with self._task_spans.commit(task_id):
-            return await self._runtime.commit(task_id, events)
+        return await run_task(
+            task, self._model, self._tool, self._runtime.commit, self._limits, self._beat_now
+        )
 
     def _beat_now(self) -> None:
         self._heartbeat.beat_now()
 
     async def _register_and_beat(self, address: str) -> None:
-        with self._spans.within("register", new_trace()):
-            await self._runtime.register(address, os.getpid())
+        await self._runtime.register(address, os.getpid())
         self._log.info("agent_registered", address=address)
         await self._heartbeat.run()
 

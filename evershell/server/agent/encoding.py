@@ -1,9 +1,8 @@
-"""Encodes the events that an agent commits, and its spans."""
+"""Encodes the events that an agent commits."""
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import event_pb2, task_pb2
 
-from evershell.server.agent.spans import Span
 from evershell.server.core.agent_events import (
     AgentEvent,
     IterationCompleted,
@@ -28,17 +27,3 @@ def encode_event(event: AgentEvent) -> runtime_service_pb2.TaskEvent:
                 forced=event.forced,
             )
             return runtime_service_pb2.TaskEvent(task_ended=ended)
-
-
-def encode_span(span: Span) -> runtime_service_pb2.Span:
-    """The span as a message."""
-    return runtime_service_pb2.Span(
-        trace_id=span.context.trace_id,
-        span_id=span.context.span_id,
-        parent_span_id=span.parent_span_id,
-        name=span.name,
-        start_unix_nanos=span.began_at,
-        end_unix_nanos=span.ended_at,
-        attributes=span.attributes,
-        failed=span.has_failed,
-    )

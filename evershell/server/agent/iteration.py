@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +20,6 @@ from evershell.server.agent.tools import Tool, ToolCall, ToolResult, ToolStatus
 from evershell.server.core.task import Phase
 
 T = TypeVar("T")
-# Takes the task's id and the number of the iteration.
-Iterating = Callable[[str, int], AbstractContextManager[object]]
 
 # How long an iteration waits for an aborted model call to end. Then it continues without it.
 _ABORT_SECONDS = 1.0
@@ -82,27 +79,24 @@ class Calls:
         tool: Tool,
         limits: Limits,
         phase_changed: Callable[[], None],
-        iterating: Iterating,
     ) -> None:
         self._task = task
         self._model = model
         self._tool = tool
         self._limits = limits
         self._phase_changed = phase_changed
-        self._iterating = iterating
 
-    async def iterate(self, history: History, number: int) -> Record:
+    async def iterate(self, history: History) -> Record:
         """Runs one iteration. Raises what the model or the tool raises."""
         try:
-            with self._iterating(self._task.id, number):
-                began = time.monotonic()
-                self._enter(Phase.MODEL_CALL)
-                reply = await self._call_model(history)
-                replied = time.monotonic()
-                result = None
-                if reply.tool_call is not None:
-                    self._enter(Phase.TOOL_CALL)
-                    result = await self._call_tool(reply.tool_call)
+            began = time.monotonic()
+            self._enter(Phase.MODEL_CALL)
+            reply = await self._call_model(history)
+            replied = time.monotonic()
+            result = None
+            if reply.tool_call is not None:
+                self._enter(Phase.TOOL_CALL)
+                result = await self._call_tool(reply.tool_call)
         finally:
             self._enter(Phase.NONE)
         return Record(

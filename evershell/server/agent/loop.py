@@ -1,12 +1,11 @@
 """The agent's loop: a model call and its tool call, repeated until the task has ended."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Protocol
 
 from evershell.server.agent.active_task import ActiveTask
 from evershell.server.agent.cancellation import CancelFlag
-from evershell.server.agent.iteration import Calls, Iterating, Limits
+from evershell.server.agent.iteration import Calls, Limits
 from evershell.server.agent.model import History, Iteration, Model, ModelFailure
 from evershell.server.agent.output import storable
 from evershell.server.agent.tools import Tool, ToolFailure, ToolStatus
@@ -40,12 +39,10 @@ async def run_task(
     commit: Commit,
     limits: Limits,
     phase_changed: Callable[[], None] = lambda: None,
-    iterating: Iterating = lambda task_id, number: nullcontext(),
 ) -> TaskEnded | None:
     """Works on a task until its end is committed, and returns the end that it proposed.
 
-    Returns None if the task is no longer this agent's. `iterating` is entered for the duration of
-    each iteration, with its number. What holds at each step:
+    Returns None if the task is no longer this agent's. What holds at each step:
 
     1. Nothing runs before `task_started` is committed.
     2. The cancel flag is checked before every iteration, including the first. Once it is set, no
@@ -72,7 +69,7 @@ async def run_task(
     try:
         if not await commit(task.id, [TaskStarted()]):
             return None
-        calls = Calls(task, model, tool, limits, phase_changed, iterating)
+        calls = Calls(task, model, tool, limits, phase_changed)
         return await _iterate(task, calls, commit)
     except RejectedError as error:
         return await _fail(task, commit, f"The agent's work could not be recorded: {error}")
@@ -88,7 +85,7 @@ async def _iterate(task: ActiveTask, calls: Calls, commit: Commit) -> TaskEnded 
             reason = f"The task was not done within its limit of {task.max_iterations} iterations."
             return await _fail(task, commit, reason)
         try:
-            record = await calls.iterate(History(task.description, history), len(history) + 1)
+            record = await calls.iterate(History(task.description, history))
         except (ModelFailure, ToolFailure) as failure:
             return await _fail(task, commit, str(failure))
         except Exception as error:  # noqa: BLE001 - becomes the task's reason

@@ -22,10 +22,8 @@ from evershell.server.agent.runtime_client import connect
 from evershell.server.agent.scripted_model import ScriptedModel
 from evershell.server.agent.service import AgentService
 from evershell.server.agent.shutdown import ExitCode
-from evershell.server.agent.spans import Spans
 from evershell.server.agent.token_verifier import TokenVerifier
 from evershell.server.agent.tools import ShellTool, Tool
-from evershell.server.agent.traced_calls import TracedModel, TracedTool
 from evershell.server.crash_points import CrashPoints
 from evershell.server.pod.process import become_subreaper, become_unreadable
 from evershell.server.pod.sandbox import ToolLimits, ToolSandbox
@@ -71,19 +69,14 @@ async def run(
     crash_points = CrashPoints(Path(spec.crash_points_dir)) if spec.crash_points_dir else None
     tls = _tls(spec)
     channels, workers = connect(spec.runtime_addresses, tls)
-    tool = tool or _shell(spec)
-    spans = Spans(is_on=spec.export_spans)
-    if spans.is_on:
-        model, tool = TracedModel(model, spans), TracedTool(tool, spans)
     agent = Agent(
         workers,
         credential,
         model,
-        tool,
+        tool or _shell(spec),
         Limits(model_timeout_seconds=spec.model_timeout_seconds + _MODEL_MARGIN_SECONDS),
         log,
         crash_points=crash_points,
-        spans=spans,
     )
     service = AgentService(agent.session, spec.workspace_id, spec.epoch)
     if crash_points is not None:

@@ -11,7 +11,6 @@ from evershell.agent.v1.runtime_service_pb2 import (
     CommitEventsRequest,
     CommitEventsResponse,
     Directive,
-    ExportSpansRequest,
     HeartbeatRequest,
     HeartbeatResponse,
     RegisterRequest,
@@ -21,12 +20,11 @@ from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.server.agent.credential import RuntimeCredential
-from evershell.server.agent.encoding import encode_event, encode_span
+from evershell.server.agent.encoding import encode_event
 from evershell.server.agent.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.server.agent.loop import RejectedError
 from evershell.server.agent.session import Session
 from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
-from evershell.server.agent.spans import Span
 from evershell.server.core import trace
 from evershell.server.core.agent_events import AgentEvent
 from evershell.server.core.task import Phase
@@ -115,9 +113,7 @@ class RuntimeClient:
         """Registers the address on which the agent listens, host:port. Raises AgentEndingError."""
 
         async def attempt(stub: RuntimeStub) -> RegisterResponse:
-            return await stub.Register(
-                RegisterRequest(address=address, pid=pid), **self._options(trace.current())
-            )
+            return await stub.Register(RegisterRequest(address=address, pid=pid), **self._options())
 
         await self._renewing(attempt)
 
@@ -132,7 +128,7 @@ class RuntimeClient:
             request = HeartbeatRequest(
                 task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified")
             )
-            return await stub.Heartbeat(request, **self._options(None))
+            return await stub.Heartbeat(request, **self._options())
 
         await self._renewing(attempt)
 
@@ -144,23 +140,13 @@ class RuntimeClient:
 
         async def attempt(stub: RuntimeStub) -> tuple[int, CommitEventsResponse]:
             sent_at = self._session.mark()
-            # Without spans, there is no position in the trace but that of the task.
-            options = self._options(trace.current() or self._session.trace)
-            return sent_at, await stub.CommitEvents(request, **options)
+            return sent_at, await stub.CommitEvents(request, **self._options(self._session.trace))
 
         sent_at, response = await self._until_acknowledged(attempt)
         self._session.apply(response.directive, sent_at, task_id)
         if self._shutdown.is_begun:
             raise AgentEndingError
         return response.directive.task.task_id == task_id
-
-    async def export_spans(self, spans: Sequence[Span]) -> None:
-        """Hands the spans to the control plane. Makes one attempt.
-
-        Raises grpc.aio.AioRpcError.
-        """
-        request = ExportSpansRequest(spans=[encode_span(span) for span in spans])
-        await self._stubs[self._current].ExportSpans(request, **self._options(None))
 
     async def _renewing(
         self,
@@ -224,8 +210,8 @@ class RuntimeClient:
         self._log.warning("token_expired", control_plane_time=now)
         self._credential.clock.set(now)
 
-    def _options(self, context: TraceContext | None) -> dict[str, Any]:
-        """The options of a call that continues this trace."""
+    def _options(self, context: TraceContext | None = None) -> dict[str, Any]:
+        """The options of a call, which continues the trace if one is named."""
         lease_seconds = self._lease.length_seconds
         limit_seconds = (
             min(MAX_ATTEMPT_SECONDS, lease_seconds / HEARTBEATS_A_LEASE)

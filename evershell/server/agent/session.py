@@ -50,19 +50,13 @@ class Session:
         beat_now: Callable[[], None],
         log: Log,
         clock: Callable[[], float] = time.monotonic,
-        cancelling: Callable[[str, TraceContext], TraceContext] = lambda task_id, trace: trace,
     ) -> None:
-        """`beat_now` sends a heartbeat, whose reply carries a new directive.
-
-        `cancelling` is called with the task id and the trace of each signal to cancel a task that
-        the agent has. It returns the trace that the task continues.
-        """
+        """`beat_now` sends a heartbeat, whose reply carries a new directive."""
         self._run_task = run_task
         self._shutdown = shutdown
         self._beat_now = beat_now
         self._log = log
         self._clock = clock
-        self._cancelling = cancelling
         self._marks = itertools.count(1)
         # The mark of the current task's start.
         self._started_at = 0
@@ -134,8 +128,6 @@ class Session:
         If such a task arrives later, the agent runs no iteration of it.
         """
         is_known = task_id in (self.task_id, self._next_id)
-        if is_known and trace is not None:
-            trace = self._cancelling(task_id, trace)
         self._remember_trace(task_id, trace)
         self._flag(task_id).request(_force_after_seconds(cancellation))
         if not is_known and task_id not in self._finished:

@@ -12,13 +12,11 @@ import structlog
 from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
 
 from evershell.server.api import codec
-from evershell.server.api.agent_spans import decode_spans
 from evershell.server.api.call import agent, current
 from evershell.server.core.agent_rules import BreachError
 from evershell.server.core.errors import Failure
 from evershell.server.core.runtime import AgentIdentity, Directive, Runtime
 from evershell.server.pod.spec import PodSpec
-from evershell.server.telemetry.agent_spans import ExportSpans, discard_spans
 
 log = structlog.get_logger()
 
@@ -36,7 +34,6 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     runtime: Runtime
     # Makes the spec of an agent.
     spec_for: Callable[[AgentIdentity], PodSpec]
-    export_spans: ExportSpans = discard_spans
 
     async def Bootstrap(
         self, request: runtime_service_pb2.BootstrapRequest, context: Context
@@ -72,12 +69,6 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
                 agent(), request.task_id, events, current().trace_id
             )
         return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
-
-    async def ExportSpans(
-        self, request: runtime_service_pb2.ExportSpansRequest, context: Context
-    ) -> runtime_service_pb2.ExportSpansResponse:
-        self.export_spans(agent(), decode_spans(request.spans))
-        return runtime_service_pb2.ExportSpansResponse()
 
     @asynccontextmanager
     async def _breaches(self) -> AsyncIterator[None]:

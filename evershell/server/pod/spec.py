@@ -45,8 +45,6 @@ class PodSpec:
     listen_port: int = 0
     # If set, this spec has no secrets: with the token, RuntimeService.Bootstrap returns the rest.
     bootstrap_token: str = field(default="", repr=False)
-    # Whether the control plane exports the spans of its agents.
-    export_spans: bool = False
     # For tests: the folder that arms crash points (crash_points.py). Empty: no crash points.
     crash_points_dir: str = ""
 

@@ -6,19 +6,17 @@ The exporter, the sampler and the resource are configured by the standard enviro
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     NonRecordingSpan,
-    NoOpTracer,
     Span,
     SpanContext,
     SpanKind,
@@ -30,16 +28,11 @@ from opentelemetry.trace import (
 
 from evershell.server.core import trace
 from evershell.server.core.errors import AgentUnreachableError, UnavailableError
-from evershell.server.core.runtime import AgentIdentity
 from evershell.server.core.trace import TraceContext
-from evershell.server.telemetry.agent_spans import AgentSpan
 from evershell.server.telemetry.export_warnings import limit_export_warnings
 
 # How long a program waits at its end for the collector to accept the last spans.
 _FLUSH_MILLISECONDS = 1_000
-
-_SCOPE = InstrumentationScope("evershell")
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 Inner = TypeVar("Inner")
 
@@ -49,11 +42,12 @@ class Tracing:
 
     def __init__(self, program: str) -> None:
         limit_export_warnings()
+        has_name = bool(os.environ.get("OTEL_SERVICE_NAME"))
+        resource = Resource.create({} if has_name else {SERVICE_NAME: f"evershell-{program}"})
         # `close` shuts the provider down, with a time limit.
-        self._provider = TracerProvider(resource=_resource(program), shutdown_on_exit=False)
-        self._agents = _resource("agent")
-        self._processor = BatchSpanProcessor(OTLPSpanExporter(timeout=_FLUSH_MILLISECONDS / 1000))
-        self._provider.add_span_processor(self._processor)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        exporter = OTLPSpanExporter(timeout=_FLUSH_MILLISECONDS / 1000)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("evershell")
 
     @contextmanager
@@ -76,31 +70,6 @@ class Tracing:
     def traced(self, inner: Inner, prefix: str, kind: SpanKind = SpanKind.CLIENT) -> Inner:
         """Wraps a port, so that each call that is part of a trace gets a span."""
         return cast(Inner, _Traced(inner, self, prefix, kind))
-
-    def export(self, agent: AgentIdentity, spans: Sequence[AgentSpan]) -> None:
-        """Implements ExportSpans."""
-        if isinstance(self._tracer, NoOpTracer):
-            return
-        own = {
-            "evershell.workspace_id": agent.workspace_id,
-            "evershell.epoch": str(agent.epoch),
-        }
-        for span in spans:
-            self._processor.on_end(
-                ReadableSpan(
-                    span.name,
-                    context=_of_agent(span.trace_id, span.span_id),
-                    parent=_of_agent(span.trace_id, span.parent_span_id)
-                    if span.parent_span_id
-                    else None,
-                    resource=self._agents,
-                    attributes={**span.attributes, **own},
-                    status=Status(StatusCode.ERROR if span.has_failed else StatusCode.UNSET),
-                    start_time=span.began_at,
-                    end_time=span.ended_at,
-                    instrumentation_scope=_SCOPE,
-                )
-            )
 
     def close(self) -> None:
         """Exports the remaining spans. Blocks for at most _FLUSH_MILLISECONDS."""
@@ -135,15 +104,6 @@ class _Traced:
                     raise
 
         return traced
-
-
-def _resource(program: str) -> Resource:
-    has_name = bool(os.environ.get("OTEL_SERVICE_NAME"))
-    return Resource.create({} if has_name else {SERVICE_NAME: f"evershell-{program}"})
-
-
-def _of_agent(trace_id: int, span_id: int) -> SpanContext:
-    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
 
 
 def _parent(context: TraceContext | None) -> Context:

@@ -65,13 +65,11 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     }
     names = EDGE_NAMES[wire]
     call = PUBLIC + "CancelTask"
-    # From the caller to the agent, and back to the database.
+    # From the caller to the agent, and from the agent's commit to the database.
     chain = (
         ("evershell-edge", names["CancelTask"]),
         ("evershell-control-plane", call),
         ("evershell-control-plane", "agent.cancel_task"),
-        ("evershell-agent", "cancellation"),
-        ("evershell-agent", "commit"),
         ("evershell-control-plane", INTERNAL + "CommitEvents"),
         ("evershell-control-plane", "store.transition"),
     )
@@ -85,32 +83,13 @@ def test_a_trace_goes_to_the_agent_and_back_into_the_log(
     assert {edge.kind, worker.kind} == {Span.SPAN_KIND_SERVER}
     assert attributes_of(edge)[REQUEST_ID] == request_id
     assert attributes_of(worker)["evershell.request_id"] == request_id
-    # The span lasts until the end of the task is committed.
-    cancellation, commit = spans[chain[3]], spans[chain[4]]
-    assert cancellation.end_time_unix_nano >= commit.end_time_unix_nano
-    assert attributes_of(commit)["evershell.workspace_id"] == workspace.id
-    # The iteration belongs to the call that caused it.
-    eventually(lambda: ("evershell-agent", "tool_call") in receiver.names(first))
-    eventually(lambda: ("evershell-edge", names["SubmitTask"]) in receiver.names(first))
+    submit = {
+        ("evershell-edge", names["SubmitTask"]),
+        ("evershell-control-plane", PUBLIC + "SubmitTask"),
+    }
+    eventually(lambda: submit <= set(receiver.names(first)))
     assert_tree(receiver.spans(first), caller_of_submit)
-    assert receiver.services() == {"evershell-edge", "evershell-control-plane", "evershell-agent"}
-
-
-def test_the_start_of_an_agent_is_a_trace_of_its_own(traced: Stack, receiver: Receiver) -> None:
-    workspace = Workspace(traced)
-
-    (span,) = eventually(
-        lambda: [
-            span
-            for span in receiver.all_spans()
-            if span.name == "register"
-            and attributes_of(span)["evershell.workspace_id"] == workspace.id
-        ]
-    )
-    trace_id = span.trace_id.hex()
-    call = ("evershell-control-plane", INTERNAL + "Register")
-    eventually(lambda: call in receiver.names(trace_id))
-    assert_tree(receiver.spans(trace_id), "")
+    assert receiver.services() == {"evershell-edge", "evershell-control-plane"}
 
 
 def test_calls_of_no_worker_have_no_span(traced: Stack, receiver: Receiver) -> None:
@@ -158,8 +137,6 @@ def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Pa
             '"level": "warning"' in line for line in warnings
         )
         assert "otlp" not in (logs / "envoy.log").read_text().lower()
-        agents = [path.read_text() for path in (stack.state_dir / "fleet").glob("*/log")]
-        assert agents and not any("spans_lost" in log for log in agents)
         assert stack.stop() == 0
     finally:
         stack.kill_if_running()

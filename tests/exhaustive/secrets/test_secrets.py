@@ -192,15 +192,11 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
         assert_none(evidence.files(stack), secrets)
         assert stack.stop() == 0
         found += [*processes.seen(), *(("span", data) for data in receiver.received)]
-        # Envoy and the workers have both sent the key to the collector, and spans of the agents.
+        # Envoy and the workers have both sent the key to the collector.
         assert {headers["authorization"] for headers in receiver.headers} == {
             f"Bearer {collector_key}"
         }
-        assert receiver.services() == {
-            "evershell-edge",
-            "evershell-control-plane",
-            "evershell-agent",
-        }
+        assert receiver.services() == {"evershell-edge", "evershell-control-plane"}
     found += evidence.files(stack)
     assert_none(found, secrets)
     assert_whole([place for place, _ in found])

@@ -23,13 +23,12 @@ from evershell.server.core.errors import Failure
 # output, which JSON and Unicode may widen.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests that contain only a few names: those to health and reflection, and those of
-# agents that have no limit of their own.
+# agents except CommitEvents.
 _COMMON_BYTES = 4096
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
 _AGENTS_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
-_AGENT_BYTES = {"CommitEvents": MAX_MESSAGE_BYTES, "ExportSpans": 1024 * 1024}
 # A parsed message can take many times its size. So many large messages of agents are parsed and
 # served at once.
 _LARGE_BYTES = 256 * 1024
@@ -115,7 +114,7 @@ class Reading(Interceptor):
         if method.service.startswith(_COMMON_SERVICES):
             return _COMMON_BYTES
         if method.service == _AGENTS_SERVICE:
-            return _AGENT_BYTES.get(method.name, _COMMON_BYTES)
+            return MAX_MESSAGE_BYTES if method.name == "CommitEvents" else _COMMON_BYTES
         return self._limits.get(method.path, MAX_MESSAGE_BYTES)
 
     def _turns_of_caller(self, call: Call, limit: int, at_once: int) -> "_Turns":

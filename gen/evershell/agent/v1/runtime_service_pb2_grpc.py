@@ -31,8 +31,7 @@ class RuntimeServiceStub:
     secret that it gets at its start.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it; it
-    does not repeat ExportSpans.
+    state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
@@ -68,11 +67,6 @@ class RuntimeServiceStub:
                 request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsRequest.SerializeToString,
                 response_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsResponse.FromString,
                 _registered_method=True)
-        self.ExportSpans = channel.unary_unary(
-                '/evershell.agent.v1.RuntimeService/ExportSpans',
-                request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.ExportSpansRequest.SerializeToString,
-                response_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.ExportSpansResponse.FromString,
-                _registered_method=True)
 
 
 class RuntimeServiceServicer:
@@ -81,8 +75,7 @@ class RuntimeServiceServicer:
     secret that it gets at its start.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it; it
-    does not repeat ExportSpans.
+    state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
@@ -142,17 +135,6 @@ class RuntimeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ExportSpans(self, request, context):
-        """Takes spans of the agent for the collector of the control plane. Agents may leave this call out.
-
-        Effect: the spans are queued for the exporter of the control plane, if it has one.
-        Idempotency: a repeated call exports the spans twice, so an agent does not repeat it.
-        Errors: only those of every call.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_RuntimeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,11 +158,6 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsRequest.FromString,
                     response_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsResponse.SerializeToString,
             ),
-            'ExportSpans': grpc.unary_unary_rpc_method_handler(
-                    servicer.ExportSpans,
-                    request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.ExportSpansRequest.FromString,
-                    response_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.ExportSpansResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'evershell.agent.v1.RuntimeService', rpc_method_handlers)
@@ -195,8 +172,7 @@ class RuntimeService:
     secret that it gets at its start.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it; it
-    does not repeat ExportSpans.
+    state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
@@ -304,33 +280,6 @@ class RuntimeService:
             '/evershell.agent.v1.RuntimeService/CommitEvents',
             evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsRequest.SerializeToString,
             evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ExportSpans(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/evershell.agent.v1.RuntimeService/ExportSpans',
-            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.ExportSpansRequest.SerializeToString,
-            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.ExportSpansResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,8 +32,7 @@ class RuntimeServiceStub:
     secret that it gets at its start.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it; it
-    does not repeat ExportSpans.
+    state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
@@ -81,13 +80,6 @@ class RuntimeServiceStub:
     acknowledged.
     Errors: invalid_state if the number of an iteration is not the next one.
     """
-    ExportSpans: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.ExportSpansRequest, _runtime_service_pb2.ExportSpansResponse]
-    """Takes spans of the agent for the collector of the control plane. Agents may leave this call out.
-
-    Effect: the spans are queued for the exporter of the control plane, if it has one.
-    Idempotency: a repeated call exports the spans twice, so an agent does not repeat it.
-    Errors: only those of every call.
-    """
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
@@ -96,8 +88,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     secret that it gets at its start.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it; it
-    does not repeat ExportSpans.
+    state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
@@ -142,13 +133,6 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     acknowledged.
     Errors: invalid_state if the number of an iteration is not the next one.
     """
-    ExportSpans: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.ExportSpansRequest, _runtime_service_pb2.ExportSpansResponse]  # type: ignore[assignment]
-    """Takes spans of the agent for the collector of the control plane. Agents may leave this call out.
-
-    Effect: the spans are queued for the exporter of the control plane, if it has one.
-    Idempotency: a repeated call exports the spans twice, so an agent does not repeat it.
-    Errors: only those of every call.
-    """
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
@@ -156,8 +140,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     secret that it gets at its start.
 
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
-    state. After an error the agent does not know whether the call had an effect, and repeats it; it
-    does not repeat ExportSpans.
+    state. After an error the agent does not know whether the call had an effect, and repeats it.
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
@@ -223,19 +206,6 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         end) is acknowledged and not appended again. The agent repeats a commit until it is
         acknowledged.
         Errors: invalid_state if the number of an iteration is not the next one.
-        """
-
-    @_abc_1.abstractmethod
-    def ExportSpans(
-        self,
-        request: _runtime_service_pb2.ExportSpansRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_runtime_service_pb2.ExportSpansResponse, _abc.Awaitable[_runtime_service_pb2.ExportSpansResponse]]:
-        """Takes spans of the agent for the collector of the control plane. Agents may leave this call out.
-
-        Effect: the spans are queued for the exporter of the control plane, if it has one.
-        Idempotency: a repeated call exports the spans twice, so an agent does not repeat it.
-        Errors: only those of every call.
         """
 
 def add_RuntimeServiceServicer_to_server(servicer: RuntimeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
