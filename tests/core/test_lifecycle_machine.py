@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.agent_rules import BreachError
 from evershell.server.core.caller import Permission
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure
@@ -249,12 +250,14 @@ class LifecycleMachine(RuleBasedStateMachine):
             assert numbers == list(range(1, each.iterations + 1))
 
     def _change(self, decide: Callable[[Locked], Change]) -> Change | None:
-        """Makes a change. Returns None when it is refused with one of REFUSALS."""
+        """Makes a change. Returns None if it is refused, by one of REFUSALS or a rule."""
         self.clock.advance(1)
         try:
             return finish(self.store.transition(self.workspace_id, decide))
         except Failure as failure:
             assert failure.slug in REFUSALS
+            return None
+        except BreachError:
             return None
 
     def _commit(self, which: int, behind: int, *events: AgentEvent) -> None:
