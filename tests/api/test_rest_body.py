@@ -77,6 +77,7 @@ def test_the_path_stands_beside_the_body() -> None:
 MUST_BE = {
     "number": "must be an integer of 32 bits",
     "text": "must be a string",
+    "unicode": "must be Unicode; it has half of a surrogate pair",
     "duration": 'must be a duration, a string that ends in s, such as "10s"',
     "time": 'must be a time, a string such as "2026-01-02T03:04:05Z"',
     "bool": "must be true or false",
@@ -151,7 +152,22 @@ MUST_BE = {
         (SubmitTaskRequest, '{"max_iterations": 1.5}', "max_iterations", MUST_BE["number"]),
         (SubmitTaskRequest, '{"max_iterations": true}', "max_iterations", MUST_BE["number"]),
         (CancelTaskRequest, '{"reason": 5}', "reason", MUST_BE["text"]),
-        (CancelTaskRequest, '{"reason": "\\ud800"}', "reason", MUST_BE["text"]),
+        (CancelTaskRequest, '{"reason": "\\ud800"}', "reason", MUST_BE["unicode"]),
+        (SubmitTaskRequest, '{"metadata": {"a": "\\ud800"}}', "metadata.a", MUST_BE["unicode"]),
+        (
+            CancelTasksRequest,
+            '{"filter": {"task_ids": ["task_1", "\\ud800"]}}',
+            "filter.task_ids[1]",
+            MUST_BE["unicode"],
+        ),
+        # To read all of them would take the time of other calls.
+        (CancelTaskRequest, '{"reason": [' + "{}," * 100 + "{}]}", "body", None),
+        (
+            CancelTasksRequest,
+            '{"filter": {"task_ids": [' + "5," * 1_000 + "5]}}",
+            "filter.task_ids",
+            "has 1,001 entries; at most 1,000 are allowed",
+        ),
         (CancelTaskRequest, '{"wait": 10}', "wait", MUST_BE["duration"]),
         (CancelTaskRequest, '{"wait": "10"}', "wait", MUST_BE["duration"]),
         (CancelTaskRequest, '{"force_after": {"secs": 30}}', "force_after", MUST_BE["duration"]),
