@@ -136,6 +136,8 @@ def test_filters_select_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cancel",),
         ("cancel", "ws_1", "--all"),
         ("cancel", "--all", "--task", "task_1"),
+        ("cancel", "--all", "--task", ""),
+        ("cancel", "", "--filter", "submitted-by=key_1"),
         ("cancel", "ws_1", "--yes"),
         ("cancel", "ws_1", "--filter", "workspace=ws_1"),
         ("cancel", "--all", "--filter", "workspace=ws_1"),
