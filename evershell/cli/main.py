@@ -125,5 +125,5 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # The encoding of the locale may lack characters of other people's texts.
             stream.reconfigure(errors="backslashreplace")
-    # gRPC, which is not loaded yet, logs each failed TLS handshake of a stranger below this level.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # The lines of gRPC's library in C are plain text, and nothing limits or redacts them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evershell.server.core import task_lifecycle, workspace_lifecycle
+from evershell.server.core.agent_rules import BreachError
 from evershell.server.core.change import Change, Locked
 from evershell.server.core.errors import Failure
 from evershell.server.core.ports import Store
@@ -123,6 +124,8 @@ async def _apply(
             results.append(await store.transition(new.id, _STEPS[name](offered)))
         except Failure as failure:
             results.append(failure.slug)
+        except BreachError as breach:
+            results.append(str(breach))
     results += [
         await store.get_workspace(new.id),
         await store.list_tasks(new.id, None, 100),

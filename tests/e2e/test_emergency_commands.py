@@ -25,7 +25,7 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
 ) -> None:
     begun = begin(others, metadata={"team": "night"})
     (first, second), task_ids = others, [task_id for _, task_id in begun]
-    wanted = ("cancel", "--all", "--filter", "metadata.team=night")
+    wanted = ("cancel", "--filter", "metadata.team=night")
 
     dry = run(*wanted, "--dry-run", **owner)
 
@@ -71,7 +71,7 @@ def test_cancel_all_is_refused_without_the_permission(
     reader = owner | {"EVERSHELL_API_KEY": stack.tokens["read_only"]}
     refused = call("cancel", "--all", "--yes", **reader)
     assert (refused.returncode, refused.stderr.partition(":")[0]) == (5, "permission_denied")
-    invalid = call("cancel", "--all", "--dry-run", "--filter", "workspace=ws 1", "--json", **owner)
+    invalid = call("cancel", "--dry-run", "--filter", "workspace=ws 1", "--json", **owner)
     error = json.loads(invalid.stdout)["error"]
     assert (invalid.returncode, error["code"]) == (5, "validation_error")
     assert list(error["details"]["fields"]) == ["filter.workspace_ids"]

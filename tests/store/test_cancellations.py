@@ -136,14 +136,15 @@ async def test_the_wait_for_a_locked_workspace_is_limited(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("evershell.server.store.cancellations.ANSWER_TIMEOUT_SECONDS", 0.2)
-    ((locked, submitted),) = await cell.busy(1)
+    ((locked, _),) = await cell.busy(1)
     async with held(cell.url, locked.id):
         found = await asyncio.gather(
             *(cell.cancel(locked.id) for _ in range(3)), return_exceptions=True
         )
         assert [type(each) for each in found] == [UnavailableError] * 3
-    assert await cell.store.get_task(locked.id, submitted.id) == submitted
-    assert (await cell.cancel(locked.id)).recorded
+    # A call that was given up may have been recorded when the lock was free.
+    again = await cell.cancel(locked.id)
+    assert again.task is not None and again.task.cancel is not None
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -234,8 +234,6 @@ _WRITTEN = {
         "test_connections_that_hold_a_body",
         "streams that hold a message": "exhaustive/e2e/test_strangers.py::"
         "test_streams_that_hold_a_message",
-        "watchers that hold a stream": "exhaustive/e2e/test_strangers.py::"
-        "test_watchers_of_the_health",
         "idle connections": "exhaustive/edge/test_overload.py::"
         "test_idle_connections_are_closed_before_the_limit_is_reached",
         "a loop that blocks another's cancel": "api/test_rate_limits.py::"
