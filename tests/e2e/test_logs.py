@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
 
 # It has PostgreSQL's own format.
 NOT_JSON = {"postgres"}
@@ -22,8 +23,13 @@ def files(stack: Stack) -> list[Path]:
 
 def test_every_line_is_json_and_has_a_timestamp(stack: Stack, workspace: Workspace) -> None:
     workspace.await_end(workspace.submit("true"))
-    names = {path.name.split(".")[0].split("-")[0] for path in files(stack)}
-    assert {"envoy", "fleet", "log"} <= names, names
+    # Envoy writes its log in intervals.
+    eventually(
+        lambda: (
+            {"envoy", "fleet", "log"}
+            <= {path.name.split(".")[0].split("-")[0] for path in files(stack)}
+        )
+    )
     for path in files(stack):
         # The program may be writing the last line.
         for line in path.read_text().split("\n")[:-1]:

@@ -1,214 +1,161 @@
-"""Log rotation while programs append, on a full disk too."""
+"""The logs of programs: rotation loses no line, and a full or hanging disk stops no program."""
 
-import asyncio
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from evershell.server.config import Settings
 from evershell.server.stack import log_files
-from evershell.server.stack.log_files import LogFile, open_log, rotate
-from evershell.server.stack.supervisor import Program, Supervisor, exit_code
-from tests.support.small_disk import fill, small_disk
+from evershell.server.stack.log_files import LogFile
+from evershell.server.stack.supervisor import Program, Supervisor
+from evershell.server.telemetry.logs import Sink
+from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually, eventually_async
 
-_SIZE = 1_000
+MAX_BYTES = 1 << 16
+LINE = "x" * 999
 
 
 @pytest.fixture(autouse=True)
-def _no_disk_counts_as_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 0)
+def _retries_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_files, "_RETRY_SECONDS", 0.01)
 
 
-def log_file(path: Path, max_bytes: int, files: int) -> LogFile:
-    """A log like that of an agent, whose folder must not be a link."""
-    return LogFile(path.parent.parent, (path.parent.name, path.name), max_bytes, files)
+def end(log_file: LogFile) -> None:
+    log_file.close()
+    log_file.wait(20)
+    assert not log_file._thread.is_alive()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".ballast"
-    }
+def lines(folder: Path) -> list[str]:
+    """The lines of all files, the oldest first."""
+    files = sorted(folder.glob("*.log*"), key=lambda path: -int("0" + path.suffix.strip(".log")))
+    return "".join(path.read_text() for path in files).splitlines()
 
 
-def test_a_file_is_rotated_by_size_and_count(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.log"
-    with open_log(path.parent, path.name) as output:
-        for letter in b"abcd":
-            output.write(bytes([letter]) * (_SIZE - 1))
-            output.flush()
-            rotate([log_file(path, _SIZE, 3)])
-            assert path.stat().st_size == _SIZE - 1
-            output.write(b"\n")
-            output.flush()
-            rotate([log_file(path, _SIZE, 3)])
-            # The program continues at the start of the same file.
-            assert path.stat().st_size == 0
-    whole = {letter: letter.encode() * (_SIZE - 1) + b"\n" for letter in "abcd"}
-    assert contents(tmp_path) == {
-        "fleet.log": b"",
-        "fleet.log.1": whole["d"],
-        "fleet.log.2": whole["c"],
-    }
-    # A smaller number of files applies at the next rotation.
-    path.write_bytes(b"e" * _SIZE)
-    rotate([log_file(path, _SIZE, 1)])
-    assert contents(tmp_path) == {"fleet.log": b""}
-
-
-def test_the_copy_of_a_file_far_above_its_limit_has_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.log"
-    path.write_bytes(b"old" * _SIZE + b"n" * _SIZE)
-    rotate([log_file(path, _SIZE, 2)])
-    assert contents(tmp_path) == {"fleet.log": b"", "fleet.log.1": b"n" * _SIZE}
-
-
-def test_any_program_continues_after_a_rotation(tmp_path: Path) -> None:
-    path = tmp_path / "cat.log"
-    with open_log(path.parent, path.name) as output:
-        program = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=output)
-    assert program.stdin is not None
-    for number in range(10):
-        program.stdin.write(f"{number}".encode() * _SIZE)
-        program.stdin.flush()
-        eventually(lambda: path.stat().st_size == _SIZE)
-        rotate([log_file(path, _SIZE, 100)])
-        # The program does not continue at its old offset, so there is no hole.
-        assert path.stat().st_size == 0
-    program.communicate()
-    copies = contents(tmp_path)
-    assert [copies[f"cat.log.{10 - number}"] for number in range(10)] == [
-        f"{number}".encode() * _SIZE for number in range(10)
+def test_rotation_loses_no_line_of_two_processes(tmp_path: Path) -> None:
+    """As in a rolling restart."""
+    log_file = LogFile(tmp_path / "envoy.log", MAX_BYTES, 100)
+    program = (
+        "import os, sys\n"
+        "for i in range(4000): os.write(1, f'{sys.argv[1]} {i} {100 * sys.argv[2]}\\n'.encode())"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, name, "x"], stdout=log_file.descriptor)
+        for name in ("old", "new")
     ]
+    assert [process.wait() for process in processes] == [0, 0]
+    end(log_file)
+    found = [line.split() for line in lines(tmp_path)]
+    for name in ("old", "new"):
+        assert [int(number) for of, number, _ in found if of == name] == list(range(4000))
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert len(sizes) > 3 and max(sizes.values()) <= MAX_BYTES, sizes
 
 
-def test_rotation_follows_no_link_and_blocks_on_no_pipe(tmp_path: Path) -> None:
-    pod, victims = tmp_path / "pod", [tmp_path / "victim", tmp_path / "other victim"]
-    for victim in victims:
-        victim.write_bytes(b"v" * _SIZE)
-    pod.mkdir()
-    (pod / "link").symlink_to(victims[0])
-    (pod / "hard").hardlink_to(victims[1])
-    os.mkfifo(pod / "pipe")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "log").write_bytes(b"v" * _SIZE)
-    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
-    paths = [pod / "link", pod / "hard", pod / "pipe", pod / "absent", tmp_path / "linked" / "log"]
-    rotate([log_file(path, 1, 2) for path in paths])
-    assert all(
-        victim.read_bytes() == b"v" * _SIZE for victim in [*victims, tmp_path / "elsewhere" / "log"]
-    )
-    assert {path.name for path in pod.iterdir()} == {"link", "hard", "pipe"}
-    for name in ("link", "hard", "pipe"):
-        with open_log(pod, name) as output:
-            output.write(b"said")
-        assert (pod / name).read_bytes() == b"said"
-    assert all(victim.read_bytes() == b"v" * _SIZE for victim in victims)
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_log_has_at_most_so_many_files(tmp_path: Path, files: int) -> None:
+    log_file = LogFile(tmp_path / "fleet.log", MAX_BYTES, files)
+    for _ in range(300):
+        os.write(log_file.descriptor, f"{LINE}\n".encode())
+    os.write(log_file.descriptor, b"last\n")
+    end(log_file)
+    names = ["fleet.log", "fleet.log.1", "fleet.log.2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[:files]
+    assert (tmp_path / "fleet.log").read_text().endswith("last\n")
 
 
-def test_a_file_whose_copy_is_obstructed_is_truncated(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"x" * _SIZE)
+def test_a_log_that_cannot_be_renamed_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "log.1" / "full").mkdir(parents=True)
-    rotate([log_file(path, _SIZE, 2)])
-    assert path.read_bytes() == b""
+    log_file = LogFile(tmp_path / "log", MAX_BYTES, 2)
+    for _ in range(100):
+        os.write(log_file.descriptor, f"{LINE}\n".encode())
+    end(log_file)
+    assert 0 < (tmp_path / "log").stat().st_size <= MAX_BYTES
 
 
-async def test_the_logs_of_a_stack_and_of_its_agents_are_rotated(tmp_path: Path) -> None:
-    disk = tmp_path / "another disk"
-    disk.mkdir()
-    settings = Settings(state_dir=tmp_path / "state", log_max_bytes=1 << 16, log_files=4)
-    agents = settings.state_dir / "fleet" / "ws_1"
-    agents.mkdir(parents=True)
-    # An operator may keep the logs on another disk.
-    settings.logs_dir.symlink_to(disk)
-    for name in ("postgres.log", "worker-0.log"):
-        (settings.logs_dir / name).write_bytes(b"x" * (1 << 16))
-    (agents / "log").write_bytes(b"x" * (1 << 20))
-    rotating = asyncio.create_task(log_files.keep_rotating(settings))
-    names = {"postgres.log.1", "worker-0.log.1", "log.1"}
-    await eventually_async(
-        lambda: (
-            names <= {path.name for path in [*disk.iterdir(), *agents.iterdir()]}
-            and not (agents / "log").stat().st_size
-        )
-    )
-    rotating.cancel()
+def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "logs"
+    victim.write_bytes(b"v" * MAX_BYTES)
+    folder.mkdir()
+    (folder / "link").symlink_to(victim)
+    (folder / "hard").hardlink_to(victim)
+    os.mkfifo(folder / "pipe")
+    for name in ("link", "hard", "pipe"):
+        log_file = LogFile(folder / name, MAX_BYTES, 2)
+        os.write(log_file.descriptor, b"said")
+        end(log_file)
+        assert (folder / name).read_bytes() == b"said"
+    assert victim.read_bytes() == b"v" * MAX_BYTES
 
 
-def test_rotation_on_a_full_disk_removes_the_oldest_copy(tmp_path: Path) -> None:
-    block = os.sysconf("SC_PAGE_SIZE")
-    size = 4 * block
-    disk = tmp_path / "disk"
-    with small_disk(disk, 16 * block):
-        path = disk / "envoy.log"
-        for number in (1, 2):
-            path.with_name(f"envoy.log.{number}").write_bytes(str(number).encode() * size)
-        path.write_bytes(b"c" * size)
-        fill(disk)
-        rotate([log_file(path, size, 4)])
-        # The oldest copy was removed to make room for the new one.
-        assert contents(disk) == {
-            "envoy.log": b"",
-            "envoy.log.1": b"c" * size,
-            "envoy.log.2": b"1" * size,
-        }
-        path.write_bytes(b"d" * size)
-        path.with_name("envoy.log.1").unlink()
-        path.with_name("envoy.log.2").unlink()
-        fill(disk)
-        rotate([log_file(path, size, 4)])
-        # There is no room for a copy, but the file is truncated.
-        assert contents(disk) == {"envoy.log": b""}
+def full_disk(folder: Path) -> Callable[[], None]:
+    fill(folder)
+    return lambda: free(folder)
 
 
-def test_copies_are_removed_while_a_disk_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def no_folder(folder: Path) -> Callable[[], None]:
+    folder.rmdir()
+    folder.write_text("no folder")
+    return folder.unlink
+
+
+@pytest.mark.parametrize("obstruct", [full_disk, no_folder])
+def test_a_program_without_its_log_counts_lost_lines_and_goes_on(
+    tmp_path: Path, obstruct: Callable[[Path], Callable[[], None]]
 ) -> None:
+    folder = tmp_path / "logs"
+    with small_disk(tmp_path, 4 << 20):
+        folder.mkdir()
+        log_file = LogFile(folder / "worker-0.log", MAX_BYTES, 100)
+        sink = Sink(log_file.descriptor, lambda count: f"lost {count}")
+        repair = obstruct(tmp_path if obstruct is full_disk else folder)
+        written = 0
+        with capture_logs() as events:
+            while not sink.lost_lines:
+                sink.info(f"{written} {LINE}")
+                written += 1
+            eventually(lambda: events)
+        assert [event["event"] for event in events] == ["log_file_unavailable"]
+        lost = sink.lost_lines
+        repair()
+
+        def continues() -> bool:
+            sink.info("again")
+            return folder.is_dir() and "again" in lines(folder)
+
+        eventually(continues)
+        end(log_file)
+        found = [line.split()[0] for line in lines(folder)]
+        # What was written before is there, and nothing twice.
+        assert found[: written - 1] == [str(number) for number in range(written - 1)]
+        assert f"lost {sink.lost_lines}" in lines(folder) and sink.lost_lines >= lost
+
+
+def test_a_full_disk_loses_its_oldest_files(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, 1 << 20):
-        monkeypatch.setattr(log_files, "_MIN_FREE_BYTES", 1 << 16)
-        files = [log_file(disk / name, 1 << 19, 5) for name in ("envoy.log", "fleet.log")]
-        for age, copy in enumerate(("fleet.log.1", "envoy.log.2", "envoy.log.1")):
-            (disk / copy).write_bytes(b"x" * 4096)
-            os.utime(disk / copy, (age, age))
-        for file in files:
-            (disk / file.names[-1]).write_bytes(b"now\n")
-        rotate(files)
-        assert len(contents(disk)) == 5
+        for age, name in enumerate(("fleet.log.1", "envoy.log.2", "envoy.log.1")):
+            (disk / name).write_bytes(b"x" * 4096)
+            os.utime(disk / name, (age, age))
         fill(disk)
-        remaining = []
-        for _ in range(4):
-            with capture_logs():
-                rotate(files)
-            remaining.append(sorted(contents(disk)))
-            fill(disk)
-        assert remaining[0] == ["envoy.log", "envoy.log.1", "envoy.log.2", "fleet.log"]
-        assert remaining[1] == ["envoy.log", "envoy.log.1", "fleet.log"]
-        assert remaining[2] == remaining[3] == ["envoy.log", "fleet.log"]
-        assert (disk / "envoy.log").read_bytes() == b"now\n"
+        log_file = LogFile(disk / "envoy.log", MAX_BYTES, 5)
+        os.write(log_file.descriptor, b"now\n")
+        end(log_file)
+        assert (disk / "envoy.log").read_text() == "now\n"
+        assert not (disk / "fleet.log.1").exists() and (disk / "envoy.log.2").exists()
 
 
-async def test_a_program_starts_without_its_log_and_reopens_it_at_the_next_start(
-    tmp_path: Path,
-) -> None:
+async def test_a_program_starts_without_its_log(tmp_path: Path) -> None:
     logs_dir = tmp_path / "logs"
     logs_dir.write_text("no folder")
     supervisor = Supervisor(logs_dir)
-    program = Program("echo", ["/bin/sh", "-c", "echo said; exec sleep 600"])
-    with capture_logs() as lines:
-        await supervisor.start(program)
-    assert [line["event"] for line in lines] == ["log_file_unavailable"]
+    await supervisor.start(Program("echo", ["/bin/sh", "-c", "echo said; exec sleep 600"]))
     logs_dir.unlink()
-    assert program.process is not None
-    old = program.process
-    await supervisor.restart("echo")
-    assert await exit_code(old) != 0
-    await eventually_async((logs_dir / "echo.log").read_text)
+    await eventually_async(lambda: (logs_dir / "echo.log").exists())
     await supervisor.stop_all()
     assert (logs_dir / "echo.log").read_text() == "said\n"

@@ -114,11 +114,14 @@ def remove(folder: int, name: str) -> None:
 
 
 def open_log(folder: int, name: str) -> BinaryIO:
-    """Opens a plain file for appending. Removes anything else of this name. Raises OSError."""
+    """Opens a plain file for appending and reading.
+
+    Removes anything else of this name. Raises OSError.
+    """
     with suppress(FileNotFoundError):
         if not _is_plain(os.stat(name, dir_fd=folder, follow_symlinks=False)):
             remove(folder, name)
-    return open_plain(folder, name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return open_plain(folder, name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
 
 
 def open_plain(folder: int, name: str, flags: int) -> BinaryIO:

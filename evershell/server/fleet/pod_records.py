@@ -120,10 +120,6 @@ class PodRecords:
         with pod_files.opened(self._base, _PODS, workspace_id, _FILES) as files:
             yield files
 
-    def log_names(self) -> list[tuple[str, ...]]:
-        """The paths of the agents' logs below the state folder, as tuples of names."""
-        return [(_FLEET, workspace_id, _LOG) for workspace_id in self.workspace_ids()]
-
     def open_log(self, workspace_id: str) -> BinaryIO:
         """Opens the agents' log for appending. Raises OSError."""
         with pod_files.created(self._base, _FLEET, workspace_id) as folder:

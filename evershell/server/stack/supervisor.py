@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import psutil
 import structlog
 
 from evershell.server.pod.process import become_subreaper, wait_exit
-from evershell.server.stack.log_files import open_log
+from evershell.server.stack.log_files import LogFile
 from evershell.server.stack.watchdogs import IsLive, kill_if_frozen, kill_if_over_memory
 
 log = structlog.get_logger()
@@ -26,6 +27,8 @@ _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 _STABLE_SECONDS = 10.0
 # The kernel enforces this multiple of the program's limit between two checks.
 _KERNEL_LIMIT_FACTOR = 1.25
+# How long the last lines of the logs may take to reach the disk.
+_LOG_END_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,11 +61,24 @@ class Supervisor:
 
     A program that does not answer for 15 s is killed and restarted, too. A new process may take
     60 s until its first answer.
+
+    A program's log is `<name>.log` in `logs_dir`. At `log_max_bytes`, it is rotated.
     """
 
-    def __init__(self, logs_dir: Path, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        logs_dir: Path,
+        memory_bytes: int | None = None,
+        *,
+        log_max_bytes: int = sys.maxsize,
+        log_files: int = 1,
+    ) -> None:
         self._logs_dir = logs_dir
         self._memory_bytes = memory_bytes
+        self._log_max_bytes = log_max_bytes
+        self._log_files = log_files
+        # By the program's name.
+        self._logs: dict[str, LogFile] = {}
         self._programs: list[Program] = []
         # Replaced processes that still run, each with the task that waits for its end.
         self._predecessors: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
@@ -72,6 +88,9 @@ class Supervisor:
 
     async def start(self, program: Program) -> None:
         """Starts the program and keeps it running. Raises OSError if it cannot be started."""
+        if program.name not in self._logs:
+            path = self._logs_dir / f"{program.name}.log"
+            self._logs[program.name] = LogFile(path, self._log_max_bytes, self._log_files)
         self._programs.append(program)
         await self._run(program)
 
@@ -93,6 +112,12 @@ class Supervisor:
         for process, _ in predecessors:
             process.kill()
         await asyncio.gather(*(task for _, task in predecessors), return_exceptions=True)
+        for log_file in self._logs.values():
+            log_file.close()
+        end = time.monotonic() + _LOG_END_SECONDS
+        for log_file in self._logs.values():
+            await asyncio.to_thread(log_file.wait, max(0.0, end - time.monotonic()))
+        self._logs.clear()
 
     def kill_all(self) -> None:
         """Kills all programs, and starts none again. A `stop` that waits for one returns."""
@@ -180,16 +205,16 @@ class Supervisor:
         self._execute(program, command)
 
     def _execute(self, program: Program, command: list[str]) -> None:
-        with open_log(self._logs_dir, f"{program.name}.log") as output:
-            program.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=program.environment,
-                start_new_session=True,
-                preexec_fn=lambda: self._prepare(program),
-            )
+        output = self._logs[program.name].descriptor
+        program.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=program.environment,
+            start_new_session=True,
+            preexec_fn=lambda: self._prepare(program),
+        )
 
     def _prepare(self, program: Program) -> None:
         """Runs in the child, before the program."""

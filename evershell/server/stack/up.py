@@ -23,7 +23,7 @@ from evershell.server.core.errors import UnavailableError
 from evershell.server.fleet import isolation, processes
 from evershell.server.fleet.local_pods import end_every_pod
 from evershell.server.signals import END_WAITS, stop_signal
-from evershell.server.stack import log_files, postgres, ready, run_lock
+from evershell.server.stack import postgres, ready, run_lock
 from evershell.server.stack.database import prepare_database
 from evershell.server.stack.environments import (
     edge_environment,
@@ -81,7 +81,12 @@ async def up(settings: Settings) -> None:
         except PortError as error:
             raise CannotStartError(str(error)) from error
         stopping = asyncio.create_task(stop_signal())
-        supervisor = Supervisor(settings.logs_dir, settings.program_memory_mb * 2**20)
+        supervisor = Supervisor(
+            settings.logs_dir,
+            settings.program_memory_mb * 2**20,
+            log_max_bytes=settings.log_max_bytes,
+            log_files=settings.log_files,
+        )
         wanted = edge_of(
             settings,
             service_settings(settings).worker_addresses,
@@ -94,7 +99,6 @@ async def up(settings: Settings) -> None:
         run_lock.write_pid(settings.state_dir)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
         restarting = asyncio.create_task(rolling.run_on_request(starting))
-        rotating = asyncio.create_task(log_files.keep_rotating(settings))
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -104,9 +108,9 @@ async def up(settings: Settings) -> None:
                     await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
             _print("Stopping.")
         finally:
-            for task in (starting, restarting, rotating):
+            for task in (starting, restarting):
                 task.cancel()
-            await asyncio.gather(starting, restarting, rotating, return_exceptions=True)
+            await asyncio.gather(starting, restarting, return_exceptions=True)
             ready.clear(settings.state_dir)
             await _stop(settings, supervisor, edge)
 

@@ -24,6 +24,9 @@ _TRACEBACK_CHARACTERS = 8_000
 # API keys, JWTs, and what follows the name of a scheme. Libraries write bytes with escapes, which
 # may be within a credential.
 _CREDENTIAL = re.compile(r"""((?<![a-z])sk_|\beyJ|\b(?i:bearer|basic)\s+)[^\s"']+""")
+# An agent's log, which nothing else rotates: agents outlive the program that has started them, and
+# a sandbox hides the log's folder from them.
+_AGENT_LOG_BYTES = 1 << 20
 # For each kind of line; also the size of a burst.
 _LINES_PER_SECOND = 20
 
@@ -48,12 +51,16 @@ class Log(Protocol):
 class Sink:
     """Writes lines to a file descriptor, each with one system call. Counts lost lines."""
 
-    def __init__(self, descriptor: int, notice: Callable[[int], str]) -> None:
+    def __init__(
+        self, descriptor: int, notice: Callable[[int], str], max_bytes: int | None = None
+    ) -> None:
         """`notice` formats the line that reports how many lines were lost.
 
-        It is written when lines can be written again.
+        It is written when lines can be written again. A file that has reached `max_bytes` keeps
+        only its second half.
         """
         self._descriptor = descriptor
+        self._max_bytes = max_bytes
         self._notice = notice
         self._lock = threading.Lock()
         self._unreported = 0
@@ -77,11 +84,23 @@ class Sink:
     def _put(self, line: str) -> bool:
         data = (("\n" if self._is_torn else "") + line + "\n").encode(errors="replace")
         try:
+            if self._max_bytes is not None:
+                self._shorten(self._max_bytes)
             written = os.write(self._descriptor, data)
         except OSError:
             return False
         self._is_torn = written < len(data)
         return not self._is_torn
+
+    def _shorten(self, max_bytes: int) -> None:
+        # 0 for a pipe or a terminal.
+        size = os.fstat(self._descriptor).st_size
+        if size < max_bytes:
+            return
+        kept = max_bytes // 2
+        end = os.pread(self._descriptor, kept, size - kept)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, end[end.find(b"\n") + 1 :])
 
 
 class Sampler:
@@ -166,13 +185,16 @@ def configure(program: str, level: str, **context: Any) -> Sink:
 def configure_plain(program: str, **context: Any) -> PlainLog:
     """Like `configure`, at level INFO and without structlog. Returns the log of this process."""
     line = _line({"program": program, **context})
-    log = PlainLog(line, _standard_error(line))
+    log = PlainLog(line, _standard_error(line, _AGENT_LOG_BYTES))
     _capture_libraries(log)
     return log
 
 
-def _standard_error(line: _Line) -> Sink:
-    return Sink(2, lambda count: line(None, "error", {"event": "log_lines_lost", "count": count}))
+def _standard_error(line: _Line, max_bytes: int | None = None) -> Sink:
+    def notice(count: int) -> str:
+        return line(None, "error", {"event": "log_lines_lost", "count": count})
+
+    return Sink(2, notice, max_bytes)
 
 
 def _capture_libraries(log: Log) -> None:

@@ -75,7 +75,8 @@ async def test_a_single_allocation_beyond_the_limit_is_refused(
 ) -> None:
     starts = await start(supervisor, tmp_path, LEAPS)
     await eventually_async(lambda: count(starts) >= 2, WAIT_SECONDS)
-    assert "MemoryError" in (tmp_path / "logs" / "program.log").read_text()
+    log = tmp_path / "logs" / "program.log"
+    await eventually_async(lambda: log.exists() and "MemoryError" in log.read_text())
 
 
 async def test_a_program_within_its_limit_is_left_alone(
