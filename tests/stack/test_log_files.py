@@ -67,6 +67,7 @@ def test_a_log_has_at_most_so_many_files(tmp_path: Path, files: int) -> None:
     names = ["fleet.log", "fleet.log.1", "fleet.log.2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names[:files]
     assert (tmp_path / "fleet.log").read_text().endswith("last\n")
+    assert (tmp_path / "fleet.log").stat().st_size <= MAX_BYTES
 
 
 def test_a_log_that_cannot_be_renamed_is_bounded(tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_a_program_without_its_log_counts_lost_lines_and_goes_on(
     with small_disk(tmp_path, 4 << 20):
         folder.mkdir()
         log_file = LogFile(folder / "worker-0.log", MAX_BYTES, 100)
+        assert not os.get_blocking(log_file.descriptor)
         sink = Sink(log_file.descriptor, lambda count: f"lost {count}")
         repair = obstruct(tmp_path if obstruct is full_disk else folder)
         written = 0

@@ -153,6 +153,16 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     eventually(lambda: 0 < counted() <= lost_lines(cramped))
 
 
+def test_an_agent_keeps_its_log_within_its_bound(cramped: Stack) -> None:
+    workspace = Workspace(cramped)
+    log = cramped.state_dir / "fleet" / workspace.id / "log"
+    with log.open("ab") as file:
+        file.write(b"x\n" * (1 << 19))
+    workspace.await_end(workspace.submit("true"))
+    eventually(lambda: log.stat().st_size < 1 << 20)
+    assert log.stat().st_size >= 1 << 19
+
+
 def test_every_program_is_kept_within_its_bound(cramped: Stack) -> None:
     logs = cramped.state_dir / "logs"
     url = cramped.ready["rest_url"]
