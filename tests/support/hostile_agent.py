@@ -48,10 +48,6 @@ def hostile_agent(stack: Stack, workspace: Workspace) -> Iterator[HostileAgent]:
         yield HostileAgent(stack, workspace, channel)
 
 
-def started() -> messages.TaskEvent:
-    return messages.TaskEvent(task_started=messages.TaskStarted())
-
-
 def iterated(number: int, content: str = "", **model_call: Any) -> messages.TaskEvent:
     """An iteration without a tool call."""
     event = messages.TaskEvent()

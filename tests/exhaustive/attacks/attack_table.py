@@ -4,10 +4,9 @@ A row names a kind of attack. Its test may make it in many forms. tests/test_att
 that each test exists. A run of the exhaustive tests prints how many attacks of the table it has
 made, and how many got through.
 
-test_callers.py makes the attacks of callers on the whole stack, over REST and over gRPC;
-test_agents.py those of agents that were taken over. The other
-tests add what needs an inside view (caches, clocks, queues), a stack of its own, or bytes that only
-one protocol has.
+test_callers.py makes the attacks of callers on the whole stack, over REST and over gRPC, and
+test_agents.py those of agents that were taken over. The other tests add what needs an inside view
+(caches, clocks, queues), a stack of its own, or bytes that only one protocol has.
 """
 
 from dataclasses import dataclass
@@ -234,6 +233,11 @@ _WRITTEN = {
         "test_connections_that_hold_a_body",
         "streams that hold a message": "exhaustive/e2e/test_strangers.py::"
         "test_streams_that_hold_a_message",
+        "calls that are reset at once, bad keys, half messages and slow bodies together": "exhaustive/"
+        "e2e/test_strangers.py::test_resets_bad_keys_half_messages_and_slow_bodies",
+        "a credential that a library logs": "test_logs.py::test_libraries_log_no_credential",
+        "a header that is not printable": "edge/test_grpc.py::"
+        "test_a_header_that_is_not_printable_ascii_is_refused",
         "idle connections": "exhaustive/edge/test_overload.py::"
         "test_idle_connections_are_closed_before_the_limit_is_reached",
         "a loop that blocks another's cancel": "api/test_rate_limits.py::"

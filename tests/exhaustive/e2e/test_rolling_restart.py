@@ -93,13 +93,8 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
 
     calls, seconds = load.outcomes.calls.total() - calls, time.monotonic() - began
     load.stop()
-    log.info(
-        "%d calls within %d restarts of %.1f s; in all %s",
-        calls,
-        ROUNDS,
-        seconds / ROUNDS,
-        load.outcomes,
-    )
+    text = "%d calls within %d restarts of %.1f s; in all %s"
+    log.info(text, calls, ROUNDS, seconds / ROUNDS, load.outcomes)
     assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
     assert len(programs(stack)) == len(before)
     assert not programs(stack) & before

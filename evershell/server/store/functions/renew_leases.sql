@@ -5,7 +5,7 @@
 -- lock, so a call cannot deadlock with another, and a locked workspace delays no other heartbeat of
 -- the call. Each member costs two reads by primary key at most, and one update if its lease is due.
 --
--- p_now is NULL from workers of the last release, which leave the time to the database.
+-- p_now is NULL if a worker of the previous version calls. The clock of the database then applies.
 CREATE OR REPLACE FUNCTION renew_leases(
     p_ids text[],
     p_epochs bigint[],
