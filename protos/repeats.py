@@ -1,7 +1,6 @@
-"""Whether a failed call can be repeated without another effect, as far as the edge knows.
+"""The metadata of routes that says whether a failed call can be repeated without another effect.
 
-The metadata of the route says it. The Lua filter reads it for REST, and the mappers of Envoy's own
-answers for gRPC.
+The Lua filter reads the metadata for REST, and the mappers of Envoy's own answers for gRPC.
 """
 
 from copy import deepcopy

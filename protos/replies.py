@@ -13,7 +13,7 @@ from repeats import CEL, IS_REPEATABLE
 from source import Rule
 
 DOMAIN = "evershell.ai"
-# Its caller may have set no deadline.
+# Does not mention a deadline, because the caller may have set none.
 SLOW = "The service did not answer in time. The call may have had its effect."
 # These messages hold facts of the request. All others are the first sentence of the code's comment.
 # %LOCAL_REPLY_BODY% is Envoy's own text, which says why it cannot read a request.
@@ -152,8 +152,8 @@ def _mapper(
     }
     headers = dict(request_id)
     if rule.slug == RETRYABLE:
-        # The Lua filter, which sees all answers after routing, invites to repeat what can be
-        # repeated.
+        # The Lua filter, which sees all answers after routing, removes the header if the call can
+        # be repeated.
         headers["x-should-retry"] = "false"
     return {
         "filter": _status_filter("local_reply", comparison, status),

@@ -186,7 +186,7 @@ def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict
 
 
 def _answer_text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
-    """The same with a text, which the message of the error quotes."""
+    """As `_answer`, with a text that the message of the error quotes."""
     route = _answer(match, status, {})
     route["direct_response"]["body"] = {"inline_string": text}
     return route

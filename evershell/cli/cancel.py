@@ -91,7 +91,7 @@ def cancel(
     if everything and wanted is not None:
         raise click.UsageError("--all and --filter exclude each other.")
     if everything or wanted is not None:
-        # An empty variable of a shell gives an empty text, which is not the same as none.
+        # A variable that is not set gives an empty text, which is not the same as no option.
         if any(each is not None for each in (workspace, task, wait)):
             raise click.UsageError("--all and --filter take no WORKSPACE, --task or --wait.")
         cancel_all(call, wanted, reason, force_after, dry_run=dry_run, yes=yes)

@@ -28,13 +28,13 @@ def cancel_all(
 ) -> None:
     """Cancels every task that matches, prints the counts, and exits with an ExitCode.
 
-    None is every task of the organization.
+    If `wanted` is None, cancels every task of the organization.
     """
-    which: dict[str, Any] = {"all": True} if wanted is None else {"filter": wanted}
+    selection: dict[str, Any] = {"all": True} if wanted is None else {"filter": wanted}
     found = None
     if dry_run or not yes:
         found = call.client.cancel_tasks(
-            **which, reason=reason, force_after=force_after, dry_run=True
+            **selection, reason=reason, force_after=force_after, dry_run=True
         )
     if dry_run:
         assert found is not None
@@ -43,7 +43,7 @@ def cancel_all(
     if found is not None and found.matched:
         confirm(call, found.matched)
     results = _results(
-        call.client.cancel_all_tasks(**which, reason=reason, force_after=force_after)
+        call.client.cancel_all_tasks(**selection, reason=reason, force_after=force_after)
     )
     accepted = sum(result.accepted for result in results)
     first, last = results[0], results[-1]

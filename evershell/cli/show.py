@@ -1,4 +1,4 @@
-"""Prints results and errors: lines and tables for people, JSON for scripts."""
+"""Prints results and errors: human-readable lines and tables, JSON for scripts."""
 
 import json
 import sys

@@ -25,7 +25,7 @@ def show_(call: Call, workspace: str) -> None:
 
 
 @workspace.command(help="Create a workspace and start its agent.")
-@click.option("--name", default="", metavar="NAME", help="A name for people.")
+@click.option("--name", default="", metavar="NAME", help="A human-readable name.")
 @click.option(
     "--idempotency-key",
     metavar="KEY",

@@ -32,7 +32,7 @@ class AsyncEmergencyCalls(AsyncCaller):
         Args:
             filter: Which tasks.
             all: Every task.
-            reason: For people; at most 500 characters. Recorded in the tasks and their events.
+            reason: Human-readable; at most 500 characters. Recorded in the tasks and their events.
             force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
                 seconds. None interrupts no iteration.
             dry_run: Counts the tasks and cancels none.
@@ -59,7 +59,7 @@ class AsyncEmergencyCalls(AsyncCaller):
         Args:
             filter: Which tasks.
             all: Every task.
-            reason: For people; at most 500 characters.
+            reason: Human-readable; at most 500 characters.
             force_after: As for `cancel_tasks`.
 
         Returns:
@@ -86,7 +86,7 @@ class AsyncEmergencyCalls(AsyncCaller):
         work. A hold in force does not change. Needs the scope `org:hold`.
 
         Args:
-            reason: For people; at most 500 characters. The refused calls show it.
+            reason: Human-readable; at most 500 characters. The refused calls show it.
             cancel_running: Cancels all tasks that have not ended, which also needs the scope
                 `workspace:write`. If tasks remain, call again.
 

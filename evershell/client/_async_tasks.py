@@ -33,7 +33,7 @@ class AsyncTaskCalls(AsyncCaller):
             workspace_id: The workspace.
             task_id: Cancels only this task. None cancels the task that runs; an empty id is
                 refused.
-            reason: For people; at most 500 characters. Recorded in the task and its events.
+            reason: Human-readable; at most 500 characters. Recorded in the task and its events.
             wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. It is
                 added to the client's timeout. If the time is over, the result has the task as it is
                 then; `cancel_and_wait` has no such limit.
@@ -64,14 +64,14 @@ class AsyncTaskCalls(AsyncCaller):
     ) -> CancelResult:
         """Cancels the task that runs in a workspace, and waits until it has ended.
 
-        The first call is `cancel`. The wait then repeats it with the task's id, also while the
+        The first call is `cancel`. The wait then repeats it with the task's id, even while the
         agent cannot be reached, and for up to 5 minutes while the service is unavailable.
 
         Args:
             workspace_id: The workspace.
             task_id: Cancels only this task. None cancels the task that runs; an empty id is
                 refused.
-            reason: For people; at most 500 characters.
+            reason: Human-readable; at most 500 characters.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.
             timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long

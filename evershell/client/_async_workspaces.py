@@ -26,7 +26,7 @@ class AsyncClient(AsyncTaskCalls, AsyncEmergencyCalls):
             variable EVERSHELL_URL.
         credential: An API key, a session token, or a callable that returns one, also as an
             awaitable, and is called before each call. Default: the variable EVERSHELL_API_KEY.
-        insecure: Plain text also without `http://`, to any host.
+        insecure: Plain text even without `http://`, to any host.
         timeout: The limit of each call with its retries, in seconds or as a timedelta.
         timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
         max_retries: How often a call that may be repeated is repeated; 0 for never.
@@ -54,7 +54,7 @@ class AsyncClient(AsyncTaskCalls, AsyncEmergencyCalls):
         there is only one workspace.
 
         Args:
-            name: For people; at most 200 characters.
+            name: Human-readable; at most 200 characters.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
                 with the same key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.

@@ -54,7 +54,7 @@ class CallError(EvershellError):
 
     Attributes:
         slug: The member of the closed set of slugs, for example `workspace_not_found`.
-        message: For people: names the resource, its state and what to do next.
+        message: Human-readable. Names the resource, its state and what to do next.
         request_id: Identifies the call in the log of the service; empty if it did not get there.
         details: The facts of the failure, by name. The properties below give the common ones.
         is_from_service: False if the service did not describe the failure, for example because

@@ -218,7 +218,7 @@ class TaskCompleted(Result):
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
     reason: str = ""
-    """Why it ended with this status, for people."""
+    """Why it ended with this status, human-readable."""
     cancel: CancelIntent | None = None
     """None if no cancellation was recorded."""
     work_stopped: WorkStopped = WorkStopped.UNSPECIFIED

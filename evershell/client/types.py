@@ -81,7 +81,7 @@ class Task(Result):
     forced: bool = False
     """Whether its last iteration was interrupted."""
     reason: str = ""
-    """Why it ended with this status, for people; may be empty."""
+    """Why it ended with this status; human-readable, may be empty."""
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
     usage: Usage = field(default_factory=Usage)
@@ -107,10 +107,10 @@ class Workspace(Result):
     id: str
     org_id: str = ""
     name: str = ""
-    """The name given to create_workspace, for people."""
+    """The name given to create_workspace, human-readable."""
     status: WorkspaceStatus = WorkspaceStatus.UNSPECIFIED
     status_reason: str = ""
-    """Why it has this status, for people; may be empty."""
+    """Why it has this status; human-readable, may be empty."""
     created_by_user_id: str | None = None
     """None if it was created with an API key."""
     created_at: datetime | None = None

@@ -179,7 +179,7 @@ async def test_a_malformed_token_is_refused(agent: SignalledAgent) -> None:
 
 async def test_a_runtime_token_is_no_signal_token(agent: SignalledAgent) -> None:
     token = runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW)
-    # Also without the names in front of the code.
+    # Even without the names in front of the code.
     for bad in (token, token.rpartition(".")[2]):
         assert not await agent.accepts(f"Bearer {bad}")
 

@@ -100,7 +100,7 @@ async def test_without_a_key_every_call_has_its_effect(world: World) -> None:
 async def test_a_key_of_another_request_is_a_conflict(
     world: World, repeat: Callable[[World, str, IdempotencyKey], Awaitable[Any]]
 ) -> None:
-    """Also if the workspace is busy or failed, and for a key of the other method."""
+    """Even if the workspace is busy or failed, and for a key of the other method."""
     idle = await world.add()
     await submit(world, idle.id)
     conflict = await failure(repeat(world, idle.id, OTHER_REQUEST))

@@ -79,7 +79,7 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last() -> None:
 
 @pytest.mark.parametrize("wanted", [TaskLimits(max_total_tokens=5), MINUTE])
 def test_a_limit_that_is_reached_decides_the_end(wanted: TaskLimits) -> None:
-    """Also if the agent commits the end in the same call, or before the controller looks."""
+    """Even if the agent commits the end in the same call, or before the controller looks."""
     change = commit(busy(wanted, age=60), iteration(1), COMPLETED)
     assert sorted(types(change)) == [
         "iteration_completed",

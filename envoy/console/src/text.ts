@@ -1,4 +1,4 @@
-// How values are written for people.
+// How values are written on the pages.
 import { signal } from "@preact/signals";
 
 // The current time, to the second.

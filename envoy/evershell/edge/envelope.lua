@@ -56,8 +56,8 @@ local function name_invalid_value(handle)
   end
 end
 
--- Says whether to repeat a call that failed without an answer of the service, which says it itself.
--- The route's metadata has whether a repeat is without another effect.
+-- Says whether to repeat a call that failed without an answer of the service. An answer of the
+-- service says so itself. The metadata of the route says whether the call can be repeated.
 local function advise(handle, headers, status)
   local repeatable = handle:metadata():get("repeatable")
   if repeatable == false then

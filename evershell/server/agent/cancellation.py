@@ -34,7 +34,7 @@ class CancelFlag:
         return self.force_at is not None and self.force_at <= self._clock()
 
     async def wait_force_due(self) -> None:
-        """Returns when `force_at` has passed, also if it is set or moved earlier meanwhile."""
+        """Returns when `force_at` has passed, even if it is set or moved earlier meanwhile."""
         while not self.is_force_due:
             self._changed.clear()
             remaining_seconds = None if self.force_at is None else self.force_at - self._clock()

@@ -56,7 +56,7 @@ class Message(BaseModel):
 
     @property
     def text(self) -> str:
-        """The text for people: the content, or the refusal."""
+        """The human-readable text: the content, or the refusal."""
         return self.content or self.refusal or ""
 
 

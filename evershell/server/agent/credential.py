@@ -15,11 +15,11 @@ def secret_of(digits: str) -> bytes:
 
 
 class ControlPlaneClock:
-    """The time of the control plane, as far as the agent knows it, in seconds since 1970.
+    """What the agent takes for the time of the control plane, in seconds since 1970.
 
-    It is the time of this machine at the start of the agent, until the control plane says that its
-    own differs. The monotonic clock counts from there, so it does not matter if the clock of this
-    machine is set.
+    Begins with the time of this machine at the start of the agent. If the control plane answers
+    that its own time differs, that time replaces it. The monotonic clock counts from there, so it
+    does not matter if the clock of this machine is set.
     """
 
     def __init__(

@@ -54,9 +54,9 @@ async def run_task(
     4. The task ends after a final reply and its tool call: `cancelled` if the flag was set
       meanwhile, else `completed`. In both cases the result is the reply's `result_after_call`, if
       it has one and the tool call exited, else the reply's content. An exception of the model or
-      the tool ends the task `failed`, with a reason for people, and so does the limit of
+      the tool ends the task `failed`, with a human-readable reason, and so does the limit of
       iterations. No such exception ends the process.
-    5. A call is interrupted only when the flag's `force_at` has passed, and then at once, also if
+    5. A call is interrupted only when the flag's `force_at` has passed, and then at once, even if
       that time was set or changed during the call. The iteration is committed: a model call as
       `interrupted`, with the text and the tokens received so far and without a tool call; a tool
       call with an `interrupted` result and its output so far. The end is then `cancelled` and

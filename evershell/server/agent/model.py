@@ -8,7 +8,7 @@ from evershell.server.agent.tools import ToolCall, ToolResult
 
 
 class ModelFailure(Exception):
-    """The model cannot continue. The text, for people, becomes the reason of the task's end."""
+    """The model cannot continue. The human-readable text becomes the reason of the task's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

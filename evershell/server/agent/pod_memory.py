@@ -7,7 +7,8 @@ from collections.abc import Iterable
 def exceeds(limit_bytes: int) -> bool:
     """Whether all other processes that this one can see use more memory together.
 
-    Their memory is that of no file. Memory that they share is in files: pod/tool_filter.py.
+    Memory of files does not count: the folders in which processes share it have a size
+    (pod/tool_filter.py).
     """
     own = str(os.getpid())
     with os.scandir("/proc") as entries:

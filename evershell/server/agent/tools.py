@@ -60,7 +60,7 @@ class ToolResult:
 
 
 class ToolFailure(Exception):
-    """The agent can no longer run tools. The text says why, for people."""
+    """The agent can no longer run tools. The human-readable text says why."""
 
 
 class Tool(Protocol):
@@ -97,7 +97,7 @@ class ShellTool:
         timeout_seconds: float,
         sandbox: ToolSandbox | None = None,
     ) -> None:
-        """Without `sandbox`, commands can do whatever this process can.
+        """Without `sandbox`, commands can do what this process can.
 
         Raises OSError if the folder cannot be opened.
         """

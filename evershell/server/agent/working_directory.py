@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class DirectoryLostError(Exception):
-    """The directory was deleted or replaced. The text says which of the two, for people."""
+    """The directory was deleted or replaced. The text says which of the two."""
 
 
 class WorkingDirectory:

@@ -70,10 +70,10 @@ def begin(context: Context) -> Call:
 
 
 def _request_id(metadata: dict[str, str]) -> str:
-    """The id that the edge has chosen, or an id of our own.
+    """The id that the edge has chosen, or an id of our own if the call did not pass the edge.
 
-    A caller who reaches a worker without the edge must not choose it: log lines and audit entries
-    would seem to belong to another call.
+    A worker trusts the headers of the edge: a caller who reaches it directly must not choose the
+    id, unless it imitates the edge.
     """
     chosen = metadata.get("x-request-id") if HOST_HEADER in metadata else None
     return chosen or str(uuid.uuid4())

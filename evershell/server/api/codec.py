@@ -309,7 +309,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
 
 def decode_phase(phase: int) -> Phase:
     """The phase that an agent reports. Raises BreachError."""
-    found = _PHASES.get(phase)
-    if found is None:
+    decoded = _PHASES.get(phase)
+    if decoded is None:
         raise BreachError(f"its agent reported the unknown phase {phase}")
-    return found
+    return decoded

@@ -8,7 +8,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 def public_methods(*, with_effect: bool) -> frozenset[str]:
     """The paths of the public methods that change something, or of those that change nothing.
 
-    REST offers the latter, and only these, with GET. Every stream is a read, also if REST does not
+    REST offers the latter, and only these, with GET. Every stream is a read, even if REST does not
     offer it.
     """
     service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]

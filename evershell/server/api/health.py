@@ -27,7 +27,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         if request.service == LIVENESS:
-            # Those who watch the process send no calls.
+            # A probe of the process sends no calls, so a drain does not wait for it.
             pass
         elif self._is_draining:
             self._unaware.pop(context.peer(), None)

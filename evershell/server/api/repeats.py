@@ -12,7 +12,7 @@ from evershell.server.api.idempotency import HEADER
 # can fail before.
 _TASK_HEADER = "x-evershell-task"
 _ADVICE = {
-    EdgeRule.repeat_unspecified: ("The call may have had its effect: look before you repeat it."),
+    EdgeRule.repeat_unspecified: "The call may have had its effect: look before you repeat it.",
     EdgeRule.if_task_is_named: (
         "A cancellation may be recorded. Do not repeat the call without a task id: it could cancel "
         "the next task. With the id of the task, it can be repeated."
@@ -22,8 +22,6 @@ _ADVICE = {
         "it could be repeated."
     ),
 }
-
-
 _SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"]
 _RULES = {
     f"/{_SERVICE.full_name}/{method.name}": method.GetOptions().Extensions[edge].repeat

@@ -77,7 +77,7 @@ class _Object(dict[str, Any]):
         self.repeated: set[str] = set()
         if len(self) < len(pairs):
             counts = Counter(name for name, _ in pairs)
-            self.repeated = {name for name, count in counts.items() if count > 1}
+            self.repeated = {name for name, times in counts.items() if times > 1}
 
 
 def _bounded_objects() -> Callable[[list[tuple[str, Any]]], _Object]:
@@ -98,7 +98,7 @@ class _Problems(dict[str, str]):
     def add(self, path: str, problem: str) -> None:
         """Adds a problem. A field keeps its first one."""
         if len(self) < _MAX_PROBLEMS:
-            # Replaces what is no text, such as half of a surrogate pair.
+            # Replaces what cannot be encoded, such as half of a surrogate pair.
             text = path[:_MAX_PATH_CHARACTERS].encode(errors="replace").decode()
             self.setdefault(text, problem)
 
@@ -131,7 +131,7 @@ def _merge(problems: _Problems, prefix: str, message: Message, value: object) ->
 def _set(
     problems: _Problems, path: str, message: Message, field: FieldDescriptor, value: Any
 ) -> None:
-    """Sets a field that is no message of this service."""
+    """Sets a field that is not a message of this service."""
     rule = field.GetOptions().Extensions[field_pb2.field]
     # ParseDict needs up to 0.4 s for a list of 1 MiB, in which the worker answers no other call.
     if field.is_repeated and isinstance(value, list | dict) and 0 < rule.max < len(value):
@@ -148,8 +148,8 @@ def _set(
     # In the message, an empty list would be the same as none.
     if field.is_repeated and not value and rule.min:
         problems.add(path, "must not be empty; leave the field out")
-    of_path = getattr(message, field.name)
-    if isinstance(of_path, str) and of_path and of_path != value:
+    in_path = getattr(message, field.name)
+    if isinstance(in_path, str) and in_path and in_path != value:
         problems.add(path, "has another value than in the path")
     message.MergeFrom(parsed)
 

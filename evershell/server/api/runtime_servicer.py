@@ -46,7 +46,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     async def Register(
         self, request: runtime_service_pb2.RegisterRequest, context: Context
     ) -> runtime_service_pb2.RegisterResponse:
-        async with self._breaches():
+        async with self._breaches_recorded():
             directive = await self.runtime.register(agent(), request.address)
         return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
 
@@ -55,7 +55,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     ) -> runtime_service_pb2.HeartbeatResponse:
         if not request.task_id:
             await asyncio.sleep(-asyncio.get_running_loop().time() % _GATHER_SECONDS)
-        async with self._breaches():
+        async with self._breaches_recorded():
             phase = codec.decode_phase(request.phase)
             directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
         return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
@@ -63,7 +63,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     async def CommitEvents(
         self, request: runtime_service_pb2.CommitEventsRequest, context: Context
     ) -> runtime_service_pb2.CommitEventsResponse:
-        async with self._breaches():
+        async with self._breaches_recorded():
             events = codec.decode_agent_events(request.events)
             directive = await self.runtime.commit_events(
                 agent(), request.task_id, events, current().trace_id
@@ -71,8 +71,8 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
 
     @asynccontextmanager
-    async def _breaches(self) -> AsyncIterator[None]:
-        """Records the breach if the agent broke a rule. Raises Failure validation_error."""
+    async def _breaches_recorded(self) -> AsyncIterator[None]:
+        """Inside the block, a breach is recorded and refused. Raises Failure validation_error."""
         try:
             yield
         except BreachError as breach:

@@ -59,7 +59,7 @@ class PodTokens:
         return self._signal_metadata(workspace_id, epoch, signing_key, minute_of(self._clock()))
 
     def signing_key(self, workspace_id: str, epoch: int) -> int:
-        """The signing key whose tokens this agent accepts, as far as it is known."""
+        """The signing key for tokens to this agent: the first one that it has not refused."""
         if len(self._private_keys) == 1:
             return 0
         return self._signing_keys.get((workspace_id, epoch), 0)

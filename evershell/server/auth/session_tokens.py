@@ -40,7 +40,7 @@ _MAX_CACHED_TOKENS = 10_000
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
-# Who else acts: the service itself, and API keys by their ids.
+# Prefixes of the ids of other actors: the service itself, and API keys.
 _RESERVED_SUBJECTS = ("system:", "key_")
 # The shortest interval between two reads of the set. A token with an unknown `kid` causes a read,
 # and anyone can send such tokens.

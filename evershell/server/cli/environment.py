@@ -1,4 +1,4 @@
-"""Reads the environment and ready.json for commands, with error messages for people."""
+"""Reads the environment and ready.json for commands, with human-readable error messages."""
 
 from collections.abc import Callable
 from pathlib import Path

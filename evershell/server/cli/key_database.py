@@ -1,4 +1,4 @@
-"""Opens the database for the commands `keys` and `orgs`, with error messages for people."""
+"""Opens the database for the commands `keys` and `orgs`, with human-readable error messages."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

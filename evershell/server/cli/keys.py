@@ -50,7 +50,7 @@ def keys() -> None:
     metavar="TEMPLATE",
     help="The permissions of the key: full_access, submit_observe or read_only.",
 )
-@click.option("--name", default="", metavar="NAME", help="A name for people.")
+@click.option("--name", default="", metavar="NAME", help="A human-readable name.")
 @click.option(
     "--expires-in",
     "expires_in_seconds",

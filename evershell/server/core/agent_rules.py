@@ -17,7 +17,7 @@ from evershell.server.core.task import Task, TaskStatus
 MAX_EVENTS = 64
 # The input or output tokens of one model call. A task has at most 1,000 calls.
 MAX_CALL_TOKENS = 1_000_000_000
-# What a task may commit: so much, and so much more for each iteration that it may have.
+# The bytes that a task may commit, and how many more for each iteration that it may have.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
 # How fast a worker reads calls of one agent. One that sends faster has to wait.
@@ -26,7 +26,7 @@ BYTES_PER_SECOND = 4 * 2**20
 MAX_WAITING_CALLS = 16
 
 _MAX_PORT = 65_535
-# Of a duration, in milliseconds, and of the output that was cut.
+# The maximum of durations in milliseconds, and of the bytes of output that were cut.
 _MAX_COUNT = 2**53
 
 
@@ -108,4 +108,4 @@ def _check_status(message: Mapping[str, Any]) -> None:
 def _check_count(name: str, message: Mapping[str, Any], limit: int) -> None:
     count = int(message.get(name, 0))
     if not 0 <= count <= limit:
-        raise BreachError(f"its agent committed {name} of {count}; allowed is 0 to {limit:,}")
+        raise BreachError(f"its agent committed {count} as {name}; it must be 0 to {limit:,}")

@@ -34,7 +34,7 @@ class Bounds:
     def violation(
         self, workspace: Workspace, task: Task | None, now: datetime, answering_since: datetime
     ) -> str | None:
-        """Why the agent is overdue, as a clause for people; None while it keeps its bounds.
+        """Why the agent is overdue, as a human-readable clause; None while it keeps its bounds.
 
         `task` is the current task. It may be None if the task is not cancelled, because the other
         bounds need only the workspace. `answering_since` is the end of the last outage of the

@@ -49,7 +49,7 @@ class Change:
     lease_seconds: float | None = None
     # The limit at which the change cancels the task.
     limit: Limit | None = None
-    # The audit log's entry of the call, also if nothing else has changed.
+    # The audit log's entry of the call, even if nothing else has changed.
     audit: AuditEntry | None = None
     # The call, if it has an idempotency key, which is stored.
     first_call: FirstCall | None = None

@@ -14,7 +14,7 @@ from evershell.workspace.v1.error_slugs import Slug
 class Failure(Exception):
     """A call failed.
 
-    `message` is for people. It names the resource, its state and what to do next. `details` is for
+    `message` is human-readable: the resource, its state and what to do next. `details` is for
     programs. Some of its keys also become standard details of gRPC errors: `fields` (field to
     problem), `resource_type` with `resource_name`, `workspace_id` (the subject of a precondition),
     and `retry_after_seconds`. `unix_seconds` tells an agent the time of the control plane.

@@ -88,8 +88,8 @@ class Store(Protocol):
         it, it is up, the task (`task_id`, or the current task) has not ended, and no intent is
         recorded for it. If one is recorded already, only an earlier `force_at` replaces its own.
 
-        Returns what it read under the lock, also if it recorded nothing. `trace_id` is stored in
-        the event; empty for no trace. `audit` is stored in the same transaction, also if nothing is
+        Returns what it read under the lock, even if it recorded nothing. `trace_id` is stored in
+        the event; empty for no trace. `audit` is stored in the same transaction, even if nothing is
         recorded, with the outcome or the slug that the caller is answered with, except
         `agent_unreachable`: the entry then says `accepted` or `already_requested`.
         """

@@ -43,7 +43,7 @@ class Fields:
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
     def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:
-        """Checks a text for people. PostgreSQL cannot store the character NUL."""
+        """Checks a human-readable text. PostgreSQL cannot store the character NUL."""
         if required and not value.strip():
             self.reject(field, "must not be empty")
         elif len(value) > max_characters:

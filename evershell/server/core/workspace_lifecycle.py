@@ -89,8 +89,8 @@ def heartbeat(
 ) -> Change:
     """Renews the lease. Records which task the agent works on, and the phase of its iteration.
 
-    An agent that has not committed the start of its task does not work on it: the limits of the
-    task count from there.
+    An agent counts as working on its task only after it has committed the start, because the limits
+    of the task count from then.
     """
     workspace, task = locked.workspace, locked.task
     if workspace.is_fenced(epoch):

@@ -63,7 +63,7 @@ class Controller:
 
         `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
         end of the last outage of the database, or the start of the term. Without `backlog`, nothing
-        is measured. `leads` says whether the term goes on.
+        is measured. `leads` says whether the term still lasts.
         """
         self._leads = leads
         self._store = store

@@ -34,7 +34,7 @@ class Overdue:
     def reason(
         self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
     ) -> str | None:
-        """The bound that the agent has exceeded, as a reason for people; None if there is none."""
+        """The bound that the agent has exceeded, as a human-readable reason; None without one."""
         if lease_seconds_left is not None and lease_seconds_left < 0:
             return "its agent did not renew its lease in time"
         if (

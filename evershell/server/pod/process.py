@@ -32,7 +32,7 @@ def become_unreadable() -> None:
 
 
 async def wait_exit(pid: int) -> None:
-    """Waits until a process has ended, also if it is no child. Returns at once if there is none.
+    """Waits until a process has ended, even if it is not a child. Returns at once if there is none.
 
     Raises OSError. The caller reaps the process if it is its child.
     """

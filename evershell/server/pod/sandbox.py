@@ -131,8 +131,8 @@ class ToolSandbox:
         if limits.has_network:
             own += ["--share-net", "--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
         own += ["--proc", "/proc", "--dev", "/dev", "--hostname", "workspace"]
-        # It has zeros too, but cannot be mapped. A shared mapping of /dev/zero is memory that no
-        # limit counts.
+        # /dev/full has zeros too, but cannot be mapped. No limit would count a shared mapping of
+        # /dev/zero.
         own += ["--dev-bind", "/dev/full", "/dev/zero"]
         for folder in ("/tmp", "/dev/shm"):  # noqa: S108
             own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]

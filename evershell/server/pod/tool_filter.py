@@ -1,7 +1,7 @@
 """The system calls that a tool in a sandbox may make: seccomp(2).
 
 An allow-list, like the default profiles of container engines. A call that is not in it fails as if
-the kernel did not have it (ENOSYS), so that programs use what they use on other kernels.
+the kernel did not have it (ENOSYS), so that programs use their fallback for older kernels.
 """
 
 import errno

@@ -28,7 +28,7 @@ In another terminal:
   # watch the events (Ctrl-C ends it)
   {curl} -sN "{rest_url}/v1/workspaces/{workspace_id}/events?after=0" \\
     -H "Authorization: Bearer $TOKEN"
-  # the same for people (`evershell --help` has more)
+  # the same, readable (`evershell --help` has more)
   {evershell} watch {workspace_id}
 """
 

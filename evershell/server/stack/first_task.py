@@ -1,4 +1,4 @@
-"""Waits until a stack does what it is for: its demo workspace has completed a task."""
+"""Waits until the demo workspace of a stack has completed a task."""
 
 import asyncio
 
@@ -62,7 +62,7 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
         if workspace.status is not WorkspaceStatus.IDLE or not is_placed:
             return "the demo workspace has no agent yet"
         if settings.model != "scripted" or settings.agent_command:
-            # A task would cost a model call, or do what only its agent knows.
+            # A task would cost a model call, or have an effect that only its agent knows.
             (await client.get(path)).raise_for_status()
             return ""
         return await _task_problem(client, path)
@@ -75,7 +75,7 @@ async def _task_problem(client: httpx.AsyncClient, path: str) -> str:
     answer = await client.post(f"{path}/tasks", json={"description": _TASK})
     if answer.status_code == httpx.codes.CONFLICT:
         code = answer.json()["error"]["code"]
-        # An organization that is on hold takes no task, and everything serves.
+        # An organization that is on hold takes no task, although all programs serve.
         return "" if code == "org_on_hold" else str(code)
     task_id = answer.raise_for_status().json()["task_id"]
     while True:

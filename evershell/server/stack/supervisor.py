@@ -59,8 +59,8 @@ class Supervisor:
     A program that uses more memory than `memory_bytes` is killed and restarted. Between two checks,
     the kernel limits it to a quarter more. Without `memory_bytes` there is no limit.
 
-    A program that does not answer for 15 s is killed and restarted, too. A new process may take
-    60 s until its first answer.
+    A program that does not answer for 15 s is killed and restarted, too. A new process has
+    60 s for its first answer.
 
     A program's log is `<name>.log` in `logs_dir`. At `log_max_bytes`, it is rotated.
     """

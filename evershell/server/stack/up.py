@@ -56,7 +56,7 @@ _POSTGRES_START_SECONDS = 20.0
 _REAP_SECONDS = 1.0
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
-# The time limit of a stop. Programs that still run then are killed, also within their own limits.
+# The time limit of a stop. Programs that still run then are killed, even within their own limits.
 _STOP_SECONDS = 8.0
 # Envoy's share of a program's memory. It sheds load before the supervisor kills it.
 _HEAP_SHARE = 0.75
@@ -142,7 +142,7 @@ async def _start(
         update={
             "run_id": str(ULID()),
             "database_url": await _database(settings, supervisor),
-            # Also for a controller that is restarted.
+            # For a controller that is restarted, too.
             "pod_isolation": pod_isolation,
         }
     )
@@ -210,8 +210,8 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
 def _choose_isolation(settings: Settings) -> Literal["sandbox", "none"]:
     """The isolation of the pods. Prints it, and what it lacks.
 
-    Raises IsolationError if there is no sandbox, unless it is not wanted, or only this machine can
-    call the stack and nobody has asked for it.
+    If there is no sandbox, raises IsolationError. With POD_ISOLATION=auto, a stack that only this
+    machine can call gets no isolation and a warning instead.
     """
     chosen: isolation.Isolation
     try:

@@ -15,8 +15,8 @@ log = structlog.get_logger()
 _MEMORY_CHECK_SECONDS = 1.0
 # A program is asked this often whether it is live, and may take as long to answer.
 _PROBE_SECONDS = 3.0
-# A program that has not answered this many times in a row is killed. Not a time, because the
-# supervisor may have been frozen together with the program, as when a laptop sleeps.
+# A program that has not answered this many times in a row is killed. Probes are counted instead of
+# seconds, because the supervisor is frozen together with the program while a laptop sleeps.
 _MAX_SILENT_PROBES = 5
 # The same until the first answer after a start.
 _MAX_STARTING_PROBES = 20

@@ -120,11 +120,11 @@ class BatchCancellations:
 
 def _conditions(permission: Permission, wanted: TaskSelection) -> tuple[list[str], list[object]]:
     """The conditions of the filter and of the permission, and their parameters."""
-    found = [] if isinstance(wanted, AllTasks) else _of_filter(wanted)
+    conditions = [] if isinstance(wanted, AllTasks) else _of_filter(wanted)
     if permission.own_only:
         # An API key has no user (NULL), and no creator matches NULL.
-        found.append(("w.created_by_user_id = %s", permission.caller.user_id))
-    return [condition for condition, _ in found], [value for _, value in found]
+        conditions.append(("w.created_by_user_id = %s", permission.caller.user_id))
+    return [text for text, _ in conditions], [value for _, value in conditions]
 
 
 def _of_filter(wanted: TaskFilter) -> list[tuple[str, object]]:

@@ -40,7 +40,7 @@ class Term:
         self._ends_at = _now() + _TERM_SECONDS
 
     def extend(self, asked_at: float) -> None:
-        """The session was in use at this time or later."""
+        """Extends the term: the session was in use at this time or later."""
         self._ends_at = asked_at + _TERM_SECONDS
 
     def is_current(self) -> bool:

@@ -88,7 +88,7 @@ class Notifications:
     async def disconnected(self) -> None:
         """Returns when the listener has lost its connection.
 
-        It notices within 3 s, also if the database is frozen.
+        It notices within 3 s, even if the database is frozen.
         """
         await self._disconnected.wait()
 

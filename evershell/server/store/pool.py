@@ -149,7 +149,7 @@ class connected:  # noqa: N801 - used like a function
 
 
 async def _close(pool: Pool, connection: Connection) -> None:
-    """Closes the connection and gives it back to the pool, also if the caller is cancelled."""
+    """Closes the connection and gives it back to the pool, even if the caller is cancelled."""
     try:
         await connection.close()
     finally:

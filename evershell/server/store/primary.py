@@ -51,7 +51,7 @@ class PrimaryConnection(AsyncConnection[TupleRow]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Raises psycopg.OperationalError, also if no server is the primary."""
+        """Raises psycopg.OperationalError, for example if no server is the primary."""
         servers = _servers_of(conninfo)
         if len(servers) == 1:
             return await super().connect(conninfo, **kwargs)

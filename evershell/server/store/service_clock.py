@@ -1,15 +1,15 @@
 """The time of the service. It is the clock of the database, which every program follows.
 
-A program asks the database for the time every second, and counts on from the answer with its
-monotonic clock. Its own wall clock decides nothing, so it may be wrong, or be set at any time.
+A program asks the database for the time every second, and counts from the answer with its monotonic
+clock. Its own wall clock decides nothing, so it may be wrong, or be set at any time.
 
 The clock of the database may be set too, and a fail-over may lead to a host whose clock differs.
-Deadlines that were recorded before must then keep their distance. The programs therefore count on
-as before. The leading fleet controller records the difference as a correction, which is added to
-the clock of the database from then on, also by programs that start later. The correction is taken
-back at RETURN_SHARE, so the service returns to the clock of the database, and no duration is wrong
-by a larger share. Without a leader, the programs follow the clock of the database after
-HOLD_SECONDS.
+Deadlines that were recorded before must then keep their distance. The programs therefore ignore the
+step at first. The leading fleet controller records the difference as a correction. From then on,
+all programs add it to the clock of the database, even those that start later. The leader reduces
+the correction by RETURN_SHARE of the elapsed time, so the service returns to the clock of the
+database, and no duration is wrong by a larger share. Without a leader, the programs follow the
+clock of the database after HOLD_SECONDS.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from evershell.server.store.pool import Connection, Pool, connected
 _SAMPLE_SECONDS = 1.0
 # A difference that is not the drift of a monotonic clock: a clock was set.
 STEP_SECONDS = 1.0
-# How long a program counts on as before after a step that no leader has corrected. A standby
-# becomes the leader within 10 s.
+# How long a program ignores a step that no leader has corrected. A standby becomes the leader
+# within 10 s.
 HOLD_SECONDS = 30.0
 # The share of the elapsed time by which the leader takes the correction back. An hour takes four
 # days.
@@ -53,7 +53,7 @@ _log = structlog.get_logger()
 
 
 def machine_clock() -> datetime:
-    """The clock of this machine, for tests whose database is on the same machine."""
+    """The clock of this machine, for tests, and for audit entries before the first answer."""
     return datetime.now(UTC)
 
 
@@ -95,8 +95,8 @@ class ServiceClock:
         return _EPOCH + timedelta(seconds=self.unix_seconds())
 
     def for_audit(self) -> datetime:
-        """The same. Before the first answer the time of this machine, because refusals are recorded
-        even if the database is away.
+        """The time of the service. Before the first answer, the time of this machine: refusals are
+        recorded even while the database is unavailable.
         """
         return machine_clock() if self._base is None else self()
 

@@ -21,7 +21,7 @@ SETTINGS = {
     "statement_timeout": "5s",
     # A session that hangs in a transaction holds the lock of a workspace, so the server ends it.
     "idle_in_transaction_session_timeout": "10s",
-    # The server notices that a client has closed its connection (hang_up.py) also while the
+    # The server notices that a client has closed its connection (hang_up.py) even while the
     # session waits for a lock, and ends the session.
     "client_connection_check_interval": "500ms",
 }
@@ -38,8 +38,8 @@ OPTIONS = " ".join(
     "-c {}={}".format(name, value.replace(" ", r"\ "))
     for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
 )
-# Migrations may take longer, also if the limits are defaults of their role. The server ends the
-# session of a command that was killed, also while it waits for a lock.
+# Migrations may take longer, even if the limits are defaults of their role. The server ends the
+# session of a command that was killed, even while it waits for a lock.
 UNLIMITED = (
     "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 "
     f"-c client_connection_check_interval={SETTINGS['client_connection_check_interval']}"

@@ -1,4 +1,4 @@
-"""Wakes calls that wait for a change of a workspace, also if another process changes it.
+"""Wakes calls that wait for a change of a workspace, even if another process changes it.
 
 Calls on this process are woken directly. Other processes are notified only if they have marked the
 workspace (watched_workspaces.py).

@@ -9,11 +9,11 @@ transaction that changes a workspace holds the lock of its row, and so does the 
 mark, so one of the two is first. A transaction that is first has committed before the mark is set,
 so the subscriber reads what it wrote. One that is second sees the mark, and notifies.
 
-The mark ends after MARK_SECONDS. It is renewed while there are subscribers,
-long before it ends, and is never removed, because it ends by itself. When a mark had not been in
-force, and then is, the subscribers are woken and read again. This covers a new mark, a renewal that
-came too late, marks that a crash of the database has lost, and notifications that a listener has
-missed while it reconnected.
+The mark ends after MARK_SECONDS. It is renewed while there are subscribers, long before it ends.
+Nothing removes it, because it ends by itself. When a mark had not been in force, and then is, the
+subscribers are woken and read again. This covers a new mark, a renewal that came too late, marks
+that a crash of the database has lost, and notifications that a listener has missed while it
+reconnected.
 """
 
 import asyncio

@@ -52,7 +52,7 @@ class Tracing:
 
     @contextmanager
     def span(self, name: str, kind: SpanKind, **attributes: str) -> Iterator[Span]:
-        """A span for the duration of the context, also if the body raises."""
+        """A span for the duration of the context, even if the body raises."""
         span = self._tracer.start_span(name, _parent(trace.current()), kind, attributes)
         created = span.get_span_context()
         context = trace.current()

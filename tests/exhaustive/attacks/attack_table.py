@@ -233,8 +233,8 @@ _WRITTEN = {
         "test_connections_that_hold_a_body",
         "streams that hold a message": "exhaustive/e2e/test_strangers.py::"
         "test_streams_that_hold_a_message",
-        "calls that are reset at once, bad keys, half messages and slow bodies together": "exhaustive/"
-        "e2e/test_strangers.py::test_resets_bad_keys_half_messages_and_slow_bodies",
+        "resets, bad keys, half messages and slow bodies together": "exhaustive/e2e/"
+        "test_strangers.py::test_resets_bad_keys_half_messages_and_slow_bodies",
         "a credential that a library logs": "test_logs.py::test_libraries_log_no_credential",
         "a header that is not printable": "edge/test_grpc.py::"
         "test_a_header_that_is_not_printable_ascii_is_refused",

@@ -108,7 +108,7 @@ def _hit_the_agent_of(task: TaskRow, hit: Hit) -> bool:
 
 
 def trouble_has_a_cause(evidence: Evidence) -> Iterator[str]:
-    """Calls and tasks fail only because of a fault. A full disk of the logs is no cause."""
+    """Calls and tasks fail only because of a fault. A full disk of the logs is not a cause."""
     for answer in evidence.answers:
         if answer.slug in _TROUBLE and not _has_cause(
             evidence, answer.workspace_id, answer.sent, answer.answered

@@ -71,7 +71,7 @@ class Auditing(Interceptor):
         async def audited(call: Call) -> Any:
             now = self._clock()
             entry_id = new_audit_id(now)
-            # Does not contain the call: a cycle would keep everything of the call, also in gRPC,
+            # Does not contain the call: a cycle would keep everything of the call, in gRPC too,
             # until the next garbage collection.
             call.audit = audit = partial(_entry, entry_id, now, rpc)
             outcome = "caller_gone"

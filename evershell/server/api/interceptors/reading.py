@@ -29,8 +29,8 @@ _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
 _AGENTS_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
-# A parsed message can take many times its size. So many large messages of agents are parsed and
-# served at once.
+# A parsed message can take many times its size. At most _LARGE_AT_ONCE messages of agents that are
+# larger than _LARGE_BYTES are parsed and served at once.
 _LARGE_BYTES = 256 * 1024
 _LARGE_AT_ONCE = 2
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
@@ -53,7 +53,8 @@ class Reading(Interceptor):
         # is learned from gRPC by a second read, which would take a large part of the time of a
         # short call.
         self._reads = public_methods(with_effect=False)
-        # Such a method does not act on a part of what the caller has asked for.
+        # Such a method refuses fields that it does not know: it would do only a part of what the
+        # caller has asked for.
         self._changes = public_methods(with_effect=True)
         # The turns of the worker, by size limit.
         self._by_worker: dict[int, _Turns] = {}
@@ -119,10 +120,10 @@ class Reading(Interceptor):
 
     def _turns_of_caller(self, call: Call, limit: int, at_once: int) -> "_Turns":
         key = (_reader(call), limit)
-        found = self._by_caller.get(key)
-        if found is None:
-            found = self._by_caller[key] = _Turns(at_once)
-        return found
+        turns = self._by_caller.get(key)
+        if turns is None:
+            turns = self._by_caller[key] = _Turns(at_once)
+        return turns
 
 
 class _Turns:
@@ -154,7 +155,7 @@ class _Turns:
             self._unshortened.add(arrival)
 
     def has_read(self, arrival: asyncio.Timeout) -> None:
-        """Notes that the request with this time limit has arrived, or never will."""
+        """Notes that the request with this time limit has arrived or was given up."""
         self._unshortened.discard(arrival)
 
     def release(self) -> None:

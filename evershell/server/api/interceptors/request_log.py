@@ -24,7 +24,7 @@ _REFUSALS = frozenset(
 
 
 class RequestLog(Interceptor):
-    """Writes one line for each call, also when the call fails or its caller goes away."""
+    """Writes one line for each call, even when the call fails or its caller goes away."""
 
     def __init__(self) -> None:
         # Calls of the project's own services that have arrived so far.

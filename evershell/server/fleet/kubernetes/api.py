@@ -35,7 +35,7 @@ _TOO_MANY_REQUESTS, _GONE = 429, 410
 
 
 class ApiError(Exception):
-    """The API server refused the call. The text is its message, for people."""
+    """The API server refused the call. The text is its human-readable message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -54,7 +54,7 @@ class Cache:
         self.is_current = False
 
     def get(self, name: str) -> Object | None:
-        """The object, as far as it is known."""
+        """The object; None if it is not known."""
         return self._objects.get(name)
 
     def values(self) -> Iterable[Object]:
@@ -65,7 +65,7 @@ class Cache:
         """Follows the API server until it is cancelled, also over its outages."""
         while True:
             try:
-                # The next list decides, also if the cluster was restored to an earlier version.
+                # The next list decides, even if the cluster was restored to an earlier version.
                 self._version = 0
                 await self.refresh(_LIST_SECONDS)
                 while True:

@@ -1,7 +1,7 @@
 """Pods on Kubernetes: one pod for each epoch of a workspace, and a volume for its files.
 
 Two watches keep copies of the pods and of the claims, from which the synchronous methods answer.
-The claim records which pod was started last, so every controller knows it, also if the pod is gone.
+The claim records which pod was started last, so every controller knows it, even if the pod is gone.
 """
 
 import asyncio
@@ -189,7 +189,7 @@ class KubernetesPods:
         return "its pod is gone" if self._is_current and self.was_started(workspace) else ""
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        # The pod of this epoch is named also if it is not known here.
+        # The pod of this epoch is named even if it is not known here.
         epochs = {workspace.epoch}
         epochs |= {epoch for epoch in self._pods_of(workspace.id) if epoch < workspace.epoch}
         names = (objects.pod_name(workspace.id, epoch) for epoch in epochs)

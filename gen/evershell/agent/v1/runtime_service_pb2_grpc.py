@@ -35,8 +35,8 @@ class RuntimeServiceStub:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
-    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    validation_error, and ends the epoch. If a token is authentic but of another time,
     `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
@@ -79,8 +79,8 @@ class RuntimeServiceServicer:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
-    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    validation_error, and ends the epoch. If a token is authentic but of another time,
     `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
@@ -93,7 +93,7 @@ class RuntimeServiceServicer:
         token, so a tool that finds it later cannot use it.
         Effect: none.
         Idempotency: the answer is the same until the agent registers, except for a certificate.
-        Errors: unauthenticated also if the token was spent or its epoch is over.
+        Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,8 +176,8 @@ class RuntimeService:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
-    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    validation_error, and ends the epoch. If a token is authentic but of another time,
     `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """

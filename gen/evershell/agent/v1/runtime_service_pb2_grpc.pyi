@@ -36,8 +36,8 @@ class RuntimeServiceStub:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
-    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    validation_error, and ends the epoch. If a token is authentic but of another time,
     `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
@@ -54,7 +54,7 @@ class RuntimeServiceStub:
     token, so a tool that finds it later cannot use it.
     Effect: none.
     Idempotency: the answer is the same until the agent registers, except for a certificate.
-    Errors: unauthenticated also if the token was spent or its epoch is over.
+    Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
     """
     Register: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]
     """Announces that the agent is up, and its address.
@@ -92,8 +92,8 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
-    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    validation_error, and ends the epoch. If a token is authentic but of another time,
     `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
@@ -107,7 +107,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     token, so a tool that finds it later cannot use it.
     Effect: none.
     Idempotency: the answer is the same until the agent registers, except for a certificate.
-    Errors: unauthenticated also if the token was spent or its epoch is over.
+    Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
     """
     Register: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.RegisterRequest, _runtime_service_pb2.RegisterResponse]  # type: ignore[assignment]
     """Announces that the agent is up, and its address.
@@ -144,8 +144,8 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. It is over after a message that breaks a rule of
-    docs/agents.md, which is a validation_error. If a token is authentic but of another time,
+    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    validation_error, and ends the epoch. If a token is authentic but of another time,
     `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
@@ -163,7 +163,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         token, so a tool that finds it later cannot use it.
         Effect: none.
         Idempotency: the answer is the same until the agent registers, except for a certificate.
-        Errors: unauthenticated also if the token was spent or its epoch is over.
+        Errors: unauthenticated includes a token that was spent, and one whose epoch is over.
         """
 
     @_abc_1.abstractmethod

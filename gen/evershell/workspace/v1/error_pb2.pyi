@@ -208,7 +208,7 @@ class Error(_message.Message):
     DETAILS_FIELD_NUMBER: _builtins.int
     code: Global___Error.ErrorCode.ValueType
     message: _builtins.str
-    """For people: names the resource, its state and what to do next."""
+    """Human-readable. Names the resource, its state and what to do next."""
     request_id: _builtins.str
     """Identifies the call in the logs; equals the header x-request-id."""
     @_builtins.property

@@ -580,7 +580,7 @@ class TaskCompleted(_message.Message):
     result: _builtins.str
     """The agent's final answer or, if the task ended early, the partial result."""
     reason: _builtins.str
-    """Why it ended with this status, for people."""
+    """Why it ended with this status, human-readable."""
     work_stopped: Global___TaskCompleted.WorkStopped.ValueType
     """Whether every process that the task started is known to have ended."""
     @_builtins.property

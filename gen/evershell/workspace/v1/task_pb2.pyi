@@ -139,7 +139,7 @@ class Task(_message.Message):
     cancel_reason: _builtins.str
     """The reason that the first requester gave."""
     reason: _builtins.str
-    """Why it ended with this status, for people; may be empty."""
+    """Why it ended with this status; human-readable, may be empty."""
     result: _builtins.str
     """The agent's final answer or, if the task ended early, the partial result."""
     forced: _builtins.bool

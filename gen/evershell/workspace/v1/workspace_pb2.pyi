@@ -82,11 +82,11 @@ class Workspace(_message.Message):
     current_task_id: _builtins.str
     """The task that its agent is working on; empty if it has none."""
     status_reason: _builtins.str
-    """Why it has this status, for people; may be empty."""
+    """Why it has this status; human-readable, may be empty."""
     epoch: _builtins.int
     """Counts the starts of its agent, from 1. Calls of agents of older epochs have no effect."""
     name: _builtins.str
-    """The name given to CreateWorkspace, for people."""
+    """The name given to CreateWorkspace, human-readable."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

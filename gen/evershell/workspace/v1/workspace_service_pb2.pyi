@@ -174,7 +174,7 @@ class CancelTaskRequest(_message.Message):
     task_id: _builtins.str
     """Cancels only this task. If absent, cancels the task that runs. An empty id is refused."""
     reason: _builtins.str
-    """For people. It is recorded in the task and its events."""
+    """Human-readable. It is recorded in the task and its events."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """Delays the answer until the task has ended, but no longer than this."""
@@ -554,7 +554,7 @@ class CreateWorkspaceRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """For people."""
+    """Human-readable."""
     def __init__(
         self,
         *,
@@ -769,7 +769,7 @@ class HoldOrgRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CANCEL_RUNNING_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """For people. GetHold and the refused calls show it."""
+    """Human-readable. GetHold and the refused calls show it."""
     cancel_running: _builtins.bool
     """Cancels all tasks that have not ended."""
     def __init__(
@@ -943,7 +943,7 @@ class CancelTasksRequest(_message.Message):
     all: _builtins.bool
     """Cancels every task of the organization."""
     reason: _builtins.str
-    """For people. It is recorded in the tasks and their events."""
+    """Human-readable. It is recorded in the tasks and their events."""
     dry_run: _builtins.bool
     """Counts the tasks and cancels none."""
     @_builtins.property

@@ -172,7 +172,7 @@ class WorkspaceServiceServicer:
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found includes tasks of another workspace.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,7 +183,7 @@ class WorkspaceServiceServicer:
         """Lists the tasks of a workspace, newest first.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -237,7 +237,7 @@ class WorkspaceServiceServicer:
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -276,7 +276,7 @@ class WorkspaceServiceServicer:
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
         Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
-        hold, also for a workspace that is up.
+        hold, even for a workspace that is up.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
         """
@@ -289,7 +289,7 @@ class WorkspaceServiceServicer:
 
         Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
         answered, and that of a refused call within a second.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found includes workspaces of another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -75,14 +75,14 @@ class WorkspaceServiceStub:
     """Reads one task.
 
     Effect: none. Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace.
+    Errors: task_not_found includes tasks of another workspace.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
     """Lists the tasks of a workspace, newest first.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_workspace_service_pb2.WatchEventsRequest, _workspace_service_pb2.WatchEventsResponse]
@@ -120,7 +120,7 @@ class WorkspaceServiceStub:
     """Reads one workspace.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWorkspacesRequest, _workspace_service_pb2.ListWorkspacesResponse]
@@ -147,7 +147,7 @@ class WorkspaceServiceStub:
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
     Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
-    hold, also for a workspace that is up.
+    hold, even for a workspace that is up.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
     """
@@ -156,7 +156,7 @@ class WorkspaceServiceStub:
 
     Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
     answered, and that of a refused call within a second.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found includes workspaces of another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
     CancelTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]
@@ -246,14 +246,14 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Reads one task.
 
     Effect: none. Idempotency: a read.
-    Errors: task_not_found also if the task belongs to another workspace.
+    Errors: task_not_found includes tasks of another workspace.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists the tasks of a workspace, newest first.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_workspace_service_pb2.WatchEventsRequest, _workspace_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
@@ -291,7 +291,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Reads one workspace.
 
     Effect: none. Idempotency: a read.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWorkspacesRequest, _workspace_service_pb2.ListWorkspacesResponse]  # type: ignore[assignment]
@@ -318,7 +318,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
     Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
-    hold, also for a workspace that is up.
+    hold, even for a workspace that is up.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
     """
@@ -327,7 +327,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
     answered, and that of a refused call within a second.
-    Errors: workspace_not_found also if the workspace belongs to another organization.
+    Errors: workspace_not_found includes workspaces of another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
     CancelTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CancelTasksRequest, _workspace_service_pb2.CancelTasksResponse]  # type: ignore[assignment]
@@ -432,7 +432,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one task.
 
         Effect: none. Idempotency: a read.
-        Errors: task_not_found also if the task belongs to another workspace.
+        Errors: task_not_found includes tasks of another workspace.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
 
@@ -445,7 +445,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the tasks of a workspace, newest first.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
 
@@ -507,7 +507,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads one workspace.
 
         Effect: none. Idempotency: a read.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
 
@@ -552,7 +552,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
         Errors: invalid_state while the workspace is stopping. org_on_hold while the organization is on
-        hold, also for a workspace that is up.
+        hold, even for a workspace that is up.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
         """
@@ -567,7 +567,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
         answered, and that of a refused call within a second.
-        Errors: workspace_not_found also if the workspace belongs to another organization.
+        Errors: workspace_not_found includes workspaces of another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
 
