@@ -31,17 +31,17 @@ def cancel_all(
     If `wanted` is None, cancels every task of the organization.
     """
     selection: dict[str, Any] = {"all": True} if wanted is None else {"filter": wanted}
-    found = None
+    preview = None
     if dry_run or not yes:
-        found = call.client.cancel_tasks(
+        preview = call.client.cancel_tasks(
             **selection, reason=reason, force_after=force_after, dry_run=True
         )
     if dry_run:
-        assert found is not None
-        _print_dry_run(call, found)
-        sys.exit(ExitCode.DONE if found.matched else ExitCode.NOTHING_TO_CANCEL)
-    if found is not None and found.matched:
-        confirm(call, found.matched)
+        assert preview is not None
+        _print_dry_run(call, preview)
+        sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
+    if preview is not None and preview.matched:
+        confirm(call, preview.matched)
     results = _results(
         call.client.cancel_all_tasks(**selection, reason=reason, force_after=force_after)
     )
@@ -108,12 +108,12 @@ def print_counts(accepted: int, already_requested: int, remaining: int) -> None:
     show.line("next", "Each agent finishes its current iteration; the task then ends cancelled.")
 
 
-def _print_dry_run(call: Call, found: CancelTasksResult) -> None:
+def _print_dry_run(call: Call, preview: CancelTasksResult) -> None:
     if call.as_json:
-        show.json_value(found.to_dict())
+        show.json_value(preview.to_dict())
         return
-    pending = found.matched - found.already_requested
-    rows = [(each.task_id, each.workspace_id, str(each.outcome)) for each in found.results]
+    pending = preview.matched - preview.already_requested
+    rows = [(each.task_id, each.workspace_id, str(each.outcome)) for each in preview.results]
     show.table(("TASK", "WORKSPACE", "OUTCOME"), rows, "No task matches.")
-    text = f"{pending} would be cancelled, {found.already_requested} had been requested before"
+    text = f"{pending} would be cancelled, {preview.already_requested} had been requested before"
     show.line("matched", printable(text), error=True)

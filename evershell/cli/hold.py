@@ -34,9 +34,9 @@ def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bo
         print_hold(call, call.client.get_hold())
         return
     if cancel_running and not yes:
-        found = call.client.cancel_tasks(all=True, dry_run=True)
-        if found.matched:
-            confirm(call, found.matched)
+        preview = call.client.cancel_tasks(all=True, dry_run=True)
+        if preview.matched:
+            confirm(call, preview.matched)
     result = call.client.hold(reason=reason, cancel_running=cancel_running)
     if call.as_json:
         show.json_value(result.to_dict())
@@ -46,14 +46,14 @@ def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bo
         print_counts(result.accepted, result.already_requested, result.remaining)
 
 
-def print_hold(call: Call, found: Hold) -> None:
+def print_hold(call: Call, held: Hold) -> None:
     """Prints whether the organization is on hold."""
     if call.as_json:
-        show.json_value(found.to_dict())
-    elif not found.on_hold:
-        say_lines(f"Organization {printable(found.org_id)} is not on hold.")
+        show.json_value(held.to_dict())
+    elif not held.on_hold:
+        say_lines(f"Organization {printable(held.org_id)} is not on hold.")
     else:
-        say_lines(f"Organization {printable(found.org_id)} is on hold.")
-        show.line("since", f"{show.time(found.held_since)} by {found.held_by}")
-        if found.reason:
-            show.line("reason", found.reason)
+        say_lines(f"Organization {printable(held.org_id)} is on hold.")
+        show.line("since", f"{show.time(held.held_since)} by {held.held_by}")
+        if held.reason:
+            show.line("reason", held.reason)

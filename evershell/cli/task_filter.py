@@ -48,5 +48,5 @@ def _add(fields: dict[str, Any], name: str, value: str) -> None:
         fields[_FIELDS[name]] = value
     else:
         is_known = name in (*_FIELDS, "submitted-before") or name.startswith(_METADATA)
-        problem = "was given twice" if is_known else "cannot be filtered by"
+        problem = "was given twice" if is_known else "is not the name of a filter"
         raise click.BadParameter(f"{name!r} {problem}.")

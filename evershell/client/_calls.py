@@ -1,4 +1,4 @@
-"""The calls of the service, without the way in which they are made.
+"""The calls of the service, apart from how they are sent.
 
 Each function makes a Call from the arguments of a client's method. Both clients use them.
 """
@@ -78,7 +78,7 @@ def cancel(
     force_after: Seconds | None,
 ) -> Call[CancelResult]:
     """CancelTask."""
-    made = request(
+    message = request(
         service.CancelTaskRequest,
         workspace_id=workspace_id,
         task_id=optional("task_id", task_id),
@@ -86,7 +86,7 @@ def cancel(
         wait=duration("wait", wait),
         force_after=duration("force_after", force_after),
     )
-    return Call("CancelTask", made, _with_id(CancelResult), max(seconds(wait or 0.0), 0.0))
+    return Call("CancelTask", message, _with_id(CancelResult), max(seconds(wait or 0.0), 0.0))
 
 
 def submit_task(
@@ -98,7 +98,7 @@ def submit_task(
     idempotency_key: str | None,
 ) -> Call[SubmittedTask]:
     """SubmitTask."""
-    made = request(
+    message = request(
         service.SubmitTaskRequest,
         workspace_id=workspace_id,
         description=description,
@@ -107,55 +107,55 @@ def submit_task(
         limits=None if limits is None else valid("limits", limits._to_message),
     )
     decode, headers = _with_id(SubmittedTask), _idempotent(idempotency_key)
-    return Call("SubmitTask", made, decode, headers=headers)
+    return Call("SubmitTask", message, decode, headers=headers)
 
 
 def get_task(workspace_id: str, task_id: str) -> Call[Task]:
     """GetTask."""
-    made = request(service.GetTaskRequest, workspace_id=workspace_id, task_id=task_id)
-    return Call("GetTask", made, _only(Task))
+    message = request(service.GetTaskRequest, workspace_id=workspace_id, task_id=task_id)
+    return Call("GetTask", message, _only(Task))
 
 
 def list_tasks(workspace_id: str, page_size: int, page_token: str) -> Call[Page[Task]]:
     """ListTasks."""
-    made = request(
+    message = request(
         service.ListTasksRequest,
         workspace_id=workspace_id,
         page_size=page_size,
         page_token=page_token,
     )
-    return Call("ListTasks", made, _page("tasks", Task))
+    return Call("ListTasks", message, _page("tasks", Task))
 
 
 def create_workspace(name: str, idempotency_key: str | None) -> Call[Workspace]:
     """CreateWorkspace."""
-    made = request(service.CreateWorkspaceRequest, name=name)
+    message = request(service.CreateWorkspaceRequest, name=name)
     decode, headers = _only(Workspace), _idempotent(idempotency_key)
-    return Call("CreateWorkspace", made, decode, headers=headers)
+    return Call("CreateWorkspace", message, decode, headers=headers)
 
 
 def get_workspace(workspace_id: str) -> Call[Workspace]:
     """GetWorkspace."""
-    made = request(service.GetWorkspaceRequest, workspace_id=workspace_id)
-    return Call("GetWorkspace", made, _only(Workspace))
+    message = request(service.GetWorkspaceRequest, workspace_id=workspace_id)
+    return Call("GetWorkspace", message, _only(Workspace))
 
 
 def list_workspaces(page_size: int, page_token: str) -> Call[Page[Workspace]]:
     """ListWorkspaces."""
-    made = request(service.ListWorkspacesRequest, page_size=page_size, page_token=page_token)
-    return Call("ListWorkspaces", made, _page("workspaces", Workspace))
+    message = request(service.ListWorkspacesRequest, page_size=page_size, page_token=page_token)
+    return Call("ListWorkspaces", message, _page("workspaces", Workspace))
 
 
 def stop_workspace(workspace_id: str) -> Call[Workspace]:
     """StopWorkspace."""
-    made = request(service.StopWorkspaceRequest, workspace_id=workspace_id)
-    return Call("StopWorkspace", made, _only(Workspace))
+    message = request(service.StopWorkspaceRequest, workspace_id=workspace_id)
+    return Call("StopWorkspace", message, _only(Workspace))
 
 
 def resume_workspace(workspace_id: str) -> Call[Workspace]:
     """ResumeWorkspace."""
-    made = request(service.ResumeWorkspaceRequest, workspace_id=workspace_id)
-    return Call("ResumeWorkspace", made, _only(Workspace))
+    message = request(service.ResumeWorkspaceRequest, workspace_id=workspace_id)
+    return Call("ResumeWorkspace", message, _only(Workspace))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def list_audit_entries(
     matching: AuditFilter, page_size: int, page_token: str
 ) -> Call[Page[AuditEntry]]:
     """ListAuditEntries."""
-    made = request(
+    message = request(
         service.ListAuditEntriesRequest,
         workspace_id=optional("workspace_id", matching.workspace_id),
         task_id=optional("task_id", matching.task_id),
@@ -187,7 +187,7 @@ def list_audit_entries(
         page_size=page_size,
         page_token=page_token,
     )
-    return Call("ListAuditEntries", made, _page("entries", AuditEntry))
+    return Call("ListAuditEntries", message, _page("entries", AuditEntry))
 
 
 def cancel_tasks(
@@ -202,7 +202,7 @@ def cancel_tasks(
         raise invalid("filter", "is missing; all=True cancels every task")
     if wanted is not None and everything:
         raise invalid("all", "must not be true if there is a filter")
-    made = request(
+    message = request(
         service.CancelTasksRequest,
         filter=None if wanted is None else _filter(wanted),
         all=everything,
@@ -210,7 +210,7 @@ def cancel_tasks(
         force_after=duration("force_after", force_after),
         dry_run=dry_run,
     )
-    return Call("CancelTasks", made, _with_id(CancelTasksResult))
+    return Call("CancelTasks", message, _with_id(CancelTasksResult))
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
@@ -228,8 +228,8 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
 
 def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:
     """HoldOrg."""
-    made = request(service.HoldOrgRequest, reason=reason, cancel_running=cancel_running)
-    return Call("HoldOrg", made, _with_id(HoldResult))
+    message = request(service.HoldOrgRequest, reason=reason, cancel_running=cancel_running)
+    return Call("HoldOrg", message, _with_id(HoldResult))
 
 
 def release() -> Call[Hold]:

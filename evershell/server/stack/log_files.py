@@ -89,15 +89,15 @@ class LogFile:
             with suppress(OSError):
                 self._rotation.doRollover()
             with pod_files.open_log(folder, self._path.name) as file:
-                # It is the same file if it could not be renamed, or if there is to be only one.
+                # Not a new file if the rename failed, or if `files` is 1.
                 os.ftruncate(file.fileno(), 0)
                 return os.write(file.fileno(), data)
 
     def _remove_oldest(self) -> None:
         """Removes the oldest of the renamed files of all programs."""
         with suppress(OSError):
-            found = [(each.lstat().st_mtime, each) for each in self._path.parent.glob("*.log.*")]
-            if found:
-                _, oldest = min(found)
+            older = [(each.lstat().st_mtime, each) for each in self._path.parent.glob("*.log.*")]
+            if older:
+                _, oldest = min(older)
                 oldest.unlink()
                 log.warning("log_file_removed", path=str(oldest))
