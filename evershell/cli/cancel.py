@@ -129,7 +129,7 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
         with shown_progress(wanted=not call.as_json) as view:
             result = await_cancellation(call.client, result, wait_seconds, view)
     except CallError as error:
-        # The cancellation is recorded, whatever prevents the command from seeing its end.
+        # The cancellation is recorded, even if the command cannot see its end.
         with show.reported():
             show.print_error(error, call.target.url)
         return result

@@ -1,4 +1,4 @@
-"""Payloads become the same messages as by ParseDict, whatever they contain.
+"""Payloads become the same messages as by ParseDict, for any content.
 
 PostgreSQL stores no lone surrogates, and ParseDict itself fails on some of them.
 """

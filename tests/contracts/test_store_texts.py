@@ -1,4 +1,4 @@
-"""The contract of Store: every text is data, whatever characters it has."""
+"""The contract of Store: every text is data, with any characters."""
 
 from dataclasses import replace
 from typing import Any

@@ -64,7 +64,7 @@ async def count(world: World, workspace_id: str) -> int:
 
 
 async def test_a_repeated_submission_gets_the_first_answer(world: World) -> None:
-    """While the task runs, when it has ended, and in whatever state the workspace is."""
+    """While the task runs, when it has ended, and in any state of the workspace."""
     idle = await world.add()
     first = await submit(world, idle.id)
     assert await submit(world, idle.id) == first

@@ -1,4 +1,4 @@
-"""No commit of another process is missed, in whatever order it and a subscription happen."""
+"""No commit of another process is missed, in any order of the commit and a subscription."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -52,7 +52,7 @@ def bearer(token: str) -> Headers:
 
 
 def put_together(header: Mapping[str, Any], claims: Any, key: Key) -> str:
-    """A token that is signed with ES256, whatever its header says."""
+    """A token that is signed with ES256, even if its header names another algorithm."""
     signing_input = f"{_part(header)}.{_part(claims)}"
     signature = jws.JWSRegistry.algorithms["ES256"].sign(signing_input.encode(), key)
     return f"{signing_input}.{_base64(signature)}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class Rest:
         if described is not None:
             described.check(response.status_code, response.headers["content-type"], response.json())
         return response
+
+    def serves(self, path: str) -> bool:
+        """Whether a read of this path succeeds. False while nothing listens."""
+        with suppress(httpx.TransportError):
+            return self.call("GET", path).is_success
+        return False
 
     def get(self, path: str, **arguments: Any) -> dict[str, Any]:
         return _succeeded(self.call("GET", path, **arguments), 200)

@@ -3,7 +3,7 @@
     python issue.py                      makes a key, and jwks.json with its public half
     python issue.py ORG USER SCOPE...    prints a session token that is valid for a day
 
-Both work in the current folder. provider.jwk is the private key: whoever has it can be any user.
+Both work in the current folder. provider.jwk is the private key: anyone who has it can be any user.
 """
 
 import json

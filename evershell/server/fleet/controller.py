@@ -187,7 +187,7 @@ class Controller:
             log.warning("database_unavailable", workspace_id=workspace.id)
             self._again.add(workspace.id)
         except _NotLeadingError:
-            log.warning("step_after_term", workspace_id=workspace.id)
+            log.warning("step_without_leadership", workspace_id=workspace.id)
             self._again.add(workspace.id)
         except Exception:
             log.exception("unexpected_error", workspace_id=workspace.id)

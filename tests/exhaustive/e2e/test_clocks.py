@@ -190,7 +190,7 @@ def _restart(stack: Stack, program: str) -> None:
 
 
 def _serves(stack: Stack) -> bool:
-    return stack.rest().call("GET", "/v1/workspaces").is_success
+    return stack.rest().serves("/v1/workspaces")
 
 
 def _await_offset(stack: Stack, index: int, seconds: int) -> None:

@@ -195,17 +195,11 @@ def test_a_program_that_is_frozen_is_replaced(fragile_stack: Stack, program: str
     for process in frozen:
         process.suspend()
     eventually(lambda: not any(each.is_running() for each in frozen), REPLACEMENT_SECONDS)
-    eventually(lambda: _is_served(workspace), REPLACEMENT_SECONDS)
+    eventually(lambda: workspace.rest.serves(workspace.path), REPLACEMENT_SECONDS)
     gate.open()
     faults.await_terminal(workspace, task_id)
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
     faults.assert_next_task_works(workspace)
-
-
-def _is_served(workspace: Workspace) -> bool:
-    with suppress(httpx.TransportError):
-        return workspace.rest.call("GET", workspace.path).is_success
-    return False
 
 
 def test_a_force_ends_while_its_agent_and_the_controller_are_frozen(fragile_stack: Stack) -> None:

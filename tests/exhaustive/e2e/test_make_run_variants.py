@@ -7,10 +7,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import psycopg
 import pytest
 from psycopg import sql
@@ -115,13 +113,7 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
             with ThreadPoolExecutor(1) as pool:
                 started = pool.submit(own.start)
                 rest = own.rest()
-
-                def is_served() -> bool:
-                    with suppress(httpx.TransportError):
-                        return rest.call("GET", path).is_success
-                    return False
-
-                eventually(is_served, READY_SECONDS)
+                eventually(lambda: rest.serves(path), READY_SECONDS)
                 # The stack looks as often meanwhile.
                 for _ in range(20):
                     assert rest.get(path)["status"] == "idle"
