@@ -56,7 +56,7 @@ async def test_an_agent_takes_no_calls_of_strangers(agent: ControlPlane, of: Cer
     """They have a good token. Even another agent of the same control plane is a stranger."""
     trusted = of.control_plane.trusted
     strangers = of.strangers(WORKSPACE_ID, EPOCH, trusted)
-    # This one is no stranger.
+    # This one is not a stranger.
     assert await code_as(agent, strangers.pop("the control plane")) is OK
     strangers["the agent itself"] = TlsIdentity(
         certificate=of.agent(WORKSPACE_ID, EPOCH).certificate,

@@ -56,7 +56,7 @@ TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
     "internal": (grpc.StatusCode.INTERNAL, 500, set()),
 }
 MAKERS: dict[str, Callable[[], Failure]] = {
-    "validation_error": lambda: errors.invalid({"reason": "is too long", "task_id": "is no id"}),
+    "validation_error": lambda: errors.invalid({"reason": "is too long", "task_id": "is bad"}),
     "unauthenticated": lambda: errors.unauthenticated("No."),
     "permission_denied": lambda: errors.permission_denied(
         "No.", ["workspace:write", "workspace:write:own"]
@@ -180,7 +180,7 @@ async def test_the_standard_details_have_the_facts(server: Running, store: Faili
     violations = (await failed(server)).details["BadRequest"].field_violations
     assert {each.field: each.description for each in violations} == {
         "reason": "is too long",
-        "task_id": "is no id",
+        "task_id": "is bad",
     }
     store.error = lambda: failure_of("task_not_found")
     resource = (await failed(server)).details["ResourceInfo"]

@@ -24,7 +24,7 @@ _MAX_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
 _RECEIVE_BYTES = 1 << 18
 _CANCEL = 8
-# The status of a stream that the server has reset, which is no status of gRPC.
+# The status of a stream that the server has reset, which is not a status of gRPC.
 RESET = -1
 
 Ended = tuple[int, int]

@@ -130,7 +130,7 @@ async def test_the_correction_is_taken_back_slowly(machine: Machine, pool: Pool)
     assert 0 < back_seconds <= passed_seconds * service_clock.RETURN_SHARE
 
 
-async def test_a_late_answer_is_no_step(machine: Machine) -> None:
+async def test_a_late_answer_is_not_a_step(machine: Machine) -> None:
     await machine.clock.follow()
     with machine.clock.leading():
         # Between the question and the answer.

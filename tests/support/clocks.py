@@ -29,7 +29,7 @@ class Clocks:
     """How far the clock of each program is ahead: `serve`, `fleet`, `agent` and databases."""
 
     def __init__(self, folder: Path) -> None:
-        """Skips the test if libfaketime is not installed. `folder` is made."""
+        """Creates the folder. Skips the test if libfaketime is not installed."""
         if not _LIBRARIES:
             pytest.skip("libfaketime is not installed (Debian: apt-get install faketime)")
         folder.mkdir()

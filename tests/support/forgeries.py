@@ -183,7 +183,7 @@ _HEADERS: dict[str, Forge] = {
 }
 
 
-# Only at a worker: the edge drops an empty value before a good one, which is no second credential.
+# Only at a worker: the edge drops an empty value before a good one, so there is one credential.
 AT_WORKER: dict[str, Forge] = {"an empty header, then a good one": lambda v: _twice("", _key(v))}
 
 

@@ -1,6 +1,6 @@
 """Node, and the packages of npm that the tests use.
 
-They are no part of the environment, which has only what the service and its tests need. Their
+They are not a part of the environment, which has only what the service and its tests need. Their
 versions are fixed in package.json.
 """
 

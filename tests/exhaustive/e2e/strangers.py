@@ -33,8 +33,8 @@ _BODY_BYTES = _OWN_MESSAGE_BYTES = 1024 * 1024
 _CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
 # A request that is valid for a worker, without and with the prefix of a gRPC message.
 _OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
-# Of a connection whose calls are reset: the calls that are sent together, and after how many it is
-# closed. The server is to count those of a connection only for a while.
+# Of a connection whose calls are reset: how many are sent together, and after how many the
+# connection is closed, so that the server does not count its resets for long.
 _RESETS_AT_ONCE, _RESETS_OF_CONNECTION = 20, 240
 # Calls with bad keys in flight, of each connection.
 _BAD_KEYS_IN_FLIGHT = 10

@@ -26,7 +26,7 @@ HOUR = 3_600
 # A clock that was set is noticed within two seconds. A busy machine takes longer.
 NOTICE_SECONDS = 60.0
 FORCE_SECONDS = 3
-# An hour is the other possibility.
+# With a clock that is an hour off, it would take an hour.
 END_SECONDS = 120.0
 NO_LABELS = frozenset[tuple[str, str]]()
 OFFSET = ("evershell_clock_offset_seconds", NO_LABELS)

@@ -112,7 +112,7 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
         async with asyncio.timeout(LIMIT_SECONDS):
             await standby.leads.wait()
         if number is signal.SIGSTOP:
-            # The resumed leader does not lead for a moment.
+            # The resumed leader knows at once that it no longer leads.
             leader.send_signal(signal.SIGCONT)
             assert leader.wait(LIMIT_SECONDS) == 0
             assert leader.stdout.read().splitlines()[-1] == b"[False]"

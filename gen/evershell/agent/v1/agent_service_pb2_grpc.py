@@ -92,7 +92,7 @@ class AgentServiceServicer:
 
         Effect: no further iteration of the task starts. The reply does not wait for the current one.
         Idempotency: by task id; the earliest deadline applies.
-        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
         the reply says `known: false`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -57,7 +57,7 @@ class AgentServiceStub:
 
     Effect: no further iteration of the task starts. The reply does not wait for the current one.
     Idempotency: by task id; the earliest deadline applies.
-    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
     the reply says `known: false`.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetSessionRequest, _agent_service_pb2.GetSessionResponse]
@@ -96,7 +96,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
     Effect: no further iteration of the task starts. The reply does not wait for the current one.
     Idempotency: by task id; the earliest deadline applies.
-    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
     the reply says `known: false`.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetSessionRequest, _agent_service_pb2.GetSessionResponse]  # type: ignore[assignment]
@@ -144,7 +144,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: no further iteration of the task starts. The reply does not wait for the current one.
         Idempotency: by task id; the earliest deadline applies.
-        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is no error:
+        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
         the reply says `known: false`.
         """
 
