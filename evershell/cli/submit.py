@@ -45,7 +45,7 @@ def _metadata(
     "--max-iterations",
     type=int,
     metavar="N",
-    help="End the task failed after so many. Default: 100.",
+    help="The task ends failed after this number of iterations. Default: 100.",
 )
 @click.option(
     "--max-duration",

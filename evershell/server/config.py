@@ -133,8 +133,8 @@ class Settings(BaseSettings):
     refuses to start; only `up` with `auto` and a `LISTEN_HOST` of loopback warns instead. Pods on
     Kubernetes have a container."""
     tool_memory_mb: int = Field(2048, ge=64)
-    """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp`, and
-    those in `/dev/shm`, may have as much again, but at most 256 MiB each."""
+    """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp` and
+    their files in `/dev/shm` have the same limit, but at most 256 MiB."""
     tool_processes: int = Field(512, ge=16)
     """In a sandbox, the number of processes of a tool call."""
     tool_file_mb: int = Field(4096, ge=1)

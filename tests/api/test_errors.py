@@ -236,7 +236,7 @@ async def test_a_database_outage_is_reported_as_unavailable(
 
 @pytest.mark.parametrize("problem", [UnavailableError, ZeroDivisionError])
 @pytest.mark.parametrize(("method", "request_", "metadata", "can_repeat"), REPEATS)
-async def test_an_error_invites_to_repeat_only_what_can_be_repeated(
+async def test_an_error_advises_to_repeat_only_what_can_be_repeated(
     server: Running,
     store: FailingStore,
     method: str,
@@ -253,11 +253,11 @@ async def test_an_error_invites_to_repeat_only_what_can_be_repeated(
     grpc_ = await server.fails(make(request_, metadata=bearer(HOLDER, **metadata)))
     assert rest.slug == grpc_.slug == ("unavailable" if problem is UnavailableError else "internal")
     assert rest.trailers.get("x-should-retry") == (None if can_repeat else "false")
-    invites = can_repeat and problem is UnavailableError
+    advises_repeat = can_repeat and problem is UnavailableError
     for seen in (rest, grpc_):
-        assert ("retry-after" in seen.trailers) == ("RetryInfo" in seen.details) == invites
+        assert ("retry-after" in seen.trailers) == ("RetryInfo" in seen.details) == advises_repeat
         assert ("repeat" in seen.message) != can_repeat
-    assert ("retry_after_seconds" in rest.envelope.get("details", {})) == invites
+    assert ("retry_after_seconds" in rest.envelope.get("details", {})) == advises_repeat
 
 
 async def test_every_error_of_a_call_that_must_not_be_repeated_says_so(server: Running) -> None:

@@ -20,7 +20,7 @@ from evershell.server.core.ids import new_audit_id
 from evershell.server.core.ports import Clock
 from evershell.server.core.validation import MAX_REASON_CHARACTERS, is_identifier
 
-# Ends after which the change may be committed all the same, with its entry.
+# Ends after which the change may still be committed, with its entry.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
 # Failures that are decided after the call's entry is stored.
 _STORED = {
@@ -36,7 +36,7 @@ _STORED = {
     ),
     "SubmitTask": frozenset({"agent_unreachable"}),
 }
-# Anyone can make unauthenticated calls, so only so many get an entry.
+# Anyone can make unauthenticated calls, so the number of their entries is limited.
 _MAX_UNAUTHENTICATED_PER_SECOND = 20
 _MAX_REQUEST_ID_CHARACTERS = 128
 # The longest IPv6 address as text (INET6_ADDRSTRLEN without the NUL).
