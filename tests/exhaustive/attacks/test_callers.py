@@ -96,9 +96,15 @@ def fields_of(method: str, workspace_id: str, task_id: str) -> dict[str, Any]:
         "CancelTask": {"workspace_id", "task_id"},
         "SubmitTask": {"workspace_id", "description"},
         "GetTask": {"workspace_id", "task_id"},
+        "CancelTasks": {"all"},
     }
     default = {"workspace_id"} if RULES[method].on_workspace else set()
-    values = {"workspace_id": workspace_id, "task_id": task_id, "description": "true"}
+    values = {
+        "workspace_id": workspace_id,
+        "task_id": task_id,
+        "description": "true",
+        "all": True,
+    }
     return {name: values[name] for name in known.get(method, default)}
 
 
@@ -150,7 +156,7 @@ def test_a_call_beyond_the_callers_rights_is_refused(
 
 def assert_only_own(method: str, wire: Wire, headers: Headers, owned: tuple[str, str]) -> None:
     """A call for the caller's organization shows nothing of another one."""
-    for answer in wire.send(method, headers):
+    for answer in wire.send(method, headers, **fields_of(method, *owned)):
         assert slug_of(answer) == ""
         assert owned[0] not in text_of(answer) and "org_demo" not in text_of(answer)
     if method == "HoldOrg":
