@@ -27,6 +27,16 @@ def test_a_stack_that_only_its_machine_can_call_starts_with_a_warning(
     assert "Isolation of pods: none. It lacks any boundary" in said
 
 
+def test_pods_on_kubernetes_need_no_sandbox_here() -> None:
+    elsewhere = Settings(
+        pod_backend="kubernetes",
+        pod_image="image",
+        runtime_service="workers:1",
+        listen_host="192.0.2.1",
+    )
+    assert up._choose_isolation(elsewhere) == "auto"
+
+
 @pytest.mark.parametrize(("wanted", "host"), [("sandbox", "127.0.0.1"), ("auto", "192.0.2.1")])
 def test_another_stack_is_refused(wanted: Literal["auto", "sandbox"], host: str) -> None:
     with pytest.raises(IsolationError, match="the reason"):

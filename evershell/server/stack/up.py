@@ -207,12 +207,14 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
     )
 
 
-def _choose_isolation(settings: Settings) -> Literal["sandbox", "none"]:
-    """The isolation of the pods. Prints it, and what it lacks.
+def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
+    """The isolation of local pods. Prints it, and what it lacks.
 
     If there is no sandbox, raises IsolationError. With POD_ISOLATION=auto, a stack that only this
     machine can call gets no isolation and a warning instead.
     """
+    if settings.pod_backend != "local":
+        return settings.pod_isolation
     chosen: isolation.Isolation
     try:
         chosen = isolation.choose(

@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,10 +113,9 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
                 started = pool.submit(own.start)
                 rest = own.rest()
                 eventually(lambda: rest.serves(path), READY_SECONDS)
-                # The stack looks as often meanwhile.
-                for _ in range(20):
+                # The stack reads the workspace as often meanwhile.
+                for _ in range(100):
                     assert rest.get(path)["status"] == "idle"
-                    time.sleep(0.05)
                     assert says_ready(own) == []
                 other_leader.close()
                 started.result(READY_SECONDS)
