@@ -217,13 +217,15 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     """Refuses empty fields: the service would take an empty list for none."""
     fields = {each.name: getattr(wanted, each.name) for each in dataclasses.fields(wanted)}
     present = {name: value for name, value in fields.items() if value is not None}
-    for name, value in present.items():
-        if not value:
-            raise invalid(name, "must not be empty; leave it out for any")
     if not present:
         raise invalid("filter", "must have a field; all=True cancels every task")
     present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
-    return request(service.TaskFilter, **present)
+    made = request(service.TaskFilter, **present)
+    for name in present:
+        # Not the value itself: a generator is never empty, but has no items the second time.
+        if present[name] is not None and not getattr(made, name):
+            raise invalid(name, "must not be empty; leave it out for any")
+    return made
 
 
 def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:
