@@ -161,7 +161,7 @@ async def test_signals_are_counted_by_result(metrics: Metrics) -> None:
 def test_the_end_of_a_cancelled_task_measures_the_time_since_the_request(
     metrics: Metrics,
 ) -> None:
-    locked = locked_busy(cancel=intent(requested_at=NOW))
+    locked = locked_busy(cancel=intent(requested_at=NOW, force_at=NOW))
     assert locked.task is not None
     later = NOW + timedelta(seconds=4)
     ended = task_lifecycle.commit(

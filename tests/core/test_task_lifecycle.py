@@ -58,7 +58,7 @@ def test_an_interrupted_model_call_is_counted_and_its_text_is_the_result() -> No
     call = {"content": "It is nea", "input_tokens": "7", "status": "interrupted"}
     forced = TaskEnded(status=TaskStatus.CANCELLED, forced=True)
     change = commit(
-        locked_busy(cancel=intent()),
+        locked_busy(cancel=intent(force_at=NOW)),
         iteration(1, "out"),
         IterationCompleted(2, {"model_call": call}),
         forced,
@@ -184,12 +184,12 @@ def test_a_cancelled_end_without_an_intent_is_a_failure() -> None:
     )
 
 
-def test_a_forced_end_is_marked_forced() -> None:
-    change = commit(
-        locked_busy(cancel=intent()), TaskEnded(status=TaskStatus.CANCELLED, forced=True)
-    )
-    assert change.task is not None and change.task.forced
-    assert change.events[0].payload["forced"] is True
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_an_end_is_forced_only_if_that_was_asked_for(is_asked_for: bool) -> None:
+    cancel = intent(force_at=NOW if is_asked_for else None)
+    change = commit(locked_busy(cancel=cancel), TaskEnded(status=TaskStatus.CANCELLED, forced=True))
+    assert change.task is not None and change.task.forced is is_asked_for
+    assert change.events[0].payload["forced"] is is_asked_for
 
 
 def test_a_cancellation_is_recorded_once() -> None:

@@ -205,9 +205,10 @@ def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Chan
     """Ends the task. No other function of the core does.
 
     With a recorded intent the task becomes `cancelled`, for every proposed status. Without one it
-    never does.
+    never does. The end is forced only if a caller has asked for that.
     """
     workspace = locked.workspace
+    may_be_forced = task.cancel is not None and task.cancel.force_at is not None
     status, reason = proposed.status, proposed.reason
     if task.cancel is not None:
         status, reason = TaskStatus.CANCELLED, reason or task.cancel.reason
@@ -221,7 +222,7 @@ def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Chan
         completed_at=now,
         reason=reason,
         result=proposed.result or task.result,
-        forced=proposed.forced,
+        forced=proposed.forced and may_be_forced,
     )
     idle = WorkspaceStatus.IDLE if workspace.status is WorkspaceStatus.BUSY else workspace.status
     without_task = replace(
