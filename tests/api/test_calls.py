@@ -61,7 +61,7 @@ async def test_agent_unreachable_reports_that_the_intent_is_recorded(
 ) -> None:
     busy, running = await world.add_busy()
     world.agents.reachable = False
-    task_id = running.id if is_named else None
+    task_id = running.id if is_named else ""
     request = messages.CancelTaskRequest(workspace_id=busy.id, task_id=task_id)
     seen = await server.fails(
         server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest"))

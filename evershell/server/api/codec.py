@@ -50,7 +50,7 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
     """The request. Raises Failure validation_error."""
     return CancelTask(
         workspace_id=request.workspace_id,
-        task_id=request.task_id if request.HasField("task_id") else None,
+        task_id=request.task_id or None,
         reason=request.reason,
         wait_seconds=limits.duration_seconds(request.wait) if request.HasField("wait") else None,
         force_after_seconds=limits.duration_seconds(request.force_after)

@@ -145,8 +145,8 @@ def _set(
         return
     if isinstance(value, _Object) and value.repeated:
         problems.add(f"{path}.{min(value.repeated)}", "must not be repeated")
-    # In the message, an empty list would be the same as none.
-    if field.is_repeated and not value and rule.min:
+    # In the message, an empty list or id would be the same as none.
+    if not value and (rule.is_id or (field.is_repeated and rule.min)):
         problems.add(path, "must not be empty; leave the field out")
     in_path = getattr(message, field.name)
     if isinstance(in_path, str) and in_path and in_path != value:

@@ -172,7 +172,7 @@ class CancelTaskRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     task_id: _builtins.str
-    """Cancels only this task. If absent, cancels the task that runs. An empty id is refused."""
+    """Cancels only this task. If absent, cancels the task that runs. REST refuses an empty id."""
     reason: _builtins.str
     """Human-readable. It is recorded in the task and its events."""
     @_builtins.property
@@ -189,18 +189,16 @@ class CancelTaskRequest(_message.Message):
         self,
         *,
         workspace_id: _builtins.str = ...,
-        task_id: _builtins.str | None = ...,
+        task_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         wait: _duration_pb2.Duration | None = ...,
         force_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "force_after", b"force_after", "task_id", b"task_id", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_id", b"_task_id", "force_after", b"force_after", "reason", b"reason", "task_id", b"task_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "reason", b"reason", "task_id", b"task_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
-    _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelTaskRequest: _TypeAlias = CancelTaskRequest  # noqa: Y015
 
