@@ -114,9 +114,9 @@ class ServiceWorkspace:
         eventually(lambda: self.get()["status"] == status, self.limit_seconds)
         return self.get()
 
-    def replace_agent(self, reason: str) -> None:
+    def replace_agent(self) -> None:
         """Stops the workspace and resumes it, with an agent of the next epoch."""
-        self.rest.post(f"{self.path}/stop", {"reason": reason})
+        self.rest.post(f"{self.path}/stop")
         self.await_status("stopped")
         self.rest.post(f"{self.path}/resume", {})
         self.await_status("idle")

@@ -124,7 +124,7 @@ def test_the_key_is_rotated_without_a_restart(
     key_file.write_text("the-next-key")
     try:
         assert used() == KEY
-        workspace.replace_agent("a new key")
+        workspace.replace_agent()
         assert used() == "the-next-key"
     finally:
         key_file.write_text(KEY)

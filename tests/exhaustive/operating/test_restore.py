@@ -122,7 +122,7 @@ def test_agents_and_cancellations_after_a_restore(
     # What happens after the backup: an accepted cancellation, an agent of a later epoch, and a
     # workspace that the backup does not know. One agent has stopped and cannot end itself.
     assert running.cancel(reason="after the backup")["outcome"] == "accepted"
-    resumed.replace_agent("a new agent")
+    resumed.replace_agent()
     assert resumed.get()["epoch"] == "2"
     unknown = Workspace(living)
     everything = [cancelled, running, resumed, unknown, *(each.workspace for each in cancellers)]

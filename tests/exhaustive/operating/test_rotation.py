@@ -170,7 +170,7 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     assert load.outcomes.failures == []
 
     for canceller in (*old_agents, *new_agents[:1]):
-        canceller.workspace.replace_agent("a new signing key")
+        canceller.workspace.replace_agent()
     load = Load(PAUSE_SECONDS)
     agents = (*old_agents, new_agents[1])
     credentials = (api_key, session, api_key, session)
