@@ -99,7 +99,9 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             store,
             clock,
             settings.lease_seconds,
-            agents_on_loopback=not settings.runtime_service,
+            agents_on_loopback=settings.pod_backend == "local",
+            # Agents on other hosts need a name under which they find the workers.
+            agents_elsewhere=bool(settings.runtime_service),
         )
         public = WorkspaceServicer(store, agents, wakeups, clock)
         if settings.crash_points_dir is not None:

@@ -54,12 +54,16 @@ def with_task(**fields: Any) -> Locked:
 def test_an_agent_registers_the_address_of_a_pod(
     address: str, of_machine: bool, of_cluster: bool
 ) -> None:
-    for on_loopback, is_allowed in ((True, of_machine), (False, of_cluster)):
+    for on_loopback, elsewhere, is_allowed in (
+        (True, False, of_machine),
+        (False, True, of_cluster),
+        (True, True, of_machine or of_cluster),
+    ):
         if is_allowed:
-            check_address(address, on_loopback=on_loopback)
+            check_address(address, on_loopback=on_loopback, elsewhere=elsewhere)
         else:
             with pytest.raises(BreachError):
-                check_address(address, on_loopback=on_loopback)
+                check_address(address, on_loopback=on_loopback, elsewhere=elsewhere)
 
 
 def _payload(model_call: Any = None, tool_call: Any = None) -> dict[str, Any]:

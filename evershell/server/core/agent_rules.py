@@ -34,11 +34,11 @@ class BreachError(Exception):
     """An agent broke a rule. The text is a clause: "its agent …"."""
 
 
-def check_address(address: str, *, on_loopback: bool) -> None:
+def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
     """Checks that an agent may listen there. Raises BreachError.
 
-    `on_loopback` says that the agents run on the machine of the workers. Otherwise they have
-    addresses of their own.
+    `on_loopback` says that agents may run on the machine of the workers, and `elsewhere` that they
+    may have addresses of their own.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -46,9 +46,9 @@ def check_address(address: str, *, on_loopback: bool) -> None:
     except ValueError:
         ip = None
     is_pod = ip is not None and (
-        ip.is_loopback
-        if on_loopback
-        else not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified)
+        on_loopback
+        if ip.is_loopback
+        else elsewhere and not (ip.is_link_local or ip.is_multicast or ip.is_unspecified)
     )
     has_port = port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= _MAX_PORT
     if not (is_pod and has_port):

@@ -55,8 +55,10 @@ class Runtime:
     clock: Clock
     # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float
-    # Whether agents run on the machine of the workers.
+    # Whether agents may run on the machine of the workers, and whether they may have addresses of
+    # their own.
     agents_on_loopback: bool = True
+    agents_elsewhere: bool = False
 
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
         """Checks that the agent has not registered yet. Raises Failure unauthenticated.
@@ -76,7 +78,9 @@ class Runtime:
 
         Raises BreachError.
         """
-        agent_rules.check_address(address, on_loopback=self.agents_on_loopback)
+        agent_rules.check_address(
+            address, on_loopback=self.agents_on_loopback, elsewhere=self.agents_elsewhere
+        )
         return await self._apply(
             agent,
             lambda locked: workspace_lifecycle.register(

@@ -4,7 +4,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from evershell.server.stack import postgres
@@ -86,7 +86,15 @@ def _kept(place: Path, size_bytes: int) -> Iterator[None]:
                 yield
             finally:
                 small_disk.free(place)
-                shutil.copytree(place, aside, symlinks=True, ignore=_special)
+                shutil.copytree(
+                    place, aside, symlinks=True, ignore=_special, copy_function=_copy_if_there
+                )
+
+
+def _copy_if_there(source: str, destination: str) -> None:
+    """Copies a file, unless a program that is ending has removed it."""
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, destination)
 
 
 def _move(source: Path, destination: Path) -> None:

@@ -28,16 +28,7 @@ from tests.support.waiting import eventually
 # The agents end 2 s before their leases are over. Shorter leases would leave them less time.
 LEASE_SECONDS = 6
 # They identify these processes.
-CUT_OFF, OUTLIVED, LATE = unique_seconds(), unique_seconds(), unique_seconds()
-# gRPC computes deadlines with `time.time`, so only the clock of the tokens is changed.
-LATE_AGENT = (
-    "-c",
-    "import sys, time\n"
-    "from evershell.server.agent.credential import ControlPlaneClock\n"
-    "ControlPlaneClock.__init__.__defaults__ = (lambda: time.time() - 3600,)\n"
-    "from evershell.server.agent.__main__ import main\n"
-    "sys.exit(main())",
-)
+CUT_OFF, OUTLIVED = unique_seconds(), unique_seconds()
 
 
 @pytest.fixture(scope="module")
@@ -112,23 +103,6 @@ def test_of_two_agents_the_one_of_the_older_epoch_ends_its_tools_and_itself(
             assert again.wait(STOP_SECONDS) == ExitCode.FENCED
         assert [entry["type"] for entry in workspace.log()[len(before) :]] == ["workspace_resumed"]
         faults.assert_next_task_works(workspace)
-
-
-def test_an_agent_whose_clock_is_an_hour_late_works_and_is_cancelled(
-    short_leases: Stack, tmp_path: Path
-) -> None:
-    """Its tokens and those that it accepts have expired by its own clock."""
-    workspace = Workspace(short_leases)
-    with short_leases.frozen("fleet"):
-        short_leases.kill(short_leases.agent_pid(workspace.id))
-        with agent_by_hand(workspace, 1, tmp_path, program=LATE_AGENT):
-            task_id = workspace.submit(f"sleep {LATE}", "echo never")
-            eventually(lambda: running(LATE))
-            # The signal reaches the agent, or the answer would be agent_unreachable.
-            assert workspace.cancel(force_after="1s")["outcome"] == "accepted"
-            end = workspace.await_end(task_id)
-    assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 1, True)
-    assert "token_expired" in (tmp_path / "log").read_text()
 
 
 def _log(workspace: Workspace) -> Path:

@@ -1,26 +1,20 @@
 """The edge stays available when callers take too many connections, streams or too much memory."""
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 
-import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.edge.case import CANCEL, TASKS
 from tests.support.edge.clients import is_whole, parse
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.rich_status import rich_status_of
 from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.edge.stub import START_SECONDS, Stub
 from tests.support.waiting import eventually
 
-# The limits of envoy.yaml: large bodies in flight, and streams of health checks.
+# The limit of envoy.yaml for large bodies in flight.
 LARGE_BODIES = 64
-HEALTH_STREAMS = 64
-LIMIT_SECONDS = 60.0
 # Of the heap. From here on, Envoy gives up what nobody reads.
 MEMORY_PERCENT = "overload.envoy.resource_monitors.fixed_heap.pressure"
 RESET_PERCENT = 85
@@ -113,34 +107,3 @@ def test_large_bodies_are_limited_and_other_calls_succeed(edge: RunningEdge, stu
 
 def large_bodies(edge: RunningEdge) -> int:
     return edge.stat("cluster.control_plane.upstream_rq_active")
-
-
-@pytest.fixture
-def channels(edge: RunningEdge) -> Iterator[list[grpc.Channel]]:
-    with ExitStack() as opened:
-        own_connection = [("grpc.use_local_subchannel_pool", 1)]
-        yield [
-            opened.enter_context(grpc.insecure_channel(edge.grpc_address, options=own_connection))
-            for _ in range(2)
-        ]
-
-
-def test_streams_without_a_credential_are_limited(
-    edge: RunningEdge, channels: list[grpc.Channel]
-) -> None:
-    first, other = (health_pb2_grpc.HealthStub(channel) for channel in channels)
-    request = health_pb2.HealthCheckRequest()
-    watches = [first.Watch(request, timeout=LIMIT_SECONDS) for _ in range(HEALTH_STREAMS)]
-    for watch in watches:
-        assert next(iter(watch)).status == health_pb2.HealthCheckResponse.SERVING
-    with pytest.raises(grpc.RpcError) as raised:
-        next(iter(other.Watch(request, timeout=LIMIT_SECONDS)))
-    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert rich_status_of(raised.value)[1].reason == "UNAVAILABLE"
-    # Unary checks have a separate limit.
-    assert (
-        other.Check(request, timeout=LIMIT_SECONDS).status == health_pb2.HealthCheckResponse.SERVING
-    )
-    for watch in watches:
-        watch.cancel()
-    eventually(lambda: edge.stat("cluster.introspection.upstream_rq_active") == 0)

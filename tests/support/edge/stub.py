@@ -200,6 +200,8 @@ class _ReadingAtOnce(Interceptor):
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         async def read_first(call: Call) -> Any:
             message = await call.context.read()
+            if message is grpc.aio.EOF:
+                raise errors.invalid({"body": "is missing"})
             try:
                 call.request = method.parse(message)
             except DecodeError as error:
