@@ -27,7 +27,12 @@ _FORGETS_LIMITS = (
     (
         "fleet/limits.py",
         "        self._clock = clock\n",
-        "        self._clock = clock\n        self._since = clock().timestamp()\n",
+        "        self._clock = clock\n        self._since = 0.0\n",
+    ),
+    (
+        "fleet/limits.py",
+        "        due = await",
+        "        self._since = self._since or self._clock().timestamp()\n        due = await",
     ),
     (
         "fleet/limits.py",
