@@ -98,7 +98,7 @@ class Recorder:
                 f"{name}{{{_text(labels | {('instance', instance)})}}}": value
                 for instance, samples in programs.items()
                 for (name, labels), value in samples.items()
-                if name.startswith(("evershell_", "envoy_cluster_"))
+                if name.startswith(("evershell_", "envoy_cluster_", "envoy_http_downstream_rq_"))
                 and not name.endswith(("_bucket", "_sum", "_created"))
             }
         )

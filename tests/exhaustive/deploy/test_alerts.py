@@ -16,6 +16,9 @@ EDGE_CALLS = (
     'envoy_cluster_upstream_rq_xx{instance="e",envoy_cluster_name="control_plane",'
     'envoy_response_code_class="%s"}'
 )
+OVERLOAD = (
+    'envoy_http_downstream_rq_overload_close{instance="e",envoy_http_conn_manager_prefix="grpc"}'
+)
 HEALTHY = 'envoy_cluster_membership_healthy{instance="e",envoy_cluster_name="control_plane"}'
 SIGNALS = 'evershell_agent_signal_seconds_count{instance="a",rpc="CancelTask",result="%s"}'
 CONNECTIONS = 'evershell_database_connections{instance="a",state="%s"}'
@@ -33,6 +36,7 @@ WELL: Series = {
     CALLS % "ok": "0+1000x120",
     HEARTBEATS: "0+15000x120",
     EDGE_CALLS % "2": "0+1000x120",
+    OVERLOAD: "0x120",
     HEALTHY: "2x120",
     SIGNALS % "ok": "0+100x120",
     CONNECTIONS % "used": "1x120",
@@ -196,6 +200,12 @@ def test_an_alert_fires_alone(name: str, tmp_path: Path) -> None:
     if case.not_yet:
         assert_firing(tmp_path, WELL | case.fires, case.not_yet, set())
     assert_firing(tmp_path, WELL | case.fires, case.at, {name})
+
+
+def test_an_edge_that_refuses_all_calls_for_lack_of_memory_fires_its_alert(tmp_path: Path) -> None:
+    refused: Series = {OVERLOAD: "0x20 0+20x100"}
+    without_calls = {name: values for name, values in WELL.items() if "upstream_rq" not in name}
+    assert_firing(tmp_path, without_calls | refused, "15m", {"EdgeFails"})
 
 
 @pytest.mark.parametrize("name", CASES)
