@@ -14,7 +14,7 @@ from tests.exhaustive.chaos.evidence import Evidence, TaskRow
 _BEGIN = ("SubmitTask", "ResumeWorkspace")
 # How long after its limit was reached a task may be without a cancellation, besides the time for
 # which the control plane was away. The fleet controller looks every second.
-LIMIT_SLACK_SECONDS = 20.0
+LIMIT_SLACK_SECONDS = 10.0
 
 
 def limit_reason(task: TaskRow) -> str:

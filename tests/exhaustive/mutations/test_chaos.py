@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(240)
 # Odd: agents run without a sandbox.
 _SEED = 1
 # Longer than the checks excuse after the faults of the fleet controller.
-_LONG_SECONDS = 20.0
+_LONG_SECONDS = 40.0
 
 
 def _plan(rounds: tuple[Round, ...]) -> Plan:
