@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import arming, environment, processes, report
+from tests.bench import arming, environment, processes, report, targets
 from tests.bench.environment import Options
 from tests.bench.figures import Figures, Row, Summary, summarise
 from tests.bench.plan import Block, Setting
@@ -196,10 +196,14 @@ def _report(
         report.print_comparison(summaries["before"], own, names, console)
     name = _PARTIAL_JSON if options.is_partial else BENCH_JSON
     (ROOT / name).write_text(report.document(own, described, skipped))
+    unlisted = sorted(report.missed(own) - targets.listed_as_missed())
+    if unlisted:
+        page = targets.DOCUMENT.relative_to(ROOT)
+        console.print(f"missed, and not explained in {page}: {'; '.join(unlisted)}")
     worse = [row for row, change in changed.items() if change.is_worse]
     if worse:
         console.print(f"worse than the committed {BENCH_JSON}: {'; '.join(worse)}")
-    return 1 if worse and options.strict else 0
+    return 1 if unlisted or (worse and options.strict) else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Puts running tasks into the database before a window, and counts the outcomes after it."""
 
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,32 @@ _COUNT = """
         FROM events WHERE workspace_id = w.id AND seq > 3
     ) e
 """
+# The payload of an event like those that agents write: a message of WatchEvents has 237 bytes.
+ITERATION = json.dumps(
+    {
+        "number": 1,
+        "model_call": {
+            "model": "scripted",
+            "content": "The tests pass. The type check comes next, then the documents and "
+            "the change log of it.",
+            "input_tokens": "120",
+            "output_tokens": "12",
+            "duration_ms": "3",
+            "status": "completed",
+        },
+        "tool_call": {
+            "id": "call_1",
+            "name": "shell",
+            "arguments": '{"command": "make test"}',
+            "result": {
+                "status": "exited",
+                "exit_code": 0,
+                "output": "312 passed in 20.1 s, 0 failed\n",
+            },
+            "duration_ms": "12",
+        },
+    }
+)
 
 
 class WrongOutcomeError(Exception):
@@ -135,12 +162,6 @@ def create_log(database: psycopg.Connection[Any], events: int, agent_address: st
     """Creates a workspace with a long log of iterations, and returns its id."""
     armed = arm(database, 1, agent_address)
     workspace_id = armed.workspace_ids[0]
-    payload = (
-        '{"number": 1, "model_call": {"input_tokens": "120", "output_tokens": "12", '
-        '"duration_ms": "3"}, "tool_call": {"tool": "shell", "arguments": "make test", '
-        '"outcome": "succeeded", "output": "all tests passed", "exit_code": 0, '
-        '"duration_ms": "12"}}'
-    )
     with database.transaction():
         database.execute(
             """
@@ -149,7 +170,7 @@ def create_log(database: psycopg.Connection[Any], events: int, agent_address: st
                 jsonb_set(%s::jsonb, '{number}', to_jsonb(i))
             FROM generate_series(%s::bigint, %s::bigint) AS i
             """,
-            (workspace_id, armed.task_id(workspace_id), payload, _EVENTS + 1, events),
+            (workspace_id, armed.task_id(workspace_id), ITERATION, _EVENTS + 1, events),
         )
         database.execute(
             "UPDATE workspaces SET last_seq = %s WHERE id = %s", (events, workspace_id)

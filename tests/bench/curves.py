@@ -86,7 +86,7 @@ def _at_sizes(template: str) -> dict[str, list[str]]:
 
 
 _WORKER, _POSTGRES = (
-    _rows(f"CPU of {program} for a CancelTask, {{}}", _CALLERS)
+    _rows(f"CPU of {program} for a CancelTask over gRPC, {{}}", _CALLERS)
     for program in ("the worker", "PostgreSQL")
 )
 
@@ -99,9 +99,9 @@ PICTURES = (
             Curve(
                 label="throughput",
                 unit="calls/s",
-                points=_rows("CancelTask, {}, throughput", _CALLERS),
+                points=_rows("CancelTask over gRPC, {}, throughput", _CALLERS),
             ),
-            Curve(label="p50", unit="ms", points=_rows("CancelTask, {}, p50", _CALLERS)),
+            Curve(label="p50", unit="ms", points=_rows("CancelTask over gRPC, {}, p50", _CALLERS)),
             Curve(label="CPU of the worker for a call", unit="µs", points=_WORKER),
             Curve(label="CPU of PostgreSQL for a call", unit="µs", points=_POSTGRES),
             Curve(
@@ -121,12 +121,12 @@ PICTURES = (
             Curve(
                 label="throughput",
                 unit="calls/s",
-                points=_rows("CancelTask, {}, 16 callers, throughput", _WORKERS),
+                points=_rows("CancelTask over gRPC, {}, 16 callers, throughput", _WORKERS),
             ),
             Curve(
                 label="CPU of the workers for a call",
                 unit="µs",
-                points=_rows("CPU of {} for a CancelTask, 16 callers", _WORKERS),
+                points=_rows("CPU of {} for a CancelTask over gRPC, 16 callers", _WORKERS),
             ),
         ],
     ),
@@ -135,11 +135,17 @@ PICTURES = (
         title="Tasks and events",
         axis="events in the database, with a task for every five; 1 caller of CancelTask",
         curves=[
-            Curve(label="p50", unit="ms", points=_rows("CancelTask at {}, 1 caller, p50", _SIZES)),
+            Curve(
+                label="p50",
+                unit="ms",
+                points=_rows("CancelTask over gRPC at {}, 1 caller, p50", _SIZES),
+            ),
             Curve(
                 label="CPU of PostgreSQL for a call",
                 unit="µs",
-                points=_rows("CPU of PostgreSQL for a CancelTask at {}, 1 caller", _SIZES),
+                points=_rows(
+                    "CPU of PostgreSQL for a CancelTask over gRPC at {}, 1 caller", _SIZES
+                ),
             ),
         ],
     ),
@@ -152,7 +158,7 @@ PICTURES = (
                 label="p50",
                 unit="ms",
                 points={
-                    x: [f"CancelTask with {x} idle watchers, 1 caller, p50"]
+                    x: [f"CancelTask over gRPC with {x} idle watchers, 1 caller, p50"]
                     for x in ("0", "100", "1,000")
                 },
             ),

@@ -79,9 +79,13 @@ def print_table(
     console.print(table)
     for name, reason in skipped.items():
         console.print(f"left out: {name}: {reason}", highlight=False)
-    missed = [summary.row.name for summary in summaries if summary.holds is False]
     targets = sum(summary.holds is not None for summary in summaries)
-    console.print(f"{targets - len(missed)} of {targets} targets hold.", highlight=False)
+    console.print(f"{targets - len(missed(summaries))} of {targets} targets hold.", highlight=False)
+
+
+def missed(summaries: Sequence[Summary]) -> set[str]:
+    """The names of the rows whose target does not hold."""
+    return {summary.row.name for summary in summaries if summary.holds is False}
 
 
 def print_comparison(

@@ -1,4 +1,5 @@
-"""`make scale`: draws the pictures of docs/scale.md from bench.json, and writes its tables.
+"""`make scale`: draws the pictures of docs/scale.md from bench.json, and writes its tables and the
+table of targets in docs/hot-path.md.
 
     python -m tests.bench.scale
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.bench import targets
 from tests.bench.curves import PICTURES, Curve, Measured, Picture
 from tests.bench.report import number
 from tests.support.stack import ROOT
@@ -28,7 +30,7 @@ _END = "<!-- The end of what `make scale` writes. -->"
 
 
 class UnusableDocumentError(Exception):
-    """The document has no place for the tables."""
+    """A document has no place for the tables."""
 
 
 def read(bench: Path, *others: Path) -> tuple[Measured, Mapping[str, Any]]:
@@ -73,7 +75,7 @@ def _introduction(environment: Mapping[str, Any]) -> str:
     return (
         f"Medians of {length} of `make bench` at commit {environment['commit']},\n"
         f"with the smallest and the largest value, on {environment['cores']} shared cores,\n"
-        f"with {', '.join(programs)}. Horizontal axes are not to scale."
+        f"with {', '.join(programs)}."
     )
 
 
@@ -95,13 +97,28 @@ def _cell(curve: Curve, measured: Measured, x: str) -> str:
     return f"{number(median)} ({number(spread[0])} to {number(spread[1])})"
 
 
+def documents() -> dict[Path, str]:
+    """The pages as they are with the rows that there are."""
+    measured, environment = read(BENCH_JSON, IDLE_FLEET, CLUSTER)
+    rows = json.loads(BENCH_JSON.read_text())["rows"]
+    of_targets = f"{_introduction(environment)}\n\n{targets.table(rows)}\n"
+    return {
+        page: replaced(page.read_text(), content)
+        for page, content in (
+            (DOCUMENT, block(measured, environment)),
+            (targets.DOCUMENT, of_targets),
+        )
+    }
+
+
 def main() -> int:
     """Writes the tables and the pictures. Returns the exit code."""
     # Only `make scale` needs the package that draws.
     from tests.bench import pictures
 
-    measured, environment = read(BENCH_JSON, IDLE_FLEET, CLUSTER)
-    DOCUMENT.write_text(replaced(DOCUMENT.read_text(), block(measured, environment)))
+    measured, _ = read(BENCH_JSON, IDLE_FLEET, CLUSTER)
+    for page, text in documents().items():
+        page.write_text(text)
     for picture in PICTURES:
         file = _FOLDER / f"{picture.name}.svg"
         if panels := picture.panels(measured):

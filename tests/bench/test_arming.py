@@ -1,5 +1,6 @@
 """What the bench counts in the database, against the floor's own way to record a cancellation."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -7,10 +8,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from evershell.workspace.v1 import event_pb2, workspace_service_pb2
+from google.protobuf import timestamp_pb2
+from google.protobuf.json_format import Parse
 from psycopg.types.json import Jsonb
 
 from tests.bench import arming
 from tests.bench.arming import Armed, WrongOutcomeError
+from tests.bench.rows import replay
+from tests.bench.servers import floor
 from tests.bench.servers.floor import RECORD
 from tests.support.waiting import eventually
 
@@ -135,3 +141,21 @@ def test_a_long_log_has_no_gap(database: Database) -> None:
     assert row == (20, 1, 20)
     found = database.execute("SELECT last_seq FROM workspaces").fetchone()
     assert found == (20,)
+
+
+def test_the_events_of_a_replayed_log_have_the_fields_and_the_size_of_real_ones() -> None:
+    iteration = Parse(arming.ITERATION, event_pb2.IterationCompleted())
+    event = event_pb2.Event(
+        seq=10_000,
+        workspace_id="ws_b1_1",
+        task_id="task_b1_1",
+        time=timestamp_pb2.Timestamp(seconds=1_800_000_000, nanos=123_456_000),
+        iteration_completed=iteration,
+    )
+    size = len(workspace_service_pb2.WatchEventsResponse(event=event).SerializeToString())
+    assert abs(size - replay.MESSAGE_BYTES) <= 8, size
+
+
+def test_the_durable_floor_runs_its_own_statement() -> None:
+    defined = re.search(r"FUNCTION (\w+)\(", floor.RECORD_FUNCTION)
+    assert defined and f"FROM {defined[1]}(" in floor.RECORD

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import cluster_scale, scale
+from tests.bench import cluster_scale, scale, targets
 from tests.bench.curves import PICTURES, Measured
 from tests.bench.idle_fleet import WORKSPACES, summary
 from tests.bench.rows import all_blocks
@@ -18,10 +18,10 @@ ENVIRONMENT = {
 }
 # Median, minimum and maximum by the name of the row.
 SAMPLE: Measured = {
-    "CancelTask, 1 caller, throughput": (500, 480, 510),
-    "CancelTask, 16 callers, throughput": (1_000, 900, 1_200),
-    "CPU of the worker for a CancelTask, 16 callers": (800, 790, 850),
-    "CPU of PostgreSQL for a CancelTask, 16 callers": (400, 390, 420),
+    "CancelTask over gRPC, 1 caller, throughput": (500, 480, 510),
+    "CancelTask over gRPC, 16 callers, throughput": (1_000, 900, 1_200),
+    "CPU of the worker for a CancelTask over gRPC, 16 callers": (800, 790, 850),
+    "CPU of PostgreSQL for a CancelTask over gRPC, 16 callers": (400, 390, 420),
     "memory of the worker for an idle watcher": (16, 15, 17),
 }
 
@@ -39,14 +39,19 @@ def section(content: str, title: str) -> str:
     return content.split(f"### {title}\n")[1].split("\n### ")[0]
 
 
-def test_the_document_shows_the_rows_that_there_are() -> None:
-    assert (
-        scale.replaced(
-            scale.DOCUMENT.read_text(),
-            scale.block(*scale.read(scale.BENCH_JSON, scale.IDLE_FLEET, scale.CLUSTER)),
-        )
-        == scale.DOCUMENT.read_text()
-    ), "docs/scale.md is out of date: run `make scale`"
+def test_the_pages_show_the_rows_that_there_are() -> None:
+    for page, text in scale.documents().items():
+        assert page.read_text() == text, f"{page} is out of date: run `make scale`"
+
+
+def test_the_page_explains_exactly_the_targets_that_are_missed() -> None:
+    rows = json.loads(scale.BENCH_JSON.read_text())["rows"]
+    assert targets.listed_as_missed() == {row["name"] for row in rows if row["holds"] is False}
+
+
+def test_the_bench_measures_the_rows_of_the_committed_file() -> None:
+    committed = {row["name"] for row in json.loads(scale.BENCH_JSON.read_text())["rows"]}
+    assert committed <= {row.name for each in all_blocks(quick=False) for row in each.rows}
 
 
 def test_every_point_is_a_row_that_the_bench_measures() -> None:
@@ -93,8 +98,8 @@ def test_a_picture_names_the_rows_that_it_lacks() -> None:
     callers = section(content, "Callers")
     assert "![Callers](scale/callers.svg)" in callers
     missing = callers.split("Not measured: ")[1]
-    assert "CancelTask, 4 callers, throughput" in missing
-    assert "CancelTask, 1 caller, throughput" not in missing
+    assert "CancelTask over gRPC, 4 callers, throughput" in missing
+    assert "CancelTask over gRPC, 1 caller, throughput" not in missing
 
 
 def test_a_single_point_is_in_the_table_and_not_drawn() -> None:

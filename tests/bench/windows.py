@@ -91,8 +91,8 @@ def refused(token: str, status: int, callers: int, seconds: float) -> Measure:
     return measure
 
 
-def cancel_rest(seconds: float, armed: int) -> Measure:
-    """CancelTask by one caller over REST, through Envoy."""
+def cancel_rest(callers: int, seconds: float, armed: int) -> Measure:
+    """CancelTask over REST, through Envoy."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(armed, setting.agent_address)
@@ -106,7 +106,7 @@ def cancel_rest(seconds: float, armed: int) -> Measure:
         )
         warm_up = http1.run(address, islice(requests, WARM_UP_CALLS), 1, WARM_UP_SECONDS)
         expect(warm_up, _HTTP_ACCEPTED)
-        calls = http1.run(address, requests, 1, seconds)
+        calls = http1.run(address, requests, callers, seconds)
         expect(calls, _HTTP_ACCEPTED)
         arming.check(side.database, tasks, WARM_UP_CALLS + calls.count)
         return calls.figures()

@@ -36,7 +36,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
-from tests.bench.peers.agent_client import AgentClient
+from tests.bench.peers.agent_client import GrpcAgentClient
 from tests.bench.peers.engine import create_engine
 from tests.bench.peers.settings import PeerSettings
 
@@ -76,7 +76,7 @@ class ApiKeys(AuthenticationBackend):
 class Executor(AgentExecutor):
     """Runs the tasks on the agent."""
 
-    def __init__(self, agent: AgentClient) -> None:
+    def __init__(self, agent: GrpcAgentClient) -> None:
         self._agent = agent
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
@@ -99,12 +99,13 @@ class Executor(AgentExecutor):
 
 def _create_app(settings: PeerSettings) -> Starlette:
     engine = create_engine(settings)
-    agent = AgentClient(settings.agent_url)
+    agent = GrpcAgentClient(settings.agent_grpc_address)
     store = DatabaseTaskStore(engine)
     handler = DefaultRequestHandler(Executor(agent), store, _CARD)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await agent.open()
         await store.initialize()
         yield
         await handler.aclose()

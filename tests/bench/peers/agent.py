@@ -1,6 +1,7 @@
-"""An agent for the peers: an HTTP/1.1 server that answers each signal at once and counts it.
+"""An agent for the peers, which answers each signal at once and counts it.
 
-`POST /tasks/<id>/cancel` takes a signal. `GET /signals` returns the number of signals by task.
+Over HTTP/1.1, `POST /tasks/<id>/cancel` takes a signal, and `GET /signals` returns the number of
+signals by task. The next port takes signals over gRPC: the request of METHOD is the id of the task.
 """
 
 import asyncio
@@ -8,8 +9,9 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
+import grpc
 import httpx
 import uvloop
 
@@ -18,6 +20,7 @@ from tests.bench.peers.server_process import ServerProcess
 
 # Stands for the credential with which a control plane authorizes itself at an agent.
 TOKEN = "token-of-the-control-plane"
+METHOD = "/bench.Agent/CancelTask"
 _END_OF_HEAD = b"\r\n\r\n"
 _AUTHORIZATION = f"\r\nauthorization: bearer {TOKEN}\r\n".encode()
 
@@ -98,6 +101,21 @@ class _Connection(asyncio.Protocol):
 
 async def _serve(host: str, port: int) -> None:
     counts: Counter[str] = Counter()
+
+    async def cancel_task(task_id: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        if ("authorization", f"Bearer {TOKEN}") not in (context.invocation_metadata() or ()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
+        counts[task_id.decode()] += 1
+        return b""
+
+    service, method = METHOD.removeprefix("/").split("/")
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(cancel_task)
+    over_grpc = grpc.aio.server()
+    over_grpc.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {method: handler}),)
+    )
+    over_grpc.add_insecure_port(f"{host}:{port + 1}")
+    await over_grpc.start()
     server = await asyncio.get_running_loop().create_server(lambda: _Connection(counts), host, port)
     await server.serve_forever()
 

@@ -1,8 +1,9 @@
-"""The client with which a peer's server signals an agent."""
+"""The clients with which the servers of the peers signal an agent."""
 
+import grpc
 import httpx
 
-from tests.bench.peers.agent import TOKEN
+from tests.bench.peers.agent import METHOD, TOKEN
 
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.5
@@ -43,3 +44,36 @@ class AgentClient:
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
+
+
+class GrpcAgentClient:
+    """Signals agents over gRPC, on one channel, as the service does."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def open(self) -> None:
+        """Opens the channel, which belongs to the running event loop."""
+        self._channel = grpc.aio.insecure_channel(self._address)
+        self._cancel: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            METHOD
+        )
+
+    async def cancel(self, task_id: str) -> None:
+        """Signals the cancellation of a task. Raises AgentUnreachableError after 3 attempts."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await self._cancel(
+                    task_id.encode(),
+                    timeout=_ATTEMPT_SECONDS,
+                    metadata=(("authorization", f"Bearer {TOKEN}"),),
+                )
+            except grpc.aio.AioRpcError as error:
+                if attempt == _ATTEMPTS:
+                    raise AgentUnreachableError(task_id) from error
+            else:
+                return
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()

@@ -19,12 +19,15 @@ _STOP_SECONDS = 10.0
 
 
 class ServerProcess:
-    """A server on a free port of loopback. It writes its output to `<name>.log` in the folder."""
+    """A server on a free port of loopback. It writes its output to `<name>.log` in the folder.
+
+    The next port is free as well.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
         self._log = folder / f"{name}.log"
-        self.address: Address = ("127.0.0.1", free_ports(1, in_a_row=1)[0])
+        self.address: Address = ("127.0.0.1", free_ports(1, in_a_row=2)[0])
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

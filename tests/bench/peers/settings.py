@@ -14,5 +14,6 @@ class PeerSettings(BaseSettings):
     # As many connections as a worker of this service has.
     pool_size: int
     agent_url: str
+    agent_grpc_address: str
     # Only for a peer without a table of keys.
     api_key_sha256: str = ""

@@ -93,4 +93,5 @@ class UvicornPeer(ABC):
             **self._database.settings,
             "POOL_SIZE": str(_POOL_SIZE),
             "AGENT_URL": f"http://{host}:{port}",
+            "AGENT_GRPC_ADDRESS": f"{host}:{port + 1}",
         }

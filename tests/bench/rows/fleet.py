@@ -30,7 +30,7 @@ def blocks(quick: bool) -> list[Block]:
                     name="workspace from create to idle, alone",
                     unit="s",
                     value=figure("seconds", "alone"),
-                    target=at_most(0.15),
+                    target=at_most(0.1),
                 ),
                 Row(
                     name="private memory of an idle agent",
@@ -51,7 +51,7 @@ def blocks(quick: bool) -> list[Block]:
                     name=f"workspace from create to idle, {_MANY} at once",
                     unit="s",
                     value=figure("seconds", "many"),
-                    target=at_most(3),
+                    target=at_most(2.5),
                 )
             ],
             rounds=3,
@@ -63,7 +63,7 @@ def blocks(quick: bool) -> list[Block]:
             windows=[Window("ends", _ends(ends))],
             rows=[
                 _end_row("p50", "terminal event", "event", 3),
-                _end_row("p99", "terminal event", "event", 8),
+                _end_row("p99", "terminal event", "event", 7),
                 _end_row("p50", "a watcher at the same worker sees it", "same"),
                 _end_row("p99", "a watcher at the same worker sees it", "same"),
                 _end_row("p50", "a watcher at another worker sees it", "other"),

@@ -18,13 +18,13 @@ def blocks(quick: bool) -> list[Block]:
             ],
             rows=[
                 Row(
-                    name=f"CancelTask at {size.EVENTS:,} events ÷ few, 1 caller, p50",
+                    name=f"CancelTask over gRPC at {size.EVENTS:,} events ÷ few, 1 caller, p50",
                     unit="×",
                     value=ratio("p50", "large", "empty"),
                     target=at_most(1.05),
                 ),
                 Row(
-                    name=f"CancelTask at {size.EVENTS:,} events ÷ few, CPU of PostgreSQL",
+                    name=f"CancelTask over gRPC at {size.EVENTS:,} events ÷ few, CPU of PostgreSQL",
                     unit="×",
                     value=ratio("postgres_us", "large", "empty"),
                 ),
@@ -41,12 +41,12 @@ def blocks(quick: bool) -> list[Block]:
 def _absolute_rows(window: str, events: str) -> list[Row]:
     return [
         Row(
-            name=f"CancelTask at {events}, 1 caller, p50",
+            name=f"CancelTask over gRPC at {events}, 1 caller, p50",
             unit="ms",
             value=figure("p50", window),
         ),
         Row(
-            name=f"CPU of PostgreSQL for a CancelTask at {events}, 1 caller",
+            name=f"CPU of PostgreSQL for a CancelTask over gRPC at {events}, 1 caller",
             unit="µs",
             value=figure("postgres_us", window),
         ),

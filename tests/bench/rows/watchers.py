@@ -31,7 +31,7 @@ def blocks(quick: bool) -> list[Block]:
             ],
             rows=[
                 Row(
-                    name="CancelTask with 1,000 idle watchers ÷ without, 1 caller, p50",
+                    name="CancelTask over gRPC with 1,000 idle watchers ÷ without, 1 caller, p50",
                     unit="×",
                     value=ratio("p50", "with", "without"),
                     target=at_most(1.05),
@@ -60,7 +60,7 @@ def blocks(quick: bool) -> list[Block]:
 
 def _p50_row(window: str, watchers: str) -> Row:
     return Row(
-        name=f"CancelTask with {watchers} idle watchers, 1 caller, p50",
+        name=f"CancelTask over gRPC with {watchers} idle watchers, 1 caller, p50",
         unit="ms",
         value=figure("p50", window),
     )

@@ -19,13 +19,13 @@ def blocks(quick: bool) -> list[Block]:
             ],
             rows=[
                 Row(
-                    name="two workers ÷ one, CPU of the workers for a CancelTask, 16 callers",
+                    name="two workers ÷ one, CPU for a CancelTask over gRPC, 16 callers",
                     unit="×",
                     value=ratio("cpu_us", "two", "one"),
                     target=at_most(1.05),
                 ),
                 Row(
-                    name="two workers ÷ one, CancelTask, 16 callers, calls/s",
+                    name="two workers ÷ one, CancelTask over gRPC, 16 callers, calls/s",
                     unit="×",
                     value=ratio("per_second", "two", "one"),
                     less_is_better=False,
@@ -42,13 +42,13 @@ def blocks(quick: bool) -> list[Block]:
 def _absolute_rows(window: str, workers: str) -> list[Row]:
     return [
         Row(
-            name=f"CancelTask, {workers}, {_CALLERS} callers, throughput",
+            name=f"CancelTask over gRPC, {workers}, {_CALLERS} callers, throughput",
             unit="calls/s",
             value=figure("per_second", window),
             less_is_better=False,
         ),
         Row(
-            name=f"CPU of {workers} for a CancelTask, {_CALLERS} callers",
+            name=f"CPU of {workers} for a CancelTask over gRPC, {_CALLERS} callers",
             unit="µs",
             value=figure("cpu_us", window),
         ),

@@ -30,9 +30,11 @@ from psycopg_pool import AsyncConnectionPool
 from tests.bench.servers import agent
 
 SERVICE = "bench.Floor"
-# As many as a worker of the service has by default.
-_CONNECTIONS = 10
-RECORD = "SELECT recorded FROM record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+# As in a worker of the service: the pool starts with 2 connections and grows to 10.
+_MIN_CONNECTIONS, _MAX_CONNECTIONS = 2, 10
+RECORD = (
+    "SELECT recorded FROM bench_record_cancellation(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+)
 # Creates the function that Record calls.
 RECORD_FUNCTION = Path(__file__).with_name("record_cancellation.sql").read_text()
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -115,8 +117,8 @@ async def serve(port: int, agent_address: str, database_url: str) -> None:
     pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
         database_url,
         kwargs={"autocommit": True},
-        min_size=_CONNECTIONS,
-        max_size=_CONNECTIONS,
+        min_size=_MIN_CONNECTIONS,
+        max_size=_MAX_CONNECTIONS,
         open=False,
     )
     async with pool, grpc.aio.insecure_channel(agent_address) as channel:
