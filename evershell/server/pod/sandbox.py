@@ -141,7 +141,7 @@ class ToolSandbox:
         own += ["--remount-ro", "/dev", "--remount-ro", "/", "--"]
         # If the machine runs out of memory, the kernel prefers to kill tools.
         own += ["choom", "-n", "1000", "--", "nice", "-n", "10", "prlimit", "--core=0"]
-        # The memory of a single process, so that a program that needs more is told so. The agent
+        # The memory of a single process, so that a program that needs more gets an error. The agent
         # ends a tool call whose processes use more together.
         own += [f"--nproc={limits.processes}", f"--data={limits.memory_bytes}"]
         own += [f"--fsize={limits.file_bytes}", "--"]
